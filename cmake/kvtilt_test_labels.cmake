@@ -1,0 +1,10 @@
+# Run by ctest, not by CMake: kvtilt_tests is the list of one test executable.
+foreach(test IN LISTS kvtilt_tests)
+  string(REGEX MATCHALL "(Golden|Hostile|Property|Agreement|Random)([./]|$)" labels "${test}")
+  list(TRANSFORM labels REPLACE "[./]$" "")
+  list(TRANSFORM labels TOLOWER)
+  if(NOT labels)
+    set(labels unit)
+  endif()
+  set_tests_properties("${test}" PROPERTIES LABELS "${labels}")
+endforeach()

@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT
+/// The cache: many sequences of one model, keys and values in the bits a plan gives them.
+#pragma once
+
+#include <kvtilt/cache/layer_store.hpp>
+#include <kvtilt/cache/memory_report.hpp>
+#include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/sequence_layer.hpp>
+#include <kvtilt/cpu/kernels.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace kvtilt {
+
+/// A sequence of a cache. A closed sequence's id never becomes valid again.
+struct SequenceId {
+  std::uint32_t slot = 0;
+  std::uint32_t generation = 0;  ///< 0: no sequence
+  friend constexpr bool operator==(const SequenceId&, const SequenceId&) = default;
+};
+
+/// Threads: open, reserve and close may be called from anywhere at any time. append, truncate,
+/// view and length of one sequence belong to one thread at a time; different sequences do not
+/// disturb each other. memory() of a sequence that is being written is undefined.
+class KVCache {
+ public:
+  /// Checks everything that can be wrong with the arguments; nothing is allocated for tokens yet.
+  ///
+  /// FormatList  the widths to carry kernels for; compile time grows with its length
+  template <class FormatList = AllFormats>
+  static Result<KVCache> create(const CacheShape& shape, const Plan& plan,
+                                const CacheOptions& options = {});
+
+  KVCache(KVCache&& other) noexcept = default;
+  KVCache& operator=(KVCache&&) = delete;
+  ~KVCache();
+
+  /// A new, empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
+  Result<SequenceId> open();
+
+  /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
+  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing.
+  Status reserve(SequenceId id, std::int64_t tokens);
+
+  /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
+  ///
+  /// keys    [tokens, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// values  [tokens, kv_heads, value_dim]
+  /// Fails   InvalidArgument (shapes, handle, layer), InvalidValue (NaN, infinity, too large; names
+  ///         layer, token, head and channel), OutOfCapacity (reserve more); then nothing changed
+  /// Cost    one pass to check, one to store, one quantization per full page; no allocation
+  Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values);
+
+  /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
+  /// hold. Exact inside the tail. A cut inside a sealed page leaves that page shorter, and can cost
+  /// a page of the reservation: reserve again if append says so.
+  Status truncate(SequenceId id, std::int64_t length);
+
+  /// Returns the blocks of a sequence to the cache.
+  Status close(SequenceId id);
+
+  /// One layer for attend(). Valid until the sequence changes.
+  Result<LayerView> view(SequenceId id, int layer) const;
+
+  /// Tokens in one layer, and in the shortest layer that keeps a cache.
+  Result<std::int64_t> length(SequenceId id, int layer) const;
+  Result<std::int64_t> length(SequenceId id) const;
+
+  /// Bytes of one sequence (reserved_bytes 0), and of all together.
+  Result<MemoryReport> memory(SequenceId id) const;
+  [[nodiscard]] MemoryReport memory() const;
+
+  /// 8 x bytes of a full page / its unpadded elements, over all layers.
+  [[nodiscard]] double page_bits() const;
+
+  [[nodiscard]] Isa isa() const { return kernels_->isa; }
+  [[nodiscard]] int layers() const { return static_cast<int>(stores_.size()); }
+
+ private:
+  struct Sequence {
+    std::vector<SequenceLayer> layers;
+    std::int64_t capacity = 0;
+  };
+  struct Slot {
+    Sequence* sequence = nullptr;
+    std::uint32_t generation = 0;
+  };
+
+  KVCache(const CacheOptions& options, const cpu::Kernels* kernels)
+      : options_(options),
+        placement_{options.page_tokens, options.sink_tokens, options.recent_tokens},
+        kernels_(kernels),
+        slots_(static_cast<std::size_t>(options.max_sequences)),
+        mutex_(std::make_unique<std::mutex>()) {}
+
+  Result<Sequence*> find(SequenceId id) const;
+  Result<Sequence*> find(SequenceId id, int layer) const;
+  Status check_append(const Sequence& sequence, int layer, const TensorView& keys,
+                      const TensorView& values) const;
+  int pool_for(std::size_t block_bytes);
+  PagePool& pool(std::size_t layer, PageKind kind) {
+    return pools_[static_cast<std::size_t>(stores_[layer].pool(kind))];
+  }
+  void release_blocks(Sequence& sequence);
+  void add_usage(const Sequence& sequence, MemoryReport& report) const;
+
+  CacheOptions options_;
+  TokenPlacement placement_;
+  const cpu::Kernels* kernels_;
+  std::vector<LayerStore> stores_;
+  std::vector<PagePool> pools_;
+  std::vector<Slot> slots_;            ///< never grows: a lookup needs no lock
+  std::unique_ptr<std::mutex> mutex_;  ///< guards pools_ and the opening and closing of slots_
+};
+
+}  // namespace kvtilt
+
+#include <kvtilt/cache/kv_cache.inl>

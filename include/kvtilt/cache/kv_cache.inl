@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: MIT
+// Members of KVCache; included by kv_cache.hpp.
+
+namespace kvtilt {
+
+template <class FormatList>
+Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
+                                const CacheOptions& options) {
+  KVTILT_RETURN_IF_ERROR(check_options(options));
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  Result<Plan> resolved = resolve_plan(plan, shape, options.page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer)
+    for (const Recipe& recipe : plan.recipes[layer])
+      if (shape.layers[layer].kv_heads > 0)
+        KVTILT_RETURN_IF_ERROR(
+            supports<FormatList>(shape.layers[layer], recipe, options.page_tokens));
+  Result<Isa> isa = active_isa(options.isa);
+  if (!isa) return std::move(isa).take_status();
+
+  KVCache cache(options, cpu::kernels<FormatList>(*isa));
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    LayerStore store =
+        LayerStore::make(shape.layers[layer], resolved->recipes[layer], cache.placement_);
+    for (int kind = 0; kind < page_kinds; ++kind)
+      store.pools[kind] = cache.pool_for(store.layouts[kind].bytes);
+    cache.stores_.push_back(std::move(store));
+  }
+  return cache;
+}
+
+inline KVCache::~KVCache() {
+  for (Slot& slot : slots_) delete slot.sequence;
+}
+
+inline int KVCache::pool_for(std::size_t block_bytes) {
+  for (std::size_t i = 0; i < pools_.size(); ++i)
+    if (pools_[i].block_bytes() == block_bytes) return static_cast<int>(i);
+  pools_.emplace_back(options_.allocator, block_bytes);
+  return static_cast<int>(pools_.size() - 1);
+}
+
+inline Result<KVCache::Sequence*> KVCache::find(SequenceId id) const {
+  if (id.slot < slots_.size() && id.generation != 0) {
+    const Slot& slot = slots_[id.slot];
+    if (slot.sequence != nullptr && slot.generation == id.generation) return slot.sequence;
+  }
+  return Status::error(ErrorCode::InvalidArgument,
+                       "sequence %u (generation %u) is not open in this cache", id.slot,
+                       id.generation);
+}
+
+inline Result<KVCache::Sequence*> KVCache::find(SequenceId id, int layer) const {
+  Result<Sequence*> sequence = find(id);
+  if (!sequence) return sequence;
+  if (layer < 0 || layer >= layers())
+    return Status::error(ErrorCode::InvalidArgument, "layer %d does not exist: the cache has %d",
+                         layer, layers());
+  if (stores_[static_cast<std::size_t>(layer)].shape.kv_heads == 0)
+    return Status::error(ErrorCode::InvalidArgument, "layer %d keeps no cache (kv_heads is 0)",
+                         layer);
+  return sequence;
+}
+
+inline Result<SequenceId> KVCache::open() {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    if (slot.sequence != nullptr) continue;
+    Sequence* sequence = new (std::nothrow) Sequence;
+    if (sequence == nullptr)
+      return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
+    sequence->layers.reserve(stores_.size());
+    for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+      sequence->layers.emplace_back(placement_, options_.allocator);
+    slot.sequence = sequence;
+    ++slot.generation;
+    return SequenceId{static_cast<std::uint32_t>(i), slot.generation};
+  }
+  return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
+                       slots_.size());
+}
+
+inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  if (tokens < 0 || tokens > (std::int64_t{1} << 40))
+    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
+                         static_cast<long long>(tokens));
+  Sequence& sequence = **found;
+  const std::lock_guard<std::mutex> lock(*mutex_);
+
+  std::vector<std::size_t> wanted(pools_.size(), 0);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const BlockCounts missing = sequence.layers[layer].missing_for(tokens);
+    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += missing.sinks;
+    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += missing.tail;
+    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += missing.sealed;
+  }
+  std::size_t present = 0;
+  std::size_t more = 0;
+  for (std::size_t i = 0; i < pools_.size(); ++i) {
+    present += pools_[i].allocated_bytes();
+    more += pools_[i].missing_bytes(wanted[i]);
+  }
+  if (options_.max_bytes != 0 && more > 0 && present + more > options_.max_bytes)
+    return Status::error(ErrorCode::OutOfMemory,
+                         "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
+                         static_cast<long long>(tokens), more, present, options_.max_bytes);
+  bool room = true;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0)
+      room = room && sequence.layers[layer].reserve_tables(tokens);
+  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].ensure_free(wanted[i]);
+  if (!room)
+    return Status::error(ErrorCode::OutOfMemory,
+                         "the allocator refused the %zu bytes that %lld "
+                         "tokens need",
+                         more, static_cast<long long>(tokens));
+
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    SequenceLayer& own = sequence.layers[layer];
+    const BlockCounts missing = own.missing_for(tokens);
+    if (missing.sinks > 0) own.give_sink_block(pool(layer, PageKind::Sinks).acquire());
+    for (std::size_t i = 0; i < missing.tail; ++i)
+      own.give_tail_block(pool(layer, PageKind::Tail).acquire());
+    for (std::size_t i = 0; i < missing.sealed; ++i)
+      own.give_page(pool(layer, PageKind::Sealed).acquire());
+  }
+  sequence.capacity = std::max(sequence.capacity, tokens);
+  return {};
+}
+
+inline Status KVCache::check_append(const Sequence& sequence, int layer, const TensorView& keys,
+                                    const TensorView& values) const {
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = sequence.layers[static_cast<std::size_t>(layer)];
+  const LayerShape& shape = store.shape;
+  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
+      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+        "[n, %d, %d]",
+        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
+        shape.key_dim, shape.kv_heads, shape.value_dim);
+  if (keys.tokens == 0) return {};
+  if (keys.data == nullptr || values.data == nullptr)
+    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
+  const std::int64_t length = own.length() + keys.tokens;
+  if (keys.tokens > sequence.capacity || length > sequence.capacity)
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,
+                         static_cast<long long>(own.length()),
+                         static_cast<long long>(sequence.capacity),
+                         static_cast<long long>(keys.tokens));
+  if (own.missing_for(length).sealed > 0)
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %d lacks a page for %lld tokens, because a truncation left a "
+                         "sealed page partly filled; reserve again",
+                         layer, static_cast<long long>(length));
+  return store.check_values(keys, values, layer);
+}
+
+inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
+                              const TensorView& values) {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  for (std::int64_t token = 0; token < keys.tokens; ++token) {
+    store.write_token(*kernels_, keys, values, token, own.place_token());
+    if (own.must_seal()) store.fill_page(*kernels_, own.seal());
+  }
+  return {};
+}
+
+inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  if (length < 0)
+    return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
+                         static_cast<long long>(length));
+  for (SequenceLayer& own : (*found)->layers) own.truncate(length);
+  return {};
+}
+
+inline void KVCache::release_blocks(Sequence& sequence) {
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    sequence.layers[layer].for_each_block(
+        [&](std::byte* block) { pool(layer, PageKind::Sinks).release(block); },
+        [&](std::byte* block) { pool(layer, PageKind::Tail).release(block); },
+        [&](std::byte* block) { pool(layer, PageKind::Sealed).release(block); });
+  }
+}
+
+inline Status KVCache::close(SequenceId id) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  release_blocks(**found);
+  delete *found;
+  slots_[id.slot].sequence = nullptr;
+  return {};
+}
+
+inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  LayerView view;
+  view.shape = store.shape;
+  for (int kind = 0; kind < page_kinds; ++kind) {
+    view.heads[kind] = store.layouts[kind].heads.data();
+    view.max_page_tokens = std::max(view.max_page_tokens, store.layouts[kind].tokens);
+  }
+  view.pages = own.entries().data();
+  view.page_count = static_cast<std::int32_t>(own.entries().size());
+  view.length = own.length();
+  view.kernels = kernels_;
+  return view;
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  return (*found)->layers[static_cast<std::size_t>(layer)].length();
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id) const {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  std::int64_t shortest = -1;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const std::int64_t length = (*found)->layers[layer].length();
+    shortest = shortest < 0 ? length : std::min(shortest, length);
+  }
+  return std::max<std::int64_t>(shortest, 0);
+}
+
+inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) const {
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    const LayerStore& store = stores_[layer];
+    const SequenceLayer& own = sequence.layers[layer];
+    const std::size_t token_elements = store.shape.elements_per_token();
+    report.table_bytes += own.table_bytes();
+    for (std::size_t i = 0; i < own.entries().size(); ++i) {
+      const PageEntry& entry = own.entries()[i];
+      const std::size_t elements = static_cast<std::size_t>(entry.tokens) * token_elements;
+      report.elements += static_cast<std::int64_t>(elements);
+      if (entry.kind == PageKind::Sealed) report.page_bytes += store.layout(entry.kind).bytes;
+      if (entry.kind == PageKind::Tail) report.tail_bytes += elements * sizeof(F16);
+      if (entry.kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
+    }
+  }
+}
+
+inline Result<MemoryReport> KVCache::memory(SequenceId id) const {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  MemoryReport report;
+  add_usage(**found, report);
+  return report;
+}
+
+inline MemoryReport KVCache::memory() const {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  MemoryReport report;
+  for (const PagePool& pool : pools_) report.reserved_bytes += pool.allocated_bytes();
+  for (const Slot& slot : slots_)
+    if (slot.sequence != nullptr) add_usage(*slot.sequence, report);
+  return report;
+}
+
+inline double KVCache::page_bits() const {
+  double bits = 0;
+  double elements = 0;
+  for (const LayerStore& store : stores_) {
+    bits += 8.0 * static_cast<double>(store.layout(PageKind::Sealed).bytes);
+    elements += static_cast<double>(store.shape.elements_per_token()) * placement_.page_tokens;
+  }
+  return elements == 0 ? 0.0 : bits / elements;
+}
+
+}  // namespace kvtilt

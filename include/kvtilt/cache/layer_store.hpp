@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+/// What all sequences of a cache share about one layer, and how its rows become bytes.
+#pragma once
+
+#include <kvtilt/cache/input_check.hpp>
+#include <kvtilt/cache/sequence_layer.hpp>
+#include <kvtilt/cpu/half_rows.hpp>
+#include <kvtilt/cpu/kernel_table.hpp>
+#include <kvtilt/page/layer_view.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace kvtilt {
+
+struct LayerStore {
+  LayerShape shape;
+  PageLayout layouts[page_kinds];  ///< by PageKind
+  int pools[page_kinds] = {};      ///< index of the pool of each kind's blocks
+
+  [[nodiscard]] const PageLayout& layout(PageKind kind) const {
+    return layouts[static_cast<int>(kind)];
+  }
+  [[nodiscard]] int pool(PageKind kind) const { return pools[static_cast<int>(kind)]; }
+
+  [[nodiscard]] static LayerStore make(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                       const TokenPlacement& placement) {
+    LayerStore store;
+    store.shape = shape;
+    const int sink_slots =
+        static_cast<int>(round_up(static_cast<std::size_t>(placement.sink_tokens), line_lanes));
+    store.layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
+    store.layouts[static_cast<int>(PageKind::Sealed)] =
+        PageLayout::make(shape, recipes, placement.page_tokens);
+    store.layouts[static_cast<int>(PageKind::Tail)] =
+        PageLayout::make_half(shape, placement.page_tokens);
+    return store;
+  }
+
+  /// InvalidValue with the place of the first element that cannot be stored.
+  [[nodiscard]] Status check_values(const TensorView& keys, const TensorView& values,
+                                    int layer) const {
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      const HeadLayout& sealed = layout(PageKind::Sealed).heads[static_cast<std::size_t>(head)];
+      KVTILT_RETURN_IF_ERROR(check_tensor(keys, head, sealed.key.format, "key", layer));
+      KVTILT_RETURN_IF_ERROR(check_tensor(values, head, sealed.value.format, "value", layer));
+    }
+    return {};
+  }
+
+  /// Stores one token's rows in a slot of a 16-bit block.
+  void write_token(const cpu::Kernels& kernels, const TensorView& keys, const TensorView& values,
+                   std::int64_t token, const PageEntry& entry) const {
+    for (int index = 0; index < shape.kv_heads; ++index) {
+      const HeadLayout& head = layout(entry.kind).heads[static_cast<std::size_t>(index)];
+      cpu::write_half_token(kernels, keys, values, token, index, head, entry.data + head.offset,
+                            entry.tokens - 1);
+    }
+  }
+
+  /// Quantizes a full 16-bit block into a page.
+  void fill_page(const cpu::Kernels& kernels, const SequenceLayer::Sealing& sealing) const {
+    std::memset(sealing.page, 0, layout(PageKind::Sealed).bytes);
+    for (std::size_t index = 0; index < static_cast<std::size_t>(shape.kv_heads); ++index) {
+      const HeadLayout& half = layout(PageKind::Tail).heads[index];
+      const HeadLayout& packed = layout(PageKind::Sealed).heads[index];
+      const std::byte* from = sealing.block + half.offset;
+      std::byte* to = sealing.page + packed.offset;
+      kernels.pack[cpu::width_slot(packed.key.format.bits)](half.key, from, packed.key, to);
+      kernels.pack[cpu::width_slot(packed.value.format.bits)](half.value, from, packed.value, to);
+    }
+  }
+
+ private:
+  static Status check_tensor(const TensorView& tensor, int head, const Format& format,
+                             const char* name, int layer) {
+    BadElement bad{};
+    const float limit = largest_magnitude(format);
+    if (!find_bad_element(tensor, head, limit, bad)) return {};
+    return Status::error(ErrorCode::InvalidValue,
+                         "layer %d: %s of token %lld, kv head %d, channel %d is %g; %d-bit formats "
+                         "hold finite magnitudes up to %g",
+                         layer, name, static_cast<long long>(bad.token), bad.head, bad.channel,
+                         static_cast<double>(bad.value), format.bits, static_cast<double>(limit));
+  }
+};
+
+}  // namespace kvtilt

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+/// How a cache is set up, and what can be set up.
+#pragma once
+
+#include <kvtilt/cache/allocator.hpp>
+#include <kvtilt/cpu/isa.hpp>
+#include <kvtilt/quant/plan.hpp>
+#include <kvtilt/quant/recipe.hpp>
+
+#include <cstddef>
+#include <optional>
+
+namespace kvtilt {
+
+struct CacheOptions {
+  int page_tokens = 64;     ///< 32, 64 or 128
+  int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
+  int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
+  int max_sequences = 1024;
+  std::size_t max_bytes = 0;  ///< what the allocator may be asked for in all; 0: no limit
+  std::optional<Isa> isa;     ///< forces an instruction set; otherwise KVTILT_ISA, else the best
+  Allocator allocator = default_allocator();
+};
+
+inline Status check_options(const CacheOptions& options) {
+  const auto fail = [](const char* name, int value, const char* rule) {
+    return Status::error(ErrorCode::InvalidArgument, "%s is %d, must be %s", name, value, rule);
+  };
+  if (!is_page_size(options.page_tokens))
+    return fail("page_tokens", options.page_tokens, "32, 64 or 128");
+  if (options.sink_tokens < 0 || options.sink_tokens > 1024)
+    return fail("sink_tokens", options.sink_tokens, "0 to 1024");
+  if (options.recent_tokens < 0 || options.recent_tokens > 65536)
+    return fail("recent_tokens", options.recent_tokens, "0 to 65536");
+  if (options.max_sequences < 1 || options.max_sequences > (1 << 20))
+    return fail("max_sequences", options.max_sequences, "1 to 1048576");
+  return {};
+}
+
+/// Whether this build serves a layer of this shape with this recipe: Ok, or the reason why not.
+/// KVCache::create asks the same question, so nothing is refused later.
+template <class FormatList = AllFormats>
+Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
+  if (!is_page_size(page_tokens)) {
+    CacheOptions options;
+    options.page_tokens = page_tokens;
+    return check_options(options);
+  }
+  Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+  if (recipe.key.quantized() && !FormatList::keys::contains(recipe.key.bits))
+    return Status::error(ErrorCode::Unsupported,
+                         "keys of %d bits are not in this build's Keys list", recipe.key.bits);
+  if (recipe.value.quantized() && !FormatList::values::contains(recipe.value.bits))
+    return Status::error(ErrorCode::Unsupported,
+                         "values of %d bits are not in this build's Values list",
+                         recipe.value.bits);
+  return {};
+}
+
+}  // namespace kvtilt

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: MIT
+/// Version numbers and the few macros every header shares.
+#pragma once
+
+#define KVTILT_VERSION_MAJOR 0
+#define KVTILT_VERSION_MINOR 1
+#define KVTILT_VERSION_PATCH 0
+
+/// Marks arithmetic that the CPU and CUDA kernels must agree on: written once, tested on the host.
+#if defined(__CUDACC__)
+#define KVTILT_HD __host__ __device__
+#else
+#define KVTILT_HD
+#endif
+
+#if defined(__x86_64__) || defined(_M_X64)
+#define KVTILT_X86 1
+#else
+#define KVTILT_X86 0
+#endif

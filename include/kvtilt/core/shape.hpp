@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+/// What a model's attention layers look like to a cache.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+
+#include <cstddef>
+#include <vector>
+
+namespace kvtilt {
+
+inline constexpr int max_head_dim = 576;
+inline constexpr int max_kv_heads = 1024;
+
+/// One layer. Layers of a model may differ; a layer with kv_heads = 0 keeps no cache.
+struct LayerShape {
+  int kv_heads = 0;
+  int key_dim = 0;    ///< channels of a key per head: a multiple of 8, at most 576
+  int value_dim = 0;  ///< channels of a value per head: a multiple of 8, at most 576
+  int window = 0;     ///< a query sees this many newest positions, itself included; 0: all of them
+
+  friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
+
+  /// Keys and values of one token, over all heads.
+  [[nodiscard]] constexpr std::size_t elements_per_token() const {
+    return static_cast<std::size_t>(kv_heads) * static_cast<std::size_t>(key_dim + value_dim);
+  }
+};
+
+/// All layers of a model.
+struct CacheShape {
+  std::vector<LayerShape> layers;
+
+  /// The common case: every layer alike, keys as long as values.
+  [[nodiscard]] static CacheShape uniform(int layers, int kv_heads, int head_dim) {
+    const std::size_t count = layers > 0 ? static_cast<std::size_t>(layers) : 0;
+    return {std::vector<LayerShape>(count, LayerShape{kv_heads, head_dim, head_dim, 0})};
+  }
+};
+
+/// Fails with InvalidArgument and the offending number. `layer` only serves the message.
+inline Status check_shape(const LayerShape& shape, int layer) {
+  if (shape.kv_heads < 0 || shape.kv_heads > max_kv_heads)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: kv_heads is %d, must be 0 (no cache) to %d", layer,
+                         shape.kv_heads, max_kv_heads);
+  if (shape.window < 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: window is %d, must be 0 (unlimited) or more", layer,
+                         shape.window);
+  if (shape.kv_heads == 0) return {};
+  for (const int dim : {shape.key_dim, shape.value_dim})
+    if (dim < 8 || dim > max_head_dim || dim % 8 != 0)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %d: head dimensions are key %d, value %d; both must be "
+                           "multiples of 8 from 8 to %d",
+                           layer, shape.key_dim, shape.value_dim, max_head_dim);
+  return {};
+}
+
+inline Status check_shape(const CacheShape& shape) {
+  if (shape.layers.empty())
+    return Status::error(ErrorCode::InvalidArgument, "the shape has no layers");
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer)
+    KVTILT_RETURN_IF_ERROR(check_shape(shape.layers[layer], static_cast<int>(layer)));
+  return {};
+}
+
+}  // namespace kvtilt

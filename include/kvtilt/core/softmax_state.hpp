@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: MIT
+/// The running state of an online softmax (Milakov and Gimelshein, arXiv 1805.02867) and how two
+/// partial results combine.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace kvtilt {
+
+/// Base-2 logits seen so far: their maximum, and the sum of 2^(logit - maximum). Empty: sum = 0.
+struct SoftmaxState {
+  float maximum = 0.0f;
+  float sum = 0.0f;
+
+  [[nodiscard]] bool empty() const { return sum == 0.0f; }
+
+  /// Natural log-sum-exp; minus infinity if empty.
+  [[nodiscard]] float lse() const {
+    // Written as bits: -ffast-math may drop an infinity that it can see being computed.
+    if (empty()) return bit_cast<float>(std::uint32_t{0xff800000u});
+    return (maximum + std::log2(sum)) * 0.693147180559945309f;
+  }
+};
+
+/// Weights by which two unnormalised outputs must be multiplied before they are added.
+struct MergeWeights {
+  float first;
+  float second;
+};
+
+/// Folds `part` into `state`. An empty part is neutral; the order of parts changes results by
+/// rounding only.
+inline MergeWeights merge(SoftmaxState& state, const SoftmaxState& part) {
+  if (part.empty()) return {1.0f, 0.0f};
+  if (state.empty()) {
+    state = part;
+    return {0.0f, 1.0f};
+  }
+  const float maximum = state.maximum > part.maximum ? state.maximum : part.maximum;
+  const MergeWeights weights{std::exp2(state.maximum - maximum), std::exp2(part.maximum - maximum)};
+  state = {maximum, state.sum * weights.first + part.sum * weights.second};
+  return weights;
+}
+
+}  // namespace kvtilt

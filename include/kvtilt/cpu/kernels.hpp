@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+/// Compiles the generic kernels (*.inl) once per instruction set and hands out their tables. A new
+/// instruction set is one primitives file, one region here and one enumerator in isa.hpp.
+#pragma once
+
+#include <kvtilt/cpu/isa.hpp>
+#include <kvtilt/cpu/kernel_table.hpp>
+#include <kvtilt/cpu/target_region.hpp>
+#include <kvtilt/page/layout.hpp>
+#include <kvtilt/quant/fit.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if KVTILT_HAS_SCALAR
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace scalar {
+#include <kvtilt/cpu/contract.inl>
+#include <kvtilt/cpu/pack.inl>
+#include <kvtilt/cpu/simd_scalar.inl>
+#include <kvtilt/cpu/softmax.inl>
+#include <kvtilt/cpu/table.inl>
+}  // namespace scalar
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+#endif
+
+#if KVTILT_HAS_AVX2
+KVTILT_TARGET_BEGIN("avx2,fma,f16c")
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace avx2 {
+#include <kvtilt/cpu/contract.inl>
+#include <kvtilt/cpu/pack.inl>
+#include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/softmax.inl>
+#include <kvtilt/cpu/table.inl>
+}  // namespace avx2
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+KVTILT_TARGET_END
+#endif
+
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+
+/// The kernels of `isa` for the widths of a list; null if this build has none (check_isa says so).
+template <class FormatList>
+const Kernels* kernels(Isa isa) {
+  using Widths = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, half_bits>;
+#if KVTILT_HAS_AVX2
+  static constexpr Kernels avx2_table = avx2::make_table<FormatList>(Isa::Avx2, Widths{});
+  if (isa == Isa::Avx2) return &avx2_table;
+#endif
+#if KVTILT_HAS_SCALAR
+  static constexpr Kernels scalar_table = scalar::make_table<FormatList>(Isa::Scalar, Widths{});
+  if (isa == Isa::Scalar) return &scalar_table;
+#endif
+  return nullptr;
+}
+
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu

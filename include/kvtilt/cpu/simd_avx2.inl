@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+// The primitives of simd_scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
+// inside a target region and a kernel namespace.
+
+struct F32x16 {
+  __m256 low;
+  __m256 high;
+};
+
+struct I32x16 {
+  __m256i low;
+  __m256i high;
+};
+
+inline F32x16 broadcast(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+
+inline F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+
+inline void store(float* p, const F32x16& x) {
+  _mm256_storeu_ps(p, x.low);
+  _mm256_storeu_ps(p + 8, x.high);
+}
+
+inline F32x16 load_f16(const F16* p, int count) {
+  const __m256 low = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  if (count == 8) return {low, _mm256_setzero_ps()};
+  return {low, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
+}
+
+inline void store_f16(F16* p, const F32x16& x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
+                   _mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT));
+}
+
+inline F32x16 add(const F32x16& a, const F32x16& b) {
+  return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+inline F32x16 sub(const F32x16& a, const F32x16& b) {
+  return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+
+inline F32x16 mul(const F32x16& a, const F32x16& b) {
+  return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+
+inline F32x16 multiply_add(const F32x16& a, const F32x16& b, const F32x16& c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+
+inline F32x16 min(const F32x16& a, const F32x16& b) {
+  return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
+inline F32x16 max(const F32x16& a, const F32x16& b) {
+  return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+
+/// All ones in lanes first to last-1 of eight.
+inline __m256 lane_mask(int first, int last) {
+  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_castsi256_ps(
+      _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), index),
+                          _mm256_cmpgt_epi32(_mm256_set1_epi32(last), index)));
+}
+
+inline F32x16 keep_lanes(const F32x16& x, int first, int last, float other) {
+  const __m256 fill = _mm256_set1_ps(other);
+  return {_mm256_blendv_ps(fill, x.low, lane_mask(first, last)),
+          _mm256_blendv_ps(fill, x.high, lane_mask(first - 8, last - 8))};
+}
+
+inline float reduce_add(const F32x16& x) {
+  const __m256 a = _mm256_add_ps(x.low, x.high);
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline float reduce_max(const F32x16& x) {
+  const __m256 a = _mm256_max_ps(x.low, x.high);
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline I32x16 load_line(const std::byte* p, int lanes) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  if (lanes == 8) return {low, _mm256_setzero_si256()};
+  return {low, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32))};
+}
+
+inline void store_line(std::byte* p, const I32x16& x, int lanes) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.low);
+  if (lanes == 16) _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 32), x.high);
+}
+
+inline I32x16 broadcast_bits(std::uint32_t x) {
+  const __m256i word = _mm256_set1_epi32(static_cast<int>(x));
+  return {word, word};
+}
+
+inline I32x16 shift_left(const I32x16& x, int bits) {
+  const __m128i count = _mm_cvtsi32_si128(bits);
+  return {_mm256_sll_epi32(x.low, count), _mm256_sll_epi32(x.high, count)};
+}
+
+inline I32x16 shift_right(const I32x16& x, int bits) {
+  const __m128i count = _mm_cvtsi32_si128(bits);
+  return {_mm256_srl_epi32(x.low, count), _mm256_srl_epi32(x.high, count)};
+}
+
+inline I32x16 bit_and(const I32x16& a, const I32x16& b) {
+  return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+
+inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
+inline F32x16 to_floats(const I32x16& x) {
+  return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
+}
+
+inline I32x16 round_to_ints(const F32x16& x) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_cvtps_epi32(_mm256_round_ps(x.low, nearest)),
+          _mm256_cvtps_epi32(_mm256_round_ps(x.high, nearest))};
+}
+
+inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
+  constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  const __m256 low = _mm256_round_ps(x.low, nearest);
+  const __m256 high = _mm256_round_ps(x.high, nearest);
+  whole = {_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high)};
+  return {_mm256_sub_ps(x.low, low), _mm256_sub_ps(x.high, high)};
+}
+
+inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+  return {_mm256_castsi256_ps(
+              _mm256_add_epi32(_mm256_castps_si256(x.low), _mm256_slli_epi32(whole.low, 23))),
+          _mm256_castsi256_ps(
+              _mm256_add_epi32(_mm256_castps_si256(x.high), _mm256_slli_epi32(whole.high, 23)))};
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+// The primitives of the generic kernels on arrays: what an instruction set must provide, in its
+// plainest form. Included inside a kernel namespace.
+
+/// Sixteen floats: the lanes of a line.
+struct F32x16 {
+  float lane[16];
+};
+
+/// Sixteen 32-bit words: a line, each lane a quad of bytes.
+struct I32x16 {
+  std::uint32_t lane[16];
+};
+
+inline F32x16 broadcast(float x) {
+  F32x16 r;
+  for (float& lane : r.lane) lane = x;
+  return r;
+}
+
+inline F32x16 load(const float* p) {
+  F32x16 r;
+  std::memcpy(r.lane, p, sizeof r.lane);
+  return r;
+}
+
+inline void store(float* p, const F32x16& x) { std::memcpy(p, x.lane, sizeof x.lane); }
+
+/// Lanes from `count` (8 or 16) fp16 values, the others 0. Exact.
+inline F32x16 load_f16(const F16* p, int count) {
+  F32x16 r{};
+  for (int i = 0; i < count; ++i) r.lane[i] = to_float(p[i]);
+  return r;
+}
+
+/// Sixteen floats to fp16, nearest even; out-of-range lanes become infinity.
+inline void store_f16(F16* p, const F32x16& x) {
+  for (int i = 0; i < 16; ++i) p[i] = to_f16(x.lane[i]);
+}
+
+inline F32x16 add(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+
+inline F32x16 sub(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] - b.lane[i];
+  return r;
+}
+
+inline F32x16 mul(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] * b.lane[i];
+  return r;
+}
+
+/// a * b + c; fused or not.
+inline F32x16 multiply_add(const F32x16& a, const F32x16& b, const F32x16& c) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
+  return r;
+}
+
+inline F32x16 min(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+
+inline F32x16 max(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return r;
+}
+
+/// x in lanes first to last-1, `other` elsewhere, whatever x holds there.
+inline F32x16 keep_lanes(const F32x16& x, int first, int last, float other) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = i >= first && i < last ? x.lane[i] : other;
+  return r;
+}
+
+/// Halves first: every instruction set adds in this order.
+inline float reduce_add(const F32x16& x) {
+  float a[8];
+  for (int i = 0; i < 8; ++i) a[i] = x.lane[i] + x.lane[i + 8];
+  for (int i = 0; i < 4; ++i) a[i] += a[i + 4];
+  return (a[0] + a[2]) + (a[1] + a[3]);
+}
+
+inline float reduce_max(const F32x16& x) {
+  float m = x.lane[0];
+  for (int i = 1; i < 16; ++i) m = x.lane[i] > m ? x.lane[i] : m;
+  return m;
+}
+
+/// Reads a line; with 8 lanes a 32-byte one, the others 0.
+inline I32x16 load_line(const std::byte* p, int lanes) {
+  I32x16 r{};
+  std::memcpy(r.lane, p, static_cast<std::size_t>(lanes) * 4);
+  return r;
+}
+
+inline void store_line(std::byte* p, const I32x16& x, int lanes) {
+  std::memcpy(p, x.lane, static_cast<std::size_t>(lanes) * 4);
+}
+
+inline I32x16 broadcast_bits(std::uint32_t x) {
+  I32x16 r;
+  for (std::uint32_t& lane : r.lane) lane = x;
+  return r;
+}
+
+inline I32x16 shift_left(const I32x16& x, int bits) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = x.lane[i] << bits;
+  return r;
+}
+
+inline I32x16 shift_right(const I32x16& x, int bits) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = x.lane[i] >> bits;
+  return r;
+}
+
+inline I32x16 bit_and(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] & b.lane[i];
+  return r;
+}
+
+inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] | b.lane[i];
+  return r;
+}
+
+/// Exact for lanes below 2^24.
+inline F32x16 to_floats(const I32x16& x) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(static_cast<std::int32_t>(x.lane[i]));
+  return r;
+}
+
+/// Nearest integer to lanes in [0, 2^22), half to even, in any rounding mode.
+inline I32x16 round_to_ints(const F32x16& x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<std::uint32_t>(round_half_even(x.lane[i]));
+  return r;
+}
+
+/// Splits x <= 0 into an integer part and a rest in [-1/2, 1/2]; returns the rest.
+inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
+  F32x16 rest;
+  for (int i = 0; i < 16; ++i) {
+    const int nearest = static_cast<int>(x.lane[i] - 0.5f);
+    whole.lane[i] = static_cast<std::uint32_t>(nearest);
+    rest.lane[i] = x.lane[i] - static_cast<float>(nearest);
+  }
+  return rest;
+}
+
+/// x * 2^whole for whole in [-126, 0] and x in [1/2, 2]: adds to the exponent bits.
+inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = bit_cast<float>(bit_cast<std::uint32_t>(x.lane[i]) + (whole.lane[i] << 23));
+  return r;
+}

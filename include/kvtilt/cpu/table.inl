@@ -1,0 +1,18 @@
+// SPDX-License-Identifier: MIT
+// Fills the kernel table of the instruction set whose namespace this is included in.
+
+template <class FormatList, int Bits>
+constexpr void add_width(Kernels& table) {
+  if constexpr (FormatList::keys::contains(Bits) || FormatList::values::contains(Bits) ||
+                Bits == half_bits) {
+    table.contract[width_slot(Bits)] = &contract<Bits>;
+    table.pack[width_slot(Bits)] = &pack<Bits>;
+  }
+}
+
+template <class FormatList, int... Bits>
+constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
+  Kernels table{isa, {}, {}, &absorb, &scale, &to_f16_row};
+  (add_width<FormatList, Bits>(table), ...);
+  return table;
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+/// Everything a CPU engine needs: a KVCache in few bits, and attention over it.
+#pragma once
+
+#include <kvtilt/attention/attend.hpp>
+#include <kvtilt/attention/attend_prefill.hpp>
+#include <kvtilt/cache/kv_cache.hpp>
+#include <kvtilt/quant/recipe.hpp>

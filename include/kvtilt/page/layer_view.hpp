@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+/// All a kernel sees of a cache: one layer of one sequence, as plain data.
+#pragma once
+
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace kvtilt {
+
+namespace cpu {
+struct Kernels;
+}
+
+enum class PageKind : std::uint8_t {
+  Sinks,   ///< the first tokens of a sequence, in 16 bits
+  Sealed,  ///< quantized by the layer's recipes, immutable
+  Tail,    ///< the newest tokens, in 16 bits
+};
+inline constexpr int page_kinds = 3;
+
+/// One page of a sequence.
+struct PageEntry {
+  std::byte* data = nullptr;
+  std::int64_t first_position = 0;  ///< position of slot 0 in its text
+  std::int32_t tokens = 0;          ///< slots 0 to tokens-1 hold tokens
+  PageKind kind = PageKind::Sealed;
+};
+
+/// One layer of one sequence. Pages are in order of position. Valid until the sequence is
+/// appended to, truncated or closed.
+struct LayerView {
+  LayerShape shape;
+  const HeadLayout* heads[page_kinds] = {};  ///< [kv head], by kind of page
+  const PageEntry* pages = nullptr;
+  std::int32_t page_count = 0;
+  std::int32_t max_page_tokens = 0;       ///< slots of the largest page
+  std::int64_t length = 0;                ///< positions 0 to length-1 were appended
+  const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
+
+  [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {
+    return heads[static_cast<int>(kind)][kv_head];
+  }
+
+  /// Whether attention over all of it reads a code rather than 16-bit values alone.
+  [[nodiscard]] bool touches_codes() const {
+    bool quantized = false;
+    for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+      const HeadLayout& sealed = head(PageKind::Sealed, kv_head);
+      quantized = quantized || sealed.key.format.quantized() || sealed.value.format.quantized();
+    }
+    for (std::int32_t page = 0; page < page_count; ++page)
+      if (quantized && pages[page].kind == PageKind::Sealed) return true;
+    return false;
+  }
+};
+static_assert(std::is_trivially_copyable_v<LayerView>);
+
+}  // namespace kvtilt

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+/// The page format. A page is `tokens` tokens of one layer: all kv heads, keys and values, with
+/// all their metadata. Its size is a pure function of shape, recipes and tokens.
+///
+///     page        | head 0 | head 1 | ... |                      each 64-byte aligned
+///     head block  | K codes | K metadata | V codes | V metadata | padding to 64 bytes |
+///     codes       order: bit_pack.hpp; keys [token][channel], values [channel][token]
+///     metadata    [band][scales | minima][pitch] of fp16; absent at 16 bits
+///                   per channel  band = `group` tokens, one entry per channel
+///                   per token    band = `group` channels, one entry per token
+///
+/// Everything is little endian. Codes start at multiples of 32 bytes, of 64 unless a head
+/// dimension is an odd multiple of 8. Slots of tokens a page does not hold may contain anything:
+/// no reader lets them reach a result.
+///
+/// Pages in 16 bits (the tail and the sinks of a sequence) have the same form with 16-bit formats.
+#pragma once
+
+#include <kvtilt/page/bit_pack.hpp>
+#include <kvtilt/quant/affine.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <vector>
+
+static_assert(std::endian::native == std::endian::little, "pages are little endian");
+
+namespace kvtilt {
+
+inline constexpr int page_alignment = 64;
+
+constexpr bool is_page_size(int tokens) { return tokens == 32 || tokens == 64 || tokens == 128; }
+
+constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+/// Keys or values of one head inside a page. Offsets count bytes from the head's block.
+struct TensorLayout {
+  Format format;           ///< resolved: the group is written out
+  CodeMatrix matrix;       ///< keys [token][channel], values [channel][token]
+  bool group_along_outer;  ///< keys per channel, values per token
+  std::uint32_t codes;
+  std::uint32_t metadata;
+
+  /// Groups along the grouped axis; the last may be short.
+  [[nodiscard]] KVTILT_HD constexpr int bands() const {
+    if (!format.quantized()) return 0;
+    const int extent = group_along_outer ? matrix.outer : matrix.inner;
+    return (extent + format.group - 1) / format.group;
+  }
+  /// Entries of a band.
+  [[nodiscard]] KVTILT_HD constexpr int pitch() const {
+    return group_along_outer ? matrix.inner : matrix.outer;
+  }
+  [[nodiscard]] KVTILT_HD constexpr std::size_t metadata_bytes() const {
+    return static_cast<std::size_t>(bands()) * static_cast<std::size_t>(pitch()) * 2 * sizeof(F16);
+  }
+  /// Scales of a band; its minima follow, pitch() entries on.
+  template <class Byte>
+  [[nodiscard]] KVTILT_HD auto scales(Byte* block, int band) const {
+    using Entry = std::conditional_t<std::is_const_v<Byte>, const F16, F16>;
+    return reinterpret_cast<Entry*>(block + metadata) +
+           static_cast<std::ptrdiff_t>(band) * 2 * pitch();
+  }
+  [[nodiscard]] KVTILT_HD constexpr std::size_t end() const { return metadata + metadata_bytes(); }
+};
+
+/// One kv head inside a page.
+struct HeadLayout {
+  std::uint64_t offset;  ///< of the block, from the start of the page
+  TensorLayout key;
+  TensorLayout value;
+
+  [[nodiscard]] constexpr std::size_t bytes() const {
+    return round_up(value.end(), page_alignment);
+  }
+};
+static_assert(std::is_trivially_copyable_v<HeadLayout>);
+
+/// Layout of one head's block. The recipe must be resolved (resolve_recipe).
+constexpr HeadLayout head_layout(const Recipe& recipe, int key_dim, int value_dim, int tokens,
+                                 std::uint64_t offset) {
+  HeadLayout head{};
+  head.offset = offset;
+  head.key = {
+      recipe.key, {tokens, key_dim}, recipe.key.granularity == Granularity::PerChannel, 0, 0};
+  head.key.metadata = static_cast<std::uint32_t>(code_bytes(head.key.matrix, recipe.key.bits));
+  head.value = {
+      recipe.value, {value_dim, tokens}, recipe.value.granularity == Granularity::PerToken, 0, 0};
+  head.value.codes = static_cast<std::uint32_t>(round_up(head.key.end(), page_alignment / 2));
+  head.value.metadata = head.value.codes + static_cast<std::uint32_t>(
+                                               code_bytes(head.value.matrix, recipe.value.bits));
+  return head;
+}
+
+/// All heads of a layer's page.
+struct PageLayout {
+  int tokens = 0;
+  std::size_t bytes = 0;  ///< of one page, a multiple of 64
+  std::vector<HeadLayout> heads;
+
+  /// `recipes` has one entry for all heads, or one per head; all resolved.
+  [[nodiscard]] static PageLayout make(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                       int tokens) {
+    PageLayout layout;
+    layout.tokens = tokens;
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      const Recipe& recipe = recipes[recipes.size() == 1 ? 0 : static_cast<std::size_t>(head)];
+      layout.heads.push_back(
+          head_layout(recipe, shape.key_dim, shape.value_dim, tokens, layout.bytes));
+      layout.bytes += layout.heads.back().bytes();
+    }
+    return layout;
+  }
+
+  /// The same layer in 16 bits.
+  [[nodiscard]] static PageLayout make_half(const LayerShape& shape, int tokens) {
+    return make(shape, {Recipe{}}, tokens);
+  }
+
+  /// 8 x bytes of a full page / its unpadded elements.
+  [[nodiscard]] double page_bits(const LayerShape& shape) const {
+    const double elements = static_cast<double>(shape.elements_per_token()) * tokens;
+    return elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / elements;
+  }
+};
+
+}  // namespace kvtilt

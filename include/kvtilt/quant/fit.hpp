@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: MIT
+/// Metadata of a group under any format: the one place where a rule becomes arithmetic.
+#pragma once
+
+#include <kvtilt/quant/affine.hpp>
+#include <kvtilt/quant/centroids.hpp>
+#include <kvtilt/quant/min_mse.hpp>
+
+namespace kvtilt {
+
+/// At most max_group elements. Cost: one pass for MinMax, two for Centroids, ten for MinMse.
+KVTILT_HD constexpr Affine fit(GroupView group, int bits, RangeRule rule) {
+  if (rule == RangeRule::Centroids) return fit_centroids(group);
+  return rule == RangeRule::MinMse ? fit_min_mse(group, bits) : fit_min_max(group, bits);
+}
+
+/// Code of one value under metadata from fit().
+KVTILT_HD constexpr int encode(F16 half, Affine affine, float inverse_scale, int bits,
+                               RangeRule rule) {
+  const float minimum = to_float(affine.minimum);
+  return rule == RangeRule::MinMax ? encode(half, minimum, inverse_scale)
+                                   : encode_clamped(half, minimum, inverse_scale, bits);
+}
+
+}  // namespace kvtilt

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: MIT
+/// How one tensor is stored (Format), a key format with a value format (Recipe), and the
+/// compile-time lists of widths a build carries kernels for.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/quant/granularity.hpp>
+
+#include <concepts>
+#include <cstdint>
+#include <utility>
+
+namespace kvtilt {
+
+/// How scale and minimum of a group are found.
+enum class RangeRule : std::uint8_t {
+  MinMax,     ///< the whole range, error at most half a scale everywhere
+  MinMse,     ///< both ends pulled in where that lowers the squared error; 2 to 5 bits
+  Centroids,  ///< 1 bit: the means of the lower and the upper half
+};
+
+constexpr const char* to_string(RangeRule rule) {
+  return rule == RangeRule::MinMax   ? "min-max"
+         : rule == RangeRule::MinMse ? "min-mse"
+                                     : "centroids";
+}
+
+/// The rule a width uses unless told otherwise. MinMse gains less than 3 % from 6 bits on.
+constexpr RangeRule default_rule(int bits) {
+  return bits == 1 ? RangeRule::Centroids : bits <= 5 ? RangeRule::MinMse : RangeRule::MinMax;
+}
+
+inline constexpr int half_bits = 16;  ///< fp16 passed through: no groups, no metadata
+
+constexpr bool is_storage_width(int bits) { return (bits >= 1 && bits <= 8) || bits == half_bits; }
+
+/// How one tensor (the keys or the values of one layer and kv head) is stored.
+struct Format {
+  int bits = half_bits;  ///< 1 to 8, or 16
+  Granularity granularity = Granularity::PerToken;
+  int group =
+      0;  ///< elements sharing a scale; 0: the page (per channel), min(128, dim) (per token)
+  RangeRule rule = RangeRule::MinMax;  ///< meaningless for 16 bits
+
+  friend constexpr bool operator==(const Format&, const Format&) = default;
+
+  [[nodiscard]] constexpr bool quantized() const { return bits != half_bits; }
+};
+
+/// A key format of the given width with the defaults of the field: per channel, default rule.
+constexpr Format key_format(int bits, Granularity granularity = Granularity::PerChannel,
+                            int group = 0) {
+  return {bits, granularity, group, default_rule(bits)};
+}
+
+/// A value format of the given width: per token, default rule.
+constexpr Format value_format(int bits, Granularity granularity = Granularity::PerToken,
+                              int group = 0) {
+  return {bits, granularity, group, default_rule(bits)};
+}
+
+/// How the keys and the values of a kv head are stored.
+struct Recipe {
+  Format key;
+  Format value;
+
+  friend constexpr bool operator==(const Recipe&, const Recipe&) = default;
+};
+
+/// Magnitudes above this cannot be stored: fp16's range, and half of it for 1 bit, where the
+/// scale is a difference of means and must itself fit fp16.
+constexpr float largest_magnitude(const Format& format) {
+  return format.bits == 1 ? 32752.0f : f16_max;
+}
+
+/// The format with its default group written out for a head of `dim` channels, or InvalidArgument
+/// with the rule that is broken. `tensor` ("keys" or "values") only serves the message.
+inline Result<Format> resolve_format(Format format, const char* tensor, int dim, int page_tokens) {
+  const auto fail = [&](const char* rule) {
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%s: %d bits, group %d with head dimension %d "
+                         "and pages of %d tokens: %s",
+                         tensor, format.bits, format.group, dim, page_tokens, rule);
+  };
+  if (!is_storage_width(format.bits)) return fail("bits must be 1 to 8, or 16");
+  if (!format.quantized()) {
+    if (format.group != 0) return fail("16-bit formats have no groups");
+    return Format{half_bits, Granularity::PerToken, 0, RangeRule::MinMax};
+  }
+  if ((format.rule == RangeRule::Centroids) != (format.bits == 1))
+    return fail("1 bit uses the centroid rule, and only 1 bit does");
+  if (format.rule == RangeRule::MinMse && format.bits > 5)
+    return fail("the min-mse rule is defined for 2 to 5 bits");
+  if (format.group < 0) return fail("a group cannot be negative");
+  if (format.granularity == Granularity::PerChannel) {
+    if (format.group == 0) format.group = page_tokens;
+    if (format.group % 16 != 0 || page_tokens % format.group != 0)
+      return fail("a per-channel group must be a multiple of 16 that divides the page");
+  } else {
+    if (format.group == 0 || format.group > dim) format.group = dim < max_group ? dim : max_group;
+    if (format.group > max_group) return fail("a per-token group holds at most 128 channels");
+    if (format.group != dim && format.group % 16 != 0)
+      return fail("a per-token group must be a multiple of 16, or the whole head");
+  }
+  return format;
+}
+
+/// Resolves both halves of a recipe for one layer's shape.
+inline Result<Recipe> resolve_recipe(const Recipe& recipe, const LayerShape& shape,
+                                     int page_tokens) {
+  Result<Format> key = resolve_format(recipe.key, "keys", shape.key_dim, page_tokens);
+  if (!key) return std::move(key).take_status();
+  Result<Format> value = resolve_format(recipe.value, "values", shape.value_dim, page_tokens);
+  if (!value) return std::move(value).take_status();
+  return Recipe{*key, *value};
+}
+
+/// Compile-time lists of the widths kernels are built for. Keys and values meet only at run time,
+/// so a build pays for N + M widths and serves N x M recipes; granularity, group and rule are data.
+template <int... Bits>
+requires(is_storage_width(Bits) && ...) struct Keys {
+  static constexpr bool contains(int bits) { return ((Bits == bits) || ...); }
+};
+
+template <int... Bits>
+requires(is_storage_width(Bits) && ...) struct Values {
+  static constexpr bool contains(int bits) { return ((Bits == bits) || ...); }
+};
+
+template <class T>
+concept WidthList = requires {
+  { T::contains(0) } -> std::same_as<bool>;
+};
+
+/// What a build supports: template argument of KVCache.
+template <WidthList KeyWidths, WidthList ValueWidths>
+struct Formats {
+  using keys = KeyWidths;
+  using values = ValueWidths;
+};
+
+using AllFormats = Formats<Keys<1, 2, 3, 4, 5, 6, 7, 8, 16>, Values<1, 2, 3, 4, 5, 6, 7, 8, 16>>;
+
+}  // namespace kvtilt
