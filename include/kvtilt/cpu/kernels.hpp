@@ -18,11 +18,13 @@
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace scalar {
+// clang-format off: the primitives come first
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/simd_scalar.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>
+// clang-format on
 }  // namespace scalar
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
@@ -33,11 +35,13 @@ KVTILT_TARGET_BEGIN("avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx2 {
+// clang-format off: the primitives come first
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/simd_avx2.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>
+// clang-format on
 }  // namespace avx2
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
