@@ -18,10 +18,11 @@
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace scalar {
-// clang-format off: the primitives come first
+// The primitives come first.
+// clang-format off
+#include <kvtilt/cpu/simd_scalar.inl>
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
-#include <kvtilt/cpu/simd_scalar.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>
 // clang-format on
@@ -35,10 +36,11 @@ KVTILT_TARGET_BEGIN("avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx2 {
-// clang-format off: the primitives come first
+// The primitives come first.
+// clang-format off
+#include <kvtilt/cpu/simd_avx2.inl>
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
-#include <kvtilt/cpu/simd_avx2.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>
 // clang-format on
