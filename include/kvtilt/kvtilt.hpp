@@ -4,5 +4,6 @@
 
 #include <kvtilt/attention/attend.hpp>
 #include <kvtilt/attention/attend_prefill.hpp>
+#include <kvtilt/attention/merge.hpp>
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/quant/recipe.hpp>

@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 namespace kvtilt {
@@ -36,12 +37,7 @@ inline Status check_attention(const LayerView& view, const TensorView& queries,
                          static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
   if (queries.tokens > 0 && (queries.data == nullptr || out.data == nullptr))
     return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
-  const std::uint32_t scale_bits = bit_cast<std::uint32_t>(options.scale);
-  if (scale_bits >= 0x7f800000u)  // negative, infinite or NaN
-    return Status::error(ErrorCode::InvalidArgument,
-                         "scale is %g, must be positive, or 0 for 1/sqrt(key_dim)",
-                         static_cast<double>(options.scale));
-  return {};
+  return check_attend_options(options, shape, queries.tokens, queries.heads);
 }
 
 inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
@@ -57,16 +53,59 @@ inline std::byte* align_workspace(std::byte* workspace) {
   return workspace + (round_up(address, page_alignment) - address);
 }
 
+/// The options as one row of queries needs them.
+class RowRules {
+ public:
+  RowRules(const LayerView& view, const TensorView& queries, const AttendOptions& options,
+           std::int64_t first_position)
+      : options_(options),
+        first_position_(first_position),
+        window_(options.window > 0 ? options.window : view.shape.window) {
+    const float scale =
+        options.scale > 0.0f ? options.scale : 1.0f / std::sqrt(static_cast<float>(queries.dim));
+    // Softmax works in base 2; a cap wants tanh's argument instead.
+    query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
+  }
+
+  [[nodiscard]] float query_factor() const { return query_factor_; }
+
+  [[nodiscard]] RowRule row(std::int64_t token, int head) const {
+    const std::int64_t position = first_position_ + token;
+    const std::size_t index = static_cast<std::size_t>(head);
+    RowRule rule{};
+    rule.position = position;
+    rule.first_position =
+        std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
+    rule.end_position = std::min(options_.end_position, position + 1);
+    rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
+    if (!options_.tree_mask.empty()) {
+      const std::int64_t tokens = static_cast<std::int64_t>(options_.tree_mask.size());
+      rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
+      rule.tree_start = first_position_;
+      rule.end_position = std::min(options_.end_position, first_position_ + tokens);
+    }
+    rule.logit.cap = options_.soft_cap * log2_e;
+    if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;
+    rule.has_sink = !options_.sink_logits.empty();
+    if (rule.has_sink) rule.sink_logit = options_.sink_logits[index] * log2_e;
+    return rule;
+  }
+
+ private:
+  const AttendOptions& options_;
+  std::int64_t first_position_;
+  int window_;
+  float query_factor_;
+};
+
 /// Runs every (kv head, tile of query rows): `add_pages(kv_head, tile)` feeds the pages. Query i
 /// has position first_position + i.
 template <class AddPages>
 void attend_rows(const LayerView& view, const TensorView& queries, const OutputView& out,
                  const AttendOptions& options, std::int64_t first_position, AttentionTile& tile,
                  AddPages add_pages) {
+  const RowRules rules(view, queries, options, first_position);
   const int ratio = queries.heads / view.shape.kv_heads;
-  const float scale = options.scale > 0.0f
-                          ? options.scale
-                          : 1.0f / std::sqrt(static_cast<float>(view.shape.key_dim));
   const std::int64_t rows = queries.tokens * ratio;
   for (int kv_head = 0; kv_head < view.shape.kv_heads; ++kv_head)
     for (std::int64_t start = 0; start < rows; start += tile_rows) {
@@ -75,9 +114,9 @@ void attend_rows(const LayerView& view, const TensorView& queries, const OutputV
       for (int r = 0; r < count; ++r) {
         const std::int64_t token = (start + r) / ratio;
         const int head = kv_head * ratio + static_cast<int>((start + r) % ratio);
-        float* query = tile.add_row(first_position + token, view.shape.window);
+        float* query = tile.add_row(rules.row(token, head));
         for (int channel = 0; channel < queries.dim; ++channel)
-          query[channel] = element(queries, token, head, channel) * (scale * log2_e);
+          query[channel] = element(queries, token, head, channel) * rules.query_factor();
       }
       add_pages(kv_head, tile);
       for (int r = 0; r < count; ++r) {

@@ -2,10 +2,78 @@
 /// What attention may be told beyond its tensors.
 #pragma once
 
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/status.hpp>
+
+#include <cstdint>
+#include <limits>
+#include <span>
+
 namespace kvtilt {
 
+/// Order of operations, for a query at position i and a key at position j:
+///
+///     logit = cap * tanh(scale * q.k / cap) + slope * (j - i)     cap and slope where given
+///     then only keys in `positions`, inside the window and causal or in the tree mask count;
+///     then the head's sink logit joins the denominator as it is.
 struct AttendOptions {
-  float scale = 0.0f;  ///< multiplies q.k; 0: 1 / sqrt(key_dim)
+  float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;  ///< 0: none
+  int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
+  std::span<const float> alibi_slopes = {};  ///< [query_heads], usually positive; empty: none
+  /// [query_heads] logits of a token that is not there (gpt-oss). They belong to exactly one part
+  /// when partial results are merged. Empty: none.
+  std::span<const float> sink_logits = {};
+  /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
+  /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal.
+  std::span<const std::uint64_t> tree_mask = {};
+  /// Only keys at first_position to end_position - 1: a part of the attention, for merge().
+  std::int64_t first_position = 0;
+  std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
 };
+
+namespace detail {
+
+/// True for finite x > 0 and for +0; on the bits, as -ffast-math assumes NaN away.
+inline bool is_positive_or_zero(float x) { return bit_cast<std::uint32_t>(x) < 0x7f800000u; }
+
+}  // namespace detail
+
+/// InvalidArgument with the option that cannot be meant.
+inline Status check_attend_options(const AttendOptions& options, const LayerShape& shape,
+                                   std::int64_t queries, int query_heads) {
+  constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
+  if (!detail::is_positive_or_zero(options.scale))
+    return Status::error(invalid, "scale is %g, must be positive, or 0 for 1/sqrt(key_dim)",
+                         static_cast<double>(options.scale));
+  if (!detail::is_positive_or_zero(options.soft_cap))
+    return Status::error(invalid, "soft_cap is %g, must be positive, or 0 for none",
+                         static_cast<double>(options.soft_cap));
+  if (options.window < 0)
+    return Status::error(invalid, "window is %d, must be positive, or 0 for the layer's own",
+                         options.window);
+  if (shape.window > 0 && options.window > shape.window)
+    return Status::error(invalid,
+                         "window %d is wider than the layer's %d: older tokens may be gone",
+                         options.window, shape.window);
+  const std::size_t heads = static_cast<std::size_t>(query_heads);
+  if (!options.alibi_slopes.empty() && options.alibi_slopes.size() != heads)
+    return Status::error(invalid, "%zu ALiBi slopes for %d query heads",
+                         options.alibi_slopes.size(), query_heads);
+  if (!options.sink_logits.empty() && options.sink_logits.size() != heads)
+    return Status::error(invalid, "%zu sink logits for %d query heads", options.sink_logits.size(),
+                         query_heads);
+  if (!options.tree_mask.empty() &&
+      (options.tree_mask.size() != static_cast<std::size_t>(queries) || queries > 64))
+    return Status::error(
+        invalid, "the tree mask has %zu words for %lld queries; one each is needed, for at most 64",
+        options.tree_mask.size(), static_cast<long long>(queries));
+  if (options.first_position < 0 || options.end_position < options.first_position)
+    return Status::error(invalid, "positions %lld to %lld are not a range",
+                         static_cast<long long>(options.first_position),
+                         static_cast<long long>(options.end_position));
+  return {};
+}
 
 }  // namespace kvtilt

@@ -8,6 +8,7 @@
 #include <kvtilt/page/layer_view.hpp>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -22,6 +23,9 @@ inline constexpr int tile_rows = 16;
 /// (span_pages + pages / span_pages) additions, and is the unit in which work can be split without
 /// changing a bit.
 inline constexpr int span_pages = 64;
+
+/// Lines of 16 slots in the largest page: 128 tokens, or 1024 sinks.
+inline constexpr int max_blocks = 1024 / line_lanes;
 
 inline constexpr float log2_e = 1.44269504088896341f;
 
@@ -45,10 +49,35 @@ class WorkspaceCarver {
   std::size_t used_ = 0;
 };
 
-/// One query row: which positions it sees.
+/// What one query row sees, and how its logits are shaped.
+struct RowRule {
+  std::int64_t first_position;  ///< oldest position inside window and range
+  std::int64_t end_position;    ///< one past the newest
+  std::int64_t position;        ///< its own
+  std::uint64_t tree;           ///< bit j: sees position tree_start + j
+  std::int64_t tree_start;      ///< from here on `tree` decides; beyond every position: no tree
+  cpu::LogitRule logit;
+  float sink_logit;  ///< base 2
+  bool has_sink;
+
+  /// The slots of 16 that the row sees, where slot 0 has position `start`.
+  [[nodiscard]] cpu::LaneMask visible(std::int64_t start) const {
+    const auto lane = [&](std::int64_t p) {
+      return static_cast<int>(std::clamp<std::int64_t>(p - start, 0, line_lanes));
+    };
+    unsigned mask = cpu::lanes_between(lane(first_position), lane(end_position));
+    const int first_tree_lane = lane(tree_start);
+    if (first_tree_lane < line_lanes) {
+      const std::int64_t shift = start - tree_start;  // bit of the tree that lane 0 stands for
+      const std::uint64_t bits = shift >= 64 ? 0 : shift >= 0 ? tree >> shift : tree << -shift;
+      mask &= cpu::lanes_between(0, first_tree_lane) | static_cast<unsigned>(bits & 0xffffu);
+    }
+    return static_cast<cpu::LaneMask>(mask);
+  }
+};
+
 struct TileRow {
-  std::int64_t first_position;  ///< oldest position inside the window
-  std::int64_t last_position;   ///< its own: later ones are masked
+  RowRule rule;
   SoftmaxState span;
   SoftmaxState total;
 };
@@ -71,11 +100,9 @@ class AttentionTile {
 
   void clear() { rows_ = 0; }
 
-  /// Adds a row at `position`; returns where its query goes (key_dim floats, times the logit scale
-  /// and log2(e)).
-  float* add_row(std::int64_t position, int window) {
-    TileRow& row = row_[rows_];
-    row = {window > 0 ? std::max<std::int64_t>(0, position - window + 1) : 0, position, {}, {}};
+  /// Adds a row; returns where its query goes (key_dim floats, times the factor of the logits).
+  float* add_row(const RowRule& rule) {
+    row_[rows_] = {rule, {}, {}};
     std::fill_n(outputs_ + static_cast<std::size_t>(rows_) * value_stride_, value_stride_, 0.0f);
     float* query = queries_ + static_cast<std::size_t>(rows_) * key_stride_;
     std::fill_n(query, key_stride_, 0.0f);
@@ -86,51 +113,64 @@ class AttentionTile {
   /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
   void add_page(const HeadLayout& head, const std::byte* block, std::int64_t first_position,
                 int tokens) {
-    cpu::Range visible{tokens, 0};
-    cpu::Range seen[tile_rows];
-    for (int r = 0; r < rows_; ++r) {
-      const std::int64_t first = row_[r].first_position - first_position;
-      const std::int64_t last = row_[r].last_position + 1 - first_position;
-      seen[r] = {static_cast<int>(std::clamp<std::int64_t>(first, 0, tokens)),
-                 static_cast<int>(std::clamp<std::int64_t>(last, 0, tokens))};
-      if (seen[r].first >= seen[r].last) continue;
-      visible = {std::min(visible.first, seen[r].first), std::max(visible.last, seen[r].last)};
-    }
-    if (visible.first >= visible.last) return;
+    const cpu::Range range = find_visible(first_position, tokens);
+    if (range.first >= range.last) return;
 
     const int slots = static_cast<int>(padded(tokens));
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
     for (int r = 0; r < rows_; ++r) std::fill_n(scores[r], slots, 0.0f);
     kernels_->contract[cpu::width_slot(head.key.format.bits)](
-        head.key, block, {queries_, static_cast<std::ptrdiff_t>(key_stride_)}, rows_, visible,
+        head.key, block, {queries_, static_cast<std::ptrdiff_t>(key_stride_)}, rows_, range,
         {0, head.key.matrix.inner}, scores, scratch_);
 
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
     for (int r = 0; r < rows_; ++r) {
-      SoftmaxState& state = row_[r].span;
-      const float shrink = kernels_->absorb(scores[r], slots, seen[r], state.maximum, state.sum);
+      TileRow& row = row_[r];
+      const cpu::LogitRule& logit = row.rule.logit;
+      if (logit.cap > 0.0f || logit.slope != 0.0f)
+        kernels_->shape(scores[r], slots, logit,
+                        static_cast<float>(first_position - row.rule.position));
+      const float shrink = kernels_->absorb(scores[r], slots, visible_[r], row.span);
       if (shrink != 1.0f) kernels_->scale(outputs[r], value_dim_, shrink);
     }
     kernels_->contract[cpu::width_slot(head.value.format.bits)](
         head.value, block, {scores_, static_cast<std::ptrdiff_t>(score_stride_)}, rows_,
-        {0, head.value.matrix.outer}, visible, outputs, scratch_);
+        {0, head.value.matrix.outer}, range, outputs, scratch_);
     if (++pages_in_span_ == span_pages) end_span();
   }
 
   /// Normalises row r into `out` (value_dim floats; zeros if it saw nothing) and returns its lse.
   float finish(int r, float* out) {
     end_span();
-    const SoftmaxState& state = row_[r].total;
+    SoftmaxState& state = row_[r].total;
     const float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
-    const float norm = state.empty() ? 0.0f : 1.0f / state.sum;
+    const bool nothing = state.empty();
+    float weight = 1.0f;
+    if (row_[r].rule.has_sink) weight = merge(state, {row_[r].rule.sink_logit, 1.0f}).first;
+    const float norm = nothing ? 0.0f : weight / state.sum;
     for (int channel = 0; channel < value_dim_; ++channel)
-      out[channel] = state.empty() ? 0.0f : total[channel] * norm;
+      out[channel] = nothing ? 0.0f : total[channel] * norm;
     return state.lse();
   }
 
  private:
   static std::size_t padded(int count) {
     return round_up(static_cast<std::size_t>(count), line_lanes);
+  }
+
+  /// Fills visible_; returns the slots that some row sees.
+  cpu::Range find_visible(std::int64_t first_position, int tokens) {
+    cpu::Range range{tokens, 0};
+    for (int r = 0; r < rows_; ++r)
+      for (int slot = 0; slot < tokens; slot += line_lanes) {
+        const cpu::LaneMask mask = static_cast<cpu::LaneMask>(
+            row_[r].rule.visible(first_position + slot) & cpu::lanes_between(0, tokens - slot));
+        visible_[r][slot / line_lanes] = mask;
+        if (mask == 0) continue;
+        range.first = std::min(range.first, slot + std::countr_zero(mask));
+        range.last = std::max(range.last, slot + line_lanes - std::countl_zero(mask));
+      }
+    return range;
   }
 
   void end_span() {
@@ -160,6 +200,7 @@ class AttentionTile {
   float* totals_;   ///< [rows][value_stride], of all spans before
   float* scratch_;
   TileRow row_[tile_rows];
+  cpu::LaneMask visible_[tile_rows][max_blocks];
   int rows_ = 0;
   int pages_in_span_ = 0;
 };

@@ -10,6 +10,11 @@
 
 namespace kvtilt {
 
+// Minus infinity is handled as bits: -ffast-math may drop one it sees computed or compared.
+inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
+
+inline bool is_minus_infinity(float x) { return bit_cast<std::uint32_t>(x) == minus_infinity_bits; }
+
 /// Base-2 logits seen so far: their maximum, and the sum of 2^(logit - maximum). Empty: sum = 0.
 struct SoftmaxState {
   float maximum = 0.0f;
@@ -19,8 +24,7 @@ struct SoftmaxState {
 
   /// Natural log-sum-exp; minus infinity if empty.
   [[nodiscard]] float lse() const {
-    // Written as bits: -ffast-math may drop an infinity that it can see being computed.
-    if (empty()) return bit_cast<float>(std::uint32_t{0xff800000u});
+    if (empty()) return bit_cast<float>(minus_infinity_bits);
     return (maximum + std::log2(sum)) * 0.693147180559945309f;
   }
 };

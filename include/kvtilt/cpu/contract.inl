@@ -4,6 +4,11 @@
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline int larger(int a, int b) { return a > b ? a : b; }
 
+/// x in lanes first to last-1, 0 elsewhere.
+inline F32x16 keep_lanes(const F32x16& x, int first, int last) {
+  return keep(x, lanes_between(first, last), 0.0f);
+}
+
 /// Lanes of a block: 16, or 8 for the last block of an outer extent that is an odd multiple of 8.
 inline int block_lanes(CodeMatrix matrix, int block) {
   return block < matrix.full_blocks() ? line_lanes : line_lanes / 2;
@@ -103,8 +108,8 @@ inline void contract_along_outer(const TensorLayout& tensor, const std::byte* bl
         const F32x16 coefficient = load(coefficients[r] + i);
         const F32x16 folded = mul(coefficient, load_f16(scales + i, lanes));
         const F32x16 shift = mul(coefficient, load_f16(scales + pitch + i, lanes));
-        store(scratch + r * stride + i, keep_lanes(folded, inner.first - i, inner.last - i, 0.0f));
-        constant = add(constant, keep_lanes(shift, inner.first - i, inner.last - i, 0.0f));
+        store(scratch + r * stride + i, keep_lanes(folded, inner.first - i, inner.last - i));
+        constant = add(constant, keep_lanes(shift, inner.first - i, inner.last - i));
       }
       constants[r] = broadcast(reduce_add(constant));
     }
@@ -133,8 +138,7 @@ inline void contract_along_inner(const TensorLayout& tensor, const std::byte* bl
     for (int r = 0; r < Tile; ++r) {
       F32x16 total = broadcast(0.0f);
       for (int i = part.first / line_lanes * line_lanes; i < part.last; i += line_lanes)
-        total =
-            add(total, keep_lanes(load(coefficients[r] + i), part.first - i, part.last - i, 0.0f));
+        total = add(total, keep_lanes(load(coefficients[r] + i), part.first - i, part.last - i));
       totals[r] = broadcast(reduce_add(total));
     }
     for (int index = outer.first / line_lanes; index * line_lanes < outer.last; ++index) {

@@ -3,6 +3,7 @@
 /// attention calls. Every instruction set fills the same table.
 #pragma once
 
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/isa.hpp>
 #include <kvtilt/page/layout.hpp>
@@ -11,6 +12,16 @@
 #include <cstdint>
 
 namespace kvtilt::cpu {
+
+/// One bit per lane of a line.
+using LaneMask = std::uint16_t;
+
+/// Bits first to last-1; the bounds may lie outside of 0..16.
+constexpr LaneMask lanes_between(int first, int last) {
+  const unsigned below_last = last <= 0 ? 0 : last >= 16 ? 0xffffu : (1u << last) - 1;
+  const unsigned below_first = first <= 0 ? 0 : first >= 16 ? 0xffffu : (1u << first) - 1;
+  return static_cast<LaneMask>(below_last & ~below_first);
+}
 
 /// Indices first to last-1.
 struct Range {
@@ -46,10 +57,19 @@ using ContractFn = void (*)(const TensorLayout& tensor, const std::byte* block,
 using PackFn = void (*)(const TensorLayout& half, const std::byte* half_block,
                         const TensorLayout& packed, std::byte* block);
 
+/// What happens to a logit between the dot product and the softmax, in base 2.
+struct LogitRule {
+  float cap = 0.0f;    ///< score = cap * tanh(score); 0: score as it is
+  float slope = 0.0f;  ///< added per slot, ALiBi
+};
+
+/// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
+using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
+
 /// Turns scores (base-2 logits) into probabilities relative to the running maximum and adds them
-/// to the running sum. Slots outside `valid` become 0 whatever they hold; `slots` is a multiple of
-/// 16. Returns the factor by which earlier sums and outputs must shrink; `sum` already has.
-using AbsorbFn = float (*)(float* scores, int slots, Range valid, float& maximum, float& sum);
+/// to the running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0 whatever
+/// they hold; `slots` is a multiple of 16. Returns the factor by which earlier outputs must shrink.
+using AbsorbFn = float (*)(float* scores, int slots, const LaneMask* visible, SoftmaxState& state);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
@@ -66,6 +86,7 @@ struct Kernels {
   Isa isa;
   ContractFn contract[width_slots];  ///< null: width not in the build's list
   PackFn pack[width_slots];          ///< likewise
+  ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
   ToF16Fn to_f16_row;

@@ -58,18 +58,42 @@ inline F32x16 max(const F32x16& a, const F32x16& b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
 
-/// All ones in lanes first to last-1 of eight.
-inline __m256 lane_mask(int first, int last) {
-  const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+/// All ones in the lanes of eight whose bit is set.
+inline __m256 lanes_of(int mask) {
+  const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_castsi256_ps(
-      _mm256_andnot_si256(_mm256_cmpgt_epi32(_mm256_set1_epi32(first), index),
-                          _mm256_cmpgt_epi32(_mm256_set1_epi32(last), index)));
+      _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(mask), bit), bit));
 }
 
-inline F32x16 keep_lanes(const F32x16& x, int first, int last, float other) {
+inline F32x16 keep(const F32x16& x, LaneMask mask, float other) {
   const __m256 fill = _mm256_set1_ps(other);
-  return {_mm256_blendv_ps(fill, x.low, lane_mask(first, last)),
-          _mm256_blendv_ps(fill, x.high, lane_mask(first - 8, last - 8))};
+  return {_mm256_blendv_ps(fill, x.low, lanes_of(mask)),
+          _mm256_blendv_ps(fill, x.high, lanes_of(mask >> 8))};
+}
+
+inline F32x16 divide(const F32x16& a, const F32x16& b) {
+  return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+
+inline F32x16 magnitude(const F32x16& x) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
+}
+
+inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
+  const __m256 mask = _mm256_set1_ps(-0.0f);
+  return {_mm256_or_ps(x.low, _mm256_and_ps(mask, sign.low)),
+          _mm256_or_ps(x.high, _mm256_and_ps(mask, sign.high))};
+}
+
+inline LaneMask less(const F32x16& a, const F32x16& b) {
+  const int low = _mm256_movemask_ps(_mm256_cmp_ps(a.low, b.low, _CMP_LT_OQ));
+  const int high = _mm256_movemask_ps(_mm256_cmp_ps(a.high, b.high, _CMP_LT_OQ));
+  return static_cast<LaneMask>(low | high << 8);
+}
+
+inline F32x16 lane_indices() {
+  return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)};
 }
 
 inline float reduce_add(const F32x16& x) {

@@ -75,10 +75,46 @@ inline F32x16 max(const F32x16& a, const F32x16& b) {
   return r;
 }
 
-/// x in lanes first to last-1, `other` elsewhere, whatever x holds there.
-inline F32x16 keep_lanes(const F32x16& x, int first, int last, float other) {
+/// x in lanes whose bit is set, `other` elsewhere, whatever x holds there.
+inline F32x16 keep(const F32x16& x, LaneMask mask, float other) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i) r.lane[i] = i >= first && i < last ? x.lane[i] : other;
+  for (int i = 0; i < 16; ++i) r.lane[i] = (mask >> i & 1) != 0 ? x.lane[i] : other;
+  return r;
+}
+
+inline F32x16 divide(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] / b.lane[i];
+  return r;
+}
+
+/// |x|, and x with the sign of `sign`.
+inline F32x16 magnitude(const F32x16& x) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = bit_cast<float>(bit_cast<std::uint32_t>(x.lane[i]) & 0x7fffffffu);
+  return r;
+}
+
+inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = bit_cast<float>(bit_cast<std::uint32_t>(x.lane[i]) |
+                                (bit_cast<std::uint32_t>(sign.lane[i]) & 0x80000000u));
+  return r;
+}
+
+/// Lanes where a < b.
+inline LaneMask less(const F32x16& a, const F32x16& b) {
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (a.lane[i] < b.lane[i] ? 1u : 0u) << i;
+  return static_cast<LaneMask>(mask);
+}
+
+/// 0, 1, ..., 15.
+inline F32x16 lane_indices() {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(i);
   return r;
 }
 

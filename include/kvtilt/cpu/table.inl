@@ -12,7 +12,7 @@ constexpr void add_width(Kernels& table) {
 
 template <class FormatList, int... Bits>
 constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
-  Kernels table{isa, {}, {}, &absorb, &scale, &to_f16_row};
+  Kernels table{isa, {}, {}, &shape, &absorb, &scale, &to_f16_row};
   (add_width<FormatList, Bits>(table), ...);
   return table;
 }
