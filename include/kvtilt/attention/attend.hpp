@@ -40,6 +40,24 @@ inline Status check_attention(const LayerView& view, const TensorView& queries,
   return check_attend_options(options, shape, queries.tokens, queries.heads);
 }
 
+inline int effective_window(const LayerView& view, const AttendOptions& options) {
+  return options.window > 0 ? options.window : view.shape.window;
+}
+
+/// Whether everything that a query at `position` (the oldest) should see is still there.
+inline Status check_kept(const LayerView& view, const AttendOptions& options,
+                         std::int64_t position) {
+  const int window = effective_window(view, options);
+  const std::int64_t oldest =
+      std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
+  if (oldest >= view.first_kept || options.end_position <= oldest) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "the query at position %lld sees back to position %lld, but the window has "
+                       "freed those before %lld",
+                       static_cast<long long>(position), static_cast<long long>(oldest),
+                       static_cast<long long>(view.first_kept));
+}
+
 inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
   if (workspace.size() < needed)
     return Status::error(ErrorCode::InvalidArgument, "the workspace has %zu bytes, %zu are needed",
@@ -60,7 +78,8 @@ class RowRules {
            std::int64_t first_position)
       : options_(options),
         first_position_(first_position),
-        window_(options.window > 0 ? options.window : view.shape.window) {
+        window_(effective_window(view, options)),
+        keep_sinks_(view.shape.keep_sinks) {
     const float scale =
         options.scale > 0.0f ? options.scale : 1.0f / std::sqrt(static_cast<float>(queries.dim));
     // Softmax works in base 2; a cap wants tanh's argument instead.
@@ -76,6 +95,7 @@ class RowRules {
     rule.position = position;
     rule.first_position =
         std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
+    rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
     rule.end_position = std::min(options_.end_position, position + 1);
     rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
     if (!options_.tree_mask.empty()) {
@@ -95,6 +115,7 @@ class RowRules {
   const AttendOptions& options_;
   std::int64_t first_position_;
   int window_;
+  bool keep_sinks_;
   float query_factor_;
 };
 
@@ -132,7 +153,8 @@ inline void add_cached_pages(const LayerView& view, int kv_head, AttentionTile& 
   for (std::int32_t index = 0; index < view.page_count; ++index) {
     const PageEntry& page = view.pages[index];
     const HeadLayout& head = view.head(page.kind, kv_head);
-    tile.add_page(head, page.data + head.offset, page.first_position, page.tokens);
+    tile.add_page(head, page.data + head.offset, page.first_position, page.tokens,
+                  page.kind == PageKind::Sinks);
   }
 }
 
@@ -163,6 +185,7 @@ inline Status attend(const LayerView& view, const TensorView& queries, const Out
     return Status::error(
         ErrorCode::InvalidArgument, "%lld queries for %lld tokens: append the newest tokens first",
         static_cast<long long>(queries.tokens), static_cast<long long>(view.length));
+  KVTILT_RETURN_IF_ERROR(detail::check_kept(view, options, view.length - queries.tokens));
   KVTILT_RETURN_IF_ERROR(detail::check_workspace(workspace, attend_workspace_bytes(view)));
   detail::WorkspaceCarver carver(detail::align_workspace(workspace.data()));
   detail::AttentionTile tile(view.shape, view.max_page_tokens, view.kernels, carver);

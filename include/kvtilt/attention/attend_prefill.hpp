@@ -35,9 +35,9 @@ class PrefillChunk {
   void add_to(AttentionTile& tile, std::int64_t first_position) const {
     for (std::int64_t index = 0; index < block_count(); ++index) {
       const std::int64_t first = index * chunk_block_tokens;
-      tile.add_page(head_, blocks_ + static_cast<std::size_t>(index) * head_.bytes(),
-                    first_position + first,
-                    static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, tokens_ - first)));
+      tile.add_page(
+          head_, blocks_ + static_cast<std::size_t>(index) * head_.bytes(), first_position + first,
+          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, tokens_ - first)), false);
     }
   }
 

@@ -52,6 +52,7 @@ class WorkspaceCarver {
 /// What one query row sees, and how its logits are shaped.
 struct RowRule {
   std::int64_t first_position;  ///< oldest position inside window and range
+  std::int64_t first_sink;      ///< the same for sinks, which may outlive the window
   std::int64_t end_position;    ///< one past the newest
   std::int64_t position;        ///< its own
   std::uint64_t tree;           ///< bit j: sees position tree_start + j
@@ -61,11 +62,12 @@ struct RowRule {
   bool has_sink;
 
   /// The slots of 16 that the row sees, where slot 0 has position `start`.
-  [[nodiscard]] cpu::LaneMask visible(std::int64_t start) const {
+  [[nodiscard]] cpu::LaneMask visible(std::int64_t start, bool sinks) const {
     const auto lane = [&](std::int64_t p) {
       return static_cast<int>(std::clamp<std::int64_t>(p - start, 0, line_lanes));
     };
-    unsigned mask = cpu::lanes_between(lane(first_position), lane(end_position));
+    unsigned mask =
+        cpu::lanes_between(lane(sinks ? first_sink : first_position), lane(end_position));
     const int first_tree_lane = lane(tree_start);
     if (first_tree_lane < line_lanes) {
       const std::int64_t shift = start - tree_start;  // bit of the tree that lane 0 stands for
@@ -112,8 +114,8 @@ class AttentionTile {
 
   /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
   void add_page(const HeadLayout& head, const std::byte* block, std::int64_t first_position,
-                int tokens) {
-    const cpu::Range range = find_visible(first_position, tokens);
+                int tokens, bool sinks) {
+    const cpu::Range range = find_visible(first_position, tokens, sinks);
     if (range.first >= range.last) return;
 
     const int slots = static_cast<int>(padded(tokens));
@@ -159,12 +161,13 @@ class AttentionTile {
   }
 
   /// Fills visible_; returns the slots that some row sees.
-  cpu::Range find_visible(std::int64_t first_position, int tokens) {
+  cpu::Range find_visible(std::int64_t first_position, int tokens, bool sinks) {
     cpu::Range range{tokens, 0};
     for (int r = 0; r < rows_; ++r)
       for (int slot = 0; slot < tokens; slot += line_lanes) {
-        const cpu::LaneMask mask = static_cast<cpu::LaneMask>(
-            row_[r].rule.visible(first_position + slot) & cpu::lanes_between(0, tokens - slot));
+        const cpu::LaneMask mask =
+            static_cast<cpu::LaneMask>(row_[r].rule.visible(first_position + slot, sinks) &
+                                       cpu::lanes_between(0, tokens - slot));
         visible_[r][slot / line_lanes] = mask;
         if (mask == 0) continue;
         range.first = std::min(range.first, slot + std::countr_zero(mask));

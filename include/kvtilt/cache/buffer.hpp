@@ -33,6 +33,11 @@ class Buffer {
   [[nodiscard]] const T& operator[](std::size_t i) const { return data_[i]; }
   [[nodiscard]] T& back() { return data_[size_ - 1]; }
 
+  /// Bytes by which reserve(count) lets it grow.
+  [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
+    return count <= capacity_ ? 0 : (count - capacity_) * sizeof(T);
+  }
+
   /// Room for `count` elements; false if there is no memory, and then nothing has changed.
   [[nodiscard]] bool reserve(std::size_t count) {
     if (count <= capacity_) return true;
@@ -48,7 +53,12 @@ class Buffer {
   /// The room must have been reserved.
   void push_back(const T& value) { data_[size_++] = value; }
   [[nodiscard]] T pop_back() { return data_[--size_]; }
-  void resize_down(std::size_t size) { size_ = size; }
+  /// Elements first to last-1 go; those behind move up.
+  void erase(std::size_t first, std::size_t last) {
+    if (first == last) return;
+    std::memmove(data_ + first, data_ + last, (size_ - last) * sizeof(T));
+    size_ -= last - first;
+  }
 
  private:
   void deallocate() {

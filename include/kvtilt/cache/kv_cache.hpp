@@ -12,9 +12,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <vector>
 
 namespace kvtilt {
@@ -46,7 +48,8 @@ class KVCache {
   Result<SequenceId> open();
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing.
+  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing, except that tables may
+  /// have grown.
   Status reserve(SequenceId id, std::int64_t tokens);
 
   /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
@@ -60,8 +63,20 @@ class KVCache {
 
   /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
   /// hold. Exact inside the tail. A cut inside a sealed page leaves that page shorter, and can cost
-  /// a page of the reservation: reserve again if append says so.
+  /// a page of the reservation: reserve again if append says so. Fails with InvalidArgument, before
+  /// anything changes, if a window has freed tokens that the next one would see.
   Status truncate(SequenceId id, std::int64_t length);
+
+  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
+  /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
+  /// not end there, and then changes nothing.
+  Status remove(SequenceId id, std::int64_t from, std::int64_t to);
+
+  /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
+  /// reserved for `tokens` tokens, or for those it holds if that is more. Pages stay shared until
+  /// both sequences let go of them; one that loses a shared page (truncation, window) may have to
+  /// reserve again. Fails as open and reserve do, and if layers differ in length.
+  Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0);
 
   /// Returns the blocks of a sequence to the cache.
   Status close(SequenceId id);
@@ -85,8 +100,10 @@ class KVCache {
 
  private:
   struct Sequence {
-    std::vector<SequenceLayer> layers;
+    std::unique_ptr<std::optional<SequenceLayer>[]> layers;  ///< not a vector: open() never throws
     std::int64_t capacity = 0;
+
+    [[nodiscard]] SequenceLayer& layer(std::size_t index) const { return *layers[index]; }
   };
   struct Slot {
     Sequence* sequence = nullptr;
@@ -95,7 +112,7 @@ class KVCache {
 
   KVCache(const CacheOptions& options, const cpu::Kernels* kernels)
       : options_(options),
-        placement_{options.page_tokens, options.sink_tokens, options.recent_tokens},
+        placement_{options.page_tokens, options.sink_tokens, options.recent_tokens, 0},
         kernels_(kernels),
         slots_(static_cast<std::size_t>(options.max_sequences)),
         mutex_(std::make_unique<std::mutex>()) {}
@@ -108,6 +125,14 @@ class KVCache {
   PagePool& pool(std::size_t layer, PageKind kind) {
     return pools_[static_cast<std::size_t>(stores_[layer].pool(kind))];
   }
+  std::unique_ptr<Sequence> new_sequence() const;
+  SequenceId adopt(std::unique_ptr<Sequence> sequence);
+  [[nodiscard]] bool all_open() const;
+  void count_wanted_blocks();
+  [[nodiscard]] std::size_t reserved_bytes() const;
+  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence) const;
+  bool reserve_tables(Sequence& sequence);
+  Status provide(Sequence& sequence, std::int64_t tokens);
   void release_blocks(Sequence& sequence);
   void add_usage(const Sequence& sequence, MemoryReport& report) const;
 
@@ -117,7 +142,10 @@ class KVCache {
   std::vector<LayerStore> stores_;
   std::vector<PagePool> pools_;
   std::vector<Slot> slots_;            ///< never grows: a lookup needs no lock
-  std::unique_ptr<std::mutex> mutex_;  ///< guards pools_ and the opening and closing of slots_
+  std::vector<BlockCounts> needs_;     ///< of provide(): by layer
+  std::vector<std::size_t> wanted_;    ///< of provide(): blocks by pool
+  std::size_t table_bytes_ = 0;        ///< reserved for the tables of all sequences
+  std::unique_ptr<std::mutex> mutex_;  ///< guards all but stores_ and the use of open slots
 };
 
 }  // namespace kvtilt

@@ -3,6 +3,9 @@
 
 namespace kvtilt {
 
+/// More than any context: keeps sums of lengths and sizes far from overflow.
+inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
+
 template <class FormatList>
 Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
                                 const CacheOptions& options) {
@@ -26,6 +29,8 @@ Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
       store.pools[kind] = cache.pool_for(store.layouts[kind].bytes);
     cache.stores_.push_back(std::move(store));
   }
+  cache.needs_.resize(cache.stores_.size());
+  cache.wanted_.resize(cache.pools_.size());
   return cache;
 }
 
@@ -62,81 +67,196 @@ inline Result<KVCache::Sequence*> KVCache::find(SequenceId id, int layer) const 
   return sequence;
 }
 
-inline Result<SequenceId> KVCache::open() {
-  const std::lock_guard<std::mutex> lock(*mutex_);
-  for (std::size_t i = 0; i < slots_.size(); ++i) {
-    Slot& slot = slots_[i];
-    if (slot.sequence != nullptr) continue;
-    Sequence* sequence = new (std::nothrow) Sequence;
-    if (sequence == nullptr)
-      return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
-    sequence->layers.reserve(stores_.size());
-    for (std::size_t layer = 0; layer < stores_.size(); ++layer)
-      sequence->layers.emplace_back(placement_, options_.allocator);
-    slot.sequence = sequence;
-    ++slot.generation;
-    return SequenceId{static_cast<std::uint32_t>(i), slot.generation};
+/// Null if there is no memory.
+inline std::unique_ptr<KVCache::Sequence> KVCache::new_sequence() const {
+  auto sequence = std::unique_ptr<Sequence>(new (std::nothrow) Sequence);
+  if (sequence == nullptr) return nullptr;
+  sequence->layers.reset(new (std::nothrow) std::optional<SequenceLayer>[stores_.size()]);
+  if (sequence->layers == nullptr) return nullptr;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    TokenPlacement placement = placement_;
+    placement.window = stores_[layer].shape.window;
+    sequence->layers[layer].emplace(placement, options_.allocator);
   }
-  return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
-                       slots_.size());
+  return sequence;
 }
 
-inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
-  Result<Sequence*> found = find(id);
-  if (!found) return std::move(found).take_status();
-  if (tokens < 0 || tokens > (std::int64_t{1} << 40))
-    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
-                         static_cast<long long>(tokens));
-  Sequence& sequence = **found;
-  const std::lock_guard<std::mutex> lock(*mutex_);
+inline bool KVCache::all_open() const {
+  return std::none_of(slots_.begin(), slots_.end(),
+                      [](const Slot& slot) { return slot.sequence == nullptr; });
+}
 
-  std::vector<std::size_t> wanted(pools_.size(), 0);
+inline SequenceId KVCache::adopt(std::unique_ptr<Sequence> sequence) {
+  std::size_t index = 0;
+  while (slots_[index].sequence != nullptr) ++index;
+  Slot& slot = slots_[index];
+  slot.sequence = sequence.release();
+  if (++slot.generation == 0) slot.generation = 1;  // 0 means no sequence
+  return SequenceId{static_cast<std::uint32_t>(index), slot.generation};
+}
+
+inline Result<SequenceId> KVCache::open() {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  if (all_open())
+    return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
+                         slots_.size());
+  std::unique_ptr<Sequence> sequence = new_sequence();
+  if (sequence == nullptr)
+    return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
+  return adopt(std::move(sequence));
+}
+
+inline void KVCache::count_wanted_blocks() {
+  std::fill(wanted_.begin(), wanted_.end(), 0);
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
-    if (stores_[layer].shape.kv_heads == 0) continue;
-    const BlockCounts missing = sequence.layers[layer].missing_for(tokens);
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += missing.sinks;
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += missing.tail;
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += missing.sealed;
+    const BlockCounts& needs = needs_[layer];
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += needs.sinks;
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += needs.tail;
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += needs.sealed;
   }
-  std::size_t present = 0;
-  std::size_t more = 0;
-  for (std::size_t i = 0; i < pools_.size(); ++i) {
-    present += pools_[i].allocated_bytes();
-    more += pools_[i].missing_bytes(wanted[i]);
-  }
-  if (options_.max_bytes != 0 && more > 0 && present + more > options_.max_bytes)
-    return Status::error(ErrorCode::OutOfMemory,
-                         "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
-                         static_cast<long long>(tokens), more, present, options_.max_bytes);
-  bool room = true;
+}
+
+inline std::size_t KVCache::reserved_bytes() const {
+  std::size_t bytes = table_bytes_;
+  for (const PagePool& pool : pools_) bytes += pool.allocated_bytes();
+  return bytes;
+}
+
+/// What the allocator will be asked for so that `sequence` gets needs_; SIZE_MAX if no number says.
+inline std::size_t KVCache::missing_bytes(const Sequence& sequence) const {
+  std::size_t bytes = 0;
+  const auto add = [&bytes](std::size_t more) {
+    if (__builtin_add_overflow(bytes, more, &bytes))
+      bytes = std::numeric_limits<std::size_t>::max();
+  };
+  for (std::size_t i = 0; i < pools_.size(); ++i) add(pools_[i].missing_bytes(wanted_[i]));
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0)
-      room = room && sequence.layers[layer].reserve_tables(tokens);
-  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].ensure_free(wanted[i]);
-  if (!room)
-    return Status::error(ErrorCode::OutOfMemory,
-                         "the allocator refused the %zu bytes that %lld "
-                         "tokens need",
-                         more, static_cast<long long>(tokens));
+      add(sequence.layer(layer).missing_table_bytes(needs_[layer]));
+  return bytes;
+}
 
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+inline bool KVCache::reserve_tables(Sequence& sequence) {
+  bool room = true;
+  for (std::size_t layer = 0; room && layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    SequenceLayer& own = sequence.layers[layer];
-    const BlockCounts missing = own.missing_for(tokens);
-    if (missing.sinks > 0) own.give_sink_block(pool(layer, PageKind::Sinks).acquire());
-    for (std::size_t i = 0; i < missing.tail; ++i)
+    SequenceLayer& own = sequence.layer(layer);
+    table_bytes_ -= own.reserved_table_bytes();
+    room = own.reserve_tables(needs_[layer]);
+    table_bytes_ += own.reserved_table_bytes();
+  }
+  return room;
+}
+
+/// Gives a sequence the blocks in needs_ and the tables for them: all or nothing.
+inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
+  count_wanted_blocks();
+  const std::size_t present = reserved_bytes();
+  const std::size_t more = missing_bytes(sequence);
+  const std::size_t limit =
+      options_.max_bytes == 0 ? std::numeric_limits<std::size_t>::max() : options_.max_bytes;
+  if (more > 0 && (present > limit || more > limit - present))
+    return Status::error(ErrorCode::OutOfMemory,
+                         "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
+                         static_cast<long long>(tokens), more, present, limit);
+  bool room = reserve_tables(sequence);
+  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
+  if (!room) {
+    for (PagePool& pool : pools_) pool.abandon();
+    return Status::error(ErrorCode::OutOfMemory,
+                         "the allocator refused the %zu bytes that %lld tokens need", more,
+                         static_cast<long long>(tokens));
+  }
+  for (PagePool& pool : pools_) pool.commit();
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    const BlockCounts& needs = needs_[layer];
+    SequenceLayer& own = sequence.layer(layer);
+    if (needs.sinks > 0) own.give_sink_block(pool(layer, PageKind::Sinks).acquire());
+    for (std::size_t i = 0; i < needs.tail; ++i)
       own.give_tail_block(pool(layer, PageKind::Tail).acquire());
-    for (std::size_t i = 0; i < missing.sealed; ++i)
+    for (std::size_t i = 0; i < needs.sealed; ++i)
       own.give_page(pool(layer, PageKind::Sealed).acquire());
   }
   sequence.capacity = std::max(sequence.capacity, tokens);
   return {};
 }
 
+inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  if (tokens < 0 || tokens > max_tokens)
+    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
+                         static_cast<long long>(tokens));
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    needs_[layer] = stores_[layer].shape.kv_heads == 0 ? BlockCounts{}
+                                                       : (*found)->layer(layer).missing_for(tokens);
+  return provide(**found, tokens);
+}
+
+inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  const Sequence& parent = **found;
+  std::int64_t length = -1;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const std::int64_t own = parent.layer(layer).length();
+    if (length >= 0 && own != length)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot fork: layer %zu holds %lld tokens, an earlier one %lld; "
+                           "truncate to the shorter length first",
+                           layer, static_cast<long long>(own), static_cast<long long>(length));
+    length = own;
+  }
+  if (tokens < 0 || tokens > max_tokens)
+    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
+                         static_cast<long long>(tokens));
+  tokens = std::max(tokens, length);
+
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  if (all_open())
+    return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
+                         slots_.size());
+  std::unique_ptr<Sequence> child = new_sequence();
+  if (child == nullptr)
+    return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    needs_[layer] =
+        stores_[layer].shape.kv_heads == 0 ? BlockCounts{} : parent.layer(layer).fork_needs(tokens);
+  if (Status given = provide(*child, tokens); !given.ok()) {
+    release_blocks(*child);
+    return given;
+  }
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    child->layer(layer).copy_from(parent.layer(layer), stores_[layer].layout(PageKind::Sinks).bytes,
+                                  stores_[layer].layout(PageKind::Tail).bytes);
+  return adopt(std::move(child));
+}
+
+inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  std::size_t first = 0;
+  std::size_t last = 0;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0 &&
+        !(*found)->layer(layer).find_pages(from, to, first, last))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu has no sealed pages that hold exactly positions %lld to %lld",
+                           layer, static_cast<long long>(from), static_cast<long long>(to) - 1);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0) {
+      (void)(*found)->layer(layer).find_pages(from, to, first, last);
+      (*found)->layer(layer).remove_pages(first, last);
+    }
+  return {};
+}
+
 inline Status KVCache::check_append(const Sequence& sequence, int layer, const TensorView& keys,
                                     const TensorView& values) const {
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  const SequenceLayer& own = sequence.layers[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = sequence.layer(static_cast<std::size_t>(layer));
   const LayerShape& shape = store.shape;
   if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
       values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
@@ -150,17 +270,17 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
   if (keys.tokens == 0) return {};
   if (keys.data == nullptr || values.data == nullptr)
     return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
-  const std::int64_t length = own.length() + keys.tokens;
-  if (keys.tokens > sequence.capacity || length > sequence.capacity)
+  if (keys.tokens > sequence.capacity - own.length())
     return Status::error(ErrorCode::OutOfCapacity,
                          "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,
                          static_cast<long long>(own.length()),
                          static_cast<long long>(sequence.capacity),
                          static_cast<long long>(keys.tokens));
+  const std::int64_t length = own.length() + keys.tokens;
   if (own.missing_for(length).sealed > 0)
     return Status::error(ErrorCode::OutOfCapacity,
                          "layer %d lacks a page for %lld tokens, because a truncation left a "
-                         "sealed page partly filled; reserve again",
+                         "sealed page partly filled or a fork keeps it; reserve again",
                          layer, static_cast<long long>(length));
   return store.check_values(keys, values, layer);
 }
@@ -171,7 +291,7 @@ inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
   if (!found) return std::move(found).take_status();
   KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
   for (std::int64_t token = 0; token < keys.tokens; ++token) {
     store.write_token(*kernels_, keys, values, token, own.place_token());
     if (own.must_seal()) store.fill_page(*kernels_, own.seal());
@@ -185,17 +305,26 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
   if (length < 0)
     return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
                          static_cast<long long>(length));
-  for (SequenceLayer& own : (*found)->layers) own.truncate(length);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if ((*found)->layer(layer).lost_before(length))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot truncate to %lld tokens: the window of layer %zu has freed "
+                           "positions up to %lld that the next token would see",
+                           static_cast<long long>(length), layer,
+                           static_cast<long long>((*found)->layer(layer).first_kept()) - 1);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    (*found)->layer(layer).truncate(length);
   return {};
 }
 
 inline void KVCache::release_blocks(Sequence& sequence) {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    sequence.layers[layer].for_each_block(
-        [&](std::byte* block) { pool(layer, PageKind::Sinks).release(block); },
-        [&](std::byte* block) { pool(layer, PageKind::Tail).release(block); },
-        [&](std::byte* block) { pool(layer, PageKind::Sealed).release(block); });
+    table_bytes_ -= sequence.layer(layer).reserved_table_bytes();
+    sequence.layer(layer).release(
+        [&](const Block& block) { pool(layer, PageKind::Sinks).release(block); },
+        [&](const Block& block) { pool(layer, PageKind::Tail).release(block); },
+        [&](const Block& page) { pool(layer, PageKind::Sealed).release(page); });
   }
 }
 
@@ -213,7 +342,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  const SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
   LayerView view;
   view.shape = store.shape;
   for (int kind = 0; kind < page_kinds; ++kind) {
@@ -223,6 +352,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   view.pages = own.entries().data();
   view.page_count = static_cast<std::int32_t>(own.entries().size());
   view.length = own.length();
+  view.first_kept = own.first_kept();
   view.kernels = kernels_;
   return view;
 }
@@ -230,7 +360,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();
-  return (*found)->layers[static_cast<std::size_t>(layer)].length();
+  return (*found)->layer(static_cast<std::size_t>(layer)).length();
 }
 
 inline Result<std::int64_t> KVCache::length(SequenceId id) const {
@@ -239,7 +369,7 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
   std::int64_t shortest = -1;
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    const std::int64_t length = (*found)->layers[layer].length();
+    const std::int64_t length = (*found)->layer(layer).length();
     shortest = shortest < 0 ? length : std::min(shortest, length);
   }
   return std::max<std::int64_t>(shortest, 0);
@@ -248,7 +378,7 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
 inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) const {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
-    const SequenceLayer& own = sequence.layers[layer];
+    const SequenceLayer& own = sequence.layer(layer);
     const std::size_t token_elements = store.shape.elements_per_token();
     report.table_bytes += own.table_bytes();
     for (std::size_t i = 0; i < own.entries().size(); ++i) {
@@ -273,7 +403,7 @@ inline Result<MemoryReport> KVCache::memory(SequenceId id) const {
 inline MemoryReport KVCache::memory() const {
   const std::lock_guard<std::mutex> lock(*mutex_);
   MemoryReport report;
-  for (const PagePool& pool : pools_) report.reserved_bytes += pool.allocated_bytes();
+  report.reserved_bytes = reserved_bytes();
   for (const Slot& slot : slots_)
     if (slot.sequence != nullptr) add_usage(*slot.sequence, report);
   return report;

@@ -6,27 +6,37 @@
 ///     page kind     Sinks     |        Sealed         |  Tail blocks, `page` slots each
 ///
 /// The tail starts at a block boundary and loses its first block when that is sealed, so a page is
-/// always quantized from one contiguous block.
+/// always quantized from one contiguous block. A layer with a window frees a sealed page once its
+/// last position is `recent` tokens and a window behind the newest: what is left serves every query
+/// among the newest `recent` tokens, and every truncation within them.
 #pragma once
 
 #include <kvtilt/cache/buffer.hpp>
+#include <kvtilt/cache/page_pool.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace kvtilt {
 
-/// Numbers that decide when a page is sealed; one set per cache.
+/// Numbers that decide when a page is sealed and when it is freed; one set per layer.
 struct TokenPlacement {
   int page_tokens;
   int sink_tokens;
   int recent_tokens;
+  int window;  ///< 0: nothing is ever freed
 
   /// Blocks of a full tail: it holds at most recent + page tokens, at the moment of sealing.
   [[nodiscard]] int ring_blocks() const {
     return (recent_tokens + page_tokens - 1) / page_tokens + 1;
+  }
+  /// Sealed pages that end here or earlier are free once `length` tokens were appended.
+  [[nodiscard]] std::int64_t free_until(std::int64_t length) const {
+    return window == 0 ? 0 : length - recent_tokens - window;
   }
 };
 
@@ -35,6 +45,7 @@ struct BlockCounts {
   std::size_t sinks = 0;
   std::size_t tail = 0;
   std::size_t sealed = 0;
+  std::size_t shared = 0;  ///< table entries that a fork takes over
 };
 
 class SequenceLayer {
@@ -47,59 +58,64 @@ class SequenceLayer {
         tail_start_(placement.sink_tokens) {}
 
   [[nodiscard]] std::int64_t length() const { return length_; }
+  /// Sealed positions before this one were freed by the window.
+  [[nodiscard]] std::int64_t first_kept() const { return first_kept_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
   [[nodiscard]] std::size_t table_bytes() const { return entries_.size() * sizeof(PageEntry); }
 
-  /// Pages that will be sealed on the way to `length` tokens.
-  [[nodiscard]] std::size_t seals_until(std::int64_t length) const {
-    const std::int64_t beyond = length - tail_start_ - placement_.recent_tokens;
-    return beyond <= 0 ? 0 : static_cast<std::size_t>(beyond / placement_.page_tokens);
-  }
-
-  /// Blocks this layer lacks to hold `length` tokens.
+  /// Blocks this layer lacks to hold `length` tokens. Cost: one step per page still to be sealed.
   [[nodiscard]] BlockCounts missing_for(std::int64_t length) const {
     BlockCounts missing;
-    if (placement_.sink_tokens > 0 && sink_block_ == nullptr && length > 0) missing.sinks = 1;
-    const std::int64_t tail = std::max<std::int64_t>(0, length - tail_start_);
-    const std::size_t blocks = std::min<std::size_t>(
-        static_cast<std::size_t>(placement_.ring_blocks()),
-        static_cast<std::size_t>((tail + placement_.page_tokens - 1) / placement_.page_tokens));
+    if (placement_.sink_tokens > 0 && sink_block_.data == nullptr && length > 0) missing.sinks = 1;
+    const std::size_t blocks = tail_blocks_for(length);
     if (blocks > ring_.size()) missing.tail = blocks - ring_.size();
-    const std::size_t seals = seals_until(length);
-    if (seals > spare_.size()) missing.sealed = seals - spare_.size();
+    missing.sealed = missing_pages(length, spare_.size(), false);
     return missing;
   }
 
-  /// Room in the tables for what `missing_for(length)` names; false if there is no memory.
-  [[nodiscard]] bool reserve_tables(std::int64_t length) {
-    const BlockCounts missing = missing_for(length);
-    const std::size_t pages = entries_.size() + spare_.size() + missing.sealed;
-    return entries_.reserve(pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1) &&
-           ring_.reserve(ring_.size() + missing.tail) && spare_.reserve(pages);
+  /// Room in the tables for what `missing` names; false if there is no memory: some tables may
+  /// then have grown.
+  [[nodiscard]] bool reserve_tables(const BlockCounts& missing) {
+    const TableSizes sizes = table_sizes(missing);
+    return entries_.reserve(sizes.entries) && ring_.reserve(sizes.ring) &&
+           spare_.reserve(sizes.spare);
   }
 
-  void give_sink_block(std::byte* block) { sink_block_ = block; }
-  void give_tail_block(std::byte* block) { ring_.push_back(block); }
-  void give_page(std::byte* page) { spare_.push_back(page); }
+  /// Bytes by which reserve_tables(missing) lets the tables grow.
+  [[nodiscard]] std::size_t missing_table_bytes(const BlockCounts& missing) const {
+    const TableSizes sizes = table_sizes(missing);
+    return entries_.missing_bytes(sizes.entries) + ring_.missing_bytes(sizes.ring) +
+           spare_.missing_bytes(sizes.spare);
+  }
 
-  /// Calls sinks(block), tail(block) or sealed(page) for everything this layer owns.
+  /// Bytes of the tables, used or not.
+  [[nodiscard]] std::size_t reserved_table_bytes() const {
+    return entries_.capacity_bytes() + ring_.capacity_bytes() + spare_.capacity_bytes();
+  }
+
+  void give_sink_block(const Block& block) { sink_block_ = block; }
+  void give_tail_block(const Block& block) { ring_.push_back(block); }
+  void give_page(const Block& page) { spare_.push_back(page); }
+
+  /// Hands back everything this layer owns alone: sinks(block), tail(block), sealed(page).
   template <class Sinks, class Tail, class Sealed>
-  void for_each_block(Sinks sinks, Tail tail, Sealed sealed) {
-    if (sink_block_ != nullptr) sinks(sink_block_);
+  void release(Sinks sinks, Tail tail, Sealed sealed) {
+    for (std::size_t i = 0; i < entries_.size(); ++i) drop(entries_[i]);
+    if (sink_block_.data != nullptr) sinks(sink_block_);
     for (std::size_t i = 0; i < ring_.size(); ++i) tail(ring_[i]);
     for (std::size_t i = 0; i < spare_.size(); ++i) sealed(spare_[i]);
-    for (std::size_t i = 0; i < entries_.size(); ++i)
-      if (entries_[i].kind == PageKind::Sealed) sealed(entries_[i].data);
   }
 
   /// Adds one token and returns the page whose last slot is its own. Capacity was checked.
   [[nodiscard]] const PageEntry& place_token() {
     if (length_ < placement_.sink_tokens) {
-      if (length_ == 0) entries_.push_back({sink_block_, 0, 0, PageKind::Sinks});
+      if (length_ == 0)
+        entries_.push_back({sink_block_.data, sink_block_.references, 0, 0, PageKind::Sinks});
     } else if (const std::int64_t slot = length_ - tail_start_;
                slot % placement_.page_tokens == 0) {
       const std::size_t index = static_cast<std::size_t>(slot / placement_.page_tokens);
-      entries_.push_back({ring_[(ring_head_ + index) % ring_.size()], length_, 0, PageKind::Tail});
+      const Block& block = ring_[(ring_head_ + index) % ring_.size()];
+      entries_.push_back({block.data, block.references, length_, 0, PageKind::Tail});
     }
     ++length_;
     ++entries_.back().tokens;
@@ -118,23 +134,32 @@ class SequenceLayer {
   };
   /// Replaces the first tail block by a sealed page in the table; the caller then fills the page.
   [[nodiscard]] Sealing seal() {
+    free_outside_window();
+    const Block page = spare_.pop_back();
     PageEntry& entry = entries_[first_tail_entry()];
-    const Sealing sealing{entry.data, spare_.pop_back()};
-    entry.data = sealing.page;
+    const Sealing sealing{entry.data, page.data};
+    entry.data = page.data;
+    entry.references = page.references;
     entry.kind = PageKind::Sealed;
     ring_head_ = (ring_head_ + 1) % ring_.size();
     tail_start_ += placement_.page_tokens;
     return sealing;
   }
 
+  /// Whether the window has freed a token that the token at `length` would see.
+  [[nodiscard]] bool lost_before(std::int64_t length) const {
+    if (length >= length_) return false;
+    const std::int64_t oldest =
+        std::max<std::int64_t>(placement_.sink_tokens, length - placement_.window + 1);
+    return oldest < std::min(first_kept_, length);
+  }
+
   /// Forgets all tokens from `length` on. A cut inside a sealed page leaves it with fewer tokens;
   /// the tail then starts anew behind it.
   void truncate(std::int64_t length) {
     if (length >= length_) return;
-    while (entries_.size() > 0 && entries_.back().first_position >= length) {
-      const PageEntry dropped = entries_.pop_back();
-      if (dropped.kind == PageKind::Sealed) spare_.push_back(dropped.data);
-    }
+    while (entries_.size() > 0 && entries_.back().first_position >= length)
+      drop(entries_.pop_back());
     length_ = length;
     if (entries_.size() > 0)
       entries_.back().tokens = static_cast<std::int32_t>(
@@ -143,23 +168,151 @@ class SequenceLayer {
       tail_start_ = std::max<std::int64_t>(length, placement_.sink_tokens);
       ring_head_ = 0;
     }
+    first_kept_ = std::min(first_kept_, length);
+  }
+
+  /// The sealed pages that hold exactly the positions from `from` to `to`-1 as indices into
+  /// entries(); false if there are none such.
+  [[nodiscard]] bool find_pages(std::int64_t from, std::int64_t to, std::size_t& first,
+                                std::size_t& last) const {
+    const auto sealed = [&](std::size_t i) {
+      return i < entries_.size() && entries_[i].kind == PageKind::Sealed;
+    };
+    first = 0;
+    while (first < entries_.size() && entries_[first].first_position != from) ++first;
+    for (last = first; sealed(last) && entries_[last].first_position < to;) ++last;
+    return last > first && entries_[last - 1].first_position + entries_[last - 1].tokens == to;
+  }
+
+  /// Drops entries first to last-1, sealed pages all. Positions of the others stay as they are.
+  void remove_pages(std::size_t first, std::size_t last) {
+    for (std::size_t i = first; i < last; ++i) drop(entries_[i]);
+    entries_.erase(first, last);
+  }
+
+  /// Blocks a fork of this layer needs to go on to `length` tokens: 16-bit blocks of its own, and
+  /// pages as if this layer had none to spare.
+  [[nodiscard]] BlockCounts fork_needs(std::int64_t length) const {
+    BlockCounts needs;
+    needs.sinks = placement_.sink_tokens > 0 && length > 0 ? 1 : 0;
+    needs.tail = tail_blocks_for(length);
+    needs.sealed = missing_pages(length, 0, true);
+    needs.shared = entries_.size();
+    return needs;
+  }
+
+  /// Becomes a copy of `parent`: shares its sealed pages, copies its 16-bit blocks. The blocks and
+  /// tables were given before.
+  void copy_from(const SequenceLayer& parent, std::size_t sink_bytes, std::size_t tail_bytes) {
+    std::size_t tail_blocks = 0;
+    for (std::size_t i = 0; i < parent.entries_.size(); ++i) {
+      PageEntry entry = parent.entries_[i];
+      if (entry.kind == PageKind::Sealed) {
+        std::atomic_ref(*entry.references).fetch_add(1, std::memory_order_relaxed);
+      } else {
+        const bool sinks = entry.kind == PageKind::Sinks;
+        const Block& own = sinks ? sink_block_ : ring_[tail_blocks++];
+        std::memcpy(own.data, entry.data, sinks ? sink_bytes : tail_bytes);
+        entry.data = own.data;
+        entry.references = own.references;
+      }
+      entries_.push_back(entry);
+    }
+    ring_head_ = 0;
+    tail_start_ = parent.tail_start_;
+    length_ = parent.length_;
+    first_kept_ = parent.first_kept_;
   }
 
  private:
+  struct TableSizes {
+    std::size_t entries;
+    std::size_t ring;
+    std::size_t spare;
+  };
+  [[nodiscard]] TableSizes table_sizes(const BlockCounts& missing) const {
+    const std::size_t pages = entries_.size() + spare_.size() + missing.sealed + missing.shared;
+    return {pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1,
+            ring_.size() + missing.tail, pages};
+  }
+
+  [[nodiscard]] std::size_t tail_blocks_for(std::int64_t length) const {
+    const std::int64_t tail = std::max<std::int64_t>(0, length - tail_start_);
+    return std::min(
+        static_cast<std::size_t>(placement_.ring_blocks()),
+        static_cast<std::size_t>((tail + placement_.page_tokens - 1) / placement_.page_tokens));
+  }
+
+  /// Pages that sealing up to `length` tokens needs beyond `spare` ones, those that the window
+  /// frees on the way counted in. A shared page frees nothing.
+  [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare,
+                                          bool all_shared) const {
+    const std::int64_t beyond = length - tail_start_ - placement_.recent_tokens;
+    const std::int64_t seals = beyond <= 0 ? 0 : beyond / placement_.page_tokens;
+    std::size_t missing = 0;
+    std::size_t old_entry = 0;   // next page of today's table that the window may free
+    std::int64_t new_pages = 0;  // pages sealed on the way that it has freed
+    for (std::int64_t i = 0; i < seals; ++i) {
+      const std::int64_t start = tail_start_ + i * placement_.page_tokens;
+      const std::int64_t cut =
+          placement_.free_until(start + placement_.page_tokens + placement_.recent_tokens);
+      for (; old_entry < entries_.size() && end_of(entries_[old_entry]) <= cut; ++old_entry)
+        if (entries_[old_entry].kind == PageKind::Sealed && !all_shared &&
+            !is_shared(entries_[old_entry]))
+          ++spare;
+      for (; tail_start_ + (new_pages + 1) * placement_.page_tokens <= cut && new_pages < i;
+           ++new_pages)
+        ++spare;
+      if (spare > 0)
+        --spare;
+      else
+        ++missing;
+    }
+    return missing;
+  }
+
+  [[nodiscard]] static std::int64_t end_of(const PageEntry& entry) {
+    return entry.first_position + entry.tokens;
+  }
+  [[nodiscard]] static bool is_shared(const PageEntry& entry) {
+    return std::atomic_ref(*entry.references).load(std::memory_order_relaxed) > 1;
+  }
+
   [[nodiscard]] std::size_t first_tail_entry() const {
     std::size_t index = entries_.size();
     while (index > 0 && entries_[index - 1].kind == PageKind::Tail) --index;
     return index;
   }
 
+  /// Lets go of an entry. The last of those who share a page keeps it to spare.
+  void drop(const PageEntry& entry) {
+    if (entry.kind != PageKind::Sealed) return;
+    const std::atomic_ref references(*entry.references);
+    if (references.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    references.store(1, std::memory_order_relaxed);
+    spare_.push_back({entry.data, entry.references});
+  }
+
+  void free_outside_window() {
+    const std::int64_t cut = placement_.free_until(length_);
+    std::size_t first = 0;
+    while (first < entries_.size() && entries_[first].kind == PageKind::Sinks) ++first;
+    std::size_t last = first;
+    while (last < entries_.size() && entries_[last].kind == PageKind::Sealed &&
+           end_of(entries_[last]) <= cut)
+      first_kept_ = end_of(entries_[last++]);
+    remove_pages(first, last);
+  }
+
   TokenPlacement placement_;
   Buffer<PageEntry> entries_;  ///< sinks, sealed pages, tail blocks in use
-  Buffer<std::byte*> ring_;    ///< tail blocks; the ring turns only once it is complete
-  Buffer<std::byte*> spare_;   ///< reserved pages that hold nothing yet
-  std::byte* sink_block_ = nullptr;
+  Buffer<Block> ring_;         ///< tail blocks; the ring turns only once it is complete
+  Buffer<Block> spare_;        ///< reserved pages that hold nothing yet
+  Block sink_block_;
   std::size_t ring_head_ = 0;  ///< block at which the tail starts
   std::int64_t tail_start_;    ///< position of the tail's first token
   std::int64_t length_ = 0;
+  std::int64_t first_kept_ = 0;
 };
 
 }  // namespace kvtilt

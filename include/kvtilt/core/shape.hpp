@@ -18,6 +18,7 @@ struct LayerShape {
   int key_dim = 0;    ///< channels of a key per head: a multiple of 8, at most 576
   int value_dim = 0;  ///< channels of a value per head: a multiple of 8, at most 576
   int window = 0;     ///< a query sees this many newest positions, itself included; 0: all of them
+  bool keep_sinks = false;  ///< the sinks stay visible outside the window
 
   friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
 

@@ -25,8 +25,9 @@ inline constexpr int page_kinds = 3;
 /// One page of a sequence.
 struct PageEntry {
   std::byte* data = nullptr;
-  std::int64_t first_position = 0;  ///< position of slot 0 in its text
-  std::int32_t tokens = 0;          ///< slots 0 to tokens-1 hold tokens
+  std::uint32_t* references = nullptr;  ///< sequences that share a sealed page; the cache's own
+  std::int64_t first_position = 0;      ///< position of slot 0 in its text
+  std::int32_t tokens = 0;              ///< slots 0 to tokens-1 hold tokens
   PageKind kind = PageKind::Sealed;
 };
 
@@ -37,8 +38,9 @@ struct LayerView {
   const HeadLayout* heads[page_kinds] = {};  ///< [kv head], by kind of page
   const PageEntry* pages = nullptr;
   std::int32_t page_count = 0;
-  std::int32_t max_page_tokens = 0;       ///< slots of the largest page
-  std::int64_t length = 0;                ///< positions 0 to length-1 were appended
+  std::int32_t max_page_tokens = 0;  ///< slots of the largest page
+  std::int64_t length = 0;           ///< positions 0 to length-1 were appended
+  std::int64_t first_kept = 0;  ///< beyond the sinks, positions before it were freed by the window
   const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
 
   [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {
