@@ -3,197 +3,129 @@
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
-#include <kvtilt/attention/tile.hpp>
-#include <kvtilt/cache/input_check.hpp>
+#include <kvtilt/attention/parallel_for.hpp>
+#include <kvtilt/attention/work.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 
 namespace kvtilt {
 
-namespace detail {
-
-inline Status check_attention(const LayerView& view, const TensorView& queries,
-                              const OutputView& out, const AttendOptions& options) {
-  const LayerShape& shape = view.shape;
-  if (view.kernels == nullptr || shape.kv_heads == 0)
-    return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
-  if (queries.tokens < 0 || queries.dim != shape.key_dim || queries.heads <= 0 ||
-      queries.heads % shape.kv_heads != 0)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "queries are [%lld, %d, %d]; expected [n, a multiple of %d kv heads, %d]",
-                         static_cast<long long>(queries.tokens), queries.heads, queries.dim,
-                         shape.kv_heads, shape.key_dim);
-  if (out.tokens != queries.tokens || out.heads != queries.heads || out.dim != shape.value_dim)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "the output is [%lld, %d, %d]; expected [%lld, %d, %d]",
-                         static_cast<long long>(out.tokens), out.heads, out.dim,
-                         static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
-  if (queries.tokens > 0 && (queries.data == nullptr || out.data == nullptr))
-    return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
-  return check_attend_options(options, shape, queries.tokens, queries.heads);
-}
-
-inline int effective_window(const LayerView& view, const AttendOptions& options) {
-  return options.window > 0 ? options.window : view.shape.window;
-}
-
-/// Whether everything that a query at `position` (the oldest) should see is still there.
-inline Status check_kept(const LayerView& view, const AttendOptions& options,
-                         std::int64_t position) {
-  const int window = effective_window(view, options);
-  const std::int64_t oldest =
-      std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
-  if (oldest >= view.first_kept || options.end_position <= oldest) return {};
-  return Status::error(ErrorCode::InvalidArgument,
-                       "the query at position %lld sees back to position %lld, but the window has "
-                       "freed those before %lld",
-                       static_cast<long long>(position), static_cast<long long>(oldest),
-                       static_cast<long long>(view.first_kept));
-}
-
-inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
-  if (workspace.size() < needed)
-    return Status::error(ErrorCode::InvalidArgument, "the workspace has %zu bytes, %zu are needed",
-                         workspace.size(), needed);
-  return {};
-}
-
-/// A workspace may start anywhere; the carver wants page_alignment.
-inline std::byte* align_workspace(std::byte* workspace) {
-  const auto address = reinterpret_cast<std::uintptr_t>(workspace);
-  return workspace + (round_up(address, page_alignment) - address);
-}
-
-/// The options as one row of queries needs them.
-class RowRules {
- public:
-  RowRules(const LayerView& view, const TensorView& queries, const AttendOptions& options,
-           std::int64_t first_position)
-      : options_(options),
-        first_position_(first_position),
-        window_(effective_window(view, options)),
-        keep_sinks_(view.shape.keep_sinks) {
-    const float scale =
-        options.scale > 0.0f ? options.scale : 1.0f / std::sqrt(static_cast<float>(queries.dim));
-    // Softmax works in base 2; a cap wants tanh's argument instead.
-    query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
-  }
-
-  [[nodiscard]] float query_factor() const { return query_factor_; }
-
-  [[nodiscard]] RowRule row(std::int64_t token, int head) const {
-    const std::int64_t position = first_position_ + token;
-    const std::size_t index = static_cast<std::size_t>(head);
-    RowRule rule{};
-    rule.position = position;
-    rule.first_position =
-        std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
-    rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
-    rule.end_position = std::min(options_.end_position, position + 1);
-    rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
-    if (!options_.tree_mask.empty()) {
-      const std::int64_t tokens = static_cast<std::int64_t>(options_.tree_mask.size());
-      rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
-      rule.tree_start = first_position_;
-      rule.end_position = std::min(options_.end_position, first_position_ + tokens);
-    }
-    rule.logit.cap = options_.soft_cap * log2_e;
-    if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;
-    rule.has_sink = !options_.sink_logits.empty();
-    if (rule.has_sink) rule.sink_logit = options_.sink_logits[index] * log2_e;
-    return rule;
-  }
-
- private:
-  const AttendOptions& options_;
-  std::int64_t first_position_;
-  int window_;
-  bool keep_sinks_;
-  float query_factor_;
+/// The newest tokens of one sequence in one layer. See attend() for the shapes.
+struct AttendRequest {
+  LayerView view;
+  TensorView queries;
+  OutputView out;
+  AttendOptions options = {};
 };
 
-/// Runs every (kv head, tile of query rows): `add_pages(kv_head, tile)` feeds the pages. Query i
-/// has position first_position + i.
-template <class AddPages>
-void attend_rows(const LayerView& view, const TensorView& queries, const OutputView& out,
-                 const AttendOptions& options, std::int64_t first_position, AttentionTile& tile,
-                 AddPages add_pages) {
-  const RowRules rules(view, queries, options, first_position);
-  const int ratio = queries.heads / view.shape.kv_heads;
-  const std::int64_t rows = queries.tokens * ratio;
-  for (int kv_head = 0; kv_head < view.shape.kv_heads; ++kv_head)
-    for (std::int64_t start = 0; start < rows; start += tile_rows) {
-      const int count = static_cast<int>(std::min<std::int64_t>(tile_rows, rows - start));
-      tile.clear();
-      for (int r = 0; r < count; ++r) {
-        const std::int64_t token = (start + r) / ratio;
-        const int head = kv_head * ratio + static_cast<int>((start + r) % ratio);
-        float* query = tile.add_row(rules.row(token, head));
-        for (int channel = 0; channel < queries.dim; ++channel)
-          query[channel] = element(queries, token, head, channel) * rules.query_factor();
-      }
-      add_pages(kv_head, tile);
-      for (int r = 0; r < count; ++r) {
-        const std::int64_t token = (start + r) / ratio;
-        const int head = kv_head * ratio + static_cast<int>((start + r) % ratio);
-        const float lse = tile.finish(r, out.row(token, head));
-        if (out.lse != nullptr) out.lse[token * out.heads + head] = lse;
-      }
-    }
+namespace detail {
+
+inline Work make_work(const LayerView& view, const TensorView& queries, const OutputView& out,
+                      const AttendOptions& options, std::int64_t first_position) {
+  Work work{};
+  work.view = &view;
+  work.queries = queries;
+  work.out = out;
+  work.options = &options;
+  work.first_position = first_position;
+  return work;
 }
 
-inline void add_cached_pages(const LayerView& view, int kv_head, AttentionTile& tile) {
-  for (std::int32_t index = 0; index < view.page_count; ++index) {
-    const PageEntry& page = view.pages[index];
-    const HeadLayout& head = view.head(page.kind, kv_head);
-    tile.add_page(head, page.data + head.offset, page.first_position, page.tokens,
-                  page.kind == PageKind::Sinks);
-  }
+inline Status check_request(const AttendRequest& request) {
+  const LayerView& view = request.view;
+  KVTILT_RETURN_IF_ERROR(check_attention(view, request.queries, request.out, request.options));
+  if (request.queries.tokens > view.length)
+    return Status::error(
+        ErrorCode::InvalidArgument, "%lld queries for %lld tokens: append the newest tokens first",
+        static_cast<long long>(request.queries.tokens), static_cast<long long>(view.length));
+  return check_kept(view, request.options, view.length - request.queries.tokens);
 }
+
+/// Lays a batch out in a workspace, or measures it (workspace null).
+struct AttendPlan {
+  std::span<Work> works;
+  std::byte* tiles;
+  std::size_t bytes_per_tile;
+  std::size_t bytes;
+
+  AttendPlan(std::span<const AttendRequest> requests, int workers, std::byte* workspace) {
+    WorkspaceCarver carver(workspace);
+    works = {carver.take<Work>(requests.size()), requests.size()};
+    std::size_t floats = 0;
+    bytes_per_tile = 0;
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const AttendRequest& request = requests[i];
+      Work work = make_work(request.view, request.queries, request.out, request.options,
+                            request.view.length - request.queries.tokens);
+      number_items({&work, 1}, workers);
+      floats += partial_floats(work);
+      bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&work, 1}));
+      if (workspace != nullptr) new (&works[i]) Work(work);
+    }
+    float* partials = carver.take<float>(floats);
+    tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
+    bytes = carver.used() + page_alignment;
+    if (workspace == nullptr) return;
+    number_items(works, workers);
+    for (Work& work : works) {
+      work.partials = partials;
+      partials += partial_floats(work);
+    }
+  }
+};
 
 }  // namespace detail
 
-/// Bytes attend() needs. Does not depend on the length of the sequence.
-inline std::size_t attend_workspace_bytes(const LayerView& view) {
-  detail::WorkspaceCarver measure(nullptr);
-  const detail::AttentionTile tile(view.shape, view.max_page_tokens, view.kernels, measure);
-  return measure.used() + page_alignment;
+/// Bytes attend() needs for a batch and a number of workers. With one worker it does not depend on
+/// the lengths.
+inline std::size_t attend_workspace_bytes(std::span<const AttendRequest> requests,
+                                          int workers = 1) {
+  return detail::AttendPlan(requests, workers, nullptr).bytes;
 }
 
-/// Attention of the newest tokens: append them first, then attend. Query i of n has position
-/// length - n + i and sees every position up to its own, inside the layer's window.
+/// The same for a single request served by one worker: any number of queries.
+inline std::size_t attend_workspace_bytes(const LayerView& view) {
+  const AttendRequest request{view, {}, {}, {}};
+  return attend_workspace_bytes({&request, 1});
+}
+
+/// Attention of the newest tokens of many sequences: append them first, then attend. Query i of n
+/// has position length - n + i and sees every position up to its own, inside the layer's window,
+/// unless its options say otherwise (options.hpp has the order of operations).
 ///
 /// queries    [n, query_heads, key_dim], n <= length; query_heads is a multiple of kv_heads, and
 ///            query head h reads kv head h / (query_heads / kv_heads)
 /// out        [n, query_heads, value_dim], normalised; lse [n, query_heads] if wanted. A query
 ///            that sees nothing gives 0 and lse = -infinity
-/// workspace  attend_workspace_bytes(view) bytes, any alignment
+/// workspace  attend_workspace_bytes(requests, parallel.workers) bytes, any alignment
 /// Error      against float64 on the stored values: (1e-5 + 8 * 2^-24 * max sum|q k| * scale)
-/// max|v| Fails      InvalidArgument with the shapes; then nothing is written Cost       every page
-/// once per kv head and 16 query rows; no allocation
+///            times max|v|. A k or v much smaller than the widest of its quantization group counts
+///            like that one: codes and minima are summed apart. A soft-cap adds 2^-21 of itself.
+/// Fails      InvalidArgument with the shapes; then nothing is written
+/// Cost       every page once per kv head and 16 query rows; no allocation
+inline Status attend(std::span<const AttendRequest> requests, std::span<std::byte> workspace,
+                     const ParallelFor& parallel = {}) {
+  for (const AttendRequest& request : requests)
+    KVTILT_RETURN_IF_ERROR(detail::check_request(request));
+  KVTILT_RETURN_IF_ERROR(detail::check_workers(parallel));
+  KVTILT_RETURN_IF_ERROR(
+      detail::check_workspace(workspace, attend_workspace_bytes(requests, parallel.workers)));
+  const detail::AttendPlan plan(requests, parallel.workers,
+                                detail::align_workspace(workspace.data()));
+  detail::run_batch(plan.works, plan.tiles, plan.bytes_per_tile, parallel);
+  return {};
+}
+
+/// One sequence on the calling thread.
 inline Status attend(const LayerView& view, const TensorView& queries, const OutputView& out,
                      const AttendOptions& options, std::span<std::byte> workspace) {
-  KVTILT_RETURN_IF_ERROR(detail::check_attention(view, queries, out, options));
-  if (queries.tokens > view.length)
-    return Status::error(
-        ErrorCode::InvalidArgument, "%lld queries for %lld tokens: append the newest tokens first",
-        static_cast<long long>(queries.tokens), static_cast<long long>(view.length));
-  KVTILT_RETURN_IF_ERROR(detail::check_kept(view, options, view.length - queries.tokens));
-  KVTILT_RETURN_IF_ERROR(detail::check_workspace(workspace, attend_workspace_bytes(view)));
-  detail::WorkspaceCarver carver(detail::align_workspace(workspace.data()));
-  detail::AttentionTile tile(view.shape, view.max_page_tokens, view.kernels, carver);
-  detail::attend_rows(view, queries, out, options, view.length - queries.tokens, tile,
-                      [&](int kv_head, detail::AttentionTile& rows) {
-                        detail::add_cached_pages(view, kv_head, rows);
-                      });
-  return {};
+  const AttendRequest request{view, queries, out, options};
+  return attend({&request, 1}, workspace);
 }
 
 }  // namespace kvtilt

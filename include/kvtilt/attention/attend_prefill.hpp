@@ -7,61 +7,126 @@
 
 namespace kvtilt {
 
+/// A chunk of one sequence in one layer. See attend_prefill() for the shapes.
+struct PrefillRequest {
+  LayerView past;
+  TensorView queries;
+  TensorView keys;
+  TensorView values;
+  OutputView out;
+  AttendOptions options = {};
+};
+
 namespace detail {
 
-/// Tokens per 16-bit block of the chunk.
-inline constexpr int chunk_block_tokens = 64;
+inline Status check_request(const PrefillRequest& request) {
+  const LayerView& past = request.past;
+  const LayerShape& shape = past.shape;
+  const TensorView& keys = request.keys;
+  const TensorView& values = request.values;
+  const std::int64_t tokens = request.queries.tokens;
+  KVTILT_RETURN_IF_ERROR(check_attention(past, request.queries, request.out, request.options));
+  if (keys.tokens != tokens || values.tokens != tokens || keys.heads != shape.kv_heads ||
+      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [%lld, %d, %d] and "
+        "[%lld, %d, %d]",
+        static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim,
+        static_cast<long long>(tokens), shape.kv_heads, shape.key_dim,
+        static_cast<long long>(tokens), shape.kv_heads, shape.value_dim);
+  if (tokens > 0 && (keys.data == nullptr || values.data == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "keys or values are null");
+  return check_kept(past, request.options, past.length);
+}
 
-/// The chunk of one kv head as 16-bit blocks, laid out like the tail of a sequence.
-class PrefillChunk {
- public:
-  PrefillChunk(const LayerShape& shape, std::int64_t tokens, WorkspaceCarver& carver)
-      : head_(head_layout(Recipe{}, shape.key_dim, shape.value_dim, chunk_block_tokens, 0)),
-        tokens_(tokens) {
-    blocks_ = carver.take<std::byte>(static_cast<std::size_t>(block_count()) * head_.bytes());
-  }
+/// One chunk with its 16-bit blocks, laid out like the tail of a sequence.
+struct PrefillJob {
+  Work work;
+  HeadLayout head;
+  std::byte* blocks;
+  const PrefillRequest* request;
 
-  /// Rounds one kv head's keys and values to fp16, as append will.
-  void load(const cpu::Kernels& kernels, const TensorView& keys, const TensorView& values,
-            int kv_head) {
-    for (std::int64_t token = 0; token < tokens_; ++token) {
-      std::byte* block =
-          blocks_ + static_cast<std::size_t>(token / chunk_block_tokens) * head_.bytes();
-      cpu::write_half_token(kernels, keys, values, token, kv_head, head_, block,
+  void load(int kv_head) const {
+    for (std::int64_t token = 0; token < work.chunk_tokens; ++token) {
+      const std::int64_t block =
+          kv_head * chunk_block_count(work.chunk_tokens) + token / chunk_block_tokens;
+      cpu::write_half_token(*request->past.kernels, request->keys, request->values, token, kv_head,
+                            head, blocks + static_cast<std::size_t>(block) * head.bytes(),
                             static_cast<int>(token % chunk_block_tokens));
     }
   }
+};
 
-  void add_to(AttentionTile& tile, std::int64_t first_position) const {
-    for (std::int64_t index = 0; index < block_count(); ++index) {
-      const std::int64_t first = index * chunk_block_tokens;
-      tile.add_page(
-          head_, blocks_ + static_cast<std::size_t>(index) * head_.bytes(), first_position + first,
-          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, tokens_ - first)), false);
+/// Lays a batch of chunks out in a workspace, or measures it (workspace null).
+struct PrefillPlan {
+  std::span<Work> works;
+  std::span<PrefillJob> jobs;
+  std::byte* tiles;
+  std::size_t bytes_per_tile = 0;
+  std::size_t bytes;
+
+  PrefillPlan(std::span<const PrefillRequest> requests, int workers, std::byte* workspace) {
+    WorkspaceCarver carver(workspace);
+    works = {carver.take<Work>(requests.size()), requests.size()};
+    jobs = {carver.take<PrefillJob>(requests.size()), requests.size()};
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+      const PrefillRequest& request = requests[i];
+      const LayerShape& shape = request.past.shape;
+      PrefillJob job{};
+      job.request = &request;
+      job.head = head_layout(Recipe{}, shape.key_dim, shape.value_dim, chunk_block_tokens, 0);
+      job.work = make_work(request.past, request.queries, request.out, request.options,
+                           request.past.length);
+      job.work.chunk_tokens = request.queries.tokens;
+      job.blocks = carver.take<std::byte>(
+          static_cast<std::size_t>(chunk_block_count(job.work.chunk_tokens)) *
+          static_cast<std::size_t>(shape.kv_heads) * job.head.bytes());
+      bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&job.work, 1}));
+      if (workspace == nullptr) continue;
+      PrefillJob* stored = new (&jobs[i]) PrefillJob(job);
+      stored->work.chunk_head = &stored->head;
+      stored->work.chunk_blocks = job.blocks;
+      new (&works[i]) Work(stored->work);
+    }
+    tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
+    bytes = carver.used() + page_alignment;
+    if (workspace != nullptr) number_items(works, workers);
+  }
+};
+
+/// Rounds the chunks to fp16, one kv head at a time.
+struct ChunkLoader {
+  std::span<const PrefillJob> jobs;
+  std::atomic<std::int64_t> next{0};
+
+  static void run(void* argument, int) {
+    ChunkLoader& loader = *static_cast<ChunkLoader*>(argument);
+    for (std::int64_t item = loader.next++;; item = loader.next++) {
+      std::int64_t rest = item;
+      std::size_t job = 0;
+      while (job < loader.jobs.size() && rest >= loader.jobs[job].work.view->shape.kv_heads)
+        rest -= loader.jobs[job++].work.view->shape.kv_heads;
+      if (job == loader.jobs.size()) return;
+      loader.jobs[job].load(static_cast<int>(rest));
     }
   }
-
- private:
-  [[nodiscard]] std::int64_t block_count() const {
-    return (tokens_ + chunk_block_tokens - 1) / chunk_block_tokens;
-  }
-
-  HeadLayout head_;
-  std::int64_t tokens_;
-  std::byte* blocks_;
 };
 
 }  // namespace detail
 
-/// Bytes attend_prefill() needs for chunks of up to `tokens` tokens: one kv head of the chunk in
-/// 16 bits beside attend's own.
+/// Bytes attend_prefill() needs for a batch: the chunks in 16 bits, and attend's own.
+inline std::size_t attend_prefill_workspace_bytes(std::span<const PrefillRequest> requests,
+                                                  int workers = 1) {
+  return detail::PrefillPlan(requests, workers, nullptr).bytes;
+}
+
+/// The same for a single chunk of `tokens` tokens served by one worker.
 inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::int64_t tokens) {
-  detail::WorkspaceCarver measure(nullptr);
-  const detail::AttentionTile tile(past.shape,
-                                   std::max(past.max_page_tokens, detail::chunk_block_tokens),
-                                   past.kernels, measure);
-  const detail::PrefillChunk chunk(past.shape, tokens, measure);
-  return measure.used() + page_alignment;
+  PrefillRequest request{past, {}, {}, {}, {}, {}};
+  request.queries.tokens = tokens;
+  return attend_prefill_workspace_bytes({&request, 1});
 }
 
 /// Attention of n new tokens over the cached past and causally over themselves, unquantized. Call
@@ -71,45 +136,31 @@ inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::in
 /// queries    [n, query_heads, key_dim]
 /// keys       [n, kv_heads, key_dim], after RoPE; rounded to fp16, as append will
 /// values     [n, kv_heads, value_dim]
-/// out, lse, error, failures: as attend(). Values that append would refuse give undefined outputs.
-/// workspace  attend_prefill_workspace_bytes(past, n) bytes
+/// out, lse, options, error, failures: as attend(). Values that append would refuse give undefined
+/// outputs.
+/// workspace  attend_prefill_workspace_bytes(requests, parallel.workers) bytes
+inline Status attend_prefill(std::span<const PrefillRequest> requests,
+                             std::span<std::byte> workspace, const ParallelFor& parallel = {}) {
+  for (const PrefillRequest& request : requests)
+    KVTILT_RETURN_IF_ERROR(detail::check_request(request));
+  KVTILT_RETURN_IF_ERROR(detail::check_workers(parallel));
+  KVTILT_RETURN_IF_ERROR(detail::check_workspace(
+      workspace, attend_prefill_workspace_bytes(requests, parallel.workers)));
+  const detail::PrefillPlan plan(requests, parallel.workers,
+                                 detail::align_workspace(workspace.data()));
+  detail::ChunkLoader loader{plan.jobs};
+  parallel(&detail::ChunkLoader::run, &loader);
+  detail::run_batch(plan.works, plan.tiles, plan.bytes_per_tile, parallel);
+  return {};
+}
+
+/// One sequence on the calling thread.
 inline Status attend_prefill(const LayerView& past, const TensorView& queries,
                              const TensorView& keys, const TensorView& values,
                              const OutputView& out, const AttendOptions& options,
                              std::span<std::byte> workspace) {
-  KVTILT_RETURN_IF_ERROR(detail::check_attention(past, queries, out, options));
-  const LayerShape& shape = past.shape;
-  if (keys.tokens != queries.tokens || values.tokens != queries.tokens ||
-      keys.heads != shape.kv_heads || values.heads != shape.kv_heads || keys.dim != shape.key_dim ||
-      values.dim != shape.value_dim)
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [%lld, %d, %d] and "
-        "[%lld, %d, %d]",
-        static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-        static_cast<long long>(values.tokens), values.heads, values.dim,
-        static_cast<long long>(queries.tokens), shape.kv_heads, shape.key_dim,
-        static_cast<long long>(queries.tokens), shape.kv_heads, shape.value_dim);
-  if (queries.tokens == 0) return {};
-  if (keys.data == nullptr || values.data == nullptr)
-    return Status::error(ErrorCode::InvalidArgument, "keys or values are null");
-  KVTILT_RETURN_IF_ERROR(
-      detail::check_workspace(workspace, attend_prefill_workspace_bytes(past, queries.tokens)));
-
-  detail::WorkspaceCarver carver(detail::align_workspace(workspace.data()));
-  detail::AttentionTile tile(shape, std::max(past.max_page_tokens, detail::chunk_block_tokens),
-                             past.kernels, carver);
-  detail::PrefillChunk chunk(shape, queries.tokens, carver);
-  int loaded_head = -1;
-  detail::attend_rows(past, queries, out, options, past.length, tile,
-                      [&](int kv_head, detail::AttentionTile& rows) {
-                        if (loaded_head != kv_head)
-                          chunk.load(*past.kernels, keys, values, kv_head);
-                        loaded_head = kv_head;
-                        detail::add_cached_pages(past, kv_head, rows);
-                        chunk.add_to(rows, past.length);
-                      });
-  return {};
+  const PrefillRequest request{past, queries, keys, values, out, options};
+  return attend_prefill({&request, 1}, workspace);
 }
 
 }  // namespace kvtilt

@@ -20,9 +20,9 @@ namespace kvtilt::detail {
 inline constexpr int tile_rows = 16;
 
 /// Pages whose outputs are summed before they join the total. Bounds the rounding of long sums to
-/// (span_pages + pages / span_pages) additions, and is the unit in which work can be split without
-/// changing a bit.
-inline constexpr int span_pages = 64;
+/// (span_pages + pages / span_pages) additions, and is the unit in which work is split: results do
+/// not depend on how many threads there are.
+inline constexpr int span_pages = 32;
 
 /// Lines of 16 slots in the largest page: 128 tokens, or 1024 sinks.
 inline constexpr int max_blocks = 1024 / line_lanes;
@@ -138,12 +138,49 @@ class AttentionTile {
     kernels_->contract[cpu::width_slot(head.value.format.bits)](
         head.value, block, {scores_, static_cast<std::ptrdiff_t>(score_stride_)}, rows_,
         {0, head.value.matrix.outer}, range, outputs, scratch_);
-    if (++pages_in_span_ == span_pages) end_span();
   }
 
-  /// Normalises row r into `out` (value_dim floats; zeros if it saw nothing) and returns its lse.
+  /// Adds the span to the total and starts another.
+  void end_span() {
+    for (int r = 0; r < rows_; ++r) {
+      TileRow& row = row_[r];
+      float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
+      float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
+      if (row.span.empty()) continue;
+      const bool first = row.total.empty();
+      const MergeWeights weights = merge(row.total, row.span);
+      for (std::size_t channel = 0; channel < value_stride_; ++channel)
+        total[channel] =
+            (first ? 0.0f : total[channel] * weights.first) + span[channel] * weights.second;
+      std::fill_n(span, value_stride_, 0.0f);
+      row.span = {};
+    }
+  }
+
+  /// Floats a span's result takes.
+  [[nodiscard]] static std::size_t span_floats(int value_dim, int rows) {
+    return static_cast<std::size_t>(rows) * (padded(value_dim) + 2);
+  }
+
+  /// Stores the span's result instead of adding it; take_span on another tile goes on from there.
+  void give_span(float* storage) const {
+    for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
+      std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
+      storage[value_stride_] = row_[r].span.maximum;
+      storage[value_stride_ + 1] = row_[r].span.sum;
+    }
+  }
+
+  void take_span(const float* storage) {
+    for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
+      std::copy_n(storage, value_stride_, outputs_ + static_cast<std::size_t>(r) * value_stride_);
+      row_[r].span = {storage[value_stride_], storage[value_stride_ + 1]};
+    }
+  }
+
+  /// Normalises row r of the total into `out` (value_dim floats; zeros if it saw nothing) and returns
+  /// its lse.
   float finish(int r, float* out) {
-    end_span();
     SoftmaxState& state = row_[r].total;
     const float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
     const bool nothing = state.empty();
@@ -176,22 +213,6 @@ class AttentionTile {
     return range;
   }
 
-  void end_span() {
-    if (pages_in_span_ == 0) return;
-    pages_in_span_ = 0;
-    for (int r = 0; r < rows_; ++r) {
-      float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
-      float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
-      const bool first = row_[r].total.empty();
-      const MergeWeights weights = merge(row_[r].total, row_[r].span);
-      for (std::size_t channel = 0; channel < value_stride_; ++channel)
-        total[channel] =
-            (first ? 0.0f : total[channel] * weights.first) + span[channel] * weights.second;
-      std::fill_n(span, value_stride_, 0.0f);
-      row_[r].span = {};
-    }
-  }
-
   const cpu::Kernels* kernels_;
   std::size_t key_stride_;
   std::size_t value_stride_;
@@ -205,7 +226,6 @@ class AttentionTile {
   TileRow row_[tile_rows];
   cpu::LaneMask visible_[tile_rows][max_blocks];
   int rows_ = 0;
-  int pages_in_span_ = 0;
 };
 
 }  // namespace kvtilt::detail

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: MIT
+/// What attention checks before it writes anything, and what its options mean for one query row.
+#pragma once
+
+#include <kvtilt/attention/options.hpp>
+#include <kvtilt/attention/tile.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/page/layer_view.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace kvtilt::detail {
+
+inline Status check_attention(const LayerView& view, const TensorView& queries,
+                              const OutputView& out, const AttendOptions& options) {
+  const LayerShape& shape = view.shape;
+  if (view.kernels == nullptr || shape.kv_heads == 0)
+    return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
+  if (queries.tokens < 0 || queries.dim != shape.key_dim || queries.heads <= 0 ||
+      queries.heads % shape.kv_heads != 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "queries are [%lld, %d, %d]; expected [n, a multiple of %d kv heads, %d]",
+                         static_cast<long long>(queries.tokens), queries.heads, queries.dim,
+                         shape.kv_heads, shape.key_dim);
+  if (out.tokens != queries.tokens || out.heads != queries.heads || out.dim != shape.value_dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the output is [%lld, %d, %d]; expected [%lld, %d, %d]",
+                         static_cast<long long>(out.tokens), out.heads, out.dim,
+                         static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
+  if (queries.tokens > 0 && (queries.data == nullptr || out.data == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
+  return check_attend_options(options, shape, queries.tokens, queries.heads);
+}
+
+inline int effective_window(const LayerView& view, const AttendOptions& options) {
+  return options.window > 0 ? options.window : view.shape.window;
+}
+
+/// Whether everything that a query at `position` (the oldest) should see is still there.
+inline Status check_kept(const LayerView& view, const AttendOptions& options,
+                         std::int64_t position) {
+  const int window = effective_window(view, options);
+  const std::int64_t oldest =
+      std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
+  if (oldest >= view.first_kept || options.end_position <= oldest) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "the query at position %lld sees back to position %lld, but the window has "
+                       "freed those before %lld",
+                       static_cast<long long>(position), static_cast<long long>(oldest),
+                       static_cast<long long>(view.first_kept));
+}
+
+/// The options as one row of queries needs them.
+class RowRules {
+ public:
+  RowRules(const LayerView& view, const TensorView& queries, const AttendOptions& options,
+           std::int64_t first_position)
+      : options_(options),
+        first_position_(first_position),
+        window_(effective_window(view, options)),
+        keep_sinks_(view.shape.keep_sinks) {
+    const float scale =
+        options.scale > 0.0f ? options.scale : 1.0f / std::sqrt(static_cast<float>(queries.dim));
+    // Softmax works in base 2; a cap wants tanh's argument instead.
+    query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
+  }
+
+  [[nodiscard]] float query_factor() const { return query_factor_; }
+
+  [[nodiscard]] RowRule row(std::int64_t token, int head) const {
+    const std::int64_t position = first_position_ + token;
+    const std::size_t index = static_cast<std::size_t>(head);
+    RowRule rule{};
+    rule.position = position;
+    rule.first_position =
+        std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
+    rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
+    rule.end_position = std::min(options_.end_position, position + 1);
+    rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
+    if (!options_.tree_mask.empty()) {
+      const std::int64_t tokens = static_cast<std::int64_t>(options_.tree_mask.size());
+      rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
+      rule.tree_start = first_position_;
+      rule.end_position = std::min(options_.end_position, first_position_ + tokens);
+    }
+    rule.logit.cap = options_.soft_cap * log2_e;
+    if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;
+    rule.has_sink = !options_.sink_logits.empty();
+    if (rule.has_sink) rule.sink_logit = options_.sink_logits[index] * log2_e;
+    return rule;
+  }
+
+ private:
+  const AttendOptions& options_;
+  std::int64_t first_position_;
+  int window_;
+  bool keep_sinks_;
+  float query_factor_;
+};
+
+}  // namespace kvtilt::detail

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: MIT
+/// Cuts attention over a ragged batch into items that any number of workers take from one counter.
+///
+/// An item is a tile of query rows of one kv head: all its pages, or, where a request has few rows
+/// and many pages (decode), one span of them, whose partial result is merged in order afterwards.
+#pragma once
+
+#include <kvtilt/attention/parallel_for.hpp>
+#include <kvtilt/attention/query_rules.hpp>
+#include <kvtilt/attention/tile.hpp>
+#include <kvtilt/cache/input_check.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/page/layer_view.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <new>
+#include <span>
+
+namespace kvtilt::detail {
+
+/// One request of a batch, checked.
+struct Work {
+  const LayerView* view;
+  TensorView queries;
+  OutputView out;
+  const AttendOptions* options;
+  std::int64_t first_position;    ///< of query 0
+  const HeadLayout* chunk_head;   ///< prefill: layout of the chunk's 16-bit blocks, else null
+  const std::byte* chunk_blocks;  ///< [kv_heads][blocks]
+  std::int64_t chunk_tokens;
+
+  std::int64_t first_item;  ///< of all items of the batch
+  std::int64_t first_tile;  ///< likewise
+  int spans;                ///< items per tile: 1 unless the pages are split
+  float* partials;          ///< [tile][span], if they are
+
+  [[nodiscard]] int ratio() const { return queries.heads / view->shape.kv_heads; }
+  [[nodiscard]] std::int64_t rows() const { return queries.tokens * ratio(); }
+  [[nodiscard]] std::int64_t tiles_per_head() const { return (rows() + tile_rows - 1) / tile_rows; }
+  [[nodiscard]] std::int64_t tiles() const { return tiles_per_head() * view->shape.kv_heads; }
+  [[nodiscard]] int rows_of(std::int64_t tile) const {
+    const std::int64_t start = tile % tiles_per_head() * tile_rows;
+    return static_cast<int>(std::min<std::int64_t>(tile_rows, rows() - start));
+  }
+  /// Token and query head of a tile's row.
+  void locate(std::int64_t tile, int row, std::int64_t& token, int& head) const {
+    const std::int64_t index = tile % tiles_per_head() * tile_rows + row;
+    token = index / ratio();
+    head = static_cast<int>(tile / tiles_per_head()) * ratio() + static_cast<int>(index % ratio());
+  }
+};
+
+/// Tokens per 16-bit block of a prefill chunk.
+inline constexpr int chunk_block_tokens = 64;
+
+inline std::int64_t chunk_block_count(std::int64_t tokens) {
+  return (tokens + chunk_block_tokens - 1) / chunk_block_tokens;
+}
+
+/// Rows below which a request's pages are split over workers.
+inline constexpr std::int64_t max_split_tiles = 4;
+
+/// Numbers items and tiles and decides what is split.
+inline void number_items(std::span<Work> works, int workers) {
+  std::int64_t item = 0;
+  std::int64_t tile = 0;
+  for (Work& work : works) {
+    const bool split =
+        workers > 1 && work.tiles_per_head() <= max_split_tiles && work.chunk_head == nullptr;
+    work.spans = split ? std::max(1, (work.view->page_count + span_pages - 1) / span_pages) : 1;
+    work.first_item = item;
+    work.first_tile = tile;
+    work.partials = nullptr;
+    item += work.tiles() * work.spans;
+    tile += work.tiles();
+  }
+}
+
+inline AttentionTile carve_tile(const Work& work, WorkspaceCarver& carver) {
+  return {work.view->shape, std::max(work.view->max_page_tokens, chunk_block_tokens),
+          work.view->kernels, carver};
+}
+
+/// Bytes of the largest tile of a batch.
+inline std::size_t tile_bytes(std::span<const Work> works) {
+  std::size_t bytes = 0;
+  for (const Work& work : works) {
+    WorkspaceCarver measure(nullptr);
+    (void)carve_tile(work, measure);
+    bytes = std::max(bytes, round_up(measure.used(), page_alignment));
+  }
+  return bytes;
+}
+
+/// Floats the partial results of a request take; 0 unless it is split.
+inline std::size_t partial_floats(const Work& work) {
+  if (work.spans == 1) return 0;
+  return static_cast<std::size_t>(work.tiles() * work.spans) *
+         AttentionTile::span_floats(work.view->shape.value_dim, tile_rows);
+}
+
+inline Status check_workers(const ParallelFor& parallel) {
+  if (parallel.workers >= 1) return {};
+  return Status::error(ErrorCode::InvalidArgument, "%d workers cannot do anything",
+                       parallel.workers);
+}
+
+inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
+  if (workspace.size() < needed)
+    return Status::error(ErrorCode::InvalidArgument, "the workspace has %zu bytes, %zu are needed",
+                         workspace.size(), needed);
+  return {};
+}
+
+/// A workspace may start anywhere; the carver wants page_alignment.
+inline std::byte* align_workspace(std::byte* workspace) {
+  const auto address = reinterpret_cast<std::uintptr_t>(workspace);
+  return workspace + (round_up(address, page_alignment) - address);
+}
+
+/// Everything the workers share.
+struct Batch {
+  std::span<const Work> works;
+  std::byte* tiles;  ///< [workers][tile_bytes]
+  std::size_t tile_bytes;
+  std::atomic<std::int64_t> next{0};
+};
+
+inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile,
+                      bool with_queries) {
+  const RowRules rules(*work.view, work.queries, *work.options, work.first_position);
+  tile.clear();
+  for (int r = 0; r < work.rows_of(tile_index); ++r) {
+    std::int64_t token = 0;
+    int head = 0;
+    work.locate(tile_index, r, token, head);
+    float* query = tile.add_row(rules.row(token, head));
+    for (int channel = 0; with_queries && channel < work.queries.dim; ++channel)
+      query[channel] = element(work.queries, token, head, channel) * rules.query_factor();
+  }
+}
+
+/// Pages first to last-1 of the cache, span by span; the last span stays open.
+inline void add_pages(const Work& work, int kv_head, int first, int last, AttentionTile& tile) {
+  for (int index = first; index < last; ++index) {
+    if (index > first && index % span_pages == 0) tile.end_span();
+    const PageEntry& page = work.view->pages[index];
+    const HeadLayout& head = work.view->head(page.kind, kv_head);
+    tile.add_page(head, page.data + head.offset, page.first_position, page.tokens,
+                  page.kind == PageKind::Sinks);
+  }
+}
+
+inline void add_chunk(const Work& work, int kv_head, AttentionTile& tile) {
+  if (work.chunk_head == nullptr) return;
+  const std::int64_t blocks = chunk_block_count(work.chunk_tokens);
+  for (std::int64_t index = 0; index < blocks; ++index) {
+    if (index % span_pages == 0) tile.end_span();
+    const std::int64_t first = index * chunk_block_tokens;
+    tile.add_page(
+        *work.chunk_head,
+        work.chunk_blocks +
+            static_cast<std::size_t>(kv_head * blocks + index) * work.chunk_head->bytes(),
+        work.first_position + first,
+        static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - first)),
+        false);
+  }
+}
+
+inline void write_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
+  tile.end_span();
+  for (int r = 0; r < work.rows_of(tile_index); ++r) {
+    std::int64_t token = 0;
+    int head = 0;
+    work.locate(tile_index, r, token, head);
+    const float lse = tile.finish(r, work.out.row(token, head));
+    if (work.out.lse != nullptr) work.out.lse[token * work.out.heads + head] = lse;
+  }
+}
+
+inline float* partial(const Work& work, std::int64_t tile, int span) {
+  return work.partials + static_cast<std::size_t>(tile * work.spans + span) *
+                             AttentionTile::span_floats(work.view->shape.value_dim, tile_rows);
+}
+
+/// First pass: a tile with all its pages, or one span of them.
+inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
+  const std::int64_t tile_index = item / work.spans;
+  const int span = static_cast<int>(item % work.spans);
+  const int kv_head = static_cast<int>(tile_index / work.tiles_per_head());
+  fill_rows(work, tile_index, tile, true);
+  if (work.spans == 1) {
+    add_pages(work, kv_head, 0, work.view->page_count, tile);
+    add_chunk(work, kv_head, tile);
+    write_rows(work, tile_index, tile);
+    return;
+  }
+  add_pages(work, kv_head, span * span_pages,
+            std::min(work.view->page_count, (span + 1) * span_pages), tile);
+  tile.give_span(partial(work, tile_index, span));
+}
+
+/// Second pass: the spans of a split tile in their order.
+inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
+  if (work.spans == 1) return;
+  fill_rows(work, tile_index, tile, false);
+  for (int span = 0; span < work.spans; ++span) {
+    tile.take_span(partial(work, tile_index, span));
+    tile.end_span();
+  }
+  write_rows(work, tile_index, tile);
+}
+
+/// Takes items until there are none left. `first` is the member that numbers them, `run` does one.
+template <std::int64_t Work::*First, void (*Run)(const Work&, std::int64_t, AttentionTile&)>
+void take_items(void* argument, int worker) {
+  Batch& batch = *static_cast<Batch*>(argument);
+  const Work& last = batch.works.back();
+  const std::int64_t items =
+      last.*First + last.tiles() * (First == &Work::first_item ? last.spans : 1);
+  std::byte* memory = batch.tiles + static_cast<std::size_t>(worker) * batch.tile_bytes;
+  for (std::int64_t item = batch.next++; item < items; item = batch.next++) {
+    const auto after =
+        std::upper_bound(batch.works.begin(), batch.works.end(), item,
+                         [](std::int64_t index, const Work& work) { return index < work.*First; });
+    const Work& work = *(after - 1);
+    WorkspaceCarver carver(memory);
+    AttentionTile tile = carve_tile(work, carver);
+    Run(work, item - work.*First, tile);
+  }
+}
+
+/// Runs a numbered batch. `tiles` holds tile_bytes(works) bytes per worker.
+inline void run_batch(std::span<const Work> works, std::byte* tiles, std::size_t bytes_per_tile,
+                      const ParallelFor& parallel) {
+  if (works.empty()) return;
+  Batch batch{works, tiles, bytes_per_tile};
+  parallel(&take_items<&Work::first_item, &run_item>, &batch);
+  if (std::none_of(works.begin(), works.end(), [](const Work& work) { return work.spans > 1; }))
+    return;
+  batch.next = 0;
+  parallel(&take_items<&Work::first_tile, &merge_item>, &batch);
+}
+
+}  // namespace kvtilt::detail
