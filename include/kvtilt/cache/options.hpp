@@ -17,8 +17,8 @@ struct CacheOptions {
   int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
   int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
   int max_sequences = 1024;
-  std::size_t max_bytes = 0;  ///< what the allocator may be asked for in all; 0: no limit
-  std::optional<Isa> isa;     ///< forces an instruction set; otherwise KVTILT_ISA, else the best
+  std::size_t max_bytes = 0;    ///< what the allocator may be asked for in all; 0: no limit
+  std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best
   Allocator allocator = default_allocator();
 };
 

@@ -26,6 +26,7 @@ struct BlockReader {
       : first_index(0), lanes(block_lanes(matrix, block)) {
     const bool full = lanes == line_lanes;
     if (full) first_index = block * matrix.quads();
+    KVTILT_UNROLL(3)
     for (int p = 0; p < split.count; ++p) {
       plane[p] = codes + (full ? 0 : full_plane_bytes(matrix, split.width[p]));
       codes += plane_bytes(matrix, split.width[p]);
@@ -35,6 +36,7 @@ struct BlockReader {
   /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b.
   I32x16 quad_codes(int quad_index) const {
     I32x16 codes = broadcast_bits(0);
+    KVTILT_UNROLL(3)
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
@@ -50,38 +52,54 @@ struct BlockReader {
   }
 };
 
+/// The 16-bit case of contract_block. The number of lanes is a constant: clang would otherwise test
+/// it for every value.
+template <int Lanes, int Tile>
+inline void contract_halves(const F16* values, Range inner, Rows<const float> coefficients,
+                            F32x16* sum) {
+  for (int i = inner.first; i < inner.last; ++i) {
+    const F32x16 value = load_f16(values + static_cast<std::ptrdiff_t>(i) * Lanes, Lanes);
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r)
+      sum[r] = multiply_add(value, broadcast(coefficients[r][i]), sum[r]);
+  }
+}
+
 /// sums[r] += sum over i in `inner` of coefficients[r][i] * code(block lane, i).
 template <int Bits, int Tile>
 inline void contract_block(const TensorLayout& tensor, const std::byte* block, int index,
                            Range inner, Rows<const float> coefficients, F32x16* sums) {
   F32x16 sum[Tile];
+  KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) sum[r] = sums[r];
   if constexpr (Bits == half_bits) {
-    const int lanes = block_lanes(tensor.matrix, index);
     const F16* values = reinterpret_cast<const F16*>(block + tensor.codes) +
                         static_cast<std::ptrdiff_t>(index) * line_lanes * tensor.matrix.inner;
-    for (int i = inner.first; i < inner.last; ++i) {
-      const F32x16 value = load_f16(values + static_cast<std::ptrdiff_t>(i) * lanes, lanes);
-      for (int r = 0; r < Tile; ++r)
-        sum[r] = multiply_add(value, broadcast(coefficients[r][i]), sum[r]);
-    }
+    if (block_lanes(tensor.matrix, index) == line_lanes)
+      contract_halves<line_lanes, Tile>(values, inner, coefficients, sum);
+    else
+      contract_halves<line_lanes / 2, Tile>(values, inner, coefficients, sum);
   } else {
     const BlockReader<Bits> reader(block + tensor.codes, tensor.matrix, index);
     const I32x16 low_byte = broadcast_bits(0xffu);
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
       const I32x16 codes = reader.quad_codes(q);
+      KVTILT_UNROLL(4)
       for (int b = 0; b < quad; ++b) {
         const F32x16 code = to_floats(bit_and(shift_right(codes, 8 * b), low_byte));
+        KVTILT_UNROLL(4)
         for (int r = 0; r < Tile; ++r)
           sum[r] = multiply_add(code, broadcast(coefficients[r][q * quad + b]), sum[r]);
       }
     }
   }
+  KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) sums[r] = sum[r];
 }
 
 template <int Tile>
 inline void add_to_result(Rows<float> result, int index, const F32x16* sums) {
+  KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
     float* out = result[r] + index * line_lanes;
     store(out, add(load(out), sums[r]));
@@ -101,6 +119,7 @@ inline void contract_along_outer(const TensorLayout& tensor, const std::byte* bl
   for (int band = outer.first / group; band * group < outer.last; ++band) {
     const F16* scales = tensor.scales(block, band);
     F32x16 constants[Tile];
+    KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
       F32x16 constant = broadcast(0.0f);
       for (int i = inner.first / line_lanes * line_lanes; i < inner.last; i += line_lanes) {
@@ -117,6 +136,7 @@ inline void contract_along_outer(const TensorLayout& tensor, const std::byte* bl
     const int end = smaller(outer.last, (band + 1) * group);
     for (int index = first; index * line_lanes < end; ++index) {
       F32x16 sums[Tile];
+      KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) sums[r] = constants[r];
       contract_block<Bits, Tile>(tensor, block, index, inner, {scratch, stride}, sums);
       add_to_result<Tile>(result, index, sums);
@@ -135,6 +155,7 @@ inline void contract_along_inner(const TensorLayout& tensor, const std::byte* bl
     const F16* scales = tensor.scales(block, band);
     const Range part{larger(inner.first, band * group), smaller(inner.last, (band + 1) * group)};
     F32x16 totals[Tile];
+    KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
       F32x16 total = broadcast(0.0f);
       for (int i = part.first / line_lanes * line_lanes; i < part.last; i += line_lanes)
@@ -146,8 +167,10 @@ inline void contract_along_inner(const TensorLayout& tensor, const std::byte* bl
       const F32x16 scale = load_f16(scales + index * line_lanes, lanes);
       const F32x16 minimum = load_f16(scales + pitch + index * line_lanes, lanes);
       F32x16 sums[Tile];
+      KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) sums[r] = broadcast(0.0f);
       contract_block<Bits, Tile>(tensor, block, index, part, coefficients, sums);
+      KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r)
         sums[r] = multiply_add(scale, sums[r], mul(minimum, totals[r]));
       add_to_result<Tile>(result, index, sums);
@@ -162,6 +185,7 @@ inline void contract_tile(const TensorLayout& tensor, const std::byte* block,
   if constexpr (Bits == half_bits) {
     for (int index = outer.first / line_lanes; index * line_lanes < outer.last; ++index) {
       F32x16 sums[Tile];
+      KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) sums[r] = broadcast(0.0f);
       contract_block<Bits, Tile>(tensor, block, index, inner, coefficients, sums);
       add_to_result<Tile>(result, index, sums);

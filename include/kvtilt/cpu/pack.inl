@@ -34,6 +34,7 @@ inline void write_quad(std::byte* codes, CodeMatrix matrix, int block, int quad_
   const bool full = lanes == line_lanes;
   const int index = (full ? block * matrix.quads() : 0) + quad_index;
   int below = Bits;
+  KVTILT_UNROLL(3)
   for (int p = 0; p < split.count; ++p) {
     const int width = split.width[p];
     const int fields = 8 / width;
@@ -92,6 +93,7 @@ inline void encode_band(const TensorLayout& half, const F16* values, const Tenso
     const F16* lines = values + static_cast<std::ptrdiff_t>(index) * line_lanes * matrix.inner;
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
       I32x16 word = broadcast_bits(0);
+      KVTILT_UNROLL(4)
       for (int b = 0; b < quad; ++b) {
         const int i = q * quad + b;
         const int lane_entry = index * line_lanes;

@@ -21,6 +21,13 @@
 
 #define KVTILT_PRAGMA(text) _Pragma(#text)
 
+// Before a loop over registers: without unrolling, at -O2, they would live in memory.
+#if defined(__clang__)
+#define KVTILT_UNROLL(count) KVTILT_PRAGMA(unroll count)
+#else
+#define KVTILT_UNROLL(count) KVTILT_PRAGMA(GCC unroll count)
+#endif
+
 #if defined(__clang__)
 #define KVTILT_TARGET_BEGIN(features) \
   KVTILT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
