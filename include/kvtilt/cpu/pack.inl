@@ -55,24 +55,105 @@ struct BandMetadata {
   float inverse[max_head_dim + line_lanes];
 };
 
-/// Gathers each group of a band and applies the scalar specification to it.
-inline void fit_band(const TensorLayout& half, const F16* values, const TensorLayout& packed,
-                     int band, std::byte* block, BandMetadata& metadata) {
+/// Sixteen groups side by side: element e of group g at values[e][g].
+struct LaneGroups {
+  int count;
+  float values[max_group][line_lanes];
+};
+
+/// Elements of the groups `entry` to entry + 15 of a band. Lanes past the last group repeat zeros.
+inline void gather(const F16* values, const TensorLayout& packed, int first, int entry,
+                   LaneGroups& groups) {
   const CodeMatrix matrix = packed.matrix;
-  const int extent = packed.group_along_outer ? matrix.outer : matrix.inner;
+  if (packed.group_along_outer) {
+    for (int e = 0; e < groups.count; ++e)
+      for (int g = 0; g < line_lanes; ++g)
+        groups.values[e][g] = entry + g < matrix.inner
+                                  ? to_float(values[half_position(matrix, first + e, entry + g)])
+                                  : 0.0f;
+  } else {
+    const int lanes = block_lanes(matrix, entry / line_lanes);
+    const F16* lines = values + half_position(matrix, entry, first);
+    for (int e = 0; e < groups.count; ++e)
+      store(groups.values[e], load_f16(lines + e * lanes, lanes));
+  }
+}
+
+/// Squared errors of the nine candidates of MinMse for sixteen groups, exactly as min_mse_error
+/// sums them.
+inline void search_min_mse(const LaneGroups& groups, const float* minimum, const float* inverse,
+                           int bits, std::uint32_t (*errors)[line_lanes]) {
+  I32x16 pairs[max_group / 2];  // two elements of a group in a lane
+  const F32x16 unit = mul(load(inverse), broadcast(static_cast<float>(1 << (13 - bits))));
+  for (int e = 0; e < groups.count; e += 2) {
+    const F32x16 even = mul(sub(load(groups.values[e]), load(minimum)), unit);
+    const F32x16 odd = mul(sub(load(groups.values[e + 1]), load(minimum)), unit);
+    pairs[e / 2] = bit_or(round_to_ints(even), shift_left(round_to_ints(odd), 16));
+  }
+  for (int index = 0; index < min_mse_candidates; ++index) {
+    const MinMseCandidate candidate = min_mse_candidate(bits, index);
+    I32x16 sum = broadcast_bits(0);
+    for (int pair = 0; pair < groups.count / 2; ++pair)
+      sum = add_ints(sum, min_mse_pair_errors(pairs[pair], candidate, bits));
+    store_line(reinterpret_cast<std::byte*>(errors[index]), sum, line_lanes);
+  }
+}
+
+/// Metadata of sixteen groups: minima and maxima by lane, the rest by the scalar specification.
+inline void fit_lanes(const LaneGroups& groups, const Format& format, Affine* affine) {
+  if (format.rule == RangeRule::Centroids) {
+    F16 group[max_group];
+    for (int g = 0; g < line_lanes; ++g) {
+      for (int e = 0; e < groups.count; ++e) group[e] = to_f16(groups.values[e][g]);
+      affine[g] = fit_centroids({group, groups.count, 1});
+    }
+    return;
+  }
+  F32x16 low = load(groups.values[0]);
+  F32x16 high = low;
+  for (int e = 1; e < groups.count; ++e) {
+    low = min(low, load(groups.values[e]));
+    high = max(high, load(groups.values[e]));
+  }
+  float minimum[line_lanes];
+  float maximum[line_lanes];
+  float inverse[line_lanes];
+  store(minimum, low);
+  store(maximum, high);
+  for (int g = 0; g < line_lanes; ++g) {
+    affine[g] = range_affine(to_f16(minimum[g]), to_f16(maximum[g]), format.bits);
+    minimum[g] = to_float(affine[g].minimum);
+    inverse[g] = reciprocal(affine[g].scale);
+  }
+  if (format.rule != RangeRule::MinMse) return;
+  std::uint32_t errors[min_mse_candidates][line_lanes];
+  search_min_mse(groups, minimum, inverse, format.bits, errors);
+  for (int g = 0; g < line_lanes; ++g) {
+    int best = 0;
+    for (int index = 1; index < min_mse_candidates; ++index)
+      if (errors[index][g] < errors[best][g]) best = index;
+    if (best != 0) affine[g] = apply_min_mse(affine[g], min_mse_candidate(format.bits, best));
+  }
+}
+
+/// Fits every group of a band and stores its metadata.
+inline void fit_band(const F16* values, const TensorLayout& packed, int band, std::byte* block,
+                     BandMetadata& metadata) {
+  const int extent = packed.group_along_outer ? packed.matrix.outer : packed.matrix.inner;
   const int first = band * packed.format.group;
-  const int count = smaller(packed.format.group, extent - first);
   F16* scales = packed.scales(block, band);
-  F16 group[max_group];
-  for (int entry = 0; entry < packed.pitch(); ++entry) {
-    for (int i = 0; i < count; ++i)
-      group[i] = packed.group_along_outer ? values[half_position(half.matrix, first + i, entry)]
-                                          : values[half_position(half.matrix, entry, first + i)];
-    const Affine affine = fit({group, count, 1}, packed.format.bits, packed.format.rule);
-    scales[entry] = affine.scale;
-    scales[packed.pitch() + entry] = affine.minimum;
-    metadata.minimum[entry] = to_float(affine.minimum);
-    metadata.inverse[entry] = reciprocal(affine.scale);
+  LaneGroups groups;
+  groups.count = smaller(packed.format.group, extent - first);
+  for (int entry = 0; entry < packed.pitch(); entry += line_lanes) {
+    gather(values, packed, first, entry, groups);
+    Affine affine[line_lanes];
+    fit_lanes(groups, packed.format, affine);
+    for (int g = 0; g < smaller(line_lanes, packed.pitch() - entry); ++g) {
+      scales[entry + g] = affine[g].scale;
+      scales[packed.pitch() + entry + g] = affine[g].minimum;
+      metadata.minimum[entry + g] = to_float(affine[g].minimum);
+      metadata.inverse[entry + g] = reciprocal(affine[g].scale);
+    }
   }
 }
 
@@ -120,7 +201,7 @@ void pack(const TensorLayout& half, const std::byte* half_block, const TensorLay
     const F16* values = reinterpret_cast<const F16*>(half_block + half.codes);
     BandMetadata metadata{};
     for (int band = 0; band < packed.bands(); ++band) {
-      fit_band(half, values, packed, band, block, metadata);
+      fit_band(values, packed, band, block, metadata);
       encode_band<Bits>(half, values, packed, band, codes, metadata);
     }
   }

@@ -144,6 +144,26 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
   return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
 }
 
+inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
+  return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+
+inline __m256i min_mse_pair_errors(__m256i pair, const MinMseCandidate& candidate, int bits) {
+  const __m256i y = _mm256_sub_epi16(pair, _mm256_set1_epi16(static_cast<short>(candidate.offset)));
+  __m256i code = _mm256_mulhrs_epi16(
+      y, _mm256_set1_epi16(static_cast<short>(candidate.multiplier)));  // (y*m + 2^14) >> 15
+  code = _mm256_max_epi16(code, _mm256_setzero_si256());
+  code = _mm256_min_epi16(code, _mm256_set1_epi16(static_cast<short>(max_code(bits))));
+  const __m256i rest = _mm256_sub_epi16(
+      y, _mm256_mullo_epi16(code, _mm256_set1_epi16(static_cast<short>(candidate.step))));
+  return _mm256_madd_epi16(rest, rest);
+}
+
+inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
+  return {min_mse_pair_errors(pair.low, candidate, bits),
+          min_mse_pair_errors(pair.high, candidate, bits)};
+}
+
 inline F32x16 to_floats(const I32x16& x) {
   return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};
 }

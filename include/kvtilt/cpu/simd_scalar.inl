@@ -173,6 +173,22 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
   return r;
 }
 
+inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+
+/// The sum of min_mse_error over the two 16-bit elements of each lane.
+inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = static_cast<std::uint32_t>(
+        min_mse_error(static_cast<int>(pair.lane[i] & 0xffffu), candidate, bits) +
+        min_mse_error(static_cast<int>(pair.lane[i] >> 16), candidate, bits));
+  return r;
+}
+
 /// Exact for lanes below 2^24.
 inline F32x16 to_floats(const I32x16& x) {
   F32x16 r;

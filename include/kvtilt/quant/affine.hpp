@@ -104,7 +104,15 @@ struct GroupView {
   [[nodiscard]] KVTILT_HD constexpr F16 operator[](int i) const { return data[i * stride]; }
 };
 
-/// Scale and minimum that cover the whole range. bits >= 2, or a range of at most 65504.
+/// Scale and minimum of a group whose smallest and largest elements are known. A range above
+/// 65504 * n has no scale; n > 1 excludes it.
+KVTILT_HD constexpr Affine range_affine(F16 low, F16 high, int bits) {
+  const F16 minimum = from_ordered(ordered(low));  // no -0
+  const float range = to_float(from_ordered(ordered(high))) - to_float(minimum);
+  return {smallest_scale(range, max_code(bits)), minimum};
+}
+
+/// Scale and minimum that cover the whole range. bits >= 2.
 KVTILT_HD constexpr Affine fit_min_max(GroupView group, int bits) {
   int low = ordered(group[0]);
   int high = low;
@@ -113,9 +121,7 @@ KVTILT_HD constexpr Affine fit_min_max(GroupView group, int bits) {
     low = value < low ? value : low;
     high = value > high ? value : high;
   }
-  const F16 minimum = from_ordered(low);
-  const float range = to_float(from_ordered(high)) - to_float(minimum);
-  return {smallest_scale(range, max_code(bits)), minimum};
+  return range_affine(from_ordered(low), from_ordered(high), bits);
 }
 
 /// Code of one value under MinMax metadata, where clamping never binds.
