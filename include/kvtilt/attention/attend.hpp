@@ -115,8 +115,10 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 ///            that sees nothing gives 0 and lse = -infinity
 /// workspace  attend_workspace_bytes(view) bytes, any alignment
 /// Error      against float64 on the stored values: (1e-5 + 8 * 2^-24 * max sum|q k| * scale)
-/// max|v| Fails      InvalidArgument with the shapes; then nothing is written Cost       every page
-/// once per kv head and 16 query rows; no allocation
+///            times max|v|. A k or v much smaller than the widest of its quantization group counts
+///            like that one: codes and minima are summed apart
+/// Fails      InvalidArgument with the shapes; then nothing is written
+/// Cost       every page once per kv head and 16 query rows; no allocation
 inline Status attend(const LayerView& view, const TensorView& queries, const OutputView& out,
                      const AttendOptions& options, std::span<std::byte> workspace) {
   KVTILT_RETURN_IF_ERROR(detail::check_attention(view, queries, out, options));

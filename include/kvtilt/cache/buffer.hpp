@@ -33,6 +33,11 @@ class Buffer {
   [[nodiscard]] const T& operator[](std::size_t i) const { return data_[i]; }
   [[nodiscard]] T& back() { return data_[size_ - 1]; }
 
+  /// Bytes by which reserve(count) lets it grow.
+  [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
+    return count <= capacity_ ? 0 : (count - capacity_) * sizeof(T);
+  }
+
   /// Room for `count` elements; false if there is no memory, and then nothing has changed.
   [[nodiscard]] bool reserve(std::size_t count) {
     if (count <= capacity_) return true;

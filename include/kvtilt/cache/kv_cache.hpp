@@ -12,9 +12,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <vector>
 
 namespace kvtilt {
@@ -46,7 +48,8 @@ class KVCache {
   Result<SequenceId> open();
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing.
+  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing, except that tables may
+  /// have grown.
   Status reserve(SequenceId id, std::int64_t tokens);
 
   /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
@@ -85,8 +88,10 @@ class KVCache {
 
  private:
   struct Sequence {
-    std::vector<SequenceLayer> layers;
+    std::unique_ptr<std::optional<SequenceLayer>[]> layers;  ///< not a vector: open() never throws
     std::int64_t capacity = 0;
+
+    [[nodiscard]] SequenceLayer& layer(std::size_t index) const { return *layers[index]; }
   };
   struct Slot {
     Sequence* sequence = nullptr;
@@ -108,6 +113,10 @@ class KVCache {
   PagePool& pool(std::size_t layer, PageKind kind) {
     return pools_[static_cast<std::size_t>(stores_[layer].pool(kind))];
   }
+  void count_wanted_blocks(const Sequence& sequence, std::int64_t tokens);
+  [[nodiscard]] std::size_t reserved_bytes() const;
+  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence, std::int64_t tokens) const;
+  bool reserve_tables(Sequence& sequence, std::int64_t tokens);
   void release_blocks(Sequence& sequence);
   void add_usage(const Sequence& sequence, MemoryReport& report) const;
 
@@ -117,7 +126,9 @@ class KVCache {
   std::vector<LayerStore> stores_;
   std::vector<PagePool> pools_;
   std::vector<Slot> slots_;            ///< never grows: a lookup needs no lock
-  std::unique_ptr<std::mutex> mutex_;  ///< guards pools_ and the opening and closing of slots_
+  std::vector<std::size_t> wanted_;    ///< of reserve(): blocks by pool
+  std::size_t table_bytes_ = 0;        ///< reserved for the tables of all sequences
+  std::unique_ptr<std::mutex> mutex_;  ///< guards all but stores_ and the use of open slots
 };
 
 }  // namespace kvtilt

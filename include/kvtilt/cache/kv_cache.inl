@@ -26,6 +26,7 @@ Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
       store.pools[kind] = cache.pool_for(store.layouts[kind].bytes);
     cache.stores_.push_back(std::move(store));
   }
+  cache.wanted_.resize(cache.pools_.size());
   return cache;
 }
 
@@ -67,18 +68,60 @@ inline Result<SequenceId> KVCache::open() {
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = slots_[i];
     if (slot.sequence != nullptr) continue;
-    Sequence* sequence = new (std::nothrow) Sequence;
-    if (sequence == nullptr)
+    auto sequence = std::unique_ptr<Sequence>(new (std::nothrow) Sequence);
+    if (sequence != nullptr)
+      sequence->layers.reset(new (std::nothrow) std::optional<SequenceLayer>[stores_.size()]);
+    if (sequence == nullptr || sequence->layers == nullptr)
       return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
-    sequence->layers.reserve(stores_.size());
     for (std::size_t layer = 0; layer < stores_.size(); ++layer)
-      sequence->layers.emplace_back(placement_, options_.allocator);
-    slot.sequence = sequence;
+      sequence->layers[layer].emplace(placement_, options_.allocator);
+    slot.sequence = sequence.release();
     ++slot.generation;
     return SequenceId{static_cast<std::uint32_t>(i), slot.generation};
   }
   return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
                        slots_.size());
+}
+
+inline void KVCache::count_wanted_blocks(const Sequence& sequence, std::int64_t tokens) {
+  std::fill(wanted_.begin(), wanted_.end(), 0);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const BlockCounts missing = sequence.layer(layer).missing_for(tokens);
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += missing.sinks;
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += missing.tail;
+    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += missing.sealed;
+  }
+}
+
+inline std::size_t KVCache::reserved_bytes() const {
+  std::size_t bytes = table_bytes_;
+  for (const PagePool& pool : pools_) bytes += pool.allocated_bytes();
+  return bytes;
+}
+
+inline std::size_t KVCache::missing_bytes(const Sequence& sequence, std::int64_t tokens) const {
+  std::size_t bytes = 0;
+  const auto add = [&bytes](std::size_t more) {
+    if (__builtin_add_overflow(bytes, more, &bytes))
+      bytes = std::numeric_limits<std::size_t>::max();
+  };
+  for (std::size_t i = 0; i < pools_.size(); ++i) add(pools_[i].missing_bytes(wanted_[i]));
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0) add(sequence.layer(layer).missing_table_bytes(tokens));
+  return bytes;
+}
+
+inline bool KVCache::reserve_tables(Sequence& sequence, std::int64_t tokens) {
+  bool room = true;
+  for (std::size_t layer = 0; room && layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    SequenceLayer& own = sequence.layer(layer);
+    table_bytes_ -= own.reserved_table_bytes();
+    room = own.reserve_tables(tokens);
+    table_bytes_ += own.reserved_table_bytes();
+  }
+  return room;
 }
 
 inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
@@ -90,38 +133,28 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
   Sequence& sequence = **found;
   const std::lock_guard<std::mutex> lock(*mutex_);
 
-  std::vector<std::size_t> wanted(pools_.size(), 0);
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
-    if (stores_[layer].shape.kv_heads == 0) continue;
-    const BlockCounts missing = sequence.layers[layer].missing_for(tokens);
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += missing.sinks;
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += missing.tail;
-    wanted[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += missing.sealed;
-  }
-  std::size_t present = 0;
-  std::size_t more = 0;
-  for (std::size_t i = 0; i < pools_.size(); ++i) {
-    present += pools_[i].allocated_bytes();
-    more += pools_[i].missing_bytes(wanted[i]);
-  }
-  if (options_.max_bytes != 0 && more > 0 && present + more > options_.max_bytes)
+  count_wanted_blocks(sequence, tokens);
+  const std::size_t present = reserved_bytes();
+  const std::size_t more = missing_bytes(sequence, tokens);
+  const std::size_t limit =
+      options_.max_bytes == 0 ? std::numeric_limits<std::size_t>::max() : options_.max_bytes;
+  if (more > 0 && (present > limit || more > limit - present))
     return Status::error(ErrorCode::OutOfMemory,
                          "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
-                         static_cast<long long>(tokens), more, present, options_.max_bytes);
-  bool room = true;
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
-    if (stores_[layer].shape.kv_heads > 0)
-      room = room && sequence.layers[layer].reserve_tables(tokens);
-  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].ensure_free(wanted[i]);
-  if (!room)
+                         static_cast<long long>(tokens), more, present, limit);
+  bool room = reserve_tables(sequence, tokens);
+  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
+  if (!room) {
+    for (PagePool& pool : pools_) pool.abandon();
     return Status::error(ErrorCode::OutOfMemory,
-                         "the allocator refused the %zu bytes that %lld "
-                         "tokens need",
-                         more, static_cast<long long>(tokens));
+                         "the allocator refused the %zu bytes that %lld tokens need", more,
+                         static_cast<long long>(tokens));
+  }
 
+  for (PagePool& pool : pools_) pool.commit();
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    SequenceLayer& own = sequence.layers[layer];
+    SequenceLayer& own = sequence.layer(layer);
     const BlockCounts missing = own.missing_for(tokens);
     if (missing.sinks > 0) own.give_sink_block(pool(layer, PageKind::Sinks).acquire());
     for (std::size_t i = 0; i < missing.tail; ++i)
@@ -136,7 +169,7 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
 inline Status KVCache::check_append(const Sequence& sequence, int layer, const TensorView& keys,
                                     const TensorView& values) const {
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  const SequenceLayer& own = sequence.layers[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = sequence.layer(static_cast<std::size_t>(layer));
   const LayerShape& shape = store.shape;
   if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
       values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
@@ -150,13 +183,13 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
   if (keys.tokens == 0) return {};
   if (keys.data == nullptr || values.data == nullptr)
     return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
-  const std::int64_t length = own.length() + keys.tokens;
-  if (keys.tokens > sequence.capacity || length > sequence.capacity)
+  if (keys.tokens > sequence.capacity - own.length())
     return Status::error(ErrorCode::OutOfCapacity,
                          "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,
                          static_cast<long long>(own.length()),
                          static_cast<long long>(sequence.capacity),
                          static_cast<long long>(keys.tokens));
+  const std::int64_t length = own.length() + keys.tokens;
   if (own.missing_for(length).sealed > 0)
     return Status::error(ErrorCode::OutOfCapacity,
                          "layer %d lacks a page for %lld tokens, because a truncation left a "
@@ -171,7 +204,7 @@ inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
   if (!found) return std::move(found).take_status();
   KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
   for (std::int64_t token = 0; token < keys.tokens; ++token) {
     store.write_token(*kernels_, keys, values, token, own.place_token());
     if (own.must_seal()) store.fill_page(*kernels_, own.seal());
@@ -185,14 +218,16 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
   if (length < 0)
     return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
                          static_cast<long long>(length));
-  for (SequenceLayer& own : (*found)->layers) own.truncate(length);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    (*found)->layer(layer).truncate(length);
   return {};
 }
 
 inline void KVCache::release_blocks(Sequence& sequence) {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    sequence.layers[layer].for_each_block(
+    table_bytes_ -= sequence.layer(layer).reserved_table_bytes();
+    sequence.layer(layer).for_each_block(
         [&](std::byte* block) { pool(layer, PageKind::Sinks).release(block); },
         [&](std::byte* block) { pool(layer, PageKind::Tail).release(block); },
         [&](std::byte* block) { pool(layer, PageKind::Sealed).release(block); });
@@ -213,7 +248,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
-  const SequenceLayer& own = (*found)->layers[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
   LayerView view;
   view.shape = store.shape;
   for (int kind = 0; kind < page_kinds; ++kind) {
@@ -230,7 +265,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();
-  return (*found)->layers[static_cast<std::size_t>(layer)].length();
+  return (*found)->layer(static_cast<std::size_t>(layer)).length();
 }
 
 inline Result<std::int64_t> KVCache::length(SequenceId id) const {
@@ -239,7 +274,7 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
   std::int64_t shortest = -1;
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
-    const std::int64_t length = (*found)->layers[layer].length();
+    const std::int64_t length = (*found)->layer(layer).length();
     shortest = shortest < 0 ? length : std::min(shortest, length);
   }
   return std::max<std::int64_t>(shortest, 0);
@@ -248,7 +283,7 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
 inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) const {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
-    const SequenceLayer& own = sequence.layers[layer];
+    const SequenceLayer& own = sequence.layer(layer);
     const std::size_t token_elements = store.shape.elements_per_token();
     report.table_bytes += own.table_bytes();
     for (std::size_t i = 0; i < own.entries().size(); ++i) {
@@ -273,7 +308,7 @@ inline Result<MemoryReport> KVCache::memory(SequenceId id) const {
 inline MemoryReport KVCache::memory() const {
   const std::lock_guard<std::mutex> lock(*mutex_);
   MemoryReport report;
-  for (const PagePool& pool : pools_) report.reserved_bytes += pool.allocated_bytes();
+  report.reserved_bytes = reserved_bytes();
   for (const Slot& slot : slots_)
     if (slot.sequence != nullptr) add_usage(*slot.sequence, report);
   return report;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Blocks of one size with a free list. Memory is taken in slabs of exactly what a reservation
-/// lacks, and returned when the pool dies.
+/// lacks, and returned when the pool dies. Growing has two steps, so that a reservation over
+/// several pools can be given up as a whole.
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
@@ -8,6 +9,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 namespace kvtilt {
@@ -22,9 +24,11 @@ class PagePool {
         free_(std::exchange(other.free_, nullptr)),
         free_count_(std::exchange(other.free_count_, 0)),
         slabs_(std::exchange(other.slabs_, nullptr)),
+        pending_(std::exchange(other.pending_, nullptr)),
         allocated_bytes_(std::exchange(other.allocated_bytes_, 0)) {}
   PagePool& operator=(PagePool&&) = delete;
   ~PagePool() {
+    abandon();
     while (slabs_ != nullptr) {
       Slab* slab = slabs_;
       slabs_ = slab->next;
@@ -36,28 +40,49 @@ class PagePool {
   [[nodiscard]] std::size_t free_count() const { return free_count_; }
   [[nodiscard]] std::size_t allocated_bytes() const { return allocated_bytes_; }
 
-  /// Bytes the allocator would be asked for so that `count` blocks are free.
+  /// Bytes the allocator would be asked for so that `count` blocks are free; SIZE_MAX if no number
+  /// says how many.
   [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
-    return count <= free_count_ ? 0 : slab_bytes(count - free_count_);
+    if (count <= free_count_) return 0;
+    std::size_t bytes = 0;
+    if (__builtin_mul_overflow(count - free_count_, block_bytes_, &bytes) ||
+        __builtin_add_overflow(bytes, std::size_t{page_alignment}, &bytes))
+      return std::numeric_limits<std::size_t>::max();
+    return bytes;
   }
 
-  /// Makes sure `count` blocks are free; false if the allocator has no memory, and then nothing
-  /// has changed.
-  [[nodiscard]] bool ensure_free(std::size_t count) {
-    if (count <= free_count_) return true;
-    const std::size_t missing = count - free_count_;
-    const std::size_t bytes = slab_bytes(missing);
+  /// Takes the memory that `count` free blocks need; commit() or abandon() must follow. False if
+  /// the allocator has none.
+  [[nodiscard]] bool prepare(std::size_t count) {
+    const std::size_t bytes = missing_bytes(count);
+    if (bytes == 0) return true;
+    if (bytes == std::numeric_limits<std::size_t>::max()) return false;
     void* memory = allocator_.allocate(allocator_.context, bytes, page_alignment);
     if (memory == nullptr) return false;
-    Slab* slab = new (memory) Slab{slabs_, bytes};
-    slabs_ = slab;
-    allocated_bytes_ += bytes;
-    std::byte* block = static_cast<std::byte*>(memory) + page_alignment;
-    for (std::size_t i = missing; i-- > 0;) release(block + i * block_bytes_);
+    pending_ = new (memory) Slab{nullptr, bytes};
     return true;
   }
 
-  /// A block; ensure_free must have promised it.
+  /// Turns what prepare() took into free blocks.
+  void commit() {
+    if (pending_ == nullptr) return;
+    Slab* slab = std::exchange(pending_, nullptr);
+    slab->next = slabs_;
+    slabs_ = slab;
+    allocated_bytes_ += slab->bytes;
+    std::byte* block = reinterpret_cast<std::byte*>(slab) + page_alignment;
+    for (std::size_t i = (slab->bytes - page_alignment) / block_bytes_; i-- > 0;)
+      release(block + i * block_bytes_);
+  }
+
+  /// Returns it instead.
+  void abandon() {
+    Slab* slab = std::exchange(pending_, nullptr);
+    if (slab != nullptr)
+      allocator_.deallocate(allocator_.context, slab, slab->bytes, page_alignment);
+  }
+
+  /// A free block; there must be one.
   [[nodiscard]] std::byte* acquire() {
     std::byte* block = free_;
     std::memcpy(&free_, block, sizeof free_);
@@ -78,15 +103,12 @@ class PagePool {
   };
   static_assert(sizeof(Slab) <= page_alignment);
 
-  [[nodiscard]] std::size_t slab_bytes(std::size_t blocks) const {
-    return page_alignment + blocks * block_bytes_;
-  }
-
   Allocator allocator_;
   std::size_t block_bytes_;
   std::byte* free_ = nullptr;
   std::size_t free_count_ = 0;
   Slab* slabs_ = nullptr;
+  Slab* pending_ = nullptr;  ///< between prepare() and commit() or abandon()
   std::size_t allocated_bytes_ = 0;
 };
 

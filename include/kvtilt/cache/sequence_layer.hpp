@@ -70,12 +70,24 @@ class SequenceLayer {
     return missing;
   }
 
-  /// Room in the tables for what `missing_for(length)` names; false if there is no memory.
+  /// Room in the tables for what `missing_for(length)` names; false if there is no memory: some
+  /// tables may then have grown.
   [[nodiscard]] bool reserve_tables(std::int64_t length) {
-    const BlockCounts missing = missing_for(length);
-    const std::size_t pages = entries_.size() + spare_.size() + missing.sealed;
-    return entries_.reserve(pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1) &&
-           ring_.reserve(ring_.size() + missing.tail) && spare_.reserve(pages);
+    const TableSizes sizes = table_sizes(length);
+    return entries_.reserve(sizes.entries) && ring_.reserve(sizes.ring) &&
+           spare_.reserve(sizes.spare);
+  }
+
+  /// Bytes by which reserve_tables(length) lets the tables grow.
+  [[nodiscard]] std::size_t missing_table_bytes(std::int64_t length) const {
+    const TableSizes sizes = table_sizes(length);
+    return entries_.missing_bytes(sizes.entries) + ring_.missing_bytes(sizes.ring) +
+           spare_.missing_bytes(sizes.spare);
+  }
+
+  /// Bytes of the tables, used or not.
+  [[nodiscard]] std::size_t reserved_table_bytes() const {
+    return entries_.capacity_bytes() + ring_.capacity_bytes() + spare_.capacity_bytes();
   }
 
   void give_sink_block(std::byte* block) { sink_block_ = block; }
@@ -146,6 +158,18 @@ class SequenceLayer {
   }
 
  private:
+  struct TableSizes {
+    std::size_t entries;
+    std::size_t ring;
+    std::size_t spare;
+  };
+  [[nodiscard]] TableSizes table_sizes(std::int64_t length) const {
+    const BlockCounts missing = missing_for(length);
+    const std::size_t pages = entries_.size() + spare_.size() + missing.sealed;
+    return {pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1,
+            ring_.size() + missing.tail, pages};
+  }
+
   [[nodiscard]] std::size_t first_tail_entry() const {
     std::size_t index = entries_.size();
     while (index > 0 && entries_[index - 1].kind == PageKind::Tail) --index;

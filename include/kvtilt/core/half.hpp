@@ -61,7 +61,7 @@ KVTILT_HD constexpr TruncatedF16 truncate_to_f16(std::uint32_t magnitude) {
     return {((exponent - 112) << 10) | (mantissa >> 13), mantissa & 0x1fffu, 0x1000u};
   const std::uint32_t full = mantissa | 0x800000u;
   const std::uint32_t shift = 126 - exponent;  // the unit of fp16 subnormals is 2^-24
-  if (exponent == 0 || shift > 24) return {0, exponent == 0 ? 0u : 1u, 2};  // below half a unit
+  if (exponent == 0 || shift > 24) return {0, magnitude == 0 ? 0u : 1u, 2};  // below half a unit
   return {full >> shift, full & ((1u << shift) - 1), 1u << (shift - 1)};
 }
 

@@ -38,7 +38,9 @@ inline float absorb(float* scores, int slots, Range valid, float& maximum, float
   }
   F32x16 total = broadcast(0.0f);
   for (int slot = 0; slot < slots; slot += line_lanes) {
-    const F32x16 power = exp2_of_negative(sub(load(scores + slot), broadcast(maximum)));
+    // Slots without a token hold anything; above 0 their exponents would overflow an integer.
+    const F32x16 below = min(sub(load(scores + slot), broadcast(maximum)), broadcast(0.0f));
+    const F32x16 power = exp2_of_negative(below);
     const F32x16 kept = keep_lanes(power, valid.first - slot, valid.last - slot, 0.0f);
     store(scores + slot, kept);
     total = add(total, kept);

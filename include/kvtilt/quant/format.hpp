@@ -99,7 +99,8 @@ inline Result<Format> resolve_format(Format format, const char* tensor, int dim,
     if (format.group % 16 != 0 || page_tokens % format.group != 0)
       return fail("a per-channel group must be a multiple of 16 that divides the page");
   } else {
-    if (format.group == 0 || format.group > dim) format.group = dim < max_group ? dim : max_group;
+    if (format.group == 0) format.group = dim < max_group ? dim : max_group;
+    if (format.group > dim) format.group = dim;
     if (format.group > max_group) return fail("a per-token group holds at most 128 channels");
     if (format.group != dim && format.group % 16 != 0)
       return fail("a per-token group must be a multiple of 16, or the whole head");

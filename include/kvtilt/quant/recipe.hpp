@@ -12,8 +12,9 @@ namespace kvtilt {
 
 namespace detail {
 
-/// Reads decimal digits off the front; -1 if there are none or more than four.
+/// Reads decimal digits off the front; -1 if there are none, more than four or a leading zero.
 inline int take_number(std::string_view& text) {
+  if (!text.empty() && text.front() == '0') return -1;
   int number = 0;
   std::size_t digits = 0;
   while (digits < text.size() && digits <= 4 && text[digits] >= '0' && text[digits] <= '9')
