@@ -6,6 +6,10 @@
 # set, without its random tests.
 include(GoogleTest)
 
+add_library(kvtilt_test_support STATIC EXCLUDE_FROM_ALL tests/support/all_formats.cpp)
+target_include_directories(kvtilt_test_support PUBLIC tests)
+target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt PRIVATE kvtilt_warnings)
+
 function(kvtilt_test source)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
   find_package(GTest REQUIRED)
@@ -17,8 +21,7 @@ function(kvtilt_test source)
   endif()
 
   add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/${source})
-  target_include_directories(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests)
-  target_link_libraries(${target} PRIVATE kvtilt::kvtilt kvtilt_warnings ${arg_LIBRARIES}
+  target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
                                           GTest::gmock GTest::gtest_main)
   gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests
                        NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120
@@ -27,6 +30,13 @@ function(kvtilt_test source)
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
 
+  # Below these layers a test reaches no kernel: it has nothing to share, and nothing to force.
+  if(path MATCHES "^(core|quant|page)/")
+    return()
+  endif()
+  if(NOT path MATCHES "^examples/")  # whose kernels are in a library of their own
+    target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
+  endif()
   if(KVTILT_TEST_MATRIX)
     foreach(isa scalar avx2)
       add_test(NAME ${path}/isa:${isa} COMMAND ${target} --gtest_brief=1 --gtest_filter=-*Random*)

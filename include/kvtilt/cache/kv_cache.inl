@@ -321,7 +321,8 @@ inline void KVCache::release_blocks(Sequence& sequence) {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
     table_bytes_ -= sequence.layer(layer).reserved_table_bytes();
-    sequence.layer(layer).release(
+    sequence.layer(layer).truncate(0);  // lets go of shared pages
+    sequence.layer(layer).for_each_block(
         [&](const Block& block) { pool(layer, PageKind::Sinks).release(block); },
         [&](const Block& block) { pool(layer, PageKind::Tail).release(block); },
         [&](const Block& page) { pool(layer, PageKind::Sealed).release(page); });

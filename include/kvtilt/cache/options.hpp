@@ -4,11 +4,13 @@
 
 #include <kvtilt/cache/allocator.hpp>
 #include <kvtilt/cpu/isa.hpp>
+#include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <cstddef>
 #include <optional>
+#include <utility>
 
 namespace kvtilt {
 

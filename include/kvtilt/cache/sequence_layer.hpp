@@ -28,7 +28,7 @@ struct TokenPlacement {
   int page_tokens;
   int sink_tokens;
   int recent_tokens;
-  int window;  ///< 0: nothing is ever freed
+  int window = 0;  ///< 0: nothing is ever freed
 
   /// Blocks of a full tail: it holds at most recent + page tokens, at the moment of sealing.
   [[nodiscard]] int ring_blocks() const {
@@ -63,7 +63,7 @@ class SequenceLayer {
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
   [[nodiscard]] std::size_t table_bytes() const { return entries_.size() * sizeof(PageEntry); }
 
-  /// Blocks this layer lacks to hold `length` tokens. Cost: one step per page still to be sealed.
+  /// Blocks this layer lacks to hold `length` tokens.
   [[nodiscard]] BlockCounts missing_for(std::int64_t length) const {
     BlockCounts missing;
     if (placement_.sink_tokens > 0 && sink_block_.data == nullptr && length > 0) missing.sinks = 1;
@@ -97,25 +97,28 @@ class SequenceLayer {
   void give_tail_block(const Block& block) { ring_.push_back(block); }
   void give_page(const Block& page) { spare_.push_back(page); }
 
-  /// Hands back everything this layer owns alone: sinks(block), tail(block), sealed(page).
+  /// Calls sinks(block), tail(block) or sealed(page) for everything this layer holds, shared pages
+  /// included.
   template <class Sinks, class Tail, class Sealed>
-  void release(Sinks sinks, Tail tail, Sealed sealed) {
-    for (std::size_t i = 0; i < entries_.size(); ++i) drop(entries_[i]);
+  void for_each_block(Sinks sinks, Tail tail, Sealed sealed) const {
     if (sink_block_.data != nullptr) sinks(sink_block_);
     for (std::size_t i = 0; i < ring_.size(); ++i) tail(ring_[i]);
     for (std::size_t i = 0; i < spare_.size(); ++i) sealed(spare_[i]);
+    for (std::size_t i = 0; i < entries_.size(); ++i)
+      if (entries_[i].kind == PageKind::Sealed)
+        sealed(Block{entries_[i].data, entries_[i].references});
   }
 
   /// Adds one token and returns the page whose last slot is its own. Capacity was checked.
   [[nodiscard]] const PageEntry& place_token() {
     if (length_ < placement_.sink_tokens) {
       if (length_ == 0)
-        entries_.push_back({sink_block_.data, sink_block_.references, 0, 0, PageKind::Sinks});
+        entries_.push_back({sink_block_.data, 0, 0, PageKind::Sinks, sink_block_.references});
     } else if (const std::int64_t slot = length_ - tail_start_;
                slot % placement_.page_tokens == 0) {
       const std::size_t index = static_cast<std::size_t>(slot / placement_.page_tokens);
       const Block& block = ring_[(ring_head_ + index) % ring_.size()];
-      entries_.push_back({block.data, block.references, length_, 0, PageKind::Tail});
+      entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
     }
     ++length_;
     ++entries_.back().tokens;
@@ -248,7 +251,12 @@ class SequenceLayer {
   [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare,
                                           bool all_shared) const {
     const std::int64_t beyond = length - tail_start_ - placement_.recent_tokens;
-    const std::int64_t seals = beyond <= 0 ? 0 : beyond / placement_.page_tokens;
+    std::int64_t seals = beyond <= 0 ? 0 : beyond / placement_.page_tokens;
+    if (placement_.window == 0)
+      return static_cast<std::size_t>(seals) -
+             std::min<std::size_t>(static_cast<std::size_t>(seals), spare);
+    // Once a window's worth of pages is sealed, each new one frees an old one.
+    seals = std::min<std::int64_t>(seals, placement_.window / placement_.page_tokens + 2);
     std::size_t missing = 0;
     std::size_t old_entry = 0;   // next page of today's table that the window may free
     std::int64_t new_pages = 0;  // pages sealed on the way that it has freed

@@ -68,7 +68,9 @@ inline float absorb(float* scores, int slots, const LaneMask* visible, SoftmaxSt
   }
   F32x16 total = broadcast(0.0f);
   for (int slot = 0; slot < slots; slot += line_lanes) {
-    const F32x16 power = exp2_of_negative(sub(load(scores + slot), broadcast(state.maximum)));
+    // Hidden slots hold anything; above 0 their exponents would overflow an integer.
+    const F32x16 below = min(sub(load(scores + slot), broadcast(state.maximum)), broadcast(0.0f));
+    const F32x16 power = exp2_of_negative(below);
     const F32x16 kept = keep(power, visible[slot / line_lanes], 0.0f);
     store(scores + slot, kept);
     total = add(total, kept);

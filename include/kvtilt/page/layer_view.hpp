@@ -25,10 +25,10 @@ inline constexpr int page_kinds = 3;
 /// One page of a sequence.
 struct PageEntry {
   std::byte* data = nullptr;
-  std::uint32_t* references = nullptr;  ///< sequences that share a sealed page; the cache's own
-  std::int64_t first_position = 0;      ///< position of slot 0 in its text
-  std::int32_t tokens = 0;              ///< slots 0 to tokens-1 hold tokens
+  std::int64_t first_position = 0;  ///< position of slot 0 in its text
+  std::int32_t tokens = 0;          ///< slots 0 to tokens-1 hold tokens
   PageKind kind = PageKind::Sealed;
+  std::uint32_t* references = nullptr;  ///< how many sequences share a sealed page; the cache's own
 };
 
 /// One layer of one sequence. Pages are in order of position. Valid until the sequence is

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// The one thing the model knows about where its keys and values are kept.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace llama {
+
+struct CacheUsage {
+  std::size_t bytes = 0;      // in use: codes, metadata, 16-bit tokens, tables
+  double effective_bits = 0;  // 8 * bytes / numbers kept
+};
+
+/// The keys and values of one sequence, in all layers.
+class AttentionCache {
+ public:
+  AttentionCache() = default;
+  AttentionCache(const AttentionCache&) = delete;
+  AttentionCache& operator=(const AttentionCache&) = delete;
+  virtual ~AttentionCache() = default;
+
+  /// Forgets the sequence and makes room for another one of at most `positions` tokens.
+  virtual void restart(int positions) = 0;
+
+  /// Takes the next `tokens` tokens of a layer, and attends to everything up to each of them.
+  ///
+  /// queries [tokens, query_heads, head_dim], rotated
+  /// keys    [tokens, kv_heads, head_dim], rotated
+  /// values  [tokens, kv_heads, head_dim]
+  /// out     [tokens, query_heads, head_dim]
+  /// A single token is read back out of the cache; of several, the cache may see its own chunk
+  /// before it is rounded. Throws when the cache refuses the numbers or is full.
+  virtual void attend(int layer, int tokens, const float* queries, const float* keys,
+                      const float* values, float* out) = 0;
+
+  /// Tokens in the cache, in every layer.
+  [[nodiscard]] virtual int length() const = 0;
+  [[nodiscard]] virtual CacheUsage usage() const = 0;
+  /// 8 * bytes of a full page / its numbers; 16 where there are no pages.
+  [[nodiscard]] virtual double page_bits() const = 0;
+  /// Whether an attend() since the last token began read a sealed page.
+  [[nodiscard]] virtual bool touched_codes() const = 0;
+};
+
+}  // namespace llama

@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: MIT
+#include "evaluation.hpp"
+
+#include "fail.hpp"
+#include "floats.hpp"
+#include "metrics.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+namespace llama {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Baseline logits kept per thread, in numbers: 16 MiB, which is 8192 positions of 512 tokens and
+// still 27 positions of a vocabulary of 150,000.
+constexpr std::size_t logits_kept = std::size_t{1} << 22;
+
+/// What one recipe did on one piece.
+struct PieceResult {
+  double nll = 0;
+  std::vector<double> divergences;  // one per prediction
+  long same_top = 0;
+  long quantized = 0;
+  double seconds = 0;
+  CacheUsage usage;
+  int tokens = 0;
+};
+
+/// Decodes pieces with every recipe; belongs to one thread.
+class Worker {
+ public:
+  Worker(const Model& model, const EvaluationOptions& options) : model_(model) {
+    caches_.push_back(make_cache(model.config(), baseline_recipe, options.cache));
+    for (const auto& recipe : options.recipes) {
+      caches_.push_back(make_cache(model.config(), recipe, options.cache));
+    }
+    vocab_ = static_cast<std::size_t>(model.config().vocab);
+    block_ = std::clamp<std::size_t>(logits_kept / vocab_, 1, model.config().context);
+    baseline_.resize(block_ * vocab_);
+    baseline_lse_.resize(block_);
+    logits_.resize(vocab_);
+  }
+
+  /// One result per cache. Recipes take turns block by block, so that the baseline's logits need
+  /// not be kept for the whole piece. `advance` is called with the number of predictions just made.
+  template <class Advance>
+  std::vector<PieceResult> run(const std::vector<int>& piece, Advance advance) {
+    std::vector<PieceResult> results(caches_.size());
+    const std::size_t predictions = piece.size() - 1;
+    for (const auto& cache : caches_) cache->restart(static_cast<int>(predictions));
+    for (std::size_t begin = 0; begin < predictions; begin += block_) {
+      const std::size_t end = std::min(begin + block_, predictions);
+      for (std::size_t i = 0; i < caches_.size(); ++i) {
+        run_block(piece, begin, end, i, results[i]);
+        advance(end - begin);
+      }
+    }
+    for (std::size_t i = 0; i < caches_.size(); ++i) {
+      results[i].usage = caches_[i]->usage();
+      results[i].tokens = caches_[i]->length();
+    }
+    return results;
+  }
+
+  [[nodiscard]] double page_bits(std::size_t cache) const { return caches_[cache]->page_bits(); }
+
+ private:
+  void run_block(const std::vector<int>& piece, std::size_t begin, std::size_t end,
+                 std::size_t index, PieceResult& result) {
+    AttentionCache& cache = *caches_[index];
+    for (std::size_t position = begin; position < end; ++position) {
+      const std::span<float> reference(baseline_.data() + (position - begin) * vocab_, vocab_);
+      const std::span<float> logits = index == 0 ? reference : std::span<float>(logits_);
+      const auto start = Clock::now();
+      model_.forward({&piece[position], 1}, cache, scratch_, logits);
+      result.seconds += std::chrono::duration<double>(Clock::now() - start).count();
+
+      const double lse = log_sum_exp(logits);
+      if (!std::isfinite(lse)) fail("the model's logits are not finite at position ", position);
+      if (index == 0) baseline_lse_[position - begin] = lse;
+      result.nll += lse - logits[static_cast<std::size_t>(piece[position + 1])];
+      result.divergences.push_back(
+          index == 0 ? 0 : kl_divergence(reference, baseline_lse_[position - begin], logits, lse));
+      if (index == 0 || argmax(logits) == argmax(reference)) ++result.same_top;
+      if (cache.touched_codes()) ++result.quantized;
+    }
+  }
+
+  const Model& model_;
+  std::vector<std::unique_ptr<AttentionCache>> caches_;  // the baseline first
+  Scratch scratch_;
+  std::size_t vocab_ = 0;
+  std::size_t block_ = 0;             // positions per block
+  Floats baseline_;                   // [block, vocab]
+  std::vector<double> baseline_lse_;  // [block]
+  Floats logits_;                     // [vocab]
+};
+
+/// Adds the pieces up in their own order, whichever thread ran them.
+RecipeReport summarize(const std::string& recipe, double page_bits, std::size_t index,
+                       const std::vector<std::vector<PieceResult>>& pieces) {
+  RecipeReport report;
+  report.recipe = recipe;
+  report.page_bits = page_bits;
+  std::vector<double> divergences;
+  double nll = 0;
+  double kld = 0;
+  double seconds = 0;
+  double bits = 0;
+  double tokens = 0;
+  long same_top = 0;
+  long quantized = 0;
+  for (const auto& results : pieces) {
+    const PieceResult& piece = results[index];
+    nll += piece.nll;
+    seconds += piece.seconds;
+    bits += piece.usage.effective_bits * piece.tokens;
+    tokens += piece.tokens;
+    same_top += piece.same_top;
+    quantized += piece.quantized;
+    report.cache_bytes = std::max(report.cache_bytes, piece.usage.bytes);
+    for (const double value : piece.divergences) kld += value;
+    divergences.insert(divergences.end(), piece.divergences.begin(), piece.divergences.end());
+  }
+  const auto count = static_cast<double>(divergences.size());
+  report.effective_bits = bits / tokens;
+  report.quantized_share = static_cast<double>(quantized) / count;
+  report.nll = nll / count;
+  report.kld_mean = kld / count;
+  report.kld_max = *std::max_element(divergences.begin(), divergences.end());
+  report.top1 = 100 * static_cast<double>(same_top) / count;
+  report.tokens_per_s = seconds > 0 ? count / seconds : 0;
+  report.kld_p99 = percentile(std::move(divergences), 0.99);
+  return report;
+}
+
+}  // namespace
+
+std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::vector<int>>& pieces,
+                                   const EvaluationOptions& options) {
+  std::size_t predictions = 0;
+  for (const auto& piece : pieces) predictions += piece.size() - 1;
+  if (predictions == 0) fail("the text is too short: there is nothing to predict");
+  const std::size_t rows = options.recipes.size() + 1;
+  std::vector<std::vector<PieceResult>> results(pieces.size());
+  std::atomic<std::size_t> next{0};
+  std::mutex mutex;  // guards the three below
+  std::size_t done = 0;
+  std::exception_ptr error;
+  std::vector<double> page_bits(rows);
+
+  const auto advance = [&](std::size_t count) {
+    const std::lock_guard lock(mutex);
+    done += count;
+    if (options.progress) {
+      options.progress(static_cast<double>(done) / static_cast<double>(predictions * rows));
+    }
+  };
+  const auto work = [&] {
+    try {
+      Worker worker(model, options);
+      for (std::size_t i = next++; i < pieces.size(); i = next++) {
+        results[i] = worker.run(pieces[i], advance);
+      }
+      const std::lock_guard lock(mutex);
+      for (std::size_t i = 0; i < rows; ++i) page_bits[i] = worker.page_bits(i);
+    } catch (...) {
+      next = pieces.size();  // the others stop after their piece
+      const std::lock_guard lock(mutex);
+      if (!error) error = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 1; i < options.threads; ++i) threads.emplace_back(work);
+    work();
+  }
+  if (error) std::rethrow_exception(error);
+
+  std::vector<RecipeReport> reports;
+  for (std::size_t i = 0; i < rows; ++i) {
+    reports.push_back(
+        summarize(i == 0 ? baseline_recipe : options.recipes[i - 1], page_bits[i], i, results));
+  }
+  return reports;
+}
+
+}  // namespace llama

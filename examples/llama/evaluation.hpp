@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: MIT
+// Teacher-forced comparison of cache recipes on a text.
+#pragma once
+
+#include "make_cache.hpp"
+#include "model.hpp"
+
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace llama {
+
+struct EvaluationOptions {
+  std::vector<std::string> recipes;  // kvtilt's; the baseline is always run, and first
+  CacheSettings cache;
+  int threads = 1;
+  std::function<void(double share)> progress;  // called now and then, by one thread at a time
+};
+
+/// One row of the result; every mean runs over all predictions of all pieces.
+struct RecipeReport {
+  std::string recipe;
+  double page_bits = 0;
+  double effective_bits = 0;    // at the ends of the pieces, weighted by their tokens
+  std::size_t cache_bytes = 0;  // in use at the end of the piece that needed most
+  double quantized_share = 0;   // of the predictions, 0 to 1: those whose attention read a code
+  double nll = 0;               // nats per token
+  double kld_mean = 0;          // KL(baseline || recipe) in nats, like the two below
+  double kld_p99 = 0;
+  double kld_max = 0;
+  double top1 = 0;          // percent of predictions with the baseline's most likely token
+  double tokens_per_s = 0;  // of one thread, in forward passes only
+};
+
+/// Decodes every piece token by token, once with the baseline and once with each recipe, so that
+/// every prediction is read out of the cache that is judged. The figures do not depend on `threads`
+/// (but for the speed). Memory: a block of baseline logits and the caches, per thread.
+/// Throws what the model or a cache throws, and when logits are not finite.
+std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::vector<int>>& pieces,
+                                   const EvaluationOptions& options);
+
+}  // namespace llama

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: MIT
+// The baseline: an ordinary growing cache and plain float attention. It shares no code with kvtilt,
+// so that agreement between the two means something.
+#pragma once
+
+#include "attention_cache.hpp"
+#include "config.hpp"
+#include "floats.hpp"
+
+#include <vector>
+
+namespace llama {
+
+/// What becomes of keys and values on their way into the cache.
+enum class CacheRounding {
+  F16,   // rounded to 16-bit floats: the baseline of every comparison
+  None,  // kept as they are: for comparing a model with another implementation
+};
+
+class FloatCache final : public AttentionCache {
+ public:
+  explicit FloatCache(const ModelConfig& config, CacheRounding rounding = CacheRounding::F16);
+
+  void restart(int positions) override;
+  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
+              float* out) override;
+  [[nodiscard]] int length() const override;
+  /// Counts two bytes a number, which is what the numbers need, though they are stored as floats.
+  [[nodiscard]] CacheUsage usage() const override;
+  [[nodiscard]] double page_bits() const override { return 16; }
+  [[nodiscard]] bool touched_codes() const override { return false; }
+
+ private:
+  struct Head {
+    Floats keys;    // [tokens, head_dim]
+    Floats values;  // [tokens, head_dim]
+  };
+  struct Layer {
+    std::vector<Head> heads;  // one per kv head
+    int window = 0;
+    int tokens = 0;
+  };
+
+  void append(Layer& layer, int tokens, const float* keys, const float* values);
+  void attend_one(const Layer& layer, int position, const float* queries, float* out);
+
+  int query_heads_;
+  int kv_heads_;
+  int head_dim_;
+  CacheRounding rounding_;
+  std::vector<Layer> layers_;
+  Floats scores_;  // [tokens]
+};
+
+}  // namespace llama

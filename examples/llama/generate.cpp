@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+// Writes a text with a quantized cache, and says what the cache cost.
+#include "fail.hpp"
+#include "generation.hpp"
+#include "make_cache.hpp"
+#include "table.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <iostream>
+#include <limits>
+
+namespace {
+
+struct Arguments {
+  std::string model;
+  std::string prompt;
+  std::string recipe = "k4v2";
+  int tokens = 256;
+  std::uint64_t seed = 1;
+  double temperature = 0;
+  llama::CacheSettings cache;
+};
+
+/// Text as a terminal may see it: a model can produce any byte, also those that move cursors.
+std::string printable(std::string_view text) {
+  std::string clean;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if ((byte >= 0x20 && byte != 0x7F) || c == '\n' || c == '\t') clean += c;
+  }
+  return clean;
+}
+
+std::vector<std::string> table_row(const std::string& name, const llama::Generation& generation) {
+  return {name, llama::format_number(generation.tokens_kept, 0),
+          llama::format_number(static_cast<double>(generation.usage.bytes), 0),
+          llama::format_number(generation.usage.effective_bits, 2),
+          llama::format_number(generation.tokens_per_s(), 0)};
+}
+
+/// How far two texts are the same.
+std::string compare(const std::string& recipe, const std::vector<int>& tokens,
+                    const std::vector<int>& baseline) {
+  const auto different =
+      std::mismatch(tokens.begin(), tokens.end(), baseline.begin(), baseline.end());
+  if (different.first == tokens.end() && different.second == baseline.end()) {
+    return recipe + " and 16 bits wrote the same text.";
+  }
+  return recipe + " and 16 bits wrote the same first " +
+         std::to_string(different.first - tokens.begin()) + " of " + std::to_string(tokens.size()) +
+         " tokens.";
+}
+
+void run(const Arguments& arguments) {
+  const llama::Model model(arguments.model);
+  const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
+  const auto write = [&](const std::string& recipe, const auto& on_text) {
+    const auto cache = llama::make_cache(model.config(), recipe, arguments.cache);
+    const llama::Sampler sampler(arguments.temperature, arguments.seed);
+    return llama::generate(model, *tokenizer, arguments.prompt, arguments.tokens, sampler, *cache,
+                           on_text);
+  };
+
+  bool started = false;
+  const auto result = write(arguments.recipe, [&](std::string_view text) {
+    // Not before the first token: what cannot run should not leave half a text behind.
+    if (!started) std::cout << printable(arguments.prompt);
+    started = true;
+    std::cout << printable(text) << std::flush;
+  });
+  std::cout << "\n\n";
+  if (result.context_full) {
+    std::cout << "The model's context of " << model.config().context << " tokens is full.\n\n";
+  }
+
+  std::vector<std::vector<std::string>> rows{
+      {"recipe", "tokens kept", "cache bytes", "eff. bits", "tokens/s"},
+      table_row(arguments.recipe, result)};
+  std::string verdict;
+  if (arguments.recipe != llama::baseline_recipe) {
+    const auto baseline = write(llama::baseline_recipe, [](std::string_view) {});
+    rows.push_back(table_row("16 bits", baseline));
+    verdict = compare(arguments.recipe, result.tokens, baseline.tokens) + '\n';
+  }
+  std::cout << llama::format_table(rows) << verdict;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"Continues a prompt with a quantized cache, then prints what the cache cost."};
+  Arguments arguments;
+  app.add_option("--model", arguments.model, "folder with config.json and model.safetensors")
+      ->required();
+  app.add_option("--prompt", arguments.prompt, "text to continue (default: none)");
+  app.add_option("--recipe", arguments.recipe, "kvtilt's, or f16 for the 16-bit baseline alone")
+      ->capture_default_str();
+  app.add_option("--tokens", arguments.tokens, "tokens to write, at most")
+      ->check(CLI::Range(1, std::numeric_limits<int>::max()))
+      ->capture_default_str();
+  app.add_option("--seed", arguments.seed, "of the random choices")->capture_default_str();
+  app.add_option("--temperature", arguments.temperature,
+                 "0 always takes the likeliest token; 1 samples the model's distribution")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  app.add_option("--page", arguments.cache.page_tokens, "tokens per page")->capture_default_str();
+  app.add_option("--tail", arguments.cache.recent_tokens, "newest tokens kept in 16 bits, at least")
+      ->capture_default_str();
+  app.add_option("--sinks", arguments.cache.sink_tokens, "first tokens kept in 16 bits")
+      ->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+  try {
+    run(arguments);
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+// Continues a prompt.
+#pragma once
+
+#include "attention_cache.hpp"
+#include "model.hpp"
+#include "sampler.hpp"
+#include "tokenizer.hpp"
+
+#include <functional>
+#include <string_view>
+#include <vector>
+
+namespace llama {
+
+struct Generation {
+  std::vector<int> tokens;  // after the prompt; without the token that ended the text
+  double seconds = 0;       // spent in decode steps
+  int steps = 0;            // decode steps: one per token fed back
+  CacheUsage usage;         // at the end, like the next
+  int tokens_kept = 0;      // in the cache: prompt and all but the last token written
+  bool context_full = false;
+
+  [[nodiscard]] double tokens_per_s() const { return seconds > 0 ? steps / seconds : 0; }
+};
+
+/// Reads the prompt in chunks, then produces up to `count` tokens, or fewer when the text ends or
+/// the context is full. `on_text` receives the bytes of every token as it comes. Throws when the
+/// prompt has no tokens or does not fit the context.
+Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
+                    int count, Sampler sampler, AttentionCache& cache,
+                    const std::function<void(std::string_view)>& on_text);
+
+}  // namespace llama

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: MIT
+#include "kvtilt_cache.hpp"
+
+#include "fail.hpp"
+
+#include <algorithm>
+#include <utility>
+
+namespace llama {
+namespace {
+
+void check(const kvtilt::Status& status) {
+  if (!status.ok()) fail(status.message());
+}
+
+kvtilt::KVCache create_cache(const ModelConfig& config, const std::string& recipe,
+                             const CacheSettings& settings) {
+  auto shape = kvtilt::CacheShape::uniform(config.layers, config.kv_heads, config.head_dim);
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    shape.layers[layer].window = config.windows[layer];
+  }
+  kvtilt::CacheOptions options;
+  options.page_tokens = settings.page_tokens;
+  options.recent_tokens = settings.recent_tokens;
+  options.sink_tokens = settings.sink_tokens;
+  options.max_sequences = 1;
+  const auto plan = kvtilt::Plan::uniform(shape, kvtilt::parse_recipe(recipe).value());
+  return kvtilt::KVCache::create(shape, plan, options).value();
+}
+
+}  // namespace
+
+KvtiltCache::KvtiltCache(const ModelConfig& config, const std::string& recipe,
+                         const CacheSettings& settings)
+    : query_heads_(config.query_heads),
+      kv_heads_(config.kv_heads),
+      head_dim_(config.head_dim),
+      cache_(create_cache(config, recipe, settings)) {}
+
+void KvtiltCache::restart(int positions) {
+  if (sequence_) check(cache_.close(*sequence_));
+  sequence_ = cache_.open().value();
+  check(cache_.reserve(*sequence_, positions));
+  touched_codes_ = false;
+}
+
+void KvtiltCache::attend(int layer, int tokens, const float* queries, const float* keys,
+                         const float* values, float* out) {
+  const kvtilt::SequenceId id = sequence_.value();
+  const kvtilt::TensorView q(queries, tokens, query_heads_, head_dim_);
+  const kvtilt::TensorView k(keys, tokens, kv_heads_, head_dim_);
+  const kvtilt::TensorView v(values, tokens, kv_heads_, head_dim_);
+  const kvtilt::OutputView result(out, tokens, query_heads_, head_dim_);
+  const auto workspace = [this](std::size_t bytes) {
+    if (workspace_.size() < bytes) workspace_.resize(bytes);  // grows once: sizes are per shape
+    return std::span<std::byte>(workspace_);
+  };
+  if (layer == 0) touched_codes_ = false;
+
+  kvtilt::LayerView view;
+  if (tokens == 1) {  // decode: the token reads itself back out of the cache, with all others
+    check(cache_.append(id, layer, k, v));
+    view = cache_.view(id, layer).value();
+    check(kvtilt::attend(view, q, result, {}, workspace(kvtilt::attend_workspace_bytes(view))));
+  } else {  // a prompt's chunk: it attends to itself in floats before the cache rounds it
+    view = cache_.view(id, layer).value();
+    check(kvtilt::attend_prefill(view, q, k, v, result, {},
+                                 workspace(kvtilt::attend_prefill_workspace_bytes(view, tokens))));
+    check(cache_.append(id, layer, k, v));
+  }
+  touched_codes_ = touched_codes_ || view.touches_codes();
+}
+
+int KvtiltCache::length() const {
+  return sequence_ ? static_cast<int>(cache_.length(*sequence_).value()) : 0;
+}
+
+CacheUsage KvtiltCache::usage() const {
+  if (!sequence_) return {};
+  const auto report = cache_.memory(*sequence_).value();
+  return {report.bytes_in_use(), report.effective_bits()};
+}
+
+}  // namespace llama

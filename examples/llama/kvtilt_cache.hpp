@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// The cache of an engine that includes kvtilt: everything that it has to call is in
+// kvtilt_cache.cpp.
+#pragma once
+
+#include <kvtilt/kvtilt.hpp>
+
+#include "attention_cache.hpp"
+#include "config.hpp"
+#include "make_cache.hpp"
+
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace llama {
+
+class KvtiltCache final : public AttentionCache {
+ public:
+  /// Throws kvtilt's sentence for an unknown recipe, or settings or shapes that it refuses.
+  KvtiltCache(const ModelConfig& config, const std::string& recipe, const CacheSettings& settings);
+
+  void restart(int positions) override;
+  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
+              float* out) override;
+  [[nodiscard]] int length() const override;
+  [[nodiscard]] CacheUsage usage() const override;
+  [[nodiscard]] double page_bits() const override { return cache_.page_bits(); }
+  [[nodiscard]] bool touched_codes() const override { return touched_codes_; }
+
+ private:
+  int query_heads_;
+  int kv_heads_;
+  int head_dim_;
+  kvtilt::KVCache cache_;
+  std::optional<kvtilt::SequenceId> sequence_;
+  std::vector<std::byte> workspace_;
+  bool touched_codes_ = false;
+};
+
+}  // namespace llama

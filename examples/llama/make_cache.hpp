@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: MIT
+// A cache by the name of its recipe.
+#pragma once
+
+#include "attention_cache.hpp"
+#include "config.hpp"
+
+#include <memory>
+#include <string>
+
+namespace llama {
+
+/// The recipe name of the 16-bit baseline, which does not go through kvtilt.
+inline constexpr const char* baseline_recipe = "f16";
+
+struct CacheSettings {
+  int page_tokens = 64;     // tokens quantized together
+  int recent_tokens = 128;  // newest tokens kept in 16 bits, at least
+  int sink_tokens = 4;      // first tokens kept in 16 bits
+};
+
+/// Throws kvtilt's own sentence when it does not know the recipe or refuses the settings.
+std::unique_ptr<AttentionCache> make_cache(const ModelConfig& config, const std::string& recipe,
+                                           const CacheSettings& settings);
+
+}  // namespace llama

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+#include "model.hpp"
+
+#include "checkpoint.hpp"
+#include "fail.hpp"
+
+#include <algorithm>
+
+namespace llama {
+
+Model::Model(const std::filesystem::path& folder) : config_(read_config(folder)), rope_(config_) {
+  load_weights(folder);
+}
+
+void Model::load_weights(const std::filesystem::path& folder) {
+  Checkpoint checkpoint(folder);
+  const auto vector = [&](const std::string& name, int size) {
+    return checkpoint.load(name, {size});
+  };
+  const auto matrix = [&](const std::string& name, int rows, int cols) {
+    return Matrix{rows, cols, checkpoint.load(name + ".weight", {rows, cols})};
+  };
+  const ModelConfig& c = config_;
+  embedding_ = matrix("model.embed_tokens", c.vocab, c.hidden);
+  norm_ = vector("model.norm.weight", c.hidden);
+  if (!c.tied_embeddings) output_ = matrix("lm_head", c.vocab, c.hidden);
+  for (int i = 0; i < c.layers; ++i) {
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const std::string attention = prefix + "self_attn.";
+    Layer layer;
+    layer.attention_norm = vector(prefix + "input_layernorm.weight", c.hidden);
+    layer.query = matrix(attention + "q_proj", c.query_width(), c.hidden);
+    layer.key = matrix(attention + "k_proj", c.kv_width(), c.hidden);
+    layer.value = matrix(attention + "v_proj", c.kv_width(), c.hidden);
+    layer.output = matrix(attention + "o_proj", c.hidden, c.query_width());
+    if (c.qkv_bias) {
+      layer.query_bias = vector(attention + "q_proj.bias", c.query_width());
+      layer.key_bias = vector(attention + "k_proj.bias", c.kv_width());
+      layer.value_bias = vector(attention + "v_proj.bias", c.kv_width());
+    }
+    if (c.qk_norm) {
+      layer.query_norm = vector(attention + "q_norm.weight", c.head_dim);
+      layer.key_norm = vector(attention + "k_norm.weight", c.head_dim);
+    }
+    layer.mlp_norm = vector(prefix + "post_attention_layernorm.weight", c.hidden);
+    layer.gate = matrix(prefix + "mlp.gate_proj", c.mlp, c.hidden);
+    layer.up = matrix(prefix + "mlp.up_proj", c.mlp, c.hidden);
+    layer.down = matrix(prefix + "mlp.down_proj", c.hidden, c.mlp);
+    layers_.push_back(std::move(layer));
+  }
+  for (const std::string& name : checkpoint.unused()) {
+    // Old files carry the rotary frequencies, tied ones a second copy of the embedding.
+    const bool known =
+        name.ends_with(".rotary_emb.inv_freq") || (c.tied_embeddings && name == "lm_head.weight");
+    if (!known) {
+      fail(folder.string(), ": tensor \"", name, "\" is not part of ", c.architecture,
+           " as config.json describes it, and may change what the model computes");
+    }
+  }
+}
+
+void Model::prepare(std::span<const int> tokens, int position, Scratch& scratch) const {
+  const std::size_t count = tokens.size();
+  const std::size_t half = static_cast<std::size_t>(config_.head_dim) / 2;
+  const auto room = [count](Floats& buffer, std::size_t width) {
+    if (buffer.size() < count * width) buffer.resize(count * width);
+  };
+  room(scratch.hidden, config_.hidden);
+  room(scratch.normed, config_.hidden);
+  room(scratch.queries, config_.query_width());
+  room(scratch.keys, config_.kv_width());
+  room(scratch.values, config_.kv_width());
+  room(scratch.mixed, config_.query_width());
+  room(scratch.gate, config_.mlp);
+  room(scratch.up, config_.mlp);
+  room(scratch.cosines, half);
+  room(scratch.sines, half);
+  for (std::size_t i = 0; i < count; ++i) {
+    const int token = tokens[i];
+    if (token < 0 || token >= config_.vocab) {
+      fail("token ", token, " is outside the model's vocabulary of ", config_.vocab);
+    }
+    std::copy_n(embedding_.data.data() + std::ptrdiff_t{token} * config_.hidden, config_.hidden,
+                scratch.hidden.data() + i * config_.hidden);
+    rope_.angles(position + static_cast<int>(i), scratch.cosines.data() + i * half,
+                 scratch.sines.data() + i * half);
+  }
+}
+
+void Model::attend(int index, int tokens, AttentionCache& cache, Scratch& scratch) const {
+  const Layer& layer = layers_[static_cast<std::size_t>(index)];
+  const ModelConfig& c = config_;
+  for (int i = 0; i < tokens; ++i) {
+    const std::ptrdiff_t row = std::ptrdiff_t{i} * c.hidden;
+    rms_norm(c.hidden, scratch.hidden.data() + row, layer.attention_norm.data(), c.norm_eps,
+             scratch.normed.data() + row);
+  }
+  multiply(layer.query, layer.query_bias, tokens, scratch.normed.data(), scratch.queries.data());
+  multiply(layer.key, layer.key_bias, tokens, scratch.normed.data(), scratch.keys.data());
+  multiply(layer.value, layer.value_bias, tokens, scratch.normed.data(), scratch.values.data());
+
+  const auto norm_heads = [&](const Floats& weight, int heads, float* data) {
+    if (weight.empty()) return;
+    for (int head = 0; head < heads; ++head, data += c.head_dim) {
+      rms_norm(c.head_dim, data, weight.data(), c.norm_eps, data);
+    }
+  };
+  norm_heads(layer.query_norm, tokens * c.query_heads, scratch.queries.data());
+  norm_heads(layer.key_norm, tokens * c.kv_heads, scratch.keys.data());
+  for (int i = 0; i < tokens; ++i) {
+    const float* cosines = scratch.cosines.data() + std::ptrdiff_t{i} * (c.head_dim / 2);
+    const float* sines = scratch.sines.data() + std::ptrdiff_t{i} * (c.head_dim / 2);
+    rope_.rotate(c.query_heads, cosines, sines,
+                 scratch.queries.data() + std::ptrdiff_t{i} * c.query_width());
+    rope_.rotate(c.kv_heads, cosines, sines,
+                 scratch.keys.data() + std::ptrdiff_t{i} * c.kv_width());
+  }
+  cache.attend(index, tokens, scratch.queries.data(), scratch.keys.data(), scratch.values.data(),
+               scratch.mixed.data());
+  multiply(layer.output, {}, tokens, scratch.mixed.data(), scratch.normed.data());
+  add(tokens * c.hidden, scratch.hidden.data(), scratch.normed.data());
+}
+
+void Model::feed_forward(const Layer& layer, int tokens, Scratch& scratch) const {
+  for (int i = 0; i < tokens; ++i) {
+    const std::ptrdiff_t row = std::ptrdiff_t{i} * config_.hidden;
+    rms_norm(config_.hidden, scratch.hidden.data() + row, layer.mlp_norm.data(), config_.norm_eps,
+             scratch.normed.data() + row);
+  }
+  multiply(layer.gate, {}, tokens, scratch.normed.data(), scratch.gate.data());
+  multiply(layer.up, {}, tokens, scratch.normed.data(), scratch.up.data());
+  gate_silu(tokens * config_.mlp, scratch.gate.data(), scratch.up.data());
+  multiply(layer.down, {}, tokens, scratch.gate.data(), scratch.normed.data());
+  add(tokens * config_.hidden, scratch.hidden.data(), scratch.normed.data());
+}
+
+void Model::forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
+                    std::span<float> logits) const {
+  const int position = cache.length();
+  const auto vocab = static_cast<std::size_t>(config_.vocab);
+  if (tokens.empty()) fail("a forward pass needs at least one token");
+  if (tokens.size() >
+      static_cast<std::size_t>(config_.context - std::min(position, config_.context))) {
+    fail("positions ", position, " to ", position + tokens.size() - 1,
+         " do not fit the model's context of ", config_.context);
+  }
+  if (logits.size() != vocab && logits.size() != vocab * tokens.size()) {
+    fail("logits have room for ", logits.size(), " numbers; ", tokens.size(), " tokens of ", vocab,
+         " logits need ", vocab * tokens.size(), ", or ", vocab, " for the last alone");
+  }
+  const int count = static_cast<int>(tokens.size());
+  prepare(tokens, position, scratch);
+  for (int layer = 0; layer < config_.layers; ++layer) {
+    attend(layer, count, cache, scratch);
+    feed_forward(layers_[static_cast<std::size_t>(layer)], count, scratch);
+  }
+
+  const int wanted = static_cast<int>(logits.size() / vocab);
+  float* last = scratch.hidden.data() + std::ptrdiff_t{count - wanted} * config_.hidden;
+  for (int i = 0; i < wanted; ++i) {
+    float* row = last + std::ptrdiff_t{i} * config_.hidden;
+    rms_norm(config_.hidden, row, norm_.data(), config_.norm_eps, row);
+  }
+  multiply(config_.tied_embeddings ? embedding_ : output_, {}, wanted, last, logits.data());
+}
+
+}  // namespace llama

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+// Right-aligned tables for terminals.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace llama {
+
+/// Every row as one line; the first column is aligned left, the others right.
+std::string format_table(const std::vector<std::vector<std::string>>& rows);
+
+/// `value` with `digits` after the point; a thousands separator before it.
+std::string format_number(double value, int digits);
+
+}  // namespace llama

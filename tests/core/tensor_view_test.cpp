@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/core/tensor_view.hpp>
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+TEST(TensorView, IsContiguousUnlessTold) {
+  const std::vector<float> data(3 * 2 * 8);
+  const TensorView view(data.data(), 3, 2, 8);
+  EXPECT_EQ(view.type, ElementType::F32);
+  EXPECT_EQ(view.token_stride, 16);
+  EXPECT_EQ(view.head_stride, 8);
+  EXPECT_EQ(view.row<float>(2, 1), data.data() + 40);
+}
+
+TEST(TensorView, KnowsItsElementType) {
+  EXPECT_EQ(TensorView(static_cast<const float*>(nullptr), 1, 1, 8).type, ElementType::F32);
+  EXPECT_EQ(TensorView(static_cast<const F16*>(nullptr), 1, 1, 8).type, ElementType::F16);
+  EXPECT_EQ(TensorView(static_cast<const BF16*>(nullptr), 1, 1, 8).type, ElementType::BF16);
+  EXPECT_EQ(std::string(to_string(ElementType::F32)), "f32");
+  EXPECT_EQ(std::string(to_string(ElementType::F16)), "f16");
+  EXPECT_EQ(std::string(to_string(ElementType::BF16)), "bf16");
+}
+
+TEST(TensorView, FitsHeadsBeforeTokens) {
+  const std::vector<F16> data(2 * 3 * 8);  // [heads, tokens, dim]
+  const TensorView view = TensorView(data.data(), 3, 2, 8).with_strides(8, 24);
+  EXPECT_EQ(view.row<F16>(2, 1), data.data() + 40);
+  EXPECT_EQ(view.tokens, 3);
+}
+
+TEST(TensorView, TakesNegativeStrides) {
+  const std::vector<BF16> data(3 * 2 * 8);
+  const TensorView view = TensorView(data.data() + 32, 3, 2, 8).with_strides(-16, 8);
+  EXPECT_EQ(view.row<BF16>(2, 1), data.data() + 8);
+}
+
+TEST(TensorView, CountsBeyond32Bits) {
+  const TensorView view = TensorView(static_cast<const F16*>(nullptr), 1, 1, 8)
+                              .with_strides(std::int64_t{1} << 33, 0);
+  EXPECT_EQ(view.token_stride * 3, std::int64_t{3} << 33);
+}
+
+TEST(OutputView, IsContiguousUnlessTold) {
+  std::vector<float> data(3 * 2 * 8);
+  std::vector<float> lse(6);
+  const OutputView view(data.data(), 3, 2, 8, lse.data());
+  EXPECT_EQ(view.row(2, 1), data.data() + 40);
+  EXPECT_EQ(view.lse, lse.data());
+  EXPECT_EQ(view.with_strides(8, 24).row(1, 1), data.data() + 32);
+  EXPECT_EQ(OutputView(data.data(), 3, 2, 8).lse, nullptr);
+}
+
+}  // namespace
+}  // namespace kvtilt

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT
+// contract.inl through the kernel table of every instruction set, against sums in double over what
+// unpack_value returns. Everything a sum must not touch holds NaN patterns.
+#include <kvtilt/cpu/kernels.hpp>
+#include <kvtilt/page/unpack.hpp>
+
+#include "support/fp16_oracle.hpp"
+#include "support/isas.hpp"
+#include "support/page_data.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using cpu::Range;
+using test::Block;
+using test::Extents;
+
+const float poison = std::bit_cast<float>(0x7fc12345u);
+constexpr float guard = -12345.5f;
+
+int up_to_16(int x) { return (x + 15) / 16 * 16; }
+
+/// What each element decodes to, and how large the terms are that a kernel adds up for it.
+struct Decoded {
+  std::vector<double> value;
+  std::vector<double> magnitude;
+
+  Decoded(const TensorLayout& tensor, const std::byte* block) {
+    for (int outer = 0; outer < tensor.matrix.outer; ++outer)
+      for (int inner = 0; inner < tensor.matrix.inner; ++inner) {
+        const double x = static_cast<double>(unpack_value(tensor, block, outer, inner));
+        double minimum = 0;
+        if (tensor.format.quantized()) {
+          const int along = tensor.group_along_outer ? outer : inner;
+          const int entry = tensor.group_along_outer ? inner : outer;
+          minimum = static_cast<double>(
+              to_float(tensor.scales(block, along / tensor.format.group)[tensor.pitch() + entry]));
+        }
+        value.push_back(x);
+        magnitude.push_back(std::fabs(minimum) + std::fabs(x - minimum));
+      }
+  }
+};
+
+/// NaN and infinity in all that belongs to tokens outside `live`; their codes become all ones.
+void poison_tokens(test::Random& random, const TensorLayout& tensor, bool keys, Range live,
+                   std::byte* block) {
+  const std::uint16_t patterns[] = {0x7e00, 0xfe00, 0x7c00, 0xfc00, 0x7fff, 0xffff, 0x7c01};
+  const auto bad = [&] { return F16{patterns[random.below(7)]}; };
+  const int tokens = keys ? tensor.matrix.outer : tensor.matrix.inner;
+  const int channels = keys ? tensor.matrix.inner : tensor.matrix.outer;
+  for (int token = 0; token < tokens; ++token) {
+    if (token >= live.first && token < live.last) continue;
+    for (int channel = 0; channel < channels; ++channel) {
+      const int outer = keys ? token : channel;
+      const int inner = keys ? channel : token;
+      if (tensor.format.quantized())
+        write_code(reinterpret_cast<std::uint8_t*>(block + tensor.codes), tensor.matrix,
+                   tensor.format.bits, outer, inner, max_code(tensor.format.bits));
+      else
+        test::halves(block, tensor)[half_position(tensor.matrix, outer, inner)] = bad();
+    }
+    if (tensor.format.granularity == Granularity::PerToken)
+      for (int band = 0; band < tensor.bands(); ++band) {
+        F16* scales = tensor.scales(block, band);
+        scales[token] = bad();
+        scales[tensor.pitch() + token] = bad();
+      }
+  }
+}
+
+/// A part of 0 to extent - 1: often all of it, sometimes empty.
+Range random_range(test::Random& random, int extent) {
+  if (random.chance(3)) return {0, extent};
+  const int first = random.below(extent);
+  return {first, random.chance(12) ? first : random.between(first + 1, extent)};
+}
+
+/// Coefficients and results with everything around them guarded.
+struct Operands {
+  int rows;
+  std::ptrdiff_t coefficient_stride;
+  std::ptrdiff_t result_stride;
+  std::vector<float> coefficients;
+  std::vector<float> start;
+  std::vector<float> result;
+  std::vector<float> scratch;
+
+  Operands(test::Random& random, CodeMatrix matrix, Range inner)
+      : rows(random.between(1, 9)),
+        coefficient_stride(up_to_16(matrix.inner) + 4),
+        result_stride(up_to_16(matrix.outer) + 4),
+        coefficients(static_cast<std::size_t>(rows * coefficient_stride), poison),
+        start(static_cast<std::size_t>(rows * result_stride), guard),
+        scratch(static_cast<std::size_t>(4 * up_to_16(matrix.inner)) + 16, guard) {
+    for (int row = 0; row < rows; ++row) {
+      for (int i = inner.first / quad * quad; i < (inner.last + 3) / quad * quad; ++i)
+        coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
+            i >= inner.first && i < inner.last ? static_cast<float>(random.normal()) : 0.0f;
+      for (int o = 0; o < up_to_16(matrix.outer); ++o)
+        start[static_cast<std::size_t>(row * result_stride + o)] =
+            static_cast<float>(random.normal());
+    }
+    result = start;
+  }
+
+  [[nodiscard]] bool guards_are_whole(CodeMatrix matrix) const {
+    for (int row = 0; row < rows; ++row)
+      for (std::ptrdiff_t o = up_to_16(matrix.outer); o < result_stride; ++o)
+        if (result[static_cast<std::size_t>(row * result_stride + o)] != guard) return false;
+    return std::all_of(scratch.end() - 16, scratch.end(), [](float x) { return x == guard; });
+  }
+};
+
+void expect_sums(const Operands& operands, const Decoded& decoded, CodeMatrix matrix, Range outer,
+                 Range inner, const std::string& what) {
+  for (int row = 0; row < operands.rows; ++row)
+    for (int o = outer.first; o < outer.last; ++o) {
+      const std::size_t at = static_cast<std::size_t>(row * operands.result_stride + o);
+      double sum = static_cast<double>(operands.start[at]);
+      double magnitude = std::fabs(sum);
+      for (int i = inner.first; i < inner.last; ++i) {
+        const double c = static_cast<double>(
+            operands.coefficients[static_cast<std::size_t>(row * operands.coefficient_stride + i)]);
+        const std::size_t element = static_cast<std::size_t>(o * matrix.inner + i);
+        sum += c * decoded.value[element];
+        magnitude += std::fabs(c) * decoded.magnitude[element];
+      }
+      const float got = operands.result[at];
+      const double allowed = 0x1p-24 * (8 + inner.last - inner.first) * magnitude;
+      ASSERT_TRUE(test::is_finite(got)) << what << ", row " << row << ", outer " << o;
+      ASSERT_LE(std::fabs(static_cast<double>(got) - sum), allowed)
+          << got << " is not " << sum << ": " << what << ", row " << row << " of " << operands.rows
+          << ", outer " << o << " of " << outer.first << " to " << outer.last << ", inner "
+          << inner.first << " to " << inner.last;
+    }
+}
+
+void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, const Block& packed,
+                  std::size_t bytes, const std::string& what) {
+  const Decoded decoded(tensor, packed.data());
+  for (int round = 0; round < 3; ++round) {
+    const Range outer = random_range(random, tensor.matrix.outer);
+    const Range inner = random_range(random, tensor.matrix.inner);
+    Block block(bytes);
+    std::copy(packed.contents().begin(), packed.contents().end(), block.data());
+    poison_tokens(random, tensor, keys, keys ? outer : inner, block.data());
+    const Operands operands(random, tensor.matrix, inner);
+    for (const Isa isa : test::usable_isas()) {
+      Operands run = operands;
+      cpu::kernels<AllFormats>(isa)->contract[cpu::width_slot(tensor.format.bits)](
+          tensor, block.data(), {run.coefficients.data(), run.coefficient_stride}, run.rows, outer,
+          inner, {run.result.data(), run.result_stride}, run.scratch.data());
+      const std::string where = std::string(to_string(isa)) + ", " + what;
+      expect_sums(run, decoded, tensor.matrix, outer, inner, where);
+      ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
+    }
+  }
+}
+
+class ContractAgreement : public testing::TestWithParam<int> {};
+
+TEST_P(ContractAgreement, SumsWhatUnpackReturns) {
+  test::Random random(static_cast<std::uint64_t>(GetParam()));
+  for (const Extents extents : test::all_extents())
+    for (const Format& format : test::formats_of(GetParam(), extents)) {
+      const HeadLayout half = test::layout_of(Format{}, extents);
+      const HeadLayout packed = test::layout_of(format, extents);
+      Block source(half.bytes());
+      Block block(packed.bytes());
+      test::fill_half_tensor(random, half.key, packed.key, source.data(), true);
+      test::fill_half_tensor(random, half.value, packed.value, source.data(), true);
+      test::pack_by_specification(half.key, source.data(), packed.key, block.data());
+      test::pack_by_specification(half.value, source.data(), packed.value, block.data());
+      const std::string what = test::to_string(format, extents);
+      check_tensor(random, packed.key, true, block, packed.bytes(), "keys, " + what);
+      if (HasFatalFailure()) return;
+      check_tensor(random, packed.value, false, block, packed.bytes(), "values, " + what);
+      if (HasFatalFailure()) return;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, ContractAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));
+
+}  // namespace
+}  // namespace kvtilt

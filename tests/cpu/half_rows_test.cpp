@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cpu/half_rows.hpp>
+#include <kvtilt/cpu/kernels.hpp>
+
+#include "support/float_modes.hpp"
+#include "support/fp16_oracle.hpp"
+#include "support/isas.hpp"
+#include "support/page_data.hpp"
+#include "support/random.hpp"
+
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using cpu::Kernels;
+using test::Block;
+
+constexpr F16 untouched{0x5a5a};
+
+/// Any float whose conversion is defined: all but NaN, with many that fp16 holds, at all scales.
+std::uint32_t random_float(test::Random& random) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(random.next());
+  const std::uint32_t exponent = 90 + static_cast<std::uint32_t>(random.below(56));
+  switch (random.below(4)) {
+    case 0:
+      return (bits & 0x7f800000u) == 0x7f800000u ? bits & 0x80000000u : bits;
+    case 1:
+      return (bits & 0x80000000u) | exponent << 23 | (bits & 0x7ff000u);  // many ties
+    case 2:
+      return bits & 0x807fffffu;  // subnormal
+    default:
+      return (bits & 0x807fffffu) | exponent << 23;
+  }
+}
+
+class HalfRowsAgreement : public testing::TestWithParam<Isa> {
+ protected:
+  const Kernels& kernels_ = *cpu::kernels<Formats<Keys<16>, Values<16>>>(GetParam());
+
+  std::vector<F16> convert(const void* row, ElementType type, int count) const {
+    std::vector<F16> out(static_cast<std::size_t>(count) + 16, untouched);
+    kernels_.to_f16_row(row, type, count, out.data());
+    for (std::size_t i = 0; i < 16; ++i)
+      EXPECT_EQ(out[static_cast<std::size_t>(count) + i], untouched) << "wrote past the row";
+    out.resize(static_cast<std::size_t>(count));
+    return out;
+  }
+};
+
+TEST_P(HalfRowsAgreement, FloatsBecomeTheNearestInEveryMode) {
+  test::Random random(1);
+  for (const test::FloatMode mode : test::all_float_modes)
+    for (int count = 0; count <= 70; ++count)
+      for (int round = 0; round < 20; ++round) {
+        std::vector<std::uint32_t> bits;
+        for (int i = 0; i < count; ++i) bits.push_back(random_float(random));
+        std::vector<F16> out;
+        {
+          const test::FloatModeGuard guard(mode);
+          out = convert(bits.data(), ElementType::F32, count);
+        }
+        for (std::size_t i = 0; i < bits.size(); ++i)
+          ASSERT_EQ(out[i].bits, test::nearest_fp16_to_float(bits[i]))
+              << std::hex << bits[i] << " in mode " << static_cast<unsigned>(mode);
+      }
+}
+
+TEST_P(HalfRowsAgreement, Bfloat16BecomesTheNearest) {
+  std::vector<BF16> row;
+  for (int bits = 0; bits < 65536; ++bits)
+    if ((bits & 0x7f80) != 0x7f80) row.push_back(BF16{static_cast<std::uint16_t>(bits)});
+  const std::vector<F16> out = convert(row.data(), ElementType::BF16, static_cast<int>(row.size()));
+  for (std::size_t i = 0; i < row.size(); ++i)
+    ASSERT_EQ(out[i].bits,
+              test::nearest_fp16_to_float(static_cast<std::uint32_t>(row[i].bits) << 16));
+}
+
+/// The range in which bf16 input loses nothing.
+TEST_P(HalfRowsAgreement, Bfloat16IsExactInItsRange) {
+  std::vector<BF16> row;
+  for (int bits = 0; bits < 65536; ++bits) {
+    const BF16 x{static_cast<std::uint16_t>(bits)};
+    const std::uint32_t magnitude = (static_cast<std::uint32_t>(bits) & 0x7fffu) << 16;
+    if (magnitude >= std::bit_cast<std::uint32_t>(0x1p-17f) &&
+        magnitude <= std::bit_cast<std::uint32_t>(65504.0f))
+      row.push_back(x);
+  }
+  const std::vector<F16> out = convert(row.data(), ElementType::BF16, static_cast<int>(row.size()));
+  for (std::size_t i = 0; i < row.size(); ++i)
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(to_float(out[i])),
+              static_cast<std::uint32_t>(row[i].bits) << 16);
+}
+
+TEST_P(HalfRowsAgreement, HalvesAreCopied) {
+  std::vector<F16> row;
+  for (int bits = 0; bits < 65536; ++bits) row.push_back(F16{static_cast<std::uint16_t>(bits)});
+  EXPECT_EQ(convert(row.data(), ElementType::F16, 65536), row);
+  for (int count = 0; count < 40; ++count)
+    EXPECT_EQ(convert(row.data() + 1, ElementType::F16, count),
+              std::vector<F16>(row.begin() + 1, row.begin() + 1 + count));
+}
+
+TEST_P(HalfRowsAgreement, NanStaysNan) {
+  for (const std::uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800001u, 0xffffffffu, 0x7fa00000u})
+    for (std::size_t at = 0; at < 37; ++at) {
+      std::vector<std::uint32_t> row(37, 0x3f800000u);
+      row[at] = bits;
+      const std::vector<F16> out = convert(row.data(), ElementType::F32, 37);
+      for (std::size_t i = 0; i < row.size(); ++i)
+        ASSERT_EQ((out[i].bits & 0x7fffu) > 0x7c00u, i == at) << std::hex << bits;
+      const std::vector<BF16> narrow(3, BF16{static_cast<std::uint16_t>(bits >> 16 | 0x40u)});
+      ASSERT_GT(convert(narrow.data(), ElementType::BF16, 3)[1].bits & 0x7fffu, 0x7c00u);
+    }
+}
+
+TEST_P(HalfRowsAgreement, EndsOfTheRangeRoundRight) {
+  const std::vector<float> row = {65504.0f, 65519.99f, 65520.0f,   -65520.0f,
+                                  0x1p-25f, -0x1p-25f, 0x1.8p-24f, 1.0f};
+  for (int repeat = 1; repeat <= 3; ++repeat) {
+    std::vector<float> longer;
+    for (int i = 0; i < repeat; ++i) longer.insert(longer.end(), row.begin(), row.end());
+    const std::vector<F16> out =
+        convert(longer.data(), ElementType::F32, static_cast<int>(longer.size()));
+    const std::uint16_t expected[] = {0x7bff, 0x7bff, 0x7c00, 0xfc00, 0, 0x8000, 2, 0x3c00};
+    for (std::size_t i = 0; i < out.size(); ++i) EXPECT_EQ(out[i].bits, expected[i % 8]) << i;
+  }
+}
+
+/// Keys of 24 and values of 40 channels, two heads, three tokens, [heads, tokens, dim].
+TEST_P(HalfRowsAgreement, TokensGoToTheirSlots) {
+  const HeadLayout head = head_layout(Recipe{}, 24, 40, 32, 0);
+  std::vector<F16> keys;
+  std::vector<float> values;
+  for (int i = 0; i < 2 * 3 * 24; ++i) keys.push_back(F16{static_cast<std::uint16_t>(100 + i)});
+  for (int i = 0; i < 2 * 3 * 40; ++i) values.push_back(static_cast<float>(-i));
+  const TensorView key_view = TensorView(keys.data(), 3, 2, 24).with_strides(24, 72);
+  const TensorView value_view = TensorView(values.data(), 3, 2, 40).with_strides(40, 120);
+  Block block(head.bytes(), 0x77);
+  cpu::write_half_token(kernels_, key_view, value_view, 2, 1, head, block.data(), 29);
+  std::vector<bool> written(head.bytes() / 2);
+  for (int channel = 0; channel < 24; ++channel) {
+    const std::size_t at = half_position(head.key.matrix, 29, channel);
+    EXPECT_EQ(test::halves(block.data(), head.key)[at].bits, 100 + 72 + 48 + channel);
+    written[at] = true;
+  }
+  for (int channel = 0; channel < 40; ++channel) {
+    const std::size_t at = half_position(head.value.matrix, channel, 29);
+    EXPECT_EQ(to_float(test::halves(block.data(), head.value)[at]),
+              -static_cast<float>(120 + 80 + channel));
+    written[head.value.codes / 2 + at] = true;
+  }
+  for (std::size_t i = 0; i < written.size(); ++i)
+    if (!written[i]) {
+      EXPECT_EQ(reinterpret_cast<const F16*>(block.data())[i].bits, 0x7777) << i;
+    }
+  EXPECT_TRUE(block.guards_are_whole());
+}
+
+TEST_P(HalfRowsAgreement, LargestHeadsFit) {
+  const HeadLayout head = head_layout(Recipe{}, max_head_dim, max_head_dim, 32, 0);
+  const std::vector<BF16> row(max_head_dim, to_bf16(1.5f));
+  const TensorView view(row.data(), 1, 1, max_head_dim);
+  Block block(head.bytes());
+  for (int slot = 0; slot < 32; ++slot)
+    cpu::write_half_token(kernels_, view, view, 0, 0, head, block.data(), slot);
+  for (std::size_t i = 0; i < block.size() / 2; ++i)
+    ASSERT_EQ(reinterpret_cast<const F16*>(block.data())[i], to_f16(1.5f)) << i;
+}
+
+INSTANTIATE_TEST_SUITE_P(Isas, HalfRowsAgreement, testing::ValuesIn(test::usable_isas()),
+                         [](const auto& test) { return std::string(to_string(test.param)); });
+
+}  // namespace
+}  // namespace kvtilt

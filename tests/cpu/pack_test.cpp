@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: MIT
+// pack.inl through the kernel table of every instruction set.
+#include <kvtilt/cpu/kernels.hpp>
+
+#include "support/float_modes.hpp"
+#include "support/isas.hpp"
+#include "support/page_data.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <span>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Block;
+using test::Extents;
+
+void pack(Isa isa, const HeadLayout& half, const Block& source, const HeadLayout& packed,
+          Block& block) {
+  const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
+  kernels.pack[cpu::width_slot(packed.key.format.bits)](half.key, source.data(), packed.key,
+                                                        block.data());
+  kernels.pack[cpu::width_slot(packed.value.format.bits)](half.value, source.data(), packed.value,
+                                                          block.data());
+}
+
+/// A head in 16 bits, full of hostile data, and its packed form by the specification.
+struct Head {
+  HeadLayout half;
+  HeadLayout packed;
+  Block source;
+  Block expected;
+
+  Head(const Recipe& recipe, Extents extents, std::uint64_t seed)
+      : half(head_layout(Recipe{}, extents.dim, extents.dim, extents.tokens, 0)),
+        packed(head_layout(recipe, extents.dim, extents.dim, extents.tokens, 0)),
+        source(half.bytes()),
+        expected(packed.bytes()) {
+    test::Random random(seed);
+    test::fill_half_tensor(random, half.key, packed.key, source.data());
+    test::fill_half_tensor(random, half.value, packed.value, source.data());
+    test::pack_by_specification(half.key, source.data(), packed.key, expected.data());
+    test::pack_by_specification(half.value, source.data(), packed.value, expected.data());
+  }
+};
+
+void expect_specification(const Head& head, const std::string& what) {
+  for (const Isa isa : test::usable_isas()) {
+    Block block(head.packed.bytes());
+    pack(isa, head.half, head.source, head.packed, block);
+    ASSERT_EQ(test::first_difference(block, head.expected), -1) << to_string(isa) << ": " << what;
+    ASSERT_TRUE(block.guards_are_whole()) << to_string(isa) << ": " << what;
+  }
+}
+
+/// One test per width, so that a failure names it.
+class PackAgreement : public testing::TestWithParam<int> {};
+
+TEST_P(PackAgreement, GivesTheBytesOfTheSpecification) {
+  std::uint64_t seed = 1;
+  for (const Extents extents : test::all_extents())
+    for (const Format& format : test::formats_of(GetParam(), extents))
+      expect_specification(Head({format, format}, extents, seed++),
+                           test::to_string(format, extents));
+}
+
+TEST_P(PackAgreement, FlushToZeroChangesNothing) {
+  const Extents extents{72, 32};
+  for (const Format& format : test::formats_of(GetParam(), extents)) {
+    const Head head({format, format}, extents, 7);
+    const test::FloatModeGuard guard(test::FloatMode::FlushToZero);
+    expect_specification(head, test::to_string(format, extents));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, PackAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));
+
+TEST(PackProperty, SealedBytesDependOnValuesAlone) {
+  // Zeros of either sign in any order: equal codes, no negative zero in the metadata.
+  const Extents extents{64, 32};
+  const Format format{4, Granularity::PerChannel, 32, RangeRule::MinMse};
+  const HeadLayout half = test::layout_of(Format{}, extents);
+  const HeadLayout packed = test::layout_of(format, extents);
+  for (const Isa isa : test::usable_isas()) {
+    Block plus(packed.bytes());
+    Block mixed(packed.bytes());
+    Block source(half.bytes());
+    pack(isa, half, source, packed, plus);
+    test::Random random(1);
+    for (std::size_t i = 1; i < half.value.end(); i += 2)
+      source.data()[i] = random.chance(2) ? std::byte{0x80} : std::byte{0};
+    pack(isa, half, source, packed, mixed);
+    EXPECT_EQ(test::first_difference(plus, mixed), -1) << to_string(isa);
+  }
+}
+
+TEST(PackProperty, SixteenBitsAreCopied) {
+  const Extents extents{72, 32};
+  const HeadLayout half = test::layout_of(Format{}, extents);
+  Block source(half.bytes());
+  for (std::size_t i = 0; i < half.value.end(); ++i)
+    source.data()[i] = static_cast<std::byte>(i * 37);  // NaN patterns too
+  for (const Isa isa : test::usable_isas()) {
+    Block copy(half.bytes());
+    pack(isa, half, source, half, copy);
+    EXPECT_EQ(test::first_difference(source, copy), -1) << to_string(isa);
+  }
+}
+
+/// Keys and values of one head in different widths, as a plan gives them.
+TEST(PackRandom, MixedRecipesGiveTheBytesOfTheSpecification) {
+  test::Random random(17);
+  for (int round = 0; round < 60; ++round) {
+    const Extents extents{8 * random.between(1, 25), 32 << random.below(2)};
+    Recipe recipe;
+    for (Format* format : {&recipe.key, &recipe.value}) {
+      const int bits = random.chance(9) ? 16 : random.between(1, 8);
+      const std::vector<Format> formats = test::formats_of(bits, extents);
+      *format = formats[static_cast<std::size_t>(random.below(static_cast<int>(formats.size())))];
+    }
+    expect_specification(
+        Head(recipe, extents, random.next()),
+        test::to_string(recipe.key, extents) + "; " + test::to_string(recipe.value, extents));
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt

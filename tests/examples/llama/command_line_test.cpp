@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: MIT
+// The programs as a user meets them: what they print, what they refuse, how they exit.
+#include "support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstdio>
+
+namespace llama {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+struct Outcome {
+  int status = -1;
+  std::string output;  // stdout and stderr
+};
+
+Outcome run(const std::string& program, const std::string& arguments) {
+  Outcome outcome;
+  const std::string command = program + " " + arguments + " 2>&1";
+  FILE* pipe = ::popen(command.c_str(), "r");
+  if (pipe == nullptr) return outcome;
+  std::array<char, 4096> buffer{};
+  for (std::size_t size = 0; (size = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
+    outcome.output.append(buffer.data(), size);
+  }
+  outcome.status = WEXITSTATUS(::pclose(pipe));
+  return outcome;
+}
+
+const std::string stories = "--model " + data_folder("models/stories260K").string() + " ";
+const std::string text = "--text " + data_folder("text/tinystories_317.txt").string() + " ";
+
+Outcome generate(const std::string& arguments) { return run(KVTILT_TEST_GENERATE, arguments); }
+Outcome evaluate(const std::string& arguments) { return run(KVTILT_TEST_EVALUATE, arguments); }
+
+/// Fails with status 1 and one line that starts with "error: " and contains `sentence`.
+void expect_error(const Outcome& outcome, const std::string& sentence) {
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.output, AllOf(testing::StartsWith("error: "), HasSubstr(sentence)));
+  EXPECT_EQ(outcome.output.find('\n'), outcome.output.size() - 1) << outcome.output;
+}
+
+TEST(CommandLine, GenerateWritesTextAndTable) {
+  const Outcome outcome = generate(
+      stories + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 32");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_THAT(outcome.output,
+              AllOf(testing::StartsWith("Once upon a time, there was"), HasSubstr("cache bytes"),
+                    HasSubstr("\nk4v2 "), HasSubstr("\n16 bits "), HasSubstr("wrote the same")));
+}
+
+TEST(CommandLine, GenerateRunsTheBaselineAlone) {
+  const Outcome outcome = generate(stories + "--recipe f16 --tokens 20 --temperature 0.7 --seed 3");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("\nf16 "), Not(HasSubstr("16 bits "))));
+}
+
+TEST(CommandLine, EvaluatePrintsATableAndWritesJson) {
+  const TemporaryFolder folder;
+  const auto json_path = (folder.path() / "figures.json").string();
+  const Outcome outcome = evaluate(stories + text + "--tokens 600 --page 32 --tail 32 " +
+                                   "--recipes k8v8,f16,k2v4,k8v8 --json " + json_path);
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("600 predictions in 2 pieces"),
+                                    HasSubstr("perplexity"), HasSubstr("\nf16 ")));
+  const auto json = nlohmann::ordered_json::parse(folder.read("figures.json"));
+  ASSERT_EQ(json.size(), 3U);
+  const std::vector<std::string> recipes{"f16", "k8v8", "k2v4"};
+  const std::vector<std::string> keys{
+      "recipe",   "page_bits", "effective_bits", "cache_bytes", "quantized_share", "nll",
+      "kld_mean", "kld_p99",   "kld_max",        "top1",        "tokens_per_s"};
+  for (std::size_t i = 0; i < json.size(); ++i) {
+    EXPECT_EQ(json[i]["recipe"], recipes[i]);
+    std::vector<std::string> found;
+    for (const auto& [key, value] : json[i].items()) found.push_back(key);
+    EXPECT_EQ(found, keys);
+  }
+  EXPECT_LT(json[1]["kld_mean"], json[2]["kld_mean"]);
+}
+
+TEST(CommandLine, EvaluatePrintsBitsPerByteForByteModels) {
+  const std::string novels = "--model " + data_folder("models/novels-3M").string() + " --text " +
+                             data_folder("text/novels_heldout.txt").string();
+  const Outcome outcome = evaluate(novels + " --tokens 100 --context 60 --recipes k8v8");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("100 predictions in 2 pieces of at most 60 tokens"),
+                                    HasSubstr("bits/byte"), Not(HasSubstr("perplexity"))));
+}
+
+TEST(CommandLine, HelpExplainsTheColumns) {
+  EXPECT_THAT(evaluate("--help").output,
+              AllOf(HasSubstr("quantized_share"), HasSubstr("weighted by their tokens")));
+  EXPECT_EQ(generate("--help").status, 0);
+}
+
+TEST(CommandLineHostile, GenerateSaysWhatIsWrong) {
+  expect_error(generate(stories + "--recipe k9v2"), "k9v2");
+  expect_error(generate(stories + "--recipe nonsense"), "nonsense");
+  expect_error(generate("--model /nowhere"), "/nowhere/config.json: no such file");
+  expect_error(generate(stories + "--page 48"), "48");
+  expect_error(generate(stories + "--sinks -1"), "-1");
+  EXPECT_NE(generate("").status, 0);
+  EXPECT_NE(generate(stories + "--tokens 0").status, 0);
+  EXPECT_NE(generate(stories + "--tokens ten").status, 0);
+  EXPECT_NE(generate(stories + "--temperature -1").status, 0);
+  EXPECT_NE(generate(stories + "--unknown").status, 0);
+  const TemporaryFolder damaged("llama_f32");
+  damaged.write("model.safetensors", damaged.read("model.safetensors").substr(0, 5000));
+  expect_error(generate("--model " + damaged.path().string()), "truncated");
+}
+
+TEST(CommandLineHostile, EvaluateSaysWhatIsWrong) {
+  const TemporaryFolder folder;
+  folder.write("empty.txt", "");
+  expect_error(evaluate(stories + "--text /nowhere/text"), "/nowhere/text: cannot be opened");
+  expect_error(evaluate(stories + text + "--recipes k4v2,k4w2"), "k4w2");
+  expect_error(evaluate(stories + text + "--tokens 5 --json /nowhere/file"), "cannot be written");
+  expect_error(evaluate(stories + text + "--context 513"), "beyond the model's 512");
+  expect_error(evaluate(stories + "--text " + (folder.path() / "empty.txt").string()), "too short");
+  EXPECT_NE(evaluate(stories + text + "--tokens 0").status, 0);
+  EXPECT_NE(evaluate(stories + text + "--tokens -4").status, 0);
+  EXPECT_NE(evaluate(stories).status, 0);
+}
+
+}  // namespace
+}  // namespace llama

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: MIT
+#include <gtest/gtest.h>
+#include <llama/metrics.hpp>
+
+#include <cmath>
+#include <limits>
+
+namespace llama {
+namespace {
+
+double kl(const std::vector<float>& p, const std::vector<float>& q) {
+  return kl_divergence(p, log_sum_exp(p), q, log_sum_exp(q));
+}
+
+TEST(Metrics, LogSumExpIsRightAndDoesNotOverflow) {
+  EXPECT_NEAR(log_sum_exp(std::vector<float>{0, 0, 0, 0}), std::log(4.0), 1e-15);
+  EXPECT_NEAR(log_sum_exp(std::vector<float>{1, 2, 3}), 3.40760596444438, 1e-13);
+  EXPECT_NEAR(log_sum_exp(std::vector<float>{3000, 3000}), 3000 + std::log(2.0), 1e-11);
+  EXPECT_NEAR(log_sum_exp(std::vector<float>{-3000, -4000}), -3000, 1e-11);
+}
+
+TEST(Metrics, LogSumExpShowsBrokenLogits) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (std::size_t place = 0; place < 9; ++place) {
+    std::vector<float> logits(9, 1.0F);
+    logits[place] = nan;
+    EXPECT_FALSE(std::isfinite(log_sum_exp(logits))) << place;
+    logits[place] = infinity;
+    EXPECT_FALSE(std::isfinite(log_sum_exp(logits))) << place;
+  }
+}
+
+TEST(Metrics, DivergenceIsThatOfTheDistributions) {
+  // p = (1/4, 3/4), q = (1/2, 1/2): 1/4 ln(1/2) + 3/4 ln(3/2).
+  const float three = std::log(3.0F);
+  EXPECT_NEAR(kl({0, three}, {0, 0}), 0.25 * std::log(0.5) + 0.75 * std::log(1.5), 1e-7);
+  // The other way round: 1/2 ln 2 + 1/2 ln(2/3).
+  EXPECT_NEAR(kl({0, 0}, {0, three}), 0.5 * std::log(2.0) + 0.5 * std::log(2.0 / 3.0), 1e-7);
+  // A constant added to all logits changes no distribution.
+  EXPECT_NEAR(kl({5, 5 + three}, {-7, -7}), kl({0, three}, {0, 0}), 1e-6);
+  EXPECT_EQ(kl({1, 2, 3}, {1, 2, 3}), 0);
+}
+
+TEST(Metrics, TinyDivergencesAreNotRounded) {
+  // Logits d apart at p = 1/2: KL = d^2 / 8, here 1.2e-13, far below what floats could sum.
+  const float d = 0x1p-20F;
+  EXPECT_NEAR(kl({0, 0}, {0, d}), static_cast<double>(d) * d / 8, 1e-15);
+  EXPECT_GE(kl({0, 0x1p-30F}, {0, 0}), 0);
+}
+
+TEST(Metrics, ArgmaxTakesTheFirstOfEquals) {
+  EXPECT_EQ(argmax(std::vector<float>{1, 3, 3, 2}), 1);
+  EXPECT_EQ(argmax(std::vector<float>{-5}), 0);
+}
+
+TEST(Metrics, PercentileIsTheNearestRank) {
+  std::vector<double> values;
+  for (int i = 100; i >= 1; --i) values.push_back(i);
+  EXPECT_EQ(percentile(values, 0.99), 99);
+  EXPECT_EQ(percentile(values, 0.5), 50);
+  EXPECT_EQ(percentile(values, 1.0), 100);
+  EXPECT_EQ(percentile(values, 0.0), 1);
+  for (const int count : {100, 300, 700, 1100}) {  // products that float arithmetic rounds up
+    std::vector<double> numbers;
+    for (int i = 1; i <= count; ++i) numbers.push_back(i);
+    EXPECT_EQ(percentile(numbers, 0.99), count / 100 * 99);
+  }
+  EXPECT_EQ(percentile({7.5}, 0.99), 7.5);
+  EXPECT_EQ(percentile({}, 0.99), 0);
+}
+
+}  // namespace
+}  // namespace llama

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+#include "support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <llama/float_cache.hpp>
+#include <llama/make_cache.hpp>
+#include <llama/model.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace llama {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr const char* checkpoints[] = {
+    "llama_f32", "llama_linear_rope",   "llama3_rope",  "mistral_window_bf16",
+    "qwen2_f16", "qwen2_mixed_windows", "qwen3_sharded"};
+
+/// All logits, with the tokens given to the model in chunks of at most `chunk`.
+std::vector<float> run(const Model& model, AttentionCache& cache, const std::vector<int>& tokens,
+                       std::size_t chunk) {
+  const auto vocab = static_cast<std::size_t>(model.config().vocab);
+  std::vector<float> logits(tokens.size() * vocab);
+  Scratch scratch;
+  cache.restart(static_cast<int>(tokens.size()));
+  for (std::size_t begin = 0; begin < tokens.size(); begin += chunk) {
+    const std::size_t count = std::min(chunk, tokens.size() - begin);
+    model.forward({&tokens[begin], count}, cache, scratch, {&logits[begin * vocab], count * vocab});
+  }
+  return logits;
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  float largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  return largest;
+}
+
+class ModelGolden : public testing::TestWithParam<const char*> {
+ protected:
+  Model model_{golden_folder(GetParam())};
+  Golden golden_ = read_golden(GetParam());
+};
+
+TEST_P(ModelGolden, GivesTheLogitsOfAnIndependentImplementation) {
+  std::vector<float> expected;
+  for (const auto& row : golden_.logits) expected.insert(expected.end(), row.begin(), row.end());
+  FloatCache cache(model_.config(), CacheRounding::None);
+  const auto logits = run(model_, cache, golden_.tokens, 1);
+  ASSERT_EQ(logits.size(), expected.size());
+  EXPECT_LE(largest_difference(logits, expected), 1e-4F);
+}
+
+TEST_P(ModelGolden, GivesTheSameLogitsForChunksAsForSingleTokens) {
+  FloatCache cache(model_.config());
+  const auto single = run(model_, cache, golden_.tokens, 1);
+  for (const std::size_t chunk : {2UL, 7UL, golden_.tokens.size()}) {
+    // Matrix products add in another order than single rows, which the rounding to f16 amplifies.
+    EXPECT_LE(largest_difference(run(model_, cache, golden_.tokens, chunk), single), 2e-3F);
+    FloatCache unrounded(model_.config(), CacheRounding::None);
+    const auto exact = run(model_, unrounded, golden_.tokens, 1);
+    EXPECT_LE(largest_difference(run(model_, unrounded, golden_.tokens, chunk), exact), 1e-5F);
+  }
+}
+
+TEST_P(ModelGolden, GivesTheSameLogitsThrough16BitKvtiltAsThroughTheBaseline) {
+  FloatCache baseline(model_.config());
+  const auto expected = run(model_, baseline, golden_.tokens, 1);
+  const auto cache = make_cache(model_.config(), "k16v16", {32, 0, 4});
+  for (const std::size_t chunk : {1UL, 7UL}) {
+    EXPECT_LE(largest_difference(run(model_, *cache, golden_.tokens, chunk), expected), 2e-3F);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelGolden, testing::ValuesIn(checkpoints),
+                         [](const auto& test) { return std::string(test.param); });
+
+TEST(Model, GivesTheLastLogitsAloneWhenAskedForOneRow) {
+  const Model model(golden_folder("llama_f32"));
+  const Golden golden = read_golden("llama_f32");
+  FloatCache cache(model.config());
+  const auto all = run(model, cache, golden.tokens, golden.tokens.size());
+  cache.restart(static_cast<int>(golden.tokens.size()));
+  Scratch scratch;
+  std::vector<float> last(static_cast<std::size_t>(model.config().vocab));
+  model.forward(golden.tokens, cache, scratch, last);
+  const std::vector<float> expected(all.end() - model.config().vocab, all.end());
+  EXPECT_LE(largest_difference(last, expected), 1e-5F);  // a vector product adds in another order
+}
+
+TEST(ModelHostile, RefusesTokensAndPositionsThatDoNotExist) {
+  const Model model(golden_folder("llama_f32"));
+  const int vocab = model.config().vocab;
+  FloatCache cache(model.config());
+  Scratch scratch;
+  std::vector<float> logits(static_cast<std::size_t>(vocab));
+  const auto forward = [&](std::vector<int> tokens) {
+    return error_of([&] { model.forward(tokens, cache, scratch, logits); });
+  };
+  cache.restart(model.config().context);
+  EXPECT_THAT(forward({vocab}), HasSubstr("outside the model's vocabulary of 48"));
+  EXPECT_THAT(forward({-1}), HasSubstr("token -1"));
+  EXPECT_THAT(forward({}), HasSubstr("at least one token"));
+  EXPECT_THAT(forward(std::vector<int>(65, 1)), HasSubstr("context of 64"));
+  EXPECT_EQ(forward(std::vector<int>(64, 1)), "");
+  EXPECT_THAT(forward({1}), HasSubstr("positions 64 to 64 do not fit the model's context of 64"));
+  logits.resize(7);
+  cache.restart(1);
+  EXPECT_THAT(forward({1}), HasSubstr("room for 7 numbers"));
+}
+
+TEST(ModelHostile, RefusesTensorsThatItWouldHaveToIgnore) {
+  const TemporaryFolder folder("qwen2_f16");  // biases, but no longer a family that has them
+  folder.edit_json("config.json",
+                   [](auto& config) { config["architectures"] = {"LlamaForCausalLM"}; });
+  EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
+              HasSubstr("\"sliding_window\" is not part of LlamaForCausalLM"));
+  folder.edit_json("config.json", [](auto& config) {
+    config.erase("max_window_layers");
+    config.erase("sliding_window");
+  });
+  EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
+              HasSubstr("tensor \"model.layers.0.self_attn.k_proj.bias\" is not part of"));
+}
+
+TEST(ModelHostile, NamesTheTensorThatIsMissingOrMisshapen) {
+  const TemporaryFolder folder("llama_f32");
+  folder.edit_json("config.json", [](auto& config) { config["num_hidden_layers"] = 3; });
+  EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
+              HasSubstr("tensor \"model.layers.2.input_layernorm.weight\" is missing"));
+  folder.edit_json("config.json", [](auto& config) {
+    config["num_hidden_layers"] = 2;
+    config["intermediate_size"] = 41;
+  });
+  EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
+              HasSubstr("gate_proj.weight\" has shape [40,32]; config.json asks for [41,32]"));
+}
+
+}  // namespace
+}  // namespace llama

@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: MIT
+/// Any bytes are a recipe name or an error, and the name of a recipe parses back to the same
+/// recipe.
+#include <kvtilt/quant/recipe.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <string_view>
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* bytes, std::size_t size) {
+  const std::string_view name(reinterpret_cast<const char*>(bytes), size);
+  const kvtilt::Result<kvtilt::Recipe> recipe = kvtilt::parse_recipe(name);
+  if (!recipe) {
+    if (recipe.code() != kvtilt::ErrorCode::InvalidArgument || recipe.message().empty())
+      std::abort();
+    return 0;
+  }
+  const kvtilt::Result<kvtilt::Recipe> again = kvtilt::parse_recipe(kvtilt::to_string(*recipe));
+  if (!again || *again != *recipe) std::abort();
+  return 0;
+}

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/quant/granularity.hpp>
+
+#include "support/fp16_oracle.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+
+namespace kvtilt {
+namespace {
+
+TEST(Granularity, HasTwoKinds) {
+  EXPECT_NE(Granularity::PerChannel, Granularity::PerToken);
+  static_assert(sizeof(Granularity) == 1);
+}
+
+TEST(Granularity, LargestGroupSumsExactly) {
+  const std::int64_t largest = test::fp16_units().back();
+  EXPECT_EQ(largest, std::int64_t{65504} << 24);
+  EXPECT_LE(largest * max_group, std::int64_t{1} << 53) << "in double";
+  // One product more decides which half of a one-bit group an element belongs to.
+  EXPECT_EQ(largest * max_group * max_group / max_group / max_group, largest) << "in 64 bits";
+}
+
+}  // namespace
+}  // namespace kvtilt
