@@ -144,7 +144,7 @@ TEST(AttendProperty, KeepsTheBoundInsideAWindow) {
       for (const char* name : {"k4v2", "k3tv5c", "k16v16"}) {
         Random random(6);
         const LayerShape shape{2, 40, 40, window};
-        const FilledLayer layer(shape, parse_recipe(name).value(), options_for(isa, 32), 150,
+        const FilledLayer layer(shape, parse_recipe(name).value(), options_for(isa, 32, 4, 32), 150,
                                 random);
         EXPECT_TRUE(attends_within_bound(layer.view(), random_queries(random, shape, 20, 2)))
             << name << ", window " << window << " on " << to_string(isa);

@@ -59,7 +59,19 @@ inline StoredHead stored_head(const LayerView& view, int kv_head, Width width = 
   StoredHead head{view.shape.key_dim, view.shape.value_dim, {}, {}, {}, {}};
   head.keys.resize(static_cast<std::size_t>(view.length * head.key_dim));
   head.values.resize(static_cast<std::size_t>(view.length * head.value_dim));
-  EXPECT_EQ(unpack(view, kv_head, head.keys.data(), head.values.data()), view.length);
+  // Live tokens come without gaps; each goes to its position. A window leaves the others 0.
+  std::vector<float> keys(head.keys.size());
+  std::vector<float> values(head.values.size());
+  std::int64_t live = unpack(view, kv_head, keys.data(), values.data());
+  for (std::int32_t i = view.page_count; i-- > 0;) {
+    const PageEntry& page = view.pages[i];
+    live -= page.tokens;
+    std::copy_n(keys.data() + live * head.key_dim, page.tokens * head.key_dim,
+                head.keys.data() + page.first_position * head.key_dim);
+    std::copy_n(values.data() + live * head.value_dim, page.tokens * head.value_dim,
+                head.values.data() + page.first_position * head.value_dim);
+  }
+  EXPECT_EQ(live, 0);
   for (std::int32_t i = 0; width == Width::OfGroups && i < view.page_count; ++i) {
     const HeadLayout& layout = view.head(view.pages[i].kind, kv_head);
     const std::byte* block = view.pages[i].data + layout.offset;

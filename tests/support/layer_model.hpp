@@ -48,6 +48,41 @@ class LayerModel {
     }
   }
 
+  /// Drops the sealed pages that hold exactly [from, to); false if there are none.
+  bool remove(std::int64_t from, std::int64_t to) {
+    std::size_t first = 0;
+    while (first < sealed_.size() && sealed_[first].first != from) ++first;
+    std::size_t last = first;
+    while (last < sealed_.size() && sealed_[last].first < to) ++last;
+    if (last == first || sealed_[last - 1].first + sealed_[last - 1].count != to) return false;
+    sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
+                  sealed_.begin() + static_cast<std::ptrdiff_t>(last));
+    return true;
+  }
+
+  /// Whether the window has freed something the next token after a truncation would see.
+  [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
+    if (length >= this->length() || shape_.window == 0) return false;
+    for (std::int64_t p = std::max<std::int64_t>(sinks_, length - shape_.window + 1); p < length;
+         ++p)
+      if (p < freed_until_) return true;
+    return false;
+  }
+
+  /// Positions that are there, in order.
+  [[nodiscard]] std::vector<std::int64_t> live_positions() const {
+    std::vector<std::int64_t> positions;
+    for (const PageEntry& page : page_table())
+      for (std::int32_t i = 0; i < page.tokens; ++i) positions.push_back(page.first_position + i);
+    return positions;
+  }
+  [[nodiscard]] const std::vector<float>& key(std::int64_t position) const {
+    return tokens_[static_cast<std::size_t>(position)].key;
+  }
+  [[nodiscard]] const std::vector<float>& value(std::int64_t position) const {
+    return tokens_[static_cast<std::size_t>(position)].value;
+  }
+
   /// The tokens behind a cut inside a sealed page start a new tail.
   void truncate(std::int64_t length) {
     if (length >= this->length()) return;
@@ -56,6 +91,7 @@ class LayerModel {
     if (!sealed_.empty())
       sealed_.back().count = std::min(sealed_.back().count, length - sealed_.back().first);
     if (length < tail_start_) tail_start_ = std::max<std::int64_t>(length, sinks_);
+    freed_until_ = std::min(freed_until_, length);
   }
 
   /// Page table and every value, bit for bit.
@@ -73,16 +109,17 @@ class LayerModel {
                << "page " << i << " starts at " << view.pages[i].first_position << " with "
                << view.pages[i].tokens << " tokens, expected " << expected[i].first_position
                << " with " << expected[i].tokens << ", or is of another kind";
+    const std::vector<std::int64_t> live = live_positions();
     for (int head = 0; head < shape_.kv_heads; ++head) {
-      std::vector<float> keys(tokens_.size() * static_cast<std::size_t>(shape_.key_dim));
-      std::vector<float> values(tokens_.size() * static_cast<std::size_t>(shape_.value_dim));
-      if (unpack(view, head, keys.data(), values.data()) != length())
+      std::vector<float> keys(live.size() * static_cast<std::size_t>(shape_.key_dim));
+      std::vector<float> values(live.size() * static_cast<std::size_t>(shape_.value_dim));
+      if (unpack(view, head, keys.data(), values.data()) != static_cast<std::int64_t>(live.size()))
         return testing::AssertionFailure() << "unpack returned another number of tokens";
-      for (std::size_t t = 0; t < tokens_.size(); ++t) {
-        if (!same(tokens_[t].key, keys, head, shape_.key_dim, t))
-          return testing::AssertionFailure() << "key of token " << t << ", head " << head;
-        if (!same(tokens_[t].value, values, head, shape_.value_dim, t))
-          return testing::AssertionFailure() << "value of token " << t << ", head " << head;
+      for (std::size_t i = 0; i < live.size(); ++i) {
+        if (!same(key(live[i]), keys, head, shape_.key_dim, i))
+          return testing::AssertionFailure() << "key of token " << live[i] << ", head " << head;
+        if (!same(value(live[i]), values, head, shape_.value_dim, i))
+          return testing::AssertionFailure() << "value of token " << live[i] << ", head " << head;
       }
     }
     return testing::AssertionSuccess();
@@ -129,6 +166,12 @@ class LayerModel {
     }
     sealed_.push_back({tail_start_, page_});
     tail_start_ += page_;
+    const std::int64_t cut = length() - recent_ - shape_.window;
+    while (shape_.window > 0 && !sealed_.empty() &&
+           sealed_.front().first + sealed_.front().count <= cut) {
+      freed_until_ = sealed_.front().first + sealed_.front().count;
+      sealed_.erase(sealed_.begin());
+    }
   }
 
   void quantize(const Format& format, int dim, int head, std::vector<float> Token::*member) {
@@ -164,6 +207,7 @@ class LayerModel {
   int sinks_;
   int recent_;
   std::int64_t tail_start_;
+  std::int64_t freed_until_ = 0;  ///< sealed positions before it went with the window
   std::vector<Token> tokens_;
   std::vector<SealedPage> sealed_;
 };

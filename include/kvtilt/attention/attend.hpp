@@ -113,6 +113,7 @@ inline Status attend(std::span<const AttendRequest> requests, std::span<std::byt
   for (const AttendRequest& request : requests)
     KVTILT_RETURN_IF_ERROR(detail::check_request(request));
   KVTILT_RETURN_IF_ERROR(detail::check_workers(parallel));
+  if (detail::asks_nothing(requests)) return {};
   KVTILT_RETURN_IF_ERROR(
       detail::check_workspace(workspace, attend_workspace_bytes(requests, parallel.workers)));
   const detail::AttendPlan plan(requests, parallel.workers,

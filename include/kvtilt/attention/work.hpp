@@ -233,6 +233,13 @@ void take_items(void* argument, int worker) {
   }
 }
 
+/// Whether a batch asks for nothing, and needs no workspace.
+template <class Request>
+bool asks_nothing(std::span<const Request> requests) {
+  return std::all_of(requests.begin(), requests.end(),
+                     [](const Request& request) { return request.queries.tokens == 0; });
+}
+
 /// Runs a numbered batch. `tiles` holds tile_bytes(works) bytes per worker.
 inline void run_batch(std::span<const Work> works, std::byte* tiles, std::size_t bytes_per_tile,
                       const ParallelFor& parallel) {

@@ -239,11 +239,11 @@ class SequenceLayer {
             ring_.size() + missing.tail, pages};
   }
 
+  /// Tail blocks of a sequence of up to `length` tokens, wherever truncations let its tail start.
   [[nodiscard]] std::size_t tail_blocks_for(std::int64_t length) const {
-    const std::int64_t tail = std::max<std::int64_t>(0, length - tail_start_);
-    return std::min(
-        static_cast<std::size_t>(placement_.ring_blocks()),
-        static_cast<std::size_t>((tail + placement_.page_tokens - 1) / placement_.page_tokens));
+    const std::int64_t tail = std::max<std::int64_t>(0, length - placement_.sink_tokens);
+    return static_cast<std::size_t>(std::min<std::int64_t>(
+        placement_.ring_blocks(), (tail + placement_.page_tokens - 1) / placement_.page_tokens));
   }
 
   /// Pages that sealing up to `length` tokens needs beyond `spare` ones, those that the window

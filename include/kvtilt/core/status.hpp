@@ -43,7 +43,7 @@ class [[nodiscard]] Status {
   [[nodiscard]] ErrorCode code() const { return code_; }
   /// Empty on success. Lives as long as this object.
   [[nodiscard]] std::string_view message() const {
-    if (ok()) return {};
+    if (ok()) return "";
     return message_ ? std::string_view(message_.get()) : "out of memory while describing an error";
   }
 

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: MIT
+// Every option of attend(), alone and mixed, against float64.
+#include <kvtilt/attention/attend.hpp>
+#include <kvtilt/attention/attend_prefill.hpp>
+
+#include "support/attend_check.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Random;
+using test::Rows;
+
+/// A cache whose keys and values are small enough that codes do not cancel.
+struct Filled {
+  LayerShape shape;
+  KVCache cache;
+  SequenceId id;
+
+  Filled(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
+         CacheOptions options = {})
+      : shape(shape_),
+        cache(test::make_cache(shape_, parse_recipe(recipe).value(), options)),
+        id(test::open_reserved(cache, tokens)) {
+    const Rows<float> keys = test::random_rows(random, tokens, shape.kv_heads, shape.key_dim);
+    const Rows<float> values = test::random_rows(random, tokens, shape.kv_heads, shape.value_dim);
+    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+  }
+  [[nodiscard]] LayerView view() const { return cache.view(id, 0).value(); }
+};
+
+constexpr double codes_may_cancel = 4.0;
+
+TEST(AttendOptionsAgreement, SoftCapBendsTheLogits) {
+  Random random(1);
+  for (const char* recipe : {"k16v16", "k8v8", "k4v2"}) {
+    const Filled filled({2, 64, 64}, recipe, 300, random);
+    for (const float cap : {0.5f, 5.0f, 30.0f, 50.0f})
+      for (const float spread : {0.01f, 1.0f, 20.0f}) {
+        const Rows<float> queries = test::random_queries(random, filled.shape, 3, 2, spread);
+        AttendOptions options;
+        options.soft_cap = cap;
+        EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                         test::attended(filled.view(), queries, options),
+                                         codes_may_cancel))
+            << recipe << ", cap " << cap << ", spread " << spread;
+      }
+  }
+}
+
+TEST(AttendOptionsAgreement, AlibiFallsWithDistance) {
+  Random random(2);
+  const Filled filled({2, 64, 64}, "k8v8", 700, random);
+  const std::vector<float> slopes = {0.5f, 0.25f, 0.0f, 0.0078125f};
+  const Rows<float> queries = test::random_queries(random, filled.shape, 5, 2);
+  AttendOptions options;
+  options.alibi_slopes = slopes;
+  EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                   test::attended(filled.view(), queries, options),
+                                   codes_may_cancel));
+}
+
+TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
+  Random random(3);
+  const Filled filled({1, 64, 64}, "k8v8", 200, random);
+  const std::vector<float> sinks = {-40.0f, 0.0f, 3.0f, 90.0f};
+  const Rows<float> queries = test::random_queries(random, filled.shape, 2, 4);
+  AttendOptions options;
+  options.sink_logits = sinks;
+  EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                   test::attended(filled.view(), queries, options),
+                                   codes_may_cancel));
+  options.first_position = options.end_position = 50;  // no key at all: the sink alone
+  EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                   test::attended(filled.view(), queries, options)));
+}
+
+TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
+  Random random(4);
+  for (const std::int64_t drafts : {1, 2, 5, 17, 40, 64})
+    for (const std::int64_t tokens : {drafts, drafts + 3, drafts + 250}) {
+      const Filled filled({1, 64, 64}, "k8v8", tokens, random,
+                          {.page_tokens = 32, .sink_tokens = 3, .recent_tokens = 11});
+      std::vector<std::uint64_t> mask;
+      for (std::int64_t i = 0; i < drafts; ++i) mask.push_back(random.next());
+      const Rows<float> queries = test::random_queries(random, filled.shape, drafts, 2);
+      AttendOptions options;
+      options.tree_mask = mask;
+      EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                       test::attended(filled.view(), queries, options),
+                                       codes_may_cancel))
+          << drafts << " drafts behind " << tokens;
+    }
+}
+
+TEST(AttendOptionsAgreement, AChainAsTreeIsCausal) {
+  Random random(5);
+  const Filled filled({2, 64, 64}, "k4v2", 300, random);
+  const Rows<float> queries = test::random_queries(random, filled.shape, 6, 2);
+  std::vector<std::uint64_t> chain;
+  for (int i = 0; i < 6; ++i) chain.push_back((std::uint64_t{2} << i) - 1);
+  AttendOptions options;
+  options.tree_mask = chain;
+  EXPECT_EQ(test::attended(filled.view(), queries, options).out.data,
+            test::attended(filled.view(), queries).out.data);
+}
+
+TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
+  Random random(6);
+  for (int round = 0; round < 150; ++round) {
+    LayerShape shape{random.between(1, 2), 8 * random.between(1, 12), 8 * random.between(1, 12)};
+    shape.window = random.chance(2) ? 0 : random.between(1, 300);
+    shape.keep_sinks = random.chance(2);
+    const int ratio = random.between(1, 5);
+    const int tokens = random.between(1, 500);
+    const Filled filled(shape, random.chance(2) ? "k16v16" : "k8v8", tokens, random,
+                        {.page_tokens = 32 << random.below(3),
+                         .sink_tokens = random.below(20),
+                         .recent_tokens = random.between(8, 100)});
+    const int queries_count = random.between(1, std::min(8, tokens));
+    const Rows<float> queries = test::random_queries(random, shape, queries_count, ratio);
+    std::vector<float> slopes;
+    std::vector<float> sinks;
+    std::vector<std::uint64_t> tree;
+    for (int head = 0; head < queries.heads; ++head) {
+      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
+      sinks.push_back(static_cast<float>(random.normal() * 3));
+    }
+    for (int i = 0; i < queries_count; ++i) tree.push_back(random.next());
+    AttendOptions options;
+    if (random.chance(2)) options.scale = static_cast<float>(random.uniform(0.01, 0.3));
+    if (random.chance(2)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
+    if (random.chance(2)) options.alibi_slopes = slopes;
+    if (random.chance(2)) options.sink_logits = sinks;
+    if (random.chance(2)) options.tree_mask = tree;
+    if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 400);
+    if (random.chance(3)) options.first_position = random.below(tokens + 3);
+    if (random.chance(3)) options.end_position = options.first_position + random.below(tokens);
+    ASSERT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                     test::attended(filled.view(), queries, options),
+                                     codes_may_cancel))
+        << "round " << round;
+  }
+}
+
+TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
+  Random random(7);
+  const Filled filled({1, 64, 64, 50}, "k4v4", 300, random,
+                      {.page_tokens = 32, .sink_tokens = 0, .recent_tokens = 32});
+  const Rows<float> queries = test::random_queries(random, filled.shape, 2, 2);
+  test::Output output(2, 2, 64);
+  std::vector<std::byte> workspace(attend_workspace_bytes(filled.view()));
+  const std::vector<float> three(3, 0.0f);
+  const std::vector<std::uint64_t> one(1, 1);
+  const auto refused = [&](const AttendOptions& options, const char* word) {
+    const Status status = attend(filled.view(), queries.view(), output.view(), options, workspace);
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument) << word;
+    EXPECT_NE(std::string(status.message()).find(word), std::string::npos) << status.message();
+  };
+  refused({.soft_cap = -1.0f}, "soft_cap is -1");
+  refused({.window = -3}, "window is -3");
+  refused({.window = 51}, "wider than the layer's 50");
+  refused({.alibi_slopes = three}, "3 ALiBi slopes for 2");
+  refused({.sink_logits = three}, "3 sink logits for 2");
+  refused({.tree_mask = one}, "1 words for 2");
+  refused({.first_position = 5, .end_position = 4}, "5 to 4");
+  EXPECT_EQ(output.out.data[0], 77.0f);
+}
+
+TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
+  // A chunk attended before it is appended, at 16 bits, is the same as after.
+  Random random(8);
+  const LayerShape shape{2, 64, 72};
+  Filled filled(shape, "k16v16", 100, random);
+  KVTILT_EXPECT_OK(filled.cache.reserve(filled.id, 200));
+  const Rows<float> keys = test::random_rows(random, 20, 2, 64);
+  const Rows<float> values = test::random_rows(random, 20, 2, 72);
+  const Rows<float> queries = test::random_queries(random, shape, 20, 3);
+  std::vector<float> slopes(6, 0.03f);
+  std::vector<float> sinks(6, 1.0f);
+  std::vector<std::uint64_t> tree;
+  for (int i = 0; i < 20; ++i) tree.push_back(random.next());
+  AttendOptions options;
+  options.soft_cap = 20.0f;
+  options.window = 60;
+  options.alibi_slopes = slopes;
+  options.sink_logits = sinks;
+  options.tree_mask = tree;
+  test::Output chunk(20, 6, 72);
+  std::vector<std::byte> workspace(attend_prefill_workspace_bytes(filled.view(), 20));
+  KVTILT_EXPECT_OK(attend_prefill(filled.view(), queries.view(), keys.view(), values.view(),
+                                  chunk.view(), options, workspace));
+  KVTILT_EXPECT_OK(filled.cache.append(filled.id, 0, keys.view(), values.view()));
+  EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options, chunk));
+}
+
+}  // namespace
+}  // namespace kvtilt

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/attention/merge.hpp>
+
+#include "support/attend_check.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Random;
+using test::Rows;
+
+TEST(MergeAgreement, PartsOfTheKeysAddUpToTheWhole) {
+  Random random(1);
+  const LayerShape shape{2, 64, 48, 0};
+  KVCache cache = test::make_cache(shape, presets::k8v8);
+  const SequenceId id = test::open_reserved(cache, 1000);
+  const Rows<float> keys = test::random_rows(random, 1000, 2, 64);
+  const Rows<float> values = test::random_rows(random, 1000, 2, 48);
+  KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+  const LayerView view = cache.view(id, 0).value();
+  const Rows<float> queries = test::random_queries(random, shape, 3, 3);
+  const std::vector<float> sinks = {0.5f, 1.0f, -2.0f, 4.0f, 0.0f, 9.0f};
+  AttendOptions whole;
+  whole.sink_logits = sinks;
+  for (int round = 0; round < 20; ++round) {
+    test::Output sum(3, 6, 48);
+    bool first = true;
+    for (std::int64_t start = 0; start < 1000;) {
+      AttendOptions part;
+      part.first_position = start;
+      part.end_position = start + random.between(1, 700);  // may end before, inside, after pages
+      if (first) part.sink_logits = sinks;                 // they belong to one part
+      test::Output output = test::attended(view, queries, part);
+      if (first)
+        sum = output;
+      else
+        KVTILT_EXPECT_OK(merge(sum.view(), output.view()));
+      first = false;
+      start = part.end_position;
+    }
+    ASSERT_TRUE(test::follows_oracle(view, queries, whole, sum, 4.0));
+  }
+}
+
+TEST(Merge, AnEmptyPartIsNeutralOnEitherSide) {
+  std::vector<float> a = {1.0f, 2.0f};
+  std::vector<float> b = {0.0f, 0.0f};
+  std::vector<float> a_lse = {0.25f};
+  std::vector<float> b_lse = {bit_cast<float>(minus_infinity_bits)};
+  const OutputView full(a.data(), 1, 1, 2, a_lse.data());
+  const OutputView empty(b.data(), 1, 1, 2, b_lse.data());
+  KVTILT_EXPECT_OK(merge(full, empty));
+  EXPECT_EQ(a, (std::vector<float>{1.0f, 2.0f}));
+  EXPECT_EQ(a_lse[0], 0.25f);
+  KVTILT_EXPECT_OK(merge(empty, full));
+  EXPECT_EQ(b, a);
+  EXPECT_EQ(b_lse, a_lse);
+}
+
+TEST(Merge, IsCommutativeToTheBit) {
+  Random random(2);
+  for (int round = 0; round < 1000; ++round) {
+    std::vector<float> x(8), y(8), lse = {static_cast<float>(random.normal() * 20)},
+                                   other = {static_cast<float>(random.normal() * 20)};
+    for (float& v : x) v = static_cast<float>(random.normal());
+    for (float& v : y) v = static_cast<float>(random.normal());
+    auto x2 = x, y2 = y, lse2 = lse, other2 = other;
+    KVTILT_EXPECT_OK(merge(OutputView(x.data(), 1, 1, 8, lse.data()),
+                           OutputView(y.data(), 1, 1, 8, other.data())));
+    KVTILT_EXPECT_OK(merge(OutputView(y2.data(), 1, 1, 8, other2.data()),
+                           OutputView(x2.data(), 1, 1, 8, lse2.data())));
+    ASSERT_EQ(lse, other2);
+    for (std::size_t i = 0; i < 8; ++i) ASSERT_NEAR(x[i], y2[i], 1e-7f);
+  }
+}
+
+TEST(MergeHostile, ShapesAndMissingLseAreRefused) {
+  std::vector<float> data(64, 7.0f);
+  std::vector<float> lse(8);
+  const OutputView a(data.data(), 1, 2, 8, lse.data());
+  const OutputView b(data.data(), 1, 2, 16, lse.data());
+  EXPECT_EQ(merge(a, b).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(merge(a, OutputView(data.data(), 1, 2, 8)).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(data[0], 7.0f);
+}
+
+}  // namespace
+}  // namespace kvtilt

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+/// Attention in float64 with everything AttendOptions can ask for, one query row at a time.
+#pragma once
+
+#include <kvtilt/attention/options.hpp>
+
+#include "support/attention_oracle.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// A key that is there: where it is and what it holds.
+struct LiveToken {
+  std::int64_t position;
+  const float* key;
+  const float* value;
+  bool sink;
+};
+
+/// One query at `position` of `queries` newest tokens that start at `first_query`.
+struct QueryPlace {
+  std::int64_t position;
+  std::int64_t first_query;
+  int index;
+  int head;
+};
+
+inline bool sees(const AttendOptions& options, const LayerShape& shape, const QueryPlace& query,
+                 const LiveToken& token) {
+  const int window = options.window > 0 ? options.window : shape.window;
+  const std::int64_t j = token.position;
+  if (j < options.first_position || j >= options.end_position) return false;
+  if (window > 0 && j <= query.position - window && !(token.sink && shape.keep_sinks)) return false;
+  if (!options.tree_mask.empty() && j >= query.first_query) {
+    const std::int64_t bit = j - query.first_query;
+    return bit < static_cast<std::int64_t>(options.tree_mask.size()) &&
+           (options.tree_mask[static_cast<std::size_t>(query.index)] >> bit & 1) != 0;
+  }
+  return j <= query.position;
+}
+
+/// The softmax row and the bound of attend()'s docstring.
+inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shape,
+                            const QueryPlace& query, const float* q,
+                            const std::vector<LiveToken>& tokens) {
+  const double scale = options.scale > 0.0f ? static_cast<double>(options.scale)
+                                            : 1.0 / std::sqrt(static_cast<double>(shape.key_dim));
+  const double cap = static_cast<double>(options.soft_cap);
+  const std::size_t head = static_cast<std::size_t>(query.head);
+  OracleRow row;
+  row.out.assign(static_cast<std::size_t>(shape.value_dim), 0.0);
+  row.empty = true;
+  std::vector<double> logits;
+  std::vector<const LiveToken*> seen;
+  double product = 0.0;
+  double largest_value = 0.0;
+  for (const LiveToken& token : tokens) {
+    if (!sees(options, shape, query, token)) continue;
+    double dot = 0.0;
+    double magnitude = 0.0;
+    for (int c = 0; c < shape.key_dim; ++c) {
+      dot += static_cast<double>(q[c]) * static_cast<double>(token.key[c]);
+      magnitude += std::abs(static_cast<double>(q[c]) * static_cast<double>(token.key[c]));
+    }
+    double logit = dot * scale;
+    if (cap > 0) logit = cap * std::tanh(logit / cap);
+    if (!options.alibi_slopes.empty())
+      logit += static_cast<double>(options.alibi_slopes[head]) *
+               static_cast<double>(token.position - query.position);
+    logits.push_back(logit);
+    seen.push_back(&token);
+    product = std::max(product, magnitude * scale + std::abs(logit));
+    for (int c = 0; c < shape.value_dim; ++c)
+      largest_value = std::max(largest_value, std::abs(static_cast<double>(token.value[c])));
+  }
+  double largest = logits.empty() ? -1e300 : *std::max_element(logits.begin(), logits.end());
+  double sum = 0.0;
+  if (!options.sink_logits.empty()) {
+    const double sink = static_cast<double>(options.sink_logits[head]);
+    largest = std::max(largest, sink);
+    sum = std::exp(sink - largest);
+    row.empty = false;
+  }
+  for (std::size_t i = 0; i < seen.size(); ++i) {
+    const double weight = std::exp(logits[i] - largest);
+    sum += weight;
+    row.empty = false;
+    for (int c = 0; c < shape.value_dim; ++c)
+      row.out[static_cast<std::size_t>(c)] += weight * static_cast<double>(seen[i]->value[c]);
+  }
+  if (row.empty) return row;
+  for (double& x : row.out) x /= sum;
+  row.lse = largest + std::log(sum);
+  row.lse_bound = 1e-5 + 8.0 * 0x1p-24 * product + 0x1p-21 * cap;
+  row.bound = row.lse_bound * largest_value;
+  return row;
+}
+
+/// Whether a computed row keeps the bound; `stretch` widens it where stored values cancel.
+inline testing::AssertionResult keeps_bound(const OracleRow& expected, const float* out, float lse,
+                                            double stretch = 1.0) {
+  if (expected.empty != is_minus_infinity(lse))
+    return testing::AssertionFailure()
+           << "lse " << lse << (expected.empty ? " should be -inf" : "");
+  if (!expected.empty &&
+      !(std::abs(static_cast<double>(lse) - expected.lse) <= expected.lse_bound * stretch &&
+        is_finite(lse)))
+    return testing::AssertionFailure() << "lse " << lse << ", expected " << expected.lse;
+  for (std::size_t c = 0; c < expected.out.size(); ++c)
+    if (!is_finite(out[c]) ||
+        std::abs(static_cast<double>(out[c]) - expected.out[c]) > expected.bound * stretch)
+      return testing::AssertionFailure() << "channel " << c << ": " << out[c] << ", expected "
+                                         << expected.out[c] << ", bound " << expected.bound;
+  return testing::AssertionSuccess();
+}
+
+}  // namespace kvtilt::test
