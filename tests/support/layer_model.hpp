@@ -69,6 +69,8 @@ class LayerModel {
     return false;
   }
 
+  [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
+
   /// Positions that are there, in order.
   [[nodiscard]] std::vector<std::int64_t> live_positions() const {
     std::vector<std::int64_t> positions;
