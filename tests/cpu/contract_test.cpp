@@ -40,8 +40,8 @@ struct Decoded {
         if (tensor.format.quantized()) {
           const int along = tensor.group_along_outer ? outer : inner;
           const int entry = tensor.group_along_outer ? inner : outer;
-          minimum = static_cast<double>(to_float(
-              tensor.scales(block, along / tensor.format.group)[tensor.pitch() + entry]));
+          minimum = static_cast<double>(
+              to_float(tensor.scales(block, along / tensor.format.group)[tensor.pitch() + entry]));
         }
         value.push_back(x);
         magnitude.push_back(std::fabs(minimum) + std::fabs(x - minimum));

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cpu/half_rows.hpp>
-
 #include <kvtilt/cpu/kernels.hpp>
 
 #include "support/float_modes.hpp"
@@ -29,10 +28,14 @@ std::uint32_t random_float(test::Random& random) {
   const std::uint32_t bits = static_cast<std::uint32_t>(random.next());
   const std::uint32_t exponent = 90 + static_cast<std::uint32_t>(random.below(56));
   switch (random.below(4)) {
-    case 0: return (bits & 0x7f800000u) == 0x7f800000u ? bits & 0x80000000u : bits;
-    case 1: return (bits & 0x80000000u) | exponent << 23 | (bits & 0x7ff000u);  // many ties
-    case 2: return bits & 0x807fffffu;                                          // subnormal
-    default: return (bits & 0x807fffffu) | exponent << 23;
+    case 0:
+      return (bits & 0x7f800000u) == 0x7f800000u ? bits & 0x80000000u : bits;
+    case 1:
+      return (bits & 0x80000000u) | exponent << 23 | (bits & 0x7ff000u);  // many ties
+    case 2:
+      return bits & 0x807fffffu;  // subnormal
+    default:
+      return (bits & 0x807fffffu) | exponent << 23;
   }
 }
 
@@ -117,8 +120,8 @@ TEST_P(HalfRowsAgreement, NanStaysNan) {
 }
 
 TEST_P(HalfRowsAgreement, EndsOfTheRangeRoundRight) {
-  const std::vector<float> row = {65504.0f, 65519.99f, 65520.0f, -65520.0f, 0x1p-25f, -0x1p-25f,
-                                  0x1.8p-24f, 1.0f};
+  const std::vector<float> row = {65504.0f, 65519.99f, 65520.0f,   -65520.0f,
+                                  0x1p-25f, -0x1p-25f, 0x1.8p-24f, 1.0f};
   for (int repeat = 1; repeat <= 3; ++repeat) {
     std::vector<float> longer;
     for (int i = 0; i < repeat; ++i) longer.insert(longer.end(), row.begin(), row.end());

@@ -121,9 +121,9 @@ TEST(PackRandom, MixedRecipesGiveTheBytesOfTheSpecification) {
       const std::vector<Format> formats = test::formats_of(bits, extents);
       *format = formats[static_cast<std::size_t>(random.below(static_cast<int>(formats.size())))];
     }
-    expect_specification(Head(recipe, extents, random.next()),
-                         test::to_string(recipe.key, extents) + "; " +
-                             test::to_string(recipe.value, extents));
+    expect_specification(
+        Head(recipe, extents, random.next()),
+        test::to_string(recipe.key, extents) + "; " + test::to_string(recipe.value, extents));
   }
 }
 

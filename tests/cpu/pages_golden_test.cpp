@@ -77,16 +77,26 @@ std::uint32_t element(std::uint32_t r, std::uint32_t index, std::uint32_t positi
   const std::uint32_t mantissa = r & 1023u;
   const std::uint32_t normal = sign | (12 + (r >> 11) % 6) << 10 | mantissa;
   switch (index % 12) {
-    case 3: return 0x4c00u + 200u + r % 64;
-    case 4: return 0x3c00u + index % 1000;
-    case 5: return sign | r % 64;
-    case 6: return sign;
-    case 7: return r % 2 != 0 ? 0x4900u : 0xb555u;
-    case 8: return sign | (r % 8 != 0 ? (one_bit ? 0x77ffu : 0x7bffu) : r % 0x7000u);
-    case 9: return sign | (r >> 12) % 30 << 10 | mantissa;
-    case 10: return position == 5 ? 0x7000u : normal;
-    case 11: return 0x6400u + r % 5;
-    default: return normal;
+    case 3:
+      return 0x4c00u + 200u + r % 64;
+    case 4:
+      return 0x3c00u + index % 1000;
+    case 5:
+      return sign | r % 64;
+    case 6:
+      return sign;
+    case 7:
+      return r % 2 != 0 ? 0x4900u : 0xb555u;
+    case 8:
+      return sign | (r % 8 != 0 ? (one_bit ? 0x77ffu : 0x7bffu) : r % 0x7000u);
+    case 9:
+      return sign | (r >> 12) % 30 << 10 | mantissa;
+    case 10:
+      return position == 5 ? 0x7000u : normal;
+    case 11:
+      return 0x6400u + r % 5;
+    default:
+      return normal;
   }
 }
 
@@ -97,9 +107,9 @@ void fill(Generator& generator, const TensorLayout& half, const Format& format, 
   const bool by_channel = !format.quantized() || format.granularity == Granularity::PerChannel;
   for (int token = 0; token < tokens; ++token)
     for (int channel = 0; channel < channels; ++channel) {
-      const std::uint32_t bits = element(
-          generator.next(), static_cast<std::uint32_t>(by_channel ? channel : token),
-          static_cast<std::uint32_t>(by_channel ? token : channel), format.bits == 1);
+      const std::uint32_t bits =
+          element(generator.next(), static_cast<std::uint32_t>(by_channel ? channel : token),
+                  static_cast<std::uint32_t>(by_channel ? token : channel), format.bits == 1);
       const std::size_t at = keys ? half_position(half.matrix, token, channel)
                                   : half_position(half.matrix, channel, token);
       test::halves(block, half)[at] = F16{static_cast<std::uint16_t>(bits)};

@@ -23,8 +23,9 @@ const Kernels& kernels_of(Isa isa) { return *cpu::kernels<Formats<Keys<16>, Valu
 
 /// Anything a slot without a token may hold.
 float garbage(test::Random& random) {
-  const std::uint32_t patterns[] = {0x7fc00001u, 0xffffffffu, 0x7f800000u, 0xff800000u, 0x7f7fffffu,
-                                    0xff7fffffu, 0x4f000000u, 0x42c80000u, 0x00000001u, 0x7fa00000u};
+  const std::uint32_t patterns[] = {0x7fc00001u, 0xffffffffu, 0x7f800000u, 0xff800000u,
+                                    0x7f7fffffu, 0xff7fffffu, 0x4f000000u, 0x42c80000u,
+                                    0x00000001u, 0x7fa00000u};
   return std::bit_cast<float>(patterns[random.below(10)]);
 }
 

@@ -9,8 +9,8 @@ integers, no floating point, standard library only.
     make_pages.py            writes both files next to this script
     make_pages.py --check    fails if they differ from what it would write
 
-pages.txt has one line per block: recipe, key dimension, value dimension, tokens, range rule ("-": the
-width's own), seed of the input, bytes. pages.bin holds the blocks one after the other.
+pages.txt has one line per block: recipe, key dimension, value dimension, tokens, range rule ("-":
+the width's own), seed of the input, bytes. pages.bin holds the blocks one after the other.
 """
 
 import re
