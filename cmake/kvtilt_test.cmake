@@ -6,13 +6,22 @@
 # set, without its random tests.
 include(GoogleTest)
 
+# Off where sources are edited: each change to a header would rebuild all tests, and a test that
+# forgets an include would compile.
+option(KVTILT_TEST_PCH "Compile the headers that tests share once, ahead of them" OFF)
+
+find_package(GTest REQUIRED)
 add_library(kvtilt_test_support STATIC EXCLUDE_FROM_ALL tests/support/all_formats.cpp)
 target_include_directories(kvtilt_test_support PUBLIC tests)
-target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt PRIVATE kvtilt_warnings)
+target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt GTest::gmock
+                                          PRIVATE kvtilt_warnings)
+if(KVTILT_TEST_PCH)
+  target_precompile_headers(kvtilt_test_support PRIVATE
+                            <gmock/gmock.h> <gtest/gtest.h> <kvtilt/kvtilt.hpp>)
+endif()
 
 function(kvtilt_test source)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
-  find_package(GTest REQUIRED)
 
   string(REGEX REPLACE "_test\\.cpp$" "" path ${source})
   string(REPLACE "/" "_" target "test_${path}")
@@ -22,7 +31,10 @@ function(kvtilt_test source)
 
   add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/${source})
   target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
-                                          GTest::gmock GTest::gtest_main)
+                                          GTest::gtest_main)
+  if(KVTILT_TEST_PCH)
+    target_precompile_headers(${target} REUSE_FROM kvtilt_test_support)
+  endif()
   gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests
                        NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120
                        PROPERTIES TIMEOUT 300)

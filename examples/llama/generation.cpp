@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 
 namespace llama {
 namespace {
@@ -49,6 +50,9 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   int previous = tokens.back();
   while (static_cast<int>(result.tokens.size()) < count) {
     const int token = sampler.choose(logits);
+    if (!std::isfinite(logits[static_cast<std::size_t>(token)])) {
+      fail("the model's logits are not finite at position ", cache.length() - 1);
+    }
     if (ends_text(config, tokenizer, token)) break;
     result.tokens.push_back(token);
     on_text(tokenizer.decode(previous, token));

@@ -25,8 +25,8 @@ struct Generation {
 };
 
 /// Reads the prompt in chunks, then produces up to `count` tokens, or fewer when the text ends or
-/// the context is full. `on_text` receives the bytes of every token as it comes. Throws when the
-/// prompt has no tokens or does not fit the context.
+/// the context is full. `on_text` receives the bytes of every token as it comes.
+/// Throws when the prompt is empty or does not fit the context, and on logits that are not finite.
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     int count, Sampler sampler, AttentionCache& cache,
                     const std::function<void(std::string_view)>& on_text);

@@ -229,8 +229,7 @@ TEST(HalfAgreement, ModesOfTheProcessorChangeNothing) {
       if (!is_finite(half(bits))) continue;
       const std::int64_t units = test::fp16_to_units(half(bits).bits);
       const std::uint32_t expected =
-          bits == 0x8000 ? 0x80000000u
-                         : test::float32_bits(test::round_to_float32(units, 1, -24));
+          bits == 0x8000 ? 0x80000000u : test::float32_bits(test::round_to_float32(units, 1, -24));
       const float value = to_float(half(bits));
       ASSERT_EQ(std::bit_cast<std::uint32_t>(value), expected) << bits;
       ASSERT_EQ(to_f16(value), half(bits));

@@ -102,7 +102,8 @@ TEST(SoftmaxStateProperty, AnyOrderGivesTheSumOfAll) {
       if (random.chance(4)) parts.emplace_back();
     }
     while (parts.size() > 1) {
-      const std::size_t first = static_cast<std::size_t>(random.below(static_cast<int>(parts.size())));
+      const std::size_t first =
+          static_cast<std::size_t>(random.below(static_cast<int>(parts.size())));
       const SoftmaxState part = parts[first];
       parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(first));
       merge(parts[static_cast<std::size_t>(random.below(static_cast<int>(parts.size())))], part);

@@ -41,8 +41,8 @@ TEST(TensorView, TakesNegativeStrides) {
 }
 
 TEST(TensorView, CountsBeyond32Bits) {
-  const TensorView view = TensorView(static_cast<const F16*>(nullptr), 1, 1, 8)
-                              .with_strides(std::int64_t{1} << 33, 0);
+  const TensorView view =
+      TensorView(static_cast<const F16*>(nullptr), 1, 1, 8).with_strides(std::int64_t{1} << 33, 0);
   EXPECT_EQ(view.token_stride * 3, std::int64_t{3} << 33);
 }
 

@@ -9,8 +9,8 @@ integers, no floating point, standard library only.
     make_pages.py            writes both files next to this script
     make_pages.py --check    fails if they differ from what it would write
 
-pages.txt has one line per block: recipe, key dimension, value dimension, tokens, range rule ("-": the
-width's own), seed of the input, bytes. pages.bin holds the blocks one after the other.
+pages.txt has one line per block: recipe, key dimension, value dimension, tokens, range rule ("-":
+the width's own), seed of the input, bytes. pages.bin holds the blocks one after the other.
 """
 
 import re
@@ -105,26 +105,32 @@ def nearest_half(x):
     return bits | 0x8000 if x < 0 and bits else bits
 
 
+def rounded_quotient(numerator, denominator):
+    """Nearest integer, ties to even."""
+    whole, rest = divmod(numerator, denominator)
+    return whole + (1 if 2 * rest > denominator or (2 * rest == denominator and whole % 2) else 0)
+
+
 def half_even(x):
-    """Nearest integer to a fraction, ties to even."""
-    whole = x.numerator // x.denominator
-    rest = x - whole
-    return whole + (1 if rest > Fraction(1, 2) or (rest == Fraction(1, 2) and whole % 2) else 0)
+    """The same for a fraction."""
+    return rounded_quotient(x.numerator, x.denominator)
 
 
 def float32(x):
     """x rounded as a float32 operation rounds it."""
-    x = Fraction(x)
-    if x == 0:
-        return x
-    exponent = x.numerator.bit_length() - x.denominator.bit_length() - 24
-    if x < 0:
-        return -float32(-x)
-    while x / Fraction(2) ** exponent >= 2**24:
+    if x <= 0:
+        return -float32(-x) if x else Fraction(0)
+    numerator, denominator = x.numerator, x.denominator
+    exponent = numerator.bit_length() - denominator.bit_length() - 24
+    numerator <<= max(-exponent, 0)
+    denominator <<= max(exponent, 0)
+    while numerator >= denominator << 24:
+        denominator <<= 1
         exponent += 1
-    while x / Fraction(2) ** exponent < 2**23:
+    while numerator < denominator << 23:
+        numerator <<= 1
         exponent -= 1
-    return half_even(x / Fraction(2) ** exponent) * Fraction(2) ** exponent
+    return rounded_quotient(numerator, denominator) * Fraction(2) ** exponent
 
 
 # --- Quantizers. All values in units. ---

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/page/layout.hpp>
-
 #include <kvtilt/quant/recipe.hpp>
 
 #include <gtest/gtest.h>
@@ -121,8 +120,7 @@ TEST(Layout, MetadataHasAScaleAndAMinimumPerGroup) {
 }
 
 TEST(Layout, BandsHoldScalesThenMinima) {
-  const HeadLayout head =
-      head_layout(resolved("k4v4:g32,32", {1, 72, 72, 0}, 64), 72, 72, 64, 0);
+  const HeadLayout head = head_layout(resolved("k4v4:g32,32", {1, 72, 72, 0}, 64), 72, 72, 64, 0);
   std::vector<F16> storage(head.bytes() / 2);
   std::byte* block = reinterpret_cast<std::byte*>(storage.data());
   EXPECT_EQ(head.key.bands(), 2);

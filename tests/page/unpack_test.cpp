@@ -18,8 +18,8 @@ namespace {
 
 /// z + s*code rounded once, as bits; the two zeros alike.
 std::uint32_t expected_bits(F16 minimum, F16 scale, int code) {
-  const test::Wide units = test::fp16_to_units(minimum.bits) +
-                           test::Wide{test::fp16_to_units(scale.bits)} * code;
+  const test::Wide units =
+      test::fp16_to_units(minimum.bits) + test::Wide{test::fp16_to_units(scale.bits)} * code;
   return test::float32_bits(test::round_to_float32(units, 1, -24));
 }
 std::uint32_t bits_of(float x) {

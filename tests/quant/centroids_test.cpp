@@ -50,10 +50,9 @@ TEST(Centroids, ComeFromSums) {
 
 TEST(CentroidsAgreement, EqualTheOracle) {
   for (std::uint64_t seed = 0; seed < 4; ++seed)
-    test::for_each_group(seed + 300, largest,
-                         [&](Data kind, std::span<const std::uint16_t> group) {
-                           test::check_with_oracle(kind, group, 1, RangeRule::Centroids);
-                         });
+    test::for_each_group(seed + 300, largest, [&](Data kind, std::span<const std::uint16_t> group) {
+      test::check_with_oracle(kind, group, 1, RangeRule::Centroids);
+    });
 }
 
 TEST(Centroids, KeepConstantGroupsExact) {
@@ -94,18 +93,16 @@ TEST(CentroidsHostile, LargestMagnitudesKeepTheScaleFinite) {
 
 TEST(CentroidsProperty, ScaleIsPositiveUnlessConstant) {
   for (std::uint64_t seed = 0; seed < 4; ++seed)
-    test::for_each_group(seed + 400, largest,
-                         [&](Data kind, std::span<const std::uint16_t> group) {
-                           bool constant = true;
-                           for (const std::uint16_t half : group)
-                             constant = constant && test::fp16_to_units(half) ==
-                                                        test::fp16_to_units(group[0]);
-                           const std::vector<F16> halves = test::to_halves(group);
-                           const Affine affine = fit_centroids(test::view_of(halves));
-                           EXPECT_EQ(affine.scale.bits == 0, constant)
-                               << test::describe(kind, group, 1, RangeRule::Centroids);
-                           EXPECT_LT(affine.scale.bits, 0x7c00);
-                         });
+    test::for_each_group(seed + 400, largest, [&](Data kind, std::span<const std::uint16_t> group) {
+      bool constant = true;
+      for (const std::uint16_t half : group)
+        constant = constant && test::fp16_to_units(half) == test::fp16_to_units(group[0]);
+      const std::vector<F16> halves = test::to_halves(group);
+      const Affine affine = fit_centroids(test::view_of(halves));
+      EXPECT_EQ(affine.scale.bits == 0, constant)
+          << test::describe(kind, group, 1, RangeRule::Centroids);
+      EXPECT_LT(affine.scale.bits, 0x7c00);
+    });
 }
 
 TEST(CentroidsProperty, PowersOfTwoChangeNoCode) {

@@ -55,7 +55,8 @@ TEST(FitRandom, ManyGroupsEqualTheOracle) {
   for (int round = 0; round < 6000; ++round) {
     const int bits = random.between(1, 8);
     const std::vector<RangeRule> rules = test::rules_of(bits);
-    const RangeRule rule = rules[static_cast<std::size_t>(random.below(static_cast<int>(rules.size())))];
+    const RangeRule rule =
+        rules[static_cast<std::size_t>(random.below(static_cast<int>(rules.size())))];
     const Data kind = static_cast<Data>(random.below(test::data_kinds));
     group.resize(static_cast<std::size_t>(random.between(1, 128)));
     test::fill_group(random, kind, group, largest_of(bits));
@@ -76,7 +77,8 @@ TEST(FitProperty, OrderDoesNotMatter) {
         test::fill_group(random, static_cast<Data>(kind), group, largest_of(bits));
         const Affine affine = fit(test::view_of(test::to_halves(group)), bits, rule);
         for (std::size_t i = group.size() - 1; i > 0; --i)
-          std::swap(group[i], group[static_cast<std::size_t>(random.below(static_cast<int>(i) + 1))]);
+          std::swap(group[i],
+                    group[static_cast<std::size_t>(random.below(static_cast<int>(i) + 1))]);
         EXPECT_EQ(fit(test::view_of(test::to_halves(group)), bits, rule), affine);
       }
 }

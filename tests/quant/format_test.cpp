@@ -37,8 +37,7 @@ TEST(Format, KeysGoPerChannelAndValuesPerToken) {
   EXPECT_EQ(key_format(4), per_channel(4, 0, RangeRule::MinMse));
   EXPECT_EQ(value_format(2), per_token(2, 0, RangeRule::MinMse));
   EXPECT_EQ(key_format(8, Granularity::PerToken, 64), per_token(8, 64, RangeRule::MinMax));
-  EXPECT_EQ(value_format(1, Granularity::PerChannel, 32),
-            per_channel(1, 32, RangeRule::Centroids));
+  EXPECT_EQ(value_format(1, Granularity::PerChannel, 32), per_channel(1, 32, RangeRule::Centroids));
   EXPECT_FALSE(Format{}.quantized());
   EXPECT_TRUE(key_format(8).quantized());
 }
@@ -70,8 +69,8 @@ TEST(ResolveFormat, PerChannelGroupsAreMultiplesOf16ThatDivideThePage) {
   for (const int page : {32, 64, 128})
     for (int group = 1; group <= 300; ++group) {
       const bool good = group % 16 == 0 && page % group == 0;
-      const auto format = resolve_format(key_format(4, Granularity::PerChannel, group), "keys",
-                                         128, page);
+      const auto format =
+          resolve_format(key_format(4, Granularity::PerChannel, group), "keys", 128, page);
       ASSERT_EQ(format.ok(), good) << group << " of " << page;
       if (good) {
         EXPECT_EQ(format->group, group);
@@ -82,8 +81,8 @@ TEST(ResolveFormat, PerChannelGroupsAreMultiplesOf16ThatDivideThePage) {
 TEST(ResolveFormat, PerTokenGroupsAreMultiplesOf16OrTheHead) {
   for (int dim = 8; dim <= 576; dim += 8)
     for (int group = 1; group <= 600; ++group) {
-      const auto format = resolve_format(value_format(2, Granularity::PerToken, group), "values",
-                                         dim, 64);
+      const auto format =
+          resolve_format(value_format(2, Granularity::PerToken, group), "values", dim, 64);
       const int used = group < dim ? group : dim;  // a group never leaves its head
       const bool good = used <= 128 && (used == dim || used % 16 == 0);
       ASSERT_EQ(format.ok(), good) << group << " of " << dim;
@@ -141,9 +140,9 @@ TEST(ResolveFormat, SaysWhatIsWrong) {
   const std::string message(format.message());
   for (const char* part : {"keys", "4 bits", "group 48", "128", "64 tokens", "multiple of 16"})
     EXPECT_THAT(message, HasSubstr(part));
-  EXPECT_THAT(std::string(resolve_format(per_token(9, 0, RangeRule::MinMax), "values", 64, 64)
-                              .message()),
-              HasSubstr("bits must be 1 to 8, or 16"));
+  EXPECT_THAT(
+      std::string(resolve_format(per_token(9, 0, RangeRule::MinMax), "values", 64, 64).message()),
+      HasSubstr("bits must be 1 to 8, or 16"));
 }
 
 TEST(ResolveRecipe, TakesEachDimensionForItsTensor) {
@@ -170,7 +169,9 @@ TEST(Formats, ListTheirWidths) {
 }
 
 template <int Bits>
-concept has_keys = requires { typename Keys<Bits>; };
+concept has_keys = requires {
+  typename Keys<Bits>;
+};
 
 TEST(Formats, RefuseWidthsThatDoNotExist) {
   static_assert(has_keys<1> && has_keys<8> && has_keys<16>);

@@ -66,35 +66,35 @@ std::int64_t search_error(std::span<const std::uint16_t> group, int bits, int in
 /// The winner is the first of least error, and candidate 0 is MinMax itself.
 TEST(MinMseProperty, NeverErrsMoreThanMinMax) {
   for (int bits = 2; bits <= 5; ++bits)
-    test::for_each_group(
-        static_cast<std::uint64_t>(bits) + 10, f16_max,
-        [&](Data kind, std::span<const std::uint16_t> group) {
-          int best = 0;
-          std::int64_t least = search_error(group, bits, 0);
-          for (int index = 1; index < min_mse_candidates; ++index) {
-            const std::int64_t error = search_error(group, bits, index);
-            if (error < least) {
-              least = error;
-              best = index;
-            }
-          }
-          const std::vector<F16> halves = test::to_halves(group);
-          const Affine range = fit_min_max(test::view_of(halves), bits);
-          const Affine expected =
-              best == 0 ? range : apply_min_mse(range, min_mse_candidate(bits, best));
-          EXPECT_EQ(fit_min_mse(test::view_of(halves), bits), expected)
-              << test::describe(kind, group, bits, RangeRule::MinMse);
-        });
+    test::for_each_group(static_cast<std::uint64_t>(bits) + 10, f16_max,
+                         [&](Data kind, std::span<const std::uint16_t> group) {
+                           int best = 0;
+                           std::int64_t least = search_error(group, bits, 0);
+                           for (int index = 1; index < min_mse_candidates; ++index) {
+                             const std::int64_t error = search_error(group, bits, index);
+                             if (error < least) {
+                               least = error;
+                               best = index;
+                             }
+                           }
+                           const std::vector<F16> halves = test::to_halves(group);
+                           const Affine range = fit_min_max(test::view_of(halves), bits);
+                           const Affine expected =
+                               best == 0 ? range
+                                         : apply_min_mse(range, min_mse_candidate(bits, best));
+                           EXPECT_EQ(fit_min_mse(test::view_of(halves), bits), expected)
+                               << test::describe(kind, group, bits, RangeRule::MinMse);
+                         });
 }
 
 TEST(MinMse, SumsOf128FitAnInteger) {
   for (int bits = 2; bits <= 5; ++bits)
     for (int index = 0; index < min_mse_candidates; ++index)
       for (int units = 0; units <= max_code(bits) << (13 - bits); ++units)
-        ASSERT_LT(static_cast<std::int64_t>(
-                      min_mse_error(units, min_mse_candidate(bits, index), bits)) *
-                      max_group,
-                  std::int64_t{1} << 31);
+        ASSERT_LT(
+            static_cast<std::int64_t>(min_mse_error(units, min_mse_candidate(bits, index), bits)) *
+                max_group,
+            std::int64_t{1} << 31);
 }
 
 TEST(MinMseProperty, UnitsSpanTheSearchScale) {
@@ -104,9 +104,8 @@ TEST(MinMseProperty, UnitsSpanTheSearchScale) {
                            const std::vector<F16> halves = test::to_halves(group);
                            const Affine range = fit_min_max(test::view_of(halves), bits);
                            for (const F16 half : halves) {
-                             const int units =
-                                 min_mse_units(half, to_float(range.minimum),
-                                               reciprocal(range.scale), bits);
+                             const int units = min_mse_units(half, to_float(range.minimum),
+                                                             reciprocal(range.scale), bits);
                              EXPECT_TRUE(units >= 0 && units <= max_code(bits) << (13 - bits))
                                  << test::describe(kind, group, bits, RangeRule::MinMse);
                            }
@@ -135,9 +134,18 @@ TEST(MinMseProperty, LowersTheErrorOfNormalGroups) {
     int group;
     double ratio;
   };
-  for (const Row& row : {Row{2, 32, 0.61}, {2, 64, 0.54}, {2, 128, 0.47}, {3, 32, 0.78},
-                         {3, 64, 0.76}, {3, 128, 0.73}, {4, 32, 0.83}, {4, 64, 0.85},
-                         {4, 128, 0.86}, {5, 32, 0.89}, {5, 64, 0.89}, {5, 128, 0.90}})
+  for (const Row& row : {Row{2, 32, 0.61},
+                         {2, 64, 0.54},
+                         {2, 128, 0.47},
+                         {3, 32, 0.78},
+                         {3, 64, 0.76},
+                         {3, 128, 0.73},
+                         {4, 32, 0.83},
+                         {4, 64, 0.85},
+                         {4, 128, 0.86},
+                         {5, 32, 0.89},
+                         {5, 64, 0.89},
+                         {5, 128, 0.90}})
     EXPECT_NEAR(test::error_ratio(row.group, row.bits, RangeRule::MinMse, RangeRule::MinMax, 1500),
                 row.ratio, 0.015)
         << row.bits << " bits, group of " << row.group;

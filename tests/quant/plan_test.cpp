@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/quant/plan.hpp>
-
 #include <kvtilt/quant/presets.hpp>
 
 #include <gmock/gmock.h>

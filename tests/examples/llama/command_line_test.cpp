@@ -116,6 +116,23 @@ TEST(CommandLineHostile, GenerateSaysWhatIsWrong) {
   expect_error(generate("--model " + damaged.path().string()), "truncated");
 }
 
+TEST(CommandLineHostile, NumbersThatAreNoneAreReported) {
+  const TemporaryFolder folder;
+  for (const std::string file : {"config.json", "tokenizer.bin", "model.safetensors"}) {
+    std::filesystem::copy(data_folder("models/stories260K") / file, folder.path());
+  }
+  std::string weights = folder.read("model.safetensors");
+  std::uint64_t header = 0;
+  std::memcpy(&header, weights.data(), sizeof header);
+  weights.replace(8 + header + 131072, 4, "\xFF\xFF\xFF\x7F");  // in the last norm: a NaN
+  folder.write("model.safetensors", weights);
+  const std::string broken = "--model " + folder.path().string() + " ";
+  expect_error(generate(broken + "--recipe f16"), "logits are not finite at position 0");
+  const Outcome outcome = evaluate(broken + text + "--tokens 9");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.output, HasSubstr("error: the model's logits are not finite"));
+}
+
 TEST(CommandLineHostile, EvaluateSaysWhatIsWrong) {
   const TemporaryFolder folder;
   folder.write("empty.txt", "");
