@@ -82,6 +82,7 @@ TEST(InputCheck, SmallAndZeroPass) {
 
 TEST(InputCheck, TheFirstBadElementIsNamedWithItsValue) {
   Rows<float> rows(4, 1, 40);
+  rows.at(2, 0, 38) = f16_max;  // as large as may be, so not the one to name
   rows.at(2, 0, 39) = 1e6f;
   rows.at(3, 0, 0) = 2e6f;
   BadElement bad{};

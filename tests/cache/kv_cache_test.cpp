@@ -233,12 +233,14 @@ TEST(KVCache, TruncationRepairsLayersOutOfStep) {
   KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2));
   const SequenceId id = test::open_reserved(cache, 60);
   const Tokens tokens(random, shape.layers[0], 60);
+  constexpr int held[] = {50, 30, 40};
   for (int layer = 0; layer < 3; ++layer)
-    KVTILT_EXPECT_OK(tokens.append_to(cache, id, layer, 0, 50 - 10 * layer));
+    KVTILT_EXPECT_OK(tokens.append_to(cache, id, layer, 0, held[layer]));
   EXPECT_EQ(cache.length(id).value(), 30);
   KVTILT_EXPECT_OK(cache.truncate(id, 45));  // layers that hold fewer keep what they hold
   EXPECT_EQ(cache.length(id, 0).value(), 45);
-  EXPECT_EQ(cache.length(id, 1).value(), 40);
+  EXPECT_EQ(cache.length(id, 1).value(), 30);
+  EXPECT_EQ(cache.length(id, 2).value(), 40);
   KVTILT_EXPECT_OK(cache.truncate(id, cache.length(id).value()));
   const SequenceId fresh = test::open_reserved(cache, 60);
   for (int layer = 0; layer < 3; ++layer) {

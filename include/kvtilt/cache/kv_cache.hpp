@@ -151,3 +151,4 @@ class KVCache {
 }  // namespace kvtilt
 
 #include <kvtilt/cache/kv_cache.inl>
+#include <kvtilt/cache/kv_cache_tokens.inl>

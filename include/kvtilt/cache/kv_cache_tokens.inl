@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// Members of KVCache that put tokens in, take them out and look at them; included by kv_cache.hpp.
+
+namespace kvtilt {
+
+inline Status KVCache::check_append(const Sequence& sequence, int layer, const TensorView& keys,
+                                    const TensorView& values) const {
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = sequence.layer(static_cast<std::size_t>(layer));
+  const LayerShape& shape = store.shape;
+  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
+      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+        "[n, %d, %d]",
+        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
+        shape.key_dim, shape.kv_heads, shape.value_dim);
+  if (keys.tokens == 0) return {};
+  if (keys.data == nullptr || values.data == nullptr)
+    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
+  if (keys.tokens > sequence.capacity - own.length())
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,
+                         static_cast<long long>(own.length()),
+                         static_cast<long long>(sequence.capacity),
+                         static_cast<long long>(keys.tokens));
+  const std::int64_t length = own.length() + keys.tokens;
+  if (own.missing_for(length).sealed > 0)
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %d lacks a page for %lld tokens, because a truncation left a "
+                         "sealed page partly filled or a fork keeps it; reserve again",
+                         layer, static_cast<long long>(length));
+  return store.check_values(keys, values, layer);
+}
+
+inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
+                              const TensorView& values) {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
+  for (std::int64_t token = 0; token < keys.tokens; ++token) {
+    store.write_token(*kernels_, keys, values, token, own.place_token());
+    if (own.must_seal()) store.fill_page(*kernels_, own.seal());
+  }
+  return {};
+}
+
+inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  if (length < 0)
+    return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
+                         static_cast<long long>(length));
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if ((*found)->layer(layer).lost_before(length))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot truncate to %lld tokens: the window of layer %zu has freed "
+                           "positions up to %lld that the next token would see",
+                           static_cast<long long>(length), layer,
+                           static_cast<long long>((*found)->layer(layer).first_kept()) - 1);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    (*found)->layer(layer).truncate(length);
+  return {};
+}
+
+inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to) {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  std::size_t first = 0;
+  std::size_t last = 0;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0 &&
+        !(*found)->layer(layer).find_pages(from, to, first, last))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu has no sealed pages that hold exactly positions %lld to %lld",
+                           layer, static_cast<long long>(from), static_cast<long long>(to) - 1);
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    if (stores_[layer].shape.kv_heads > 0) {
+      (void)(*found)->layer(layer).find_pages(from, to, first, last);
+      (*found)->layer(layer).remove_pages(first, last);
+    }
+  return {};
+}
+
+inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
+  const SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
+  LayerView view;
+  view.shape = store.shape;
+  for (int kind = 0; kind < page_kinds; ++kind) {
+    view.heads[kind] = store.layouts[kind].heads.data();
+    view.max_page_tokens = std::max(view.max_page_tokens, store.layouts[kind].tokens);
+  }
+  view.pages = own.entries().data();
+  view.page_count = static_cast<std::int32_t>(own.entries().size());
+  view.length = own.length();
+  view.first_kept = own.first_kept();
+  view.kernels = kernels_;
+  return view;
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  return (*found)->layer(static_cast<std::size_t>(layer)).length();
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id) const {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  std::int64_t shortest = -1;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const std::int64_t length = (*found)->layer(layer).length();
+    shortest = shortest < 0 ? length : std::min(shortest, length);
+  }
+  return std::max<std::int64_t>(shortest, 0);
+}
+
+inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) const {
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    const LayerStore& store = stores_[layer];
+    const SequenceLayer& own = sequence.layer(layer);
+    const std::size_t token_elements = store.shape.elements_per_token();
+    report.table_bytes += own.table_bytes();
+    for (std::size_t i = 0; i < own.entries().size(); ++i) {
+      const PageEntry& entry = own.entries()[i];
+      const std::size_t elements = static_cast<std::size_t>(entry.tokens) * token_elements;
+      report.elements += static_cast<std::int64_t>(elements);
+      if (entry.kind == PageKind::Sealed) report.page_bytes += store.layout(entry.kind).bytes;
+      if (entry.kind == PageKind::Tail) report.tail_bytes += elements * sizeof(F16);
+      if (entry.kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
+    }
+  }
+}
+
+inline Result<MemoryReport> KVCache::memory(SequenceId id) const {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  MemoryReport report;
+  add_usage(**found, report);
+  return report;
+}
+
+inline MemoryReport KVCache::memory() const {
+  const std::lock_guard<std::mutex> lock(*mutex_);
+  MemoryReport report;
+  report.reserved_bytes = reserved_bytes();
+  for (const Slot& slot : slots_)
+    if (slot.sequence != nullptr) add_usage(*slot.sequence, report);
+  return report;
+}
+
+inline double KVCache::page_bits() const {
+  double bits = 0;
+  double elements = 0;
+  for (const LayerStore& store : stores_) {
+    bits += 8.0 * static_cast<double>(store.layout(PageKind::Sealed).bytes);
+    elements += static_cast<double>(store.shape.elements_per_token()) * placement_.page_tokens;
+  }
+  return elements == 0 ? 0.0 : bits / elements;
+}
+
+}  // namespace kvtilt
