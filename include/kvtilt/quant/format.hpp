@@ -46,7 +46,7 @@ struct Format {
 
   friend constexpr bool operator==(const Format&, const Format&) = default;
 
-  [[nodiscard]] constexpr bool quantized() const { return bits != half_bits; }
+  [[nodiscard]] KVTILT_HD constexpr bool quantized() const { return bits != half_bits; }
 };
 
 /// A key format of the given width with the defaults of the field: per channel, default rule.
