@@ -63,7 +63,7 @@ TEST(Merge, AnEmptyPartIsNeutralOnEitherSide) {
   EXPECT_EQ(b_lse, a_lse);
 }
 
-TEST(Merge, IsCommutativeToTheBit) {
+TEST(MergeProperty, IsCommutativeUpToRounding) {
   Random random(2);
   for (int round = 0; round < 1000; ++round) {
     std::vector<float> x(8), y(8), lse = {static_cast<float>(random.normal() * 20)},
@@ -75,8 +75,8 @@ TEST(Merge, IsCommutativeToTheBit) {
                            OutputView(y.data(), 1, 1, 8, other.data())));
     KVTILT_EXPECT_OK(merge(OutputView(y2.data(), 1, 1, 8, other2.data()),
                            OutputView(x2.data(), 1, 1, 8, lse2.data())));
-    ASSERT_EQ(lse, other2);
-    for (std::size_t i = 0; i < 8; ++i) ASSERT_NEAR(x[i], y2[i], 1e-7f);
+    ASSERT_NEAR(lse[0], other2[0], 1e-5f);
+    for (std::size_t i = 0; i < 8; ++i) ASSERT_NEAR(x[i], y2[i], 1e-6f);
   }
 }
 

@@ -13,8 +13,8 @@
 namespace kvtilt {
 
 /// Folds `part` into `into`, both normalised outputs with their lse. An empty part (o = 0,
-/// lse = -infinity) is neutral. Commutative to the bit, associative up to rounding: merge in a
-/// fixed order for fixed bits. Fails with InvalidArgument when shapes differ or an lse is missing.
+/// lse = -infinity) is neutral. Commutative and associative up to rounding: merge in a fixed order
+/// for fixed bits. Fails with InvalidArgument when shapes differ or an lse is missing.
 inline Status merge(const OutputView& into, const OutputView& part) {
   if (into.tokens != part.tokens || into.heads != part.heads || into.dim != part.dim)
     return Status::error(ErrorCode::InvalidArgument,
