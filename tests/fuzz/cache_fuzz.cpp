@@ -144,7 +144,7 @@ class Program {
 
   void step_once() {
     const std::vector<std::int64_t> before = lengths();
-    switch (bytes_.below(10)) {
+    switch (bytes_.below(12)) {
       case 0:
         if (const Result<SequenceId> opened = cache_.open()) ids_.push_back(*opened);
         return;
@@ -167,6 +167,16 @@ class Program {
       case 4:
       case 5:
         return attend_once();
+      case 10:
+        if (const Result<SequenceId> forked = cache_.fork(id_, bytes_.below(250)))
+          ids_.push_back(*forked);
+        return;
+      case 11: {
+        const std::int64_t first = bytes_.below(128);
+        (void)cache_.remove(id_, first, first + 32 * bytes_.below(4));
+        require(lengths() == before);
+        return;
+      }
       default:
         return append_once(before);
     }
@@ -210,8 +220,14 @@ class Program {
               .ok());
     } else {
       const Status status = attend(*view, queries.view(), output, {}, workspace);
-      require(status.ok() == (count <= view->length));
+      const bool held =
+          count <= view->length &&
+          (own.window == 0 || count == 0 ||
+           std::max<std::int64_t>(view->length - count - own.window + 1, 0) >= view->first_kept);
+      require(status.ok() == held);
     }
+    for (float& x : lse)  // a query whose pages were all removed sees nothing
+      if (bit_cast<std::uint32_t>(x) == 0xff800000u) x = 0.0f;
     require(all_finite(out) && all_finite(lse));
   }
 
@@ -220,13 +236,14 @@ class Program {
     for (const SequenceId id : ids_)
       for (int layer = 0; layer < cache_.layers(); ++layer)
         if (const Result<LayerView> view = cache_.view(id, layer)) {
-          elements += view->length * static_cast<std::int64_t>(view->shape.elements_per_token());
-          std::int64_t position = 0;
+          std::int64_t position = 0;  // pages are in order; windows and remove() leave gaps
           for (std::int32_t page = 0; page < view->page_count; ++page) {
-            require(view->pages[page].first_position == position);
-            position += view->pages[page].tokens;
+            require(view->pages[page].first_position >= position && view->pages[page].tokens > 0);
+            position = view->pages[page].first_position + view->pages[page].tokens;
+            elements += view->pages[page].tokens *
+                        static_cast<std::int64_t>(view->shape.elements_per_token());
           }
-          require(position == view->length);
+          require(position <= view->length);
         }
     const MemoryReport report = cache_.memory();
     require(report.elements == elements);
