@@ -183,7 +183,7 @@ TEST(AttendProperty, KeepsTheBoundOverTwentyThousandTokens) {
       }
 }
 
-// Equal terms drift: adding the same page again and again rounds the same way until the sum doubles.
+// Equal terms drift: adding the same page over and over rounds the same way until the sum doubles.
 // What bounds it is that pages are summed in spans.
 TEST(AttendProperty, KeepsTheBoundWhereRoundingDrifts) {
   constexpr int page = 32;

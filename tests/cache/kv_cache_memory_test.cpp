@@ -334,7 +334,8 @@ TEST(KVCacheMemory, BytesNobodyWroteReachNoResult) {
         const test::Snapshot now(cache.view(id, 0).value());
         for (std::size_t i = 0; i < now.pages.size(); ++i)
           if (now.pages[i].kind == PageKind::Sealed) pages.push_back(now.blocks[i]);
-        KVTILT_EXPECT_OK(cache.truncate(id, window > 0 ? 190 : 90));  // what a window freed stays gone
+        KVTILT_EXPECT_OK(
+            cache.truncate(id, window > 0 ? 190 : 90));  // what a window freed stays gone
         outputs.push_back(test::attended(cache.view(id, 0).value(), queries));
         test::Output all(18, 4, 72);
         all.out.data.clear();
