@@ -68,7 +68,6 @@ class Layer {
       EXPECT_TRUE(in_use.insert(entry.data).second) << "a block holds two pages";
     }
     EXPECT_EQ(position, layer_.length());
-    EXPECT_EQ(layer_.table_bytes(), layer_.entries().size() * sizeof(PageEntry));
     EXPECT_EQ(layer_.reserved_table_bytes(), memory_.bytes);
   }
   [[nodiscard]] std::vector<std::pair<PageKind, int>> table() {

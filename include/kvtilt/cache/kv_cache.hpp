@@ -2,10 +2,10 @@
 /// The cache: many sequences of one model, keys and values in the bits a plan gives them.
 #pragma once
 
+#include <kvtilt/cache/block_pools.hpp>
 #include <kvtilt/cache/layer_store.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
-#include <kvtilt/cache/page_pool.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 
@@ -17,6 +17,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -110,40 +111,40 @@ class KVCache {
     std::uint32_t generation = 0;
   };
 
-  KVCache(const CacheOptions& options, const cpu::Kernels* kernels)
+  KVCache(const CacheOptions& options, const cpu::Kernels* kernels, std::vector<LayerStore> stores,
+          BlockPools pools)
       : options_(options),
-        placement_{options.page_tokens, options.sink_tokens, options.recent_tokens, 0},
         kernels_(kernels),
+        stores_(std::move(stores)),
+        pools_(std::move(pools)),
         slots_(static_cast<std::size_t>(options.max_sequences)),
+        needs_(stores_.size()),
         mutex_(std::make_unique<std::mutex>()) {}
 
   Result<Sequence*> find(SequenceId id) const;
   Result<Sequence*> find(SequenceId id, int layer) const;
   Status check_append(const Sequence& sequence, int layer, const TensorView& keys,
                       const TensorView& values) const;
-  int pool_for(std::size_t block_bytes);
-  PagePool& pool(std::size_t layer, PageKind kind) {
-    return pools_[static_cast<std::size_t>(stores_[layer].pool(kind))];
-  }
+  PagePool& pool(std::size_t layer, PageKind kind) { return pools_[stores_[layer].pool(kind)]; }
   std::unique_ptr<Sequence> new_sequence() const;
   SequenceId adopt(std::unique_ptr<Sequence> sequence);
   [[nodiscard]] bool all_open() const;
-  void count_wanted_blocks();
-  [[nodiscard]] std::size_t reserved_bytes() const;
-  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence) const;
+  [[nodiscard]] std::size_t reserved_bytes() const {
+    return table_bytes_ + pools_.allocated_bytes();
+  }
+  [[nodiscard]] std::size_t missing_table_bytes(const Sequence& sequence) const;
+  Status check_room(const Sequence& sequence, std::int64_t tokens) const;
   bool reserve_tables(Sequence& sequence);
   Status provide(Sequence& sequence, std::int64_t tokens);
   void release_blocks(Sequence& sequence);
   void add_usage(const Sequence& sequence, MemoryReport& report) const;
 
   CacheOptions options_;
-  TokenPlacement placement_;
   const cpu::Kernels* kernels_;
   std::vector<LayerStore> stores_;
-  std::vector<PagePool> pools_;
+  BlockPools pools_;
   std::vector<Slot> slots_;            ///< never grows: a lookup needs no lock
   std::vector<BlockCounts> needs_;     ///< of provide(): by layer
-  std::vector<std::size_t> wanted_;    ///< of provide(): blocks by pool
   std::size_t table_bytes_ = 0;        ///< reserved for the tables of all sequences
   std::unique_ptr<std::mutex> mutex_;  ///< guards all but stores_ and the use of open slots
 };

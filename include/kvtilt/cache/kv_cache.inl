@@ -3,46 +3,21 @@
 
 namespace kvtilt {
 
-/// More than any context: keeps sums of lengths and sizes far from overflow.
-inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
-
 template <class FormatList>
 Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
                                 const CacheOptions& options) {
   KVTILT_RETURN_IF_ERROR(check_options(options));
-  KVTILT_RETURN_IF_ERROR(check_shape(shape));
-  Result<Plan> resolved = resolve_plan(plan, shape, options.page_tokens);
-  if (!resolved) return std::move(resolved).take_status();
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer)
-    for (const Recipe& recipe : plan.recipes[layer])
-      if (shape.layers[layer].kv_heads > 0)
-        KVTILT_RETURN_IF_ERROR(
-            supports<FormatList>(shape.layers[layer], recipe, options.page_tokens));
+  BlockPools pools(options.allocator, options.page_memory);
+  Result<std::vector<LayerStore>> stores =
+      make_layer_stores<FormatList>(shape, plan, options, pools);
+  if (!stores) return std::move(stores).take_status();
   Result<Isa> isa = active_isa(options.isa);
   if (!isa) return std::move(isa).take_status();
-
-  KVCache cache(options, cpu::kernels<FormatList>(*isa));
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
-    LayerStore store =
-        LayerStore::make(shape.layers[layer], resolved->recipes[layer], cache.placement_);
-    for (int kind = 0; kind < page_kinds; ++kind)
-      store.pools[kind] = cache.pool_for(store.layouts[kind].bytes);
-    cache.stores_.push_back(std::move(store));
-  }
-  cache.needs_.resize(cache.stores_.size());
-  cache.wanted_.resize(cache.pools_.size());
-  return cache;
+  return KVCache(options, cpu::kernels<FormatList>(*isa), *std::move(stores), std::move(pools));
 }
 
 inline KVCache::~KVCache() {
   for (Slot& slot : slots_) delete slot.sequence;
-}
-
-inline int KVCache::pool_for(std::size_t block_bytes) {
-  for (std::size_t i = 0; i < pools_.size(); ++i)
-    if (pools_[i].block_bytes() == block_bytes) return static_cast<int>(i);
-  pools_.emplace_back(options_.allocator, block_bytes);
-  return static_cast<int>(pools_.size() - 1);
 }
 
 inline Result<KVCache::Sequence*> KVCache::find(SequenceId id) const {
@@ -73,11 +48,8 @@ inline std::unique_ptr<KVCache::Sequence> KVCache::new_sequence() const {
   if (sequence == nullptr) return nullptr;
   sequence->layers.reset(new (std::nothrow) std::optional<SequenceLayer>[stores_.size()]);
   if (sequence->layers == nullptr) return nullptr;
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
-    TokenPlacement placement = placement_;
-    placement.window = stores_[layer].shape.window;
-    sequence->layers[layer].emplace(placement, options_.allocator);
-  }
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    sequence->layers[layer].emplace(stores_[layer].placement, options_.allocator);
   return sequence;
 }
 
@@ -106,33 +78,12 @@ inline Result<SequenceId> KVCache::open() {
   return adopt(std::move(sequence));
 }
 
-inline void KVCache::count_wanted_blocks() {
-  std::fill(wanted_.begin(), wanted_.end(), 0);
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
-    const BlockCounts& needs = needs_[layer];
-    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sinks))] += needs.sinks;
-    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Tail))] += needs.tail;
-    wanted_[static_cast<std::size_t>(stores_[layer].pool(PageKind::Sealed))] += needs.sealed;
-  }
-}
-
-inline std::size_t KVCache::reserved_bytes() const {
-  std::size_t bytes = table_bytes_;
-  for (const PagePool& pool : pools_) bytes += pool.allocated_bytes();
-  return bytes;
-}
-
-/// What the allocator will be asked for so that `sequence` gets needs_; SIZE_MAX if no number says.
-inline std::size_t KVCache::missing_bytes(const Sequence& sequence) const {
+/// What the allocator will be asked for so that `sequence` has tables for needs_.
+inline std::size_t KVCache::missing_table_bytes(const Sequence& sequence) const {
   std::size_t bytes = 0;
-  const auto add = [&bytes](std::size_t more) {
-    if (__builtin_add_overflow(bytes, more, &bytes))
-      bytes = std::numeric_limits<std::size_t>::max();
-  };
-  for (std::size_t i = 0; i < pools_.size(); ++i) add(pools_[i].missing_bytes(wanted_[i]));
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0)
-      add(sequence.layer(layer).missing_table_bytes(needs_[layer]));
+      bytes += sequence.layer(layer).missing_table_bytes(needs_[layer]);
   return bytes;
 }
 
@@ -148,26 +99,36 @@ inline bool KVCache::reserve_tables(Sequence& sequence) {
   return room;
 }
 
-/// Gives a sequence the blocks in needs_ and the tables for them: all or nothing.
-inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
-  count_wanted_blocks();
+/// OutOfMemory if a limit forbids what `sequence` lacks: wanted blocks, and tables for needs_.
+inline Status KVCache::check_room(const Sequence& sequence, std::int64_t tokens) const {
   const std::size_t present = reserved_bytes();
-  const std::size_t more = missing_bytes(sequence);
+  const std::size_t more = saturating_add(pools_.missing_bytes(), missing_table_bytes(sequence));
   const std::size_t limit =
       options_.max_bytes == 0 ? std::numeric_limits<std::size_t>::max() : options_.max_bytes;
   if (more > 0 && (present > limit || more > limit - present))
     return Status::error(ErrorCode::OutOfMemory,
                          "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
                          static_cast<long long>(tokens), more, present, limit);
-  bool room = reserve_tables(sequence);
-  for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
-  if (!room) {
-    for (PagePool& pool : pools_) pool.abandon();
+  const Arena* arena = pools_.arena();
+  if (arena != nullptr && pools_.missing_bytes() > arena->free_bytes())
+    return Status::error(ErrorCode::OutOfMemory,
+                         "%lld tokens need %zu bytes of page_memory more; %zu of its %zu are free",
+                         static_cast<long long>(tokens), pools_.missing_bytes(),
+                         arena->free_bytes(), arena->size());
+  return {};
+}
+
+/// Gives a sequence the blocks in needs_ and the tables for them: all or nothing.
+inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
+  pools_.want_nothing();
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+    stores_[layer].want(needs_[layer], pools_);
+  KVTILT_RETURN_IF_ERROR(check_room(sequence, tokens));
+  const std::size_t more = saturating_add(pools_.missing_bytes(), missing_table_bytes(sequence));
+  if (!reserve_tables(sequence) || !pools_.grow())
     return Status::error(ErrorCode::OutOfMemory,
                          "the allocator refused the %zu bytes that %lld tokens need", more,
                          static_cast<long long>(tokens));
-  }
-  for (PagePool& pool : pools_) pool.commit();
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const BlockCounts& needs = needs_[layer];
     SequenceLayer& own = sequence.layer(layer);
@@ -184,9 +145,7 @@ inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
 inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
   Result<Sequence*> found = find(id);
   if (!found) return std::move(found).take_status();
-  if (tokens < 0 || tokens > max_tokens)
-    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
-                         static_cast<long long>(tokens));
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   const std::lock_guard<std::mutex> lock(*mutex_);
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     needs_[layer] = stores_[layer].shape.kv_heads == 0 ? BlockCounts{}
@@ -209,9 +168,7 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens) {
                            layer, static_cast<long long>(own), static_cast<long long>(length));
     length = own;
   }
-  if (tokens < 0 || tokens > max_tokens)
-    return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens",
-                         static_cast<long long>(tokens));
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, length);
 
   const std::lock_guard<std::mutex> lock(*mutex_);

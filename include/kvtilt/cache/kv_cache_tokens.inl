@@ -91,12 +91,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   if (!found) return std::move(found).take_status();
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
   const SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
-  LayerView view;
-  view.shape = store.shape;
-  for (int kind = 0; kind < page_kinds; ++kind) {
-    view.heads[kind] = store.layouts[kind].heads.data();
-    view.max_page_tokens = std::max(view.max_page_tokens, store.layouts[kind].tokens);
-  }
+  LayerView view = store.empty_view();
   view.pages = own.entries().data();
   view.page_count = static_cast<std::int32_t>(own.entries().size());
   view.length = own.length();
@@ -127,16 +122,8 @@ inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) c
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
     const SequenceLayer& own = sequence.layer(layer);
-    const std::size_t token_elements = store.shape.elements_per_token();
-    report.table_bytes += own.table_bytes();
-    for (std::size_t i = 0; i < own.entries().size(); ++i) {
-      const PageEntry& entry = own.entries()[i];
-      const std::size_t elements = static_cast<std::size_t>(entry.tokens) * token_elements;
-      report.elements += static_cast<std::int64_t>(elements);
-      if (entry.kind == PageKind::Sealed) report.page_bytes += store.layout(entry.kind).bytes;
-      if (entry.kind == PageKind::Tail) report.tail_bytes += elements * sizeof(F16);
-      if (entry.kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
-    }
+    for (std::size_t i = 0; i < own.entries().size(); ++i)
+      store.add_usage(own.entries()[i].kind, 1, own.entries()[i].tokens, report);
   }
 }
 
@@ -162,7 +149,7 @@ inline double KVCache::page_bits() const {
   double elements = 0;
   for (const LayerStore& store : stores_) {
     bits += 8.0 * static_cast<double>(store.layout(PageKind::Sealed).bytes);
-    elements += static_cast<double>(store.shape.elements_per_token()) * placement_.page_tokens;
+    elements += static_cast<double>(store.shape.elements_per_token()) * options_.page_tokens;
   }
   return elements == 0 ? 0.0 : bits / elements;
 }

@@ -2,21 +2,27 @@
 /// What all sequences of a cache share about one layer, and how its rows become bytes.
 #pragma once
 
+#include <kvtilt/cache/block_pools.hpp>
 #include <kvtilt/cache/input_check.hpp>
+#include <kvtilt/cache/memory_report.hpp>
+#include <kvtilt/cache/options.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cpu/half_rows.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
 
 struct LayerStore {
   LayerShape shape;
+  TokenPlacement placement;        ///< with the layer's window
   PageLayout layouts[page_kinds];  ///< by PageKind
   int pools[page_kinds] = {};      ///< index of the pool of each kind's blocks
 
@@ -27,8 +33,10 @@ struct LayerStore {
 
   [[nodiscard]] static LayerStore make(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                        const TokenPlacement& placement) {
-    LayerStore store;
+    LayerStore store{};
     store.shape = shape;
+    store.placement = placement;
+    store.placement.window = shape.window;
     const int sink_slots =
         static_cast<int>(round_up(static_cast<std::size_t>(placement.sink_tokens), line_lanes));
     store.layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
@@ -37,6 +45,36 @@ struct LayerStore {
     store.layouts[static_cast<int>(PageKind::Tail)] =
         PageLayout::make_half(shape, placement.page_tokens);
     return store;
+  }
+
+  /// The layer without a sequence.
+  [[nodiscard]] LayerView empty_view() const {
+    LayerView view;
+    view.shape = shape;
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      view.heads[kind] = layouts[kind].heads.data();
+      view.max_page_tokens = std::max(view.max_page_tokens, layouts[kind].tokens);
+    }
+    return view;
+  }
+
+  /// Asks the pools for the blocks that a sequence lacks in this layer.
+  void want(const BlockCounts& blocks, BlockPools& from) const {
+    from.want(pool(PageKind::Sinks), blocks.sinks);
+    from.want(pool(PageKind::Tail), blocks.tail);
+    from.want(pool(PageKind::Sealed), blocks.sealed);
+  }
+
+  /// Counts `entries` pages of one kind that hold `tokens` tokens in all.
+  void add_usage(PageKind kind, std::int64_t entries, std::int64_t tokens,
+                 MemoryReport& report) const {
+    const std::size_t elements = static_cast<std::size_t>(tokens) * shape.elements_per_token();
+    const std::size_t count = static_cast<std::size_t>(entries);
+    report.elements += static_cast<std::int64_t>(elements);
+    report.table_bytes += count * sizeof(PageEntry);
+    if (kind == PageKind::Sealed) report.page_bytes += count * layout(kind).bytes;
+    if (kind == PageKind::Tail) report.tail_bytes += elements * sizeof(F16);
+    if (kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
   }
 
   /// InvalidValue with the place of the first element that cannot be stored.
@@ -86,5 +124,27 @@ struct LayerStore {
                          static_cast<double>(bad.value), format.bits, static_cast<double>(limit));
   }
 };
+
+/// The layers of a cache with their pools, or the first thing wrong with the arguments. Everything
+/// that can be is refused here, so that nothing is refused later.
+template <class FormatList>
+Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const Plan& plan,
+                                                  const CacheOptions& options, BlockPools& pools) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  Result<Plan> resolved = resolve_plan(plan, shape, options.page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+  std::vector<LayerStore> stores;
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& layer_shape = shape.layers[layer];
+    if (layer_shape.kv_heads > 0)
+      for (const Recipe& recipe : plan.recipes[layer])
+        KVTILT_RETURN_IF_ERROR(supports<FormatList>(layer_shape, recipe, options.page_tokens));
+    stores.push_back(
+        LayerStore::make(layer_shape, resolved->recipes[layer], token_placement(options)));
+    for (int kind = 0; kind < page_kinds; ++kind)
+      stores.back().pools[kind] = pools.pool_for(stores.back().layouts[kind].bytes);
+  }
+  return stores;
+}
 
 }  // namespace kvtilt

@@ -7,14 +7,14 @@
 
 namespace kvtilt {
 
-/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave, used
-/// or not, and belongs to the cache as a whole.
+/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave
+/// and what was taken from page_memory, used or not, and belongs to the cache as a whole.
 struct MemoryReport {
   std::size_t page_bytes = 0;      ///< sealed pages, whole
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails
   std::size_t sink_bytes = 0;      ///< 16-bit tokens of the sinks
   std::size_t table_bytes = 0;     ///< page-table entries
-  std::size_t reserved_bytes = 0;  ///< asked of the allocator
+  std::size_t reserved_bytes = 0;  ///< by open, reserve and fork
   std::int64_t elements = 0;       ///< key and value elements of live tokens, unpadded
 
   [[nodiscard]] std::size_t bytes_in_use() const {

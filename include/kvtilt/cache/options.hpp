@@ -3,13 +3,16 @@
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
+#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/cpu/isa.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <cstddef>
+#include <cstdint>
 #include <optional>
+#include <span>
 #include <utility>
 
 namespace kvtilt {
@@ -19,10 +22,28 @@ struct CacheOptions {
   int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
   int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
   int max_sequences = 1024;
-  std::size_t max_bytes = 0;    ///< what the allocator may be asked for in all; 0: no limit
+  std::size_t max_bytes = 0;    ///< bounds MemoryReport::reserved_bytes; 0: no limit
   std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best
   Allocator allocator = default_allocator();
+  /// All pages and 16-bit blocks come out of this memory, if it is not empty; only tables then
+  /// still come from the allocator. It serves one cache at a time, starts anywhere (up to 63 bytes
+  /// are lost to alignment), is never freed, and is the caller's again when the cache is gone.
+  std::span<std::byte> page_memory = {};
 };
+
+/// More than any context: keeps sums of lengths and sizes far from overflow.
+inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
+
+inline Status check_tokens(std::int64_t tokens) {
+  if (tokens >= 0 && tokens <= max_tokens) return {};
+  return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens, only 0 to 2^40",
+                       static_cast<long long>(tokens));
+}
+
+/// Where tokens go in a layer without a window.
+constexpr TokenPlacement token_placement(const CacheOptions& options) {
+  return {options.page_tokens, options.sink_tokens, options.recent_tokens, 0};
+}
 
 inline Status check_options(const CacheOptions& options) {
   const auto fail = [](const char* name, int value, const char* rule) {
@@ -36,6 +57,9 @@ inline Status check_options(const CacheOptions& options) {
     return fail("recent_tokens", options.recent_tokens, "0 to 65536");
   if (options.max_sequences < 1 || options.max_sequences > (1 << 20))
     return fail("max_sequences", options.max_sequences, "1 to 1048576");
+  if (options.page_memory.data() == nullptr && !options.page_memory.empty())
+    return Status::error(ErrorCode::InvalidArgument, "page_memory is null, with %zu bytes",
+                         options.page_memory.size());
   return {};
 }
 

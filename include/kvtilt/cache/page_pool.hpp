@@ -15,6 +15,12 @@
 
 namespace kvtilt {
 
+/// The sum, or SIZE_MAX where no number says how much that is.
+constexpr std::size_t saturating_add(std::size_t a, std::size_t b) {
+  std::size_t sum = 0;
+  return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<std::size_t>::max() : sum;
+}
+
 /// A block of a pool. Its counter says how many sequences share it; access it atomically.
 struct Block {
   std::byte* data = nullptr;

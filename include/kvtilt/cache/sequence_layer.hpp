@@ -13,6 +13,7 @@
 
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
 #include <algorithm>
@@ -22,23 +23,6 @@
 #include <cstring>
 
 namespace kvtilt {
-
-/// Numbers that decide when a page is sealed and when it is freed; one set per layer.
-struct TokenPlacement {
-  int page_tokens;
-  int sink_tokens;
-  int recent_tokens;
-  int window = 0;  ///< 0: nothing is ever freed
-
-  /// Blocks of a full tail: it holds at most recent + page tokens, at the moment of sealing.
-  [[nodiscard]] int ring_blocks() const {
-    return (recent_tokens + page_tokens - 1) / page_tokens + 1;
-  }
-  /// Sealed pages that end here or earlier are free once `length` tokens were appended.
-  [[nodiscard]] std::int64_t free_until(std::int64_t length) const {
-    return window == 0 ? 0 : length - recent_tokens - window;
-  }
-};
 
 /// Blocks of each kind.
 struct BlockCounts {
@@ -61,13 +45,12 @@ class SequenceLayer {
   /// Sealed positions before this one were freed by the window.
   [[nodiscard]] std::int64_t first_kept() const { return first_kept_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
-  [[nodiscard]] std::size_t table_bytes() const { return entries_.size() * sizeof(PageEntry); }
 
   /// Blocks this layer lacks to hold `length` tokens.
   [[nodiscard]] BlockCounts missing_for(std::int64_t length) const {
     BlockCounts missing;
     if (placement_.sink_tokens > 0 && sink_block_.data == nullptr && length > 0) missing.sinks = 1;
-    const std::size_t blocks = tail_blocks_for(length);
+    const std::size_t blocks = placement_.ring_blocks_for(length);
     if (blocks > ring_.size()) missing.tail = blocks - ring_.size();
     missing.sealed = missing_pages(length, spare_.size(), false);
     return missing;
@@ -198,7 +181,7 @@ class SequenceLayer {
   [[nodiscard]] BlockCounts fork_needs(std::int64_t length) const {
     BlockCounts needs;
     needs.sinks = placement_.sink_tokens > 0 && length > 0 ? 1 : 0;
-    needs.tail = tail_blocks_for(length);
+    needs.tail = placement_.ring_blocks_for(length);
     needs.sealed = missing_pages(length, 0, true);
     needs.shared = entries_.size();
     return needs;
@@ -239,19 +222,11 @@ class SequenceLayer {
             ring_.size() + missing.tail, pages};
   }
 
-  /// Tail blocks of a sequence of up to `length` tokens, wherever truncations let its tail start.
-  [[nodiscard]] std::size_t tail_blocks_for(std::int64_t length) const {
-    const std::int64_t tail = std::max<std::int64_t>(0, length - placement_.sink_tokens);
-    return static_cast<std::size_t>(std::min<std::int64_t>(
-        placement_.ring_blocks(), (tail + placement_.page_tokens - 1) / placement_.page_tokens));
-  }
-
   /// Pages that sealing up to `length` tokens needs beyond `spare` ones, those that the window
   /// frees on the way counted in. A shared page frees nothing.
   [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare,
                                           bool all_shared) const {
-    const std::int64_t beyond = length - tail_start_ - placement_.recent_tokens;
-    std::int64_t seals = beyond <= 0 ? 0 : beyond / placement_.page_tokens;
+    std::int64_t seals = placement_.seals(tail_start_, length);
     if (placement_.window == 0)
       return static_cast<std::size_t>(seals) -
              std::min<std::size_t>(static_cast<std::size_t>(seals), spare);

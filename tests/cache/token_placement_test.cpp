@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cache/token_placement.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+
+namespace kvtilt {
+namespace {
+
+/// The rules, token by token: a page is sealed once it lies beyond the recent tokens, and freed, at
+/// a seal, once the window has left it and the recent tokens behind.
+struct Model {
+  const TokenPlacement& rules;
+  std::int64_t length = 0;
+  std::int64_t sinks = 0;
+  std::int64_t tail = 0;
+  std::int64_t sealed = 0;
+  std::deque<std::int64_t> page_ends = {};
+
+  void append() {
+    ++length;
+    if (length <= rules.sink_tokens) {
+      ++sinks;
+      return;
+    }
+    if (++tail < rules.recent_tokens + rules.page_tokens) return;
+    while (rules.window > 0 && !page_ends.empty() &&
+           page_ends.front() + rules.recent_tokens + rules.window <= length)
+      page_ends.pop_front();
+    tail -= rules.page_tokens;
+    ++sealed;
+    page_ends.push_back(length - tail);
+  }
+};
+
+TEST(TokenPlacement, CountsAgreeWithAppendingTokenByToken) {
+  for (const int page : {32, 64})
+    for (const int sinks : {0, 1, 4, 70})
+      for (const int recent : {0, 1, 31, 64, 100})
+        for (const int window : {0, 1, 31, 32, 33, 64, 150, 5000}) {
+          const TokenPlacement placement{page, sinks, recent, window};
+          Model model{placement};
+          for (std::int64_t length = 0; length <= 600; ++length) {
+            const TokenCounts counts = placement.counts_at(length);
+            ASSERT_EQ(counts.sinks, model.sinks);
+            ASSERT_EQ(counts.tail, model.tail);
+            ASSERT_EQ(counts.pages, static_cast<std::int64_t>(model.page_ends.size()))
+                << "page " << page << ", sinks " << sinks << ", recent " << recent << ", window "
+                << window << ", length " << length;
+            ASSERT_EQ(counts.tail_blocks, (model.tail + page - 1) / page);
+            ASSERT_EQ(placement.seals(sinks, length), model.sealed);
+            ASSERT_LE(counts.tail_blocks,
+                      static_cast<std::int64_t>(placement.ring_blocks_for(length)));
+            ASSERT_LE(placement.ring_blocks_for(length),
+                      static_cast<std::size_t>(placement.ring_blocks()));
+            model.append();
+          }
+        }
+}
+
+TEST(TokenPlacement, TheRingHoldsTheTailAtTheMomentOfSealing) {
+  EXPECT_EQ((TokenPlacement{64, 4, 128, 0}.ring_blocks()), 3);
+  EXPECT_EQ((TokenPlacement{64, 4, 129, 0}.ring_blocks()), 4);
+  EXPECT_EQ((TokenPlacement{64, 4, 0, 0}.ring_blocks()), 1);
+  EXPECT_EQ((TokenPlacement{64, 4, 128, 0}.ring_blocks_for(4)), 0u);
+  EXPECT_EQ((TokenPlacement{64, 4, 128, 0}.ring_blocks_for(5)), 1u);
+  EXPECT_EQ((TokenPlacement{64, 4, 128, 0}.ring_blocks_for(1 << 20)), 3u);
+}
+
+TEST(TokenPlacement, LongContextsDoNotOverflow) {
+  const TokenPlacement placement{32, 4, 128, 4096};
+  const TokenCounts counts = placement.counts_at(std::int64_t{1} << 40);
+  EXPECT_EQ(counts.pages, 4096 / 32);
+  EXPECT_EQ((TokenPlacement{32, 0, 0, 0}.counts_at(std::int64_t{1} << 40).pages),
+            std::int64_t{1} << 35);
+}
+
+}  // namespace
+}  // namespace kvtilt
