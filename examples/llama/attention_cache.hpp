@@ -8,8 +8,9 @@
 namespace llama {
 
 struct CacheUsage {
-  std::size_t bytes = 0;      // in use: codes, metadata, 16-bit tokens, tables
-  double effective_bits = 0;  // 8 * bytes / numbers kept
+  std::size_t bytes = 0;           // in use: codes, metadata, 16-bit tokens, tables
+  std::size_t reserved_bytes = 0;  // taken from the system, used or not
+  double effective_bits = 0;       // 8 * bytes / numbers kept
 };
 
 /// The keys and values of one sequence, in all layers.
@@ -29,10 +30,17 @@ class AttentionCache {
   /// keys    [tokens, kv_heads, head_dim], rotated
   /// values  [tokens, kv_heads, head_dim]
   /// out     [tokens, query_heads, head_dim]
-  /// A single token is read back out of the cache; of several, the cache may see its own chunk
-  /// before it is rounded. Throws when the cache refuses the numbers or is full.
+  /// A token and up to draft_room() more are read back out of the cache, to the same bits as one
+  /// after the other; of a longer chunk, each may see the others before they are quantized. Throws
+  /// when the cache refuses the numbers or is full.
   virtual void attend(int layer, int tokens, const float* queries, const float* keys,
                       const float* values, float* out) = 0;
+
+  /// Tokens behind the next one that truncate() can take back without a trace.
+  [[nodiscard]] virtual int draft_room() const = 0;
+
+  /// Forgets every token from `length` on, in all layers.
+  virtual void truncate(int length) = 0;
 
   /// Tokens in the cache, in every layer.
   [[nodiscard]] virtual int length() const = 0;

@@ -91,12 +91,25 @@ void FloatCache::attend(int layer, int tokens, const float* queries, const float
   }
 }
 
+void FloatCache::truncate(int length) {
+  for (Layer& layer : layers_) {
+    layer.tokens = std::min(layer.tokens, length);
+    for (Head& head : layer.heads) {
+      head.keys.resize(static_cast<std::size_t>(layer.tokens) * head_dim_);
+      head.values.resize(static_cast<std::size_t>(layer.tokens) * head_dim_);
+    }
+  }
+}
+
 int FloatCache::length() const { return layers_.back().tokens; }
 
 CacheUsage FloatCache::usage() const {
   CacheUsage usage;
   for (const Layer& layer : layers_) {
     usage.bytes += std::size_t{2} * sizeof(std::uint16_t) * layer.tokens * kv_heads_ * head_dim_;
+    for (const Head& head : layer.heads) {
+      usage.reserved_bytes += (head.keys.capacity() + head.values.capacity()) * sizeof(float);
+    }
   }
   usage.effective_bits = 16;
   return usage;

@@ -7,6 +7,7 @@
 #include "config.hpp"
 #include "floats.hpp"
 
+#include <limits>
 #include <vector>
 
 namespace llama {
@@ -24,6 +25,8 @@ class FloatCache final : public AttentionCache {
   void restart(int positions) override;
   void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
               float* out) override;
+  [[nodiscard]] int draft_room() const override { return std::numeric_limits<int>::max(); }
+  void truncate(int length) override;
   [[nodiscard]] int length() const override;
   /// Counts two bytes a number, which is what the numbers need, though they are stored as floats.
   [[nodiscard]] CacheUsage usage() const override;

@@ -2,6 +2,7 @@
 // Writes a text with a quantized cache, and says what the cache cost.
 #include "fail.hpp"
 #include "generation.hpp"
+#include "linear.hpp"
 #include "make_cache.hpp"
 #include "table.hpp"
 
@@ -18,6 +19,7 @@ struct Arguments {
   std::string prompt;
   std::string recipe = "k4v2";
   int tokens = 256;
+  int draft = 0;
   std::uint64_t seed = 1;
   double temperature = 0;
   llama::CacheSettings cache;
@@ -59,8 +61,8 @@ void run(const Arguments& arguments) {
   const auto write = [&](const std::string& recipe, const auto& on_text) {
     const auto cache = llama::make_cache(model.config(), recipe, arguments.cache);
     const llama::Sampler sampler(arguments.temperature, arguments.seed);
-    return llama::generate(model, *tokenizer, arguments.prompt, arguments.tokens, sampler, *cache,
-                           on_text);
+    return llama::generate(model, *tokenizer, arguments.prompt, arguments.tokens, arguments.draft,
+                           sampler, *cache, on_text);
   };
 
   bool started = false;
@@ -85,6 +87,10 @@ void run(const Arguments& arguments) {
     verdict = compare(arguments.recipe, result.tokens, baseline.tokens) + '\n';
   }
   std::cout << llama::format_table(rows) << verdict;
+  if (arguments.draft > 0) {
+    std::cout << result.accepted << " of " << result.drafted << " drafted tokens accepted; "
+              << result.steps << " tokens in " << result.passes << " forward passes.\n";
+  }
 }
 
 }  // namespace
@@ -99,6 +105,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--tokens", arguments.tokens, "tokens to write, at most")
       ->check(CLI::Range(1, std::numeric_limits<int>::max()))
+      ->capture_default_str();
+  app.add_option(
+         "--draft", arguments.draft,
+         "tokens guessed from the text so far and verified together, at most 15; changes the "
+         "speed, never the text")
+      ->check(CLI::Range(0, llama::same_bits_tokens - 1))
       ->capture_default_str();
   app.add_option("--seed", arguments.seed, "of the random choices")->capture_default_str();
   app.add_option("--temperature", arguments.temperature,

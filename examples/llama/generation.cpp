@@ -2,6 +2,8 @@
 #include "generation.hpp"
 
 #include "fail.hpp"
+#include "linear.hpp"
+#include "lookup.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -23,7 +25,7 @@ bool ends_text(const ModelConfig& config, const Tokenizer& tokenizer, int token)
 }  // namespace
 
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
-                    int count, Sampler sampler, AttentionCache& cache,
+                    int count, int draft, Sampler sampler, AttentionCache& cache,
                     const std::function<void(std::string_view)>& on_text) {
   const ModelConfig& config = model.config();
   std::vector<int> tokens;
@@ -35,39 +37,60 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     fail("the prompt has ", tokens.size(), " tokens, more than the model's context of ",
          config.context);
   }
+  if (draft < 0 || draft >= same_bits_tokens) {
+    fail("a draft has 0 to ", same_bits_tokens - 1, " tokens, not ", draft);
+  }
   const int prompt_tokens = static_cast<int>(tokens.size());
   const int room = config.context - prompt_tokens;
   cache.restart(prompt_tokens + std::min(count, room));
 
   Scratch scratch;
-  Floats logits(static_cast<std::size_t>(config.vocab));
+  const auto vocab = static_cast<std::size_t>(config.vocab);
+  Floats logits(vocab * static_cast<std::size_t>(1 + draft));
   for (std::size_t begin = 0; begin < tokens.size(); begin += chunk_tokens) {
     const std::size_t size = std::min(chunk_tokens, tokens.size() - begin);
-    model.forward({&tokens[begin], size}, cache, scratch, logits);
+    model.forward({&tokens[begin], size}, cache, scratch, {logits.data(), vocab});
   }
 
   Generation result;
-  int previous = tokens.back();
-  while (static_cast<int>(result.tokens.size()) < count) {
-    const int token = sampler.choose(logits);
-    if (!std::isfinite(logits[static_cast<std::size_t>(token)])) {
-      fail("the model's logits are not finite at position ", cache.length() - 1);
-    }
-    if (ends_text(config, tokenizer, token)) break;
-    result.tokens.push_back(token);
-    on_text(tokenizer.decode(previous, token));
-    previous = token;
-    if (static_cast<int>(result.tokens.size()) == count) break;
-    if (result.steps == room) {
+  std::vector<int> batch{tokens.back()};  // a known token, then guesses; a row of logits for each
+  while (true) {
+    const int start = cache.length() - static_cast<int>(batch.size());
+    std::size_t right = 0;  // tokens of the batch that belong to the text
+    bool ended = false;
+    do {
+      const std::span<const float> row(logits.data() + right * vocab, vocab);
+      const int token = sampler.choose(row);
+      if (!std::isfinite(row[static_cast<std::size_t>(token)])) {
+        fail("the model's logits are not finite at position ", start + static_cast<int>(right));
+      }
+      ++right;
+      ended = ends_text(config, tokenizer, token);
+      if (ended) break;
+      on_text(tokenizer.decode(tokens.back(), token));
+      tokens.push_back(token);
+    } while (right < batch.size() && tokens.back() == batch[right]);
+    result.accepted += static_cast<int>(right) - 1;
+    cache.truncate(start + static_cast<int>(right));
+
+    const int left = count - static_cast<int>(tokens.size()) + prompt_tokens;
+    if (ended || left == 0) break;
+    if (cache.length() == config.context) {
       result.context_full = true;
       break;
     }
-    const auto start = std::chrono::steady_clock::now();
-    model.forward({&token, 1}, cache, scratch, logits);
-    result.seconds +=
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    ++result.steps;
+    const auto now = std::chrono::steady_clock::now();
+    const int most =
+        std::min({draft, left - 1, config.context - cache.length() - 1, cache.draft_room()});
+    batch = look_up(tokens, most);
+    result.drafted += static_cast<int>(batch.size());
+    batch.insert(batch.begin(), tokens.back());
+    model.forward(batch, cache, scratch, {logits.data(), batch.size() * vocab});
+    result.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - now).count();
+    ++result.passes;
   }
+  result.tokens.assign(tokens.begin() + prompt_tokens, tokens.end());
+  result.steps = cache.length() - prompt_tokens;
   result.usage = cache.usage();
   result.tokens_kept = cache.length();
   return result;

@@ -32,9 +32,11 @@ kvtilt::KVCache create_cache(const ModelConfig& config, const std::string& recip
 
 KvtiltCache::KvtiltCache(const ModelConfig& config, const std::string& recipe,
                          const CacheSettings& settings)
-    : query_heads_(config.query_heads),
+    : layers_(config.layers),
+      query_heads_(config.query_heads),
       kv_heads_(config.kv_heads),
       head_dim_(config.head_dim),
+      page_tokens_(settings.page_tokens),
       cache_(create_cache(config, recipe, settings)) {}
 
 void KvtiltCache::restart(int positions) {
@@ -58,7 +60,7 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
   if (layer == 0) touched_codes_ = false;
 
   kvtilt::LayerView view;
-  if (tokens == 1) {  // decode: the token reads itself back out of the cache, with all others
+  if (tokens - 1 <= draft_room(layer)) {  // decode: tokens are read back out of the cache
     check(cache_.append(id, layer, k, v));
     view = cache_.view(id, layer).value();
     check(kvtilt::attend(view, q, result, {}, workspace(kvtilt::attend_workspace_bytes(view))));
@@ -71,6 +73,22 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
   touched_codes_ = touched_codes_ || view.touches_codes();
 }
 
+/// A page may be sealed by the next token, which is no guess, but not by those behind it: each of
+/// them then reads the pages that it would read if it came alone, and none turns out to be sealed
+/// too early when guesses are taken back.
+std::int64_t KvtiltCache::draft_room(int layer) const {
+  const std::int64_t room = cache_.tokens_before_seal(sequence_.value(), layer).value();
+  return room > 0 ? room - 1 : page_tokens_ - 1;
+}
+
+int KvtiltCache::draft_room() const {
+  std::int64_t room = draft_room(0);
+  for (int layer = 1; layer < layers_; ++layer) room = std::min(room, draft_room(layer));
+  return static_cast<int>(room);
+}
+
+void KvtiltCache::truncate(int length) { check(cache_.truncate(sequence_.value(), length)); }
+
 int KvtiltCache::length() const {
   return sequence_ ? static_cast<int>(cache_.length(*sequence_).value()) : 0;
 }
@@ -78,7 +96,7 @@ int KvtiltCache::length() const {
 CacheUsage KvtiltCache::usage() const {
   if (!sequence_) return {};
   const auto report = cache_.memory(*sequence_).value();
-  return {report.bytes_in_use(), report.effective_bits()};
+  return {report.bytes_in_use(), cache_.memory().reserved_bytes, report.effective_bits()};
 }
 
 }  // namespace llama

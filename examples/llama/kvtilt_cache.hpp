@@ -23,15 +23,21 @@ class KvtiltCache final : public AttentionCache {
   void restart(int positions) override;
   void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
               float* out) override;
+  [[nodiscard]] int draft_room() const override;
+  void truncate(int length) override;
   [[nodiscard]] int length() const override;
   [[nodiscard]] CacheUsage usage() const override;
   [[nodiscard]] double page_bits() const override { return cache_.page_bits(); }
   [[nodiscard]] bool touched_codes() const override { return touched_codes_; }
 
  private:
+  [[nodiscard]] std::int64_t draft_room(int layer) const;
+
+  int layers_;
   int query_heads_;
   int kv_heads_;
   int head_dim_;
+  int page_tokens_;
   kvtilt::KVCache cache_;
   std::optional<kvtilt::SequenceId> sequence_;
   std::vector<std::byte> workspace_;

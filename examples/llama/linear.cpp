@@ -3,6 +3,7 @@
 
 #include <Eigen/Core>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 
@@ -15,13 +16,23 @@ using Vector = Eigen::Map<Eigen::VectorXf>;
 using ConstArray = Eigen::Map<const Eigen::ArrayXf>;
 using Array = Eigen::Map<Eigen::ArrayXf>;
 
+// Rows of weights that a few tokens share while they are in the first-level cache.
+constexpr int row_block = 32;
+
 }  // namespace
 
 void multiply(const Matrix& weights, std::span<const float> bias, int tokens, const float* in,
               float* out) {
   const Eigen::Map<const RowMajor> matrix(weights.data.data(), weights.rows, weights.cols);
-  if (tokens == 1) {  // a matrix-vector product needs no packing and no memory
-    Vector(out, weights.rows).noalias() = matrix * ConstVector(in, weights.cols);
+  if (tokens <= same_bits_tokens) {  // a product per token: a matrix product adds in another order
+    for (int row = 0; row < weights.rows; row += row_block) {
+      const int rows = std::min(row_block, weights.rows - row);
+      for (int token = 0; token < tokens; ++token) {
+        Vector(out + std::ptrdiff_t{token} * weights.rows + row, rows).noalias() =
+            matrix.middleRows(row, rows) *
+            ConstVector(in + std::ptrdiff_t{token} * weights.cols, weights.cols);
+      }
+    }
   } else {
     Eigen::Map<RowMajor>(out, tokens, weights.rows).noalias() =
         Eigen::Map<const RowMajor>(in, tokens, weights.cols) * matrix.transpose();
@@ -33,8 +44,7 @@ void multiply(const Matrix& weights, std::span<const float> bias, int tokens, co
 }
 
 void gate_silu(int count, float* gate, const float* up) {
-  Array x(gate, count);
-  x = x / (1.0F + (-x).exp()) * ConstArray(up, count);
+  for (int i = 0; i < count; ++i) gate[i] = gate[i] / (1.0F + std::exp(-gate[i])) * up[i];
 }
 
 void rms_norm(int count, const float* in, const float* weight, float eps, float* out) {

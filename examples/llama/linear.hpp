@@ -16,6 +16,10 @@ struct Matrix {
   Floats data;  // [rows, cols]
 };
 
+/// Up to this many tokens, multiply() gives every token the bits that it would give it alone: as
+/// many matrix-vector products, except that they read the weights from memory once.
+inline constexpr int same_bits_tokens = 16;
+
 /// out [tokens, rows] = in [tokens, cols] * weights^T, plus bias [rows] unless it is empty.
 void multiply(const Matrix& weights, std::span<const float> bias, int tokens, const float* in,
               float* out);

@@ -41,6 +41,8 @@ class Model {
   ///
   /// logits [tokens, vocab], or [1, vocab] to get those of the last token only
   /// Throws on a token outside the vocabulary, beyond the context, or what the cache refuses.
+  /// Up to same_bits_tokens tokens, of which all but the first fit cache.draft_room(), get the same
+  /// logits, bit for bit, as one after the other.
   /// Safe from several threads with different caches and scratches.
   void forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
                std::span<float> logits) const;

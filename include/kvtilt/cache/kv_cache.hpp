@@ -63,8 +63,9 @@ class KVCache {
   Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values);
 
   /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
-  /// hold. Exact inside the tail. A cut inside a sealed page leaves that page shorter, and can cost
-  /// a page of the reservation: reserve again if append says so. Fails with InvalidArgument, before
+  /// hold. Exact inside the tail, except that a page sealed since stays sealed (tokens_before_seal
+  /// tells when none is). A cut inside a sealed page leaves that page shorter, and can cost a page
+  /// of the reservation: reserve again if append says so. Fails with InvalidArgument, before
   /// anything changes, if a window has freed tokens that the next one would see.
   Status truncate(SequenceId id, std::int64_t length);
 
@@ -84,6 +85,11 @@ class KVCache {
 
   /// One layer for attend(). Valid until the sequence changes.
   Result<LayerView> view(SequenceId id, int layer) const;
+
+  /// Tokens that append takes before it seals a page of this layer. While none is sealed, attend
+  /// gives every query the same bits however many tokens were appended at once, and truncate takes
+  /// them back without a trace: a speculative draft this long changes nothing but the speed.
+  Result<std::int64_t> tokens_before_seal(SequenceId id, int layer) const;
 
   /// Tokens in one layer, and in the shortest layer that keeps a cache.
   Result<std::int64_t> length(SequenceId id, int layer) const;

@@ -100,6 +100,12 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   return view;
 }
 
+inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
+  Result<Sequence*> found = find(id, layer);
+  if (!found) return std::move(found).take_status();
+  return (*found)->layer(static_cast<std::size_t>(layer)).tokens_before_seal();
+}
+
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();

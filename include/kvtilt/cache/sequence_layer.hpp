@@ -108,6 +108,11 @@ class SequenceLayer {
     return entries_.back();
   }
 
+  /// Tokens that can be placed before must_seal() holds.
+  [[nodiscard]] std::int64_t tokens_before_seal() const {
+    return tail_start_ + placement_.recent_tokens + placement_.page_tokens - 1 - length_;
+  }
+
   /// Whether a full page lies beyond the recent tokens.
   [[nodiscard]] bool must_seal() const {
     return length_ - tail_start_ == placement_.recent_tokens + placement_.page_tokens;

@@ -160,6 +160,20 @@ TEST(Cache, CodesAreTouchedOnceAPageLiesBeyondTheTail) {
   EXPECT_FALSE(cache->touched_codes());
 }
 
+TEST(Cache, TruncationForgetsTheNewest) {
+  const Sequence sequence(60, 5);
+  for (const std::string recipe : {"f16", "k8v8"}) {
+    const auto cache = make_cache(config_with({0}), recipe, {32, 8, 4});
+    cache->restart(60);
+    const double error = largest_error(*cache, 0, sequence, 60, 1, 0, true);
+    cache->truncate(0);
+    EXPECT_EQ(cache->length(), 0);
+    EXPECT_EQ(largest_error(*cache, 0, sequence, 60, 1, 0, true), error);
+    cache->truncate(61);
+    EXPECT_EQ(cache->length(), 60);
+  }
+}
+
 TEST(CacheHostile, KvtiltsOwnSentencesComeThrough) {
   const auto make = [](const std::string& recipe, CacheSettings settings, ModelConfig config) {
     return error_of([&] { (void)make_cache(config, recipe, settings); });

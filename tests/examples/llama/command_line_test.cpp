@@ -56,6 +56,20 @@ TEST(CommandLine, GenerateWritesTextAndTable) {
                     HasSubstr("\nk4v2 "), HasSubstr("\n16 bits "), HasSubstr("wrote the same")));
 }
 
+TEST(CommandLine, GenerateSaysWhatDraftsWereWorth) {
+  const std::string arguments =
+      stories + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 0";
+  const std::string plain = generate(arguments).output;
+  const Outcome drafted = generate(arguments + " --draft 6");
+  EXPECT_EQ(drafted.status, 0);
+  EXPECT_THAT(drafted.output, testing::ContainsRegex(
+                                  "[0-9]+ of [0-9]+ drafted tokens accepted; 119 tokens in [0-9]+ "
+                                  "forward passes"));
+  const auto story = plain.substr(0, plain.find("\n\nrecipe"));
+  EXPECT_THAT(drafted.output, testing::StartsWith(story + "\n\nrecipe"));
+  EXPECT_THAT(plain, Not(HasSubstr("drafted")));
+}
+
 TEST(CommandLine, GenerateRunsTheBaselineAlone) {
   const Outcome outcome = generate(stories + "--recipe f16 --tokens 20 --temperature 0.7 --seed 3");
   EXPECT_EQ(outcome.status, 0);
@@ -110,6 +124,8 @@ TEST(CommandLineHostile, GenerateSaysWhatIsWrong) {
   EXPECT_NE(generate(stories + "--tokens 0").status, 0);
   EXPECT_NE(generate(stories + "--tokens ten").status, 0);
   EXPECT_NE(generate(stories + "--temperature -1").status, 0);
+  EXPECT_NE(generate(stories + "--draft 16").status, 0);
+  EXPECT_NE(generate(stories + "--draft -1").status, 0);
   EXPECT_NE(generate(stories + "--unknown").status, 0);
   const TemporaryFolder damaged("llama_f32");
   damaged.write("model.safetensors", damaged.read("model.safetensors").substr(0, 5000));

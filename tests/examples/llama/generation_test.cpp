@@ -20,7 +20,7 @@ class GenerationTest : public testing::Test {
                    std::uint64_t seed = 1) {
     text_.clear();
     FloatCache cache(model_.config());
-    return generate(model_, *tokenizer_, prompt, count, Sampler(temperature, seed), cache,
+    return generate(model_, *tokenizer_, prompt, count, 0, Sampler(temperature, seed), cache,
                     [this](std::string_view piece) { text_ += piece; });
   }
 
@@ -70,7 +70,7 @@ TEST(GenerationHostile, AnEmptyPromptNeedsABeginToken) {
   const auto tokenizer = load_tokenizer(data_folder("models/novels-3M"), model.config());
   FloatCache cache(model.config());
   EXPECT_THAT(error_of([&] {
-                (void)generate(model, *tokenizer, "", 5, Sampler(0, 1), cache,
+                (void)generate(model, *tokenizer, "", 5, 0, Sampler(0, 1), cache,
                                [](std::string_view) {});
               }),
               HasSubstr("no begin token"));
