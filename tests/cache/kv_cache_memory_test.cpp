@@ -172,6 +172,24 @@ TEST(KVCacheMemory, ReservedBytesAreWhatTheAllocatorSaw) {
   EXPECT_FALSE(memory.mismatched);
 }
 
+TEST(KVCacheMemory, ReservingWhatASequenceHoldsAsksForNothing) {
+  for (const int window : {0, 50}) {
+    CountingAllocator memory;
+    const LayerShape shape{1, 40, 40, window};
+    KVCache cache = test::make_cache(shape, presets::k4v2, with_memory(memory, 32, 4, 40));
+    const SequenceId id = test::open_reserved(cache, 500);
+    const std::size_t calls = memory.calls;
+    Random random(6);
+    const Rows<float> rows = random_rows(random, 500, 1, 40);
+    for (std::int64_t first = 0; first < 500; first += 10) {
+      KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(first, 10), rows.view(first, 10)));
+      KVTILT_EXPECT_OK(cache.reserve(id, first));
+      KVTILT_EXPECT_OK(cache.reserve(id, 500));
+    }
+    EXPECT_EQ(memory.calls, calls) << "window " << window;
+  }
+}
+
 TEST(KVCacheMemory, NothingIsAllocatedAfterReserve) {
   CountingAllocator memory;
   const LayerShape shape{2, 72, 64, 0};

@@ -222,7 +222,7 @@ class SequenceLayer {
     std::size_t spare;
   };
   [[nodiscard]] TableSizes table_sizes(const BlockCounts& missing) const {
-    const std::size_t pages = entries_.size() + spare_.size() + missing.sealed + missing.shared;
+    const std::size_t pages = sealed_entries() + spare_.size() + missing.sealed + missing.shared;
     return {pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1,
             ring_.size() + missing.tail, pages};
   }
@@ -270,6 +270,11 @@ class SequenceLayer {
     std::size_t index = entries_.size();
     while (index > 0 && entries_[index - 1].kind == PageKind::Tail) --index;
     return index;
+  }
+
+  [[nodiscard]] std::size_t sealed_entries() const {
+    const bool sinks = entries_.size() > 0 && entries_[0].kind == PageKind::Sinks;
+    return first_tail_entry() - (sinks ? 1 : 0);
   }
 
   /// Lets go of an entry. The last of those who share a page keeps it to spare.
