@@ -13,11 +13,38 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace kvtilt::test {
+
+/// Keys or values of a layer, [position][kv head][channel].
+struct ModelTensor {
+  int heads = 0;
+  int dim = 0;
+  std::vector<float> values;
+  std::vector<float> widths;  ///< what counts as the magnitude in attend()'s error bound
+
+  [[nodiscard]] std::size_t at(std::int64_t position, int head, int channel = 0) const {
+    return (static_cast<std::size_t>(position) * static_cast<std::size_t>(heads) +
+            static_cast<std::size_t>(head)) *
+               static_cast<std::size_t>(dim) +
+           static_cast<std::size_t>(channel);
+  }
+  void append(const Rows<float>& rows) {
+    for (const float x : rows.data) {
+      values.push_back(to_float(to_f16(x)));
+      widths.push_back(std::abs(values.back()));
+    }
+  }
+  void truncate(std::int64_t length) {
+    values.resize(at(length, 0));
+    widths.resize(at(length, 0));
+  }
+};
 
 class LayerModel {
  public:
@@ -29,32 +56,40 @@ class LayerModel {
         page_(page_tokens),
         sinks_(sink_tokens),
         recent_(recent_tokens),
-        tail_start_(sink_tokens) {}
+        tail_start_(sink_tokens),
+        keys_{shape.kv_heads, shape.key_dim, {}, {}},
+        values_{shape.kv_heads, shape.value_dim, {}, {}} {}
 
-  [[nodiscard]] std::int64_t length() const { return static_cast<std::int64_t>(tokens_.size()); }
+  [[nodiscard]] const LayerShape& shape() const { return shape_; }
+  [[nodiscard]] std::int64_t length() const { return static_cast<std::int64_t>(serials_.size()); }
   [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
+  [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
+  [[nodiscard]] const ModelTensor& keys() const { return keys_; }
+  [[nodiscard]] const ModelTensor& values() const { return values_; }
+  /// Tells a token from those that had its position before a truncation.
+  [[nodiscard]] std::uint64_t serial(std::int64_t position) const {
+    return serials_[static_cast<std::size_t>(position)];
+  }
 
   void append(const Rows<float>& keys, const Rows<float>& values) {
-    for (std::int64_t t = 0; t < keys.tokens; ++t) {
-      Token token;
-      for (int head = 0; head < shape_.kv_heads; ++head) {
-        for (int c = 0; c < shape_.key_dim; ++c)
-          token.key.push_back(to_float(to_f16(keys.at(t, head, c))));
-        for (int c = 0; c < shape_.value_dim; ++c)
-          token.value.push_back(to_float(to_f16(values.at(t, head, c))));
-      }
-      tokens_.push_back(token);
+    const std::int64_t until = length() + keys.tokens;
+    keys_.append(keys);
+    values_.append(values);
+    while (length() < until) {
+      serials_.push_back(next_serial_++);
       if (length() - tail_start_ >= recent_ + page_) seal();
     }
   }
 
-  /// Drops the sealed pages that hold exactly [from, to); false if there are none.
+  /// Whether there are sealed pages that hold exactly [from, to).
+  [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
+    const auto [first, last] = pages_between(from, to);
+    return last > first && sealed_[first].first == from &&
+           sealed_[last - 1].first + sealed_[last - 1].count == to;
+  }
   bool remove(std::int64_t from, std::int64_t to) {
-    std::size_t first = 0;
-    while (first < sealed_.size() && sealed_[first].first != from) ++first;
-    std::size_t last = first;
-    while (last < sealed_.size() && sealed_[last].first < to) ++last;
-    if (last == first || sealed_[last - 1].first + sealed_[last - 1].count != to) return false;
+    if (!can_remove(from, to)) return false;
+    const auto [first, last] = pages_between(from, to);
     sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
                   sealed_.begin() + static_cast<std::ptrdiff_t>(last));
     return true;
@@ -69,26 +104,12 @@ class LayerModel {
     return false;
   }
 
-  [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
-
-  /// Positions that are there, in order.
-  [[nodiscard]] std::vector<std::int64_t> live_positions() const {
-    std::vector<std::int64_t> positions;
-    for (const PageEntry& page : page_table())
-      for (std::int32_t i = 0; i < page.tokens; ++i) positions.push_back(page.first_position + i);
-    return positions;
-  }
-  [[nodiscard]] const std::vector<float>& key(std::int64_t position) const {
-    return tokens_[static_cast<std::size_t>(position)].key;
-  }
-  [[nodiscard]] const std::vector<float>& value(std::int64_t position) const {
-    return tokens_[static_cast<std::size_t>(position)].value;
-  }
-
   /// The tokens behind a cut inside a sealed page start a new tail.
   void truncate(std::int64_t length) {
     if (length >= this->length()) return;
-    tokens_.resize(static_cast<std::size_t>(length));
+    serials_.resize(static_cast<std::size_t>(length));
+    keys_.truncate(length);
+    values_.truncate(length);
     while (!sealed_.empty() && sealed_.back().first >= length) sealed_.pop_back();
     if (!sealed_.empty())
       sealed_.back().count = std::min(sealed_.back().count, length - sealed_.back().first);
@@ -96,57 +117,7 @@ class LayerModel {
     freed_until_ = std::min(freed_until_, length);
   }
 
-  /// Page table and every value, bit for bit.
-  [[nodiscard]] testing::AssertionResult matches(const LayerView& view) const {
-    if (view.length != length())
-      return testing::AssertionFailure() << "length " << view.length << ", expected " << length();
-    const std::vector<PageEntry> expected = page_table();
-    if (static_cast<std::size_t>(view.page_count) != expected.size())
-      return testing::AssertionFailure()
-             << view.page_count << " pages, expected " << expected.size();
-    for (std::size_t i = 0; i < expected.size(); ++i)
-      if (view.pages[i].first_position != expected[i].first_position ||
-          view.pages[i].tokens != expected[i].tokens || view.pages[i].kind != expected[i].kind)
-        return testing::AssertionFailure()
-               << "page " << i << " starts at " << view.pages[i].first_position << " with "
-               << view.pages[i].tokens << " tokens, expected " << expected[i].first_position
-               << " with " << expected[i].tokens << ", or is of another kind";
-    const std::vector<std::int64_t> live = live_positions();
-    for (int head = 0; head < shape_.kv_heads; ++head) {
-      std::vector<float> keys(live.size() * static_cast<std::size_t>(shape_.key_dim));
-      std::vector<float> values(live.size() * static_cast<std::size_t>(shape_.value_dim));
-      if (unpack(view, head, keys.data(), values.data()) != static_cast<std::int64_t>(live.size()))
-        return testing::AssertionFailure() << "unpack returned another number of tokens";
-      for (std::size_t i = 0; i < live.size(); ++i) {
-        if (!same(key(live[i]), keys, head, shape_.key_dim, i))
-          return testing::AssertionFailure() << "key of token " << live[i] << ", head " << head;
-        if (!same(value(live[i]), values, head, shape_.value_dim, i))
-          return testing::AssertionFailure() << "value of token " << live[i] << ", head " << head;
-      }
-    }
-    return testing::AssertionSuccess();
-  }
-
- private:
-  struct Token {
-    std::vector<float> key;  ///< [head][channel]
-    std::vector<float> value;
-  };
-  struct SealedPage {
-    std::int64_t first;
-    std::int64_t count;
-  };
-
-  static bool same(const std::vector<float>& expected, const std::vector<float>& got, int head,
-                   int dim, std::size_t token) {
-    for (int c = 0; c < dim; ++c)
-      if (bit_cast<std::uint32_t>(expected[static_cast<std::size_t>(head * dim + c)]) !=
-          bit_cast<std::uint32_t>(
-              got[token * static_cast<std::size_t>(dim) + static_cast<std::size_t>(c)]))
-        return false;
-    return true;
-  }
-
+  /// What a view must list; data is null.
   [[nodiscard]] std::vector<PageEntry> page_table() const {
     std::vector<PageEntry> table;
     const auto add = [&](std::int64_t first, std::int64_t count, PageKind kind) {
@@ -160,11 +131,83 @@ class LayerModel {
     return table;
   }
 
+  /// Length and page table.
+  [[nodiscard]] testing::AssertionResult lists_the_pages_of(const LayerView& view) const {
+    if (view.length != length())
+      return testing::AssertionFailure() << "length " << view.length << ", expected " << length();
+    const std::vector<PageEntry> expected = page_table();
+    if (static_cast<std::size_t>(view.page_count) != expected.size())
+      return testing::AssertionFailure()
+             << view.page_count << " pages, expected " << expected.size();
+    for (std::size_t i = 0; i < expected.size(); ++i)
+      if (view.pages[i].first_position != expected[i].first_position ||
+          view.pages[i].tokens != expected[i].tokens || view.pages[i].kind != expected[i].kind)
+        return testing::AssertionFailure()
+               << "page " << i << " starts at " << view.pages[i].first_position << " with "
+               << view.pages[i].tokens << " tokens, expected " << expected[i].first_position
+               << " with " << expected[i].tokens << ", or is of another kind";
+    return testing::AssertionSuccess();
+  }
+
+  /// Every value of one page of a view, bit for bit.
+  [[nodiscard]] testing::AssertionResult holds_page(const LayerView& view,
+                                                    std::int32_t index) const {
+    LayerView one = view;
+    one.pages += index;
+    one.page_count = 1;
+    const std::int64_t first = one.pages->first_position;
+    const std::int64_t count = one.pages->tokens;
+    std::vector<float> keys(static_cast<std::size_t>(count * shape_.key_dim));
+    std::vector<float> values(static_cast<std::size_t>(count * shape_.value_dim));
+    for (int head = 0; head < shape_.kv_heads; ++head) {
+      if (unpack(one, head, keys.data(), values.data()) != count)
+        return testing::AssertionFailure() << "unpack returned another number of tokens";
+      for (std::int64_t i = 0; i < count; ++i) {
+        if (!same(&keys_.values[keys_.at(first + i, head)], keys.data() + i * shape_.key_dim,
+                  shape_.key_dim))
+          return testing::AssertionFailure() << "key of token " << first + i << ", head " << head;
+        if (!same(&values_.values[values_.at(first + i, head)],
+                  values.data() + i * shape_.value_dim, shape_.value_dim))
+          return testing::AssertionFailure() << "value of token " << first + i << ", head " << head;
+      }
+    }
+    return testing::AssertionSuccess();
+  }
+
+  /// Page table and every value, bit for bit.
+  [[nodiscard]] testing::AssertionResult matches(const LayerView& view) const {
+    testing::AssertionResult result = lists_the_pages_of(view);
+    for (std::int32_t i = 0; result && i < view.page_count; ++i) result = holds_page(view, i);
+    return result;
+  }
+
+ private:
+  struct SealedPage {
+    std::int64_t first;
+    std::int64_t count;
+  };
+
+  /// Indices of the sealed pages that start inside [from, to).
+  [[nodiscard]] std::pair<std::size_t, std::size_t> pages_between(std::int64_t from,
+                                                                  std::int64_t to) const {
+    std::size_t first = 0;
+    while (first < sealed_.size() && sealed_[first].first < from) ++first;
+    std::size_t last = first;
+    while (last < sealed_.size() && sealed_[last].first < to) ++last;
+    return {first, last};
+  }
+
+  static bool same(const float* expected, const float* got, int dim) {
+    for (int c = 0; c < dim; ++c)
+      if (bit_cast<std::uint32_t>(expected[c]) != bit_cast<std::uint32_t>(got[c])) return false;
+    return true;
+  }
+
   void seal() {
     for (int head = 0; head < shape_.kv_heads; ++head) {
       const Recipe& recipe = recipes_[static_cast<std::size_t>(head)];
-      quantize(recipe.key, shape_.key_dim, head, &Token::key);
-      quantize(recipe.value, shape_.value_dim, head, &Token::value);
+      quantize(recipe.key, head, keys_);
+      quantize(recipe.value, head, values_);
     }
     sealed_.push_back({tail_start_, page_});
     tail_start_ += page_;
@@ -176,31 +219,35 @@ class LayerModel {
     }
   }
 
-  void quantize(const Format& format, int dim, int head, std::vector<float> Token::*member) {
+  void quantize(const Format& format, int head, ModelTensor& tensor) const {
     if (!format.quantized()) return;
     const bool per_channel = format.granularity == Granularity::PerChannel;
-    const int lines = per_channel ? dim : page_;
-    const int extent = per_channel ? page_ : dim;
+    const int lines = per_channel ? tensor.dim : page_;
+    const int extent = per_channel ? page_ : tensor.dim;
+    std::vector<std::size_t> group;
     for (int line = 0; line < lines; ++line)
       for (int first = 0; first < extent; first += format.group) {
-        std::vector<float*> group;
-        for (int i = first; i < std::min(first + format.group, extent); ++i) {
-          const int token = per_channel ? i : line;
-          const int channel = per_channel ? line : i;
-          Token& own = tokens_[static_cast<std::size_t>(tail_start_ + token)];
-          group.push_back(&(own.*member)[static_cast<std::size_t>(head * dim + channel)]);
-        }
-        quantize(format, group);
+        group.clear();
+        for (int i = first; i < std::min(first + format.group, extent); ++i)
+          group.push_back(
+              tensor.at(tail_start_ + (per_channel ? i : line), head, per_channel ? line : i));
+        quantize(format, group, tensor);
       }
   }
 
-  static void quantize(const Format& format, const std::vector<float*>& group) {
+  static void quantize(const Format& format, const std::vector<std::size_t>& group,
+                       ModelTensor& tensor) {
     std::vector<std::uint16_t> halves;
-    for (const float* x : group) halves.push_back(to_f16(*x).bits);
+    for (const std::size_t i : group) halves.push_back(to_f16(tensor.values[i]).bits);
     const OracleGroup stored = quantize_by_oracle(halves, format.bits, format.rule);
-    for (std::size_t i = 0; i < group.size(); ++i)
-      *group[i] = to_float(F16{stored.minimum}) +
-                  to_float(F16{stored.scale}) * static_cast<float>(stored.codes[i]);
+    const auto decoded = [&](int code) {
+      return to_float(F16{stored.minimum}) + to_float(F16{stored.scale}) * static_cast<float>(code);
+    };
+    const float width = std::max(std::abs(decoded(0)), std::abs(decoded((1 << format.bits) - 1)));
+    for (std::size_t i = 0; i < group.size(); ++i) {
+      tensor.values[group[i]] = decoded(stored.codes[i]);
+      tensor.widths[group[i]] = width;
+    }
   }
 
   LayerShape shape_;
@@ -210,7 +257,10 @@ class LayerModel {
   int recent_;
   std::int64_t tail_start_;
   std::int64_t freed_until_ = 0;  ///< sealed positions before it went with the window
-  std::vector<Token> tokens_;
+  ModelTensor keys_;
+  ModelTensor values_;
+  std::vector<std::uint64_t> serials_;  ///< of every position
+  std::uint64_t next_serial_ = 0;
   std::vector<SealedPage> sealed_;
 };
 

@@ -20,6 +20,8 @@ struct LiveToken {
   const float* key;
   const float* value;
   bool sink;
+  const float* key_width = nullptr;  ///< what counts as |key| in the bound; null: the key itself
+  const float* value_width = nullptr;
 };
 
 /// One query at `position` of `queries` newest tokens that start at `first_query`.
@@ -61,22 +63,25 @@ inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shap
   double largest_value = 0.0;
   for (const LiveToken& token : tokens) {
     if (!sees(options, shape, query, token)) continue;
+    const float* key_width = token.key_width != nullptr ? token.key_width : token.key;
+    const float* value_width = token.value_width != nullptr ? token.value_width : token.value;
     double dot = 0.0;
     double magnitude = 0.0;
     for (int c = 0; c < shape.key_dim; ++c) {
       dot += static_cast<double>(q[c]) * static_cast<double>(token.key[c]);
-      magnitude += std::abs(static_cast<double>(q[c]) * static_cast<double>(token.key[c]));
+      magnitude += std::abs(static_cast<double>(q[c]) * static_cast<double>(key_width[c]));
     }
     double logit = dot * scale;
     if (cap > 0) logit = cap * std::tanh(logit / cap);
+    double bias = 0.0;
     if (!options.alibi_slopes.empty())
-      logit += static_cast<double>(options.alibi_slopes[head]) *
-               static_cast<double>(token.position - query.position);
-    logits.push_back(logit);
+      bias = static_cast<double>(options.alibi_slopes[head]) *
+             static_cast<double>(token.position - query.position);
+    logits.push_back(logit + bias);
     seen.push_back(&token);
-    product = std::max(product, magnitude * scale + std::abs(logit));
+    product = std::max(product, magnitude * scale + std::abs(bias));
     for (int c = 0; c < shape.value_dim; ++c)
-      largest_value = std::max(largest_value, std::abs(static_cast<double>(token.value[c])));
+      largest_value = std::max(largest_value, std::abs(static_cast<double>(value_width[c])));
   }
   double largest = logits.empty() ? -1e300 : *std::max_element(logits.begin(), logits.end());
   double sum = 0.0;

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+/// A cache under a random program beside the model of what it must hold: every call but attention.
+#pragma once
+
+#include <kvtilt/cache/kv_cache.hpp>
+
+#include "support/checked_layer.hpp"
+#include "support/counting_allocator.hpp"
+#include "support/random_input.hpp"
+#include "support/random_program.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// One sequence as the model sees it.
+struct ModelSequence {
+  SequenceId id;
+  std::vector<std::optional<CheckedLayer>> layers;
+  std::int64_t capacity = 0;
+  bool may_lack_pages = false;  ///< it was cut inside a sealed page, or shares pages
+
+  [[nodiscard]] std::int64_t shortest() const {
+    std::int64_t length = -1;
+    for (const auto& own : layers)
+      if (own) length = length < 0 ? own->length() : std::min(length, own->length());
+    return std::max<std::int64_t>(length, 0);
+  }
+  [[nodiscard]] std::int64_t longest() const {
+    std::int64_t length = 0;
+    for (const auto& own : layers)
+      if (own) length = std::max(length, own->length());
+    return length;
+  }
+};
+
+/// Calls return what went wrong, or nothing.
+class ProgramCache {
+ public:
+  explicit ProgramCache(std::uint64_t seed) : random_(seed), setup_(random_) {
+    setup_.options.allocator = memory_.get();
+    page_memory_.resize(setup_.page_memory, std::byte{0xff});
+    setup_.options.page_memory = page_memory_;
+    cache_.emplace(make_cache(setup_.shape, setup_.plan, setup_.options));
+    resolved_ = resolve_plan(setup_.plan, setup_.shape, setup_.options.page_tokens).value();
+  }
+
+ protected:
+  std::string open(int tokens, Random& random) {
+    const Result<SequenceId> id = cache_->open();
+    if (models_.size() == 5) return id.ok() ? "opened a sixth of five sequences" : "";
+    if (!id) return std::string(id.message());
+    ModelSequence model;
+    model.id = *id;
+    for (std::size_t layer = 0; layer < setup_.shape.layers.size(); ++layer) {
+      const LayerShape& shape = setup_.shape.layers[layer];
+      model.layers.emplace_back();
+      if (shape.kv_heads == 0) continue;
+      std::vector<Recipe> recipes = resolved_.recipes[layer];
+      recipes.resize(static_cast<std::size_t>(shape.kv_heads), recipes[0]);
+      model.layers.back().emplace(LayerModel(shape, recipes, setup_.options.page_tokens,
+                                             setup_.options.sink_tokens,
+                                             setup_.options.recent_tokens));
+    }
+    models_.push_back(std::move(model));
+    return reserve(models_.back(), tokens, random);
+  }
+
+  /// One call that may take memory, out of an allocator that may fail. Sets `may_refuse` if
+  /// OutOfMemory would be right.
+  template <class Call>
+  auto with_scarce_memory(Random& random, bool& may_refuse, Call call) {
+    const std::size_t calls = memory_.calls;
+    const std::int64_t allowed = random.chance(4) ? random.below(4) : -1;
+    memory_.refuse_after = allowed;
+    auto result = call();
+    memory_.refuse_after = -1;
+    may_refuse = setup_.scarce() ||
+                 (allowed >= 0 && memory_.calls - calls > static_cast<std::size_t>(allowed));
+    return result;
+  }
+
+  std::string reserve(ModelSequence& model, std::int64_t tokens, Random& random) {
+    bool may_refuse = false;
+    const Status status =
+        with_scarce_memory(random, may_refuse, [&] { return cache_->reserve(model.id, tokens); });
+    const bool holds_it = tokens <= model.capacity && !model.may_lack_pages;
+    if (status.code() == ErrorCode::OutOfMemory && may_refuse && !holds_it) return {};
+    if (tokens >= model.capacity) model.may_lack_pages = false;
+    model.capacity = std::max(model.capacity, tokens);
+    return std::string(status.message());
+  }
+
+  std::string append_random(ModelSequence& model, int layer, int amount, Random& random) {
+    const std::size_t index = static_cast<std::size_t>(layer) % model.layers.size();
+    if (!model.layers[index]) return {};
+    const LayerShape& shape = setup_.shape.layers[index];
+    const RandomInput keys(random, amount, shape.kv_heads, shape.key_dim);
+    const RandomInput values(random, amount, shape.kv_heads, shape.value_dim);
+    if (amount > 0 && random.chance(12)) return append_spoiled(model, index, keys, values, random);
+    return append(model, index, keys, values);
+  }
+
+  /// One element cannot be stored: the append must fail and, as the comparison then shows, change
+  /// nothing.
+  std::string append_spoiled(ModelSequence& model, std::size_t layer, RandomInput keys,
+                             RandomInput values, Random& random) {
+    RandomInput& spoilt = random.chance(2) ? keys : values;
+    const std::uint32_t bits = pick(random, {0x7fc00000u, 0x7f800000u, 0xff800000u, 0xffffffffu});
+    const Rows<float>& rows = spoilt.rows();
+    spoilt.spoil(random.below(static_cast<int>(rows.tokens)), random.below(rows.heads),
+                 random.below(rows.dim), bits);
+    const ErrorCode code =
+        cache_->append(model.id, static_cast<int>(layer), keys.view(), values.view()).code();
+    return code == ErrorCode::InvalidValue || code == ErrorCode::OutOfCapacity
+               ? ""
+               : "accepted what cannot be stored";
+  }
+
+  std::string append(ModelSequence& model, std::size_t layer, const RandomInput& keys,
+                     const RandomInput& values) {
+    CheckedLayer& own = *model.layers[layer];
+    const bool room = own.length() + keys.rows().tokens <= model.capacity;
+    const auto call = [&] {
+      return cache_->append(model.id, static_cast<int>(layer), keys.view(), values.view());
+    };
+    Status status = call();
+    if (status.code() == ErrorCode::OutOfCapacity) {
+      if (!room) return {};
+      if (!model.may_lack_pages ||
+          std::string(status.message()).find("reserve again") == std::string::npos)
+        return "refused what was reserved";
+      const Status again = cache_->reserve(model.id, model.capacity);
+      if (again.code() == ErrorCode::OutOfMemory && setup_.scarce()) return {};
+      if (!again.ok()) return std::string(again.message());
+      model.may_lack_pages = false;
+      status = call();
+    }
+    if (!status.ok()) return std::string(status.message());
+    if (!room) return "accepted more than was reserved";
+    own.append(keys.rows(), values.rows());
+    return {};
+  }
+
+  std::string truncate(ModelSequence& model, std::int64_t length) {
+    bool refused = false;
+    for (const auto& own : model.layers)
+      refused = refused || (own && own->refuses_truncation(length));
+    const Status status = cache_->truncate(model.id, length);
+    if (status.ok() == refused)
+      return "truncate(" + std::to_string(length) + ") " + (refused ? "worked" : "failed");
+    if (refused) return {};
+    for (auto& own : model.layers) {
+      if (!own) continue;
+      model.may_lack_pages = model.may_lack_pages || length < own->tail_start();
+      own->truncate(length);
+    }
+    return {};
+  }
+
+  std::string fork(ModelSequence& model, int tokens, Random& random) {
+    const bool possible = models_.size() < 5 && model.shortest() == model.longest();
+    const std::size_t reserved = cache_->memory().reserved_bytes;
+    bool may_refuse = false;
+    const Result<SequenceId> id =
+        with_scarce_memory(random, may_refuse, [&] { return cache_->fork(model.id, tokens); });
+    if (id.code() == ErrorCode::OutOfMemory && may_refuse && possible)
+      return cache_->memory().reserved_bytes == reserved ? "" : "a fork that failed kept memory";
+    if (id.ok() != possible) return "fork: " + std::string(id.message());
+    if (!id) return {};
+    model.may_lack_pages = true;
+    ModelSequence child = model;
+    child.id = *id;
+    child.capacity = std::max<std::int64_t>(child.longest(), tokens);
+    child.may_lack_pages = false;
+    models_.push_back(std::move(child));
+    return {};
+  }
+
+  std::string remove(ModelSequence& model, Random& random) {
+    const std::int64_t page = setup_.options.page_tokens;
+    const std::int64_t from = setup_.options.sink_tokens + page * random.below(6);
+    const std::int64_t to = from + page * random.between(1, 2) - (random.chance(5) ? 3 : 0);
+    bool works = true;
+    for (const auto& own : model.layers) works = works && (!own || own->can_remove(from, to));
+    const Status status = cache_->remove(model.id, from, to);
+    if (status.ok() != works) return "remove: " + std::string(status.message());
+    for (auto& own : model.layers)
+      if (works && own) own->remove(from, to);
+    return {};
+  }
+
+  std::string close(ModelSequence& model) {
+    const SequenceId id = model.id;
+    const Status status = cache_->close(id);
+    models_.erase(models_.begin() + (&model - models_.data()));
+    if (cache_->length(id).ok()) return "a closed sequence still answers";
+    return std::string(status.message());
+  }
+
+  /// Everything the cache holds and says of itself.
+  std::string compare() {
+    for (ModelSequence& model : models_)
+      if (const std::string wrong = compare(model); !wrong.empty()) return wrong;
+    return compare_memory();
+  }
+
+  const ProgramSetup& setup() const { return setup_; }
+  KVCache& cache() { return *cache_; }
+  std::vector<ModelSequence>& models() { return models_; }
+
+ private:
+  std::string compare(ModelSequence& model) {
+    std::int64_t elements = 0;
+    for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {
+      if (!model.layers[layer]) continue;
+      const Result<LayerView> view = cache_->view(model.id, static_cast<int>(layer));
+      if (!view) return std::string(view.message());
+      const testing::AssertionResult same = model.layers[layer]->still_matches(*view);
+      if (!same) return "layer " + std::to_string(layer) + ": " + same.message();
+      for (std::int32_t i = 0; i < view->page_count; ++i)
+        elements +=
+            view->pages[i].tokens * static_cast<std::int64_t>(view->shape.elements_per_token());
+    }
+    if (cache_->length(model.id).value() != model.shortest()) return "length is not the shortest";
+    return cache_->memory(model.id)->elements == elements ? "" : "memory() miscounts the elements";
+  }
+
+  std::string compare_memory() const {
+    const std::size_t reserved = cache_->memory().reserved_bytes;
+    if (page_memory_.empty() ? reserved != memory_.bytes
+                             : reserved - memory_.bytes > page_memory_.size())
+      return "reserved_bytes is not what was given";
+    if (setup_.options.max_bytes > 0 && reserved > setup_.options.max_bytes)
+      return "took more than max_bytes";
+    return {};
+  }
+
+  Random random_;
+  ProgramSetup setup_;
+  Plan resolved_;
+  CountingAllocator memory_;
+  std::vector<std::byte> page_memory_;
+  std::optional<KVCache> cache_;
+  std::vector<ModelSequence> models_;
+};
+
+}  // namespace kvtilt::test

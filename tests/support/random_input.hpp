@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: MIT
+/// Random numbers as an engine might hold them: any element type, any strides, and NaN patterns
+/// wherever the view does not point.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+
+#include "support/random.hpp"
+#include "support/rows.hpp"
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// One of 4096 samples of a normal distribution: a call costs a hundredth of Random::normal().
+inline float sampled_normal(Random& random) {
+  static const std::array<float, 4096> samples = [] {
+    Random own(0);
+    std::array<float, 4096> table{};
+    for (float& x : table) x = static_cast<float>(own.normal());
+    return table;
+  }();
+  return samples[random.next() >> 52];
+}
+
+class RandomInput {
+ public:
+  RandomInput(Random& random, std::int64_t tokens, int heads, int dim)
+      : rows_(tokens, heads, dim), type_(static_cast<ElementType>(random.below(3))) {
+    const float spread = random.chance(8) ? 0.0f : random.chance(8) ? 20.0f : 1.0f;
+    const float offset = random.chance(4) ? 20.0f : 0.0f;
+    for (float& x : rows_.data) x = rounded(offset + spread * sampled_normal(random));
+    lay_out(random);
+  }
+
+  /// What the view holds, exactly.
+  [[nodiscard]] const Rows<float>& rows() const { return rows_; }
+
+  [[nodiscard]] TensorView view() const {
+    TensorView view(reinterpret_cast<const float*>(bytes_.data()), rows_.tokens, rows_.heads,
+                    rows_.dim);
+    view.type = type_;
+    view.data = bytes_.data() + static_cast<std::size_t>(origin_) * element_bytes();
+    return view.with_strides(token_stride_, head_stride_);
+  }
+
+  /// Puts something else into one element: the bits of a float, or the upper half of them.
+  void spoil(std::int64_t token, int head, int channel, std::uint32_t bits) {
+    store(origin_ + token * token_stride_ + head * head_stride_ + channel,
+          type_ == ElementType::F32 ? bits : bits >> 16);
+  }
+
+ private:
+  [[nodiscard]] std::size_t element_bytes() const { return type_ == ElementType::F32 ? 4 : 2; }
+
+  [[nodiscard]] float rounded(float x) const {
+    return type_ == ElementType::F32   ? x
+           : type_ == ElementType::F16 ? to_float(to_f16(x))
+                                       : to_float(to_bf16(x));
+  }
+
+  void store(std::int64_t index, std::uint32_t bits) {
+    std::byte* place = bytes_.data() + static_cast<std::size_t>(index) * element_bytes();
+    const std::uint16_t half = static_cast<std::uint16_t>(bits);
+    if (type_ == ElementType::F32)
+      std::memcpy(place, &bits, 4);
+    else
+      std::memcpy(place, &half, 2);
+  }
+
+  void lay_out(Random& random) {
+    const std::int64_t row = rows_.dim + random.below(3);
+    const bool heads_first = random.chance(3);
+    token_stride_ = heads_first ? row : row * rows_.heads;
+    head_stride_ = heads_first ? row * rows_.tokens : row;
+    bytes_.assign(static_cast<std::size_t>(row * rows_.heads * rows_.tokens) * element_bytes(),
+                  std::byte{0xff});
+    if (rows_.tokens == 0) return;
+    if (random.chance(3)) {  // the last token first
+      origin_ = (rows_.tokens - 1) * token_stride_;
+      token_stride_ = -token_stride_;
+    }
+    for (std::int64_t token = 0; token < rows_.tokens; ++token)
+      for (int head = 0; head < rows_.heads; ++head)
+        for (int channel = 0; channel < rows_.dim; ++channel) {
+          const float x = rows_.at(token, head, channel);
+          store(origin_ + token * token_stride_ + head * head_stride_ + channel,
+                type_ == ElementType::F32   ? bit_cast<std::uint32_t>(x)
+                : type_ == ElementType::F16 ? to_f16(x).bits
+                                            : to_bf16(x).bits);
+        }
+  }
+
+  Rows<float> rows_;
+  ElementType type_;
+  std::vector<std::byte> bytes_;
+  std::int64_t origin_ = 0;
+  std::int64_t token_stride_ = 0;
+  std::int64_t head_stride_ = 0;
+};
+
+}  // namespace kvtilt::test

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: MIT
+/// Programs for a cache: what each may ask, how they are drawn from a seed, and how a failing one
+/// is cut down to what the failure needs.
+#pragma once
+
+#include <kvtilt/cache/options.hpp>
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/quant/plan.hpp>
+
+#include "support/caches.hpp"
+#include "support/random.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <string>
+#include <vector>
+
+namespace kvtilt::test {
+
+struct Step {
+  enum Kind {
+    Open,
+    Reserve,
+    Append,
+    Truncate,
+    Repair,
+    Fork,
+    Remove,
+    Close,
+    Attend,
+    Merge,
+    Prefill
+  };
+  Kind kind;
+  int which;  ///< picks a sequence
+  int layer;
+  int amount;
+  std::uint64_t seed;  ///< of everything else
+};
+
+inline std::string to_string(const Step& step) {
+  constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair", "fork",
+                                   "remove", "close",   "attend", "merge",    "prefill"};
+  return std::string(names[step.kind]) + " sequence " + std::to_string(step.which) + ", layer " +
+         std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
+}
+
+/// The cache a program runs on.
+struct ProgramSetup {
+  CacheShape shape;
+  Plan plan;
+  CacheOptions options;
+  std::size_t page_memory = 0;  ///< bytes of the caller's; 0: all comes from the allocator
+  int stretch = 1;              ///< of all amounts: long sequences are where attention is split
+
+  explicit ProgramSetup(Random& random) {
+    options.page_tokens = 32 << random.below(2);
+    options.sink_tokens = pick(random, {0, 1, 4, 17});
+    options.recent_tokens = pick(random, {0, 1, 20, 64, 90});
+    options.max_sequences = 5;
+    if (random.chance(3))
+      options.max_bytes = static_cast<std::size_t>(random.between(10, 600)) * 1000;
+    if (random.chance(5)) page_memory = static_cast<std::size_t>(random.between(10, 600)) * 1000;
+    const std::vector<Isa> isas = usable_isas();
+    options.isa = isas[static_cast<std::size_t>(random.below(static_cast<int>(isas.size())))];
+    if (random.chance(25)) stretch = 5;
+    const int layers = stretch > 1 ? 1 : random.between(1, 3);
+    for (int layer = 0; layer < layers; ++layer) add_layer(random, layer);
+  }
+
+  /// Whether there may be too little memory for what a program reserves.
+  [[nodiscard]] bool scarce() const { return options.max_bytes > 0 || page_memory > 0; }
+
+ private:
+  void add_layer(Random& random, int layer) {
+    const int widest = stretch > 1 ? 1 : 4;
+    LayerShape own{random.between(1, 2), 8 * random.between(1, widest),
+                   8 * random.between(1, widest)};
+    if (random.chance(3)) own.window = random.between(1, 150);
+    own.keep_sinks = random.chance(2);
+    if (layer > 0 && random.chance(6)) own = {};  // keeps no cache
+    shape.layers.push_back(own);
+    std::vector<Recipe> recipes;
+    for (int head = 0; head < std::max(1, own.kv_heads); ++head)
+      recipes.push_back({random_format(random, std::max(8, own.key_dim), options.page_tokens),
+                         random_format(random, std::max(8, own.value_dim), options.page_tokens)});
+    plan.recipes.push_back(recipes);
+  }
+};
+
+inline std::vector<Step> random_program(std::uint64_t seed, int count) {
+  Random random(seed ^ 0x5eed);
+  std::vector<Step> steps = {{Step::Open, 0, 0, 400, random.next()}};
+  constexpr Step::Kind kinds[] = {Step::Open,   Step::Reserve, Step::Reserve,  Step::Append,
+                                  Step::Append, Step::Append,  Step::Append,   Step::Append,
+                                  Step::Append, Step::Append,  Step::Truncate, Step::Truncate,
+                                  Step::Repair, Step::Fork,    Step::Remove,   Step::Close,
+                                  Step::Attend, Step::Attend,  Step::Merge,    Step::Prefill};
+  while (static_cast<int>(steps.size()) < count) {
+    const Step::Kind kind = kinds[random.below(static_cast<int>(std::size(kinds)))];
+    int amount = random.between(0, 40);
+    if (kind == Step::Open || kind == Step::Reserve || kind == Step::Fork)
+      amount = random.between(0, 500);
+    if (kind == Step::Append && random.chance(3)) amount = random.between(0, 200);
+    const Step step{kind, random.below(5), random.below(6), amount, random.next()};
+    steps.push_back(step);
+    if (kind == Step::Append && random.chance(2))  // often, all layers go in step
+      for (int layer = step.layer + 1; layer < step.layer + 3; ++layer)
+        steps.push_back({kind, step.which, layer, amount, random.next()});
+  }
+  return steps;
+}
+
+/// Leaves out whatever the failure does not need. `fails` runs a program.
+template <class Fails>
+std::vector<Step> shrink(std::vector<Step> steps, Fails fails) {
+  for (std::size_t chunk = steps.size() / 2; chunk > 0; chunk /= 2)
+    for (std::size_t at = 0; at + chunk <= steps.size();) {
+      std::vector<Step> fewer = steps;
+      fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(at),
+                  fewer.begin() + static_cast<std::ptrdiff_t>(at + chunk));
+      if (fails(fewer))
+        steps = fewer;
+      else
+        at += chunk;
+    }
+  return steps;
+}
+
+}  // namespace kvtilt::test
