@@ -5,5 +5,7 @@
 #include <kvtilt/attention/attend.hpp>
 #include <kvtilt/attention/attend_prefill.hpp>
 #include <kvtilt/attention/merge.hpp>
+#include <kvtilt/attention/prefill_memory.hpp>
 #include <kvtilt/cache/kv_cache.hpp>
+#include <kvtilt/cache/memory_plan.hpp>
 #include <kvtilt/quant/recipe.hpp>
