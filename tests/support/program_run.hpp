@@ -50,9 +50,7 @@ class ProgramRun : ProgramCache {
       case Step::Append:
         return append_random(model, step.layer, amount, random);
       case Step::Truncate:
-        return truncate(model, random.chance(3)
-                                   ? random.below(static_cast<int>(model.longest()) + 2)
-                                   : std::max<std::int64_t>(0, model.longest() - amount));
+        return truncate(model, random_length(model, amount, random));
       case Step::Repair:
         return truncate(model, cache().length(model.id).value());
       case Step::Fork:
@@ -69,6 +67,17 @@ class ProgramRun : ProgramCache {
         return prefill(random, step.amount);
     }
     return {};
+  }
+
+  /// Where to cut: anywhere, a little off the end, or where a window's loss begins to matter.
+  std::int64_t random_length(const ModelSequence& model, int amount, Random& random) const {
+    const std::int64_t longest = model.longest();
+    const auto& own =
+        model.layers[static_cast<std::size_t>(random.below(static_cast<int>(model.layers.size())))];
+    if (own && own->freed_until() > 0 && random.chance(3))
+      return own->freed_until() + own->shape().window - random.below(3);
+    if (random.chance(3)) return random.below(static_cast<int>(longest) + 2);
+    return std::max<std::int64_t>(0, longest - amount);
   }
 
   /// A request to some layer of some sequence; none where it keeps no cache.

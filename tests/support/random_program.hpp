@@ -65,7 +65,10 @@ struct ProgramSetup {
     if (random.chance(5)) page_memory = static_cast<std::size_t>(random.between(10, 600)) * 1000;
     const std::vector<Isa> isas = usable_isas();
     options.isa = isas[static_cast<std::size_t>(random.below(static_cast<int>(isas.size())))];
-    if (random.chance(25)) stretch = 5;
+    if (random.chance(15)) {
+      stretch = 5;
+      options.page_tokens = 32;
+    }
     const int layers = stretch > 1 ? 1 : random.between(1, 3);
     for (int layer = 0; layer < layers; ++layer) add_layer(random, layer);
   }
