@@ -78,11 +78,11 @@ constexpr float largest_magnitude(const Format& format) {
 /// The format with its default group written out for a head of `dim` channels, or InvalidArgument
 /// with the rule that is broken. `tensor` ("keys" or "values") only serves the message.
 inline Result<Format> resolve_format(Format format, const char* tensor, int dim, int page_tokens) {
-  const auto fail = [&](const char* rule) {
+  const auto fail = [&, group = format.group](const char* rule) {
     return Status::error(ErrorCode::InvalidArgument,
                          "%s: %d bits, group %d with head dimension %d "
                          "and pages of %d tokens: %s",
-                         tensor, format.bits, format.group, dim, page_tokens, rule);
+                         tensor, format.bits, group, dim, page_tokens, rule);
   };
   if (!is_storage_width(format.bits)) return fail("bits must be 1 to 8, or 16");
   if (!format.quantized()) {
