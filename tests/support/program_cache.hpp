@@ -92,7 +92,7 @@ class ProgramCache {
     bool may_refuse = false;
     const Status status =
         with_scarce_memory(random, may_refuse, [&] { return cache_->reserve(model.id, tokens); });
-    const bool holds_it = tokens <= model.capacity && !model.may_lack_pages;
+    const bool holds_it = model.capacity > 0 && tokens <= model.capacity && !model.may_lack_pages;
     if (status.code() == ErrorCode::OutOfMemory && may_refuse && !holds_it) return {};
     if (tokens >= model.capacity) model.may_lack_pages = false;
     model.capacity = std::max(model.capacity, tokens);
