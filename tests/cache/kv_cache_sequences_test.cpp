@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Many sequences in one cache: handles, lives and threads.
+/// Many sequences in one cache: handles and lives.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/cache_bytes.hpp"
@@ -9,18 +9,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 namespace kvtilt {
 namespace {
 
-using test::Output;
 using test::Random;
 using test::random_rows;
 using test::Rows;
@@ -140,61 +137,6 @@ TEST(KVCacheSequences, SurviveTheMoveOfTheirCache) {
   KVCache second = std::move(first);
   KVTILT_EXPECT_OK(second.append(id, 0, tokens.view(60, 40), tokens.view(60, 40)));
   expect_alone(second.view(id, 0).value(), tokens);
-}
-
-TEST(KVCacheThreads, SequencesAreWrittenReservedAndClosedAtTheSameTime) {
-  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
-  std::vector<Rows<float>> tokens;
-  std::vector<SequenceId> kept(4);
-  Random random(5);
-  for (int i = 0; i < 4; ++i) tokens.push_back(random_rows(random, 150, 1, 32));
-  std::vector<std::thread> threads;
-  for (std::size_t i = 0; i < 4; ++i)
-    threads.emplace_back([&, i] {
-      for (int round = 0; round < 6; ++round) {
-        const SequenceId id = cache.open().value();
-        for (std::int64_t first = 0; first < 150; first += 10) {
-          KVTILT_EXPECT_OK(cache.reserve(id, first + 10));
-          KVTILT_EXPECT_OK(
-              cache.append(id, 0, tokens[i].view(first, 10), tokens[i].view(first, 10)));
-        }
-        if (round == 5)
-          kept[i] = id;
-        else
-          KVTILT_EXPECT_OK(cache.close(id));
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (std::size_t i = 0; i < 4; ++i) expect_alone(cache.view(kept[i], 0).value(), tokens[i]);
-}
-
-TEST(KVCacheThreads, ReadersShareASequenceWhileOthersGrow) {
-  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
-  Random random(6);
-  const Rows<float> tokens = random_rows(random, 120, 1, 32);
-  const SequenceId shared = test::open_reserved(cache, 120);
-  KVTILT_EXPECT_OK(cache.append(shared, 0, tokens.view(), tokens.view()));
-  const Rows<float> queries = test::random_queries(random, one_head, 3, 2);
-  const Output expected = test::attended(cache.view(shared, 0).value(), queries);
-  std::atomic<int> equal = 0;
-  std::vector<std::thread> threads;
-  for (int reader = 0; reader < 3; ++reader)
-    threads.emplace_back([&] {
-      for (int round = 0; round < 20; ++round)
-        equal +=
-            test::attended(cache.view(shared, 0).value(), queries).out.data == expected.out.data;
-    });
-  for (int writer = 0; writer < 2; ++writer)
-    threads.emplace_back([&] {
-      for (int round = 0; round < 5; ++round) {
-        const SequenceId id = test::open_reserved(cache, 120);
-        for (std::int64_t first = 0; first < 120; first += 8)
-          KVTILT_EXPECT_OK(cache.append(id, 0, tokens.view(first, 8), tokens.view(first, 8)));
-        KVTILT_EXPECT_OK(cache.close(id));
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  EXPECT_EQ(equal, 60);
 }
 
 }  // namespace

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+/// What may happen at the same time: writers of different sequences, readers of what is sealed, and
+/// calls that take and give memory. The thread sanitizer sees what these checks cannot.
+#include <kvtilt/cache/kv_cache.hpp>
+
+#include "support/cache_bytes.hpp"
+#include "support/caches.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Output;
+using test::Random;
+using test::random_rows;
+using test::Rows;
+
+constexpr LayerShape one_head{1, 32, 32, 0};
+
+CacheOptions small_pages() {
+  CacheOptions options;
+  options.page_tokens = 32;
+  options.recent_tokens = 16;
+  return options;
+}
+
+Status append(KVCache& cache, SequenceId id, const Rows<float>& tokens, std::int64_t first,
+              std::int64_t count) {
+  return cache.append(id, 0, tokens.view(first, count), tokens.view(first, count));
+}
+
+/// The same tokens in a cache of their own.
+void expect_alone(const LayerView& view, const Rows<float>& tokens) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  const SequenceId id = test::open_reserved(cache, tokens.tokens);
+  KVTILT_EXPECT_OK(append(cache, id, tokens, 0, tokens.tokens));
+  EXPECT_TRUE(test::same_content(view, cache.view(id, 0).value()));
+}
+
+TEST(KVCacheThreads, SequencesAreWrittenReservedAndClosedAtTheSameTime) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  std::vector<Rows<float>> tokens;
+  std::vector<SequenceId> kept(4);
+  Random random(5);
+  for (int i = 0; i < 4; ++i) tokens.push_back(random_rows(random, 150, 1, 32));
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 6; ++round) {
+        const SequenceId id = cache.open().value();
+        for (std::int64_t first = 0; first < 150; first += 10) {
+          KVTILT_EXPECT_OK(cache.reserve(id, first + 10));
+          KVTILT_EXPECT_OK(
+              cache.append(id, 0, tokens[i].view(first, 10), tokens[i].view(first, 10)));
+        }
+        if (round == 5)
+          kept[i] = id;
+        else
+          KVTILT_EXPECT_OK(cache.close(id));
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  for (std::size_t i = 0; i < 4; ++i) expect_alone(cache.view(kept[i], 0).value(), tokens[i]);
+}
+
+TEST(KVCacheThreads, ReadersShareASequenceWhileOthersGrow) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  Random random(6);
+  const Rows<float> tokens = random_rows(random, 120, 1, 32);
+  const SequenceId shared = test::open_reserved(cache, 120);
+  KVTILT_EXPECT_OK(cache.append(shared, 0, tokens.view(), tokens.view()));
+  const Rows<float> queries = test::random_queries(random, one_head, 3, 2);
+  const Output expected = test::attended(cache.view(shared, 0).value(), queries);
+  std::atomic<int> equal = 0;
+  std::vector<std::thread> threads;
+  for (int reader = 0; reader < 3; ++reader)
+    threads.emplace_back([&] {
+      for (int round = 0; round < 20; ++round)
+        equal +=
+            test::attended(cache.view(shared, 0).value(), queries).out.data == expected.out.data;
+    });
+  for (int writer = 0; writer < 2; ++writer)
+    threads.emplace_back([&] {
+      for (int round = 0; round < 5; ++round) {
+        const SequenceId id = test::open_reserved(cache, 120);
+        for (std::int64_t first = 0; first < 120; first += 8)
+          KVTILT_EXPECT_OK(cache.append(id, 0, tokens.view(first, 8), tokens.view(first, 8)));
+        KVTILT_EXPECT_OK(cache.close(id));
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, 60);
+}
+
+TEST(KVCacheThreads, AForksPagesAreReadWhileTheOtherGrowsShrinksAndGoes) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  Random random(7);
+  const Rows<float> tokens = random_rows(random, 400, 1, 32);
+  const Rows<float> queries = test::random_queries(random, one_head, 3, 2);
+  const SequenceId parent = test::open_reserved(cache, 400);
+  KVTILT_EXPECT_OK(append(cache, parent, tokens, 0, 200));
+  const SequenceId child = cache.fork(parent).value();
+  const Output expected = test::attended(cache.view(child, 0).value(), queries);
+  constexpr int readers = 2;
+  constexpr int rounds = 20;
+  std::atomic<int> equal = 0;
+  std::vector<std::thread> threads;
+  for (int reader = 0; reader < readers; ++reader)
+    threads.emplace_back([&] {
+      for (int round = 0; round < rounds; ++round)
+        equal +=
+            test::attended(cache.view(child, 0).value(), queries).out.data == expected.out.data;
+    });
+  threads.emplace_back([&] {
+    KVTILT_EXPECT_OK(append(cache, parent, tokens, 200, 100));
+    KVTILT_EXPECT_OK(cache.truncate(parent, 20));  // lets go of all that is shared
+    KVTILT_EXPECT_OK(cache.reserve(parent, 400));
+    for (std::int64_t first = 20; first < 400; first += 20)
+      KVTILT_EXPECT_OK(append(cache, parent, tokens, first, 20));
+    KVTILT_EXPECT_OK(cache.close(parent));
+  });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, readers * rounds);
+}
+
+TEST(KVCacheThreads, OnePromptIsForkedExtendedAndClosedByMany) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  Random random(8);
+  const Rows<float> prompt = random_rows(random, 150, 1, 32);
+  const SequenceId shared = test::open_reserved(cache, 150);
+  KVTILT_EXPECT_OK(append(cache, shared, prompt, 0, 150));
+  std::vector<Rows<float>> whole;  // the prompt, and what each thread adds
+  std::vector<SequenceId> kept(4);
+  for (int i = 0; i < 4; ++i) {
+    whole.push_back(random_rows(random, 300, 1, 32));
+    std::copy(prompt.data.begin(), prompt.data.end(), whole.back().data.begin());
+  }
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 6; ++round) {
+        const SequenceId id = cache.fork(shared, 220).value();
+        KVTILT_EXPECT_OK(append(cache, id, whole[i], 150, 70));
+        const SequenceId child = cache.fork(id, 300).value();
+        KVTILT_EXPECT_OK(cache.close(id));
+        KVTILT_EXPECT_OK(append(cache, child, whole[i], 220, 80));
+        if (round == 5)
+          kept[i] = child;
+        else
+          KVTILT_EXPECT_OK(cache.close(child));
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  KVTILT_EXPECT_OK(cache.close(shared));
+  for (std::size_t i = 0; i < 4; ++i) expect_alone(cache.view(kept[i], 0).value(), whole[i]);
+}
+
+}  // namespace
+}  // namespace kvtilt
