@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+/// A layer with a window: which pages go, when, and what is then refused.
+#include <kvtilt/cache/kv_cache.hpp>
+
+#include "support/attend_check.hpp"
+#include "support/cache_bytes.hpp"
+#include "support/caches.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Random;
+using test::random_rows;
+using test::Rows;
+using testing::HasSubstr;
+
+constexpr int window = 50;
+constexpr int recent = 16;
+
+/// Sinks 0 to 3, pages of 32 from 4 on.
+struct Windowed {
+  LayerShape shape{1, 32, 32, window};
+  KVCache cache;
+  SequenceId id;
+  Rows<float> rows;
+
+  explicit Windowed(std::int64_t tokens, bool keep_sinks = false)
+      : shape{1, 32, 32, window, keep_sinks},
+        cache(make()),
+        id(test::open_reserved(cache, 600)),
+        rows(tokens, 1, 32) {
+    Random random(1);
+    rows = random_rows(random, tokens, 1, 32);
+    KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(), rows.view()));
+  }
+  [[nodiscard]] LayerView view() const { return cache.view(id, 0).value(); }
+
+ private:
+  [[nodiscard]] KVCache make() const {
+    CacheOptions options;
+    options.page_tokens = 32;
+    options.recent_tokens = recent;
+    return test::make_cache(shape, presets::k4v2, options);
+  }
+};
+
+TEST(KVCacheWindow, PagesAreFreedOnceNoRecentTokenSeesThem) {
+  Windowed windowed(1);
+  Random random(2);
+  const Rows<float> one = random_rows(random, 1, 1, 32);
+  for (std::int64_t length = 2; length <= 600; ++length) {
+    KVTILT_EXPECT_OK(windowed.cache.append(windowed.id, 0, one.view(), one.view()));
+    const LayerView view = windowed.view();
+    std::int64_t sealed = 0;
+    for (std::int32_t i = 0; i < view.page_count; ++i) {
+      if (view.pages[i].kind != PageKind::Sealed) continue;
+      ++sealed;
+      // Freed when the last seal came, so up to a page later than it could be.
+      ASSERT_GT(view.pages[i].first_position + 32, length - 32 - recent - window) << length;
+    }
+    ASSERT_EQ(view.pages[0].kind, PageKind::Sinks);
+    if (length > recent) {
+      ASSERT_LE(view.first_kept, std::max<std::int64_t>(0, length - recent - window + 1)) << length;
+    }
+    ASSERT_LE(sealed, 3);
+  }
+  EXPECT_GT(windowed.view().first_kept, 400);
+}
+
+TEST(KVCacheWindow, PagesInsideNeedNoMemoryBeyondTheFirstWindow) {
+  Windowed windowed(600);
+  const std::size_t reserved = windowed.cache.memory().reserved_bytes;
+  KVTILT_EXPECT_OK(windowed.cache.reserve(windowed.id, 100000));
+  EXPECT_EQ(windowed.cache.memory().reserved_bytes, reserved);
+}
+
+TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
+  for (std::int64_t length = 320;; --length) {
+    Windowed windowed(320);
+    const std::int64_t kept = windowed.view().first_kept;
+    ASSERT_GT(kept, 200);
+    const test::Snapshot before(windowed.view());
+    const Status status = windowed.cache.truncate(windowed.id, length);
+    if (length - window + 1 >= kept) {  // the token at `length` sees this one and those behind it
+      EXPECT_TRUE(status.ok()) << status.message();
+      continue;
+    }
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("freed positions up to " + std::to_string(kept - 1)));
+    EXPECT_TRUE(test::unchanged(before, windowed.view()));
+    KVTILT_EXPECT_OK(windowed.cache.truncate(windowed.id, 2));  // sees sinks alone
+    break;
+  }
+}
+
+TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
+  const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
+  CacheOptions options;
+  options.page_tokens = 32;
+  options.recent_tokens = recent;
+  KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+  const SequenceId id = test::open_reserved(cache, 320);
+  Random random(3);
+  const Rows<float> rows = random_rows(random, 320, 1, 32);
+  for (const int layer : {0, 1})
+    KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(), rows.view()));
+  EXPECT_EQ(cache.view(id, 0)->first_kept, 0);
+  EXPECT_GT(cache.view(id, 1)->first_kept, 200);
+  const test::Snapshot whole(cache.view(id, 0).value());
+  EXPECT_EQ(cache.truncate(id, 100).code(), ErrorCode::InvalidArgument);
+  EXPECT_TRUE(test::unchanged(whole, cache.view(id, 0).value()));
+}
+
+TEST(KVCacheWindow, AttendingToFreedTokensIsRefused) {
+  Windowed windowed(320);
+  const LayerView view = windowed.view();
+  const std::int64_t reach = view.length - view.first_kept - window + 1;  // queries it has room for
+  ASSERT_GE(reach, recent);
+  Random random(4);
+  const Rows<float> queries = test::random_queries(random, windowed.shape, reach + 1, 1);
+  test::Output output(reach + 1, 1, 32);
+  std::vector<std::byte> workspace(attend_workspace_bytes(view));
+  const Status refused = attend(view, queries.view(), output.view(), {}, workspace);
+  EXPECT_EQ(refused.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("has freed those before " + std::to_string(view.first_kept)));
+  EXPECT_EQ(output.out.data[0], 77.0f);
+  test::Output fewer(reach, 1, 32);
+  KVTILT_EXPECT_OK(attend(view, queries.view(1, reach), fewer.view(), {}, workspace));
+}
+
+TEST(KVCacheWindow, SinksObeyItUnlessKept) {
+  Random random(5);
+  for (const bool keep : {false, true}) {
+    const Windowed windowed(320, keep);
+    const Rows<float> queries = test::random_queries(random, windowed.shape, 3, 2);
+    const test::Output output = test::attended(windowed.view(), queries);
+    EXPECT_TRUE(test::follows_oracle(windowed.view(), queries, {}, output, 4.0));  // codes cancel
+    LayerView other = windowed.view();
+    other.shape.keep_sinks = !keep;
+    EXPECT_FALSE(test::follows_oracle(other, queries, {}, output, 4.0));
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt
