@@ -80,6 +80,31 @@ TEST(MergeProperty, IsCommutativeUpToRounding) {
   }
 }
 
+TEST(MergeProperty, IsAssociativeUpToRounding) {
+  Random random(3);
+  for (int round = 0; round < 1000; ++round) {
+    std::vector<test::Output> parts(3, test::Output(1, 1, 8));
+    for (test::Output& part : parts) {
+      for (float& x : part.out.data) x = static_cast<float>(random.normal());
+      part.lse[0] = random.chance(5) ? bit_cast<float>(minus_infinity_bits)
+                                     : static_cast<float>(random.normal() * 5);
+      if (test::is_minus_infinity(part.lse[0])) part.out = Rows<float>(1, 1, 8);
+    }
+    std::vector<test::Output> left = parts;
+    KVTILT_EXPECT_OK(merge(left[0].view(), left[1].view()));
+    KVTILT_EXPECT_OK(merge(left[0].view(), left[2].view()));
+    KVTILT_EXPECT_OK(merge(parts[1].view(), parts[2].view()));
+    KVTILT_EXPECT_OK(merge(parts[0].view(), parts[1].view()));
+    if (test::is_minus_infinity(left[0].lse[0])) {
+      ASSERT_TRUE(test::is_minus_infinity(parts[0].lse[0]));
+    } else {
+      ASSERT_NEAR(left[0].lse[0], parts[0].lse[0], 1e-5f);
+    }
+    for (std::size_t i = 0; i < 8; ++i)
+      ASSERT_NEAR(left[0].out.data[i], parts[0].out.data[i], 2e-6f);
+  }
+}
+
 TEST(MergeHostile, ShapesAndMissingLseAreRefused) {
   std::vector<float> data(64, 7.0f);
   std::vector<float> lse(8);

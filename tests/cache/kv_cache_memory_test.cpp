@@ -216,6 +216,13 @@ TEST(KVCacheMemory, NothingIsAllocatedAfterReserve) {
     ok = ok && cache.append(id, 0, keys.view(first, 2), values.view(first, 2)).ok();
     ok = ok && cache.length(id).ok() && cache.memory(id).ok();
   }
+  ok = ok && cache.remove(id, 4, 36).ok();
+  const ParallelFor workers{3};
+  const Result<LayerView> view = cache.view(id, 0);
+  const AttendRequest batch[] = {{*view, queries.view(), output.view(), {}},
+                                 {*view, queries.view(), output.view(), {}}};
+  ok = ok && attend_workspace_bytes(batch, 3) <= workspace.size() &&
+       attend(batch, workspace, workers).ok();
   EXPECT_EQ(global_calls, global_before);
   EXPECT_EQ(memory.calls, own_before);
   EXPECT_TRUE(ok);

@@ -17,6 +17,12 @@ CacheOptions with(int CacheOptions::*member, int value) {
   return options;
 }
 
+TEST(CacheOptions, KeepTheFirst4AndTheNewest128TokensIn16Bits) {
+  EXPECT_EQ(CacheOptions{}.page_tokens, 64);
+  EXPECT_EQ(CacheOptions{}.sink_tokens, 4);
+  EXPECT_EQ(CacheOptions{}.recent_tokens, 128);
+}
+
 TEST(CacheOptions, DefaultsAndLimitsAreAccepted) {
   EXPECT_TRUE(check_options({}).ok());
   for (const int page : {32, 64, 128})
