@@ -7,5 +7,6 @@
 #include <kvtilt/attention/merge.hpp>
 #include <kvtilt/attention/prefill_memory.hpp>
 #include <kvtilt/cache/kv_cache.hpp>
+#include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cache/memory_plan.hpp>
 #include <kvtilt/quant/recipe.hpp>

@@ -7,19 +7,8 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
                                     const TensorView& values) const {
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
   const SequenceLayer& own = sequence.layer(static_cast<std::size_t>(layer));
-  const LayerShape& shape = store.shape;
-  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
-      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
-        "[n, %d, %d]",
-        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-        static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
-        shape.key_dim, shape.kv_heads, shape.value_dim);
+  KVTILT_RETURN_IF_ERROR(store.check_rows(keys, values, layer));
   if (keys.tokens == 0) return {};
-  if (keys.data == nullptr || values.data == nullptr)
-    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
   if (keys.tokens > sequence.capacity - own.length())
     return Status::error(ErrorCode::OutOfCapacity,
                          "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,

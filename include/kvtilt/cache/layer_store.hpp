@@ -14,11 +14,23 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <utility>
 #include <vector>
 
 namespace kvtilt {
+
+/// How messages begin: "layer 3: ", or nothing where the layer has no number.
+struct LayerName {
+  char text[24] = "";
+  explicit LayerName(int layer) {
+    if (layer >= 0) std::snprintf(text, sizeof text, "layer %d: ", layer);
+  }
+};
+
+/// For messages about a layer that its owner has not numbered.
+inline constexpr int unnumbered_layer = -1;
 
 struct LayerStore {
   LayerShape shape;
@@ -77,6 +89,25 @@ struct LayerStore {
     if (kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
   }
 
+  /// InvalidArgument unless they are as many keys and values of this layer.
+  [[nodiscard]] Status check_rows(const TensorView& keys, const TensorView& values,
+                                  int layer) const {
+    if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
+        values.heads != shape.kv_heads || keys.dim != shape.key_dim ||
+        values.dim != shape.value_dim)
+      return Status::error(
+          ErrorCode::InvalidArgument,
+          "%skeys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+          "[n, %d, %d]",
+          LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+          static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
+          shape.key_dim, shape.kv_heads, shape.value_dim);
+    if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
+      return Status::error(ErrorCode::InvalidArgument, "%skeys or values are null",
+                           LayerName(layer).text);
+    return {};
+  }
+
   /// InvalidValue with the place of the first element that cannot be stored.
   [[nodiscard]] Status check_values(const TensorView& keys, const TensorView& values,
                                     int layer) const {
@@ -118,10 +149,11 @@ struct LayerStore {
     const float limit = largest_magnitude(format);
     if (!find_bad_element(tensor, head, limit, bad)) return {};
     return Status::error(ErrorCode::InvalidValue,
-                         "layer %d: %s of token %lld, kv head %d, channel %d is %g; %d-bit formats "
-                         "hold finite magnitudes up to %g",
-                         layer, name, static_cast<long long>(bad.token), bad.head, bad.channel,
-                         static_cast<double>(bad.value), format.bits, static_cast<double>(limit));
+                         "%s%s of token %lld, kv head %d, channel %d is %g; %d-bit formats hold "
+                         "finite magnitudes up to %g",
+                         LayerName(layer).text, name, static_cast<long long>(bad.token), bad.head,
+                         bad.channel, static_cast<double>(bad.value), format.bits,
+                         static_cast<double>(limit));
   }
 };
 

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+/// Pages without a cache, for an engine that owns its memory, its free lists and its block tables.
+#pragma once
+
+#include <kvtilt/cache/layer_store.hpp>
+#include <kvtilt/cpu/kernels.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+
+/// What KVCache does with the bytes of a layer, and nothing that it does with memory: tokens are
+/// written into 16-bit blocks, full blocks are sealed into quantized pages, and attention reads any
+/// table of both. The bytes are those of a KVCache with the same shape, recipes and page_tokens.
+///
+/// One object serves all layers and sequences of the same shape and recipes. Every block and page
+/// starts at a multiple of page_alignment; which bytes are which is for the engine to know.
+/// Threads: all members are const; blocks and pages follow the rules of plain memory.
+class LayerPages {
+ public:
+  /// recipes  one for all kv heads, or one per kv head
+  /// Fails    as KVCache::create does, and for a shape that keeps no cache
+  template <class FormatList = AllFormats>
+  static Result<LayerPages> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                   int page_tokens = 64, std::optional<Isa> isa = {});
+
+  /// Slots of a block and of a page.
+  [[nodiscard]] int page_tokens() const { return store_.placement.page_tokens; }
+  /// Bytes of one: Sealed is a quantized page, Tail and Sinks are the same kind of 16-bit block.
+  /// Attention treats them alike, except that keep_sinks shows Sinks outside the window.
+  [[nodiscard]] std::size_t bytes(PageKind kind) const { return store_.layout(kind).bytes; }
+
+  /// Stores tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.
+  ///
+  /// keys    [n, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// values  [n, kv_heads, value_dim]
+  /// block   bytes(PageKind::Tail)
+  /// Fails   InvalidArgument (shapes, slots, block), InvalidValue (NaN, infinity, more than the
+  ///         recipe can seal; names token, head and channel); then nothing is written
+  Status write(const TensorView& keys, const TensorView& values, int first_slot,
+               std::byte* block) const;
+
+  /// Quantizes a 16-bit block all of whose slots were written. The block may be reused at once.
+  ///
+  /// page   bytes(PageKind::Sealed), not inside the block
+  /// Fails  InvalidArgument (null, misaligned or overlapping); then nothing is written
+  Status seal(const std::byte* block, std::byte* page) const;
+
+  /// One layer of one sequence, for attend() and attend_prefill(). Positions that no page holds
+  /// are not seen. Valid as long as `pages`, their bytes and this object stay where they are.
+  ///
+  /// pages   in order of position: data, first_position, tokens (1 to page_tokens) and kind;
+  ///         `references` is not used
+  /// length  one past the newest position: query i of n has position length - n + i
+  /// Fails   InvalidArgument with the first page that cannot be meant
+  /// Cost    looks at every entry, at no page
+  [[nodiscard]] Result<LayerView> view(std::span<const PageEntry> pages, std::int64_t length) const;
+
+ private:
+  LayerPages(LayerStore store, const cpu::Kernels* kernels)
+      : store_(std::move(store)), kernels_(kernels) {}
+
+  static bool misplaced(const std::byte* memory) {
+    return memory == nullptr || reinterpret_cast<std::uintptr_t>(memory) % page_alignment != 0;
+  }
+  static Status misplaced_error(const char* what, const std::byte* memory) {
+    return Status::error(ErrorCode::InvalidArgument, "the %s is at %p, not at a multiple of %d",
+                         what, static_cast<const void*>(memory), page_alignment);
+  }
+  Status check_page(const PageEntry& page, std::size_t index, std::int64_t start,
+                    std::int64_t length) const;
+
+  LayerStore store_;
+  const cpu::Kernels* kernels_;
+};
+
+template <class FormatList>
+Result<LayerPages> LayerPages::create(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                      int page_tokens, std::optional<Isa> isa) {
+  CacheOptions options;
+  options.page_tokens = page_tokens;
+  options.sink_tokens = page_tokens;  // sinks in blocks like any other
+  KVTILT_RETURN_IF_ERROR(check_options(options));
+  BlockPools no_pools(options.allocator, {});
+  Result<std::vector<LayerStore>> stores =
+      make_layer_stores<FormatList>({{shape}}, {{recipes}}, options, no_pools);
+  if (!stores) return std::move(stores).take_status();
+  if (shape.kv_heads == 0)
+    return Status::error(ErrorCode::InvalidArgument, "kv_heads is 0: there is nothing to keep");
+  Result<Isa> active = active_isa(isa);
+  if (!active) return std::move(active).take_status();
+  return LayerPages(std::move(stores->front()), cpu::kernels<FormatList>(*active));
+}
+
+inline Status LayerPages::write(const TensorView& keys, const TensorView& values, int first_slot,
+                                std::byte* block) const {
+  KVTILT_RETURN_IF_ERROR(store_.check_rows(keys, values, unnumbered_layer));
+  if (first_slot < 0 || first_slot > page_tokens() || keys.tokens > page_tokens() - first_slot)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%lld tokens from slot %d on do not fit a block of %d",
+                         static_cast<long long>(keys.tokens), first_slot, page_tokens());
+  if (misplaced(block)) return misplaced_error("block", block);
+  KVTILT_RETURN_IF_ERROR(store_.check_values(keys, values, unnumbered_layer));
+  for (int token = 0; token < static_cast<int>(keys.tokens); ++token)
+    store_.write_token(*kernels_, keys, values, token,
+                       {block, 0, first_slot + token + 1, PageKind::Tail});
+  return {};
+}
+
+inline Status LayerPages::seal(const std::byte* block, std::byte* page) const {
+  if (misplaced(block)) return misplaced_error("block", block);
+  if (misplaced(page)) return misplaced_error("page", page);
+  const auto from = reinterpret_cast<std::uintptr_t>(block);
+  const auto to = reinterpret_cast<std::uintptr_t>(page);
+  if (to < from + bytes(PageKind::Tail) && from < to + bytes(PageKind::Sealed))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the page at %p overlaps the block at %p that is to be sealed into it",
+                         static_cast<const void*>(page), static_cast<const void*>(block));
+  store_.fill_page(*kernels_, {block, page});
+  return {};
+}
+
+inline Status LayerPages::check_page(const PageEntry& page, std::size_t index, std::int64_t start,
+                                     std::int64_t length) const {
+  if (static_cast<int>(page.kind) >= page_kinds || misplaced(page.data))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "page %zu is at %p, not at a multiple of %d, or of no known kind", index,
+                         static_cast<const void*>(page.data), page_alignment);
+  if (page.tokens < 1 || page.tokens > page_tokens())
+    return Status::error(ErrorCode::InvalidArgument, "page %zu has %d tokens, must have 1 to %d",
+                         index, page.tokens, page_tokens());
+  if (page.first_position < start || page.first_position > length - page.tokens)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "page %zu holds %d positions from %lld on; expected them in order, from "
+                         "%lld on and before %lld",
+                         index, page.tokens, static_cast<long long>(page.first_position),
+                         static_cast<long long>(start), static_cast<long long>(length));
+  return {};
+}
+
+inline Result<LayerView> LayerPages::view(std::span<const PageEntry> pages,
+                                          std::int64_t length) const {
+  if (length < 0 || length > max_tokens || pages.size() > std::numeric_limits<std::int32_t>::max())
+    return Status::error(ErrorCode::InvalidArgument, "%zu pages and %lld tokens are no sequence",
+                         pages.size(), static_cast<long long>(length));
+  std::int64_t start = 0;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    KVTILT_RETURN_IF_ERROR(check_page(pages[i], i, start, length));
+    start = pages[i].first_position + pages[i].tokens;
+  }
+  LayerView view = store_.empty_view();
+  view.pages = pages.data();
+  view.page_count = static_cast<std::int32_t>(pages.size());
+  view.length = length;
+  view.kernels = kernels_;
+  return view;
+}
+
+}  // namespace kvtilt
