@@ -23,7 +23,7 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-const CacheShape shape{{{2, 64, 40, 0}, {0, 0, 0, 0}, {1, 16, 16, 50}, {1, 72, 128, 0}}};
+const CacheShape shape{{{2, 72, 128, 0}, {0, 0, 0, 0}, {1, 16, 16, 50}, {1, 64, 40, 0}}};
 const Plan plan = Plan::uniform(shape, presets::k4v2);
 constexpr std::int64_t tokens = 150;
 

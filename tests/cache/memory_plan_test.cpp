@@ -280,6 +280,11 @@ TEST(MemoryPlanHostile, NamesTheNumbersThatAreWrong) {
   EXPECT_EQ(nothing.code(), ErrorCode::OutOfMemory);
   EXPECT_THAT(std::string(nothing.message()), HasSubstr("max_bytes is 10"));
 
+  // Too much for one sequence, for a thousand, and for any number that could say so.
+  const CacheShape large = CacheShape::uniform(32, 8, 128);
+  const Plan large_plan = Plan::uniform(large, presets::k4v2);
+  EXPECT_TRUE(plan_memory(large, large_plan, {}, max_tokens, 2).ok());
+  EXPECT_EQ(plan_memory(large, large_plan, {}, max_tokens, 1000).code(), ErrorCode::OutOfMemory);
   const CacheShape vast = CacheShape::uniform(1000, 1024, 576);
   const Result<MemoryPlan> planned =
       plan_memory(vast, Plan::uniform(vast, presets::per_channel_keys(1, 1)), {}, max_tokens, 1000);

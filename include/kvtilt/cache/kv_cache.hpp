@@ -138,7 +138,7 @@ class KVCache {
   [[nodiscard]] std::size_t reserved_bytes() const {
     return table_bytes_ + pools_.allocated_bytes();
   }
-  [[nodiscard]] std::size_t missing_table_bytes(const Sequence& sequence) const;
+  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence) const;
   Status check_room(const Sequence& sequence, std::int64_t tokens) const;
   bool reserve_tables(Sequence& sequence);
   Status provide(Sequence& sequence, std::int64_t tokens);

@@ -78,12 +78,12 @@ inline Result<SequenceId> KVCache::open() {
   return adopt(std::move(sequence));
 }
 
-/// What the allocator will be asked for so that `sequence` has tables for needs_.
-inline std::size_t KVCache::missing_table_bytes(const Sequence& sequence) const {
-  std::size_t bytes = 0;
+/// What `sequence` lacks: the wanted blocks, and tables for needs_. SIZE_MAX if no number says.
+inline std::size_t KVCache::missing_bytes(const Sequence& sequence) const {
+  std::size_t bytes = pools_.missing_bytes();
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0)
-      bytes += sequence.layer(layer).missing_table_bytes(needs_[layer]);
+      bytes = saturating_add(bytes, sequence.layer(layer).missing_table_bytes(needs_[layer]));
   return bytes;
 }
 
@@ -99,10 +99,10 @@ inline bool KVCache::reserve_tables(Sequence& sequence) {
   return room;
 }
 
-/// OutOfMemory if a limit forbids what `sequence` lacks: wanted blocks, and tables for needs_.
+/// OutOfMemory if max_bytes or page_memory cannot give what `sequence` lacks.
 inline Status KVCache::check_room(const Sequence& sequence, std::int64_t tokens) const {
   const std::size_t present = reserved_bytes();
-  const std::size_t more = saturating_add(pools_.missing_bytes(), missing_table_bytes(sequence));
+  const std::size_t more = missing_bytes(sequence);
   const std::size_t limit =
       options_.max_bytes == 0 ? std::numeric_limits<std::size_t>::max() : options_.max_bytes;
   if (more > 0 && (present > limit || more > limit - present))
@@ -124,7 +124,7 @@ inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     stores_[layer].want(needs_[layer], pools_);
   KVTILT_RETURN_IF_ERROR(check_room(sequence, tokens));
-  const std::size_t more = saturating_add(pools_.missing_bytes(), missing_table_bytes(sequence));
+  const std::size_t more = missing_bytes(sequence);
   if (!reserve_tables(sequence) || !pools_.grow())
     return Status::error(ErrorCode::OutOfMemory,
                          "the allocator refused the %zu bytes that %lld tokens need", more,
