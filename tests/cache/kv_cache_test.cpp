@@ -170,6 +170,24 @@ TEST(KVCacheProperty, TruncatingInsideTheTailIsNeverHavingAppended) {
   }
 }
 
+TEST(KVCache, ACutInsideASealedPageCanCostAPageOfTheReservation) {
+  Random random(8);
+  const LayerShape shape{1, 32, 32, 0};
+  KVCache cache = test::make_cache(shape, presets::k4v2, placed(32, 0, 0));
+  const SequenceId id = test::open_reserved(cache, 126);
+  const Tokens tokens(random, shape, 96);
+  KVTILT_EXPECT_OK(tokens.append_to(cache, id));  // all three pages
+  KVTILT_EXPECT_OK(cache.truncate(id, 62));       // one is free again, one holds 30 tokens
+  const test::Snapshot before(cache.view(id, 0).value());
+  const Status refused = tokens.append_to(cache, id, 0, 0, 64);  // would seal two
+  EXPECT_EQ(refused.code(), ErrorCode::OutOfCapacity);
+  EXPECT_NE(std::string(refused.message()).find("reserve again"), std::string::npos);
+  EXPECT_TRUE(test::unchanged(before, cache.view(id, 0).value()));
+  KVTILT_EXPECT_OK(tokens.append_to(cache, id, 0, 0, 63));
+  KVTILT_EXPECT_OK(cache.reserve(id, 126));
+  KVTILT_EXPECT_OK(tokens.append_to(cache, id, 0, 63, 1));
+}
+
 TEST(KVCacheProperty, BytesOfASealedPageNeverChange) {
   Random random(4);
   const LayerShape shape{2, 32, 32, 0};

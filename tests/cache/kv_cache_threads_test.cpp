@@ -131,6 +131,37 @@ TEST(KVCacheThreads, AForksPagesAreReadWhileTheOtherGrowsShrinksAndGoes) {
   EXPECT_EQ(equal, readers * rounds);
 }
 
+// Truncation takes no lock: only the page's counter orders one sequence's reading before the other's
+// writing.
+TEST(KVCacheThreads, TheLastToLetGoOfASharedPageWritesIntoIt) {
+  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  Random random(9);
+  const Rows<float> prompt = random_rows(random, 150, 1, 32);
+  const Rows<float> next[] = {random_rows(random, 150, 1, 32), random_rows(random, 150, 1, 32)};
+  const Rows<float> queries = test::random_queries(random, one_head, 1, 1);
+  for (int round = 0; round < 40; ++round) {
+    const SequenceId base = test::open_reserved(cache, 150);
+    KVTILT_EXPECT_OK(append(cache, base, prompt, 0, 150));
+    const SequenceId ids[] = {cache.fork(base, 600).value(), cache.fork(base, 600).value()};
+    const bool forks = round % 2 == 0;  // otherwise the two are alone with the pages
+    if (!forks) KVTILT_EXPECT_OK(cache.close(base));
+    std::vector<std::thread> threads;
+    for (const int i : {0, 1})
+      threads.emplace_back([&, i] {
+        test::attended(cache.view(ids[i], 0).value(), queries);
+        KVTILT_EXPECT_OK(cache.truncate(ids[i], 0));
+        KVTILT_EXPECT_OK(append(cache, ids[i], next[i], 0, 150));
+      });
+    for (int i = 0; forks && i < 5; ++i) KVTILT_EXPECT_OK(cache.close(cache.fork(base).value()));
+    for (std::thread& thread : threads) thread.join();
+    for (const int i : {0, 1}) {
+      expect_alone(cache.view(ids[i], 0).value(), next[i]);
+      KVTILT_EXPECT_OK(cache.close(ids[i]));
+    }
+    if (forks) KVTILT_EXPECT_OK(cache.close(base));
+  }
+}
+
 TEST(KVCacheThreads, OnePromptIsForkedExtendedAndClosedByMany) {
   KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
   Random random(8);

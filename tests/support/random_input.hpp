@@ -30,9 +30,11 @@ inline float sampled_normal(Random& random) {
 
 class RandomInput {
  public:
-  RandomInput(Random& random, std::int64_t tokens, int heads, int dim)
+  /// One in eight is the same number everywhere, if it may.
+  RandomInput(Random& random, std::int64_t tokens, int heads, int dim, bool may_be_constant = true)
       : rows_(tokens, heads, dim), type_(static_cast<ElementType>(random.below(3))) {
-    const float spread = random.chance(8) ? 0.0f : random.chance(8) ? 20.0f : 1.0f;
+    const float constant = may_be_constant ? 0.0f : 1.0f;
+    const float spread = random.chance(8) ? constant : random.chance(8) ? 20.0f : 1.0f;
     const float offset = random.chance(4) ? 20.0f : 0.0f;
     for (float& x : rows_.data) x = rounded(offset + spread * sampled_normal(random));
     lay_out(random);
