@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: MIT
+// Sliding-window models on texts much longer than their windows: what is kept stays bounded, and
+// what is computed is what a cache that keeps everything gives.
+#include <kvtilt/kvtilt.hpp>
+
+#include "support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <llama/evaluation.hpp>
+#include <llama/float_cache.hpp>
+#include <llama/make_cache.hpp>
+#include <llama/mapped_file.hpp>
+#include <llama/model.hpp>
+#include <llama/pieces.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace llama {
+namespace {
+
+constexpr int tokens = 2000;
+constexpr CacheSettings small_pages{32, 0, 4};
+
+/// A golden checkpoint with another window and room for the text.
+Model load(const std::string& name, int window) {
+  const TemporaryFolder folder(name);
+  folder.edit_json("config.json", [&](auto& config) {
+    config["sliding_window"] = window;
+    config["max_position_embeddings"] = tokens;
+  });
+  return Model(folder.path());
+}
+
+std::vector<int> random_text(const Model& model) {
+  std::mt19937 random(3);
+  std::vector<int> text(tokens);
+  for (int& token : text) token = static_cast<int>(random() % model.config().vocab);
+  return text;
+}
+
+/// Keeps every token, and tells attend() about the window instead of the cache.
+class UnwindowedCache final : public AttentionCache {
+ public:
+  UnwindowedCache(const ModelConfig& config, const std::string& recipe)
+      : config_(config), cache_(create(config, recipe)) {}
+
+  void restart(int positions) override {
+    id_ = cache_.open().value();
+    ASSERT_TRUE(cache_.reserve(id_, positions).ok());
+  }
+  void attend(int layer, int count, const float* queries, const float* keys, const float* values,
+              float* out) override {
+    const auto rows = [&](const float* data, int heads) {
+      return kvtilt::TensorView(data, count, heads, config_.head_dim);
+    };
+    ASSERT_TRUE(
+        cache_.append(id_, layer, rows(keys, config_.kv_heads), rows(values, config_.kv_heads))
+            .ok());
+    const kvtilt::LayerView view = cache_.view(id_, layer).value();
+    std::vector<std::byte> workspace(kvtilt::attend_workspace_bytes(view));
+    kvtilt::AttendOptions options;
+    options.window = config_.windows[static_cast<std::size_t>(layer)];
+    ASSERT_TRUE(kvtilt::attend(view, rows(queries, config_.query_heads),
+                               {out, count, config_.query_heads, config_.head_dim}, options,
+                               workspace)
+                    .ok());
+  }
+  [[nodiscard]] int draft_room() const override { return 0; }
+  void truncate(int length) override { ASSERT_TRUE(cache_.truncate(id_, length).ok()); }
+  [[nodiscard]] int length() const override { return static_cast<int>(cache_.length(id_).value()); }
+  [[nodiscard]] CacheUsage usage() const override {
+    return {cache_.memory().bytes_in_use(), cache_.memory().reserved_bytes, 0};
+  }
+  [[nodiscard]] double page_bits() const override { return cache_.page_bits(); }
+  [[nodiscard]] bool touched_codes() const override { return true; }
+
+ private:
+  static kvtilt::KVCache create(const ModelConfig& config, const std::string& recipe) {
+    const auto shape = kvtilt::CacheShape::uniform(config.layers, config.kv_heads, config.head_dim);
+    kvtilt::CacheOptions options;
+    options.page_tokens = small_pages.page_tokens;
+    options.recent_tokens = small_pages.recent_tokens;
+    options.sink_tokens = small_pages.sink_tokens;
+    const auto plan = kvtilt::Plan::uniform(shape, kvtilt::parse_recipe(recipe).value());
+    return kvtilt::KVCache::create(shape, plan, options).value();
+  }
+
+  ModelConfig config_;
+  kvtilt::KVCache cache_;
+  kvtilt::SequenceId id_;
+};
+
+std::vector<float> decode(const Model& model, AttentionCache& cache, const std::vector<int>& text) {
+  const auto vocab = static_cast<std::size_t>(model.config().vocab);
+  std::vector<float> logits(text.size() * vocab);
+  Scratch scratch;
+  cache.restart(static_cast<int>(text.size()));
+  for (std::size_t i = 0; i < text.size(); ++i) {
+    model.forward({&text[i], 1}, cache, scratch, {&logits[i * vocab], vocab});
+  }
+  return logits;
+}
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  float largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
+  return largest;
+}
+
+struct Case {
+  const char* model;
+  int window;
+};
+constexpr Case cases[] = {{"mistral_window_bf16", 7},    // the checkpoints' own windows,
+                          {"qwen2_mixed_windows", 5},    // this one in the second layer only
+                          {"mistral_window_bf16", 96}};  // and one of three whole pages
+
+TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
+  for (const auto& [name, window] : cases) {
+    const Model model = load(name, window);
+    const auto text = random_text(model);
+    FloatCache plain(model.config());
+    const auto expected = decode(model, plain, text);
+    for (const std::string recipe : {"k16v16", "k8v8", "k4v2"}) {
+      const auto cache = make_cache(model.config(), recipe, small_pages);
+      UnwindowedCache keeps(model.config(), recipe);
+      const auto windowed = decode(model, *cache, text);
+      const auto unwindowed = decode(model, keeps, text);
+      // Rounding alone: tables of different length are summed in different spans.
+      EXPECT_LE(largest_difference(windowed, unwindowed), 2e-3F) << name << ' ' << recipe;
+      const bool quantized = recipe != "k16v16";
+      EXPECT_EQ(largest_difference(windowed, expected) > 2e-3F, quantized) << name << ' ' << recipe;
+      EXPECT_LT(cache->usage().bytes, keeps.usage().bytes);
+    }
+  }
+}
+
+/// Bytes in use of one layer that holds `length` tokens, from the rules alone: each `page` tokens
+/// behind the sinks are sealed at once, and then the pages that end a window back are freed.
+std::size_t expected_bytes(const ModelConfig& config, int window, double page_bits, int length) {
+  const int page = small_pages.page_tokens;
+  const int sealed = std::max(0, length - small_pages.sink_tokens) / page;
+  const int newest = small_pages.sink_tokens + sealed * page;  // length when the last was sealed
+  int kept = 0;
+  for (int i = 0; i < sealed; ++i) {
+    const int end = small_pages.sink_tokens + (i + 1) * page;
+    if (window == 0 || end > newest - window) ++kept;
+  }
+  const std::size_t numbers = static_cast<std::size_t>(config.kv_heads * config.head_dim * 2);
+  const int half = length - sealed * page;
+  const int entries = kept + (length > 0 ? 1 : 0) + (length > newest ? 1 : 0);
+  return static_cast<std::size_t>(kept * page_bits * page) * numbers / 8 +
+         static_cast<std::size_t>(half) * numbers * 2 +
+         static_cast<std::size_t>(entries) * sizeof(kvtilt::PageEntry);
+}
+
+TEST(Window, MemoryIsWhatTheWindowNeedsHoweverLongTheText) {
+  for (const auto& [name, window] : cases) {
+    const Model model = load(name, window);
+    const auto text = random_text(model);
+    const ModelConfig& config = model.config();
+    const auto cache = make_cache(config, "k4v2", small_pages);
+    cache->restart(tokens);
+    const std::size_t reserved = cache->usage().reserved_bytes;
+    Scratch scratch;
+    std::vector<float> logits(static_cast<std::size_t>(config.vocab));
+    std::vector<std::size_t> bytes;
+    for (int i = 0; i < tokens; ++i) {
+      model.forward({&text[static_cast<std::size_t>(i)], 1}, *cache, scratch, logits);
+      std::size_t expected = 0;
+      for (const int own : config.windows) {
+        expected += expected_bytes(config, own, cache->page_bits(), i + 1);
+      }
+      ASSERT_EQ(cache->usage().bytes, expected) << name << " at " << i;
+      ASSERT_EQ(cache->usage().reserved_bytes, reserved);  // frees what it seals into
+      bytes.push_back(expected);
+    }
+    const bool all_windowed = std::count(config.windows.begin(), config.windows.end(), 0) == 0;
+    const auto shorter = make_cache(config, "k4v2", small_pages);
+    shorter->restart(tokens / 5);
+    EXPECT_EQ(shorter->usage().reserved_bytes == reserved, all_windowed);
+    const std::size_t page = static_cast<std::size_t>(small_pages.page_tokens);
+    for (std::size_t i = tokens / 2; all_windowed && i < bytes.size(); ++i) {
+      ASSERT_EQ(bytes[i], bytes[i - page]);  // nothing left to grow
+    }
+  }
+}
+
+TEST(Window, QuantizedPagesBehindAWindowCostLittle) {
+  const TemporaryFolder folder;  // a trained model, told to look back no further than 128 tokens
+  for (const std::string file : {"config.json", "model.safetensors"}) {
+    std::filesystem::copy(data_folder("models/novels-3M") / file, folder.path());
+  }
+  folder.edit_json("config.json", [](auto& config) {
+    config["architectures"] = {"MistralForCausalLM"};
+    config["model_type"] = "mistral";
+    config["sliding_window"] = 128;
+  });
+  const Model model(folder.path());
+  const auto tokenizer = load_tokenizer(folder.path(), model.config());
+  auto pieces = cut_pieces(read_text_file(data_folder("text/novels_heldout.txt")), *tokenizer, 700);
+  pieces.resize(1);
+  EvaluationOptions options;
+  options.recipes = {"k16v16", "k8v8", "k4v2", "k2v2"};
+  options.cache = small_pages;
+  const auto reports = evaluate(model, pieces, options);
+  const double limits[] = {0, 1e-8, 1e-5, 1e-2, 3e-2};  // five times the measured means or more
+  for (std::size_t i = 1; i < reports.size(); ++i) {
+    EXPECT_GT(reports[i].kld_mean, reports[i - 1].kld_mean) << reports[i].recipe;
+    EXPECT_LT(reports[i].kld_mean, limits[i]) << reports[i].recipe;
+    EXPECT_TRUE(std::isfinite(reports[i].kld_max)) << reports[i].recipe;
+    EXPECT_LT(reports[i].cache_bytes, reports[0].cache_bytes / 4) << reports[i].recipe;
+  }
+  EXPECT_GT(reports[3].quantized_share, 0.9);
+}
+
+}  // namespace
+}  // namespace llama
