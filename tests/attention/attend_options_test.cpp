@@ -44,7 +44,7 @@ TEST(AttendOptionsAgreement, SoftCapBendsTheLogits) {
     for (const float cap : {0.5f, 5.0f, 30.0f, 50.0f})
       for (const float spread : {0.01f, 1.0f, 20.0f}) {
         const Rows<float> queries = test::random_queries(random, filled.shape, 3, 2, spread);
-        AttendOptions options;
+        AttendOptions options = test::exact_options();
         options.soft_cap = cap;
         EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                          test::attended(filled.view(), queries, options),
@@ -59,7 +59,7 @@ TEST(AttendOptionsAgreement, AlibiFallsWithDistance) {
   const Filled filled({2, 64, 64}, "k8v8", 700, random);
   const std::vector<float> slopes = {0.5f, 0.25f, 0.0f, 0.0078125f};
   const Rows<float> queries = test::random_queries(random, filled.shape, 5, 2);
-  AttendOptions options;
+  AttendOptions options = test::exact_options();
   options.alibi_slopes = slopes;
   EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                    test::attended(filled.view(), queries, options),
@@ -71,7 +71,7 @@ TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
   const Filled filled({1, 64, 64}, "k8v8", 200, random);
   const std::vector<float> sinks = {-40.0f, 0.0f, 3.0f, 90.0f};
   const Rows<float> queries = test::random_queries(random, filled.shape, 2, 4);
-  AttendOptions options;
+  AttendOptions options = test::exact_options();
   options.sink_logits = sinks;
   EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                    test::attended(filled.view(), queries, options),
@@ -90,7 +90,7 @@ TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
       std::vector<std::uint64_t> mask;
       for (std::int64_t i = 0; i < drafts; ++i) mask.push_back(random.next());
       const Rows<float> queries = test::random_queries(random, filled.shape, drafts, 2);
-      AttendOptions options;
+      AttendOptions options = test::exact_options();
       options.tree_mask = mask;
       EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                        test::attended(filled.view(), queries, options),
@@ -105,7 +105,7 @@ TEST(AttendOptionsAgreement, AChainAsTreeIsCausal) {
   const Rows<float> queries = test::random_queries(random, filled.shape, 6, 2);
   std::vector<std::uint64_t> chain;
   for (int i = 0; i < 6; ++i) chain.push_back((std::uint64_t{2} << i) - 1);
-  AttendOptions options;
+  AttendOptions options = test::exact_options();
   options.tree_mask = chain;
   EXPECT_EQ(test::attended(filled.view(), queries, options).out.data,
             test::attended(filled.view(), queries).out.data);
@@ -133,7 +133,7 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
       sinks.push_back(static_cast<float>(random.normal() * 3));
     }
     for (int i = 0; i < queries_count; ++i) tree.push_back(random.next());
-    AttendOptions options;
+    AttendOptions options = test::exact_options();
     if (random.chance(2)) options.scale = static_cast<float>(random.uniform(0.01, 0.3));
     if (random.chance(2)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(2)) options.alibi_slopes = slopes;
@@ -186,7 +186,7 @@ TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
   std::vector<float> sinks(6, 1.0f);
   std::vector<std::uint64_t> tree;
   for (int i = 0; i < 20; ++i) tree.push_back(random.next());
-  AttendOptions options;
+  AttendOptions options = test::exact_options();
   options.soft_cap = 20.0f;
   options.window = 60;
   options.alibi_slopes = slopes;

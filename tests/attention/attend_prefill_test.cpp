@@ -37,8 +37,8 @@ Output prefilled(const LayerView& past, const Rows<float>& queries, const Tensor
   Output output(queries.tokens, queries.heads, past.shape.value_dim);
   std::vector<std::byte> workspace(attend_prefill_workspace_bytes(past, queries.tokens),
                                    std::byte{0xff});
-  KVTILT_EXPECT_OK(
-      attend_prefill(past, queries.view(), keys, values, output.view(), {}, workspace));
+  KVTILT_EXPECT_OK(attend_prefill(past, queries.view(), keys, values, output.view(),
+                                  test::exact_options(), workspace));
   return output;
 }
 
@@ -130,7 +130,8 @@ TEST(AttendPrefill, ChunkingDoesNotChangeTheCache) {
       workspace.resize(attend_prefill_workspace_bytes(past, some));
       Output output(some, 2, 72);
       KVTILT_EXPECT_OK(attend_prefill(past, queries.view(first, some), keys.view(first, some),
-                                      values.view(first, some), output.view(), {}, workspace));
+                                      values.view(first, some), output.view(),
+                                      test::exact_options(), workspace));
       KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(first, some), values.view(first, some)));
     }
     EXPECT_TRUE(test::same_content(cache.view(whole, 0).value(), cache.view(id, 0).value()))

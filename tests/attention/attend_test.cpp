@@ -184,23 +184,53 @@ TEST(AttendProperty, KeepsTheBoundOverTwentyThousandTokens) {
 }
 
 // Equal terms drift: adding the same page over and over rounds the same way until the sum doubles.
-// What bounds it is that pages are summed in spans.
+// What bounds it is that pages are summed in spans, and spans in double. A million tokens.
 TEST(AttendProperty, KeepsTheBoundWhereRoundingDrifts) {
   constexpr int page = 32;
-  constexpr int pages = 4096;
+  constexpr int pages = 32768;
   for (const Isa isa : test::usable_isas()) {
     Random random(15);
-    const LayerShape shape{1, 8, 64, 0};
+    const LayerShape shape{1, 8, 8, 0};
     KVCache cache = test::make_cache(shape, presets::k16v16, options_for(isa, page, 0, 0));
     const SequenceId id = test::open_reserved(cache, pages * page);
     const Rows<float> keys = random_rows(random, page, 1, 8, 0.3f);
-    const Rows<float> values = random_rows(random, page, 1, 64, 0.1f, 1.0f);
+    const Rows<float> values = random_rows(random, page, 1, 8, 0.1f, 1.0f);
     for (int i = 0; i < pages; ++i)
       KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
     EXPECT_TRUE(
         attends_within_bound(cache.view(id, 0).value(), random_queries(random, shape, 1, 1)))
         << to_string(isa);
   }
+}
+
+// Products that are alike round alike: the one case in which a sum needs its worst-case bound.
+TEST(AttendProperty, ConstantTensorsKeepTheBoundOfTheirDimension) {
+  for (const Isa isa : test::usable_isas())
+    for (const char* name : {"k16v16", "k8v8", "k4v2", "k8tv8c"})
+      for (const int dim : {32, 128, 576}) {
+        Random random(16);
+        const LayerShape shape{1, dim, 8, 0};
+        for (int round = 0; round < 20; ++round) {
+          KVCache cache =
+              test::make_cache(shape, parse_recipe(name).value(), options_for(isa, 32, 4, 0));
+          const SequenceId id = test::open_reserved(cache, 40);
+          Rows<float> keys(40, 1, dim);
+          const Rows<float> values(40, 1, 8);
+          Rows<float> queries(1, 1, dim);
+          std::fill(keys.data.begin(), keys.data.end(), static_cast<float>(random.uniform(10, 30)));
+          std::fill(queries.data.begin(), queries.data.end(),
+                    static_cast<float>(random.uniform(10, 30)));
+          KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+          const LayerView view = cache.view(id, 0).value();
+          const double logit = static_cast<double>(queries.data[0]) *
+                               static_cast<double>(to_float(to_f16(keys.data[0]))) *
+                               std::sqrt(static_cast<double>(dim));
+          const double lse = logit + std::log(40.0);
+          EXPECT_NEAR(static_cast<double>(attended(view, queries).lse[0]), lse,
+                      1e-5 + std::max(8.0, dim / 2.0) * 0x1p-24 * logit)
+              << name << ", " << dim << " channels on " << to_string(isa);
+        }
+      }
 }
 
 // Scales and minima are folded apart from codes, so an element that nearly cancels against the
@@ -252,7 +282,7 @@ TEST(AttendRandom, KeepsTheBoundForAnything) {
                               options_for(isa, page, random.between(0, 40), random.between(0, 150)),
                               length, random, {1.0f, random.chance(2) ? 0.0f : 20.0f, 0.0f});
       const int queries = std::min(length, random.between(1, 12));
-      AttendOptions options;
+      AttendOptions options = test::exact_options();
       if (random.chance(2)) options.scale = 0.05f;
       EXPECT_TRUE(attends_within_bound(
           layer.view(), random_queries(random, shape, queries, random.between(1, 6)), options))
@@ -297,7 +327,8 @@ TEST(Attend, ReadsEveryStridedElementType) {
   std::vector<std::byte> workspace(attend_workspace_bytes(layer.view()));
   for (const TensorView& queries : {bf16.view(), f16.view(), strided}) {
     Output output(5, 6, 48);
-    KVTILT_EXPECT_OK(attend(layer.view(), queries, output.view(), {}, workspace));
+    KVTILT_EXPECT_OK(
+        attend(layer.view(), queries, output.view(), test::exact_options(), workspace));
     EXPECT_EQ(output.out.data, expected.out.data);
     EXPECT_EQ(output.lse, expected.lse);
   }
@@ -313,7 +344,7 @@ TEST(Attend, WritesStridedOutputsAndNothingElse) {
   std::vector<float> data(4 * 4 * 48, 5.0f);
   const OutputView out = OutputView(data.data() + 2 * 48, 3, 4, 40).with_strides(-48, 4 * 48);
   std::vector<std::byte> workspace(attend_workspace_bytes(layer.view()));
-  KVTILT_EXPECT_OK(attend(layer.view(), queries.view(), out, {}, workspace));
+  KVTILT_EXPECT_OK(attend(layer.view(), queries.view(), out, test::exact_options(), workspace));
   for (int h = 0; h < 4; ++h)
     for (int row = 0; row < 4; ++row)
       for (int c = 0; c < 48; ++c) {
@@ -333,7 +364,7 @@ TEST(Attend, AcceptsAWorkspaceOfAnyAlignmentAndContent) {
   for (std::size_t offset = 0; offset < 64; offset += 7) {
     std::vector<std::byte> memory(needed + 64 + 64, std::byte{0x7f});
     Output output(4, 10, 72);
-    KVTILT_EXPECT_OK(attend(layer.view(), queries.view(), output.view(), {},
+    KVTILT_EXPECT_OK(attend(layer.view(), queries.view(), output.view(), test::exact_options(),
                             std::span(memory).subspan(offset, needed)));
     EXPECT_EQ(output.out.data, expected.out.data);
     EXPECT_EQ(output.lse, expected.lse);

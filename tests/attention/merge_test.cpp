@@ -26,13 +26,13 @@ TEST(MergeAgreement, PartsOfTheKeysAddUpToTheWhole) {
   const LayerView view = cache.view(id, 0).value();
   const Rows<float> queries = test::random_queries(random, shape, 3, 3);
   const std::vector<float> sinks = {0.5f, 1.0f, -2.0f, 4.0f, 0.0f, 9.0f};
-  AttendOptions whole;
+  AttendOptions whole = test::exact_options();
   whole.sink_logits = sinks;
   for (int round = 0; round < 20; ++round) {
     test::Output sum(3, 6, 48);
     bool first = true;
     for (std::int64_t start = 0; start < 1000;) {
-      AttendOptions part;
+      AttendOptions part = test::exact_options();
       part.first_position = start;
       part.end_position = start + random.between(1, 700);  // may end before, inside, after pages
       if (first) part.sink_logits = sinks;                 // they belong to one part

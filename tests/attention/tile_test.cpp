@@ -46,11 +46,11 @@ class Pages {
     const LayerShape shape{1, key_dim, value_dim, 0};
     const cpu::Kernels* kernels = cpu::kernels<AllFormats>(isa);
     WorkspaceCarver measure(nullptr);
-    const AttentionTile measured(shape, page, kernels, measure);
+    const AttentionTile measured(shape, page, kernels, Arithmetic::Exact, measure);
     workspace_.resize(measure.used() + page_alignment, std::byte{0xff});
     WorkspaceCarver carver(workspace_.data() + page_alignment -
                            reinterpret_cast<std::uintptr_t>(workspace_.data()) % page_alignment);
-    tile_.emplace(shape, page, kernels, carver);
+    tile_.emplace(shape, page, kernels, Arithmetic::Exact, carver);
   }
 
   AttentionTile& tile() { return *tile_; }
@@ -68,7 +68,7 @@ class Pages {
     for (int c = 0; c < key_dim; ++c) place[c] = query[c] * log2_e;
   }
   void add_page(int index, int tokens = page) {
-    tile_->add_page(head_, bytes_.data() + head_.bytes() * static_cast<std::size_t>(index),
+    tile_->add_page(head_, bytes_.data() + head_.bytes() * static_cast<std::size_t>(index), 0,
                     std::int64_t{index} * page, tokens, false);
     if (++pages_added_ % span_pages == 0) tile_->end_span();
   }

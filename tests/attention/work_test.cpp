@@ -59,7 +59,7 @@ TEST(WorkAgreement, ABatchHasTheBitsOfItsSequencesWhateverTheWorkers) {
   Ragged batch(random);
   std::vector<test::Output> alone;
   for (std::size_t i = 0; i < batch.requests.size(); ++i)
-    alone.push_back(test::attended(batch.requests[i].view, batch.queries[i]));
+    alone.push_back(test::attended(batch.requests[i].view, batch.queries[i], AttendOptions{}));
   for (const int workers : {1, 2, 3, 16})
     for (const auto run : {&run_threads, &run_backwards}) {
       for (test::Output& output : batch.outputs)

@@ -123,7 +123,7 @@ TEST(KVCacheDraftProperty, DraftsThatSealNothingReadAndLeaveTheBitsOfPlainDecodi
   LayerShape windowed = shape;
   windowed.window = 50;
   const std::vector<float> slopes(6, 0.05f);
-  AttendOptions capped;
+  AttendOptions capped = test::exact_options();
   capped.soft_cap = 5.0f;
   capped.alibi_slopes = slopes;
   for (const Isa isa : test::usable_isas())

@@ -155,7 +155,7 @@ TEST_F(KVCacheFork, RemovalDropsPagesAndNothingMoves) {
   // Attention goes on without them, at the positions the others always had.
   const Rows<float> queries = test::random_queries(random_, view.shape, 3, 2);
   const std::vector<float> slopes(4, 0.05f);
-  AttendOptions options;
+  AttendOptions options = test::exact_options();
   options.alibi_slopes = slopes;
   EXPECT_TRUE(test::follows_oracle(view, queries, options, test::attended(view, queries, options),
                                    4.0));  // codes may cancel

@@ -64,7 +64,7 @@ TEST(Isa, VariableForcesOne) {
 }
 
 TEST(Isa, ArgumentBeatsTheVariable) {
-  for (const char* name : {"scalar", "avx2", "nonsense"})
+  for (const char* name : {"scalar", "avx2", "avx512", "nonsense"})
     for (const Isa isa : test::usable_isas()) {
       const IsaVariable variable(name);
       const auto active = active_isa(isa);
@@ -74,19 +74,25 @@ TEST(Isa, ArgumentBeatsTheVariable) {
 }
 
 TEST(IsaHostile, UnknownNamesAreRefused) {
-  for (const std::string name : {"AVX2", "avx", "avx22", " avx2", "scalar ", "neon", "0", "best"}) {
+  for (const std::string name :
+       {"AVX2", "avx", "avx22", "avx512f", " avx2", "scalar ", "neon", "0", "best"}) {
     const IsaVariable variable(name.c_str());
     const auto active = active_isa();
     EXPECT_EQ(active.code(), ErrorCode::InvalidArgument) << name;
     EXPECT_THAT(std::string(active.message()), HasSubstr("KVTILT_ISA is '" + name + "'"));
-    EXPECT_THAT(std::string(active.message()), HasSubstr("scalar or avx2"));
+    EXPECT_THAT(std::string(active.message()), HasSubstr("expected scalar, avx2 or avx512"));
   }
+}
+
+TEST(IsaHostile, NumbersThatAreNoInstructionSetAreRefused) {
+  EXPECT_EQ(check_isa(static_cast<Isa>(77)).code(), ErrorCode::Unsupported);
+  EXPECT_EQ(active_isa(static_cast<Isa>(77)).code(), ErrorCode::Unsupported);
 }
 
 TEST(IsaHostile, LongNamesAreCut) {
   const std::string name(100000, 'x');
   const IsaVariable variable(name.c_str());
-  EXPECT_THAT(std::string(active_isa().message()), HasSubstr("scalar or avx2"));
+  EXPECT_THAT(std::string(active_isa().message()), HasSubstr("expected scalar, avx2 or avx512"));
 }
 
 TEST(Isa, WhatIsNotCompiledSaysSo) {
@@ -110,13 +116,19 @@ TEST(Isa, SomethingAlwaysRuns) {
 #else
   EXPECT_TRUE(is_compiled(Isa::Scalar));
 #endif
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  EXPECT_FALSE(is_compiled(Isa::Avx2));
+#else
   EXPECT_EQ(is_compiled(Isa::Avx2), KVTILT_X86 == 1);
+#endif
+  EXPECT_EQ(is_compiled(Isa::Avx512), KVTILT_X86 == 1);
 }
 
 TEST(Isa, HasANameEach) {
   EXPECT_STREQ(to_string(Isa::Scalar), "scalar");
   EXPECT_STREQ(to_string(Isa::Avx2), "avx2");
-  EXPECT_EQ(std::size(all_isas), 2u);
+  EXPECT_STREQ(to_string(Isa::Avx512), "avx512");
+  EXPECT_EQ(std::size(all_isas), 3u);
 }
 
 }  // namespace

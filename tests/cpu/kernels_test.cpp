@@ -15,9 +15,13 @@ void expect_widths(const bool (&expected)[width_slots]) {
     ASSERT_NE(table, nullptr);
     EXPECT_EQ(table->isa, isa);
     for (int slot = 0; slot < width_slots; ++slot) {
-      EXPECT_EQ(table->contract[slot] != nullptr, expected[slot]) << slot;
+      EXPECT_EQ(table->float_dot[slot] != nullptr, expected[slot]) << slot;
+      const int widest = isa == Isa::Avx512 ? 8 : isa == Isa::Avx2 ? 4 : 0;
+      const bool integers = expected[slot] && slot != width_slot(half_bits) && slot <= widest;
+      EXPECT_EQ(table->integer_dot[slot] != nullptr, integers) << slot;
       EXPECT_EQ(table->pack[slot] != nullptr, expected[slot]) << slot;
     }
+    EXPECT_NE(table->contract_rows, nullptr);
     EXPECT_NE(table->absorb, nullptr);
     EXPECT_NE(table->scale, nullptr);
     EXPECT_NE(table->to_f16_row, nullptr);
@@ -53,7 +57,7 @@ TEST(Kernels, DifferBetweenInstructionSets) {
   const Kernels* strong = kernels<AllFormats>(test::usable_isas()[1]);
   EXPECT_NE(weak->absorb, strong->absorb);
   for (int slot = 0; slot < width_slots; ++slot) {
-    EXPECT_NE(weak->contract[slot], strong->contract[slot]) << slot;
+    EXPECT_NE(weak->float_dot[slot], strong->float_dot[slot]) << slot;
     EXPECT_NE(weak->pack[slot], strong->pack[slot]) << slot;
   }
 }

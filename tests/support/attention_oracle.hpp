@@ -195,6 +195,13 @@ inline testing::AssertionResult keeps_bound(const std::vector<StoredHead>& store
   return testing::AssertionFailure() << where.str();
 }
 
+/// The arithmetic that keeps attend()'s error bound.
+inline AttendOptions exact_options() {
+  AttendOptions options;
+  options.arithmetic = Arithmetic::Exact;
+  return options;
+}
+
 inline double logit_scale(const LayerView& view, const AttendOptions& options) {
   return options.scale > 0.0f ? static_cast<double>(options.scale)
                               : 1.0 / std::sqrt(static_cast<double>(view.shape.key_dim));

@@ -57,7 +57,7 @@ inline Rows<float> random_queries(Random& random, const LayerShape& shape, std::
 
 /// attend() with a fresh workspace of exactly the bytes it asks for.
 inline Output attended(const LayerView& view, const Rows<float>& queries,
-                       const AttendOptions& options = {}) {
+                       const AttendOptions& options = exact_options()) {
   Output output(queries.tokens, queries.heads, view.shape.value_dim);
   std::vector<std::byte> workspace(attend_workspace_bytes(view), std::byte{0xff});
   KVTILT_EXPECT_OK(attend(view, queries.view(), output.view(), options, workspace));
@@ -66,7 +66,7 @@ inline Output attended(const LayerView& view, const Rows<float>& queries,
 
 inline testing::AssertionResult attends_within_bound(const LayerView& view,
                                                      const Rows<float>& queries,
-                                                     const AttendOptions& options = {}) {
+                                                     const AttendOptions& options = exact_options()) {
   return keeps_bound(view, queries, options, attended(view, queries, options));
 }
 

@@ -20,9 +20,6 @@
 
 namespace kvtilt::test {
 
-/// What the bound of attend()'s docstring holds for.
-inline AttendOptions exact_options() { return {}; }
-
 /// One request with all that it points to, and its model.
 struct RandomRequest {
   const LayerModel* model;

@@ -12,6 +12,15 @@
 
 namespace kvtilt {
 
+/// How queries and probabilities meet codes; keys and values may differ, as their widths do.
+enum class Arithmetic : std::uint8_t {
+  /// Integer dot products where this machine has fast ones for a tensor's width, float32 elsewhere.
+  /// Queries and probabilities are then rounded too, in steps chosen so that this adds less than a
+  /// fifth of the error (rms) that the codes have themselves.
+  Fast,
+  Exact,  ///< float32: attend() states the error bound
+};
+
 /// Order of operations, for a query at position i and a key at position j:
 ///
 ///     logit = cap * tanh(scale * q.k / cap) + slope * (j - i)     cap and slope where given
@@ -22,6 +31,7 @@ struct AttendOptions {
   float soft_cap = 0.0f;  ///< 0: none
   int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
   std::span<const float> alibi_slopes = {};  ///< [query_heads], usually positive; empty: none
+  Arithmetic arithmetic = Arithmetic::Fast;
   /// [query_heads] logits of a token that is not there (gpt-oss). They belong to exactly one part
   /// when partial results are merged. Empty: none.
   std::span<const float> sink_logits = {};

@@ -2,6 +2,7 @@
 /// Attention of a tile of query rows that share a kv head: pages go through it one after another.
 #pragma once
 
+#include <kvtilt/attention/options.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>
@@ -11,6 +12,7 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 
 namespace kvtilt::detail {
@@ -19,9 +21,9 @@ namespace kvtilt::detail {
 /// outputs out of the first-level cache.
 inline constexpr int tile_rows = 16;
 
-/// Pages whose outputs are summed before they join the total. Bounds the rounding of long sums to
-/// (span_pages + pages / span_pages) additions, and is the unit in which work is split: results do
-/// not depend on how many threads there are.
+/// Pages whose outputs are summed in float32 before they join the total, which is kept in double:
+/// rounding does not grow with the length. Also the unit in which work is split: results do not
+/// depend on how many threads there are.
 inline constexpr int span_pages = 32;
 
 /// Lines of 16 slots in the largest page: 128 tokens, or 1024 sinks.
@@ -78,17 +80,12 @@ struct RowRule {
   }
 };
 
-struct TileRow {
-  RowRule rule;
-  SoftmaxState span;
-  SoftmaxState total;
-};
-
 class AttentionTile {
  public:
   AttentionTile(const LayerShape& shape, int max_page_tokens, const cpu::Kernels* kernels,
-                WorkspaceCarver& carver)
+                Arithmetic arithmetic, WorkspaceCarver& carver)
       : kernels_(kernels),
+        arithmetic_(arithmetic),
         key_stride_(padded(shape.key_dim)),
         value_stride_(padded(shape.value_dim)),
         score_stride_(padded(max_page_tokens)),
@@ -96,15 +93,22 @@ class AttentionTile {
     queries_ = carver.take<float>(tile_rows * key_stride_);
     scores_ = carver.take<float>(tile_rows * score_stride_);
     outputs_ = carver.take<float>(tile_rows * value_stride_);
-    totals_ = carver.take<float>(tile_rows * value_stride_);
-    scratch_ = carver.take<float>(4 * std::max(key_stride_, score_stride_));
+    totals_ = carver.take<double>(tile_rows * value_stride_);
+    scratch_ = carver.take<float>(cpu::contract_scratch_floats(
+        static_cast<int>(std::max({key_stride_, score_stride_, value_stride_}))));
   }
 
-  void clear() { rows_ = 0; }
+  void clear() {
+    rows_ = 0;
+    common_ = {};
+  }
 
   /// Adds a row; returns where its query goes (key_dim floats, times the factor of the logits).
   float* add_row(const RowRule& rule) {
-    row_[rows_] = {rule, {}, {}};
+    rules_[rows_] = rule;
+    common_.first = std::max(common_.first, rule.first_position);
+    common_.end = std::min({common_.end, rule.end_position, rule.tree_start});
+    spans_[rows_] = total_states_[rows_] = {};
     std::fill_n(outputs_ + static_cast<std::size_t>(rows_) * value_stride_, value_stride_, 0.0f);
     float* query = queries_ + static_cast<std::size_t>(rows_) * key_stride_;
     std::fill_n(query, key_stride_, 0.0f);
@@ -113,47 +117,65 @@ class AttentionTile {
   }
 
   /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
-  void add_page(const HeadLayout& head, const std::byte* block, std::int64_t first_position,
-                int tokens, bool sinks) {
+  void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
+                std::int64_t first_position, int tokens, bool sinks) {
     const cpu::Range range = find_visible(first_position, tokens, sinks);
     if (range.first >= range.last) return;
 
     const int slots = static_cast<int>(padded(tokens));
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
     for (int r = 0; r < rows_; ++r) std::fill_n(scores[r], slots, 0.0f);
-    kernels_->contract[cpu::width_slot(head.key.format.bits)](
-        head.key, block, {queries_, static_cast<std::ptrdiff_t>(key_stride_)}, rows_, range,
-        {0, head.key.matrix.inner}, scores, scratch_);
+    kernels_->contract({&head.key,
+                        block,
+                        next,
+                        range,
+                        {0, head.key.matrix.inner},
+                        {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
+                        rows_,
+                        scores,
+                        scratch_},
+                       sums_of(head.key.format));
 
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
     for (int r = 0; r < rows_; ++r) {
-      TileRow& row = row_[r];
-      const cpu::LogitRule& logit = row.rule.logit;
+      const cpu::LogitRule& logit = rules_[r].logit;
       if (logit.cap > 0.0f || logit.slope != 0.0f)
         kernels_->shape(scores[r], slots, logit,
-                        static_cast<float>(first_position - row.rule.position));
-      const float shrink = kernels_->absorb(scores[r], slots, visible_[r], row.span);
-      if (shrink != 1.0f) kernels_->scale(outputs[r], value_dim_, shrink);
+                        static_cast<float>(first_position - rules_[r].position));
     }
-    kernels_->contract[cpu::width_slot(head.value.format.bits)](
-        head.value, block, {scores_, static_cast<std::ptrdiff_t>(score_stride_)}, rows_,
-        {0, head.value.matrix.outer}, range, outputs, scratch_);
+    float shrinks[tile_rows];
+    kernels_->absorb(scores, rows_, slots, {visible_[0], max_blocks}, spans_, shrinks);
+    for (int r = 0; r < rows_; ++r)
+      if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
+    kernels_->contract({&head.value,
+                        block,
+                        next,
+                        {0, head.value.matrix.outer},
+                        range,
+                        {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                        rows_,
+                        outputs,
+                        scratch_},
+                       sums_of(head.value.format));
   }
 
   /// Adds the span to the total and starts another.
   void end_span() {
     for (int r = 0; r < rows_; ++r) {
-      TileRow& row = row_[r];
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
-      float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
-      if (row.span.empty()) continue;
-      const bool first = row.total.empty();
-      const MergeWeights weights = merge(row.total, row.span);
+      double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
+      if (spans_[r].empty()) continue;
+      const bool first = total_states_[r].empty();
+      const MergeWeights weights = merge(total_states_[r], spans_[r]);
+      const double old = static_cast<double>(weights.first);
+      const double added = static_cast<double>(weights.second);
+      total_sums_[r] =
+          (first ? 0.0 : total_sums_[r] * old) + static_cast<double>(spans_[r].sum) * added;
       for (std::size_t channel = 0; channel < value_stride_; ++channel)
         total[channel] =
-            (first ? 0.0f : total[channel] * weights.first) + span[channel] * weights.second;
+            (first ? 0.0 : total[channel] * old) + static_cast<double>(span[channel]) * added;
       std::fill_n(span, value_stride_, 0.0f);
-      row.span = {};
+      spans_[r] = {};
     }
   }
 
@@ -166,29 +188,31 @@ class AttentionTile {
   void give_span(float* storage) const {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
-      storage[value_stride_] = row_[r].span.maximum;
-      storage[value_stride_ + 1] = row_[r].span.sum;
+      storage[value_stride_] = spans_[r].maximum;
+      storage[value_stride_ + 1] = spans_[r].sum;
     }
   }
 
   void take_span(const float* storage) {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(storage, value_stride_, outputs_ + static_cast<std::size_t>(r) * value_stride_);
-      row_[r].span = {storage[value_stride_], storage[value_stride_ + 1]};
+      spans_[r] = {storage[value_stride_], storage[value_stride_ + 1]};
     }
   }
 
   /// Normalises row r of the total into `out` (value_dim floats; zeros if it saw nothing) and returns
   /// its lse.
   float finish(int r, float* out) {
-    SoftmaxState& state = row_[r].total;
-    const float* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
+    SoftmaxState& state = total_states_[r];
+    const double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
     const bool nothing = state.empty();
+    if (!nothing) state.sum = static_cast<float>(total_sums_[r]);
     float weight = 1.0f;
-    if (row_[r].rule.has_sink) weight = merge(state, {row_[r].rule.sink_logit, 1.0f}).first;
-    const float norm = nothing ? 0.0f : weight / state.sum;
+    if (rules_[r].has_sink) weight = merge(state, {rules_[r].sink_logit, 1.0f}).first;
+    const double norm =
+        nothing ? 0.0 : static_cast<double>(weight) / static_cast<double>(state.sum);
     for (int channel = 0; channel < value_dim_; ++channel)
-      out[channel] = nothing ? 0.0f : total[channel] * norm;
+      out[channel] = nothing ? 0.0f : static_cast<float>(total[channel] * norm);
     return state.lse();
   }
 
@@ -197,14 +221,26 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
+  [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
+    const int slot = cpu::width_slot(format.bits);
+    if (arithmetic_ == Arithmetic::Exact || kernels_->integer_dot[slot] == nullptr)
+      return cpu::Sums::Float;
+    return cpu::Sums::Integer;
+  }
+
   /// Fills visible_; returns the slots that some row sees.
   cpu::Range find_visible(std::int64_t first_position, int tokens, bool sinks) {
+    if (first_position >= common_.first && first_position + tokens <= common_.end &&
+        tokens % line_lanes == 0 && !sinks) {
+      for (int r = 0; r < rows_; ++r)
+        std::fill_n(visible_[r], tokens / line_lanes, cpu::LaneMask{0xffff});
+      return {0, tokens};
+    }
     cpu::Range range{tokens, 0};
     for (int r = 0; r < rows_; ++r)
       for (int slot = 0; slot < tokens; slot += line_lanes) {
-        const cpu::LaneMask mask =
-            static_cast<cpu::LaneMask>(row_[r].rule.visible(first_position + slot, sinks) &
-                                       cpu::lanes_between(0, tokens - slot));
+        const cpu::LaneMask mask = static_cast<cpu::LaneMask>(
+            rules_[r].visible(first_position + slot, sinks) & cpu::lanes_between(0, tokens - slot));
         visible_[r][slot / line_lanes] = mask;
         if (mask == 0) continue;
         range.first = std::min(range.first, slot + std::countr_zero(mask));
@@ -214,6 +250,7 @@ class AttentionTile {
   }
 
   const cpu::Kernels* kernels_;
+  Arithmetic arithmetic_;
   std::size_t key_stride_;
   std::size_t value_stride_;
   std::size_t score_stride_;
@@ -221,9 +258,17 @@ class AttentionTile {
   float* queries_;  ///< [rows][key_stride]
   float* scores_;   ///< [rows][score_stride], then probabilities
   float* outputs_;  ///< [rows][value_stride], unnormalised, of the running span
-  float* totals_;   ///< [rows][value_stride], of all spans before
+  double* totals_;  ///< [rows][value_stride], of all spans before
   float* scratch_;
-  TileRow row_[tile_rows];
+  RowRule rules_[tile_rows];
+  SoftmaxState spans_[tile_rows];         ///< of the running span
+  SoftmaxState total_states_[tile_rows];  ///< of all spans before
+  double total_sums_[tile_rows];          ///< its sums, in double
+  /// Positions that every row sees, sinks apart.
+  struct {
+    std::int64_t first = 0;
+    std::int64_t end = std::numeric_limits<std::int64_t>::max();
+  } common_;
   cpu::LaneMask visible_[tile_rows][max_blocks];
   int rows_ = 0;
 };

@@ -81,7 +81,7 @@ inline void number_items(std::span<Work> works, int workers) {
 
 inline AttentionTile carve_tile(const Work& work, WorkspaceCarver& carver) {
   return {work.view->shape, std::max(work.view->max_page_tokens, chunk_block_tokens),
-          work.view->kernels, carver};
+          work.view->kernels, work.options->arithmetic, carver};
 }
 
 /// Bytes of the largest tile of a batch.
@@ -143,13 +143,25 @@ inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& 
   }
 }
 
+/// Bytes between two blocks, which may come from different allocations.
+inline std::ptrdiff_t distance(const std::byte* from, const std::byte* to) {
+  return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(to) -
+                                     reinterpret_cast<std::uintptr_t>(from));
+}
+
 /// Pages first to last-1 of the cache, span by span; the last span stays open.
 inline void add_pages(const Work& work, int kv_head, int first, int last, AttentionTile& tile) {
   for (int index = first; index < last; ++index) {
     if (index > first && index % span_pages == 0) tile.end_span();
     const PageEntry& page = work.view->pages[index];
     const HeadLayout& head = work.view->head(page.kind, kv_head);
-    tile.add_page(head, page.data + head.offset, page.first_position, page.tokens,
+    const std::byte* block = page.data + head.offset;
+    std::ptrdiff_t next = 0;
+    if (index + 1 < last) {
+      const PageEntry& following = work.view->pages[index + 1];
+      next = distance(block, following.data + work.view->head(following.kind, kv_head).offset);
+    }
+    tile.add_page(head, block, next, page.first_position, page.tokens,
                   page.kind == PageKind::Sinks);
   }
 }
@@ -164,6 +176,7 @@ inline void add_chunk(const Work& work, int kv_head, AttentionTile& tile) {
         *work.chunk_head,
         work.chunk_blocks +
             static_cast<std::size_t>(kv_head * blocks + index) * work.chunk_head->bytes(),
+        index + 1 < blocks ? static_cast<std::ptrdiff_t>(work.chunk_head->bytes()) : 0,
         work.first_position + first,
         static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - first)),
         false);

@@ -1,210 +1,250 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
+// Turns coefficients into weights, lets the dot product of a width meet the codes, and puts scales
+// and minima back. Knows no widths: those are in dot.inl.
 
-inline int smaller(int a, int b) { return a < b ? a : b; }
-inline int larger(int a, int b) { return a > b ? a : b; }
+/// Scratch memory of a contraction, carved.
+struct ContractScratch {
+  Rows<float> exact;
+  Rows<std::int8_t> low;
+  Rows<std::int8_t> high;
+  std::uint16_t* high_quads;
 
-/// x in lanes first to last-1, 0 elsewhere.
-inline F32x16 keep_lanes(const F32x16& x, int first, int last) {
-  return keep(x, lanes_between(first, last), 0.0f);
-}
-
-/// Lanes of a block: 16, or 8 for the last block of an outer extent that is an odd multiple of 8.
-inline int block_lanes(CodeMatrix matrix, int block) {
-  return block < matrix.full_blocks() ? line_lanes : line_lanes / 2;
-}
-
-/// The planes of a packed tensor, resolved for one block.
-template <int Bits>
-struct BlockReader {
-  static constexpr Planes split = planes(Bits);
-  const std::byte* plane[max_planes];
-  int first_index;  ///< of the block's quad 0 in a plane
-  int lanes;
-
-  BlockReader(const std::byte* codes, CodeMatrix matrix, int block)
-      : first_index(0), lanes(block_lanes(matrix, block)) {
-    const bool full = lanes == line_lanes;
-    if (full) first_index = block * matrix.quads();
-    KVTILT_UNROLL(3)
-    for (int p = 0; p < split.count; ++p) {
-      plane[p] = codes + (full ? 0 : full_plane_bytes(matrix, split.width[p]));
-      codes += plane_bytes(matrix, split.width[p]);
-    }
+  ContractScratch(float* scratch, CodeMatrix matrix) {
+    const std::ptrdiff_t stride = (larger(matrix.outer, matrix.inner) + 31) / 32 * 32;
+    exact = {scratch, stride};
+    auto* bytes = reinterpret_cast<std::int8_t*>(scratch + row_tile * stride);
+    low = {bytes, stride};
+    high = {bytes + row_tile * stride, stride};
+    high_quads = reinterpret_cast<std::uint16_t*>(bytes + 2 * row_tile * stride);
   }
 
-  /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b.
-  I32x16 quad_codes(int quad_index) const {
-    I32x16 codes = broadcast_bits(0);
-    KVTILT_UNROLL(3)
-    for (int p = 0; p < split.count; ++p) {
-      const int width = split.width[p];
-      const int fields = 8 / width;
-      const int index = first_index + quad_index;
-      I32x16 field = load_line(plane[p] + index / fields * lanes * quad, lanes);
-      if (width < 8) {
-        const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
-        field = bit_and(shift_right(field, index % fields * width), broadcast_bits(mask));
-      }
-      codes = p == 0 ? field : bit_or(shift_left(codes, width), field);
-    }
-    return codes;
+  [[nodiscard]] Weights weights(int high_count) const {
+    return {{exact.data, exact.stride},
+            {low.data, low.stride},
+            {high.data, high.stride},
+            high_quads,
+            high_count};
   }
 };
 
-/// The 16-bit case of contract_block. The number of lanes is a constant: clang would otherwise test
-/// it for every value.
-template <int Lanes, int Tile>
-inline void contract_halves(const F16* values, Range inner, Rows<const float> coefficients,
-                            F32x16* sum) {
-  for (int i = inner.first; i < inner.last; ++i) {
-    const F32x16 value = load_f16(values + static_cast<std::ptrdiff_t>(i) * Lanes, Lanes);
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r)
-      sum[r] = multiply_add(value, broadcast(coefficients[r][i]), sum[r]);
-  }
+/// The extent of the weights a dot product may touch: whole units around `inner`.
+inline Range padded_units(Range inner) {
+  return {inner.first / 32 * 32, (inner.last + 31) / 32 * 32};
 }
 
-/// sums[r] += sum over i in `inner` of coefficients[r][i] * code(block lane, i).
-template <int Bits, int Tile>
-inline void contract_block(const TensorLayout& tensor, const std::byte* block, int index,
-                           Range inner, Rows<const float> coefficients, F32x16* sums) {
-  F32x16 sum[Tile];
-  KVTILT_UNROLL(4)
-  for (int r = 0; r < Tile; ++r) sum[r] = sums[r];
-  if constexpr (Bits == half_bits) {
-    const F16* values = reinterpret_cast<const F16*>(block + tensor.codes) +
-                        static_cast<std::ptrdiff_t>(index) * line_lanes * tensor.matrix.inner;
-    if (block_lanes(tensor.matrix, index) == line_lanes)
-      contract_halves<line_lanes, Tile>(values, inner, coefficients, sum);
-    else
-      contract_halves<line_lanes / 2, Tile>(values, inner, coefficients, sum);
-  } else {
-    const BlockReader<Bits> reader(block + tensor.codes, tensor.matrix, index);
-    const I32x16 low_byte = broadcast_bits(0xffu);
-    for (int q = inner.first / quad; q * quad < inner.last; ++q) {
-      const I32x16 codes = reader.quad_codes(q);
-      KVTILT_UNROLL(4)
-      for (int b = 0; b < quad; ++b) {
-        const F32x16 code = to_floats(bit_and(shift_right(codes, 8 * b), low_byte));
-        KVTILT_UNROLL(4)
-        for (int r = 0; r < Tile; ++r)
-          sum[r] = multiply_add(code, broadcast(coefficients[r][q * quad + b]), sum[r]);
-      }
-    }
-  }
-  KVTILT_UNROLL(4)
-  for (int r = 0; r < Tile; ++r) sums[r] = sum[r];
+/// Scale of the integer weights (DESIGN 6): the largest weight in 7 bits, or finer where the
+/// rounding of `count` weights would show beside that of n-level codes; then some need two planes.
+inline float weight_step(float largest, float squares, int count, int n) {
+  const float one_plane = largest * (1.0f / 127.0f);
+  const float share =
+      0.36f / static_cast<float>(n);  // of the rms: error below a tenth of the codes'
+  const float mean_square = squares / static_cast<float>(count);
+  const float limit = one_plane * one_plane;
+  return share * share * mean_square < limit ? share * std::sqrt(mean_square) : one_plane;
 }
 
+/// Sums over the weights of up to four rows, in lanes.
+struct FoldedRows {
+  F32x16 constant[row_tile];  ///< coefficient * minimum
+  F32x16 total[row_tile];     ///< weights
+  F32x16 square[row_tile];    ///< their squares
+  F32x16 largest[row_tile];   ///< their magnitudes
+};
+
+/// Multiplies coefficients by the scales of a band. `scales` (minima: pitch on) lie along inner, or
+/// are null if they lie along outer. Weights are 0 outside `inner` within `units`.
 template <int Tile>
-inline void add_to_result(Rows<float> result, int index, const F32x16* sums) {
+inline void fold(const Contraction& contraction, int row, Range inner, Range units,
+                 const F16* scales, const Rows<float>& exact, FoldedRows& folded) {
+  const int pitch = contraction.tensor->pitch();
+  const std::ptrdiff_t next = contraction.next;
+  const F32x16 zero = broadcast(0.0f);
+  const float* in[Tile];  // locals: a vector store may change anything behind a reference
+  float* out[Tile];
+  F32x16 constant[Tile];
+  F32x16 total[Tile];
+  F32x16 square[Tile];
+  F32x16 largest[Tile];
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
-    float* out = result[r] + index * line_lanes;
-    store(out, add(load(out), sums[r]));
+    in[r] = contraction.coefficients[row + r];
+    out[r] = exact[r];
+    constant[r] = total[r] = square[r] = largest[r] = zero;
   }
-}
-
-/// Groups along outer share nothing along inner: scales fold into the coefficients and minima into
-/// a constant, once per band.
-template <int Bits, int Tile>
-inline void contract_along_outer(const TensorLayout& tensor, const std::byte* block,
-                                 Rows<const float> coefficients, Range outer, Range inner,
-                                 Rows<float> result, float* scratch) {
-  const int group = tensor.format.group;
-  const int pitch = tensor.pitch();
-  const std::ptrdiff_t stride = static_cast<std::ptrdiff_t>(
-      round_up(static_cast<std::size_t>(tensor.matrix.inner), line_lanes));
-  for (int band = outer.first / group; band * group < outer.last; ++band) {
-    const F16* scales = tensor.scales(block, band);
-    F32x16 constants[Tile];
+  for (int i = units.first; i < units.last; i += line_lanes) {
+    const LaneMask inside = lanes_between(inner.first - i, inner.last - i);
+    if (inside == 0) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) store(out[r] + i, zero);
+      continue;
+    }
+    F32x16 scale = broadcast(1.0f);
+    F32x16 minimum = zero;
+    if (scales != nullptr) {
+      const int lanes = smaller(line_lanes, pitch - i);
+      scale = keep(load_f16(scales + i, lanes), inside, 0.0f);
+      minimum = keep(load_f16(scales + pitch + i, lanes), inside, 0.0f);
+      prefetch(scales + i, next);
+      prefetch(scales + pitch + i, next);
+    }
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
-      F32x16 constant = broadcast(0.0f);
-      for (int i = inner.first / line_lanes * line_lanes; i < inner.last; i += line_lanes) {
-        const int lanes = smaller(line_lanes, pitch - i);
-        const F32x16 coefficient = load(coefficients[r] + i);
-        const F32x16 folded = mul(coefficient, load_f16(scales + i, lanes));
-        const F32x16 shift = mul(coefficient, load_f16(scales + pitch + i, lanes));
-        store(scratch + r * stride + i, keep_lanes(folded, inner.first - i, inner.last - i));
-        constant = add(constant, keep_lanes(shift, inner.first - i, inner.last - i));
-      }
-      constants[r] = broadcast(reduce_add(constant));
+      const F32x16 coefficient = keep(load(in[r] + i), inside, 0.0f);
+      const F32x16 weight = mul(coefficient, scale);
+      store(out[r] + i, weight);
+      constant[r] = multiply_add(coefficient, minimum, constant[r]);
+      total[r] = add(total[r], weight);
+      square[r] = multiply_add(weight, weight, square[r]);
+      largest[r] = max(largest[r], magnitude(weight));
     }
-    const int first = larger(outer.first, band * group) / line_lanes;
-    const int end = smaller(outer.last, (band + 1) * group);
-    for (int index = first; index * line_lanes < end; ++index) {
-      F32x16 sums[Tile];
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sums[r] = constants[r];
-      contract_block<Bits, Tile>(tensor, block, index, inner, {scratch, stride}, sums);
-      add_to_result<Tile>(result, index, sums);
-    }
+  }
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < row_tile; ++r) {
+    const int source = r < Tile ? r : 0;  // all rows are set: they are reduced together
+    folded.constant[r] = constant[source];
+    folded.total[r] = total[source];
+    folded.square[r] = square[source];
+    folded.largest[r] = largest[source];
   }
 }
 
-/// Groups along inner belong to a lane: the sum over a band is scaled afterwards.
-template <int Bits, int Tile>
-inline void contract_along_inner(const TensorLayout& tensor, const std::byte* block,
-                                 Rows<const float> coefficients, Range outer, Range inner,
-                                 Rows<float> result) {
-  const int group = tensor.format.group;
-  const int pitch = tensor.pitch();
-  for (int band = inner.first / group; band * group < inner.last; ++band) {
-    const F16* scales = tensor.scales(block, band);
-    const Range part{larger(inner.first, band * group), smaller(inner.last, (band + 1) * group)};
-    F32x16 totals[Tile];
+/// Rounds exact weights to integers and lists the quads that need the high plane. Returns the
+/// lanes' sums of the integers and how many quads are listed.
+template <int Tile, bool TwoPlanes>
+inline int round_weights(const ContractScratch& scratch, Range units, const RowTerms* terms,
+                         F32x16* sums) {
+  const float* exact[Tile];
+  std::int8_t* low[Tile];
+  F32x16 inverse[Tile];
+  I32x16 sum[Tile];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r) {
+    exact[r] = scratch.exact[r];
+    low[r] = scratch.low[r];
+    inverse[r] = broadcast(terms[r].step > 0.0f ? 1.0f / terms[r].step : 0.0f);
+    sum[r] = broadcast_bits(0);
+  }
+  int high_count = 0;
+  for (int i = units.first; i < units.last; i += line_lanes) {
+    I32x16 high[Tile];
+    I32x16 any = broadcast_bits(0);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
-      F32x16 total = broadcast(0.0f);
-      for (int i = part.first / line_lanes * line_lanes; i < part.last; i += line_lanes)
-        total = add(total, keep_lanes(load(coefficients[r] + i), part.first - i, part.last - i));
-      totals[r] = broadcast(reduce_add(total));
+      const I32x16 k = to_nearest_ints(mul(load(exact[r] + i), inverse[r]));
+      sum[r] = add_ints(sum[r], k);
+      store_low_bytes(low[r] + i, k);
+      if (!TwoPlanes) continue;
+      high[r] = shift_right_signed(add_ints(k, broadcast_bits(128)), 8);
+      any = bit_or(any, high[r]);
     }
-    for (int index = outer.first / line_lanes; index * line_lanes < outer.last; ++index) {
-      const int lanes = block_lanes(tensor.matrix, index);
-      const F32x16 scale = load_f16(scales + index * line_lanes, lanes);
-      const F32x16 minimum = load_f16(scales + pitch + index * line_lanes, lanes);
-      F32x16 sums[Tile];
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sums[r] = broadcast(0.0f);
-      contract_block<Bits, Tile>(tensor, block, index, part, coefficients, sums);
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r)
-        sums[r] = multiply_add(scale, sums[r], mul(minimum, totals[r]));
-      add_to_result<Tile>(result, index, sums);
-    }
+    if (!TwoPlanes) continue;
+    const unsigned lanes = nonzero(any);
+    if (lanes == 0) continue;
+    for (int r = 0; r < Tile; ++r) store_low_bytes(scratch.high[r] + i, high[r]);
+    for (int q = 0; q < quad; ++q)
+      if ((lanes >> (q * quad) & 0xfu) != 0)
+        scratch.high_quads[high_count++] = static_cast<std::uint16_t>(i / quad + q);
   }
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r) sums[r] = to_floats(sum[r]);
+  return high_count;
 }
 
-template <int Bits, int Tile>
-inline void contract_tile(const TensorLayout& tensor, const std::byte* block,
-                          Rows<const float> coefficients, Range outer, Range inner,
-                          Rows<float> result, float* scratch) {
-  if constexpr (Bits == half_bits) {
-    for (int index = outer.first / line_lanes; index * line_lanes < outer.last; ++index) {
-      F32x16 sums[Tile];
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sums[r] = broadcast(0.0f);
-      contract_block<Bits, Tile>(tensor, block, index, inner, coefficients, sums);
-      add_to_result<Tile>(result, index, sums);
-    }
-  } else if (tensor.group_along_outer) {
-    contract_along_outer<Bits, Tile>(tensor, block, coefficients, outer, inner, result, scratch);
+/// Weights and terms of one band for `Tile` rows.
+template <int Tile>
+inline Weights weigh(const Contraction& contraction, int row, Range inner, const F16* scales,
+                     Sums arithmetic, const ContractScratch& scratch, RowTerms* terms) {
+  const Range units = padded_units(inner);
+  FoldedRows folded;
+  fold<Tile>(contraction, row, inner, units, scales, scratch.exact, folded);
+  float total[row_tile];
+  float offset[row_tile];
+  reduce_add(folded.total, total);
+  int high_count = 0;
+  if (arithmetic == Sums::Float) {
+    reduce_add(folded.constant, offset);
+    for (int r = 0; r < Tile; ++r) terms[r].step = 1.0f;
   } else {
-    contract_along_inner<Bits, Tile>(tensor, block, coefficients, outer, inner, result);
+    const TensorLayout& tensor = *contraction.tensor;
+    const int n = max_code(tensor.format.bits);
+    // All of the band, though a row may see less: what other rows see must not change a bit.
+    const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
+    float square[row_tile];
+    float largest[row_tile];
+    reduce_add(folded.square, square);
+    reduce_max(folded.largest, largest);
+    bool two_planes = false;
+    for (int r = 0; r < Tile; ++r) {
+      terms[r].step = weight_step(largest[r], square[r], extent, n);
+      two_planes = two_planes || largest[r] > 127.25f * terms[r].step;  // rounds to 128
+    }
+    F32x16 integers[Tile];
+    high_count = two_planes ? round_weights<Tile, true>(scratch, units, terms, integers)
+                            : round_weights<Tile, false>(scratch, units, terms, integers);
+    // What rounding took from the weights comes back times the mean code.
+    const F32x16 mean_code = broadcast(0.5f * static_cast<float>(n));
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) {
+      const F32x16 lost = multiply_add(integers[r], broadcast(-terms[r].step), folded.total[r]);
+      folded.constant[r] = multiply_add(lost, mean_code, folded.constant[r]);
+    }
+    reduce_add(folded.constant, offset);
   }
+  for (int r = 0; r < Tile; ++r) {
+    terms[r].offset = offset[r];
+    terms[r].total = total[r];
+  }
+  return scratch.weights(high_count);
 }
 
-template <int Bits>
-void contract(const TensorLayout& tensor, const std::byte* block, Rows<const float> coefficients,
-              int rows, Range outer, Range inner, Rows<float> result, float* scratch) {
-  int row = 0;
-  for (; row + 4 <= rows; row += 4)
-    contract_tile<Bits, 4>(tensor, block, {coefficients[row], coefficients.stride}, outer, inner,
-                           {result[row], result.stride}, scratch);
-  for (; row < rows; ++row)
-    contract_tile<Bits, 1>(tensor, block, {coefficients[row], coefficients.stride}, outer, inner,
-                           {result[row], result.stride}, scratch);
+/// One band of one tile of rows.
+inline void contract_band(const Contraction& contraction, int row, int rows, Range outer,
+                          Range inner, const F16* scales, bool along_outer, Sums arithmetic,
+                          DotFn dot, const ContractScratch& scratch) {
+  RowTerms terms[row_tile];
+  const F16* inner_scales = along_outer ? scales : nullptr;
+  const Weights weights =
+      rows == row_tile
+          ? weigh<row_tile>(contraction, row, inner, inner_scales, arithmetic, scratch, terms)
+          : weigh<1>(contraction, row, inner, inner_scales, arithmetic, scratch, terms);
+  Contraction part = contraction;
+  part.inner = inner;
+  const Range blocks{outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
+  dot(part, blocks, row, rows, weights, terms, along_outer ? nullptr : scales);
+}
+
+/// 16-bit tensors: the coefficients are the weights.
+inline void contract_halves(const Contraction& contraction, int row, int rows, DotFn dot) {
+  Weights weights{};
+  weights.exact = {contraction.coefficients[row], contraction.coefficients.stride};
+  const Range blocks{contraction.outer.first / line_lanes,
+                     (contraction.outer.last + line_lanes - 1) / line_lanes};
+  const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
+  dot(contraction, blocks, row, rows, weights, plain, nullptr);
+}
+
+inline void contract(const Contraction& contraction, Sums arithmetic, DotFn dot) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const Range& outer = contraction.outer;
+  const Range& inner = contraction.inner;
+  const int group = tensor.format.group;
+  const bool along_outer = tensor.group_along_outer;
+  const Range& grouped = along_outer ? outer : inner;
+  const ContractScratch scratch(contraction.scratch, tensor.matrix);
+  for (int row = 0; row < contraction.rows;) {
+    const int rows = contraction.rows - row >= row_tile ? row_tile : 1;
+    if (!tensor.format.quantized()) {
+      contract_halves(contraction, row, rows, dot);
+    } else {
+      for (int band = grouped.first / group; band * group < grouped.last; ++band) {
+        const Range part{larger(grouped.first, band * group),
+                         smaller(grouped.last, (band + 1) * group)};
+        contract_band(contraction, row, rows, along_outer ? part : outer,
+                      along_outer ? inner : part, tensor.scales(contraction.block, band),
+                      along_outer, arithmetic, dot, scratch);
+      }
+    }
+    row += rows;
+  }
 }

@@ -21,18 +21,23 @@ namespace kvtilt {
 enum class Isa : std::uint8_t {
   Scalar,  ///< plain C++, vectorized by the compiler for the command line's baseline
   Avx2,    ///< x86-64 with AVX2, FMA and F16C
+  Avx512,  ///< x86-64 with AVX-512 F, BW, DQ, VL and VNNI: Ice Lake, Zen 4 and later
 };
-inline constexpr Isa all_isas[] = {Isa::Scalar, Isa::Avx2};
+inline constexpr Isa all_isas[] = {Isa::Scalar, Isa::Avx2, Isa::Avx512};
 
-constexpr const char* to_string(Isa isa) { return isa == Isa::Avx2 ? "avx2" : "scalar"; }
+constexpr const char* to_string(Isa isa) {
+  return isa == Isa::Avx512 ? "avx512" : isa == Isa::Avx2 ? "avx2" : "scalar";
+}
 
 // Kernels weaker than what the command line already guarantees are never chosen: not compiled.
-#if KVTILT_X86
-#define KVTILT_HAS_AVX2 1
-#else
+#define KVTILT_HAS_AVX512 KVTILT_X86
+#if KVTILT_X86 && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && \
+    defined(__AVX512VL__) && defined(__AVX512VNNI__)
 #define KVTILT_HAS_AVX2 0
+#else
+#define KVTILT_HAS_AVX2 KVTILT_X86
 #endif
-#if KVTILT_HAS_AVX2 && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#if KVTILT_X86 && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define KVTILT_HAS_SCALAR 0
 #else
 #define KVTILT_HAS_SCALAR 1
@@ -40,7 +45,9 @@ constexpr const char* to_string(Isa isa) { return isa == Isa::Avx2 ? "avx2" : "s
 
 /// Whether this build carries kernels for it.
 constexpr bool is_compiled(Isa isa) {
-  return isa == Isa::Avx2 ? KVTILT_HAS_AVX2 != 0 : KVTILT_HAS_SCALAR != 0;
+  if (isa == Isa::Avx512) return KVTILT_HAS_AVX512 != 0;
+  if (isa == Isa::Avx2) return KVTILT_HAS_AVX2 != 0;
+  return isa == Isa::Scalar && KVTILT_HAS_SCALAR != 0;
 }
 
 /// Whether this processor and operating system run it.
@@ -53,7 +60,12 @@ inline bool is_runnable(Isa isa) {
   unsigned edx = 0;
   const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
   // The builtins also ask whether the operating system saves the registers.
-  return f16c && __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0;
+  if (!f16c || __builtin_cpu_supports("avx2") == 0 || __builtin_cpu_supports("fma") == 0)
+    return false;
+  return isa == Isa::Avx2 ||
+         (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
+          __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
+          __builtin_cpu_supports("avx512vnni") != 0);
 #else
   return false;
 #endif
@@ -81,7 +93,7 @@ inline Result<Isa> active_isa(std::optional<Isa> forced = std::nullopt) {
         if (std::string_view(name) == to_string(isa)) forced = isa;
       if (!forced)
         return Status::error(ErrorCode::InvalidArgument,
-                             "KVTILT_ISA is '%.32s', expected scalar or avx2", name);
+                             "KVTILT_ISA is '%.32s', expected scalar, avx2 or avx512", name);
     }
   }
   if (forced) {

@@ -37,20 +37,65 @@ struct Rows {
   [[nodiscard]] T* operator[](int row) const { return data + row * stride; }
 };
 
-/// result[r][o] += sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`.
+/// How codes are summed. Attention picks one for keys and one for values.
+enum class Sums : std::uint8_t {
+  Float,    ///< float32
+  Integer,  ///< 8-bit integer dot products, the coefficients rounded to steps of their own
+};
+
+/// One page's share of the scores (keys) or of the outputs (values) of some rows:
 ///
-/// The one kernel of attention: with keys, o is a token and the coefficients are a query; with
-/// values, o is a channel and the coefficients are probabilities. Codes are decoded in registers,
-/// once per four rows. Scales and minima are folded into the coefficients or into the sums,
-/// whichever side the groups lie on.
+///     result[r][o] += sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
 ///
-/// coefficients  [rows][inner], readable up to a multiple of 16; zero outside `inner` within the
-///               quads the range touches
-/// result        [rows][outer], writable up to a multiple of 16; lanes outside `outer` may change
-/// scratch       4 * inner floats, rounded up to 16 each
-using ContractFn = void (*)(const TensorLayout& tensor, const std::byte* block,
-                            Rows<const float> coefficients, int rows, Range outer, Range inner,
-                            Rows<float> result, float* scratch);
+/// With keys, o is a token and the coefficients are a query; with values, o is a channel and the
+/// coefficients are probabilities. Scales and minima are folded into the coefficients or into the
+/// sums, whichever side the groups lie on.
+struct Contraction {
+  const TensorLayout* tensor;
+  const std::byte* block;
+  std::ptrdiff_t next;  ///< bytes from `block` to the one that will be read next, to prefetch it
+  Range outer;
+  Range inner;
+  Rows<const float> coefficients;  ///< [rows][inner], readable up to a multiple of 16
+  int rows;
+  Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
+  float* scratch;      ///< contract_scratch_floats(max(outer, inner))
+};
+
+/// Rows that are folded together and share each decoded code.
+inline constexpr int row_tile = 4;
+
+/// What coefficients become before they meet codes: for up to row_tile rows.
+struct Weights {
+  Rows<const float> exact;          ///< [row][inner]
+  Rows<const std::int8_t> low;      ///< [row][inner]: integer weight = low + 256 * high
+  Rows<const std::int8_t> high;     ///< [row][inner], nonzero only in high_quads
+  const std::uint16_t* high_quads;  ///< quads in which some row needs the high plane
+  int high_count;
+};
+
+/// Floats of scratch memory for tensors of up to `extent` tokens or channels.
+constexpr std::size_t contract_scratch_floats(int extent) {
+  const std::size_t padded = round_up(static_cast<std::size_t>(extent), 32);
+  return padded * (row_tile + row_tile / 2 + 1);  // exact; low and high; high_quads
+}
+
+/// What the sum of a row's weights times codes still needs:
+/// step * sum + offset, or, where scales lie along outer, scale * (step * sum + offset) + minimum *
+/// total.
+struct RowTerms {
+  float step;
+  float offset;
+  float total;
+};
+
+/// Weights times codes for whole blocks of outer indices, added to the results of the contraction's
+/// rows `row` to row + rows - 1. `outer_scales` (minima: pitch on) may be null.
+using DotFn = void (*)(const Contraction& contraction, Range blocks, int row, int rows,
+                       const Weights& weights, const RowTerms* terms, const F16* outer_scales);
+
+/// Contracts with the dot products of one width.
+using ContractFn = void (*)(const Contraction& contraction, Sums sums, DotFn dot);
 
 /// Quantizes one 16-bit tensor (layout `half`) into `packed`. Both have the same matrix; the codes
 /// of `block` must be zeros.
@@ -66,10 +111,12 @@ struct LogitRule {
 /// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
 using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
 
-/// Turns scores (base-2 logits) into probabilities relative to the running maximum and adds them
-/// to the running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0 whatever
-/// they hold; `slots` is a multiple of 16. Returns the factor by which earlier outputs must shrink.
-using AbsorbFn = float (*)(float* scores, int slots, const LaneMask* visible, SoftmaxState& state);
+/// Turns scores (base-2 logits) into probabilities relative to the running maximum of their row and
+/// adds them to its running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0
+/// whatever they hold; `slots` is a multiple of 16. `shrinks` receives the factor by which earlier
+/// outputs of a row must shrink: exactly 1 where its maximum stayed.
+using AbsorbFn = void (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+                          SoftmaxState* states, float* shrinks);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
@@ -84,12 +131,19 @@ constexpr int width_slot(int bits) { return bits == half_bits ? 0 : bits; }
 
 struct Kernels {
   Isa isa;
-  ContractFn contract[width_slots];  ///< null: width not in the build's list
-  PackFn pack[width_slots];          ///< likewise
+  DotFn float_dot[width_slots];    ///< null: width not in the build's list
+  DotFn integer_dot[width_slots];  ///< likewise; null also where float_dot is faster
+  PackFn pack[width_slots];        ///< likewise
+  ContractFn contract_rows;
   ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
   ToF16Fn to_f16_row;
+
+  void contract(const Contraction& contraction, Sums sums) const {
+    const int slot = width_slot(contraction.tensor->format.bits);
+    contract_rows(contraction, sums, sums == Sums::Float ? float_dot[slot] : integer_dot[slot]);
+  }
 };
 
 }  // namespace kvtilt::cpu

@@ -9,6 +9,7 @@
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/fit.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -21,6 +22,8 @@ namespace scalar {
 // The primitives come first.
 // clang-format off
 #include <kvtilt/cpu/simd_scalar.inl>
+#include <kvtilt/cpu/block_reader.inl>
+#include <kvtilt/cpu/dot.inl>
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>
@@ -39,12 +42,35 @@ namespace avx2 {
 // The primitives come first.
 // clang-format off
 #include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/block_reader.inl>
+#include <kvtilt/cpu/dot.inl>
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>
 // clang-format on
 }  // namespace avx2
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+KVTILT_TARGET_END
+#endif
+
+#if KVTILT_HAS_AVX512
+KVTILT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace avx512 {
+// The primitives come first.
+// clang-format off
+#include <kvtilt/cpu/simd_avx512.inl>
+#include <kvtilt/cpu/block_reader.inl>
+#include <kvtilt/cpu/dot.inl>
+#include <kvtilt/cpu/contract.inl>
+#include <kvtilt/cpu/pack.inl>
+#include <kvtilt/cpu/softmax.inl>
+#include <kvtilt/cpu/table.inl>
+// clang-format on
+}  // namespace avx512
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
 KVTILT_TARGET_END
@@ -57,6 +83,10 @@ inline namespace KVTILT_ABI {
 template <class FormatList>
 const Kernels* kernels(Isa isa) {
   using Widths = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, half_bits>;
+#if KVTILT_HAS_AVX512
+  static constexpr Kernels avx512_table = avx512::make_table<FormatList>(Isa::Avx512, Widths{});
+  if (isa == Isa::Avx512) return &avx512_table;
+#endif
 #if KVTILT_HAS_AVX2
   static constexpr Kernels avx2_table = avx2::make_table<FormatList>(Isa::Avx2, Widths{});
   if (isa == Isa::Avx2) return &avx2_table;

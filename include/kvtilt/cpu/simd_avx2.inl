@@ -110,6 +110,27 @@ inline float reduce_max(const F32x16& x) {
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
+inline void reduce_add(const F32x16 (&x)[4], float* out) {
+  __m256 sum[4];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < 4; ++r) sum[r] = _mm256_add_ps(x[r].low, x[r].high);
+  const __m256 ab = _mm256_hadd_ps(sum[0], sum[1]);
+  const __m256 abcd = _mm256_hadd_ps(ab, _mm256_hadd_ps(sum[2], sum[3]));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+}
+
+inline void reduce_max(const F32x16 (&x)[4], float* out) {
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
+}
+
+inline LaneMask nonzero(const I32x16& x) {
+  const __m256i zero = _mm256_setzero_si256();
+  const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.low, zero)));
+  const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.high, zero)));
+  return static_cast<LaneMask>(~(low | high << 8));
+}
+
 inline I32x16 load_line(const std::byte* p, int lanes) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   if (lanes == 8) return {low, _mm256_setzero_si256()};
@@ -148,6 +169,37 @@ inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
 }
 
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  const __m128i count = _mm_cvtsi32_si128(bits);
+  return {_mm256_sra_epi32(x.low, count), _mm256_sra_epi32(x.high, count)};
+}
+
+inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
+  const __m256i pairs = _mm256_maddubs_epi16(codes, weights);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
+}
+
+inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
+  const __m256i low_byte = _mm256_set1_epi32(0xff);
+  const __m256i words =
+      _mm256_packus_epi32(_mm256_and_si256(x.low, low_byte), _mm256_and_si256(x.high, low_byte));
+  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);  // undoes packing by halves
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+
+inline constexpr int half_chains = 1;
+inline constexpr int block_tile = 1;
+
+// Wider codes need two planes of weights, and float32 is faster. (maddubs would take 7 bits: it adds
+// pairs of products in 16 bits.)
+inline constexpr int widest_integer_dot = 4;
+
 inline __m256i min_mse_pair_errors(__m256i pair, const MinMseCandidate& candidate, int bits) {
   const __m256i y = _mm256_sub_epi16(pair, _mm256_set1_epi16(static_cast<short>(candidate.offset)));
   __m256i code = _mm256_mulhrs_epi16(
@@ -172,6 +224,10 @@ inline I32x16 round_to_ints(const F32x16& x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_cvtps_epi32(_mm256_round_ps(x.low, nearest)),
           _mm256_cvtps_epi32(_mm256_round_ps(x.high, nearest))};
+}
+
+inline I32x16 to_nearest_ints(const F32x16& x) {
+  return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)};
 }
 
 inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {

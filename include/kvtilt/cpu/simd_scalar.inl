@@ -132,6 +132,22 @@ inline float reduce_max(const F32x16& x) {
   return m;
 }
 
+/// The same for four rows.
+inline void reduce_add(const F32x16 (&x)[4], float* out) {
+  for (int r = 0; r < 4; ++r) out[r] = reduce_add(x[r]);
+}
+
+inline void reduce_max(const F32x16 (&x)[4], float* out) {
+  for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
+}
+
+/// Lanes that are not 0.
+inline LaneMask nonzero(const I32x16& x) {
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (x.lane[i] != 0 ? 1u : 0u) << i;
+  return static_cast<LaneMask>(mask);
+}
+
 /// Reads a line; with 8 lanes a 32-byte one, the others 0.
 inline I32x16 load_line(const std::byte* p, int lanes) {
   I32x16 r{};
@@ -179,6 +195,40 @@ inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   return r;
 }
 
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = static_cast<std::uint32_t>(static_cast<std::int32_t>(x.lane[i]) >> bits);
+  return r;
+}
+
+/// sum + the dot product of the four unsigned bytes of `codes` and the four signed bytes of
+/// `weights`, lane by lane.
+inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    std::int32_t dot = 0;
+    for (int byte = 0; byte < 32; byte += 8)
+      dot += static_cast<std::int32_t>(codes.lane[i] >> byte & 0xffu) *
+             static_cast<std::int8_t>(weights.lane[i] >> byte);
+    r.lane[i] = sum.lane[i] + static_cast<std::uint32_t>(dot);
+  }
+  return r;
+}
+
+/// The lowest byte of each lane.
+inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(x.lane[i]);
+}
+
+/// Blocks that share a loaded weight; as many as there are registers for.
+/// Independent sums of a 16-bit dot product, likewise.
+inline constexpr int half_chains = 1;
+inline constexpr int block_tile = 1;
+
+/// The widest codes whose integer dot products are faster than float ones: none here.
+inline constexpr int widest_integer_dot = 0;
+
 /// The sum of min_mse_error over the two 16-bit elements of each lane.
 inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
   I32x16 r;
@@ -200,6 +250,15 @@ inline F32x16 to_floats(const I32x16& x) {
 inline I32x16 round_to_ints(const F32x16& x) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<std::uint32_t>(round_half_even(x.lane[i]));
+  return r;
+}
+
+/// A nearest integer to |lanes| < 2^22.
+inline I32x16 to_nearest_ints(const F32x16& x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = static_cast<std::uint32_t>(
+        static_cast<std::int32_t>(x.lane[i] + (x.lane[i] < 0.0f ? -0.5f : 0.5f)));
   return r;
 }
 

@@ -43,40 +43,67 @@ inline void shape(float* scores, int slots, const LogitRule& rule, float offset)
   }
 }
 
-inline float absorb(float* scores, int slots, const LaneMask* visible, SoftmaxState& state) {
-  int first = 0;
-  while (first < slots && visible[first / line_lanes] == 0) first += line_lanes;
-  if (first == slots) {
-    for (int slot = 0; slot < slots; slot += line_lanes) store(scores + slot, broadcast(0.0f));
-    return 1.0f;
+/// absorb() for `Tile` rows at a time: their chains of operations overlap.
+template <int Tile>
+inline void absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
+                        SoftmaxState* states, float* shrinks) {
+  constexpr float lowest = -3.0e38f;  // stands in for hidden scores
+  F32x16 lanes[row_tile];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < row_tile; ++r) {
+    lanes[r] = broadcast(lowest);
+    if (r >= Tile) continue;
+    for (int slot = 0; slot < slots; slot += line_lanes)
+      lanes[r] = max(lanes[r], keep(load(scores[r] + slot), visible[r][slot / line_lanes], lowest));
   }
-  int lane = 0;
-  while ((visible[first / line_lanes] >> lane & 1) == 0) ++lane;
-  const float some = scores[first + lane];  // any visible score can stand in for the hidden ones
-  F32x16 largest = broadcast(some);
-  for (int slot = first; slot < slots; slot += line_lanes)
-    largest = max(largest, keep(load(scores + slot), visible[slot / line_lanes], some));
-  const float page_maximum = reduce_max(largest);
-  float shrink = 1.0f;
-  if (state.empty()) {
-    state.maximum = page_maximum;
-  } else if (page_maximum > state.maximum) {
-    float factor[line_lanes];
-    store(factor, exp2_of_negative(broadcast(state.maximum - page_maximum)));
-    shrink = factor[0];
-    state.maximum = page_maximum;
+  float largest[row_tile];
+  reduce_max(lanes, largest);
+  float old[line_lanes] = {};
+  for (int r = 0; r < Tile; ++r) {
+    SoftmaxState& state = states[r];
+    if (state.empty())
+      state.maximum = largest[r] > lowest ? largest[r] : 0.0f;
+    else if (largest[r] > state.maximum) {
+      old[r] = state.maximum - largest[r];
+      state.maximum = largest[r];
+    }
   }
-  F32x16 total = broadcast(0.0f);
-  for (int slot = 0; slot < slots; slot += line_lanes) {
-    // Hidden slots hold anything; above 0 their exponents would overflow an integer.
-    const F32x16 below = min(sub(load(scores + slot), broadcast(state.maximum)), broadcast(0.0f));
-    const F32x16 power = exp2_of_negative(below);
-    const F32x16 kept = keep(power, visible[slot / line_lanes], 0.0f);
-    store(scores + slot, kept);
-    total = add(total, kept);
+  store(old, exp2_of_negative(load(old)));
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < row_tile; ++r) {
+    lanes[r] = broadcast(0.0f);
+    if (r >= Tile) continue;
+    const F32x16 maximum = broadcast(states[r].maximum);
+    float* row = scores[r];
+    for (int slot = 0; slot < slots; slot += line_lanes) {
+      // Hidden slots hold anything; above 0 their exponents would overflow an integer.
+      const F32x16 below = min(sub(load(row + slot), maximum), broadcast(0.0f));
+      const F32x16 kept = keep(exp2_of_negative(below), visible[r][slot / line_lanes], 0.0f);
+      store(row + slot, kept);
+      lanes[r] = add(lanes[r], kept);
+    }
   }
-  state.sum = state.sum * shrink + reduce_add(total);
-  return shrink;
+  float sums[row_tile];
+  reduce_add(lanes, sums);
+  for (int r = 0; r < Tile; ++r) {
+    shrinks[r] = old[r];
+    states[r].sum = states[r].sum * old[r] + sums[r];
+  }
+}
+
+inline void absorb(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+                   SoftmaxState* states, float* shrinks) {
+  for (int row = 0; row < rows;) {
+    const Rows<float> scores_left{scores[row], scores.stride};
+    const Rows<const LaneMask> visible_left{visible[row], visible.stride};
+    if (rows - row >= row_tile) {
+      absorb_rows<row_tile>(scores_left, slots, visible_left, states + row, shrinks + row);
+      row += row_tile;
+    } else {
+      absorb_rows<1>(scores_left, slots, visible_left, states + row, shrinks + row);
+      ++row;
+    }
+  }
 }
 
 inline void scale(float* values, int count, float factor) {

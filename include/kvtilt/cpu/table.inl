@@ -5,14 +5,16 @@ template <class FormatList, int Bits>
 constexpr void add_width(Kernels& table) {
   if constexpr (FormatList::keys::contains(Bits) || FormatList::values::contains(Bits) ||
                 Bits == half_bits) {
-    table.contract[width_slot(Bits)] = &contract<Bits>;
+    table.float_dot[width_slot(Bits)] = &dot_floats<Bits>;
+    if constexpr (Bits <= widest_integer_dot)
+      table.integer_dot[width_slot(Bits)] = &dot_integers<Bits>;
     table.pack[width_slot(Bits)] = &pack<Bits>;
   }
 }
 
 template <class FormatList, int... Bits>
 constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
-  Kernels table{isa, {}, {}, &shape, &absorb, &scale, &to_f16_row};
+  Kernels table{isa, {}, {}, {}, &contract, &shape, &absorb, &scale, &to_f16_row};
   (add_width<FormatList, Bits>(table), ...);
   return table;
 }

@@ -28,6 +28,9 @@
 #define KVTILT_UNROLL(count) KVTILT_PRAGMA(GCC unroll count)
 #endif
 
+// For functions whose arrays of registers must not become memory, which a call would make them.
+#define KVTILT_INLINE inline __attribute__((always_inline))
+
 #if defined(__clang__)
 #define KVTILT_TARGET_BEGIN(features) \
   KVTILT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))

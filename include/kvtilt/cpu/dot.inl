@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: MIT
+// Generic kernel, included once per instruction set inside its namespace and target region.
+// Weights times codes: the inner loops of attention. A lane is one token (keys) or one channel
+// (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are loaded
+// once for `Blocks` blocks.
+
+/// Values ahead of those that are read: a 16-bit page is long enough to be a stream of its own.
+inline constexpr std::ptrdiff_t half_prefetch_distance = 1024;
+
+/// Float sums of `Tile` rows over `Blocks` blocks.
+template <int Tile, int Blocks>
+struct FloatDot {
+  static constexpr int planes = 1;
+  static constexpr bool unrolls_units = false;  // it would save little, and compile for long
+  F32x16 sum[Blocks][Tile];
+
+  KVTILT_INLINE FloatDot() {
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast(0.0f);
+    }
+  }
+
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, int row,
+                         std::ptrdiff_t quad_index) {
+    const I32x16 low_byte = broadcast_bits(0xffu);
+    KVTILT_UNROLL(4)
+    for (int byte = 0; byte < quad; ++byte) {
+      F32x16 code[Blocks];
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b)
+        code[b] = to_floats(byte == 3 ? shift_right(codes[b], 24)
+                                      : bit_and(shift_right(codes[b], 8 * byte), low_byte));
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) {
+        const F32x16 weight = broadcast(weights.exact[row + r][quad_index * quad + byte]);
+        KVTILT_UNROLL(2)
+        for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(code[b], weight, sum[b][r]);
+      }
+    }
+  }
+
+  KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
+};
+
+/// Integer sums over one plane of the weights.
+template <int Tile, int Blocks>
+struct IntegerDot {
+  static constexpr int planes = 2;
+  static constexpr bool unrolls_units = true;
+  I32x16 sum[Blocks][Tile];
+
+  KVTILT_INLINE IntegerDot() {
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
+    }
+  }
+
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Rows<const std::int8_t>& plane,
+                         int row, std::ptrdiff_t quad_index) {
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) {
+      std::uint32_t weights;
+      std::memcpy(&weights, plane[row + r] + quad_index * quad, sizeof weights);
+      const I32x16 weight = broadcast_bits(weights);
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add(sum[b][r], codes[b], weight);
+    }
+  }
+
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, int row,
+                         std::ptrdiff_t quad_index) {
+    add(codes, weights.low, row, quad_index);
+  }
+
+  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
+};
+
+/// Adds the sums of a block to the results.
+template <int Tile>
+KVTILT_INLINE void add_to_results(const Contraction& contraction, int block, int row,
+                                  const RowTerms* terms, const F16* outer_scales,
+                                  const F32x16 (&sums)[Tile]) {
+  const int at = block * line_lanes;
+  if (outer_scales == nullptr) {
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) {
+      float* out = contraction.result[row + r] + at;
+      const F32x16 value =
+          multiply_add(sums[r], broadcast(terms[r].step), broadcast(terms[r].offset));
+      store(out, add(load(out), value));
+    }
+    return;
+  }
+  const int lanes = block_lanes(contraction.tensor->matrix, block);
+  const F16* minima = outer_scales + contraction.tensor->pitch();
+  prefetch(outer_scales + at, contraction.next);
+  prefetch(minima + at, contraction.next);
+  const F32x16 scale = load_f16(outer_scales + at, lanes);
+  const F32x16 minimum = load_f16(minima + at, lanes);
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r) {
+    float* out = contraction.result[row + r] + at;
+    const F32x16 sum = multiply_add(sums[r], broadcast(terms[r].step), broadcast(terms[r].offset));
+    const F32x16 value = multiply_add(sum, scale, mul(minimum, broadcast(terms[r].total)));
+    store(out, add(load(out), value));
+  }
+}
+
+/// All quads of `Blocks` blocks for `Tile` rows. `Aligned`: full blocks whose quads fill units;
+/// the weights are then zero in the whole units that `inner` touches.
+template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
+KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row, int tile_row,
+                            const Weights& weights, const RowTerms* terms,
+                            const F16* outer_scales) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const std::byte* codes_start = contraction.block + tensor.codes;
+  BlockReader<Bits> readers[Blocks];
+  KVTILT_UNROLL(2)
+  for (int b = 0; b < Blocks; ++b)
+    readers[b] = BlockReader<Bits>(codes_start, tensor.matrix, block + b);
+  const Range inner = contraction.inner;
+  Dot<Tile, Blocks> dot;
+  if constexpr (Aligned) {
+    constexpr int unit_size = unit_quads(Bits);
+    constexpr int unit_inner = unit_size * quad;
+    const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
+    for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units; ++unit) {
+      KVTILT_UNROLL(8)
+      for (int member = 0; member < unit_size; ++member) {
+        I32x16 codes[Blocks];
+        KVTILT_UNROLL(2)
+        for (int b = 0; b < Blocks; ++b)
+          codes[b] = readers[b].unit_codes(unit, member, contraction.next);
+        dot.add(codes, weights, tile_row, unit * unit_size + member);
+      }
+    }
+  } else {
+    for (int q = inner.first / quad; q * quad < inner.last; ++q) {
+      const I32x16 codes[1] = {readers[0].quad_codes(q, contraction.next)};
+      dot.add(codes, weights, tile_row, q);
+    }
+  }
+  F32x16 sums[Blocks][Tile];
+  KVTILT_UNROLL(2)
+  for (int b = 0; b < Blocks; ++b) {
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) sums[b][r] = dot.total(b, r);
+  }
+  if (Dot<Tile, Blocks>::planes == 2 && weights.high_count > 0) {
+    IntegerDot<Tile, Blocks> high;
+    for (int i = 0; i < weights.high_count; ++i) {
+      const int q = weights.high_quads[i];
+      I32x16 codes[Blocks];
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(q, 0);
+      high.add(codes, weights.high, tile_row, q);
+    }
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r)
+        sums[b][r] = multiply_add(high.total(b, r), broadcast(256.0f), sums[b][r]);
+    }
+  }
+  KVTILT_UNROLL(2)
+  for (int b = 0; b < Blocks; ++b)
+    add_to_results(contraction, block + b, row + tile_row, terms + tile_row, outer_scales, sums[b]);
+}
+
+template <template <int, int> class Dot, int Bits, int Tile>
+KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int row, int tile_row,
+                            const Weights& weights, const RowTerms* terms,
+                            const F16* outer_scales) {
+  [[maybe_unused]] const CodeMatrix matrix = contraction.tensor->matrix;
+  int block = blocks.first;
+  if constexpr (Dot<Tile, 1>::unrolls_units) {
+    const int full = smaller(blocks.last, matrix.full_blocks());
+    if (matrix.quads() % unit_quads(Bits) == 0)
+      for (; block + block_tile <= full; block += block_tile)
+        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, block, row, tile_row, weights,
+                                                    terms, outer_scales);
+  }
+  for (; block < blocks.last; ++block)
+    dot_tile<Dot, Bits, Tile, 1, false>(contraction, block, row, tile_row, weights, terms,
+                                        outer_scales);
+}
+
+template <template <int, int> class Dot, int Bits>
+KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, int rows,
+                       const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
+  if (rows == row_tile) {
+    dot_rows<Dot, Bits, row_tile>(contraction, blocks, row, 0, weights, terms, outer_scales);
+  } else {
+    for (int r = 0; r < rows; ++r)
+      dot_rows<Dot, Bits, 1>(contraction, blocks, row, r, weights, terms, outer_scales);
+  }
+}
+
+template <int Bits>
+void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
+                  const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
+  dot<IntegerDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+}
+
+/// 16-bit values of a block of `Lanes` lanes: one stream of memory. Reads only what `inner` names:
+/// other slots may hold NaN.
+template <int Tile, int Lanes>
+KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row, int tile_row,
+                              const Weights& weights, const RowTerms* terms) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const F16* values = reinterpret_cast<const F16*>(contraction.block + tensor.codes) +
+                      std::ptrdiff_t{block} * line_lanes * tensor.matrix.inner;
+  F32x16 sum[half_chains][Tile];
+  KVTILT_UNROLL(2)
+  for (int chain = 0; chain < half_chains; ++chain) {
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) sum[chain][r] = broadcast(0.0f);
+  }
+  int i = contraction.inner.first;
+  for (; i + half_chains <= contraction.inner.last; i += half_chains) {
+    __builtin_prefetch(values + std::ptrdiff_t{i} * Lanes + half_prefetch_distance);
+    KVTILT_UNROLL(2)
+    for (int chain = 0; chain < half_chains; ++chain) {
+      const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r)
+        sum[chain][r] =
+            multiply_add(value, broadcast(weights.exact[tile_row + r][i + chain]), sum[chain][r]);
+    }
+  }
+  if (i < contraction.inner.last) {
+    const F32x16 value = load_f16(values + std::ptrdiff_t{i} * Lanes, Lanes);
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r)
+      sum[0][r] = multiply_add(value, broadcast(weights.exact[tile_row + r][i]), sum[0][r]);
+  }
+  if (half_chains == 2) {
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) sum[0][r] = add(sum[0][r], sum[half_chains - 1][r]);
+  }
+  add_to_results(contraction, block, row + tile_row, terms + tile_row, nullptr, sum[0]);
+}
+
+template <int Tile>
+KVTILT_INLINE void dot_half_rows(const Contraction& contraction, Range blocks, int row,
+                                 int tile_row, const Weights& weights, const RowTerms* terms) {
+  for (int block = blocks.first; block < blocks.last; ++block) {
+    if (block < contraction.tensor->matrix.full_blocks())
+      dot_halves<Tile, line_lanes>(contraction, block, row, tile_row, weights, terms);
+    else
+      dot_halves<Tile, line_lanes / 2>(contraction, block, row, tile_row, weights, terms);
+  }
+}
+
+template <int Bits>
+void dot_floats(const Contraction& contraction, Range blocks, int row, int rows,
+                const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
+  if constexpr (Bits != half_bits) {
+    dot<FloatDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  } else if (rows == row_tile) {
+    dot_half_rows<row_tile>(contraction, blocks, row, 0, weights, terms);
+  } else {
+    for (int r = 0; r < rows; ++r) dot_half_rows<1>(contraction, blocks, row, r, weights, terms);
+  }
+}

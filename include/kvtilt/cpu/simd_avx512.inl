@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// The primitives of simd_scalar.inl on 512-bit registers (AVX-512 F, BW, DQ, VL, VNNI). Included
+// inside a target region and a kernel namespace.
+
+struct F32x16 {
+  __m512 v;
+};
+
+struct I32x16 {
+  __m512i v;
+};
+
+inline F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
+
+inline F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+
+inline void store(float* p, const F32x16& x) { _mm512_storeu_ps(p, x.v); }
+
+inline F32x16 load_f16(const F16* p, int count) {
+  if (count == 8)
+    return {_mm512_zextps256_ps512(
+        _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+
+inline void store_f16(F16* p, const F32x16& x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+inline F32x16 add(const F32x16& a, const F32x16& b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32x16 sub(const F32x16& a, const F32x16& b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32x16 mul(const F32x16& a, const F32x16& b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32x16 divide(const F32x16& a, const F32x16& b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32x16 min(const F32x16& a, const F32x16& b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 max(const F32x16& a, const F32x16& b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+inline F32x16 multiply_add(const F32x16& a, const F32x16& b, const F32x16& c) {
+  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+}
+
+inline F32x16 keep(const F32x16& x, LaneMask mask, float other) {
+  return {_mm512_mask_blend_ps(mask, _mm512_set1_ps(other), x.v)};
+}
+
+inline F32x16 magnitude(const F32x16& x) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), x.v)}; }
+
+inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
+  return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
+}
+
+inline LaneMask less(const F32x16& a, const F32x16& b) {
+  return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ);
+}
+
+inline F32x16 lane_indices() {
+  return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
+}
+
+inline float reduce_add(const F32x16& x) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline float reduce_max(const F32x16& x) {
+  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
+inline void reduce_add(const F32x16 (&x)[4], float* out) {
+  const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0].v, x[1].v),  //
+                                  _mm512_unpackhi_ps(x[0].v, x[1].v));
+  const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2].v, x[3].v),  //
+                                  _mm512_unpackhi_ps(x[2].v, x[3].v));
+  const __m512 abcd =
+      _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+inline void reduce_max(const F32x16 (&x)[4], float* out) {
+  const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(x[0].v, x[1].v),  //
+                                  _mm512_unpackhi_ps(x[0].v, x[1].v));
+  const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(x[2].v, x[3].v),  //
+                                  _mm512_unpackhi_ps(x[2].v, x[3].v));
+  const __m512 abcd =
+      _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+inline LaneMask nonzero(const I32x16& x) { return _mm512_test_epi32_mask(x.v, x.v); }
+
+inline I32x16 load_line(const std::byte* p, int lanes) {
+  if (lanes == 8)
+    return {_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  return {_mm512_loadu_si512(p)};
+}
+
+inline void store_line(std::byte* p, const I32x16& x, int lanes) {
+  if (lanes == 8)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(x.v));
+  else
+    _mm512_storeu_si512(p, x.v);
+}
+
+inline I32x16 broadcast_bits(std::uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+
+inline I32x16 shift_left(const I32x16& x, int bits) {
+  return {_mm512_slli_epi32(x.v, static_cast<unsigned>(bits))};
+}
+
+inline I32x16 shift_right(const I32x16& x, int bits) {
+  return {_mm512_srli_epi32(x.v, static_cast<unsigned>(bits))};
+}
+
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  return {_mm512_srai_epi32(x.v, static_cast<unsigned>(bits))};
+}
+
+inline I32x16 bit_and(const I32x16& a, const I32x16& b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline I32x16 bit_or(const I32x16& a, const I32x16& b) { return {_mm512_or_si512(a.v, b.v)}; }
+inline I32x16 add_ints(const I32x16& a, const I32x16& b) { return {_mm512_add_epi32(a.v, b.v)}; }
+
+inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  return {_mm512_dpbusd_epi32(sum.v, codes.v, weights.v)};
+}
+
+inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
+}
+
+inline constexpr int half_chains = 2;
+inline constexpr int block_tile = 2;
+inline constexpr int widest_integer_dot = 8;
+
+inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
+  const __m512i y =
+      _mm512_sub_epi16(pair.v, _mm512_set1_epi16(static_cast<short>(candidate.offset)));
+  __m512i code = _mm512_mulhrs_epi16(
+      y, _mm512_set1_epi16(static_cast<short>(candidate.multiplier)));  // (y*m + 2^14) >> 15
+  code = _mm512_max_epi16(code, _mm512_setzero_si512());
+  code = _mm512_min_epi16(code, _mm512_set1_epi16(static_cast<short>(max_code(bits))));
+  const __m512i rest = _mm512_sub_epi16(
+      y, _mm512_mullo_epi16(code, _mm512_set1_epi16(static_cast<short>(candidate.step))));
+  return {_mm512_madd_epi16(rest, rest)};
+}
+
+inline F32x16 to_floats(const I32x16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
+
+inline I32x16 round_to_ints(const F32x16& x) {
+  return {_mm512_cvt_roundps_epi32(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+inline I32x16 to_nearest_ints(const F32x16& x) { return {_mm512_cvtps_epi32(x.v)}; }
+
+inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
+  const __m512 nearest = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  whole = {_mm512_cvtps_epi32(nearest)};
+  return {_mm512_sub_ps(x.v, nearest)};
+}
+
+inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+  return {_mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(whole.v, 23)))};
+}

@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+// Integer dot products: their own error beside that of the codes they multiply, and what they must
+// share with float32.
+#include "support/caches.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::Random;
+
+double rms(const std::vector<float>& a, const std::vector<float>& b) {
+  double sum = 0;
+  for (std::size_t i = 0; i < a.size(); ++i) {
+    const double difference = static_cast<double>(a[i]) - static_cast<double>(b[i]);
+    sum += difference * difference;
+  }
+  return std::sqrt(sum / static_cast<double>(a.size()));
+}
+
+/// Keys and values as models have them: a few channels are `outlier` times as large as the others,
+/// in the keys with the same sign throughout.
+struct Data {
+  test::Rows<float> keys;
+  test::Rows<float> values;
+
+  Data(Random& random, const LayerShape& shape, std::int64_t tokens, float outlier)
+      : keys(test::random_rows(random, tokens, shape.kv_heads, shape.key_dim)),
+        values(test::random_rows(random, tokens, shape.kv_heads, shape.value_dim)) {
+    for (std::int64_t t = 0; t < tokens; ++t)
+      for (int head = 0; head < shape.kv_heads; ++head)
+        for (int channel = 3; channel < shape.key_dim; channel += 37)
+          keys.at(t, head, channel) = outlier * (2.0f + 0.3f * keys.at(t, head, channel));
+  }
+};
+
+struct Filled {
+  KVCache cache;
+  SequenceId id;
+
+  Filled(const LayerShape& shape, const Recipe& recipe, Isa isa, const Data& data)
+      : cache(test::make_cache(shape, recipe, {.sink_tokens = 0, .recent_tokens = 0, .isa = isa})),
+        id(test::open_reserved(cache, data.keys.tokens)) {
+    KVTILT_EXPECT_OK(cache.append(id, 0, data.keys.view(), data.values.view()));
+  }
+  [[nodiscard]] std::vector<float> attended(const test::Rows<float>& queries,
+                                            Arithmetic arithmetic) const {
+    AttendOptions options;
+    options.arithmetic = arithmetic;
+    return test::attended(cache.view(id, 0).value(), queries, options).out.data;
+  }
+};
+
+class AttendFast : public testing::TestWithParam<int> {};
+
+TEST_P(AttendFast, AddsLessThanAFifthOfTheErrorOfTheCodes) {
+  const int bits = GetParam();
+  Random random(static_cast<std::uint64_t>(bits));
+  for (const LayerShape shape : {LayerShape{2, 128, 128, 0}, LayerShape{1, 80, 64, 0}})
+    for (const float outlier : {1.0f, 5.0f, 30.0f})
+      for (const float peak : {0.2f, 1.0f, 3.0f})
+        for (const Granularity granularity : {Granularity::PerChannel, Granularity::PerToken}) {
+          const Data data(random, shape, 640, outlier);
+          test::Rows<float> queries = test::random_queries(random, shape, 1, 4, peak);
+          // Models keep logits in bounds: queries are small where keys are large.
+          for (int head = 0; head < queries.heads; ++head)
+            for (int channel = 3; channel < shape.key_dim; channel += 37)
+              queries.at(0, head, channel) /= outlier;
+          const Format format{bits, granularity, 0, default_rule(bits)};
+          for (const Recipe& recipe : {Recipe{format, {}}, Recipe{{}, format}}) {
+            const Filled truth(shape, Recipe{}, test::usable_isas().back(), data);
+            const std::vector<float> expected = truth.attended(queries, Arithmetic::Exact);
+            for (const Isa isa : test::usable_isas()) {
+              const Filled filled(shape, recipe, isa, data);
+              const std::vector<float> exact = filled.attended(queries, Arithmetic::Exact);
+              const std::vector<float> fast = filled.attended(queries, Arithmetic::Fast);
+              EXPECT_LE(rms(fast, exact), 0.2 * rms(exact, expected))
+                  << to_string(recipe) << " on " << to_string(isa) << ", outliers " << outlier
+                  << ", queries " << peak;
+            }
+          }
+        }
+}
+
+INSTANTIATE_TEST_SUITE_P(Widths, AttendFast, testing::Range(1, 9));
+
+/// Where float32 serves both, they are the same bits; where integers serve, they differ.
+TEST(AttendFastAgreement, DiffersFromExactOnlyWhereThereAreIntegerDots) {
+  Random random(11);
+  const LayerShape shape{1, 64, 64, 0};
+  const Data data(random, shape, 320, 1.0f);
+  const test::Rows<float> queries = test::random_queries(random, shape, 1, 4);
+  for (const Isa isa : test::usable_isas())
+    for (const int bits : test::storage_widths) {
+      const Format format = bits == half_bits
+                                ? Format{}
+                                : Format{bits, Granularity::PerChannel, 0, default_rule(bits)};
+      const Filled filled(shape, {format, {}}, isa, data);
+      const bool integers =
+          filled.cache.view(filled.id, 0)->kernels->integer_dot[cpu::width_slot(bits)] != nullptr;
+      EXPECT_EQ(
+          filled.attended(queries, Arithmetic::Fast) == filled.attended(queries, Arithmetic::Exact),
+          !integers)
+          << bits << " bits on " << to_string(isa);
+    }
+}
+
+/// What other rows of the tile see, through windows and causality, decides nothing about a row.
+TEST(AttendFastAgreement, GivesARowTheSameBitsWhateverSharesItsCall) {
+  Random random(13);
+  const LayerShape shape{1, 64, 64, 50};
+  const Data data(random, shape, 320, 5.0f);
+  const test::Rows<float> queries = test::random_queries(random, shape, 7, 2);
+  for (const Isa isa : test::usable_isas())
+    for (const char* name : {"k4v2", "k8v8", "k5tv6c", "k1v1"}) {
+      const Filled filled(shape, parse_recipe(name).value(), isa, data);
+      const std::vector<float> together = filled.attended(queries, Arithmetic::Fast);
+      test::Rows<float> last(1, 2, 64);
+      std::copy_n(&queries.at(6, 0, 0), last.data.size(), last.data.begin());
+      EXPECT_EQ(filled.attended(last, Arithmetic::Fast),
+                std::vector<float>(together.end() - 2 * 64, together.end()))
+          << name << " on " << to_string(isa);
+    }
+}
+
+/// Constant tensors have scale 0, and zero queries weights of 0: nothing divides by them.
+TEST(AttendFastAgreement, TakesTensorsWithoutARange) {
+  Random random(12);
+  const LayerShape shape{1, 64, 64, 0};
+  for (const float value : {0.0f, 3.25f, -60000.0f}) {
+    Data data(random, shape, 192, 1.0f);
+    for (float& x : data.keys.data) x = 0.0f;
+    for (float& x : data.values.data) x = value;
+    const test::Rows<float> queries(1, 4, 64);
+    for (const Isa isa : test::usable_isas()) {
+      const Filled filled(shape, presets::k4v2, isa, data);
+      for (const float x : filled.attended(queries, Arithmetic::Fast))
+        EXPECT_NEAR(x, value, 1e-5f * std::abs(value)) << to_string(isa);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt
