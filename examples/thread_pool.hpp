@@ -36,7 +36,7 @@ class ThreadPool {
   }
 
  private:
-  static constexpr int spins = 20000;  // tens of microseconds: longer than a layer's other work
+  static constexpr int spins = 200000;  // some 100 microseconds: longer than an item of work
 
   template <class T>
   static void await_change(const std::atomic<T>& value, T old) {

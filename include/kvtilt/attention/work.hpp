@@ -129,6 +129,18 @@ struct Batch {
   std::atomic<std::int64_t> next{0};
 };
 
+/// One query times the factor of its logits.
+inline void load_query(const TensorView& queries, std::int64_t token, int head, float factor,
+                       float* out) {
+  if (queries.type == ElementType::F32) {
+    const float* row = queries.row<float>(token, head);
+    for (int channel = 0; channel < queries.dim; ++channel) out[channel] = row[channel] * factor;
+    return;
+  }
+  for (int channel = 0; channel < queries.dim; ++channel)
+    out[channel] = element(queries, token, head, channel) * factor;
+}
+
 inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile,
                       bool with_queries) {
   const RowRules rules(*work.view, work.queries, *work.options, work.first_position);
@@ -138,8 +150,7 @@ inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& 
     int head = 0;
     work.locate(tile_index, r, token, head);
     float* query = tile.add_row(rules.row(token, head));
-    for (int channel = 0; with_queries && channel < work.queries.dim; ++channel)
-      query[channel] = element(work.queries, token, head, channel) * rules.query_factor();
+    if (with_queries) load_query(work.queries, token, head, rules.query_factor(), query);
   }
 }
 

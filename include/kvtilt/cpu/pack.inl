@@ -65,18 +65,25 @@ struct LaneGroups {
 inline void gather(const F16* values, const TensorLayout& packed, int first, int entry,
                    LaneGroups& groups) {
   const CodeMatrix matrix = packed.matrix;
-  if (packed.group_along_outer) {
-    for (int e = 0; e < groups.count; ++e)
-      for (int g = 0; g < line_lanes; ++g)
-        groups.values[e][g] = entry + g < matrix.inner
-                                  ? to_float(values[half_position(matrix, first + e, entry + g)])
-                                  : 0.0f;
-  } else {
+  if (!packed.group_along_outer) {
     const int lanes = block_lanes(matrix, entry / line_lanes);
     const F16* lines = values + half_position(matrix, entry, first);
     for (int e = 0; e < groups.count; ++e)
       store(groups.values[e], load_f16(lines + e * lanes, lanes));
+    return;
   }
+  // Groups lie across lines: transposed as fp16 first, so that conversion goes by lines.
+  F16 transposed[max_group][line_lanes] = {};
+  const int entries = smaller(line_lanes, matrix.inner - entry);
+  for (int e = 0; e < groups.count; e += line_lanes / 2) {  // never across blocks of lanes
+    const F16* lines = values + half_position(matrix, first + e, entry);
+    const int lanes = block_lanes(matrix, (first + e) / line_lanes);
+    for (int g = 0; g < entries; ++g)
+      for (int lane = 0; lane < line_lanes / 2; ++lane)
+        transposed[e + lane][g] = lines[g * lanes + lane];
+  }
+  for (int e = 0; e < groups.count; ++e)
+    store(groups.values[e], load_f16(transposed[e], line_lanes));
 }
 
 /// Squared errors of the nine candidates of MinMse for sixteen groups, exactly as min_mse_error
