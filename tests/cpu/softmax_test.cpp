@@ -74,7 +74,12 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
     EXPECT_EQ(std::memcmp(&copies[static_cast<std::size_t>(r) * slots], copies.data(),
                           slots * sizeof(float)),
               0);
-    EXPECT_EQ(std::memcmp(&states[r], &states[0], sizeof(SoftmaxState)), 0);
+    EXPECT_EQ(states[r].maximum, states[0].maximum);
+#if defined(__FAST_MATH__)  // compilers may then add the lanes of one row in another order
+    EXPECT_FLOAT_EQ(states[r].sum, states[0].sum);
+#else
+    EXPECT_EQ(states[r].sum, states[0].sum);
+#endif
     EXPECT_EQ(shrinks[r], shrinks[0]);
   }
   std::copy_n(copies.begin(), slots, scores.begin());
