@@ -19,16 +19,8 @@
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace scalar {
-// The primitives come first.
-// clang-format off
 #include <kvtilt/cpu/simd_scalar.inl>
-#include <kvtilt/cpu/block_reader.inl>
-#include <kvtilt/cpu/dot.inl>
-#include <kvtilt/cpu/contract.inl>
-#include <kvtilt/cpu/pack.inl>
-#include <kvtilt/cpu/softmax.inl>
-#include <kvtilt/cpu/table.inl>
-// clang-format on
+#include <kvtilt/cpu/generic.inl>
 }  // namespace scalar
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
@@ -39,16 +31,8 @@ KVTILT_TARGET_BEGIN("avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx2 {
-// The primitives come first.
-// clang-format off
 #include <kvtilt/cpu/simd_avx2.inl>
-#include <kvtilt/cpu/block_reader.inl>
-#include <kvtilt/cpu/dot.inl>
-#include <kvtilt/cpu/contract.inl>
-#include <kvtilt/cpu/pack.inl>
-#include <kvtilt/cpu/softmax.inl>
-#include <kvtilt/cpu/table.inl>
-// clang-format on
+#include <kvtilt/cpu/generic.inl>
 }  // namespace avx2
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
@@ -60,16 +44,8 @@ KVTILT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx512 {
-// The primitives come first.
-// clang-format off
 #include <kvtilt/cpu/simd_avx512.inl>
-#include <kvtilt/cpu/block_reader.inl>
-#include <kvtilt/cpu/dot.inl>
-#include <kvtilt/cpu/contract.inl>
-#include <kvtilt/cpu/pack.inl>
-#include <kvtilt/cpu/softmax.inl>
-#include <kvtilt/cpu/table.inl>
-// clang-format on
+#include <kvtilt/cpu/generic.inl>
 }  // namespace avx512
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu

@@ -221,10 +221,11 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(x.lane[i]);
 }
 
-/// Blocks that share a loaded weight; as many as there are registers for.
+/// Blocks that share a loaded weight: as many as there are registers for.
+inline constexpr int block_tile = 1;
+
 /// Independent sums of a 16-bit dot product, likewise.
 inline constexpr int half_chains = 1;
-inline constexpr int block_tile = 1;
 
 /// The widest codes whose integer dot products are faster than float ones: none here.
 inline constexpr int widest_integer_dot = 0;
