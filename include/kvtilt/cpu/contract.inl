@@ -3,28 +3,90 @@
 // Turns coefficients into weights, lets the dot product of a width meet the codes, and puts scales
 // and minima back. Knows no widths: those are in dot.inl.
 
-/// Scratch memory of a contraction, carved.
-struct ContractScratch {
-  Rows<float> exact;
-  Rows<std::int8_t> low;
-  Rows<std::int8_t> high;
-  std::uint16_t* high_quads;
+/// One band for one tile of rows.
+struct Job {
+  int row;
+  int rows;  ///< row_tile or 1
+  Range outer;
+  Range inner;
+  const F16* inner_scales;  ///< minima: pitch on; null if they lie along outer
+  const F16* outer_scales;  ///< the other way round
+};
 
-  ContractScratch(float* scratch, CodeMatrix matrix) {
-    const std::ptrdiff_t stride = (larger(matrix.outer, matrix.inner) + 31) / 32 * 32;
-    exact = {scratch, stride};
-    auto* bytes = reinterpret_cast<std::int8_t*>(scratch + row_tile * stride);
-    low = {bytes, stride};
-    high = {bytes + row_tile * stride, stride};
-    high_quads = reinterpret_cast<std::uint16_t*>(bytes + 2 * row_tile * stride);
+/// Walks over the jobs of a contraction: the bands of each tile of rows. Steps, as divisions by a
+/// group would cost more than they look.
+class JobCursor {
+ public:
+  explicit JobCursor(const Contraction& contraction)
+      : contraction_(contraction),
+        grouped_(contraction.tensor->group_along_outer ? contraction.outer : contraction.inner),
+        group_(contraction.tensor->format.group) {
+    while ((first_band_ + 1) * group_ <= grouped_.first) ++first_band_;
+    start_row(0);
+    if (grouped_.first >= grouped_.last) rows_ = 0;
   }
 
-  [[nodiscard]] Weights weights(int high_count) const {
-    return {{exact.data, exact.stride},
-            {low.data, low.stride},
-            {high.data, high.stride},
-            high_quads,
-            high_count};
+  [[nodiscard]] bool done() const { return rows_ == 0; }
+
+  [[nodiscard]] Job job() const {
+    const TensorLayout& tensor = *contraction_.tensor;
+    const bool along_outer = tensor.group_along_outer;
+    const F16* scales = tensor.scales(contraction_.block, band_);
+    const Range part{larger(grouped_.first, band_ * group_),
+                     smaller(grouped_.last, (band_ + 1) * group_)};
+    return {row_,
+            rows_,
+            along_outer ? part : contraction_.outer,
+            along_outer ? contraction_.inner : part,
+            along_outer ? scales : nullptr,
+            along_outer ? nullptr : scales};
+  }
+
+  void advance() {
+    if (++band_ * group_ >= grouped_.last) start_row(row_ + rows_);
+  }
+
+ private:
+  void start_row(int row) {
+    row_ = row;
+    const int left = contraction_.rows - row;
+    rows_ = left >= row_tile ? row_tile : left > 0 ? 1 : 0;
+    band_ = first_band_;
+  }
+
+  const Contraction& contraction_;
+  Range grouped_;
+  int group_;
+  int first_band_ = 0;
+  int band_ = 0;
+  int row_ = 0;
+  int rows_ = 0;
+};
+
+/// What a job's weights leave for its dot product.
+struct WeighedJob {
+  int high_count;
+  RowTerms terms[row_tile];
+};
+static_assert(sizeof(WeighedJob) <= weighed_job_bytes);
+
+/// Where the weights of one of the jobs that are weighed together are made.
+struct JobScratch {
+  WeighedJob* job;
+  float* exact;
+  std::int8_t* planes[2];
+  std::uint16_t* high_quads;
+
+  JobScratch(const Contraction& contraction, int index) {
+    const int extent = contraction.tensor->matrix.inner;
+    const std::size_t weights = row_tile * round_up(static_cast<std::size_t>(extent), 32);
+    std::byte* start =
+        contraction.scratch + static_cast<std::size_t>(index) * job_scratch_bytes(extent);
+    job = reinterpret_cast<WeighedJob*>(start);
+    exact = reinterpret_cast<float*>(start + weighed_job_bytes);
+    planes[0] = reinterpret_cast<std::int8_t*>(exact + weights);
+    planes[1] = planes[0] + weights;
+    high_quads = reinterpret_cast<std::uint16_t*>(planes[1] + weights);
   }
 };
 
@@ -33,117 +95,143 @@ inline Range padded_units(Range inner) {
   return {inner.first / 32 * 32, (inner.last + 31) / 32 * 32};
 }
 
-/// Scale of the integer weights (DESIGN 6): the largest weight in 7 bits, or finer where the
-/// rounding of `count` weights would show beside that of n-level codes; then some need two planes.
-inline float weight_step(float largest, float squares, int count, int n) {
-  const float one_plane = largest * (1.0f / 127.0f);
-  const float share =
-      0.36f / static_cast<float>(n);  // of the rms: error below a tenth of the codes'
-  const float mean_square = squares / static_cast<float>(count);
-  const float limit = one_plane * one_plane;
-  return share * share * mean_square < limit ? share * std::sqrt(mean_square) : one_plane;
+inline Range blocks_of(Range outer) {
+  return {outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
 }
 
-/// Sums over the weights of up to four rows, in lanes.
+/// Sums over the weights of a job.
 struct FoldedRows {
-  F32x16 constant[row_tile];  ///< coefficient * minimum
-  F32x16 total[row_tile];     ///< weights
-  F32x16 square[row_tile];    ///< their squares
-  F32x16 largest[row_tile];   ///< their magnitudes
+  F32x16 linear[row_tile];  ///< coefficient * (minimum + mean code * scale), or coefficients alone
+  float largest[row_tile];  ///< magnitude of a weight
+  float square[row_tile];   ///< sum of the weights' squares, if asked for
 };
 
-/// Multiplies coefficients by the scales of a band. `scales` (minima: pitch on) lie along inner, or
-/// are null if they lie along outer. Weights are 0 outside `inner` within `units`.
-template <int Tile>
-inline void fold(const Contraction& contraction, int row, Range inner, Range units,
-                 const F16* scales, const Rows<float>& exact, FoldedRows& folded) {
-  const int pitch = contraction.tensor->pitch();
-  const std::ptrdiff_t next = contraction.next;
-  const F32x16 zero = broadcast(0.0f);
-  const float* in[Tile];  // locals: a vector store may change anything behind a reference
-  float* out[Tile];
-  F32x16 constant[Tile];
-  F32x16 total[Tile];
-  F32x16 square[Tile];
-  F32x16 largest[Tile];
+/// One line of fold(). `Partial`: only the lanes of `inside` count, others may hold anything.
+template <int Tile, bool Squares, bool Partial>
+KVTILT_INLINE void fold_line(const float* const (&in)[Tile], float* out, int i, LaneMask inside,
+                             const F32x16& scale, const F32x16& middle, F32x16 (&linear)[Tile],
+                             F32x16 (&largest)[Tile], F32x16 (&square)[Tile]) {
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
-    in[r] = contraction.coefficients[row + r];
-    out[r] = exact[r];
-    constant[r] = total[r] = square[r] = largest[r] = zero;
+    F32x16 coefficient = load(in[r] + i);
+    if (Partial) coefficient = keep(coefficient, inside, 0.0f);
+    const F32x16 weight = mul(coefficient, scale);
+    store(out + r * line_lanes, weight);
+    linear[r] = multiply_add(coefficient, middle, linear[r]);
+    largest[r] = max_magnitude(largest[r], weight);
+    if (Squares) square[r] = multiply_add(weight, weight, square[r]);
   }
+}
+
+/// Multiplies coefficients by the scales of a band, where these lie along inner. Weights are 0
+/// outside of the band within its units.
+template <int Tile, bool Squares>
+inline void fold(const Contraction& contraction, const Job& job, float mean_code, float* exact,
+                 FoldedRows& folded) {
+  const int pitch = contraction.tensor->pitch();
+  const Range inner = job.inner;
+  const Range units = padded_units(inner);
+  const F16* scales = job.inner_scales;
+  const std::ptrdiff_t next = contraction.next;
+  const F32x16 mean = broadcast(mean_code);
+  const float* in[Tile];  // locals: a vector store may change anything behind a reference
+  F32x16 linear[Tile];
+  F32x16 largest[Tile];
+  F32x16 square[Tile];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r) {
+    in[r] = contraction.coefficients[job.row + r];
+    linear[r] = largest[r] = square[r] = broadcast(0.0f);
+  }
+  F32x16 scale = broadcast(1.0f);
+  F32x16 middle = scale;
   for (int i = units.first; i < units.last; i += line_lanes) {
-    const LaneMask inside = lanes_between(inner.first - i, inner.last - i);
-    if (inside == 0) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) store(out[r] + i, zero);
-      continue;
-    }
-    F32x16 scale = broadcast(1.0f);
-    F32x16 minimum = zero;
+    float* out = exact + std::ptrdiff_t{i} * row_tile;
     if (scales != nullptr) {
-      const int lanes = smaller(line_lanes, pitch - i);
-      scale = keep(load_f16(scales + i, lanes), inside, 0.0f);
-      minimum = keep(load_f16(scales + pitch + i, lanes), inside, 0.0f);
       prefetch(scales + i, next);
       prefetch(scales + pitch + i, next);
     }
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      const F32x16 coefficient = keep(load(in[r] + i), inside, 0.0f);
-      const F32x16 weight = mul(coefficient, scale);
-      store(out[r] + i, weight);
-      constant[r] = multiply_add(coefficient, minimum, constant[r]);
-      total[r] = add(total[r], weight);
-      square[r] = multiply_add(weight, weight, square[r]);
-      largest[r] = max(largest[r], magnitude(weight));
+    if (i >= inner.first && i + line_lanes <= inner.last) {
+      if (scales != nullptr) {
+        scale = load_f16(scales + i, line_lanes);
+        middle = multiply_add(scale, mean, load_f16(scales + pitch + i, line_lanes));
+      }
+      fold_line<Tile, Squares, false>(in, out, i, 0, scale, middle, linear, largest, square);
+      continue;
     }
+    const LaneMask inside = lanes_between(inner.first - i, inner.last - i);
+    if (inside == 0) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) store(out + r * line_lanes, broadcast(0.0f));
+      continue;
+    }
+    if (scales != nullptr) {
+      const int lanes = smaller(line_lanes, pitch - i);
+      scale = keep(load_f16(scales + i, lanes), inside, 0.0f);
+      middle = keep(load_f16(scales + pitch + i, lanes), inside, 0.0f);
+      middle = multiply_add(scale, mean, middle);
+    }
+    fold_line<Tile, Squares, true>(in, out, i, inside, scale, middle, linear, largest, square);
   }
+  F32x16 all_largest[row_tile];  // rows are reduced four at a time
+  F32x16 all_square[row_tile];
   KVTILT_UNROLL(4)
   for (int r = 0; r < row_tile; ++r) {
-    const int source = r < Tile ? r : 0;  // all rows are set: they are reduced together
-    folded.constant[r] = constant[source];
-    folded.total[r] = total[source];
-    folded.square[r] = square[source];
-    folded.largest[r] = largest[source];
+    const int source = r < Tile ? r : 0;
+    folded.linear[r] = linear[source];
+    all_largest[r] = largest[source];
+    all_square[r] = square[source];
   }
+  reduce_max(all_largest, folded.largest);
+  if (Squares) reduce_add(all_square, folded.square);
 }
 
-/// Rounds exact weights to integers and lists the quads that need the high plane. Returns the
-/// lanes' sums of the integers and how many quads are listed.
-template <int Tile, bool TwoPlanes>
-inline int round_weights(const ContractScratch& scratch, Range units, const RowTerms* terms,
+/// Which quads of weights have a nonzero high byte.
+enum class HighPlane { Nowhere, Everywhere, WhereListed };
+
+/// Rounds exact weights to integers of one or two bytes. Lists the quads that need the second one
+/// (WhereListed) and returns how many there are; sums the integers in lanes.
+template <int Tile, HighPlane High>
+inline int round_weights(const JobScratch& scratch, Range units, const float* inverse_steps,
                          F32x16* sums) {
-  const float* exact[Tile];
-  std::int8_t* low[Tile];
   F32x16 inverse[Tile];
   I32x16 sum[Tile];
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
-    exact[r] = scratch.exact[r];
-    low[r] = scratch.low[r];
-    inverse[r] = broadcast(terms[r].step > 0.0f ? 1.0f / terms[r].step : 0.0f);
+    inverse[r] = broadcast(inverse_steps[r]);
     sum[r] = broadcast_bits(0);
   }
+  const I32x16 half = broadcast_bits(128);
   int high_count = 0;
-  for (int i = units.first; i < units.last; i += line_lanes) {
-    I32x16 high[Tile];
-    I32x16 any = broadcast_bits(0);
+  for (int i = units.first; i < units.last; i += 2 * line_lanes) {
+    const float* exact = scratch.exact + std::ptrdiff_t{i} * row_tile;
+    std::int8_t* low = scratch.planes[0] + std::ptrdiff_t{i} * row_tile;
+    I32x16 high[2][Tile];
+    I32x16 any[2] = {broadcast_bits(0), broadcast_bits(0)};
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
-      const I32x16 k = to_nearest_ints(mul(load(exact[r] + i), inverse[r]));
-      sum[r] = add_ints(sum[r], k);
-      store_low_bytes(low[r] + i, k);
-      if (!TwoPlanes) continue;
-      high[r] = shift_right_signed(add_ints(k, broadcast_bits(128)), 8);
-      any = bit_or(any, high[r]);
+      const float* weights = exact + r * line_lanes;
+      const I32x16 first = to_nearest_ints(mul(load(weights), inverse[r]));
+      const I32x16 second = to_nearest_ints(mul(load(weights + row_tile * line_lanes), inverse[r]));
+      sum[r] = add_ints(sum[r], add_ints(first, second));
+      store_low_bytes(low + r * 2 * line_lanes, first, second);
+      if (High == HighPlane::Nowhere) continue;
+      high[0][r] = shift_right_signed(add_ints(first, half), 8);
+      high[1][r] = shift_right_signed(add_ints(second, half), 8);
+      any[0] = bit_or(any[0], high[0][r]);
+      any[1] = bit_or(any[1], high[1][r]);
     }
-    if (!TwoPlanes) continue;
-    const unsigned lanes = nonzero(any);
+    if (High == HighPlane::Nowhere) continue;
+    unsigned lanes = ~0u;
+    if (High == HighPlane::WhereListed) lanes = nonzero(any[0]) | unsigned{nonzero(any[1])} << 16;
     if (lanes == 0) continue;
-    for (int r = 0; r < Tile; ++r) store_low_bytes(scratch.high[r] + i, high[r]);
-    for (int q = 0; q < quad; ++q)
-      if ((lanes >> (q * quad) & 0xfu) != 0)
+    std::int8_t* bytes = scratch.planes[1] + std::ptrdiff_t{i} * row_tile;
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r)
+      store_low_bytes(bytes + r * 2 * line_lanes, high[0][r], high[1][r]);
+    if (High == HighPlane::Everywhere) continue;
+    for (int q = 0; lanes != 0; ++q, lanes >>= quad)
+      if ((lanes & 0xfu) != 0)
         scratch.high_quads[high_count++] = static_cast<std::uint16_t>(i / quad + q);
   }
   KVTILT_UNROLL(4)
@@ -151,100 +239,161 @@ inline int round_weights(const ContractScratch& scratch, Range units, const RowT
   return high_count;
 }
 
-/// Weights and terms of one band for `Tile` rows.
-template <int Tile>
-inline Weights weigh(const Contraction& contraction, int row, Range inner, const F16* scales,
-                     Sums arithmetic, const ContractScratch& scratch, RowTerms* terms) {
-  const Range units = padded_units(inner);
-  FoldedRows folded;
-  fold<Tile>(contraction, row, inner, units, scales, scratch.exact, folded);
-  float total[row_tile];
-  float offset[row_tile];
-  reduce_add(folded.total, total);
-  int high_count = 0;
-  if (arithmetic == Sums::Float) {
-    reduce_add(folded.constant, offset);
-    for (int r = 0; r < Tile; ++r) terms[r].step = 1.0f;
-  } else {
-    const TensorLayout& tensor = *contraction.tensor;
-    const int n = max_code(tensor.format.bits);
+/// Coarsest step of the weights of n-level codes, as a part n times theirs: the rounding of the
+/// weights then adds a sixth of the codes' own error (DESIGN 6 asks for less than a fifth).
+inline constexpr float step_share = 0.6f;
+
+/// How the weights of a tensor become integers.
+struct Rounding {
+  bool integers;
+  bool two_bytes;      ///< for all weights
+  bool refined;        ///< one byte may be too coarse
+  float levels;        ///< of a weight's magnitude
+  float unit;          ///< 1 / levels
+  float square_share;  ///< coarsest step^2 / sum of squares, if refined
+  float mean_code;     ///< 0 in float32
+
+  Rounding(const TensorLayout& tensor, Sums sums) : integers(sums == Sums::Integer) {
+    const float n = static_cast<float>(max_code(tensor.format.bits));
+    two_bytes = tensor.format.bits > widest_listed_plane;
+    levels = two_bytes ? 127.0f * 257.0f : 127.0f;
+    unit = two_bytes ? 1.0f / (127.0f * 257.0f) : 1.0f / 127.0f;
     // All of the band, though a row may see less: what other rows see must not change a bit.
     const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
-    float square[row_tile];
-    float largest[row_tile];
-    reduce_add(folded.square, square);
-    reduce_max(folded.largest, largest);
-    bool two_planes = false;
-    for (int r = 0; r < Tile; ++r) {
-      terms[r].step = weight_step(largest[r], square[r], extent, n);
-      two_planes = two_planes || largest[r] > 127.25f * terms[r].step;  // rounds to 128
-    }
-    F32x16 integers[Tile];
-    high_count = two_planes ? round_weights<Tile, true>(scratch, units, terms, integers)
-                            : round_weights<Tile, false>(scratch, units, terms, integers);
-    // What rounding took from the weights comes back times the mean code.
-    const F32x16 mean_code = broadcast(0.5f * static_cast<float>(n));
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      const F32x16 lost = multiply_add(integers[r], broadcast(-terms[r].step), folded.total[r]);
-      folded.constant[r] = multiply_add(lost, mean_code, folded.constant[r]);
-    }
-    reduce_add(folded.constant, offset);
+    square_share = step_share * step_share / (n * n * static_cast<float>(extent));
+    // The largest of `extent` weights is at most the root of the sum of their squares.
+    refined = integers && square_share * levels * levels < 1.0f;
+    mean_code = integers ? 0.5f * n : 0.0f;
   }
-  for (int r = 0; r < Tile; ++r) {
-    terms[r].offset = offset[r];
-    terms[r].total = total[r];
+};
+
+/// Steps of a tile's integer weights, and whether some of them then need a second byte.
+struct Steps {
+  float step[row_tile];
+  float inverse[row_tile];  ///< 0 where all weights are
+  bool wide;
+
+  Steps(const FoldedRows& folded, const Rounding& rounding) : wide(false) {
+    for (int r = 0; r < row_tile; ++r) {
+      step[r] = folded.largest[r] * rounding.unit;
+      inverse[r] = folded.largest[r] > 0.0f ? rounding.levels / folded.largest[r] : 0.0f;
+    }
+    if (!rounding.refined) return;
+    for (int r = 0; r < row_tile; ++r) {
+      const float coarsest_square = rounding.square_share * folded.square[r];
+      if (coarsest_square >= step[r] * step[r]) continue;
+      step[r] = std::sqrt(coarsest_square);
+      inverse[r] = 1.0f / step[r];
+      wide = wide || folded.largest[r] > 127.25f * step[r];  // rounds to 128
+    }
   }
-  return scratch.weights(high_count);
+};
+
+template <int Tile>
+inline void fold_job(const Contraction& contraction, const Job& job, const Rounding& rounding,
+                     const JobScratch& scratch, FoldedRows& folded) {
+  if (rounding.refined)
+    fold<Tile, true>(contraction, job, rounding.mean_code, scratch.exact, folded);
+  else
+    fold<Tile, false>(contraction, job, rounding.mean_code, scratch.exact, folded);
 }
 
-/// One band of one tile of rows.
-inline void contract_band(const Contraction& contraction, int row, int rows, Range outer,
-                          Range inner, const F16* scales, bool along_outer, Sums arithmetic,
-                          DotFn dot, const ContractScratch& scratch) {
-  RowTerms terms[row_tile];
-  const F16* inner_scales = along_outer ? scales : nullptr;
-  const Weights weights =
-      rows == row_tile
-          ? weigh<row_tile>(contraction, row, inner, inner_scales, arithmetic, scratch, terms)
-          : weigh<1>(contraction, row, inner, inner_scales, arithmetic, scratch, terms);
-  Contraction part = contraction;
-  part.inner = inner;
-  const Range blocks{outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
-  dot(part, blocks, row, rows, weights, terms, along_outer ? nullptr : scales);
+template <int Tile>
+inline int round_job(const Job& job, const Rounding& rounding, const Steps& steps,
+                     const JobScratch& scratch, F32x16* sums) {
+  const Range units = padded_units(job.inner);
+  if (rounding.two_bytes)
+    return round_weights<Tile, HighPlane::Everywhere>(scratch, units, steps.inverse, sums);
+  if (steps.wide)
+    return round_weights<Tile, HighPlane::WhereListed>(scratch, units, steps.inverse, sums);
+  return round_weights<Tile, HighPlane::Nowhere>(scratch, units, steps.inverse, sums);
+}
+
+/// Rounds a job's weights and finds its terms.
+template <int Tile>
+inline void finish_job(const Job& job, const Rounding& rounding, const JobScratch& scratch,
+                       FoldedRows& folded) {
+  const Steps steps(folded, rounding);
+  const bool scaled = job.inner_scales != nullptr;
+  float totals[row_tile] = {};
+  float offsets[row_tile] = {};
+  int high_count = 0;
+  if (!scaled) reduce_add(folded.linear, totals);
+  if (rounding.integers) {
+    F32x16 sums[Tile];
+    high_count = round_job<Tile>(job, rounding, steps, scratch, sums);
+    // What rounding took from the weights comes back times the mean code.
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) {
+      const F32x16 linear =
+          scaled ? folded.linear[r] : mul(folded.linear[r], broadcast(rounding.mean_code));
+      folded.linear[r] =
+          multiply_add(sums[r], broadcast(-rounding.mean_code * steps.step[r]), linear);
+    }
+  }
+  if (scaled || rounding.integers) reduce_add(folded.linear, offsets);
+  scratch.job->high_count = high_count;
+  for (int r = 0; r < Tile; ++r)
+    scratch.job->terms[r] = {rounding.integers ? steps.step[r] : 1.0f, offsets[r], totals[r]};
+}
+
+/// Weighs the next weigh_jobs jobs and moves the cursor past them. In stages: while one job's sums cross the lanes, others go on.
+inline void weigh_next(const Contraction& contraction, JobCursor& cursor, Sums sums) {
+  const Rounding rounding(*contraction.tensor, sums);
+  FoldedRows folded[weigh_jobs];
+  Job jobs[weigh_jobs];
+  int count = 0;
+  for (; count < weigh_jobs && !cursor.done(); cursor.advance(), ++count) {
+    jobs[count] = cursor.job();
+    const JobScratch scratch(contraction, count);
+    if (jobs[count].rows == row_tile)
+      fold_job<row_tile>(contraction, jobs[count], rounding, scratch, folded[count]);
+    else
+      fold_job<1>(contraction, jobs[count], rounding, scratch, folded[count]);
+  }
+  for (int i = 0; i < count; ++i) {
+    const JobScratch scratch(contraction, i);
+    if (jobs[i].rows == row_tile)
+      finish_job<row_tile>(jobs[i], rounding, scratch, folded[i]);
+    else
+      finish_job<1>(jobs[i], rounding, scratch, folded[i]);
+  }
+}
+
+inline void weigh(const Contraction& contraction, Sums sums) {
+  if (!contraction.tensor->format.quantized()) return;
+  JobCursor cursor(contraction);
+  weigh_next(contraction, cursor, sums);
 }
 
 /// 16-bit tensors: the coefficients are the weights.
-inline void contract_halves(const Contraction& contraction, int row, int rows, DotFn dot) {
-  Weights weights{};
-  weights.exact = {contraction.coefficients[row], contraction.coefficients.stride};
-  const Range blocks{contraction.outer.first / line_lanes,
-                     (contraction.outer.last + line_lanes - 1) / line_lanes};
+inline void contract_halves(const Contraction& contraction, DotFn dot) {
   const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
-  dot(contraction, blocks, row, rows, weights, plain, nullptr);
-}
-
-inline void contract(const Contraction& contraction, Sums arithmetic, DotFn dot) {
-  const TensorLayout& tensor = *contraction.tensor;
-  const Range& outer = contraction.outer;
-  const Range& inner = contraction.inner;
-  const int group = tensor.format.group;
-  const bool along_outer = tensor.group_along_outer;
-  const Range& grouped = along_outer ? outer : inner;
-  const ContractScratch scratch(contraction.scratch, tensor.matrix);
   for (int row = 0; row < contraction.rows;) {
     const int rows = contraction.rows - row >= row_tile ? row_tile : 1;
-    if (!tensor.format.quantized()) {
-      contract_halves(contraction, row, rows, dot);
-    } else {
-      for (int band = grouped.first / group; band * group < grouped.last; ++band) {
-        const Range part{larger(grouped.first, band * group),
-                         smaller(grouped.last, (band + 1) * group)};
-        contract_band(contraction, row, rows, along_outer ? part : outer,
-                      along_outer ? inner : part, tensor.scales(contraction.block, band),
-                      along_outer, arithmetic, dot, scratch);
-      }
-    }
+    dot(contraction, blocks_of(contraction.outer), row, rows, Weights{}, plain, nullptr);
     row += rows;
+  }
+}
+
+inline void contract_weighed(const Contraction& contraction, Sums sums, DotFn dot) {
+  if (!contraction.tensor->format.quantized()) return contract_halves(contraction, dot);
+  Contraction part = contraction;
+  int index = 0;
+  for (JobCursor cursor(contraction); !cursor.done(); cursor.advance(), ++index) {
+    if (index == weigh_jobs) {
+      JobCursor ahead = cursor;
+      weigh_next(contraction, ahead, sums);
+      index = 0;
+    }
+    const Job job = cursor.job();
+    const JobScratch scratch(contraction, index);
+    part.inner = job.inner;
+    dot(part, blocks_of(job.outer), job.row, job.rows,
+        {scratch.exact,
+         {scratch.planes[0], scratch.planes[1]},
+         scratch.high_quads,
+         scratch.job->high_count},
+        scratch.job->terms, job.outer_scales);
   }
 }

@@ -4,13 +4,10 @@
 // (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are loaded
 // once for `Blocks` blocks.
 
-/// Values ahead of those that are read: a 16-bit page is long enough to be a stream of its own.
-inline constexpr std::ptrdiff_t half_prefetch_distance = 1024;
-
 /// Float sums of `Tile` rows over `Blocks` blocks.
 template <int Tile, int Blocks>
 struct FloatDot {
-  static constexpr int planes = 1;
+  static constexpr bool lists_high_quads = false;
   static constexpr bool unrolls_units = false;  // it would save little, and compile for long
   F32x16 sum[Blocks][Tile];
 
@@ -22,8 +19,10 @@ struct FloatDot {
     }
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, int row,
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights,
                          std::ptrdiff_t quad_index) {
+    const float* exact =
+        weights.exact + quad_index / quad * (row_tile * line_lanes) + quad_index % quad * quad;
     const I32x16 low_byte = broadcast_bits(0xffu);
     KVTILT_UNROLL(4)
     for (int byte = 0; byte < quad; ++byte) {
@@ -34,7 +33,7 @@ struct FloatDot {
                                       : bit_and(shift_right(codes[b], 8 * byte), low_byte));
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) {
-        const F32x16 weight = broadcast(weights.exact[row + r][quad_index * quad + byte]);
+        const F32x16 weight = broadcast(exact[r * line_lanes + byte]);
         KVTILT_UNROLL(2)
         for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(code[b], weight, sum[b][r]);
       }
@@ -44,40 +43,55 @@ struct FloatDot {
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
-/// Integer sums over one plane of the weights.
-template <int Tile, int Blocks>
-struct IntegerDot {
-  static constexpr int planes = 2;
+/// Integer sums over `Count` planes of the weights from plane `First` on.
+template <int Tile, int Blocks, int First, int Count>
+struct PlaneDot {
+  static constexpr bool lists_high_quads = Count == 1;
   static constexpr bool unrolls_units = true;
-  I32x16 sum[Blocks][Tile];
+  I32x16 sum[Count][Blocks][Tile];
 
-  KVTILT_INLINE IntegerDot() {
+  KVTILT_INLINE PlaneDot() {
     KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
+    for (int plane = 0; plane < Count; ++plane) {
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) {
+        KVTILT_UNROLL(4)
+        for (int r = 0; r < Tile; ++r) sum[plane][b][r] = broadcast_bits(0);
+      }
     }
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Rows<const std::int8_t>& plane,
-                         int row, std::ptrdiff_t quad_index) {
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights,
+                         std::ptrdiff_t quad_index) {
+    constexpr int quads = 2 * line_lanes / quad;  // that a plane keeps together
+    const std::ptrdiff_t at =
+        quad_index / quads * (row_tile * quads * quad) + quad_index % quads * quad;
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
-      std::uint32_t weights;
-      std::memcpy(&weights, plane[row + r] + quad_index * quad, sizeof weights);
-      const I32x16 weight = broadcast_bits(weights);
       KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add(sum[b][r], codes[b], weight);
+      for (int plane = 0; plane < Count; ++plane) {
+        std::uint32_t bytes;
+        std::memcpy(&bytes, weights.planes[First + plane] + at + r * quads * quad, sizeof bytes);
+        const I32x16 weight = broadcast_bits(bytes);
+        KVTILT_UNROLL(2)
+        for (int b = 0; b < Blocks; ++b)
+          sum[plane][b][r] = dot_add(sum[plane][b][r], codes[b], weight);
+      }
     }
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, int row,
-                         std::ptrdiff_t quad_index) {
-    add(codes, weights.low, row, quad_index);
+  KVTILT_INLINE F32x16 total(int b, int r) const {
+    const F32x16 low = to_floats(sum[0][b][r]);
+    if (Count == 1) return low;
+    return multiply_add(to_floats(sum[Count - 1][b][r]), broadcast(256.0f), low);
   }
-
-  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
 };
+
+template <int Tile, int Blocks>
+using OnePlaneDot = PlaneDot<Tile, Blocks, 0, 1>;
+
+template <int Tile, int Blocks>
+using TwoPlaneDot = PlaneDot<Tile, Blocks, 0, 2>;
 
 /// Adds the sums of a block to the results.
 template <int Tile>
@@ -113,7 +127,7 @@ KVTILT_INLINE void add_to_results(const Contraction& contraction, int block, int
 /// All quads of `Blocks` blocks for `Tile` rows. `Aligned`: full blocks whose quads fill units;
 /// the weights are then zero in the whole units that `inner` touches.
 template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
-KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row, int tile_row,
+KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
                             const Weights& weights, const RowTerms* terms,
                             const F16* outer_scales) {
   const TensorLayout& tensor = *contraction.tensor;
@@ -135,13 +149,13 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row, 
         KVTILT_UNROLL(2)
         for (int b = 0; b < Blocks; ++b)
           codes[b] = readers[b].unit_codes(unit, member, contraction.next);
-        dot.add(codes, weights, tile_row, unit * unit_size + member);
+        dot.add(codes, weights, unit * unit_size + member);
       }
     }
   } else {
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
       const I32x16 codes[1] = {readers[0].quad_codes(q, contraction.next)};
-      dot.add(codes, weights, tile_row, q);
+      dot.add(codes, weights, q);
     }
   }
   F32x16 sums[Blocks][Tile];
@@ -150,29 +164,31 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row, 
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) sums[b][r] = dot.total(b, r);
   }
-  if (Dot<Tile, Blocks>::planes == 2 && weights.high_count > 0) {
-    IntegerDot<Tile, Blocks> high;
-    for (int i = 0; i < weights.high_count; ++i) {
-      const int q = weights.high_quads[i];
-      I32x16 codes[Blocks];
+  if constexpr (Dot<Tile, Blocks>::lists_high_quads) {
+    if (weights.high_count > 0) {
+      PlaneDot<Tile, Blocks, 1, 1> high;
+      for (int i = 0; i < weights.high_count; ++i) {
+        const int q = weights.high_quads[i];
+        I32x16 codes[Blocks];
+        KVTILT_UNROLL(2)
+        for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(q, 0);
+        high.add(codes, weights, q);
+      }
       KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(q, 0);
-      high.add(codes, weights.high, tile_row, q);
-    }
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r)
-        sums[b][r] = multiply_add(high.total(b, r), broadcast(256.0f), sums[b][r]);
+      for (int b = 0; b < Blocks; ++b) {
+        KVTILT_UNROLL(4)
+        for (int r = 0; r < Tile; ++r)
+          sums[b][r] = multiply_add(high.total(b, r), broadcast(256.0f), sums[b][r]);
+      }
     }
   }
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b)
-    add_to_results(contraction, block + b, row + tile_row, terms + tile_row, outer_scales, sums[b]);
+    add_to_results(contraction, block + b, row, terms, outer_scales, sums[b]);
 }
 
 template <template <int, int> class Dot, int Bits, int Tile>
-KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int row, int tile_row,
+KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int row,
                             const Weights& weights, const RowTerms* terms,
                             const F16* outer_scales) {
   [[maybe_unused]] const CodeMatrix matrix = contraction.tensor->matrix;
@@ -181,39 +197,40 @@ KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int ro
     const int full = smaller(blocks.last, matrix.full_blocks());
     if (matrix.quads() % unit_quads(Bits) == 0)
       for (; block + block_tile <= full; block += block_tile)
-        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, block, row, tile_row, weights,
-                                                    terms, outer_scales);
+        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, block, row, weights, terms,
+                                                    outer_scales);
   }
   for (; block < blocks.last; ++block)
-    dot_tile<Dot, Bits, Tile, 1, false>(contraction, block, row, tile_row, weights, terms,
-                                        outer_scales);
+    dot_tile<Dot, Bits, Tile, 1, false>(contraction, block, row, weights, terms, outer_scales);
 }
 
 template <template <int, int> class Dot, int Bits>
 KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, int rows,
                        const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if (rows == row_tile) {
-    dot_rows<Dot, Bits, row_tile>(contraction, blocks, row, 0, weights, terms, outer_scales);
-  } else {
-    for (int r = 0; r < rows; ++r)
-      dot_rows<Dot, Bits, 1>(contraction, blocks, row, r, weights, terms, outer_scales);
-  }
+  if (rows == row_tile)
+    dot_rows<Dot, Bits, row_tile>(contraction, blocks, row, weights, terms, outer_scales);
+  else
+    dot_rows<Dot, Bits, 1>(contraction, blocks, row, weights, terms, outer_scales);
 }
 
 template <int Bits>
 void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
                   const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  dot<IntegerDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  if constexpr (Bits > widest_listed_plane)
+    dot<TwoPlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  else
+    dot<OnePlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
 }
 
-/// 16-bit values of a block of `Lanes` lanes: one stream of memory. Reads only what `inner` names:
+/// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:
 /// other slots may hold NaN.
 template <int Tile, int Lanes>
-KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row, int tile_row,
-                              const Weights& weights, const RowTerms* terms) {
+KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row,
+                              const RowTerms* terms) {
   const TensorLayout& tensor = *contraction.tensor;
   const F16* values = reinterpret_cast<const F16*>(contraction.block + tensor.codes) +
                       std::ptrdiff_t{block} * line_lanes * tensor.matrix.inner;
+  const Rows<const float>& weights = contraction.coefficients;
   F32x16 sum[half_chains][Tile];
   KVTILT_UNROLL(2)
   for (int chain = 0; chain < half_chains; ++chain) {
@@ -222,48 +239,47 @@ KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row
   }
   int i = contraction.inner.first;
   for (; i + half_chains <= contraction.inner.last; i += half_chains) {
-    __builtin_prefetch(values + std::ptrdiff_t{i} * Lanes + half_prefetch_distance);
+    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.next);
     KVTILT_UNROLL(2)
     for (int chain = 0; chain < half_chains; ++chain) {
       const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r)
-        sum[chain][r] =
-            multiply_add(value, broadcast(weights.exact[tile_row + r][i + chain]), sum[chain][r]);
+        sum[chain][r] = multiply_add(value, broadcast(weights[row + r][i + chain]), sum[chain][r]);
     }
   }
   if (i < contraction.inner.last) {
     const F32x16 value = load_f16(values + std::ptrdiff_t{i} * Lanes, Lanes);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r)
-      sum[0][r] = multiply_add(value, broadcast(weights.exact[tile_row + r][i]), sum[0][r]);
+      sum[0][r] = multiply_add(value, broadcast(weights[row + r][i]), sum[0][r]);
   }
   if (half_chains == 2) {
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) sum[0][r] = add(sum[0][r], sum[half_chains - 1][r]);
   }
-  add_to_results(contraction, block, row + tile_row, terms + tile_row, nullptr, sum[0]);
+  add_to_results(contraction, block, row, terms, nullptr, sum[0]);
 }
 
 template <int Tile>
 KVTILT_INLINE void dot_half_rows(const Contraction& contraction, Range blocks, int row,
-                                 int tile_row, const Weights& weights, const RowTerms* terms) {
+                                 const RowTerms* terms) {
   for (int block = blocks.first; block < blocks.last; ++block) {
     if (block < contraction.tensor->matrix.full_blocks())
-      dot_halves<Tile, line_lanes>(contraction, block, row, tile_row, weights, terms);
+      dot_halves<Tile, line_lanes>(contraction, block, row, terms);
     else
-      dot_halves<Tile, line_lanes / 2>(contraction, block, row, tile_row, weights, terms);
+      dot_halves<Tile, line_lanes / 2>(contraction, block, row, terms);
   }
 }
 
 template <int Bits>
 void dot_floats(const Contraction& contraction, Range blocks, int row, int rows,
-                const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if constexpr (Bits != half_bits) {
+                [[maybe_unused]] const Weights& weights, const RowTerms* terms,
+                [[maybe_unused]] const F16* outer_scales) {
+  if constexpr (Bits != half_bits)
     dot<FloatDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  } else if (rows == row_tile) {
-    dot_half_rows<row_tile>(contraction, blocks, row, 0, weights, terms);
-  } else {
-    for (int r = 0; r < rows; ++r) dot_half_rows<1>(contraction, blocks, row, r, weights, terms);
-  }
+  else if (rows == row_tile)
+    dot_half_rows<row_tile>(contraction, blocks, row, terms);
+  else
+    dot_half_rows<1>(contraction, blocks, row, terms);
 }

@@ -59,25 +59,40 @@ struct Contraction {
   Rows<const float> coefficients;  ///< [rows][inner], readable up to a multiple of 16
   int rows;
   Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
-  float* scratch;      ///< contract_scratch_floats(max(outer, inner))
+  std::byte* scratch;  ///< contract_scratch_bytes(inner of the tensor), aligned to 64 bytes
 };
 
 /// Rows that are folded together and share each decoded code.
 inline constexpr int row_tile = 4;
 
-/// What coefficients become before they meet codes: for up to row_tile rows.
+/// What coefficients become before they meet codes: for up to row_tile rows, a line of one row after
+/// the same line of the others, so that a loop needs one address for all of them.
 struct Weights {
-  Rows<const float> exact;          ///< [row][inner]
-  Rows<const std::int8_t> low;      ///< [row][inner]: integer weight = low + 256 * high
-  Rows<const std::int8_t> high;     ///< [row][inner], nonzero only in high_quads
-  const std::uint16_t* high_quads;  ///< quads in which some row needs the high plane
+  const float* exact;               ///< [inner / 16][row_tile][16]
+  const std::int8_t* planes[2];     ///< [inner / 32][row_tile][32]: first + 256 * second
+  const std::uint16_t* high_quads;  ///< up to widest_listed_plane: where the second plane counts
   int high_count;
 };
 
-/// Floats of scratch memory for tensors of up to `extent` tokens or channels.
-constexpr std::size_t contract_scratch_floats(int extent) {
+/// Up to this width integer weights are bytes, but for a few quads that are listed. Wider codes take
+/// two bytes of every weight.
+inline constexpr int widest_listed_plane = 4;
+
+/// Bands, or tiles of rows, whose weights are made together.
+inline constexpr int weigh_jobs = 4;
+
+inline constexpr std::size_t weighed_job_bytes = 64;
+
+/// Scratch memory of one band of one tile of rows with `extent` weights in a row: what is known of
+/// them, exact, planes, high_quads.
+constexpr std::size_t job_scratch_bytes(int extent) {
   const std::size_t padded = round_up(static_cast<std::size_t>(extent), 32);
-  return padded * (row_tile + row_tile / 2 + 1);  // exact; low and high; high_quads
+  return weighed_job_bytes + round_up(padded * (row_tile * (sizeof(float) + 2) + 1), 64);
+}
+
+/// Scratch memory of a contraction over `extent` tokens or channels.
+constexpr std::size_t contract_scratch_bytes(int extent) {
+  return weigh_jobs * job_scratch_bytes(extent);
 }
 
 /// What the sum of a row's weights times codes still needs:
@@ -90,11 +105,14 @@ struct RowTerms {
 };
 
 /// Weights times codes for whole blocks of outer indices, added to the results of the contraction's
-/// rows `row` to row + rows - 1. `outer_scales` (minima: pitch on) may be null.
+/// rows `row` to row + rows - 1 (row_tile rows, or one). `outer_scales` (minima: pitch on) may be null.
 using DotFn = void (*)(const Contraction& contraction, Range blocks, int row, int rows,
                        const Weights& weights, const RowTerms* terms, const F16* outer_scales);
 
-/// Contracts with the dot products of one width.
+/// Makes the weights of a contraction's first bands in its scratch memory.
+using WeighFn = void (*)(const Contraction& contraction, Sums sums);
+
+/// Contracts with the dot products of one width what WeighFn has weighed.
 using ContractFn = void (*)(const Contraction& contraction, Sums sums, DotFn dot);
 
 /// Quantizes one 16-bit tensor (layout `half`) into `packed`. Both have the same matrix; the codes
@@ -111,12 +129,31 @@ struct LogitRule {
 /// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
 using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
 
+/// Stands in for the score of a hidden slot.
+inline constexpr float lowest_score = -3.0e38f;
+
+/// A row's softmax while pages are added: its sum stays in lanes.
+struct RunningSoftmax {
+  float maximum = lowest_score;  ///< of the base-2 logits so far
+  float sums[line_lanes] = {};   ///< of 2^(logit - maximum), by slot modulo 16
+
+  RunningSoftmax() = default;
+  explicit RunningSoftmax(const SoftmaxState& state)
+      : maximum(state.empty() ? lowest_score : state.maximum), sums{state.sum} {}
+
+  [[nodiscard]] SoftmaxState state() const {
+    float sum = 0.0f;
+    for (const float lane : sums) sum += lane;
+    return {maximum, sum};
+  }
+};
+
 /// Turns scores (base-2 logits) into probabilities relative to the running maximum of their row and
 /// adds them to its running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0
 /// whatever they hold; `slots` is a multiple of 16. `shrinks` receives the factor by which earlier
 /// outputs of a row must shrink: exactly 1 where its maximum stayed.
 using AbsorbFn = void (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                          SoftmaxState* states, float* shrinks);
+                          RunningSoftmax* states, float* shrinks);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
@@ -134,15 +171,23 @@ struct Kernels {
   DotFn float_dot[width_slots];    ///< null: width not in the build's list
   DotFn integer_dot[width_slots];  ///< likewise; null also where float_dot is faster
   PackFn pack[width_slots];        ///< likewise
+  WeighFn weigh;
   ContractFn contract_rows;
   ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
   ToF16Fn to_f16_row;
 
-  void contract(const Contraction& contraction, Sums sums) const {
+  /// Goes on where weigh() with the same arguments ended. Apart, so that it can wait until other
+  /// work has hidden what the weights took.
+  void contract_weighed(const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
     contract_rows(contraction, sums, sums == Sums::Float ? float_dot[slot] : integer_dot[slot]);
+  }
+
+  void contract(const Contraction& contraction, Sums sums) const {
+    weigh(contraction, sums);
+    contract_weighed(contraction, sums);
   }
 };
 

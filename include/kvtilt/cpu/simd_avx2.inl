@@ -80,6 +80,8 @@ inline F32x16 magnitude(const F32x16& x) {
   return {_mm256_andnot_ps(sign, x.low), _mm256_andnot_ps(sign, x.high)};
 }
 
+inline F32x16 max_magnitude(const F32x16& a, const F32x16& x) { return max(a, magnitude(x)); }
+
 inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
   const __m256 mask = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(x.low, _mm256_and_ps(mask, sign.low)),
@@ -183,14 +185,13 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
 }
 
-inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
-  const __m256i low_byte = _mm256_set1_epi32(0xff);
-  const __m256i words =
-      _mm256_packus_epi32(_mm256_and_si256(x.low, low_byte), _mm256_and_si256(x.high, low_byte));
-  const __m256i ordered = _mm256_permute4x64_epi64(words, 0xd8);  // undoes packing by halves
-  _mm_storeu_si128(
-      reinterpret_cast<__m128i*>(p),
-      _mm_packus_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
+  const __m256i low_byte = _mm256_set1_epi16(0xff);
+  const __m256i a = _mm256_and_si256(_mm256_packs_epi32(first.low, first.high), low_byte);
+  const __m256i b = _mm256_and_si256(_mm256_packs_epi32(second.low, second.high), low_byte);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes packing by halves
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 
 inline constexpr int half_chains = 1;

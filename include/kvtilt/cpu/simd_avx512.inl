@@ -45,6 +45,10 @@ inline F32x16 keep(const F32x16& x, LaneMask mask, float other) {
 
 inline F32x16 magnitude(const F32x16& x) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), x.v)}; }
 
+inline F32x16 max_magnitude(const F32x16& a, const F32x16& x) {
+  return {_mm512_range_ps(a.v, x.v, 0b1011)};  // maximum of magnitudes, sign cleared
+}
+
 inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
   return {_mm512_or_ps(x.v, _mm512_and_ps(_mm512_set1_ps(-0.0f), sign.v))};
 }
@@ -130,8 +134,9 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return {_mm512_dpbusd_epi32(sum.v, codes.v, weights.v)};
 }
 
-inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(x.v));
+inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(first.v));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second.v));
 }
 
 inline constexpr int half_chains = 2;

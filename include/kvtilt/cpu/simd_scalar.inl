@@ -88,7 +88,7 @@ inline F32x16 divide(const F32x16& a, const F32x16& b) {
   return r;
 }
 
-/// |x|, and x with the sign of `sign`.
+/// |x|.
 inline F32x16 magnitude(const F32x16& x) {
   F32x16 r;
   for (int i = 0; i < 16; ++i)
@@ -96,6 +96,10 @@ inline F32x16 magnitude(const F32x16& x) {
   return r;
 }
 
+/// The larger of a >= 0 and |x|.
+inline F32x16 max_magnitude(const F32x16& a, const F32x16& x) { return max(a, magnitude(x)); }
+
+/// x with the sign of `sign`.
 inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
   F32x16 r;
   for (int i = 0; i < 16; ++i)
@@ -216,9 +220,10 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return r;
 }
 
-/// The lowest byte of each lane.
-inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(x.lane[i]);
+/// The lowest bytes of 32 lanes within -32768..32767.
+inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(first.lane[i]);
+  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(second.lane[i]);
 }
 
 /// Blocks that share a loaded weight: as many as there are registers for.

@@ -5,13 +5,12 @@
 inline F32x16 exp2_of_negative(const F32x16& x) {
   I32x16 whole;
   const F32x16 rest = split_exponent(max(x, broadcast(-126.0f)), whole);
-  // Taylor's coefficients ln(2)^k / k!: the next term is below 1.2e-7 for |rest| <= 1/2.
-  F32x16 power = broadcast(1.5403530e-4f);
-  power = multiply_add(power, rest, broadcast(1.3333558e-3f));
-  power = multiply_add(power, rest, broadcast(9.6181291e-3f));
-  power = multiply_add(power, rest, broadcast(5.5504109e-2f));
-  power = multiply_add(power, rest, broadcast(2.4022651e-1f));
-  power = multiply_add(power, rest, broadcast(6.9314718e-1f));
+  // Least relative error on [-1/2, 1/2] among polynomials that are 1 at 0: 0.9e-7.
+  F32x16 power = broadcast(1.3264727e-3f);
+  power = multiply_add(power, rest, broadcast(9.6715130e-3f));
+  power = multiply_add(power, rest, broadcast(5.5507336e-2f));
+  power = multiply_add(power, rest, broadcast(2.4022242e-1f));
+  power = multiply_add(power, rest, broadcast(6.9314700e-1f));
   power = multiply_add(power, rest, broadcast(1.0f));
   return scale_by_exponent(power, whole);
 }
@@ -43,56 +42,59 @@ inline void shape(float* scores, int slots, const LogitRule& rule, float offset)
   }
 }
 
+/// Raises maxima to those of a page where these are larger; shrinks what was summed under the old.
+template <int Tile>
+inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows, float* shrinks) {
+  float largest[row_tile];
+  reduce_max(highest, largest);
+  float change[line_lanes] = {};
+  for (int r = 0; r < Tile; ++r) {
+    if (!(largest[r] > rows[r].maximum)) continue;
+    change[r] = rows[r].maximum - largest[r];
+    rows[r].maximum = largest[r];
+  }
+  store(change, exp2_of_negative(load(change)));
+  for (int r = 0; r < Tile; ++r) {
+    shrinks[r] = change[r];
+    store(rows[r].sums, mul(load(rows[r].sums), broadcast(change[r])));
+  }
+}
+
 /// absorb() for `Tile` rows at a time: their chains of operations overlap.
 template <int Tile>
 inline void absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
-                        SoftmaxState* states, float* shrinks) {
-  constexpr float lowest = -3.0e38f;  // stands in for hidden scores
-  F32x16 lanes[row_tile];
+                        RunningSoftmax* rows, float* shrinks) {
+  F32x16 highest[row_tile];
+  unsigned rising = 0;
   KVTILT_UNROLL(4)
   for (int r = 0; r < row_tile; ++r) {
-    lanes[r] = broadcast(lowest);
+    highest[r] = broadcast(lowest_score);
     if (r >= Tile) continue;
     for (int slot = 0; slot < slots; slot += line_lanes)
-      lanes[r] = max(lanes[r], keep(load(scores[r] + slot), visible[r][slot / line_lanes], lowest));
+      highest[r] = max(highest[r],
+                       keep(load(scores[r] + slot), visible[r][slot / line_lanes], lowest_score));
+    rising |= less(broadcast(rows[r].maximum), highest[r]);
+    shrinks[r] = 1.0f;
   }
-  float largest[row_tile];
-  reduce_max(lanes, largest);
-  float old[line_lanes] = {};
-  for (int r = 0; r < Tile; ++r) {
-    SoftmaxState& state = states[r];
-    if (state.empty())
-      state.maximum = largest[r] > lowest ? largest[r] : 0.0f;
-    else if (largest[r] > state.maximum) {
-      old[r] = state.maximum - largest[r];
-      state.maximum = largest[r];
-    }
-  }
-  store(old, exp2_of_negative(load(old)));
+  if (rising != 0) raise_maxima<Tile>(highest, rows, shrinks);
   KVTILT_UNROLL(4)
-  for (int r = 0; r < row_tile; ++r) {
-    lanes[r] = broadcast(0.0f);
-    if (r >= Tile) continue;
-    const F32x16 maximum = broadcast(states[r].maximum);
+  for (int r = 0; r < Tile; ++r) {
+    const F32x16 maximum = broadcast(rows[r].maximum);
+    F32x16 sum = load(rows[r].sums);
     float* row = scores[r];
     for (int slot = 0; slot < slots; slot += line_lanes) {
       // Hidden slots hold anything; above 0 their exponents would overflow an integer.
       const F32x16 below = min(sub(load(row + slot), maximum), broadcast(0.0f));
       const F32x16 kept = keep(exp2_of_negative(below), visible[r][slot / line_lanes], 0.0f);
       store(row + slot, kept);
-      lanes[r] = add(lanes[r], kept);
+      sum = add(sum, kept);
     }
-  }
-  float sums[row_tile];
-  reduce_add(lanes, sums);
-  for (int r = 0; r < Tile; ++r) {
-    shrinks[r] = old[r];
-    states[r].sum = states[r].sum * old[r] + sums[r];
+    store(rows[r].sums, sum);
   }
 }
 
 inline void absorb(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                   SoftmaxState* states, float* shrinks) {
+                   RunningSoftmax* states, float* shrinks) {
   for (int row = 0; row < rows;) {
     const Rows<float> scores_left{scores[row], scores.stride};
     const Rows<const LaneMask> visible_left{visible[row], visible.stride};
