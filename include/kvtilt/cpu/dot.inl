@@ -20,7 +20,7 @@ struct FloatDot {
   }
 
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights,
-                         std::ptrdiff_t quad_index) {
+                         std::size_t quad_index) {
     const float* exact =
         weights.exact + quad_index / quad * (row_tile * line_lanes) + quad_index % quad * quad;
     const I32x16 low_byte = broadcast_bits(0xffu);
@@ -40,15 +40,19 @@ struct FloatDot {
     }
   }
 
+  KVTILT_INLINE void flush() {}
+
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
-/// Integer sums over `Count` planes of the weights from plane `First` on.
+/// Integer sums over `Count` planes of the weights from plane `First` on. Where products are added in
+/// pairs of 16 bits, flush() must follow at most pair_quads(bits) quads.
 template <int Tile, int Blocks, int First, int Count>
 struct PlaneDot {
   static constexpr bool lists_high_quads = Count == 1;
   static constexpr bool unrolls_units = true;
   I32x16 sum[Count][Blocks][Tile];
+  I32x16 pairs[Count][Blocks][Tile];
 
   KVTILT_INLINE PlaneDot() {
     KVTILT_UNROLL(2)
@@ -56,26 +60,46 @@ struct PlaneDot {
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b) {
         KVTILT_UNROLL(4)
-        for (int r = 0; r < Tile; ++r) sum[plane][b][r] = broadcast_bits(0);
+        for (int r = 0; r < Tile; ++r) sum[plane][b][r] = pairs[plane][b][r] = broadcast_bits(0);
       }
     }
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights,
-                         std::ptrdiff_t quad_index) {
-    constexpr int quads = 2 * line_lanes / quad;  // that a plane keeps together
-    const std::ptrdiff_t at =
-        quad_index / quads * (row_tile * quads * quad) + quad_index % quads * quad;
+  /// The quad `member` of a unit that begins with `first`.
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
+                         int member = 0) {
+    constexpr std::size_t quads = 2 * line_lanes / quad;  // that a plane keeps together
+    const std::size_t at = first / quads * (row_tile * quads * quad) + first % quads * quad +
+                           static_cast<std::size_t>(member) * quad;
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
       KVTILT_UNROLL(2)
       for (int plane = 0; plane < Count; ++plane) {
         std::uint32_t bytes;
-        std::memcpy(&bytes, weights.planes[First + plane] + at + r * quads * quad, sizeof bytes);
+        std::memcpy(&bytes,
+                    weights.planes[First + plane] + at + static_cast<std::size_t>(r) * quads * quad,
+                    sizeof bytes);
         const I32x16 weight = broadcast_bits(bytes);
         KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b)
-          sum[plane][b][r] = dot_add(sum[plane][b][r], codes[b], weight);
+        for (int b = 0; b < Blocks; ++b) {
+          I32x16& to = adds_pairs ? pairs[plane][b][r] : sum[plane][b][r];
+          to = dot_add(to, codes[b], weight);
+        }
+      }
+    }
+  }
+
+  KVTILT_INLINE void flush() {
+    if (!adds_pairs) return;
+    KVTILT_UNROLL(2)
+    for (int plane = 0; plane < Count; ++plane) {
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) {
+        KVTILT_UNROLL(4)
+        for (int r = 0; r < Tile; ++r) {
+          sum[plane][b][r] = add_pairs(sum[plane][b][r], pairs[plane][b][r]);
+          pairs[plane][b][r] = broadcast_bits(0);
+        }
       }
     }
   }
@@ -142,20 +166,26 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
     constexpr int unit_size = unit_quads(Bits);
     constexpr int unit_inner = unit_size * quad;
     const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
-    for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units; ++unit) {
-      KVTILT_UNROLL(8)
-      for (int member = 0; member < unit_size; ++member) {
-        I32x16 codes[Blocks];
-        KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b)
-          codes[b] = readers[b].unit_codes(unit, member, contraction.next);
-        dot.add(codes, weights, unit * unit_size + member);
+    constexpr std::ptrdiff_t units_to_flush = pair_quads(Bits) / unit_size;
+    for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
+      const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
+      for (; unit < end; ++unit) {
+        KVTILT_UNROLL(8)
+        for (int member = 0; member < unit_size; ++member) {
+          I32x16 codes[Blocks];
+          KVTILT_UNROLL(2)
+          for (int b = 0; b < Blocks; ++b)
+            codes[b] = readers[b].unit_codes(unit, member, contraction.next);
+          dot.add(codes, weights, static_cast<std::size_t>(unit * unit_size), member);
+        }
       }
+      dot.flush();
     }
   } else {
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
       const I32x16 codes[1] = {readers[0].quad_codes(q, contraction.next)};
-      dot.add(codes, weights, q);
+      dot.add(codes, weights, static_cast<std::size_t>(q));
+      dot.flush();
     }
   }
   F32x16 sums[Blocks][Tile];
@@ -168,11 +198,12 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
     if (weights.high_count > 0) {
       PlaneDot<Tile, Blocks, 1, 1> high;
       for (int i = 0; i < weights.high_count; ++i) {
-        const int q = weights.high_quads[i];
+        const std::size_t q = weights.high_quads[i];
         I32x16 codes[Blocks];
         KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(q, 0);
+        for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(static_cast<int>(q), 0);
         high.add(codes, weights, q);
+        high.flush();
       }
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b) {

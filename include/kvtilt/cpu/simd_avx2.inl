@@ -177,12 +177,22 @@ inline I32x16 shift_right_signed(const I32x16& x, int bits) {
 }
 
 inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
-  const __m256i pairs = _mm256_maddubs_epi16(codes, weights);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, weights));
+  __asm__("" : "+x"(sum));  // g++ would first add all products up, and spill the sums
+  return sum;
 }
 
 inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
   return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
+}
+
+inline constexpr bool adds_pairs = true;
+constexpr int pair_quads(int bits) { return 32767 / (2 * 128 * max_code(bits)); }
+
+inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
+  const __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(pairs.low, one)),
+          _mm256_add_epi32(sum.high, _mm256_madd_epi16(pairs.high, one))};
 }
 
 inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {

@@ -139,6 +139,10 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& s
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second.v));
 }
 
+inline constexpr bool adds_pairs = false;
+constexpr int pair_quads(int) { return 1 << 20; }
+inline I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
+
 inline constexpr int half_chains = 2;
 inline constexpr int block_tile = 2;
 inline constexpr int widest_integer_dot = 8;

@@ -226,6 +226,21 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& s
   for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(second.lane[i]);
 }
 
+/// Whether dot_add leaves sums of two products in 16-bit lanes, for add_pairs() to add up; then at
+/// most pair_quads(bits) of them fit.
+inline constexpr bool adds_pairs = false;
+constexpr int pair_quads(int) { return 1 << 20; }
+
+/// sum + the two 16-bit halves of each lane of `pairs`.
+inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = sum.lane[i] +
+                static_cast<std::uint32_t>(static_cast<std::int16_t>(pairs.lane[i] & 0xffffu) +
+                                           static_cast<std::int16_t>(pairs.lane[i] >> 16));
+  return r;
+}
+
 /// Blocks that share a loaded weight: as many as there are registers for.
 inline constexpr int block_tile = 1;
 
