@@ -16,7 +16,7 @@ void expect_widths(const bool (&expected)[width_slots]) {
     EXPECT_EQ(table->isa, isa);
     for (int slot = 0; slot < width_slots; ++slot) {
       EXPECT_EQ(table->float_dot[slot] != nullptr, expected[slot]) << slot;
-      const int widest = isa == Isa::Avx512 ? 8 : isa == Isa::Avx2 ? 4 : 0;
+      const int widest = isa == Isa::Scalar ? 0 : 8;
       const bool integers = expected[slot] && slot != width_slot(half_bits) && slot <= widest;
       EXPECT_EQ(table->integer_dot[slot] != nullptr, integers) << slot;
       EXPECT_EQ(table->pack[slot] != nullptr, expected[slot]) << slot;

@@ -186,12 +186,12 @@ inline void fold(const Contraction& contraction, const Job& job, float mean_code
   if (Squares) reduce_add(all_square, folded.square);
 }
 
-/// Which quads of weights have a nonzero high byte.
-enum class HighPlane { Nowhere, Everywhere, WhereListed };
+/// How integer weights are kept.
+enum class Keep { Bytes, BytesAndListed, TwoPlanes, Words };
 
-/// Rounds exact weights to integers of one or two bytes. Lists the quads that need the second one
-/// (WhereListed) and returns how many there are; sums the integers in lanes.
-template <int Tile, HighPlane High>
+/// Rounds exact weights to integers. Lists the quads that need a second byte (BytesAndListed) and
+/// returns how many there are; sums the integers in lanes.
+template <int Tile, Keep As>
 inline int round_weights(const JobScratch& scratch, Range units, const float* inverse_steps,
                          F32x16* sums) {
   F32x16 inverse[Tile];
@@ -214,22 +214,28 @@ inline int round_weights(const JobScratch& scratch, Range units, const float* in
       const I32x16 first = to_nearest_ints(mul(load(weights), inverse[r]));
       const I32x16 second = to_nearest_ints(mul(load(weights + row_tile * line_lanes), inverse[r]));
       sum[r] = add_ints(sum[r], add_ints(first, second));
+      if (As == Keep::Words) {
+        store_words(reinterpret_cast<std::int16_t*>(scratch.planes[0]) +
+                        (std::ptrdiff_t{i} * row_tile + r * 2 * line_lanes),
+                    first, second);
+        continue;
+      }
       store_low_bytes(low + r * 2 * line_lanes, first, second);
-      if (High == HighPlane::Nowhere) continue;
+      if (As == Keep::Bytes) continue;
       high[0][r] = shift_right_signed(add_ints(first, half), 8);
       high[1][r] = shift_right_signed(add_ints(second, half), 8);
       any[0] = bit_or(any[0], high[0][r]);
       any[1] = bit_or(any[1], high[1][r]);
     }
-    if (High == HighPlane::Nowhere) continue;
+    if (As == Keep::Bytes || As == Keep::Words) continue;
     unsigned lanes = ~0u;
-    if (High == HighPlane::WhereListed) lanes = nonzero(any[0]) | unsigned{nonzero(any[1])} << 16;
+    if (As == Keep::BytesAndListed) lanes = nonzero(any[0]) | unsigned{nonzero(any[1])} << 16;
     if (lanes == 0) continue;
     std::int8_t* bytes = scratch.planes[1] + std::ptrdiff_t{i} * row_tile;
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r)
       store_low_bytes(bytes + r * 2 * line_lanes, high[0][r], high[1][r]);
-    if (High == HighPlane::Everywhere) continue;
+    if (As == Keep::TwoPlanes) continue;
     for (int q = 0; lanes != 0; ++q, lanes >>= quad)
       if ((lanes & 0xfu) != 0)
         scratch.high_quads[high_count++] = static_cast<std::uint16_t>(i / quad + q);
@@ -242,6 +248,10 @@ inline int round_weights(const JobScratch& scratch, Range units, const float* in
 /// Coarsest step of the weights of n-level codes, as a part n times theirs: the rounding of the
 /// weights then adds a sixth of the codes' own error (DESIGN 6 asks for less than a fifth).
 inline constexpr float step_share = 0.6f;
+
+/// Largest magnitude of a weight of two bytes: for planes 127 + 256 * 127; for words less, so that
+/// 32 bits hold the sum of 1024 products with 8-bit codes.
+inline constexpr float widest_weight = wide_weights_are_words ? 8191.0f : 127.0f * 257.0f;
 
 /// How the weights of a tensor become integers.
 struct Rounding {
@@ -256,8 +266,8 @@ struct Rounding {
   Rounding(const TensorLayout& tensor, Sums sums) : integers(sums == Sums::Integer) {
     const float n = static_cast<float>(max_code(tensor.format.bits));
     two_bytes = tensor.format.bits > widest_listed_plane;
-    levels = two_bytes ? 127.0f * 257.0f : 127.0f;
-    unit = two_bytes ? 1.0f / (127.0f * 257.0f) : 1.0f / 127.0f;
+    levels = two_bytes ? widest_weight : 127.0f;
+    unit = two_bytes ? 1.0f / widest_weight : 1.0f / 127.0f;
     // All of the band, though a row may see less: what other rows see must not change a bit.
     const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
     square_share = step_share * step_share / (n * n * static_cast<float>(extent));
@@ -303,10 +313,12 @@ inline int round_job(const Job& job, const Rounding& rounding, const Steps& step
                      const JobScratch& scratch, F32x16* sums) {
   const Range units = padded_units(job.inner);
   if (rounding.two_bytes)
-    return round_weights<Tile, HighPlane::Everywhere>(scratch, units, steps.inverse, sums);
+    return round_weights < Tile, wide_weights_are_words
+                                     ? Keep::Words
+                                     : Keep::TwoPlanes > (scratch, units, steps.inverse, sums);
   if (steps.wide)
-    return round_weights<Tile, HighPlane::WhereListed>(scratch, units, steps.inverse, sums);
-  return round_weights<Tile, HighPlane::Nowhere>(scratch, units, steps.inverse, sums);
+    return round_weights<Tile, Keep::BytesAndListed>(scratch, units, steps.inverse, sums);
+  return round_weights<Tile, Keep::Bytes>(scratch, units, steps.inverse, sums);
 }
 
 /// Rounds a job's weights and finds its terms.

@@ -4,6 +4,9 @@
 // (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are loaded
 // once for `Blocks` blocks.
 
+/// More quads than any page has.
+inline constexpr int any_quads = 1 << 20;
+
 /// Float sums of `Tile` rows over `Blocks` blocks.
 template <int Tile, int Blocks>
 struct FloatDot {
@@ -51,6 +54,9 @@ template <int Tile, int Blocks, int First, int Count>
 struct PlaneDot {
   static constexpr bool lists_high_quads = Count == 1;
   static constexpr bool unrolls_units = true;
+  static constexpr int quads_to_flush(int bits) {
+    return adds_pairs ? pair_quads(bits) : any_quads;
+  }
   I32x16 sum[Count][Blocks][Tile];
   I32x16 pairs[Count][Blocks][Tile];
 
@@ -117,6 +123,52 @@ using OnePlaneDot = PlaneDot<Tile, Blocks, 0, 1>;
 template <int Tile, int Blocks>
 using TwoPlaneDot = PlaneDot<Tile, Blocks, 0, 2>;
 
+/// Integer sums over weights of 16 bits.
+template <int Tile, int Blocks>
+struct WordDot {
+  static constexpr bool lists_high_quads = false;
+  static constexpr bool unrolls_units = true;
+  static constexpr int quads_to_flush(int) { return any_quads; }
+  I32x16 sum[Blocks][Tile];
+
+  KVTILT_INLINE WordDot() {
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
+    }
+  }
+
+  /// The quad `member` of a unit that begins with `first`.
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
+                         int member = 0) {
+    constexpr std::size_t quads = 2 * line_lanes / quad;  // that belong together
+    const std::size_t at = first / quads * (row_tile * quads * quad) + first % quads * quad +
+                           static_cast<std::size_t>(member) * quad;
+    KVTILT_UNROLL(2)
+    for (int half = 0; half < 2; ++half) {
+      I32x16 words[Blocks];
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b)
+        words[b] = half == 0 ? widen_low_bytes(codes[b]) : widen_high_bytes(codes[b]);
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) {
+        std::uint32_t pair;
+        std::memcpy(&pair,
+                    weights.words() + at + static_cast<std::size_t>(r) * quads * quad + 2 * half,
+                    sizeof pair);
+        const I32x16 weight = broadcast_bits(pair);
+        KVTILT_UNROLL(2)
+        for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add_words(sum[b][r], words[b], weight);
+      }
+    }
+  }
+
+  KVTILT_INLINE void flush() {}
+
+  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
+};
+
 /// Adds the sums of a block to the results.
 template <int Tile>
 KVTILT_INLINE void add_to_results(const Contraction& contraction, int block, int row,
@@ -166,7 +218,8 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
     constexpr int unit_size = unit_quads(Bits);
     constexpr int unit_inner = unit_size * quad;
     const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
-    constexpr std::ptrdiff_t units_to_flush = pair_quads(Bits) / unit_size;
+    constexpr std::ptrdiff_t units_to_flush = Dot<Tile, Blocks>::quads_to_flush(Bits) / unit_size;
+    static_assert(units_to_flush > 0);
     for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
       const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
       for (; unit < end; ++unit) {
@@ -247,7 +300,9 @@ KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, in
 template <int Bits>
 void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
                   const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if constexpr (Bits > widest_listed_plane)
+  if constexpr (Bits > widest_listed_plane && wide_weights_are_words)
+    dot<WordDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  else if constexpr (Bits > widest_listed_plane)
     dot<TwoPlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
   else
     dot<OnePlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);

@@ -69,9 +69,14 @@ inline constexpr int row_tile = 4;
 /// the same line of the others, so that a loop needs one address for all of them.
 struct Weights {
   const float* exact;               ///< [inner / 16][row_tile][16]
-  const std::int8_t* planes[2];     ///< [inner / 32][row_tile][32]: first + 256 * second
+  const std::int8_t* planes[2];     ///< [inner / 32][row_tile][32]: first + 256 * second, or words
   const std::uint16_t* high_quads;  ///< up to widest_listed_plane: where the second plane counts
   int high_count;
+
+  /// Weights of 16 bits: [inner / 32][row_tile][32]. They take the place of both planes.
+  [[nodiscard]] const std::int16_t* words() const {
+    return reinterpret_cast<const std::int16_t*>(planes[0]);
+  }
 };
 
 /// Up to this width integer weights are bytes, but for a few quads that are listed. Wider codes take

@@ -204,12 +204,42 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& s
                       _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
 }
 
+inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
+  // 0xd8 undoes packing by halves.
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm256_permute4x64_epi64(_mm256_packs_epi32(first.low, first.high), 0xd8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16),
+                      _mm256_permute4x64_epi64(_mm256_packs_epi32(second.low, second.high), 0xd8));
+}
+
+inline I32x16 widen_low_bytes(const I32x16& x) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+  return {_mm256_shuffle_epi8(x.low, order), _mm256_shuffle_epi8(x.high, order)};
+}
+
+inline I32x16 widen_high_bytes(const I32x16& x) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+  return {_mm256_shuffle_epi8(x.low, order), _mm256_shuffle_epi8(x.high, order)};
+}
+
+inline __m256i dot_add_words(__m256i sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  __asm__("" : "+x"(sum));  // as in dot_add
+  return sum;
+}
+
+inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  return {dot_add_words(sum.low, a.low, b.low), dot_add_words(sum.high, a.high, b.high)};
+}
+
+inline constexpr bool wide_weights_are_words = true;
+
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
 
-// Wider codes need two planes of weights, and float32 is faster. (maddubs would take 7 bits: it adds
-// pairs of products in 16 bits.)
-inline constexpr int widest_integer_dot = 4;
+inline constexpr int widest_integer_dot = 8;
 
 inline __m256i min_mse_pair_errors(__m256i pair, const MinMseCandidate& candidate, int bits) {
   const __m256i y = _mm256_sub_epi16(pair, _mm256_set1_epi16(static_cast<short>(candidate.offset)));

@@ -139,8 +139,31 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& s
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second.v));
 }
 
+inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(first.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), _mm512_cvtepi32_epi16(second.v));
+}
+
+inline I32x16 widen_low_bytes(const I32x16& x) {
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13, -1));
+  return {_mm512_shuffle_epi8(x.v, order)};
+}
+
+inline I32x16 widen_high_bytes(const I32x16& x) {
+  const __m512i order = _mm512_broadcast_i32x4(
+      _mm_setr_epi8(2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15, -1));
+  return {_mm512_shuffle_epi8(x.v, order)};
+}
+
+inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
+}
+
+inline constexpr bool wide_weights_are_words = true;
+
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 1 << 20; }
+constexpr int pair_quads(int) { return 0; }
 inline I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
 inline constexpr int half_chains = 2;

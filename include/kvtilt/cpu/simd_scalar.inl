@@ -226,10 +226,16 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& s
   for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(second.lane[i]);
 }
 
+/// 32 lanes within -32768..32767 as words.
+inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int16_t>(first.lane[i]);
+  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int16_t>(second.lane[i]);
+}
+
 /// Whether dot_add leaves sums of two products in 16-bit lanes, for add_pairs() to add up; then at
 /// most pair_quads(bits) of them fit.
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 1 << 20; }
+constexpr int pair_quads(int) { return 0; }
 
 /// sum + the two 16-bit halves of each lane of `pairs`.
 inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
@@ -240,6 +246,33 @@ inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
                                            static_cast<std::int16_t>(pairs.lane[i] >> 16));
   return r;
 }
+
+/// The lowest two bytes of each lane as two words of 16 bits.
+inline I32x16 widen_low_bytes(const I32x16& x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = (x.lane[i] & 0xffu) | (x.lane[i] & 0xff00u) << 8;
+  return r;
+}
+
+/// The highest two likewise.
+inline I32x16 widen_high_bytes(const I32x16& x) { return widen_low_bytes(shift_right(x, 16)); }
+
+/// sum + the dot product of the two signed words of each lane.
+inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    const std::int32_t low =
+        static_cast<std::int16_t>(a.lane[i]) * static_cast<std::int16_t>(b.lane[i]);
+    const std::int32_t high =
+        static_cast<std::int16_t>(a.lane[i] >> 16) * static_cast<std::int16_t>(b.lane[i] >> 16);
+    r.lane[i] = sum.lane[i] + static_cast<std::uint32_t>(low) + static_cast<std::uint32_t>(high);
+  }
+  return r;
+}
+
+/// Whether weights for codes of more than widest_listed_plane bits are kept as words of 16 bits; if
+/// not, as two planes of bytes.
+inline constexpr bool wide_weights_are_words = false;
 
 /// Blocks that share a loaded weight: as many as there are registers for.
 inline constexpr int block_tile = 1;
