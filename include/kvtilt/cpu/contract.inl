@@ -65,7 +65,7 @@ class JobCursor {
 
 /// What a job's weights leave for its dot product.
 struct WeighedJob {
-  int high_count;
+  bool wide;
   RowTerms terms[row_tile];
 };
 static_assert(sizeof(WeighedJob) <= weighed_job_bytes);
@@ -74,8 +74,7 @@ static_assert(sizeof(WeighedJob) <= weighed_job_bytes);
 struct JobScratch {
   WeighedJob* job;
   float* exact;
-  std::int8_t* planes[2];
-  std::uint16_t* high_quads;
+  std::int8_t* integers;
 
   JobScratch(const Contraction& contraction, int index) {
     const int extent = contraction.tensor->matrix.inner;
@@ -84,9 +83,7 @@ struct JobScratch {
         contraction.scratch + static_cast<std::size_t>(index) * job_scratch_bytes(extent);
     job = reinterpret_cast<WeighedJob*>(start);
     exact = reinterpret_cast<float*>(start + weighed_job_bytes);
-    planes[0] = reinterpret_cast<std::int8_t*>(exact + weights);
-    planes[1] = planes[0] + weights;
-    high_quads = reinterpret_cast<std::uint16_t*>(planes[1] + weights);
+    integers = reinterpret_cast<std::int8_t*>(exact + weights);
   }
 };
 
@@ -186,14 +183,10 @@ inline void fold(const Contraction& contraction, const Job& job, float mean_code
   if (Squares) reduce_add(all_square, folded.square);
 }
 
-/// How integer weights are kept.
-enum class Keep { Bytes, BytesAndListed, TwoPlanes, Words };
-
-/// Rounds exact weights to integers. Lists the quads that need a second byte (BytesAndListed) and
-/// returns how many there are; sums the integers in lanes.
-template <int Tile, Keep As>
-inline int round_weights(const JobScratch& scratch, Range units, const float* inverse_steps,
-                         F32x16* sums) {
+/// Rounds exact weights to integers of one byte or, if wide, two. Sums them in lanes.
+template <int Tile, bool Wide>
+inline void round_weights(const JobScratch& scratch, Range units, const float* inverse_steps,
+                          F32x16* sums) {
   F32x16 inverse[Tile];
   I32x16 sum[Tile];
   KVTILT_UNROLL(4)
@@ -201,62 +194,37 @@ inline int round_weights(const JobScratch& scratch, Range units, const float* in
     inverse[r] = broadcast(inverse_steps[r]);
     sum[r] = broadcast_bits(0);
   }
-  const I32x16 half = broadcast_bits(128);
-  int high_count = 0;
   for (int i = units.first; i < units.last; i += 2 * line_lanes) {
     const float* exact = scratch.exact + std::ptrdiff_t{i} * row_tile;
-    std::int8_t* low = scratch.planes[0] + std::ptrdiff_t{i} * row_tile;
-    I32x16 high[2][Tile];
-    I32x16 any[2] = {broadcast_bits(0), broadcast_bits(0)};
+    std::int8_t* integers = scratch.integers + std::ptrdiff_t{i} * row_tile * (Wide ? 2 : 1);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
       const float* weights = exact + r * line_lanes;
       const I32x16 first = to_nearest_ints(mul(load(weights), inverse[r]));
       const I32x16 second = to_nearest_ints(mul(load(weights + row_tile * line_lanes), inverse[r]));
       sum[r] = add_ints(sum[r], add_ints(first, second));
-      if (As == Keep::Words) {
-        store_words(reinterpret_cast<std::int16_t*>(scratch.planes[0]) +
-                        (std::ptrdiff_t{i} * row_tile + r * 2 * line_lanes),
-                    first, second);
-        continue;
-      }
-      store_low_bytes(low + r * 2 * line_lanes, first, second);
-      if (As == Keep::Bytes) continue;
-      high[0][r] = shift_right_signed(add_ints(first, half), 8);
-      high[1][r] = shift_right_signed(add_ints(second, half), 8);
-      any[0] = bit_or(any[0], high[0][r]);
-      any[1] = bit_or(any[1], high[1][r]);
+      if (Wide)
+        store_words(reinterpret_cast<std::int16_t*>(integers) + r * 2 * line_lanes, first, second);
+      else
+        store_low_bytes(integers + r * 2 * line_lanes, first, second);
     }
-    if (As == Keep::Bytes || As == Keep::Words) continue;
-    unsigned lanes = ~0u;
-    if (As == Keep::BytesAndListed) lanes = nonzero(any[0]) | unsigned{nonzero(any[1])} << 16;
-    if (lanes == 0) continue;
-    std::int8_t* bytes = scratch.planes[1] + std::ptrdiff_t{i} * row_tile;
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r)
-      store_low_bytes(bytes + r * 2 * line_lanes, high[0][r], high[1][r]);
-    if (As == Keep::TwoPlanes) continue;
-    for (int q = 0; lanes != 0; ++q, lanes >>= quad)
-      if ((lanes & 0xfu) != 0)
-        scratch.high_quads[high_count++] = static_cast<std::uint16_t>(i / quad + q);
   }
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) sums[r] = to_floats(sum[r]);
-  return high_count;
 }
 
 /// Coarsest step of the weights of n-level codes, as a part n times theirs: the rounding of the
 /// weights then adds a sixth of the codes' own error (DESIGN 6 asks for less than a fifth).
 inline constexpr float step_share = 0.6f;
 
-/// Largest magnitude of a weight of two bytes: for planes 127 + 256 * 127; for words less, so that
-/// 32 bits hold the sum of 1024 products with 8-bit codes.
-inline constexpr float widest_weight = wide_weights_are_words ? 8191.0f : 127.0f * 257.0f;
+/// Largest magnitude of a wide weight: 32 bits hold the sum of 1024 products with 8-bit codes.
+inline constexpr float widest_weight = 8191.0f;
+static_assert(max_head_dim <= 1024);
 
 /// How the weights of a tensor become integers.
 struct Rounding {
   bool integers;
-  bool two_bytes;      ///< for all weights
+  bool wide;           ///< always
   bool refined;        ///< one byte may be too coarse
   float levels;        ///< of a weight's magnitude
   float unit;          ///< 1 / levels
@@ -265,9 +233,9 @@ struct Rounding {
 
   Rounding(const TensorLayout& tensor, Sums sums) : integers(sums == Sums::Integer) {
     const float n = static_cast<float>(max_code(tensor.format.bits));
-    two_bytes = tensor.format.bits > widest_listed_plane;
-    levels = two_bytes ? widest_weight : 127.0f;
-    unit = two_bytes ? 1.0f / widest_weight : 1.0f / 127.0f;
+    wide = tensor.format.bits > widest_for_bytes;
+    levels = wide ? widest_weight : 127.0f;
+    unit = wide ? 1.0f / widest_weight : 1.0f / 127.0f;
     // All of the band, though a row may see less: what other rows see must not change a bit.
     const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
     square_share = step_share * step_share / (n * n * static_cast<float>(extent));
@@ -277,13 +245,13 @@ struct Rounding {
   }
 };
 
-/// Steps of a tile's integer weights, and whether some of them then need a second byte.
+/// Steps of a tile's integer weights, and whether they then need two bytes.
 struct Steps {
   float step[row_tile];
   float inverse[row_tile];  ///< 0 where all weights are
   bool wide;
 
-  Steps(const FoldedRows& folded, const Rounding& rounding) : wide(false) {
+  Steps(const FoldedRows& folded, const Rounding& rounding) : wide(rounding.wide) {
     for (int r = 0; r < row_tile; ++r) {
       step[r] = folded.largest[r] * rounding.unit;
       inverse[r] = folded.largest[r] > 0.0f ? rounding.levels / folded.largest[r] : 0.0f;
@@ -308,19 +276,6 @@ inline void fold_job(const Contraction& contraction, const Job& job, const Round
     fold<Tile, false>(contraction, job, rounding.mean_code, scratch.exact, folded);
 }
 
-template <int Tile>
-inline int round_job(const Job& job, const Rounding& rounding, const Steps& steps,
-                     const JobScratch& scratch, F32x16* sums) {
-  const Range units = padded_units(job.inner);
-  if (rounding.two_bytes)
-    return round_weights < Tile, wide_weights_are_words
-                                     ? Keep::Words
-                                     : Keep::TwoPlanes > (scratch, units, steps.inverse, sums);
-  if (steps.wide)
-    return round_weights<Tile, Keep::BytesAndListed>(scratch, units, steps.inverse, sums);
-  return round_weights<Tile, Keep::Bytes>(scratch, units, steps.inverse, sums);
-}
-
 /// Rounds a job's weights and finds its terms.
 template <int Tile>
 inline void finish_job(const Job& job, const Rounding& rounding, const JobScratch& scratch,
@@ -329,11 +284,14 @@ inline void finish_job(const Job& job, const Rounding& rounding, const JobScratc
   const bool scaled = job.inner_scales != nullptr;
   float totals[row_tile] = {};
   float offsets[row_tile] = {};
-  int high_count = 0;
   if (!scaled) reduce_add(folded.linear, totals);
   if (rounding.integers) {
     F32x16 sums[Tile];
-    high_count = round_job<Tile>(job, rounding, steps, scratch, sums);
+    const Range units = padded_units(job.inner);
+    if (steps.wide)
+      round_weights<Tile, true>(scratch, units, steps.inverse, sums);
+    else
+      round_weights<Tile, false>(scratch, units, steps.inverse, sums);
     // What rounding took from the weights comes back times the mean code.
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
@@ -344,7 +302,7 @@ inline void finish_job(const Job& job, const Rounding& rounding, const JobScratc
     }
   }
   if (scaled || rounding.integers) reduce_add(folded.linear, offsets);
-  scratch.job->high_count = high_count;
+  scratch.job->wide = steps.wide;
   for (int r = 0; r < Tile; ++r)
     scratch.job->terms[r] = {rounding.integers ? steps.step[r] : 1.0f, offsets[r], totals[r]};
 }
@@ -402,10 +360,6 @@ inline void contract_weighed(const Contraction& contraction, Sums sums, DotFn do
     const JobScratch scratch(contraction, index);
     part.inner = job.inner;
     dot(part, blocks_of(job.outer), job.row, job.rows,
-        {scratch.exact,
-         {scratch.planes[0], scratch.planes[1]},
-         scratch.high_quads,
-         scratch.job->high_count},
-        scratch.job->terms, job.outer_scales);
+        {scratch.exact, scratch.integers, scratch.job->wide}, scratch.job->terms, job.outer_scales);
   }
 }

@@ -10,7 +10,6 @@ inline constexpr int any_quads = 1 << 20;
 /// Float sums of `Tile` rows over `Blocks` blocks.
 template <int Tile, int Blocks>
 struct FloatDot {
-  static constexpr bool lists_high_quads = false;
   static constexpr bool unrolls_units = false;  // it would save little, and compile for long
   F32x16 sum[Blocks][Tile];
 
@@ -48,49 +47,50 @@ struct FloatDot {
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
-/// Integer sums over `Count` planes of the weights from plane `First` on. Where products are added in
-/// pairs of 16 bits, flush() must follow at most pair_quads(bits) quads.
-template <int Tile, int Blocks, int First, int Count>
-struct PlaneDot {
-  static constexpr bool lists_high_quads = Count == 1;
+/// Where the weights of a quad are, from those of the first row: `member` of a unit that begins with
+/// quad `first`. 32 weights of a row belong together.
+KVTILT_INLINE std::size_t weight_offset(std::size_t first, int member) {
+  constexpr std::size_t quads = 2 * line_lanes / quad;
+  return first / quads * (row_tile * quads * quad) + first % quads * quad +
+         static_cast<std::size_t>(member) * quad;
+}
+
+template <class T>
+KVTILT_INLINE I32x16 broadcast_word(const T* weights) {
+  std::uint32_t word;
+  std::memcpy(&word, weights, sizeof word);
+  return broadcast_bits(word);
+}
+
+/// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush() must
+/// follow at most pair_quads(bits) quads.
+template <int Tile, int Blocks>
+struct ByteDot {
   static constexpr bool unrolls_units = true;
   static constexpr int quads_to_flush(int bits) {
     return adds_pairs ? pair_quads(bits) : any_quads;
   }
-  I32x16 sum[Count][Blocks][Tile];
-  I32x16 pairs[Count][Blocks][Tile];
+  I32x16 sum[Blocks][Tile];
+  I32x16 pairs[Blocks][Tile];
 
-  KVTILT_INLINE PlaneDot() {
+  KVTILT_INLINE ByteDot() {
     KVTILT_UNROLL(2)
-    for (int plane = 0; plane < Count; ++plane) {
-      KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) {
-        KVTILT_UNROLL(4)
-        for (int r = 0; r < Tile; ++r) sum[plane][b][r] = pairs[plane][b][r] = broadcast_bits(0);
-      }
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = pairs[b][r] = broadcast_bits(0);
     }
   }
 
-  /// The quad `member` of a unit that begins with `first`.
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
                          int member = 0) {
-    constexpr std::size_t quads = 2 * line_lanes / quad;  // that a plane keeps together
-    const std::size_t at = first / quads * (row_tile * quads * quad) + first % quads * quad +
-                           static_cast<std::size_t>(member) * quad;
+    const std::int8_t* bytes = weights.integers + weight_offset(first, member);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
+      const I32x16 weight = broadcast_word(bytes + r * 2 * line_lanes);
       KVTILT_UNROLL(2)
-      for (int plane = 0; plane < Count; ++plane) {
-        std::uint32_t bytes;
-        std::memcpy(&bytes,
-                    weights.planes[First + plane] + at + static_cast<std::size_t>(r) * quads * quad,
-                    sizeof bytes);
-        const I32x16 weight = broadcast_bits(bytes);
-        KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) {
-          I32x16& to = adds_pairs ? pairs[plane][b][r] : sum[plane][b][r];
-          to = dot_add(to, codes[b], weight);
-        }
+      for (int b = 0; b < Blocks; ++b) {
+        I32x16& to = adds_pairs ? pairs[b][r] : sum[b][r];
+        to = dot_add(to, codes[b], weight);
       }
     }
   }
@@ -98,40 +98,26 @@ struct PlaneDot {
   KVTILT_INLINE void flush() {
     if (!adds_pairs) return;
     KVTILT_UNROLL(2)
-    for (int plane = 0; plane < Count; ++plane) {
-      KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) {
-        KVTILT_UNROLL(4)
-        for (int r = 0; r < Tile; ++r) {
-          sum[plane][b][r] = add_pairs(sum[plane][b][r], pairs[plane][b][r]);
-          pairs[plane][b][r] = broadcast_bits(0);
-        }
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) {
+        sum[b][r] = add_pairs(sum[b][r], pairs[b][r]);
+        pairs[b][r] = broadcast_bits(0);
       }
     }
   }
 
-  KVTILT_INLINE F32x16 total(int b, int r) const {
-    const F32x16 low = to_floats(sum[0][b][r]);
-    if (Count == 1) return low;
-    return multiply_add(to_floats(sum[Count - 1][b][r]), broadcast(256.0f), low);
-  }
+  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
 };
 
+/// Integer sums over weights of two bytes.
 template <int Tile, int Blocks>
-using OnePlaneDot = PlaneDot<Tile, Blocks, 0, 1>;
-
-template <int Tile, int Blocks>
-using TwoPlaneDot = PlaneDot<Tile, Blocks, 0, 2>;
-
-/// Integer sums over weights of 16 bits.
-template <int Tile, int Blocks>
-struct WordDot {
-  static constexpr bool lists_high_quads = false;
+struct WideDot {
   static constexpr bool unrolls_units = true;
   static constexpr int quads_to_flush(int) { return any_quads; }
   I32x16 sum[Blocks][Tile];
 
-  KVTILT_INLINE WordDot() {
+  KVTILT_INLINE WideDot() {
     KVTILT_UNROLL(2)
     for (int b = 0; b < Blocks; ++b) {
       KVTILT_UNROLL(4)
@@ -139,27 +125,20 @@ struct WordDot {
     }
   }
 
-  /// The quad `member` of a unit that begins with `first`.
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
                          int member = 0) {
-    constexpr std::size_t quads = 2 * line_lanes / quad;  // that belong together
-    const std::size_t at = first / quads * (row_tile * quads * quad) + first % quads * quad +
-                           static_cast<std::size_t>(member) * quad;
+    const std::int16_t* words = weights.words() + weight_offset(first, member);
     KVTILT_UNROLL(2)
     for (int half = 0; half < 2; ++half) {
-      I32x16 words[Blocks];
+      I32x16 pair[Blocks];
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b)
-        words[b] = half == 0 ? widen_low_bytes(codes[b]) : widen_high_bytes(codes[b]);
+        pair[b] = half == 0 ? widen_low_bytes(codes[b]) : widen_high_bytes(codes[b]);
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) {
-        std::uint32_t pair;
-        std::memcpy(&pair,
-                    weights.words() + at + static_cast<std::size_t>(r) * quads * quad + 2 * half,
-                    sizeof pair);
-        const I32x16 weight = broadcast_bits(pair);
+        const I32x16 weight = broadcast_word(words + r * 2 * line_lanes + 2 * half);
         KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add_words(sum[b][r], words[b], weight);
+        for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add_words(sum[b][r], pair[b], weight);
       }
     }
   }
@@ -247,25 +226,6 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) sums[b][r] = dot.total(b, r);
   }
-  if constexpr (Dot<Tile, Blocks>::lists_high_quads) {
-    if (weights.high_count > 0) {
-      PlaneDot<Tile, Blocks, 1, 1> high;
-      for (int i = 0; i < weights.high_count; ++i) {
-        const std::size_t q = weights.high_quads[i];
-        I32x16 codes[Blocks];
-        KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) codes[b] = readers[b].quad_codes(static_cast<int>(q), 0);
-        high.add(codes, weights, q);
-        high.flush();
-      }
-      KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) {
-        KVTILT_UNROLL(4)
-        for (int r = 0; r < Tile; ++r)
-          sums[b][r] = multiply_add(high.total(b, r), broadcast(256.0f), sums[b][r]);
-      }
-    }
-  }
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b)
     add_to_results(contraction, block + b, row, terms, outer_scales, sums[b]);
@@ -300,12 +260,10 @@ KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, in
 template <int Bits>
 void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
                   const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if constexpr (Bits > widest_listed_plane && wide_weights_are_words)
-    dot<WordDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  else if constexpr (Bits > widest_listed_plane)
-    dot<TwoPlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  else
-    dot<OnePlaneDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  if (Bits > widest_for_bytes || weights.wide)
+    dot<WideDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  else if constexpr (Bits <= widest_for_bytes)
+    dot<ByteDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
 }
 
 /// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:

@@ -68,20 +68,19 @@ inline constexpr int row_tile = 4;
 /// What coefficients become before they meet codes: for up to row_tile rows, a line of one row after
 /// the same line of the others, so that a loop needs one address for all of them.
 struct Weights {
-  const float* exact;               ///< [inner / 16][row_tile][16]
-  const std::int8_t* planes[2];     ///< [inner / 32][row_tile][32]: first + 256 * second, or words
-  const std::uint16_t* high_quads;  ///< up to widest_listed_plane: where the second plane counts
-  int high_count;
+  const float* exact;           ///< [inner / 16][row_tile][16]
+  const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide
+  bool wide;                    ///< integers take two bytes; the instruction set decides how
 
-  /// Weights of 16 bits: [inner / 32][row_tile][32]. They take the place of both planes.
+  /// Wide weights as words: [inner / 32][row_tile][32].
   [[nodiscard]] const std::int16_t* words() const {
-    return reinterpret_cast<const std::int16_t*>(planes[0]);
+    return reinterpret_cast<const std::int16_t*>(integers);
   }
 };
 
-/// Up to this width integer weights are bytes, but for a few quads that are listed. Wider codes take
-/// two bytes of every weight.
-inline constexpr int widest_listed_plane = 4;
+/// Up to this width integer weights are single bytes, unless rounding to them would show beside the
+/// rounding of the codes. For wider codes it always would.
+inline constexpr int widest_for_bytes = 4;
 
 /// Bands, or tiles of rows, whose weights are made together.
 inline constexpr int weigh_jobs = 4;
@@ -89,10 +88,10 @@ inline constexpr int weigh_jobs = 4;
 inline constexpr std::size_t weighed_job_bytes = 64;
 
 /// Scratch memory of one band of one tile of rows with `extent` weights in a row: what is known of
-/// them, exact, planes, high_quads.
+/// them, exact, integers.
 constexpr std::size_t job_scratch_bytes(int extent) {
   const std::size_t padded = round_up(static_cast<std::size_t>(extent), 32);
-  return weighed_job_bytes + round_up(padded * (row_tile * (sizeof(float) + 2) + 1), 64);
+  return weighed_job_bytes + padded * row_tile * (sizeof(float) + sizeof(std::int16_t));
 }
 
 /// Scratch memory of a contraction over `extent` tokens or channels.

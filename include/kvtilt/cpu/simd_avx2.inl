@@ -126,13 +126,6 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
 }
 
-inline LaneMask nonzero(const I32x16& x) {
-  const __m256i zero = _mm256_setzero_si256();
-  const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.low, zero)));
-  const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.high, zero)));
-  return static_cast<LaneMask>(~(low | high << 8));
-}
-
 inline I32x16 load_line(const std::byte* p, int lanes) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   if (lanes == 8) return {low, _mm256_setzero_si256()};
@@ -169,11 +162,6 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
 
 inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
-}
-
-inline I32x16 shift_right_signed(const I32x16& x, int bits) {
-  const __m128i count = _mm_cvtsi32_si128(bits);
-  return {_mm256_sra_epi32(x.low, count), _mm256_sra_epi32(x.high, count)};
 }
 
 inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
@@ -233,8 +221,6 @@ inline __m256i dot_add_words(__m256i sum, __m256i a, __m256i b) {
 inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
   return {dot_add_words(sum.low, a.low, b.low), dot_add_words(sum.high, a.high, b.high)};
 }
-
-inline constexpr bool wide_weights_are_words = true;
 
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;

@@ -97,8 +97,6 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
-inline LaneMask nonzero(const I32x16& x) { return _mm512_test_epi32_mask(x.v, x.v); }
-
 inline I32x16 load_line(const std::byte* p, int lanes) {
   if (lanes == 8)
     return {_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
@@ -120,10 +118,6 @@ inline I32x16 shift_left(const I32x16& x, int bits) {
 
 inline I32x16 shift_right(const I32x16& x, int bits) {
   return {_mm512_srli_epi32(x.v, static_cast<unsigned>(bits))};
-}
-
-inline I32x16 shift_right_signed(const I32x16& x, int bits) {
-  return {_mm512_srai_epi32(x.v, static_cast<unsigned>(bits))};
 }
 
 inline I32x16 bit_and(const I32x16& a, const I32x16& b) { return {_mm512_and_si512(a.v, b.v)}; }
@@ -159,8 +153,6 @@ inline I32x16 widen_high_bytes(const I32x16& x) {
 inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
   return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
 }
-
-inline constexpr bool wide_weights_are_words = true;
 
 inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int) { return 0; }

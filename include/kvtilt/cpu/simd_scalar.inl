@@ -145,13 +145,6 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
 }
 
-/// Lanes that are not 0.
-inline LaneMask nonzero(const I32x16& x) {
-  unsigned mask = 0;
-  for (int i = 0; i < 16; ++i) mask |= (x.lane[i] != 0 ? 1u : 0u) << i;
-  return static_cast<LaneMask>(mask);
-}
-
 /// Reads a line; with 8 lanes a 32-byte one, the others 0.
 inline I32x16 load_line(const std::byte* p, int lanes) {
   I32x16 r{};
@@ -196,13 +189,6 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
 inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] + b.lane[i];
-  return r;
-}
-
-inline I32x16 shift_right_signed(const I32x16& x, int bits) {
-  I32x16 r;
-  for (int i = 0; i < 16; ++i)
-    r.lane[i] = static_cast<std::uint32_t>(static_cast<std::int32_t>(x.lane[i]) >> bits);
   return r;
 }
 
@@ -269,10 +255,6 @@ inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b)
   }
   return r;
 }
-
-/// Whether weights for codes of more than widest_listed_plane bits are kept as words of 16 bits; if
-/// not, as two planes of bytes.
-inline constexpr bool wide_weights_are_words = false;
 
 /// Blocks that share a loaded weight: as many as there are registers for.
 inline constexpr int block_tile = 1;
