@@ -216,6 +216,9 @@ inline void round_weights(const JobScratch& scratch, Range units, const float* i
 /// Coarsest step of the weights of n-level codes, as a part n times theirs: the rounding of the
 /// weights then adds a sixth of the codes' own error (DESIGN 6 asks for less than a fifth).
 inline constexpr float step_share = 0.6f;
+static_assert(step_share * step_share * 127 * 127 >=
+                  max_code(always_for_bytes) * max_code(always_for_bytes) * max_head_dim,
+              "the largest of max_head_dim weights is at most the root of that times their rms");
 
 /// Largest magnitude of a wide weight: 32 bits hold the sum of 1024 products with 8-bit codes.
 inline constexpr float widest_weight = 8191.0f;

@@ -10,7 +10,7 @@ inline constexpr int any_quads = 1 << 20;
 /// Float sums of `Tile` rows over `Blocks` blocks.
 template <int Tile, int Blocks>
 struct FloatDot {
-  static constexpr bool unrolls_units = false;  // it would save little, and compile for long
+  static constexpr bool unrolls_units(int) { return false; }  // little gained for much to compile
   F32x16 sum[Blocks][Tile];
 
   KVTILT_INLINE FloatDot() {
@@ -66,7 +66,7 @@ KVTILT_INLINE I32x16 broadcast_word(const T* weights) {
 /// follow at most pair_quads(bits) quads.
 template <int Tile, int Blocks>
 struct ByteDot {
-  static constexpr bool unrolls_units = true;
+  static constexpr bool unrolls_units(int) { return true; }
   static constexpr int quads_to_flush(int bits) {
     return adds_pairs ? pair_quads(bits) : any_quads;
   }
@@ -113,7 +113,7 @@ struct ByteDot {
 /// Integer sums over weights of two bytes.
 template <int Tile, int Blocks>
 struct WideDot {
-  static constexpr bool unrolls_units = true;
+  static constexpr bool unrolls_units(int bits) { return bits > 3; }  // 3 bits rarely come here
   static constexpr int quads_to_flush(int) { return any_quads; }
   I32x16 sum[Blocks][Tile];
 
@@ -237,7 +237,7 @@ KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int ro
                             const F16* outer_scales) {
   [[maybe_unused]] const CodeMatrix matrix = contraction.tensor->matrix;
   int block = blocks.first;
-  if constexpr (Dot<Tile, 1>::unrolls_units) {
+  if constexpr (Dot<Tile, 1>::unrolls_units(Bits)) {
     const int full = smaller(blocks.last, matrix.full_blocks());
     if (matrix.quads() % unit_quads(Bits) == 0)
       for (; block + block_tile <= full; block += block_tile)
@@ -260,10 +260,16 @@ KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, in
 template <int Bits>
 void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
                   const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if (Bits > widest_for_bytes || weights.wide)
+  if constexpr (Bits > widest_for_bytes) {
     dot<WideDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  else if constexpr (Bits <= widest_for_bytes)
+  } else if constexpr (Bits > always_for_bytes) {
+    if (weights.wide)
+      dot<WideDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+    else
+      dot<ByteDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  } else {
     dot<ByteDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+  }
 }
 
 /// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:

@@ -82,6 +82,9 @@ struct Weights {
 /// rounding of the codes. For wider codes it always would.
 inline constexpr int widest_for_bytes = 4;
 
+/// Up to this width bytes are always fine enough.
+inline constexpr int always_for_bytes = 2;
+
 /// Bands, or tiles of rows, whose weights are made together.
 inline constexpr int weigh_jobs = 4;
 
