@@ -124,6 +124,14 @@ using ScaleFn = void (*)(float* values, int count, float factor);
 /// One row of `count` f32, f16 or bf16 values to fp16, nearest even.
 using ToF16Fn = void (*)(const void* row, ElementType type, int count, F16* out);
 
+/// Sixteen rows of `count` (a multiple of 8) f32, f16 or bf16 values, `stride` elements apart, to
+/// fp16 [count][16].
+using TransposeFn = void (*)(const void* rows, ElementType type, std::ptrdiff_t stride, int count,
+                             F16* lines);
+
+/// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
+using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);
+
 inline constexpr int width_slots = 9;
 
 /// Tables are indexed by width; 16 bits sit at 0.
@@ -139,6 +147,8 @@ struct Kernels {
   AbsorbFn absorb;
   ScaleFn scale;
   ToF16Fn to_f16_row;
+  TransposeFn transpose_rows;
+  ExceedsFn exceeds;
 
   void contract(const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
