@@ -92,20 +92,36 @@ class SequenceLayer {
         sealed(Block{entries_[i].data, entries_[i].references});
   }
 
-  /// Adds one token and returns the page whose last slot is its own. Capacity was checked.
-  [[nodiscard]] const PageEntry& place_token() {
-    if (length_ < placement_.sink_tokens) {
+  /// Where new tokens go: the slots `slot` on of a 16-bit block.
+  struct Placed {
+    PageKind kind;
+    std::byte* block;
+    int slot;
+    int tokens;
+  };
+  /// Adds up to `tokens` tokens: as many as the newest block takes before must_seal() holds, at
+  /// least one. Capacity was checked.
+  [[nodiscard]] Placed place_tokens(std::int64_t tokens) {
+    std::int64_t room = placement_.sink_tokens - length_;
+    if (room > 0) {
       if (length_ == 0)
         entries_.push_back({sink_block_.data, 0, 0, PageKind::Sinks, sink_block_.references});
-    } else if (const std::int64_t slot = length_ - tail_start_;
-               slot % placement_.page_tokens == 0) {
-      const std::size_t index = static_cast<std::size_t>(slot / placement_.page_tokens);
-      const Block& block = ring_[(ring_head_ + index) % ring_.size()];
-      entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
+    } else {
+      const std::int64_t offset = length_ - tail_start_;
+      const std::int64_t slot = offset % placement_.page_tokens;
+      room = std::min(placement_.page_tokens - slot, tokens_before_seal() + 1);
+      if (slot == 0) {
+        const std::size_t index = static_cast<std::size_t>(offset / placement_.page_tokens);
+        const Block& block = ring_[(ring_head_ + index) % ring_.size()];
+        entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
+      }
     }
-    ++length_;
-    ++entries_.back().tokens;
-    return entries_.back();
+    PageEntry& entry = entries_.back();
+    const int placed = static_cast<int>(std::min(room, tokens));
+    const int slot = entry.tokens;
+    length_ += placed;
+    entry.tokens += placed;
+    return {entry.kind, entry.data, slot, placed};
   }
 
   /// Tokens that can be placed before must_seal() holds.

@@ -168,7 +168,8 @@ inline void fit_band(const F16* values, const TensorLayout& packed, int band, st
   const int first = band * packed.format.group;
   const int count = smaller(packed.format.group, extent - first);
   F16* scales = packed.scales(block, band);
-  F16 transposed[max_group * line_lanes];
+  alignas(line_bytes) std::byte scratch[max_group * line_lanes * sizeof(F16)];  // F16 sets zeros
+  F16* transposed = reinterpret_cast<F16*>(scratch);
   F16 line[line_lanes];
   for (int entry = 0; entry < packed.pitch(); entry += line_lanes) {
     const LaneAffine affine =

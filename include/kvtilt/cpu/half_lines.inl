@@ -4,57 +4,105 @@
 inline F32x16 load_row(const float* p) { return load(p); }
 inline F32x16 load_row(const BF16* p) { return load_bf16(p); }
 
-/// Converts by lines; the last one overlaps its predecessor, or is a copy where there is none.
+/// Sixteen values to fp16.
 template <class T>
-inline void to_f16_lines(const T* row, int count, F16* out) {
-  if (count < line_lanes) {
-    T padded[line_lanes] = {};
-    F16 line[line_lanes];
-    std::memcpy(padded, row, static_cast<std::size_t>(count) * sizeof(T));
-    store_f16(line, load_row(padded));
-    std::memcpy(out, line, static_cast<std::size_t>(count) * sizeof(F16));
-    return;
-  }
-  for (int i = 0; i < count; i += line_lanes) {
-    const int at = smaller(i, count - line_lanes);
-    store_f16(out + at, load_row(row + at));
+inline void to_f16_line(const T* row, F16* out) {
+  store_f16(out, load_row(row));
+}
+inline void to_f16_line(const F16* row, F16* out) {
+  std::memcpy(out, row, line_lanes * sizeof(F16));
+}
+
+/// Eight.
+template <class T>
+inline void to_f16_half_line(const T* row, F16* out) {
+  T padded[line_lanes] = {};
+  F16 line[line_lanes];
+  std::memcpy(padded, row, line_lanes / 2 * sizeof(T));
+  to_f16_line(padded, line);
+  std::memcpy(out, line, line_lanes / 2 * sizeof(F16));
+}
+
+/// One value row: 16 channels go to a line of each block.
+template <class T>
+inline void write_value(const T* row, CodeMatrix matrix, F16* stored, int slot) {
+  const std::ptrdiff_t block = static_cast<std::ptrdiff_t>(line_lanes) * matrix.inner;
+  const int full = matrix.full_blocks() * line_lanes;
+  F16* line = stored + slot * line_lanes;
+  for (int channel = 0; channel < full; channel += line_lanes, line += block)
+    to_f16_line(row + channel, line);
+  if (full < matrix.outer) to_f16_half_line(row + full, stored + half_position(matrix, full, slot));
+}
+
+/// One key row: a lane of each channel's line.
+template <class T>
+inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
+  F16* lane = stored + half_position(matrix, slot, 0);
+  F16 line[line_lanes];
+  for (int channel = 0; channel < matrix.inner; channel += line_lanes, lane += line_bytes * 4) {
+    const int count = smaller(line_lanes, matrix.inner - channel);
+    if (count == line_lanes)
+      to_f16_line(row + channel, line);
+    else
+      to_f16_half_line(row + channel, line);
+    for (int c = 0; c < count; ++c) lane[c * line_lanes] = line[c];
   }
 }
 
-inline void to_f16_row(const void* row, ElementType type, int count, F16* out) {
-  if (type == ElementType::F32)
-    to_f16_lines(static_cast<const float*>(row), count, out);
-  else if (type == ElementType::BF16)
-    to_f16_lines(static_cast<const BF16*>(row), count, out);
-  else
-    std::memcpy(out, row, static_cast<std::size_t>(count) * sizeof(F16));
-}
-
-/// Sixteen rows of T, by squares: what is converted is transposed while it is in the first cache.
+/// Sixteen key rows that fill lines: 16 channels at a time are converted and transposed.
 template <class T>
-inline void transpose_converted(const T* rows, std::ptrdiff_t stride, int count, F16* lines) {
-  const int width = smaller(line_lanes, count);
+inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* lines) {
   F16 square[line_lanes][line_lanes];
-  for (int i = 0; i < count; i += line_lanes) {
-    const int at = smaller(i, count - width);
-    for (int r = 0; r < line_lanes; ++r)
-      to_f16_lines(rows + r * stride + at, width, square[r]);
-    for (int c = 0; c < width; c += 8)
-      transpose_halves(square[0] + c, square[8] + c, line_lanes, lines + (at + c) * line_lanes);
+  for (int channel = 0; channel < dim; channel += line_lanes, lines += line_lanes * line_lanes) {
+    const bool full = dim - channel >= line_lanes;
+    for (int r = 0; r < line_lanes; ++r) {
+      const T* row = rows + r * stride + channel;
+      prefetch(row, 2 * line_bytes);
+      if (full)
+        to_f16_line(row, square[r]);
+      else
+        to_f16_half_line(row, square[r]);
+    }
+    transpose_halves(square[0], square[8], line_lanes, lines);
+    if (full) transpose_halves(square[0] + 8, square[8] + 8, line_lanes, lines + 8 * line_lanes);
   }
 }
 
-inline void transpose_rows(const void* rows, ElementType type, std::ptrdiff_t stride, int count,
-                           F16* lines) {
-  if (type == ElementType::F32) {
-    transpose_converted(static_cast<const float*>(rows), stride, count, lines);
-  } else if (type == ElementType::BF16) {
-    transpose_converted(static_cast<const BF16*>(rows), stride, count, lines);
-  } else {
-    const F16* halves = static_cast<const F16*>(rows);
-    for (int c = 0; c < count; c += 8)
-      transpose_halves(halves + c, halves + 8 * stride + c, stride, lines + c * line_lanes);
+template <class T>
+inline void write_values_of(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                            F16* stored, int slot) {
+  for (int i = 0; i < range.count; ++i)
+    write_value(rows.row<T>(range.token + i, range.head), matrix, stored, slot + i);
+}
+
+template <class T>
+inline void write_keys_of(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                          F16* stored, int slot) {
+  for (int i = 0; i < range.count;) {
+    const T* row = rows.row<T>(range.token + i, range.head);
+    if ((slot + i) % line_lanes == 0 && range.count - i >= line_lanes) {
+      write_key_lines(row, rows.token_stride, matrix.inner,
+                      stored + half_position(matrix, slot + i, 0));
+      i += line_lanes;
+    } else {
+      write_key(row, matrix, stored, slot + i);
+      ++i;
+    }
   }
+}
+
+inline void write_values(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                         F16* stored, int slot) {
+  if (rows.type == ElementType::F32) return write_values_of<float>(rows, range, matrix, stored, slot);
+  if (rows.type == ElementType::BF16) return write_values_of<BF16>(rows, range, matrix, stored, slot);
+  write_values_of<F16>(rows, range, matrix, stored, slot);
+}
+
+inline void write_keys(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                       F16* stored, int slot) {
+  if (rows.type == ElementType::F32) return write_keys_of<float>(rows, range, matrix, stored, slot);
+  if (rows.type == ElementType::BF16) return write_keys_of<BF16>(rows, range, matrix, stored, slot);
+  write_keys_of<F16>(rows, range, matrix, stored, slot);
 }
 
 /// A magnitude above the limit carries into the sign bit: integers, as -ffast-math may assume NaN

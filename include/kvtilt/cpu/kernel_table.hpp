@@ -121,13 +121,16 @@ using AbsorbFn = void (*)(Rows<float> scores, int rows, int slots, Rows<const La
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
 
-/// One row of `count` f32, f16 or bf16 values to fp16, nearest even.
-using ToF16Fn = void (*)(const void* row, ElementType type, int count, F16* out);
+/// Rows of one head of a TensorView: `count` tokens from `token` on.
+struct RowRange {
+  std::int64_t token;
+  int count;
+  int head;
+};
 
-/// Sixteen rows of `count` (a multiple of 8) f32, f16 or bf16 values, `stride` elements apart, to
-/// fp16 [count][16].
-using TransposeFn = void (*)(const void* rows, ElementType type, std::ptrdiff_t stride, int count,
-                             F16* lines);
+/// Rounds rows to fp16, nearest even, and stores them in the slots `slot` on of a 16-bit tensor.
+using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                         F16* stored, int slot);
 
 /// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
 using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);
@@ -146,8 +149,8 @@ struct Kernels {
   ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
-  ToF16Fn to_f16_row;
-  TransposeFn transpose_rows;
+  WriteFn write_keys;    ///< matrix [token][channel]
+  WriteFn write_values;  ///< matrix [channel][token]
   ExceedsFn exceeds;
 
   void contract(const Contraction& contraction, Sums sums) const {
