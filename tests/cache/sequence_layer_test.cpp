@@ -41,10 +41,20 @@ class Layer {
   /// False if the layer lacks a page.
   bool append(int tokens) {
     if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
-    for (int i = 0; i < tokens; ++i) {
+    while (tokens > 0) {
       const std::int64_t position = layer_.length();
-      const PageEntry& entry = layer_.place_token();
-      EXPECT_EQ(entry.first_position + entry.tokens - 1, position);
+      const std::int64_t before_seal = layer_.tokens_before_seal();
+      const SequenceLayer::Placed placed = layer_.place_tokens(tokens);
+      const PageEntry& entry = layer_.entries()[layer_.entries().size() - 1];
+      EXPECT_GT(placed.tokens, 0);
+      EXPECT_LE(placed.tokens, tokens);
+      EXPECT_EQ(placed.kind, entry.kind);
+      EXPECT_EQ(placed.block, entry.data);
+      EXPECT_EQ(entry.first_position + placed.slot, position);
+      EXPECT_EQ(entry.tokens, placed.slot + placed.tokens);
+      EXPECT_EQ(layer_.length(), position + placed.tokens);
+      EXPECT_EQ(layer_.must_seal(), placed.tokens == before_seal + 1);
+      tokens -= placed.tokens;
       if (!layer_.must_seal()) continue;
       const SequenceLayer::Sealing sealing = layer_.seal();
       EXPECT_NE(sealing.block, sealing.page);

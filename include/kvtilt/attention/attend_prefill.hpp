@@ -52,8 +52,8 @@ struct PrefillJob {
     for (std::int64_t token = 0; token < work.chunk_tokens; token += chunk_block_tokens) {
       const std::int64_t block =
           kv_head * chunk_block_count(work.chunk_tokens) + token / chunk_block_tokens;
-      const int count = static_cast<int>(
-          std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - token));
+      const int count =
+          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - token));
       cpu::write_half_rows(*request->past.kernels, request->keys, request->values,
                            {token, count, kv_head}, head,
                            blocks + static_cast<std::size_t>(block) * head.bytes(), 0);

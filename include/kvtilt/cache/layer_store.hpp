@@ -126,8 +126,8 @@ struct LayerStore {
                     int slot) const {
     for (int index = 0; index < shape.kv_heads; ++index) {
       const HeadLayout& head = layout(kind).heads[static_cast<std::size_t>(index)];
-      cpu::write_half_rows(kernels, keys, values, {token, count, index}, head,
-                           block + head.offset, slot);
+      cpu::write_half_rows(kernels, keys, values, {token, count, index}, head, block + head.offset,
+                           slot);
     }
   }
 

@@ -99,8 +99,7 @@ inline LaneAffine search_min_mse(const LaneGroups& groups, const LaneAffine& ran
   const MinMseCandidate* grid = min_mse_grids[bits - 2].candidates;
   I32x16 units[max_group / 2];  // two elements of a group in a lane
   I32x16 total = broadcast_bits(0);
-  const F32x16 unit =
-      mul(reciprocal(range.scale), broadcast(static_cast<float>(1 << (13 - bits))));
+  const F32x16 unit = mul(reciprocal(range.scale), broadcast(static_cast<float>(1 << (13 - bits))));
   for (int e = 0; e < groups.count; e += 2) {
     const I32x16 even = round_to_ints(mul(sub(groups.element(e), range.minimum), unit));
     const I32x16 odd = round_to_ints(mul(sub(groups.element(e + 1), range.minimum), unit));

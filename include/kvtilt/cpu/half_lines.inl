@@ -23,14 +23,23 @@ inline void to_f16_half_line(const T* row, F16* out) {
   std::memcpy(out, line, line_lanes / 2 * sizeof(F16));
 }
 
+/// Rows of one head lie a token's heads apart: too far for a hardware prefetcher. Tokens on which
+/// they are asked for.
+inline constexpr int value_lead = 4;
+inline constexpr int key_lead = line_lanes;
+
 /// One value row: 16 channels go to a line of each block.
 template <class T>
-inline void write_value(const T* row, CodeMatrix matrix, F16* stored, int slot) {
+inline void write_value(const T* row, std::ptrdiff_t stride, CodeMatrix matrix, F16* stored,
+                        int slot) {
+  const std::ptrdiff_t lead = value_lead * stride * static_cast<std::ptrdiff_t>(sizeof(T));
   const std::ptrdiff_t block = static_cast<std::ptrdiff_t>(line_lanes) * matrix.inner;
   const int full = matrix.full_blocks() * line_lanes;
   F16* line = stored + slot * line_lanes;
-  for (int channel = 0; channel < full; channel += line_lanes, line += block)
+  for (int channel = 0; channel < full; channel += line_lanes, line += block) {
+    prefetch(row + channel, lead);
     to_f16_line(row + channel, line);
+  }
   if (full < matrix.outer) to_f16_half_line(row + full, stored + half_position(matrix, full, slot));
 }
 
@@ -52,19 +61,22 @@ inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
 /// Sixteen key rows that fill lines: 16 channels at a time are converted and transposed.
 template <class T>
 inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* lines) {
-  F16 square[line_lanes][line_lanes];
+  const std::ptrdiff_t lead = key_lead * stride * static_cast<std::ptrdiff_t>(sizeof(T));
+  alignas(line_bytes) std::byte scratch[line_lanes * line_lanes * sizeof(F16)];  // F16 sets zeros
+  F16* square = reinterpret_cast<F16*>(scratch);
   for (int channel = 0; channel < dim; channel += line_lanes, lines += line_lanes * line_lanes) {
     const bool full = dim - channel >= line_lanes;
     for (int r = 0; r < line_lanes; ++r) {
       const T* row = rows + r * stride + channel;
-      prefetch(row, 2 * line_bytes);
+      prefetch(row, lead);
       if (full)
-        to_f16_line(row, square[r]);
+        to_f16_line(row, square + r * line_lanes);
       else
-        to_f16_half_line(row, square[r]);
+        to_f16_half_line(row, square + r * line_lanes);
     }
-    transpose_halves(square[0], square[8], line_lanes, lines);
-    if (full) transpose_halves(square[0] + 8, square[8] + 8, line_lanes, lines + 8 * line_lanes);
+    const F16* second = square + 8 * line_lanes;
+    transpose_halves(square, second, line_lanes, lines);
+    if (full) transpose_halves(square + 8, second + 8, line_lanes, lines + 8 * line_lanes);
   }
 }
 
@@ -72,7 +84,8 @@ template <class T>
 inline void write_values_of(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
                             F16* stored, int slot) {
   for (int i = 0; i < range.count; ++i)
-    write_value(rows.row<T>(range.token + i, range.head), matrix, stored, slot + i);
+    write_value(rows.row<T>(range.token + i, range.head), rows.token_stride, matrix, stored,
+                slot + i);
 }
 
 template <class T>
@@ -93,8 +106,10 @@ inline void write_keys_of(const TensorView& rows, const RowRange& range, CodeMat
 
 inline void write_values(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
                          F16* stored, int slot) {
-  if (rows.type == ElementType::F32) return write_values_of<float>(rows, range, matrix, stored, slot);
-  if (rows.type == ElementType::BF16) return write_values_of<BF16>(rows, range, matrix, stored, slot);
+  if (rows.type == ElementType::F32)
+    return write_values_of<float>(rows, range, matrix, stored, slot);
+  if (rows.type == ElementType::BF16)
+    return write_values_of<BF16>(rows, range, matrix, stored, slot);
   write_values_of<F16>(rows, range, matrix, stored, slot);
 }
 

@@ -243,9 +243,8 @@ inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
 
 inline __m256i to_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
   const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
-  return _mm256_shuffle_epi8(
-      bytes, _mm256_broadcastsi128_si256(
-                 _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+  return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
 }
 
 inline I32x16 to_bytes(const I32x16 (&x)[4]) {

@@ -160,8 +160,8 @@ inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
 }
 
 inline I32x16 to_bytes(const I32x16 (&x)[4]) {
-  const __m512i bytes = _mm512_packus_epi16(_mm512_packs_epi32(x[0].v, x[1].v),
-                                            _mm512_packs_epi32(x[2].v, x[3].v));
+  const __m512i bytes =
+      _mm512_packus_epi16(_mm512_packs_epi32(x[0].v, x[1].v), _mm512_packs_epi32(x[2].v, x[3].v));
   return {_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(_mm_setr_epi8(
                                          0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)))};
 }
@@ -169,8 +169,8 @@ inline I32x16 to_bytes(const I32x16 (&x)[4]) {
 inline I32x16 bits_of(const F32x16& x) { return {_mm512_castps_si512(x.v)}; }
 
 inline I32x16 to_f16_bits(const F32x16& x) {
-  return {_mm512_cvtepu16_epi32(
-      _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
+  return {
+      _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
 }
 
 inline F32x16 from_f16_bits(const I32x16& x) {

@@ -348,8 +348,7 @@ inline I32x16 to_f16_bits(const F32x16& x) {
 /// The reverse. Exact.
 inline F32x16 from_f16_bits(const I32x16& x) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i)
-    r.lane[i] = to_float(F16{static_cast<std::uint16_t>(x.lane[i])});
+  for (int i = 0; i < 16; ++i) r.lane[i] = to_float(F16{static_cast<std::uint16_t>(x.lane[i])});
   return r;
 }
 
