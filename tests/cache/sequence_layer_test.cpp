@@ -38,12 +38,19 @@ class Layer {
     const BlockCounts rest = layer_.missing_for(length);
     EXPECT_EQ(rest.sinks + rest.tail + rest.sealed, 0u);
   }
+  void seal(std::int64_t length) {
+    while (layer_.must_seal(length)) {
+      const SequenceLayer::Sealing sealing = layer_.seal();
+      EXPECT_NE(sealing.block, sealing.page);
+    }
+  }
   /// False if the layer lacks a page.
   bool append(int tokens) {
     if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
+    const std::int64_t length = layer_.length() + tokens;
+    seal(length);
     while (tokens > 0) {
       const std::int64_t position = layer_.length();
-      const std::int64_t before_seal = layer_.tokens_before_seal();
       const SequenceLayer::Placed placed = layer_.place_tokens(tokens);
       const PageEntry& entry = layer_.entries()[layer_.entries().size() - 1];
       EXPECT_GT(placed.tokens, 0);
@@ -53,12 +60,10 @@ class Layer {
       EXPECT_EQ(entry.first_position + placed.slot, position);
       EXPECT_EQ(entry.tokens, placed.slot + placed.tokens);
       EXPECT_EQ(layer_.length(), position + placed.tokens);
-      EXPECT_EQ(layer_.must_seal(), placed.tokens == before_seal + 1);
       tokens -= placed.tokens;
-      if (!layer_.must_seal()) continue;
-      const SequenceLayer::Sealing sealing = layer_.seal();
-      EXPECT_NE(sealing.block, sealing.page);
+      seal(length);
     }
+    EXPECT_GE(layer_.tokens_before_seal(), 0);
     return true;
   }
   /// Every block given is owned exactly once, and the table is contiguous.

@@ -246,8 +246,9 @@ TEST_P(HalfRowsAgreement, ExceedingMagnitudesAreSeenWhereverTheyAre) {
                       (narrow & 0x7fffu) > largest >> 16);
             const std::uint16_t top = to_f16(limit).bits;
             for (std::uint16_t& half : halves) half = static_cast<std::uint16_t>(sign >> 16 | top);
-            for (const std::uint16_t half : {0, top + 0, top + 1, 0x7c00, 0x7c01, 0x7fff}) {
-              halves[at] = static_cast<std::uint16_t>(sign >> 16 | half);
+            for (const int half : {0, top + 0, top + 1, 0x7c00, 0x7c01, 0x7fff}) {
+              halves[at] =
+                  static_cast<std::uint16_t>(sign >> 16 | static_cast<std::uint32_t>(half));
               ASSERT_EQ(kernels_.exceeds(halves.data(), ElementType::F16, count, limit),
                         half > top);
             }

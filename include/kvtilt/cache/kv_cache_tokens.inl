@@ -31,12 +31,17 @@ inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
   KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
   SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
+  const std::int64_t length = own.length() + keys.tokens;
+  const auto seal_pages = [&] {
+    while (own.must_seal(length)) store.fill_page(*kernels_, own.seal());
+  };
+  seal_pages();
   for (std::int64_t token = 0; token < keys.tokens;) {
     const SequenceLayer::Placed placed = own.place_tokens(keys.tokens - token);
     store.write_tokens(*kernels_, keys, values, token, placed.tokens, placed.kind, placed.block,
                        placed.slot);
     token += placed.tokens;
-    if (own.must_seal()) store.fill_page(*kernels_, own.seal());
+    seal_pages();
   }
   return {};
 }
