@@ -38,17 +38,32 @@ class Layer {
     const BlockCounts rest = layer_.missing_for(length);
     EXPECT_EQ(rest.sinks + rest.tail + rest.sealed, 0u);
   }
-  /// False if the layer lacks a page.
-  bool append(int tokens) {
-    if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
-    for (int i = 0; i < tokens; ++i) {
-      const std::int64_t position = layer_.length();
-      const PageEntry& entry = layer_.place_token();
-      EXPECT_EQ(entry.first_position + entry.tokens - 1, position);
-      if (!layer_.must_seal()) continue;
+  void seal(std::int64_t length) {
+    while (layer_.must_seal(length)) {
       const SequenceLayer::Sealing sealing = layer_.seal();
       EXPECT_NE(sealing.block, sealing.page);
     }
+  }
+  /// False if the layer lacks a page.
+  bool append(int tokens) {
+    if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
+    const std::int64_t length = layer_.length() + tokens;
+    seal(length);
+    while (tokens > 0) {
+      const std::int64_t position = layer_.length();
+      const SequenceLayer::Placed placed = layer_.place_tokens(tokens);
+      const PageEntry& entry = layer_.entries()[layer_.entries().size() - 1];
+      EXPECT_GT(placed.tokens, 0);
+      EXPECT_LE(placed.tokens, tokens);
+      EXPECT_EQ(placed.kind, entry.kind);
+      EXPECT_EQ(placed.block, entry.data);
+      EXPECT_EQ(entry.first_position + placed.slot, position);
+      EXPECT_EQ(entry.tokens, placed.slot + placed.tokens);
+      EXPECT_EQ(layer_.length(), position + placed.tokens);
+      tokens -= placed.tokens;
+      seal(length);
+    }
+    EXPECT_GE(layer_.tokens_before_seal(), 0);
     return true;
   }
   /// Every block given is owned exactly once, and the table is contiguous.

@@ -12,6 +12,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -43,12 +44,39 @@ class HalfRowsAgreement : public testing::TestWithParam<Isa> {
  protected:
   const Kernels& kernels_ = *cpu::kernels<Formats<Keys<16>, Values<16>>>(GetParam());
 
+  /// A row as values, as one key and as sixteen keys: the same every time, and nothing else written.
   std::vector<F16> convert(const void* row, ElementType type, int count) const {
-    std::vector<F16> out(static_cast<std::size_t>(count) + 16, untouched);
-    kernels_.to_f16_row(row, type, count, out.data());
-    for (std::size_t i = 0; i < 16; ++i)
-      EXPECT_EQ(out[static_cast<std::size_t>(count) + i], untouched) << "wrote past the row";
-    out.resize(static_cast<std::size_t>(count));
+    const std::size_t size = type == ElementType::F32 ? 4 : 2;
+    const int dim = (count + 8) / 8 * 8;
+    std::vector<std::byte> padded(static_cast<std::size_t>(dim + 1) * size);
+    if (count > 0) std::memcpy(padded.data() + size, row, static_cast<std::size_t>(count) * size);
+    TensorView rows(static_cast<const F16*>(nullptr), 16, 1, dim);
+    rows.data = padded.data() + size;  // at no line's boundary
+    rows.type = type;
+    rows.token_stride = 0;
+    const std::vector<F16> out = write(false, rows, 1, 19);
+    EXPECT_EQ(write(true, rows, 1, 19), out);
+    EXPECT_EQ(write(true, rows, 16, 16), out);
+    return {out.begin(), out.begin() + count};
+  }
+
+ private:
+  /// Writes to the slots `slot` to slot + count - 1 and returns what each of them then holds.
+  std::vector<F16> write(bool keys, const TensorView& rows, int count, int slot) const {
+    const CodeMatrix matrix = keys ? CodeMatrix{32, rows.dim} : CodeMatrix{rows.dim, 32};
+    std::vector<F16> stored(static_cast<std::size_t>(rows.dim) * 32 + 16, untouched);
+    (keys ? kernels_.write_keys : kernels_.write_values)(rows, {0, count, 0}, matrix, stored.data(),
+                                                         slot);
+    std::vector<F16> out;
+    for (int channel = 0; channel < rows.dim; ++channel)
+      for (int i = 0; i < count; ++i) {
+        F16& got = stored[keys ? half_position(matrix, slot + i, channel)
+                               : half_position(matrix, channel, slot + i)];
+        if (i == 0) out.push_back(got);
+        EXPECT_EQ(got, out.back());
+        got = untouched;
+      }
+    EXPECT_EQ(stored, std::vector<F16>(stored.size(), untouched)) << "wrote elsewhere";
     return out;
   }
 };
@@ -142,7 +170,7 @@ TEST_P(HalfRowsAgreement, TokensGoToTheirSlots) {
   const TensorView key_view = TensorView(keys.data(), 3, 2, 24).with_strides(24, 72);
   const TensorView value_view = TensorView(values.data(), 3, 2, 40).with_strides(40, 120);
   Block block(head.bytes(), 0x77);
-  cpu::write_half_token(kernels_, key_view, value_view, 2, 1, head, block.data(), 29);
+  cpu::write_half_rows(kernels_, key_view, value_view, {2, 1, 1}, head, block.data(), 29);
   std::vector<bool> written(head.bytes() / 2);
   for (int channel = 0; channel < 24; ++channel) {
     const std::size_t at = half_position(head.key.matrix, 29, channel);
@@ -168,9 +196,64 @@ TEST_P(HalfRowsAgreement, LargestHeadsFit) {
   const TensorView view(row.data(), 1, 1, max_head_dim);
   Block block(head.bytes());
   for (int slot = 0; slot < 32; ++slot)
-    cpu::write_half_token(kernels_, view, view, 0, 0, head, block.data(), slot);
+    cpu::write_half_rows(kernels_, view, view, {0, 1, 0}, head, block.data(), slot);
   for (std::size_t i = 0; i < block.size() / 2; ++i)
     ASSERT_EQ(reinterpret_cast<const F16*>(block.data())[i], to_f16(1.5f)) << i;
+}
+
+/// Sixteen keys that fill lines are transposed: what they store must not depend on it.
+TEST_P(HalfRowsAgreement, RunsOfTokensAreWrittenLikeSingleOnes) {
+  test::Random random(3);
+  for (const int dim : {8, 24, 72, 128, 576}) {
+    const HeadLayout head = head_layout(Recipe{}, dim, dim, 64, 0);
+    std::vector<float> rows(static_cast<std::size_t>(64 * 2 * dim));
+    for (float& x : rows) x = static_cast<float>(random.between(-2048, 2048));
+    const TensorView view(rows.data(), 64, 2, dim);
+    Block single(head.bytes());
+    for (int slot = 0; slot < 64; ++slot)
+      cpu::write_half_rows(kernels_, view, view, {slot, 1, 1}, head, single.data(), slot);
+    for (int round = 0; round < 20; ++round) {
+      Block runs(head.bytes());
+      for (int slot = 0; slot < 64;) {
+        const int count = random.between(1, 64 - slot);
+        cpu::write_half_rows(kernels_, view, view, {slot, count, 1}, head, runs.data(), slot);
+        slot += count;
+      }
+      ASSERT_EQ(test::first_difference(single, runs), -1) << dim;
+      ASSERT_TRUE(runs.guards_are_whole()) << dim;
+    }
+  }
+}
+
+/// Every magnitude around the limit, at every place of rows of every length.
+TEST_P(HalfRowsAgreement, ExceedingMagnitudesAreSeenWhereverTheyAre) {
+  for (const float limit : {f16_max, 32752.0f}) {
+    const std::uint32_t largest = std::bit_cast<std::uint32_t>(limit);
+    for (int count = 8; count <= 88; count += 8)
+      for (std::size_t at = 0; at < static_cast<std::size_t>(count); ++at)
+        for (const std::uint32_t sign : {0u, 0x80000000u})
+          for (const std::uint32_t bits :
+               {0u, 1u, largest, largest + 1, 0x7f800000u, 0x7f800001u, 0x7fffffffu}) {
+            std::vector<std::uint32_t> floats(static_cast<std::size_t>(count), sign | largest);
+            floats[at] = sign | bits;
+            ASSERT_EQ(kernels_.exceeds(floats.data(), ElementType::F32, count, limit),
+                      bits > largest);
+            const std::uint16_t narrow = static_cast<std::uint16_t>((sign | bits) >> 16);
+            std::vector<std::uint16_t> halves(static_cast<std::size_t>(count),
+                                              static_cast<std::uint16_t>((sign | largest) >> 16));
+            halves[at] = narrow;
+            ASSERT_EQ(kernels_.exceeds(halves.data(), ElementType::BF16, count, limit),
+                      (narrow & 0x7fffu) > largest >> 16);
+            const std::uint16_t top = to_f16(limit).bits;
+            for (std::uint16_t& half : halves) half = static_cast<std::uint16_t>(sign >> 16 | top);
+            for (const int half : {0, top + 0, top + 1, 0x7c00, 0x7c01, 0x7fff}) {
+              halves[at] =
+                  static_cast<std::uint16_t>(sign >> 16 | static_cast<std::uint32_t>(half));
+              ASSERT_EQ(kernels_.exceeds(halves.data(), ElementType::F16, count, limit),
+                        half > top);
+            }
+          }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Isas, HalfRowsAgreement, testing::ValuesIn(test::usable_isas()),

@@ -24,7 +24,9 @@ void expect_widths(const bool (&expected)[width_slots]) {
     EXPECT_NE(table->contract_rows, nullptr);
     EXPECT_NE(table->absorb, nullptr);
     EXPECT_NE(table->scale, nullptr);
-    EXPECT_NE(table->to_f16_row, nullptr);
+    EXPECT_NE(table->write_keys, nullptr);
+    EXPECT_NE(table->write_values, nullptr);
+    EXPECT_NE(table->exceeds, nullptr);
   }
 }
 

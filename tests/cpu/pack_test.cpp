@@ -78,6 +78,79 @@ TEST_P(PackAgreement, FlushToZeroChangesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Widths, PackAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));
 
+/// Packs groups of 16 that fill(index, group) makes, `total` of them and more, along both axes.
+template <class Fill>
+void expect_specification_of_groups(const Format& format, int total, Fill fill) {
+  const Extents extents{512, 32};
+  const HeadLayout half = test::layout_of(Format{}, extents);
+  const HeadLayout packed = test::layout_of(format, extents);
+  Block source(half.bytes());
+  const auto fill_tensor = [&](const TensorLayout& to, const TensorLayout& groups, int& next) {
+    test::for_each_group_of(groups, [&](int, int, int count, const auto& position) {
+      F16 group[max_group];
+      fill(next++ % total, std::span(group, static_cast<std::size_t>(count)));
+      for (int i = 0; i < count; ++i) {
+        const auto [outer, inner] = position(i);
+        test::halves(source.data(), to)[half_position(to.matrix, outer, inner)] = group[i];
+      }
+    });
+  };
+  int next_key = 0;
+  int next_value = total / 2;
+  while (next_key < total) {
+    fill_tensor(half.key, packed.key, next_key);
+    fill_tensor(half.value, packed.value, next_value);
+    Block expected(packed.bytes());
+    test::pack_by_specification(half.key, source.data(), packed.key, expected.data());
+    test::pack_by_specification(half.value, source.data(), packed.value, expected.data());
+    for (const Isa isa : test::usable_isas()) {
+      Block block(packed.bytes());
+      pack(isa, half, source, packed, block);
+      ASSERT_EQ(test::first_difference(block, expected), -1)
+          << to_string(isa) << ": " << test::to_string(format, extents);
+    }
+  }
+}
+
+constexpr int positive_halves = 0x7c00;
+
+/// The smallest scale is found for every range that starts at zero, and for many that do not.
+TEST(PackExhaustive, EveryRange) {
+  test::Random random(23);
+  for (int bits = 2; bits <= 8; ++bits) {
+    const Format format{bits, Granularity::PerChannel, 16, RangeRule::MinMax};
+    const auto fill = [&](int index, std::span<F16> group) {
+      for (F16& value : group) value = F16{};
+      group[static_cast<std::size_t>(index % 16)].bits = static_cast<std::uint16_t>(index);
+    };
+    expect_specification_of_groups(format, positive_halves, fill);
+    const auto offset = [&](int index, std::span<F16> group) {
+      fill(index, group);
+      const F16 low{static_cast<std::uint16_t>(0x8000 | random.below(positive_halves))};
+      group[static_cast<std::size_t>((index + 7) % 16)] = low;
+    };
+    expect_specification_of_groups(format, positive_halves, offset);
+  }
+}
+
+/// Values halfway between codes tell a reciprocal that is off by one unit.
+TEST(PackExhaustive, EveryScaleAtItsMidpoints) {
+  for (const int bits : {4, 8}) {
+    const Format format{bits, Granularity::PerChannel, 16, RangeRule::MinMax};
+    const float levels = static_cast<float>(max_code(bits));
+    expect_specification_of_groups(format, positive_halves, [&](int index, std::span<F16> group) {
+      const float scale = to_float(F16{static_cast<std::uint16_t>(index)});
+      const float widest = scale * levels < f16_max ? scale * levels : f16_max;
+      for (std::size_t i = 0; i < group.size(); ++i) {
+        const float midpoint = scale * (static_cast<float>(i) - 0.5f);
+        group[i] = to_f16(i == 0 ? 0.0f : midpoint < widest ? midpoint : widest);
+      }
+      group[15] = to_f16(widest);
+      if (to_float(group[15]) > widest) --group[15].bits;
+    });
+  }
+}
+
 TEST(PackProperty, SealedBytesDependOnValuesAlone) {
   // Zeros of either sign in any order: equal codes, no negative zero in the metadata.
   const Extents extents{64, 32};

@@ -168,5 +168,21 @@ TEST(MinMse, IsUsableInConstantExpressions) {
   static_assert(fit_min_mse({group, 4, 1}, 2) == Affine{{0x3c00}, {0x3c00}});
 }
 
+/// Kernels clamp y to 0..n*step instead of the code to 0..n.
+TEST(MinMseProperty, ClampingUnitsClampsCodes) {
+  for (int bits = 2; bits <= 5; ++bits)
+    for (int index = 0; index < min_mse_candidates; ++index) {
+      const MinMseCandidate& candidate = min_mse_grids[bits - 2].candidates[index];
+      const int end = max_code(bits) * candidate.step;
+      for (int units = 0; units <= max_code(bits) << (13 - bits); ++units) {
+        const int y = units - candidate.offset;
+        const int clamped = y < 0 ? 0 : y > end ? end : y;
+        const int code = (clamped * candidate.multiplier + (1 << 14)) >> 15;
+        const int rest = y - code * candidate.step;
+        ASSERT_EQ(rest * rest, min_mse_error(units, candidate, bits)) << bits << ' ' << index;
+      }
+    }
+}
+
 }  // namespace
 }  // namespace kvtilt

@@ -49,12 +49,14 @@ struct PrefillJob {
   const PrefillRequest* request;
 
   void load(int kv_head) const {
-    for (std::int64_t token = 0; token < work.chunk_tokens; ++token) {
+    for (std::int64_t token = 0; token < work.chunk_tokens; token += chunk_block_tokens) {
       const std::int64_t block =
           kv_head * chunk_block_count(work.chunk_tokens) + token / chunk_block_tokens;
-      cpu::write_half_token(*request->past.kernels, request->keys, request->values, token, kv_head,
-                            head, blocks + static_cast<std::size_t>(block) * head.bytes(),
-                            static_cast<int>(token % chunk_block_tokens));
+      const int count =
+          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - token));
+      cpu::write_half_rows(*request->past.kernels, request->keys, request->values,
+                           {token, count, kv_head}, head,
+                           blocks + static_cast<std::size_t>(block) * head.bytes(), 0);
     }
   }
 };

@@ -21,7 +21,7 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
                          "layer %d lacks a page for %lld tokens, because a truncation left a "
                          "sealed page partly filled or a fork keeps it; reserve again",
                          layer, static_cast<long long>(length));
-  return store.check_values(keys, values, layer);
+  return store.check_values(*kernels_, keys, values, layer);
 }
 
 inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
@@ -31,9 +31,17 @@ inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
   KVTILT_RETURN_IF_ERROR(check_append(**found, layer, keys, values));
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
   SequenceLayer& own = (*found)->layer(static_cast<std::size_t>(layer));
-  for (std::int64_t token = 0; token < keys.tokens; ++token) {
-    store.write_token(*kernels_, keys, values, token, own.place_token());
-    if (own.must_seal()) store.fill_page(*kernels_, own.seal());
+  const std::int64_t length = own.length() + keys.tokens;
+  const auto seal_pages = [&] {
+    while (own.must_seal(length)) store.fill_page(*kernels_, own.seal());
+  };
+  seal_pages();
+  for (std::int64_t token = 0; token < keys.tokens;) {
+    const SequenceLayer::Placed placed = own.place_tokens(keys.tokens - token);
+    store.write_tokens(*kernels_, keys, values, token, placed.tokens, placed.kind, placed.block,
+                       placed.slot);
+    token += placed.tokens;
+    seal_pages();
   }
   return {};
 }

@@ -106,10 +106,9 @@ inline Status LayerPages::write(const TensorView& keys, const TensorView& values
                          "%lld tokens from slot %d on do not fit a block of %d",
                          static_cast<long long>(keys.tokens), first_slot, page_tokens());
   if (misplaced(block)) return misplaced_error("block", block);
-  KVTILT_RETURN_IF_ERROR(store_.check_values(keys, values, unnumbered_layer));
-  for (int token = 0; token < static_cast<int>(keys.tokens); ++token)
-    store_.write_token(*kernels_, keys, values, token,
-                       {block, 0, first_slot + token + 1, PageKind::Tail});
+  KVTILT_RETURN_IF_ERROR(store_.check_values(*kernels_, keys, values, unnumbered_layer));
+  store_.write_tokens(*kernels_, keys, values, 0, static_cast<int>(keys.tokens), PageKind::Tail,
+                      block, first_slot);
   return {};
 }
 

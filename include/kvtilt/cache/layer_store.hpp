@@ -109,8 +109,9 @@ struct LayerStore {
   }
 
   /// InvalidValue with the place of the first element that cannot be stored.
-  [[nodiscard]] Status check_values(const TensorView& keys, const TensorView& values,
-                                    int layer) const {
+  [[nodiscard]] Status check_values(const cpu::Kernels& kernels, const TensorView& keys,
+                                    const TensorView& values, int layer) const {
+    if (all_storable(kernels, keys, values)) return {};
     for (int head = 0; head < shape.kv_heads; ++head) {
       const HeadLayout& sealed = layout(PageKind::Sealed).heads[static_cast<std::size_t>(head)];
       KVTILT_RETURN_IF_ERROR(check_tensor(keys, head, sealed.key.format, "key", layer));
@@ -119,13 +120,14 @@ struct LayerStore {
     return {};
   }
 
-  /// Stores one token's rows in a slot of a 16-bit block.
-  void write_token(const cpu::Kernels& kernels, const TensorView& keys, const TensorView& values,
-                   std::int64_t token, const PageEntry& entry) const {
+  /// Stores `count` tokens' rows from `token` on in the slots `slot` on of a 16-bit block.
+  void write_tokens(const cpu::Kernels& kernels, const TensorView& keys, const TensorView& values,
+                    std::int64_t token, int count, PageKind kind, std::byte* block,
+                    int slot) const {
     for (int index = 0; index < shape.kv_heads; ++index) {
-      const HeadLayout& head = layout(entry.kind).heads[static_cast<std::size_t>(index)];
-      cpu::write_half_token(kernels, keys, values, token, index, head, entry.data + head.offset,
-                            entry.tokens - 1);
+      const HeadLayout& head = layout(kind).heads[static_cast<std::size_t>(index)];
+      cpu::write_half_rows(kernels, keys, values, {token, count, index}, head, block + head.offset,
+                           slot);
     }
   }
 
@@ -143,6 +145,21 @@ struct LayerStore {
   }
 
  private:
+  /// In the order in which tokens lie in memory.
+  [[nodiscard]] bool all_storable(const cpu::Kernels& kernels, const TensorView& keys,
+                                  const TensorView& values) const {
+    bool bad = false;
+    for (std::int64_t token = 0; token < keys.tokens && !bad; ++token)
+      for (int index = 0; index < shape.kv_heads; ++index) {
+        const HeadLayout& sealed = layout(PageKind::Sealed).heads[static_cast<std::size_t>(index)];
+        bad |= kernels.exceeds(cpu::row_address(keys, token, index), keys.type, keys.dim,
+                               largest_magnitude(sealed.key.format));
+        bad |= kernels.exceeds(cpu::row_address(values, token, index), values.type, values.dim,
+                               largest_magnitude(sealed.value.format));
+      }
+    return !bad;
+  }
+
   static Status check_tensor(const TensorView& tensor, int head, const Format& format,
                              const char* name, int layer) {
     BadElement bad{};

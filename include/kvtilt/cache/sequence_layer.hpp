@@ -92,30 +92,47 @@ class SequenceLayer {
         sealed(Block{entries_[i].data, entries_[i].references});
   }
 
-  /// Adds one token and returns the page whose last slot is its own. Capacity was checked.
-  [[nodiscard]] const PageEntry& place_token() {
-    if (length_ < placement_.sink_tokens) {
+  /// Where new tokens go: the slots `slot` on of a 16-bit block.
+  struct Placed {
+    PageKind kind;
+    std::byte* block;
+    int slot;
+    int tokens;
+  };
+  /// Adds up to `tokens` tokens: as many as the newest block takes, at least one. Capacity was
+  /// checked, and what must be sealed first is sealed.
+  [[nodiscard]] Placed place_tokens(std::int64_t tokens) {
+    std::int64_t room = placement_.sink_tokens - length_;
+    if (room > 0) {
       if (length_ == 0)
         entries_.push_back({sink_block_.data, 0, 0, PageKind::Sinks, sink_block_.references});
-    } else if (const std::int64_t slot = length_ - tail_start_;
-               slot % placement_.page_tokens == 0) {
-      const std::size_t index = static_cast<std::size_t>(slot / placement_.page_tokens);
-      const Block& block = ring_[(ring_head_ + index) % ring_.size()];
-      entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
+    } else {
+      const std::int64_t offset = length_ - tail_start_;
+      room = placement_.page_tokens - offset % placement_.page_tokens;
+      if (room == placement_.page_tokens) {
+        const std::size_t index = static_cast<std::size_t>(offset / placement_.page_tokens);
+        const Block& block = ring_[(ring_head_ + index) % ring_.size()];
+        entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
+      }
     }
-    ++length_;
-    ++entries_.back().tokens;
-    return entries_.back();
+    PageEntry& entry = entries_.back();
+    const int placed = static_cast<int>(std::min(room, tokens));
+    const int slot = entry.tokens;
+    length_ += placed;
+    entry.tokens += placed;
+    return {entry.kind, entry.data, slot, placed};
   }
 
-  /// Tokens that can be placed before must_seal() holds.
+  /// Tokens that can be added before a page is sealed.
   [[nodiscard]] std::int64_t tokens_before_seal() const {
     return tail_start_ + placement_.recent_tokens + placement_.page_tokens - 1 - length_;
   }
 
-  /// Whether a full page lies beyond the recent tokens.
-  [[nodiscard]] bool must_seal() const {
-    return length_ - tail_start_ == placement_.recent_tokens + placement_.page_tokens;
+  /// Whether the first block of the tail is full and, once the layer holds `length` tokens, lies
+  /// beyond the recent ones. It can then be sealed at once: while its bytes are still in the cache.
+  [[nodiscard]] bool must_seal(std::int64_t length) const {
+    return length_ - tail_start_ >= placement_.page_tokens &&
+           length - tail_start_ >= placement_.recent_tokens + placement_.page_tokens;
   }
 
   /// The 16-bit block to quantize, and the page to quantize it into.
@@ -132,8 +149,8 @@ class SequenceLayer {
     entry.data = page.data;
     entry.references = page.references;
     entry.kind = PageKind::Sealed;
-    ring_head_ = (ring_head_ + 1) % ring_.size();
     tail_start_ += placement_.page_tokens;
+    if (length_ > tail_start_) ring_head_ = (ring_head_ + 1) % ring_.size();
     return sealing;
   }
 
@@ -286,8 +303,10 @@ class SequenceLayer {
     spare_.push_back({entry.data, entry.references});
   }
 
+  /// For the length at which the first block of the tail must be sealed at the latest.
   void free_outside_window() {
-    const std::int64_t cut = placement_.free_until(length_);
+    const std::int64_t cut =
+        placement_.free_until(tail_start_ + placement_.recent_tokens + placement_.page_tokens);
     std::size_t first = 0;
     while (first < entries_.size() && entries_[first].kind == PageKind::Sinks) ++first;
     std::size_t last = first;

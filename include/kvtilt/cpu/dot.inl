@@ -138,7 +138,7 @@ struct WideDot {
       for (int r = 0; r < Tile; ++r) {
         const I32x16 weight = broadcast_word(words + r * 2 * line_lanes + 2 * half);
         KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_add_words(sum[b][r], pair[b], weight);
+        for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_pairs(sum[b][r], pair[b], weight);
       }
     }
   }

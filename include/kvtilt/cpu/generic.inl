@@ -7,6 +7,8 @@
 #include <kvtilt/cpu/block_reader.inl>
 #include <kvtilt/cpu/dot.inl>
 #include <kvtilt/cpu/contract.inl>
+#include <kvtilt/cpu/half_lines.inl>
+#include <kvtilt/cpu/fit.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/table.inl>

@@ -4,39 +4,26 @@
 
 #include <kvtilt/cpu/kernel_table.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cpu {
 
-/// Rounds one (token, head) row of `rows.dim` values to fp16.
-inline void round_row(const Kernels& kernels, const TensorView& rows, std::int64_t token, int head,
-                      F16* row) {
-  const void* source = rows.type == ElementType::F32
-                           ? static_cast<const void*>(rows.row<float>(token, head))
-                           : static_cast<const void*>(rows.row<F16>(token, head));
-  kernels.to_f16_row(source, rows.type, rows.dim, row);
+/// Address of channel 0 of one head of one token, whatever the type.
+inline const void* row_address(const TensorView& rows, std::int64_t token, int head) {
+  return rows.type == ElementType::F32 ? static_cast<const void*>(rows.row<float>(token, head))
+                                       : static_cast<const void*>(rows.row<F16>(token, head));
 }
 
-/// Stores one token's key and value of kv head `kv_head` in a slot of a 16-bit head block. A key is
-/// scattered, a lane of each channel's line; a value goes in runs of 16 channels.
-inline void write_half_token(const Kernels& kernels, const TensorView& keys,
-                             const TensorView& values, std::int64_t token, int kv_head,
-                             const HeadLayout& head, std::byte* block, int slot) {
-  F16 row[max_head_dim];
-  round_row(kernels, keys, token, kv_head, row);
-  F16* lane =
-      reinterpret_cast<F16*>(block + head.key.codes) + half_position(head.key.matrix, slot, 0);
-  const std::size_t line = half_position(head.key.matrix, slot, 1) -  //
-                           half_position(head.key.matrix, slot, 0);
-  for (int channel = 0; channel < keys.dim; ++channel)
-    lane[static_cast<std::size_t>(channel) * line] = row[channel];
-  round_row(kernels, values, token, kv_head, row);
-  F16* stored = reinterpret_cast<F16*>(block + head.value.codes);
-  for (int channel = 0; channel < values.dim; channel += line_lanes)
-    std::copy_n(row + channel, std::min(line_lanes, values.dim - channel),
-                stored + half_position(head.value.matrix, channel, slot));
+/// Stores one head's keys and values of `rows.count` tokens in the slots `slot` on of a 16-bit head
+/// block.
+inline void write_half_rows(const Kernels& kernels, const TensorView& keys,
+                            const TensorView& values, const RowRange& rows, const HeadLayout& head,
+                            std::byte* block, int slot) {
+  kernels.write_keys(keys, rows, head.key.matrix, reinterpret_cast<F16*>(block + head.key.codes),
+                     slot);
+  kernels.write_values(values, rows, head.value.matrix,
+                       reinterpret_cast<F16*>(block + head.value.codes), slot);
 }
 
 }  // namespace kvtilt::cpu

@@ -165,8 +165,19 @@ using AbsorbFn = void (*)(Rows<float> scores, int rows, int slots, Rows<const La
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
 
-/// One row of `count` f32, f16 or bf16 values to fp16, nearest even.
-using ToF16Fn = void (*)(const void* row, ElementType type, int count, F16* out);
+/// Rows of one head of a TensorView: `count` tokens from `token` on.
+struct RowRange {
+  std::int64_t token;
+  int count;
+  int head;
+};
+
+/// Rounds rows to fp16, nearest even, and stores them in the slots `slot` on of a 16-bit tensor.
+using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
+                         F16* stored, int slot);
+
+/// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
+using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);
 
 inline constexpr int width_slots = 9;
 
@@ -183,7 +194,9 @@ struct Kernels {
   ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
-  ToF16Fn to_f16_row;
+  WriteFn write_keys;    ///< matrix [token][channel]
+  WriteFn write_values;  ///< matrix [channel][token]
+  ExceedsFn exceeds;
 
   /// Goes on where weigh() with the same arguments ended. Apart, so that it can wait until other
   /// work has hidden what the weights took.

@@ -27,6 +27,14 @@ inline F32x16 load_f16(const F16* p, int count) {
   return {low, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8)))};
 }
 
+inline F32x16 load_bf16(const BF16* p) {
+  const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i low = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(words));
+  const __m256i high = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(words, 1));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+}
+
 inline void store_f16(F16* p, const F32x16& x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
                    _mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT));
@@ -126,6 +134,13 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
 }
 
+inline LaneMask nonzero(const I32x16& x) {
+  const __m256i zero = _mm256_setzero_si256();
+  const int low = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.low, zero)));
+  const int high = _mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(x.high, zero)));
+  return static_cast<LaneMask>(~(low | high << 8));
+}
+
 inline I32x16 load_line(const std::byte* p, int lanes) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   if (lanes == 8) return {low, _mm256_setzero_si256()};
@@ -162,6 +177,19 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
 
 inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+
+inline I32x16 sub_ints(const I32x16& a, const I32x16& b) {
+  return {_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+}
+
+inline I32x16 mul_ints(const I32x16& a, const I32x16& b) {
+  return {_mm256_mullo_epi32(a.low, b.low), _mm256_mullo_epi32(a.high, b.high)};
+}
+
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  const __m128i count = _mm_cvtsi32_si128(bits);
+  return {_mm256_sra_epi32(x.low, count), _mm256_sra_epi32(x.high, count)};
 }
 
 inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
@@ -212,36 +240,81 @@ inline I32x16 widen_high_bytes(const I32x16& x) {
   return {_mm256_shuffle_epi8(x.low, order), _mm256_shuffle_epi8(x.high, order)};
 }
 
-inline __m256i dot_add_words(__m256i sum, __m256i a, __m256i b) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-  __asm__("" : "+x"(sum));  // as in dot_add
-  return sum;
-}
-
-inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
-  return {dot_add_words(sum.low, a.low, b.low), dot_add_words(sum.high, a.high, b.high)};
-}
-
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
 
 inline constexpr int widest_integer_dot = 8;
 
-inline __m256i min_mse_pair_errors(__m256i pair, const MinMseCandidate& candidate, int bits) {
-  const __m256i y = _mm256_sub_epi16(pair, _mm256_set1_epi16(static_cast<short>(candidate.offset)));
-  __m256i code = _mm256_mulhrs_epi16(
-      y, _mm256_set1_epi16(static_cast<short>(candidate.multiplier)));  // (y*m + 2^14) >> 15
-  code = _mm256_max_epi16(code, _mm256_setzero_si256());
-  code = _mm256_min_epi16(code, _mm256_set1_epi16(static_cast<short>(max_code(bits))));
-  const __m256i rest = _mm256_sub_epi16(
-      y, _mm256_mullo_epi16(code, _mm256_set1_epi16(static_cast<short>(candidate.step))));
-  return _mm256_madd_epi16(rest, rest);
+inline I32x16 sub_pairs(const I32x16& a, const I32x16& b) {
+  return {_mm256_sub_epi16(a.low, b.low), _mm256_sub_epi16(a.high, b.high)};
 }
 
-inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
-  return {min_mse_pair_errors(pair.low, candidate, bits),
-          min_mse_pair_errors(pair.high, candidate, bits)};
+inline I32x16 min_pairs(const I32x16& a, const I32x16& b) {
+  return {_mm256_min_epi16(a.low, b.low), _mm256_min_epi16(a.high, b.high)};
 }
+
+inline I32x16 max_pairs(const I32x16& a, const I32x16& b) {
+  return {_mm256_max_epi16(a.low, b.low), _mm256_max_epi16(a.high, b.high)};
+}
+
+inline I32x16 min_bytes(const I32x16& a, const I32x16& b) {
+  return {_mm256_min_epu8(a.low, b.low), _mm256_min_epu8(a.high, b.high)};
+}
+
+inline I32x16 multiply_pairs(const I32x16& a, const I32x16& b) {
+  return {_mm256_mulhrs_epi16(a.low, b.low), _mm256_mulhrs_epi16(a.high, b.high)};
+}
+
+inline __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  __asm__("" : "+x"(sum));  // as in dot_add
+  return sum;
+}
+
+inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  return {dot_pairs(sum.low, a.low, b.low), dot_pairs(sum.high, a.high, b.high)};
+}
+
+inline __m256i to_bytes(__m256i a, __m256i b, __m256i c, __m256i d) {
+  const __m256i bytes = _mm256_packus_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+  return _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                                        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)));
+}
+
+inline I32x16 to_bytes(const I32x16 (&x)[4]) {
+  return {to_bytes(x[0].low, x[1].low, x[2].low, x[3].low),
+          to_bytes(x[0].high, x[1].high, x[2].high, x[3].high)};
+}
+
+inline I32x16 bits_of(const F32x16& x) {
+  return {_mm256_castps_si256(x.low), _mm256_castps_si256(x.high)};
+}
+
+inline I32x16 to_f16_bits(const F32x16& x) {
+  return {_mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.low, _MM_FROUND_TO_NEAREST_INT)),
+          _mm256_cvtepu16_epi32(_mm256_cvtps_ph(x.high, _MM_FROUND_TO_NEAREST_INT))};
+}
+
+inline F32x16 from_f16_bits(const I32x16& x) {
+  const __m256i halves = _mm256_packus_epi32(x.low, x.high);
+  const __m256i ordered = _mm256_permute4x64_epi64(halves, 0xd8);  // undoes packing by halves
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(ordered)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(ordered, 1))};
+}
+
+// Two Newton steps: any estimate within 64 units becomes exact in the second.
+inline __m256 reciprocal(__m256 x) {
+  const __m256 one = _mm256_set1_ps(1.0f);
+  __m256 y = _mm256_rcp_ps(x);
+  y = _mm256_fmadd_ps(y, _mm256_fnmadd_ps(x, y, one), y);
+  return _mm256_fmadd_ps(y, _mm256_fnmadd_ps(x, y, one), y);
+}
+
+inline F32x16 reciprocal(const F32x16& x) {
+  return keep({reciprocal(x.low), reciprocal(x.high)}, nonzero(bits_of(x)), 0.0f);
+}
+
+#include <kvtilt/cpu/transpose_x86.inl>
 
 inline F32x16 to_floats(const I32x16& x) {
   return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};

@@ -23,6 +23,12 @@ inline F32x16 load_f16(const F16* p, int count) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
 
+inline F32x16 load_bf16(const BF16* p) {
+  const __m512i words =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
+}
+
 inline void store_f16(F16* p, const F32x16& x) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                       _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -97,6 +103,8 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
+inline LaneMask nonzero(const I32x16& x) { return _mm512_test_epi32_mask(x.v, x.v); }
+
 inline I32x16 load_line(const std::byte* p, int lanes) {
   if (lanes == 8)
     return {_mm512_zextsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
@@ -120,9 +128,15 @@ inline I32x16 shift_right(const I32x16& x, int bits) {
   return {_mm512_srli_epi32(x.v, static_cast<unsigned>(bits))};
 }
 
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  return {_mm512_srai_epi32(x.v, static_cast<unsigned>(bits))};
+}
+
 inline I32x16 bit_and(const I32x16& a, const I32x16& b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline I32x16 bit_or(const I32x16& a, const I32x16& b) { return {_mm512_or_si512(a.v, b.v)}; }
 inline I32x16 add_ints(const I32x16& a, const I32x16& b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32x16 sub_ints(const I32x16& a, const I32x16& b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I32x16 mul_ints(const I32x16& a, const I32x16& b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
 
 inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
   return {_mm512_dpbusd_epi32(sum.v, codes.v, weights.v)};
@@ -150,10 +164,6 @@ inline I32x16 widen_high_bytes(const I32x16& x) {
   return {_mm512_shuffle_epi8(x.v, order)};
 }
 
-inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
-  return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
-}
-
 inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int) { return 0; }
 inline I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
@@ -162,17 +172,47 @@ inline constexpr int half_chains = 2;
 inline constexpr int block_tile = 2;
 inline constexpr int widest_integer_dot = 8;
 
-inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
-  const __m512i y =
-      _mm512_sub_epi16(pair.v, _mm512_set1_epi16(static_cast<short>(candidate.offset)));
-  __m512i code = _mm512_mulhrs_epi16(
-      y, _mm512_set1_epi16(static_cast<short>(candidate.multiplier)));  // (y*m + 2^14) >> 15
-  code = _mm512_max_epi16(code, _mm512_setzero_si512());
-  code = _mm512_min_epi16(code, _mm512_set1_epi16(static_cast<short>(max_code(bits))));
-  const __m512i rest = _mm512_sub_epi16(
-      y, _mm512_mullo_epi16(code, _mm512_set1_epi16(static_cast<short>(candidate.step))));
-  return {_mm512_madd_epi16(rest, rest)};
+inline I32x16 sub_pairs(const I32x16& a, const I32x16& b) { return {_mm512_sub_epi16(a.v, b.v)}; }
+inline I32x16 min_pairs(const I32x16& a, const I32x16& b) { return {_mm512_min_epi16(a.v, b.v)}; }
+inline I32x16 max_pairs(const I32x16& a, const I32x16& b) { return {_mm512_max_epi16(a.v, b.v)}; }
+inline I32x16 min_bytes(const I32x16& a, const I32x16& b) { return {_mm512_min_epu8(a.v, b.v)}; }
+
+inline I32x16 multiply_pairs(const I32x16& a, const I32x16& b) {
+  return {_mm512_mulhrs_epi16(a.v, b.v)};
 }
+
+inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  return {_mm512_dpwssd_epi32(sum.v, a.v, b.v)};
+}
+
+inline I32x16 to_bytes(const I32x16 (&x)[4]) {
+  const __m512i bytes =
+      _mm512_packus_epi16(_mm512_packs_epi32(x[0].v, x[1].v), _mm512_packs_epi32(x[2].v, x[3].v));
+  return {_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(_mm_setr_epi8(
+                                         0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)))};
+}
+
+inline I32x16 bits_of(const F32x16& x) { return {_mm512_castps_si512(x.v)}; }
+
+inline I32x16 to_f16_bits(const F32x16& x) {
+  return {
+      _mm512_cvtepu16_epi32(_mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC))};
+}
+
+inline F32x16 from_f16_bits(const I32x16& x) {
+  return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x.v))};
+}
+
+// Two Newton steps: any estimate within 64 units becomes exact in the second.
+inline F32x16 reciprocal(const F32x16& x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  __m512 y = _mm512_rcp14_ps(x.v);
+  y = _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x.v, y, one), y);
+  y = _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x.v, y, one), y);
+  return keep({y}, nonzero(bits_of(x)), 0.0f);
+}
+
+#include <kvtilt/cpu/transpose_x86.inl>
 
 inline F32x16 to_floats(const I32x16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
 

@@ -33,6 +33,13 @@ inline F32x16 load_f16(const F16* p, int count) {
   return r;
 }
 
+/// Exact.
+inline F32x16 load_bf16(const BF16* p) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = to_float(p[i]);
+  return r;
+}
+
 /// Sixteen floats to fp16, nearest even; out-of-range lanes become infinity.
 inline void store_f16(F16* p, const F32x16& x) {
   for (int i = 0; i < 16; ++i) p[i] = to_f16(x.lane[i]);
@@ -145,6 +152,13 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
 }
 
+/// Lanes that are not 0.
+inline LaneMask nonzero(const I32x16& x) {
+  unsigned mask = 0;
+  for (int i = 0; i < 16; ++i) mask |= (x.lane[i] != 0 ? 1u : 0u) << i;
+  return static_cast<LaneMask>(mask);
+}
+
 /// Reads a line; with 8 lanes a 32-byte one, the others 0.
 inline I32x16 load_line(const std::byte* p, int lanes) {
   I32x16 r{};
@@ -189,6 +203,26 @@ inline I32x16 bit_or(const I32x16& a, const I32x16& b) {
 inline I32x16 add_ints(const I32x16& a, const I32x16& b) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] + b.lane[i];
+  return r;
+}
+
+inline I32x16 sub_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] - b.lane[i];
+  return r;
+}
+
+/// The low halves of the products.
+inline I32x16 mul_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] * b.lane[i];
+  return r;
+}
+
+inline I32x16 shift_right_signed(const I32x16& x, int bits) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = static_cast<std::uint32_t>(static_cast<std::int32_t>(x.lane[i]) >> bits);
   return r;
 }
 
@@ -243,19 +277,6 @@ inline I32x16 widen_low_bytes(const I32x16& x) {
 /// The highest two likewise.
 inline I32x16 widen_high_bytes(const I32x16& x) { return widen_low_bytes(shift_right(x, 16)); }
 
-/// sum + the dot product of the two signed words of each lane.
-inline I32x16 dot_add_words(const I32x16& sum, const I32x16& a, const I32x16& b) {
-  I32x16 r;
-  for (int i = 0; i < 16; ++i) {
-    const std::int32_t low =
-        static_cast<std::int16_t>(a.lane[i]) * static_cast<std::int16_t>(b.lane[i]);
-    const std::int32_t high =
-        static_cast<std::int16_t>(a.lane[i] >> 16) * static_cast<std::int16_t>(b.lane[i] >> 16);
-    r.lane[i] = sum.lane[i] + static_cast<std::uint32_t>(low) + static_cast<std::uint32_t>(high);
-  }
-  return r;
-}
-
 /// Blocks that share a loaded weight: as many as there are registers for.
 inline constexpr int block_tile = 1;
 
@@ -265,14 +286,124 @@ inline constexpr int half_chains = 1;
 /// The widest codes whose integer dot products are faster than float ones: none here.
 inline constexpr int widest_integer_dot = 0;
 
-/// The sum of min_mse_error over the two 16-bit elements of each lane.
-inline I32x16 min_mse_pair_errors(const I32x16& pair, const MinMseCandidate& candidate, int bits) {
+/// Operations on the two 16-bit integers of each lane, signed.
+inline I32x16 sub_pairs(const I32x16& a, const I32x16& b) {
   I32x16 r;
   for (int i = 0; i < 16; ++i)
-    r.lane[i] = static_cast<std::uint32_t>(
-        min_mse_error(static_cast<int>(pair.lane[i] & 0xffffu), candidate, bits) +
-        min_mse_error(static_cast<int>(pair.lane[i] >> 16), candidate, bits));
+    r.lane[i] = ((a.lane[i] - b.lane[i]) & 0xffffu) |
+                ((a.lane[i] & 0xffff0000u) - (b.lane[i] & 0xffff0000u));
   return r;
+}
+
+inline std::int32_t pair_low(std::uint32_t x) { return static_cast<std::int16_t>(x); }
+inline std::int32_t pair_high(std::uint32_t x) { return static_cast<std::int16_t>(x >> 16); }
+inline std::uint32_t make_pair(std::int32_t low, std::int32_t high) {
+  return (static_cast<std::uint32_t>(low) & 0xffffu) | static_cast<std::uint32_t>(high) << 16;
+}
+
+inline I32x16 min_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    const std::uint32_t x = a.lane[i];
+    const std::uint32_t y = b.lane[i];
+    r.lane[i] = make_pair(pair_low(x) < pair_low(y) ? pair_low(x) : pair_low(y),
+                          pair_high(x) < pair_high(y) ? pair_high(x) : pair_high(y));
+  }
+  return r;
+}
+
+inline I32x16 max_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    const std::uint32_t x = a.lane[i];
+    const std::uint32_t y = b.lane[i];
+    r.lane[i] = make_pair(pair_low(x) > pair_low(y) ? pair_low(x) : pair_low(y),
+                          pair_high(x) > pair_high(y) ? pair_high(x) : pair_high(y));
+  }
+  return r;
+}
+
+/// (a * b + 2^14) >> 15.
+inline I32x16 multiply_pairs(const I32x16& a, const I32x16& b) {
+  constexpr std::int32_t half = 1 << 14;
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = make_pair((pair_low(a.lane[i]) * pair_low(b.lane[i]) + half) >> 15,
+                          (pair_high(a.lane[i]) * pair_high(b.lane[i]) + half) >> 15);
+  return r;
+}
+
+/// sum + the dot product of the two integers, modulo 2^32.
+inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = sum.lane[i] +
+                static_cast<std::uint32_t>(pair_low(a.lane[i]) * pair_low(b.lane[i])) +
+                static_cast<std::uint32_t>(pair_high(a.lane[i]) * pair_high(b.lane[i]));
+  return r;
+}
+
+/// Byte b of a lane is that of x[b], saturated to 0..255.
+inline I32x16 to_bytes(const I32x16 (&x)[4]) {
+  I32x16 r{};
+  for (int b = 0; b < 4; ++b)
+    for (int i = 0; i < 16; ++i) {
+      const std::uint32_t code = x[b].lane[i];
+      const std::uint32_t byte = code < 256u ? code : code < 0x80000000u ? 255u : 0u;
+      r.lane[i] |= byte << 8 * b;
+    }
+  return r;
+}
+
+/// By unsigned bytes.
+inline I32x16 min_bytes(const I32x16& a, const I32x16& b) {
+  I32x16 r{};
+  for (int byte = 0; byte < 32; byte += 8)
+    for (int i = 0; i < 16; ++i) {
+      const std::uint32_t x = a.lane[i] & 0xffu << byte;
+      const std::uint32_t y = b.lane[i] & 0xffu << byte;
+      r.lane[i] |= x < y ? x : y;
+    }
+  return r;
+}
+
+/// The bits of floats.
+inline I32x16 bits_of(const F32x16& x) {
+  I32x16 r;
+  std::memcpy(r.lane, x.lane, sizeof r.lane);
+  return r;
+}
+
+/// The bits of the nearest fp16, half to even, in every rounding mode.
+inline I32x16 to_f16_bits(const F32x16& x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = to_f16(x.lane[i]).bits;
+  return r;
+}
+
+/// The reverse. Exact.
+inline F32x16 from_f16_bits(const I32x16& x) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = to_float(F16{static_cast<std::uint16_t>(x.lane[i])});
+  return r;
+}
+
+/// 1/x correctly rounded for lanes that hold a finite fp16 value above 0; 0 for 0.
+inline F32x16 reciprocal(const F32x16& x) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = reciprocal(to_f16(x.lane[i]));
+  return r;
+}
+
+/// Transposes 16 rows of 8: eight `stride` apart from `first` on, eight from `second` on. Lines of
+/// 16 go to `lines`, one after the other.
+inline void transpose_halves(const F16* first, const F16* second, std::ptrdiff_t stride,
+                             F16* lines) {
+  for (int c = 0; c < 8; ++c)
+    for (int r = 0; r < 8; ++r) {
+      lines[16 * c + r] = first[r * stride + c];
+      lines[16 * c + 8 + r] = second[r * stride + c];
+    }
 }
 
 /// Exact for lanes below 2^24.

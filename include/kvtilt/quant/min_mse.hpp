@@ -39,6 +39,17 @@ KVTILT_HD constexpr MinMseCandidate min_mse_candidate(int bits, int index) {
           static_cast<float>(max_code(bits) * low) * 0x1p-6f, static_cast<float>(kept) * 0x1p-6f};
 }
 
+/// All candidates of a width.
+struct MinMseGrid {
+  MinMseCandidate candidates[min_mse_candidates] = {};
+  constexpr explicit MinMseGrid(int bits) {
+    for (int index = 0; index < min_mse_candidates; ++index)
+      candidates[index] = min_mse_candidate(bits, index);
+  }
+};
+inline constexpr MinMseGrid min_mse_grids[] = {MinMseGrid(2), MinMseGrid(3), MinMseGrid(4),
+                                               MinMseGrid(5)};
+
 /// One element on the search's integer scale: 0 to n * 2^(13-bits).
 KVTILT_HD constexpr int min_mse_units(F16 half, float minimum, float inverse_scale, int bits) {
   return round_half_even((to_float(half) - minimum) * inverse_scale *
