@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The primitives of simd_scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
-// inside a target region and a kernel namespace.
+// inside a target region and a kernel namespace, after the dot_add_*.inl of the region.
 
 struct F32x16 {
   __m256 low;
@@ -174,11 +174,6 @@ inline I32x16 shift_right_signed(const I32x16& x, int bits) {
   return {_mm256_sra_epi32(x.low, count), _mm256_sra_epi32(x.high, count)};
 }
 
-inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
-  const __m256i pairs = _mm256_maddubs_epi16(codes, weights);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-}
-
 inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
   return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
 }
@@ -195,10 +190,6 @@ inline void store_low_bytes(std::int8_t* p, const I32x16& x) {
 
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
-
-// Wider codes need two planes of weights, and float32 is faster. (maddubs would take 7 bits: it adds
-// pairs of products in 16 bits.)
-inline constexpr int widest_integer_dot = 4;
 
 inline __m256i min_mse_pair_errors(__m256i pair, const MinMseCandidate& candidate, int bits) {
   const __m256i y = _mm256_sub_epi16(pair, _mm256_set1_epi16(static_cast<short>(candidate.offset)));
