@@ -31,8 +31,12 @@ TEST(TargetRegion, TagNamesVersionBaselineAndMath) {
   expected += "base";
 #endif
 #else
-#if defined(__ARM_FEATURE_SVE)
+#if defined(__ARM_FEATURE_SVE2)
+  expected += "sve2";
+#elif defined(__ARM_FEATURE_SVE)
   expected += "sve";
+#elif !defined(__ARM_FEATURE_DOTPROD) && !defined(__ARM_FEATURE_MATMUL_INT8)
+  expected += "base";
 #endif
 #if defined(__ARM_FEATURE_SVE) && defined(__ARM_FEATURE_DOTPROD)
   expected += "_";
@@ -41,8 +45,6 @@ TEST(TargetRegion, TagNamesVersionBaselineAndMath) {
   expected += "i8mm";
 #elif defined(__ARM_FEATURE_DOTPROD)
   expected += "dotprod";
-#elif !defined(__ARM_FEATURE_SVE)
-  expected += "base";
 #endif
 #endif
 #if defined(__FAST_MATH__)

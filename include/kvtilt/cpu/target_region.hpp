@@ -67,6 +67,10 @@
 #define KVTILT_BASELINE avx2
 #elif defined(__AVX__)
 #define KVTILT_BASELINE avx
+#elif defined(__ARM_FEATURE_SVE2) && defined(__ARM_FEATURE_MATMUL_INT8)
+#define KVTILT_BASELINE sve2_i8mm
+#elif defined(__ARM_FEATURE_SVE2)
+#define KVTILT_BASELINE sve2_dotprod
 #elif defined(__ARM_FEATURE_SVE) && defined(__ARM_FEATURE_MATMUL_INT8)
 #define KVTILT_BASELINE sve_i8mm
 #elif defined(__ARM_FEATURE_SVE) && defined(__ARM_FEATURE_DOTPROD)
