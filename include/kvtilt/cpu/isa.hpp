@@ -172,8 +172,9 @@ inline bool is_runnable(Isa isa) { return isa == Isa::Scalar || detail::processo
 inline Status check_isa(Isa isa) {
   if (!is_compiled(isa))
     return Status::error(ErrorCode::Unsupported,
-                         "instruction set %s is not in this build: the compiler flags either "
-                         "target another architecture or already guarantee a stronger one",
+                         "instruction set %s is not in this build: the compiler does not know it, "
+                         "or its flags target another architecture or already guarantee a "
+                         "stronger one",
                          to_string(isa));
   if (!is_runnable(isa))
     return Status::error(ErrorCode::Unsupported, "this machine does not run %s", to_string(isa));
