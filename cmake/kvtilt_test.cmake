@@ -10,7 +10,16 @@ include(GoogleTest)
 # forgets an include would compile.
 option(KVTILT_TEST_PCH "Compile the headers that tests share once, ahead of them" OFF)
 
-find_package(GTest REQUIRED)
+# Where no built GoogleTest fits (cross compilers), Debian's package googletest is its source.
+find_package(GTest QUIET)
+if(NOT GTest_FOUND)
+  set(KVTILT_GTEST_SOURCE /usr/src/googletest CACHE PATH "Source of GoogleTest")
+  if(NOT EXISTS ${KVTILT_GTEST_SOURCE}/CMakeLists.txt)
+    message(FATAL_ERROR "GoogleTest is missing: install libgtest-dev and libgmock-dev")
+  endif()
+  set(INSTALL_GTEST OFF)
+  add_subdirectory(${KVTILT_GTEST_SOURCE} ${PROJECT_BINARY_DIR}/googletest EXCLUDE_FROM_ALL)
+endif()
 add_library(kvtilt_test_support STATIC EXCLUDE_FROM_ALL tests/support/all_formats.cpp)
 target_include_directories(kvtilt_test_support PUBLIC tests)
 target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt GTest::gmock
@@ -18,6 +27,12 @@ target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt GTest::gmock
 if(KVTILT_TEST_PCH)
   target_precompile_headers(kvtilt_test_support PRIVATE
                             <gmock/gmock.h> <gtest/gtest.h> <kvtilt/kvtilt.hpp>)
+endif()
+
+# The weakest instruction sets: those that any machine runs.
+set(KVTILT_FORCED_ISAS scalar avx2)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(KVTILT_FORCED_ISAS neon)
 endif()
 
 function(kvtilt_test source)
@@ -53,7 +68,7 @@ function(kvtilt_test source)
     target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
   endif()
   if(KVTILT_TEST_MATRIX)
-    foreach(isa scalar avx2)
+    foreach(isa IN LISTS KVTILT_FORCED_ISAS)
       add_test(NAME ${path}/isa:${isa} COMMAND ${target} --gtest_brief=1 --gtest_filter=-*Random*)
       set_tests_properties(${path}/isa:${isa} PROPERTIES ENVIRONMENT KVTILT_ISA=${isa} LABELS isa
                                                          TIMEOUT 600)

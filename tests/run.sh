@@ -3,7 +3,7 @@
 #
 # One ctest run over the GCC release build holds it all; with KVTILT_TEST_MATRIX its tests include the
 # forced instruction sets, the other presets (each configured, built and tested by a test named
-# preset/<name>), the header checks, the consumers, nvcc and a short run of the fuzzers. --full takes
+# preset/<name>; aarch64 by emulation), the header checks, the consumers, nvcc and a short run of the fuzzers. --full takes
 # the long forms: all CUDA architectures, long random tests, a minute for each fuzzer.
 #
 # The sanitizers and fuzzers use Clang: its -fsanitize=undefined also sees float to integer casts that
@@ -46,6 +46,9 @@ find_missing() {
   compiles Eigen/Core || missing+=(libeigen3-dev)
   compiles nlohmann/json.hpp || missing+=(nlohmann-json3-dev)
   compiles CLI/CLI.hpp || missing+=(libcli11-dev)
+  have aarch64-linux-gnu-g++ || missing+=(g++-aarch64-linux-gnu)
+  have qemu-aarch64-static || have qemu-aarch64 || missing+=(qemu-user-static)
+  [ -e /usr/src/googletest/CMakeLists.txt ] || missing+=(googletest)
   have_nvcc || missing+=(nvidia-cuda-toolkit)
   if have clang++ && ! fuzzes; then
     missing+=("libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev")

@@ -13,6 +13,8 @@ require() {  # <what is missing> <command that finds it>...
   exit 77
 }
 
+qemu_is_there() { command -v qemu-aarch64-static || command -v qemu-aarch64; }
+
 links_with() {
   echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
     clang++ "$1" -x c++ - -o /dev/null
@@ -21,6 +23,10 @@ links_with() {
 preset=$1
 case $preset in
   clang | clang-ofast | asan | ubsan | tsan) require "clang++ is not installed" command -v clang++ ;;
+  aarch64)
+    require "aarch64-linux-gnu-g++ is not installed" command -v aarch64-linux-gnu-g++
+    require "qemu-aarch64 is not installed" qemu_is_there
+    ;;
   fuzz)
     require "clang++ is not installed" command -v clang++
     require "clang++ has no libFuzzer" links_with -fsanitize=fuzzer,address,undefined

@@ -272,7 +272,7 @@ TEST(KVCacheCreationHostile, AnUnknownInstructionSetIsRefusedNotReplaced) {
   for (const char* nonsense : {"avx9000", "AVX2", " ", "avx2 "}) {
     const IsaInEnvironment environment(nonsense);
     expect_refusal(creation(shape, plan), ErrorCode::InvalidArgument,
-                   std::string("KVTILT_ISA is '") + nonsense + "', expected scalar, avx2 or avx512");
+                   std::string("KVTILT_ISA is '") + nonsense + "', expected scalar, avx2, ");
     CacheOptions options;
     options.isa = test::usable_isas().front();  // said in code: the environment is not asked
     EXPECT_TRUE(creation(shape, plan, options).ok());

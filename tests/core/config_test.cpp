@@ -25,6 +25,11 @@ TEST(Config, KnowsTheArchitecture) {
 #else
   EXPECT_EQ(KVTILT_X86, 0);
 #endif
+#if defined(__aarch64__)
+  EXPECT_EQ(KVTILT_ARM64, 1);
+#else
+  EXPECT_EQ(KVTILT_ARM64, 0);
+#endif
 }
 
 }  // namespace

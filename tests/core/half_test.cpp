@@ -13,6 +13,8 @@
 
 #if KVTILT_X86
 #include <immintrin.h>
+#elif KVTILT_ARM64
+#include <arm_neon.h>
 #endif
 
 namespace kvtilt {
@@ -135,6 +137,15 @@ TEST(HalfAgreement, ProcessorRoundsAlike) {
     const float x = float_of(static_cast<std::uint32_t>(wide));
     if (test::is_nan(x)) continue;
     ASSERT_EQ(to_f16(x).bits, to_f16_by_processor(x)) << std::hex << wide;
+  }
+}
+#elif KVTILT_ARM64
+TEST(HalfAgreement, ProcessorRoundsAlike) {
+  for (std::uint64_t wide = 0; wide < 0x100000000u; wide += 509) {
+    const float x = float_of(static_cast<std::uint32_t>(wide));
+    if (test::is_nan(x)) continue;
+    ASSERT_EQ(to_f16(x).bits, vget_lane_u16(vreinterpret_u16_f16(vcvt_f16_f32(vdupq_n_f32(x))), 0))
+        << std::hex << wide;
   }
 }
 #endif

@@ -5,7 +5,7 @@
 #include <kvtilt/page/unpack.hpp>
 
 #include "support/fp16_oracle.hpp"
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
 
 #include <gtest/gtest.h>
@@ -196,9 +196,9 @@ void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, c
     std::copy(packed.contents().begin(), packed.contents().end(), block.data());
     poison_tokens(random, tensor, keys, keys ? outer : inner, block.data());
     const Operands operands(random, tensor.matrix, inner);
-    for (const Isa isa : test::usable_isas())
+    for (const test::KernelTable& table : test::kernel_tables())
       for (const cpu::Sums sums : {cpu::Sums::Float, cpu::Sums::Integer}) {
-        const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
+        const cpu::Kernels& kernels = *table.kernels;
         if (sums == cpu::Sums::Integer &&
             kernels.integer_dot[cpu::width_slot(tensor.format.bits)] == nullptr)
           continue;
@@ -213,8 +213,8 @@ void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, c
                           {run.result.data(), run.result_stride},
                           run.aligned_scratch()},
                          sums);
-        const std::string where = std::string(to_string(isa)) +
-                                  (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what;
+        const std::string where =
+            table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what;
         expect_sums(run, decoded, tensor, packed.data(), outer, inner, sums, where);
         ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
       }

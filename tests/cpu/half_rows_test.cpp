@@ -4,7 +4,7 @@
 
 #include "support/float_modes.hpp"
 #include "support/fp16_oracle.hpp"
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
 #include "support/random.hpp"
 
@@ -40,9 +40,9 @@ std::uint32_t random_float(test::Random& random) {
   }
 }
 
-class HalfRowsAgreement : public testing::TestWithParam<Isa> {
+class HalfRowsAgreement : public testing::TestWithParam<test::KernelTable> {
  protected:
-  const Kernels& kernels_ = *cpu::kernels<Formats<Keys<16>, Values<16>>>(GetParam());
+  const Kernels& kernels_ = *GetParam().kernels;
 
   /// A row as values, as one key and as sixteen keys: the same every time, and nothing else written.
   std::vector<F16> convert(const void* row, ElementType type, int count) const {
@@ -256,8 +256,8 @@ TEST_P(HalfRowsAgreement, ExceedingMagnitudesAreSeenWhereverTheyAre) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, HalfRowsAgreement, testing::ValuesIn(test::usable_isas()),
-                         [](const auto& test) { return std::string(to_string(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, HalfRowsAgreement, testing::ValuesIn(test::kernel_tables()),
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace kvtilt

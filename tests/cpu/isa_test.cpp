@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <optional>
 #include <string>
 
@@ -64,7 +65,7 @@ TEST(Isa, VariableForcesOne) {
 }
 
 TEST(Isa, ArgumentBeatsTheVariable) {
-  for (const char* name : {"scalar", "avx2", "avx512", "nonsense"})
+  for (const char* name : {"scalar", "avx2", "avx512", "neon", "nonsense"})
     for (const Isa isa : test::usable_isas()) {
       const IsaVariable variable(name);
       const auto active = active_isa(isa);
@@ -75,12 +76,13 @@ TEST(Isa, ArgumentBeatsTheVariable) {
 
 TEST(IsaHostile, UnknownNamesAreRefused) {
   for (const std::string name :
-       {"AVX2", "avx", "avx22", "avx512f", " avx2", "scalar ", "neon", "0", "best"}) {
+       {"AVX2", "avx", "avx22", "avx512f", "avxvnni", " avx2", "scalar ", "neon ", "0", "best"}) {
     const IsaVariable variable(name.c_str());
     const auto active = active_isa();
     EXPECT_EQ(active.code(), ErrorCode::InvalidArgument) << name;
     EXPECT_THAT(std::string(active.message()), HasSubstr("KVTILT_ISA is '" + name + "'"));
-    EXPECT_THAT(std::string(active.message()), HasSubstr("expected scalar, avx2 or avx512"));
+    for (const Isa isa : all_isas)
+      EXPECT_THAT(std::string(active.message()), HasSubstr(to_string(isa)));
   }
 }
 
@@ -92,7 +94,7 @@ TEST(IsaHostile, NumbersThatAreNoInstructionSetAreRefused) {
 TEST(IsaHostile, LongNamesAreCut) {
   const std::string name(100000, 'x');
   const IsaVariable variable(name.c_str());
-  EXPECT_THAT(std::string(active_isa().message()), HasSubstr("expected scalar, avx2 or avx512"));
+  EXPECT_THAT(std::string(active_isa().message()), HasSubstr("x', expected scalar, avx2, "));
 }
 
 TEST(Isa, WhatIsNotCompiledSaysSo) {
@@ -111,24 +113,78 @@ TEST(Isa, WhatIsNotCompiledSaysSo) {
 TEST(Isa, SomethingAlwaysRuns) {
   EXPECT_FALSE(test::usable_isas().empty());
   EXPECT_TRUE(is_runnable(Isa::Scalar));
-#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
-  EXPECT_FALSE(is_compiled(Isa::Scalar)) << "weaker than what the command line guarantees";
+  EXPECT_EQ(is_runnable(Isa::Neon), KVTILT_ARM64 == 1);
+}
+
+TEST(Isa, WeakerThanTheCommandLineIsLeftOut) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  constexpr bool avx512 = true;
+#else
+  constexpr bool avx512 = false;
+#endif
+#if defined(__AVXVNNI__) && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+  constexpr bool avx_vnni = true;
+#else
+  constexpr bool avx_vnni = false;
+#endif
+#if (defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)) || defined(__aarch64__)
+  EXPECT_FALSE(is_compiled(Isa::Scalar));
 #else
   EXPECT_TRUE(is_compiled(Isa::Scalar));
 #endif
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-  EXPECT_FALSE(is_compiled(Isa::Avx2));
-#else
-  EXPECT_EQ(is_compiled(Isa::Avx2), KVTILT_X86 == 1);
-#endif
+  EXPECT_EQ(is_compiled(Isa::Avx2), KVTILT_X86 == 1 && !avx_vnni && !avx512);
+  EXPECT_EQ(is_compiled(Isa::AvxVnni), KVTILT_X86 == 1 && !avx512);
   EXPECT_EQ(is_compiled(Isa::Avx512), KVTILT_X86 == 1);
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+  constexpr int guaranteed = 2;
+#elif defined(__ARM_FEATURE_DOTPROD)
+  constexpr int guaranteed = 1;
+#else
+  constexpr int guaranteed = 0;
+#endif
+  EXPECT_EQ(is_compiled(Isa::Neon), KVTILT_ARM64 == 1 && guaranteed == 0);
+  EXPECT_EQ(is_compiled(Isa::NeonDotprod), KVTILT_ARM64 == 1 && guaranteed < 2);
 }
+
+#if defined(__linux__)
+/// What the kernel tells in words.
+std::string processor_flags() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);)
+    if (line.starts_with("flags") || line.starts_with("Features")) return line + " ";
+  return {};
+}
+
+TEST(Isa, RunsWhatTheKernelLists) {
+#if KVTILT_X86
+  const std::string flags = processor_flags();
+#else
+  // An emulator shows the file of its host.
+  const char* emulated = std::getenv("KVTILT_EMULATED_FEATURES");
+  const std::string flags = emulated != nullptr ? emulated : processor_flags();
+#endif
+  if (flags.empty()) GTEST_SKIP() << "/proc/cpuinfo lists no flags";
+  const auto listed = [&](std::string name) {
+    return flags.find(" " + name + " ") != std::string::npos;
+  };
+  const bool avx2 = listed("avx2") && listed("fma") && listed("f16c");
+  EXPECT_EQ(is_runnable(Isa::Avx2), avx2);
+  EXPECT_EQ(is_runnable(Isa::AvxVnni), avx2 && listed("avx_vnni"));
+  EXPECT_EQ(is_runnable(Isa::Avx512), avx2 && listed("avx512bw") && listed("avx512dq") &&
+                                          listed("avx512vl") && listed("avx512_vnni"));
+  EXPECT_EQ(is_runnable(Isa::Neon), listed("asimd"));
+  EXPECT_EQ(is_runnable(Isa::NeonDotprod), listed("asimddp"));
+}
+#endif
 
 TEST(Isa, HasANameEach) {
   EXPECT_STREQ(to_string(Isa::Scalar), "scalar");
   EXPECT_STREQ(to_string(Isa::Avx2), "avx2");
+  EXPECT_STREQ(to_string(Isa::AvxVnni), "avx_vnni");
   EXPECT_STREQ(to_string(Isa::Avx512), "avx512");
-  EXPECT_EQ(std::size(all_isas), 3u);
+  EXPECT_STREQ(to_string(Isa::Neon), "neon");
+  EXPECT_STREQ(to_string(Isa::NeonDotprod), "neon_dotprod");
+  EXPECT_EQ(std::size(all_isas), 6u);
 }
 
 }  // namespace

@@ -1,12 +1,30 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cpu/kernels.hpp>
 
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <vector>
+
 namespace kvtilt::cpu {
 namespace {
+
+/// The widest codes whose integer dot products an instruction set has.
+int widest_integer_dot(Isa isa) {
+  switch (isa) {
+    case Isa::Avx2:
+    case Isa::AvxVnni:
+    case Isa::Avx512:
+      return 8;
+    case Isa::Neon:
+    case Isa::NeonDotprod:
+      return 4;
+    default:
+      return 0;
+  }
+}
 
 template <class FormatList>
 void expect_widths(const bool (&expected)[width_slots]) {
@@ -16,8 +34,8 @@ void expect_widths(const bool (&expected)[width_slots]) {
     EXPECT_EQ(table->isa, isa);
     for (int slot = 0; slot < width_slots; ++slot) {
       EXPECT_EQ(table->float_dot[slot] != nullptr, expected[slot]) << slot;
-      const int widest = isa == Isa::Scalar ? 0 : 8;
-      const bool integers = expected[slot] && slot != width_slot(half_bits) && slot <= widest;
+      const bool integers =
+          expected[slot] && slot != width_slot(half_bits) && slot <= widest_integer_dot(isa);
       EXPECT_EQ(table->integer_dot[slot] != nullptr, integers) << slot;
       EXPECT_EQ(table->pack[slot] != nullptr, expected[slot]) << slot;
     }
@@ -54,14 +72,26 @@ TEST(Kernels, AreMissingWhereNotCompiled) {
 }
 
 TEST(Kernels, DifferBetweenInstructionSets) {
-  if (test::usable_isas().size() < 2) GTEST_SKIP() << "one instruction set only";
-  const Kernels* weak = kernels<AllFormats>(test::usable_isas()[0]);
-  const Kernels* strong = kernels<AllFormats>(test::usable_isas()[1]);
-  EXPECT_NE(weak->absorb, strong->absorb);
-  for (int slot = 0; slot < width_slots; ++slot) {
-    EXPECT_NE(weak->float_dot[slot], strong->float_dot[slot]) << slot;
-    EXPECT_NE(weak->pack[slot], strong->pack[slot]) << slot;
+  const std::vector<test::KernelTable> tables = test::kernel_tables();
+  if (tables.size() < 2) GTEST_SKIP() << "one instruction set only";
+  for (std::size_t i = 1; i < tables.size(); ++i) {
+    const Kernels* weak = tables[i - 1].kernels;
+    const Kernels* strong = tables[i].kernels;
+    EXPECT_NE(weak->absorb, strong->absorb);
+    for (int slot = 0; slot < width_slots; ++slot) {
+      EXPECT_NE(weak->float_dot[slot], strong->float_dot[slot]) << slot;
+      EXPECT_NE(weak->pack[slot], strong->pack[slot]) << slot;
+    }
   }
+}
+
+/// The agreement tests of this folder run the arithmetic of AVX-VNNI wherever AVX-512 has it.
+TEST(Kernels, OfAvxVnniAreTestedByAvx512) {
+  const Kernels* table = test::avx_vnni_by_avx512();
+  if (table == nullptr) GTEST_SKIP() << "this machine does not run avx512";
+  for (int slot = 1; slot < width_slots; ++slot) EXPECT_NE(table->integer_dot[slot], nullptr);
+  if (check_isa(Isa::AvxVnni).ok()) GTEST_SKIP() << "this machine runs avx_vnni itself";
+  EXPECT_EQ(test::kernel_tables().back().kernels, table);
 }
 
 }  // namespace

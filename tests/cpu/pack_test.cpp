@@ -3,7 +3,7 @@
 #include <kvtilt/cpu/kernels.hpp>
 
 #include "support/float_modes.hpp"
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
 
 #include <gtest/gtest.h>
@@ -18,9 +18,8 @@ namespace {
 using test::Block;
 using test::Extents;
 
-void pack(Isa isa, const HeadLayout& half, const Block& source, const HeadLayout& packed,
-          Block& block) {
-  const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
+void pack(const cpu::Kernels& kernels, const HeadLayout& half, const Block& source,
+          const HeadLayout& packed, Block& block) {
   kernels.pack[cpu::width_slot(packed.key.format.bits)](half.key, source.data(), packed.key,
                                                         block.data());
   kernels.pack[cpu::width_slot(packed.value.format.bits)](half.value, source.data(), packed.value,
@@ -48,11 +47,11 @@ struct Head {
 };
 
 void expect_specification(const Head& head, const std::string& what) {
-  for (const Isa isa : test::usable_isas()) {
+  for (const test::KernelTable& table : test::kernel_tables()) {
     Block block(head.packed.bytes());
-    pack(isa, head.half, head.source, head.packed, block);
-    ASSERT_EQ(test::first_difference(block, head.expected), -1) << to_string(isa) << ": " << what;
-    ASSERT_TRUE(block.guards_are_whole()) << to_string(isa) << ": " << what;
+    pack(*table.kernels, head.half, head.source, head.packed, block);
+    ASSERT_EQ(test::first_difference(block, head.expected), -1) << table.name << ": " << what;
+    ASSERT_TRUE(block.guards_are_whole()) << table.name << ": " << what;
   }
 }
 
@@ -103,11 +102,11 @@ void expect_specification_of_groups(const Format& format, int total, Fill fill) 
     Block expected(packed.bytes());
     test::pack_by_specification(half.key, source.data(), packed.key, expected.data());
     test::pack_by_specification(half.value, source.data(), packed.value, expected.data());
-    for (const Isa isa : test::usable_isas()) {
+    for (const test::KernelTable& table : test::kernel_tables()) {
       Block block(packed.bytes());
-      pack(isa, half, source, packed, block);
+      pack(*table.kernels, half, source, packed, block);
       ASSERT_EQ(test::first_difference(block, expected), -1)
-          << to_string(isa) << ": " << test::to_string(format, extents);
+          << table.name << ": " << test::to_string(format, extents);
     }
   }
 }
@@ -157,16 +156,16 @@ TEST(PackProperty, SealedBytesDependOnValuesAlone) {
   const Format format{4, Granularity::PerChannel, 32, RangeRule::MinMse};
   const HeadLayout half = test::layout_of(Format{}, extents);
   const HeadLayout packed = test::layout_of(format, extents);
-  for (const Isa isa : test::usable_isas()) {
+  for (const test::KernelTable& table : test::kernel_tables()) {
     Block plus(packed.bytes());
     Block mixed(packed.bytes());
     Block source(half.bytes());
-    pack(isa, half, source, packed, plus);
+    pack(*table.kernels, half, source, packed, plus);
     test::Random random(1);
     for (std::size_t i = 1; i < half.value.end(); i += 2)
       source.data()[i] = random.chance(2) ? std::byte{0x80} : std::byte{0};
-    pack(isa, half, source, packed, mixed);
-    EXPECT_EQ(test::first_difference(plus, mixed), -1) << to_string(isa);
+    pack(*table.kernels, half, source, packed, mixed);
+    EXPECT_EQ(test::first_difference(plus, mixed), -1) << table.name;
   }
 }
 
@@ -176,10 +175,10 @@ TEST(PackProperty, SixteenBitsAreCopied) {
   Block source(half.bytes());
   for (std::size_t i = 0; i < half.value.end(); ++i)
     source.data()[i] = static_cast<std::byte>(i * 37);  // NaN patterns too
-  for (const Isa isa : test::usable_isas()) {
+  for (const test::KernelTable& table : test::kernel_tables()) {
     Block copy(half.bytes());
-    pack(isa, half, source, half, copy);
-    EXPECT_EQ(test::first_difference(source, copy), -1) << to_string(isa);
+    pack(*table.kernels, half, source, half, copy);
+    EXPECT_EQ(test::first_difference(source, copy), -1) << table.name;
   }
 }
 

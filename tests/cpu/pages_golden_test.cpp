@@ -4,7 +4,7 @@
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
 
 #include <gtest/gtest.h>
@@ -144,14 +144,14 @@ void check_case(const Case& c, const std::vector<char>& golden) {
   test::pack_by_specification(half.key, source.data(), packed.key, specified.data());
   test::pack_by_specification(half.value, source.data(), packed.value, specified.data());
   expect_golden(specified, c, golden, "specification");
-  for (const Isa isa : test::usable_isas()) {
-    const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
+  for (const test::KernelTable& table : test::kernel_tables()) {
+    const cpu::Kernels& kernels = *table.kernels;
     Block block(packed.bytes());
     kernels.pack[cpu::width_slot(recipe.key.bits)](half.key, source.data(), packed.key,
                                                    block.data());
     kernels.pack[cpu::width_slot(recipe.value.bits)](half.value, source.data(), packed.value,
                                                      block.data());
-    expect_golden(block, c, golden, to_string(isa));
+    expect_golden(block, c, golden, table.name);
   }
 }
 

@@ -3,7 +3,7 @@
 #include <kvtilt/cpu/kernels.hpp>
 
 #include "support/fp16_oracle.hpp"
-#include "support/isas.hpp"
+#include "support/kernel_tables.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -22,8 +22,6 @@ using cpu::Kernels;
 using cpu::LaneMask;
 using cpu::lanes_between;
 using cpu::Range;
-
-const Kernels& kernels_of(Isa isa) { return *cpu::kernels<Formats<Keys<16>, Values<16>>>(isa); }
 
 /// Anything a slot without a token may hold.
 float garbage(test::Random& random) {
@@ -93,10 +91,10 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
 /// The kernel's error in 2^x: its polynomial, and the rounding of the difference.
 double power_tolerance(double x) { return std::exp2(x) * (4e-7 + std::fabs(x) * 0x1p-24) + 1e-37; }
 
-class AbsorbAgreement : public testing::TestWithParam<Isa> {};
+class AbsorbAgreement : public testing::TestWithParam<test::KernelTable> {};
 
 TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   test::Random random(4);
   for (int round = 0; round < 1500; ++round) {
     const double spread = std::exp2(random.uniform(-4, 11));
@@ -139,7 +137,7 @@ TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
 }
 
 TEST_P(AbsorbAgreement, EmptyPagesChangeNothing) {
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   test::Random random(5);
   for (const Range valid : {Range{0, 0}, {7, 7}, {9, 3}, {32, 32}}) {
     std::vector<float> scores(32);
@@ -155,7 +153,7 @@ TEST_P(AbsorbAgreement, EmptyPagesChangeNothing) {
 
 TEST_P(AbsorbAgreement, FirstScoreOfAllIsTheMaximum) {
   // Even where it is far below what the unused state happened to hold.
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   std::vector<float> scores(16, 1.0e30f);
   scores[5] = -3.0e4f;
   float maximum = 1.0e20f;
@@ -168,7 +166,7 @@ TEST_P(AbsorbAgreement, FirstScoreOfAllIsTheMaximum) {
 }
 
 TEST_P(AbsorbAgreement, TakesHugeScores) {
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   for (const float huge : {1.0e6f, 1.0e30f, 1.5e38f}) {
     std::vector<float> scores(16, -huge);
     scores[3] = huge;
@@ -197,7 +195,7 @@ TEST_P(AbsorbAgreement, TakesHugeScores) {
 
 /// Differences from 0 to -126, densely: the polynomial on all of [-1/2, 1/2] and every exponent.
 TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   for (int base = 0; base > -126; --base)
     for (int part = 0; part < 256; part += 15) {
       std::vector<float> scores(16, 0.0f);
@@ -217,7 +215,7 @@ TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
 }
 
 TEST_P(AbsorbAgreement, ScaleMultipliesEveryValue) {
-  const Kernels& kernels = kernels_of(GetParam());
+  const Kernels& kernels = *GetParam().kernels;
   for (int count = 1; count <= 64; ++count) {
     std::vector<float> values(80);
     for (std::size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i);
@@ -229,8 +227,8 @@ TEST_P(AbsorbAgreement, ScaleMultipliesEveryValue) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, AbsorbAgreement, testing::ValuesIn(test::usable_isas()),
-                         [](const auto& test) { return std::string(to_string(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, AbsorbAgreement, testing::ValuesIn(test::kernel_tables()),
+                         [](const auto& test) { return test.param.name; });
 
 }  // namespace
 }  // namespace kvtilt

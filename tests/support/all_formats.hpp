@@ -7,3 +7,11 @@
 #include <kvtilt/quant/format.hpp>
 
 extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+
+namespace kvtilt::test {
+
+/// The kernels of Isa::AvxVnni in the encoding of AVX-512, for machines that have the same dot
+/// product in that form alone; null on all others.
+const cpu::Kernels* avx_vnni_by_avx512();
+
+}  // namespace kvtilt::test

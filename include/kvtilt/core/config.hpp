@@ -18,3 +18,10 @@
 #else
 #define KVTILT_X86 0
 #endif
+
+// AArch64 with its vector registers, which only -mgeneral-regs-only takes away.
+#if defined(__aarch64__) && defined(__ARM_NEON)
+#define KVTILT_ARM64 1
+#else
+#define KVTILT_ARM64 0
+#endif

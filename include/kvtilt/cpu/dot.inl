@@ -333,3 +333,19 @@ void dot_floats(const Contraction& contraction, Range blocks, int row, int rows,
   else
     dot_half_rows<1>(contraction, blocks, row, terms);
 }
+
+/// Enters a width's integer dot product, if the list has it, into a table.
+template <class FormatList, int Bits>
+constexpr void add_integer_dot(Kernels& table) {
+  if constexpr (Bits <= widest_integer_dot &&
+                (FormatList::keys::contains(Bits) || FormatList::values::contains(Bits)))
+    table.integer_dot[width_slot(Bits)] = &dot_integers<Bits>;
+}
+
+/// The kernels of another instruction set with these integer dot products.
+template <class FormatList, int... Bits>
+constexpr Kernels with_integer_dots(Kernels table, Isa isa, std::integer_sequence<int, Bits...>) {
+  table.isa = isa;
+  (add_integer_dot<FormatList, Bits>(table), ...);
+  return table;
+}

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Compiles the generic kernels (*.inl) once per instruction set and hands out their tables. A new
-/// instruction set is one primitives file, one region here and one enumerator in isa.hpp.
+/// instruction set is one primitives file (those that share one differ in a dot_add_*.inl), one region
+/// here and one enumerator in isa.hpp.
 #pragma once
 
 #include <kvtilt/cpu/isa.hpp>
@@ -15,6 +16,8 @@
 #include <cstring>
 #include <utility>
 
+// Includes in the order of their dependencies.
+// clang-format off
 #if KVTILT_HAS_SCALAR
 // Its registers are arrays already: unrolled, it would take five seconds to compile instead of two.
 #pragma push_macro("KVTILT_UNROLL")
@@ -31,14 +34,30 @@ namespace scalar {
 #pragma pop_macro("KVTILT_UNROLL")
 #endif
 
-#if KVTILT_HAS_AVX2
+#if KVTILT_HAS_AVX2 || KVTILT_HAS_AVX_VNNI
 KVTILT_TARGET_BEGIN("avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx2 {
+#include <kvtilt/cpu/dot_avx2.inl>
 #include <kvtilt/cpu/simd_avx2.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace avx2
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+KVTILT_TARGET_END
+#endif
+
+#if KVTILT_HAS_AVX_VNNI
+KVTILT_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace avx_vnni {  // differs from avx2 in integer dot products alone
+#include <kvtilt/cpu/dot_avx_vnni.inl>
+#include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/block_reader.inl>
+#include <kvtilt/cpu/dot.inl>
+}  // namespace avx_vnni
 }  // namespace KVTILT_ABI
 }  // namespace kvtilt::cpu
 KVTILT_TARGET_END
@@ -57,6 +76,33 @@ namespace avx512 {
 KVTILT_TARGET_END
 #endif
 
+#if KVTILT_HAS_NEON
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace neon {
+#include <kvtilt/cpu/dot_neon.inl>
+#include <kvtilt/cpu/simd_neon.inl>
+#include <kvtilt/cpu/generic.inl>
+}  // namespace neon
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+#endif
+
+#if KVTILT_HAS_NEON_DOTPROD
+KVTILT_TARGET_BEGIN(KVTILT_ARM_FEATURE("dotprod"))
+namespace kvtilt::cpu {
+inline namespace KVTILT_ABI {
+namespace neon_dotprod {
+#include <kvtilt/cpu/dot_neon_dotprod.inl>
+#include <kvtilt/cpu/simd_neon.inl>
+#include <kvtilt/cpu/generic.inl>
+}  // namespace neon_dotprod
+}  // namespace KVTILT_ABI
+}  // namespace kvtilt::cpu
+KVTILT_TARGET_END
+#endif
+// clang-format on
+
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 
@@ -64,9 +110,23 @@ inline namespace KVTILT_ABI {
 template <class FormatList>
 const Kernels* kernels(Isa isa) {
   using Widths = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, half_bits>;
+#if KVTILT_HAS_NEON_DOTPROD
+  static constexpr Kernels neon_dotprod_table =
+      neon_dotprod::make_table<FormatList>(Isa::NeonDotprod, Widths{});
+  if (isa == Isa::NeonDotprod) return &neon_dotprod_table;
+#endif
+#if KVTILT_HAS_NEON
+  static constexpr Kernels neon_table = neon::make_table<FormatList>(Isa::Neon, Widths{});
+  if (isa == Isa::Neon) return &neon_table;
+#endif
 #if KVTILT_HAS_AVX512
   static constexpr Kernels avx512_table = avx512::make_table<FormatList>(Isa::Avx512, Widths{});
   if (isa == Isa::Avx512) return &avx512_table;
+#endif
+#if KVTILT_HAS_AVX_VNNI
+  static constexpr Kernels avx_vnni_table = avx_vnni::with_integer_dots<FormatList>(
+      avx2::make_table<FormatList>(Isa::Avx2, Widths{}), Isa::AvxVnni, Widths{});
+  if (isa == Isa::AvxVnni) return &avx_vnni_table;
 #endif
 #if KVTILT_HAS_AVX2
   static constexpr Kernels avx2_table = avx2::make_table<FormatList>(Isa::Avx2, Widths{});

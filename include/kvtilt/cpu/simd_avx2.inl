@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The primitives of simd_scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
-// inside a target region and a kernel namespace.
+// inside a target region and a kernel namespace, after the dot_add_*.inl of the region.
 
 struct F32x16 {
   __m256 low;
@@ -192,23 +192,12 @@ inline I32x16 shift_right_signed(const I32x16& x, int bits) {
   return {_mm256_sra_epi32(x.low, count), _mm256_sra_epi32(x.high, count)};
 }
 
-inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
-  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, weights));
-  __asm__("" : "+x"(sum));  // g++ would first add all products up, and spill the sums
-  return sum;
-}
-
 inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
   return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
 }
 
-inline constexpr bool adds_pairs = true;
-constexpr int pair_quads(int bits) { return 32767 / (2 * 128 * max_code(bits)); }
-
 inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
-  const __m256i one = _mm256_set1_epi16(1);
-  return {_mm256_add_epi32(sum.low, _mm256_madd_epi16(pairs.low, one)),
-          _mm256_add_epi32(sum.high, _mm256_madd_epi16(pairs.high, one))};
+  return {add_pairs(sum.low, pairs.low), add_pairs(sum.high, pairs.high)};
 }
 
 inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
@@ -263,12 +252,6 @@ inline I32x16 min_bytes(const I32x16& a, const I32x16& b) {
 
 inline I32x16 multiply_pairs(const I32x16& a, const I32x16& b) {
   return {_mm256_mulhrs_epi16(a.low, b.low), _mm256_mulhrs_epi16(a.high, b.high)};
-}
-
-inline __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
-  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
-  __asm__("" : "+x"(sum));  // as in dot_add
-  return sum;
 }
 
 inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {

@@ -6,8 +6,7 @@ constexpr void add_width(Kernels& table) {
   if constexpr (FormatList::keys::contains(Bits) || FormatList::values::contains(Bits) ||
                 Bits == half_bits) {
     table.float_dot[width_slot(Bits)] = &dot_floats<Bits>;
-    if constexpr (Bits <= widest_integer_dot)
-      table.integer_dot[width_slot(Bits)] = &dot_integers<Bits>;
+    add_integer_dot<FormatList, Bits>(table);
     table.pack[width_slot(Bits)] = &pack<Bits>;
   }
 }

@@ -17,6 +17,8 @@
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
 #endif
+#elif KVTILT_ARM64
+#include <arm_neon.h>
 #endif
 
 #define KVTILT_PRAGMA(text) _Pragma(#text)
@@ -42,14 +44,43 @@
 #define KVTILT_TARGET_END KVTILT_PRAGMA(GCC pop_options)
 #endif
 
+// The features of the Arm regions. The intrinsics of g++ ask for Armv8.2 as a whole, which "+dotprod"
+// alone does not imply; where the command line has it, naming it again would take away what is more.
+#if defined(__clang__)
+#define KVTILT_ARM_FEATURE(name) name
+#elif defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8) || \
+    defined(__ARM_FEATURE_FP16_VECTOR_ARITHMETIC) || defined(__ARM_FEATURE_COMPLEX)
+#define KVTILT_ARM_FEATURE(name) "+" name
+#else
+#define KVTILT_ARM_FEATURE(name) "arch=armv8.2-a+" name
+#endif
+
 // A region adds to the command line's flags, so the same function differs between translation
 // units with different -m flags. The tag keeps the linker from taking one for the other.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && defined(__AVX512VNNI__)
+#define KVTILT_BASELINE avx512_vnni
+#elif defined(__AVX512F__)
 #define KVTILT_BASELINE avx512
+#elif defined(__AVXVNNI__)
+#define KVTILT_BASELINE avx_vnni
 #elif defined(__AVX2__)
 #define KVTILT_BASELINE avx2
 #elif defined(__AVX__)
 #define KVTILT_BASELINE avx
+#elif defined(__ARM_FEATURE_SVE2) && defined(__ARM_FEATURE_MATMUL_INT8)
+#define KVTILT_BASELINE sve2_i8mm
+#elif defined(__ARM_FEATURE_SVE2)
+#define KVTILT_BASELINE sve2_dotprod
+#elif defined(__ARM_FEATURE_SVE) && defined(__ARM_FEATURE_MATMUL_INT8)
+#define KVTILT_BASELINE sve_i8mm
+#elif defined(__ARM_FEATURE_SVE) && defined(__ARM_FEATURE_DOTPROD)
+#define KVTILT_BASELINE sve_dotprod
+#elif defined(__ARM_FEATURE_SVE)
+#define KVTILT_BASELINE sve
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#define KVTILT_BASELINE i8mm
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define KVTILT_BASELINE dotprod
 #else
 #define KVTILT_BASELINE base
 #endif

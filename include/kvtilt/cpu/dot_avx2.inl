@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: MIT
+// The integer dot products of simd_avx2.inl, without AVX-VNNI. Each takes one register.
+
+inline constexpr bool adds_pairs = true;
+constexpr int pair_quads(int bits) { return 32767 / (2 * 128 * max_code(bits)); }
+
+inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, weights));
+  __asm__("" : "+x"(sum));  // g++ would first add all products up, and spill the sums
+  return sum;
+}
+
+inline __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+  __asm__("" : "+x"(sum));
+  return sum;
+}
+
+inline __m256i add_pairs(__m256i sum, __m256i pairs) {
+  return dot_pairs(sum, pairs, _mm256_set1_epi16(1));
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// The integer dot product of simd_neon.inl, with SDOT (FEAT_DotProd).
+
+/// The sums of dot_add of one register, for codes of up to 7 bits: they too are signed.
+KVTILT_INLINE uint32x4_t dot_add(uint32x4_t sum, uint32x4_t codes, uint32x4_t weights) {
+#if defined(__clang__) && __clang_major__ < 16  // hides the intrinsic unless -march names it
+  __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(codes), "w"(weights));
+  return sum;
+#else
+  return vreinterpretq_u32_s32(vdotq_s32(vreinterpretq_s32_u32(sum), vreinterpretq_s8_u32(codes),
+                                         vreinterpretq_s8_u32(weights)));
+#endif
+}

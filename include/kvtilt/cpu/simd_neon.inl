@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: MIT
+// The primitives of simd_scalar.inl on four 128-bit registers (AArch64). Included inside a target
+// region and a kernel namespace, after the dot_neon*.inl of the region.
+
+struct F32x16 {
+  float32x4_t v[4];
+};
+
+struct I32x16 {
+  uint32x4_t v[4];
+};
+
+KVTILT_INLINE F32x16 broadcast(float x) {
+  const float32x4_t lanes = vdupq_n_f32(x);
+  return {{lanes, lanes, lanes, lanes}};
+}
+
+KVTILT_INLINE F32x16 load(const float* p) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vld1q_f32(p + 4 * i);
+  return r;
+}
+
+KVTILT_INLINE void store(float* p, const F32x16& x) {
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
+}
+
+/// Four fp16 values.
+KVTILT_INLINE float32x4_t load_four_f16(const F16* p) {
+  float16x4_t halves;
+  std::memcpy(&halves, p, sizeof halves);
+  return vcvt_f32_f16(halves);
+}
+
+KVTILT_INLINE F32x16 load_f16(const F16* p, int count) {
+  F32x16 r{};
+  KVTILT_UNROLL(2)
+  for (int i = 0; i < 2; ++i) r.v[i] = load_four_f16(p + 4 * i);
+  if (count == 8) return r;
+  KVTILT_UNROLL(2)
+  for (int i = 2; i < 4; ++i) r.v[i] = load_four_f16(p + 4 * i);
+  return r;
+}
+
+KVTILT_INLINE void store_f16(F16* p, const F32x16& x) {
+  // The conversion rounds, and tells infinity, as the control register says. Flushing to zero does
+  // not touch fp16 results (FZ is for float32, and conversions ignore FZ16).
+  constexpr std::uint64_t rounding_mode = 3u << 22;
+  constexpr std::uint64_t alternative_half = 1u << 26;
+  std::uint64_t control;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+  if ((control & (rounding_mode | alternative_half)) != 0) {
+    float lanes[16];
+    store(lanes, x);
+    for (int i = 0; i < 16; ++i) p[i] = to_f16(lanes[i]);
+    return;
+  }
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    const float16x4_t halves = vcvt_f16_f32(x.v[i]);
+    std::memcpy(static_cast<void*>(p + 4 * i), &halves, sizeof halves);
+  }
+}
+
+KVTILT_INLINE F32x16 load_bf16(const BF16* p) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    uint16x4_t words;
+    std::memcpy(&words, p + 4 * i, sizeof words);
+    r.v[i] = vreinterpretq_f32_u32(vshll_n_u16(words, 16));
+  }
+  return r;
+}
+
+KVTILT_INLINE F32x16 add(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vaddq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 sub(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vsubq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 mul(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vmulq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 multiply_add(const F32x16& a, const F32x16& b, const F32x16& c) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vfmaq_f32(c.v[i], a.v[i], b.v[i]);
+  return r;
+}
+
+// A number beats a quiet NaN, as it does with x86 where the NaN comes first.
+KVTILT_INLINE F32x16 min(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vminnmq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 max(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vmaxnmq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+/// Bit i in lane i.
+KVTILT_INLINE I32x16 lane_bits() {
+  static constexpr std::uint32_t bits[16] = {
+      1u << 0, 1u << 1, 1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
+      1u << 8, 1u << 9, 1u << 10, 1u << 11, 1u << 12, 1u << 13, 1u << 14, 1u << 15};
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vld1q_u32(bits + 4 * i);
+  return r;
+}
+
+/// One bit per lane, from lanes of all ones or 0.
+KVTILT_INLINE LaneMask mask_of(const I32x16& x) {
+  const I32x16 bits = lane_bits();
+  const uint32x4_t low = vorrq_u32(vandq_u32(x.v[0], bits.v[0]), vandq_u32(x.v[1], bits.v[1]));
+  const uint32x4_t high = vorrq_u32(vandq_u32(x.v[2], bits.v[2]), vandq_u32(x.v[3], bits.v[3]));
+  return static_cast<LaneMask>(vaddvq_u32(vorrq_u32(low, high)));
+}
+
+KVTILT_INLINE F32x16 keep(const F32x16& x, LaneMask mask, float other) {
+  const uint32x4_t wanted = vdupq_n_u32(mask);
+  const float32x4_t fill = vdupq_n_f32(other);
+  const I32x16 bits = lane_bits();
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vbslq_f32(vtstq_u32(wanted, bits.v[i]), x.v[i], fill);
+  return r;
+}
+
+KVTILT_INLINE F32x16 divide(const F32x16& a, const F32x16& b) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vdivq_f32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 magnitude(const F32x16& x) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vabsq_f32(x.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 max_magnitude(const F32x16& a, const F32x16& x) {
+  return max(a, magnitude(x));
+}
+
+KVTILT_INLINE F32x16 with_sign(const F32x16& x, const F32x16& sign) {
+  const uint32x4_t mask = vdupq_n_u32(0x80000000u);
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vbslq_f32(mask, sign.v[i], x.v[i]);
+  return r;
+}
+
+KVTILT_INLINE LaneMask less(const F32x16& a, const F32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vcltq_f32(a.v[i], b.v[i]);
+  return mask_of(r);
+}
+
+KVTILT_INLINE F32x16 lane_indices() {
+  static constexpr float indices[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(indices);
+}
+
+/// The sums of lanes that lie a multiple of four apart.
+KVTILT_INLINE float32x4_t add_quarters(const F32x16& x) {
+  return vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
+}
+
+KVTILT_INLINE float32x4_t max_quarters(const F32x16& x) {
+  return vmaxnmq_f32(vmaxnmq_f32(x.v[0], x.v[2]), vmaxnmq_f32(x.v[1], x.v[3]));
+}
+
+KVTILT_INLINE float reduce_add(const F32x16& x) {
+  const float32x4_t a = add_quarters(x);
+  return vaddv_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a)));
+}
+
+KVTILT_INLINE float reduce_max(const F32x16& x) { return vmaxnmvq_f32(max_quarters(x)); }
+
+KVTILT_INLINE void reduce_add(const F32x16 (&x)[4], float* out) {
+  float32x4_t a[4];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < 4; ++r) a[r] = add_quarters(x[r]);
+  const float32x4_t ab = vaddq_f32(vcombine_f32(vget_low_f32(a[0]), vget_low_f32(a[1])),
+                                   vcombine_f32(vget_high_f32(a[0]), vget_high_f32(a[1])));
+  const float32x4_t cd = vaddq_f32(vcombine_f32(vget_low_f32(a[2]), vget_low_f32(a[3])),
+                                   vcombine_f32(vget_high_f32(a[2]), vget_high_f32(a[3])));
+  vst1q_f32(out, vpaddq_f32(ab, cd));
+}
+
+KVTILT_INLINE void reduce_max(const F32x16 (&x)[4], float* out) {
+  const float32x4_t ab = vpmaxnmq_f32(max_quarters(x[0]), max_quarters(x[1]));
+  const float32x4_t cd = vpmaxnmq_f32(max_quarters(x[2]), max_quarters(x[3]));
+  vst1q_f32(out, vpmaxnmq_f32(ab, cd));
+}
+
+KVTILT_INLINE LaneMask nonzero(const I32x16& x) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vtstq_u32(x.v[i], x.v[i]);
+  return mask_of(r);
+}
+
+KVTILT_INLINE I32x16 load_line(const std::byte* p, int lanes) {
+  I32x16 r{};
+  KVTILT_UNROLL(2)
+  for (int i = 0; i < 2; ++i) std::memcpy(&r.v[i], p + 16 * i, 16);
+  if (lanes == 8) return r;
+  KVTILT_UNROLL(2)
+  for (int i = 2; i < 4; ++i) std::memcpy(&r.v[i], p + 16 * i, 16);
+  return r;
+}
+
+KVTILT_INLINE void store_line(std::byte* p, const I32x16& x, int lanes) {
+  std::memcpy(p, &x.v[0], 16);
+  std::memcpy(p + 16, &x.v[1], 16);
+  if (lanes == 8) return;
+  std::memcpy(p + 32, &x.v[2], 16);
+  std::memcpy(p + 48, &x.v[3], 16);
+}
+
+KVTILT_INLINE I32x16 broadcast_bits(std::uint32_t x) {
+  const uint32x4_t lanes = vdupq_n_u32(x);
+  return {{lanes, lanes, lanes, lanes}};
+}
+
+// Operators of the vector extension, because the intrinsics for counts of shifts that become
+// constants only after unrolling do not become immediate ones.
+KVTILT_INLINE I32x16 shift_left(const I32x16& x, int bits) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = x.v[i] << static_cast<std::uint32_t>(bits);
+  return r;
+}
+
+KVTILT_INLINE I32x16 shift_right(const I32x16& x, int bits) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = x.v[i] >> static_cast<std::uint32_t>(bits);
+  return r;
+}
+
+KVTILT_INLINE I32x16 bit_and(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vandq_u32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 bit_or(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vorrq_u32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 add_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vaddq_u32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 sub_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vsubq_u32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 mul_ints(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vmulq_u32(a.v[i], b.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 shift_right_signed(const I32x16& x, int bits) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_u32_s32(vreinterpretq_s32_u32(x.v[i]) >> bits);
+  return r;
+}
+
+KVTILT_INLINE I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = dot_add(sum.v[i], codes.v[i], weights.v[i]);
+#if !defined(__clang__)
+  // Emits nothing, but keeps g++ 12 from mixing the quads of a unit, whose sums it would then spill.
+  __asm__ volatile("" : "+w"(r.v[3]));
+#endif
+  return r;
+}
+
+inline constexpr bool adds_pairs = false;
+constexpr int pair_quads(int) { return 0; }
+KVTILT_INLINE I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
+
+/// The low halves of the lanes of x.
+KVTILT_INLINE int16x8_t narrow(const I32x16& x, int half) {
+  return vuzp1q_s16(vreinterpretq_s16_u32(x.v[2 * half]), vreinterpretq_s16_u32(x.v[2 * half + 1]));
+}
+
+KVTILT_INLINE void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
+  KVTILT_UNROLL(2)
+  for (int half = 0; half < 2; ++half) {
+    vst1q_s16(p + 8 * half, narrow(first, half));
+    vst1q_s16(p + 16 + 8 * half, narrow(second, half));
+  }
+}
+
+KVTILT_INLINE void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
+  const I32x16* lines[2] = {&first, &second};
+  KVTILT_UNROLL(2)
+  for (int i = 0; i < 2; ++i)
+    vst1q_s8(p + 16 * i, vuzp1q_s8(vreinterpretq_s8_s16(narrow(*lines[i], 0)),
+                                   vreinterpretq_s8_s16(narrow(*lines[i], 1))));
+}
+
+KVTILT_INLINE I32x16 widen_low_bytes(const I32x16& x) {
+  const I32x16 low = bit_and(x, broadcast_bits(0xffu));
+  return bit_or(low, shift_left(bit_and(x, broadcast_bits(0xff00u)), 8));
+}
+
+KVTILT_INLINE I32x16 widen_high_bytes(const I32x16& x) {
+  return widen_low_bytes(shift_right(x, 16));
+}
+
+// Wider codes need weights of two bytes: SMULL and ADDP take as long as float32 then, and USDOT's
+// unsigned codes gain nothing, as narrower codes are positive signed bytes.
+inline constexpr int widest_integer_dot = 4;
+
+// Sixteen of 32 registers hold the sums of four rows; twice that would leave none for the codes.
+inline constexpr int half_chains = 1;
+inline constexpr int block_tile = 1;
+
+KVTILT_INLINE I32x16 sub_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = vreinterpretq_u32_s16(
+        vsubq_s16(vreinterpretq_s16_u32(a.v[i]), vreinterpretq_s16_u32(b.v[i])));
+  return r;
+}
+
+KVTILT_INLINE I32x16 min_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = vreinterpretq_u32_s16(
+        vminq_s16(vreinterpretq_s16_u32(a.v[i]), vreinterpretq_s16_u32(b.v[i])));
+  return r;
+}
+
+KVTILT_INLINE I32x16 max_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = vreinterpretq_u32_s16(
+        vmaxq_s16(vreinterpretq_s16_u32(a.v[i]), vreinterpretq_s16_u32(b.v[i])));
+  return r;
+}
+
+KVTILT_INLINE I32x16 min_bytes(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] =
+        vreinterpretq_u32_u8(vminq_u8(vreinterpretq_u8_u32(a.v[i]), vreinterpretq_u8_u32(b.v[i])));
+  return r;
+}
+
+KVTILT_INLINE I32x16 multiply_pairs(const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = vreinterpretq_u32_s16(
+        vqrdmulhq_s16(vreinterpretq_s16_u32(a.v[i]), vreinterpretq_s16_u32(b.v[i])));
+  return r;
+}
+
+KVTILT_INLINE I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    const int16x8_t x = vreinterpretq_s16_u32(a.v[i]);
+    const int16x8_t y = vreinterpretq_s16_u32(b.v[i]);
+    const int32x4_t products =
+        vpaddq_s32(vmull_s16(vget_low_s16(x), vget_low_s16(y)), vmull_high_s16(x, y));
+    r.v[i] = vaddq_u32(sum.v[i], vreinterpretq_u32_s32(products));
+  }
+  return r;
+}
+
+KVTILT_INLINE I32x16 to_bytes(const I32x16 (&x)[4]) {
+  I32x16 r = broadcast_bits(0);
+  KVTILT_UNROLL(4)
+  for (int b = 0; b < 4; ++b) {
+    KVTILT_UNROLL(4)
+    for (int i = 0; i < 4; ++i) {
+      const int32x4_t code = vmaxq_s32(vreinterpretq_s32_u32(x[b].v[i]), vdupq_n_s32(0));
+      const uint32x4_t byte = vreinterpretq_u32_s32(vminq_s32(code, vdupq_n_s32(255)));
+      r.v[i] = vorrq_u32(r.v[i], byte << static_cast<std::uint32_t>(8 * b));
+    }
+  }
+  return r;
+}
+
+KVTILT_INLINE I32x16 bits_of(const F32x16& x) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_u32_f32(x.v[i]);
+  return r;
+}
+
+KVTILT_INLINE I32x16 to_f16_bits(const F32x16& x) {
+  F16 halves[16];
+  store_f16(halves, x);
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    uint16x4_t words;
+    std::memcpy(&words, halves + 4 * i, sizeof words);
+    r.v[i] = vmovl_u16(words);
+  }
+  return r;
+}
+
+KVTILT_INLINE F32x16 from_f16_bits(const I32x16& x) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(x.v[i])));
+  return r;
+}
+
+// Three Newton steps: the first two bring eight bits within 64 units, then the third is exact.
+KVTILT_INLINE F32x16 reciprocal(const F32x16& x) {
+  const float32x4_t one = vdupq_n_f32(1.0f);
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    float32x4_t y = vrecpeq_f32(x.v[i]);
+    KVTILT_UNROLL(3)
+    for (int step = 0; step < 3; ++step) y = vfmaq_f32(y, vfmsq_f32(one, x.v[i], y), y);
+    r.v[i] = y;
+  }
+  return keep(r, nonzero(bits_of(x)), 0.0f);
+}
+
+KVTILT_INLINE void transpose_halves(const F16* first, const F16* second, std::ptrdiff_t stride,
+                                    F16* lines) {
+  const F16* starts[2] = {first, second};
+  for (int half = 0; half < 2; ++half) {
+    uint16x8_t rows[8];
+    KVTILT_UNROLL(8)
+    for (int r = 0; r < 8; ++r) std::memcpy(&rows[r], starts[half] + r * stride, sizeof rows[r]);
+    uint32x4_t pairs[8];  // [k], [k + 4]: even and odd columns of rows 2k and 2k + 1
+    KVTILT_UNROLL(4)
+    for (int k = 0; k < 4; ++k) {
+      pairs[k] = vreinterpretq_u32_u16(vtrn1q_u16(rows[2 * k], rows[2 * k + 1]));
+      pairs[k + 4] = vreinterpretq_u32_u16(vtrn2q_u16(rows[2 * k], rows[2 * k + 1]));
+    }
+    KVTILT_UNROLL(2)
+    for (int odd = 0; odd < 2; ++odd) {
+      const uint32x4_t* p = pairs + 4 * odd;
+      // Columns odd and odd + 4, then odd + 2 and odd + 6, of four rows each.
+      const uint64x2_t top[2] = {vreinterpretq_u64_u32(vtrn1q_u32(p[0], p[1])),
+                                 vreinterpretq_u64_u32(vtrn2q_u32(p[0], p[1]))};
+      const uint64x2_t low[2] = {vreinterpretq_u64_u32(vtrn1q_u32(p[2], p[3])),
+                                 vreinterpretq_u64_u32(vtrn2q_u32(p[2], p[3]))};
+      KVTILT_UNROLL(2)
+      for (int k = 0; k < 2; ++k) {
+        const uint64x2_t left = vtrn1q_u64(top[k], low[k]);
+        const uint64x2_t right = vtrn2q_u64(top[k], low[k]);
+        std::memcpy(static_cast<void*>(lines + 16 * (2 * k + odd) + 8 * half), &left, sizeof left);
+        std::memcpy(static_cast<void*>(lines + 16 * (2 * k + odd + 4) + 8 * half), &right,
+                    sizeof right);
+      }
+    }
+  }
+}
+
+KVTILT_INLINE F32x16 to_floats(const I32x16& x) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vcvtq_f32_s32(vreinterpretq_s32_u32(x.v[i]));
+  return r;
+}
+
+KVTILT_INLINE I32x16 round_to_ints(const F32x16& x) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_u32_s32(vcvtnq_s32_f32(x.v[i]));
+  return r;
+}
+
+KVTILT_INLINE I32x16 to_nearest_ints(const F32x16& x) { return round_to_ints(x); }
+
+KVTILT_INLINE F32x16 split_exponent(const F32x16& x, I32x16& whole) {
+  F32x16 rest;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    const float32x4_t nearest = vrndnq_f32(x.v[i]);
+    whole.v[i] = vreinterpretq_u32_s32(vcvtq_s32_f32(nearest));
+    rest.v[i] = vsubq_f32(x.v[i], nearest);
+  }
+  return rest;
+}
+
+KVTILT_INLINE F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i)
+    r.v[i] = vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(x.v[i]), whole.v[i] << 23));
+  return r;
+}
