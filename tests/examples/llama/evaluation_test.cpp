@@ -113,6 +113,21 @@ TEST(Evaluation, GivesTheSameFiguresForAnyNumberOfThreads) {
   }
 }
 
+/// Rounding queries and probabilities costs nothing that shows beside rounding keys and values.
+TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
+  const Model model(data_folder("models/stories260K"));
+  const auto pieces = stories(model, 5000);
+  const std::vector<std::string> recipes{"k8v8", "k5v5", "k4v4", "k4v2", "k2v2"};
+  CacheSettings settings{32, 32, 4};
+  const auto fast = evaluate(model, pieces, {recipes, settings, 2, {}});
+  settings.arithmetic = CacheArithmetic::Exact;
+  const auto exact = evaluate(model, pieces, {recipes, settings, 2, {}});
+  for (std::size_t i = 1; i < exact.size(); ++i) {
+    EXPECT_NEAR(fast[i].kld_mean, exact[i].kld_mean, std::max(1e-5, 0.05 * exact[i].kld_mean))
+        << exact[i].recipe;
+  }
+}
+
 TEST(EvaluationGolden, TheBaselineHasTheKnownPerplexityOnTheFirstStories) {
   const Model model(data_folder("models/stories260K"));
   const auto reports = evaluate(model, stories(model, 60188), {{}, {}, 2, {}});
