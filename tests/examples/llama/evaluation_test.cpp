@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/cpu/isa.hpp>
+
 #include "support.hpp"
 
 #include <gmock/gmock.h>
@@ -126,6 +128,9 @@ TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
     EXPECT_NEAR(fast[i].kld_mean, exact[i].kld_mean, std::max(1e-5, 0.05 * exact[i].kld_mean))
         << exact[i].recipe;
   }
+  // Scalar code has no integer dots; elsewhere the two must not be the same thing.
+  EXPECT_EQ(fast[4].kld_mean == exact[4].kld_mean,
+            kvtilt::active_isa().value() == kvtilt::Isa::Scalar);
 }
 
 TEST(EvaluationGolden, TheBaselineHasTheKnownPerplexityOnTheFirstStories) {
