@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs the benchmarks and prints one table: bench/run.sh [--filter REGEX] [--json FILE]
-# bench/run.sh --errors [--recipes LIST] prints the error of the fast arithmetic beside that of the codes.
+# With --errors [--recipes LIST] it prints the error of the fast arithmetic beside that of the codes.
 #
 # Rows are repeated in random order and their medians compared: on a shared machine only ratios
 # inside one run mean anything. KVTILT_ISA forces an instruction set.
