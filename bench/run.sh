@@ -1,37 +1,62 @@
 #!/usr/bin/env bash
 # Builds and runs the benchmarks and prints one table: bench/run.sh [--filter REGEX] [--json FILE]
+# With --errors [--recipes LIST] it prints the error of the fast arithmetic beside that of the codes.
 #
 # Rows are repeated in random order and their medians compared: on a shared machine only ratios
 # inside one run mean anything. KVTILT_ISA forces an instruction set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
+usage() {
+  echo "usage: bench/run.sh [--filter REGEX] [--json FILE]" >&2
+  echo "       bench/run.sh --errors [--recipes LIST]" >&2
+  exit 2
+}
+
 filter=.
 json=()
+errors=no
+recipes=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --filter) filter=${2:?a regular expression}; shift 2 ;;
     --json) json=("--benchmark_out=${2:?a file}" --benchmark_out_format=json); shift 2 ;;
-    *)
-      echo "usage: bench/run.sh [--filter REGEX] [--json FILE]" >&2
-      exit 2
-      ;;
+    --errors) errors=yes; shift ;;
+    --recipes) recipes=(--recipes "${2:?a list of recipes}"); shift 2 ;;
+    *) usage ;;
   esac
 done
 
-echo '#include <benchmark/benchmark.h>' | g++ -E -x c++ - &>/dev/null || {
-  echo "please install Google Benchmark (Debian: libbenchmark-dev)" >&2
-  exit 1
+has() { echo "#include <$1>" | g++ -std=c++20 -I/usr/include/eigen3 -E -x c++ - &>/dev/null; }
+needs() {  # a header, the name of its Debian package
+  has "$1" || { echo "please install what has <$1> (Debian: $2)" >&2; exit 1; }
 }
+
+build_target() {  # the target, then CMake options
+  mkdir -p "$build"
+  {
+    cmake --preset release -B "$build" -DKVTILT_BUILD_TESTS=OFF "${@:2}" &&
+      cmake --build "$build" --parallel "$(nproc)" --target "$1"
+  } >"$build/build.log" 2>&1 || {
+    cat "$build/build.log" >&2
+    exit 1
+  }
+}
+
+if [ $errors = yes ]; then
+  [ $filter = . ] && [ ${#json[@]} = 0 ] || usage
+  needs Eigen/Core libeigen3-dev
+  needs CLI/CLI.hpp libcli11-dev
+  needs nlohmann/json.hpp nlohmann-json3-dev
+  build=build/errors
+  build_target kvtilt_fast_error
+  exec "$build/bench/kvtilt_fast_error" "${recipes[@]}"
+fi
+
+[ ${#recipes[@]} = 0 ] || usage
+needs benchmark/benchmark.h libbenchmark-dev
 build=build/bench
-mkdir -p "$build"
-{
-  cmake --preset release -B "$build" -DKVTILT_BUILD_TESTS=OFF -DKVTILT_BUILD_EXAMPLES=OFF &&
-    cmake --build "$build" --parallel "$(nproc)"
-} >"$build/build.log" 2>&1 || {
-  cat "$build/build.log" >&2
-  exit 1
-}
+build_target kvtilt_bench -DKVTILT_BUILD_EXAMPLES=OFF
 date -u +%F
 grep -m1 'model name' /proc/cpuinfo || uname -m
 "$build/bench/kvtilt_bench" --benchmark_filter="$filter" --benchmark_repetitions=5 \

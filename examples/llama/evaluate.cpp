@@ -46,6 +46,7 @@ struct Arguments {
   long tokens = 0;  // 0: the whole text
   int context = 0;  // 0: the model's
   int threads = 0;  // 0: one per core
+  std::string arithmetic = "fast";
   llama::CacheSettings cache;
 };
 
@@ -117,6 +118,7 @@ void run(const Arguments& arguments) {
   llama::EvaluationOptions options;
   options.recipes = clean_recipes(arguments.recipes);
   options.cache = arguments.cache;
+  if (arguments.arithmetic == "exact") options.cache.arithmetic = llama::CacheArithmetic::Exact;
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   options.threads = std::min(arguments.threads > 0 ? arguments.threads : cores,
                              std::max(1, static_cast<int>(pieces.size())));
@@ -132,8 +134,8 @@ void run(const Arguments& arguments) {
   std::cout << arguments.model << " on " << arguments.text << ": " << predictions
             << " predictions in " << pieces.size() << " pieces of at most " << context
             << " tokens\npage " << arguments.cache.page_tokens << ", tail "
-            << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens
-            << std::endl;
+            << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens << ", "
+            << arguments.arithmetic << " arithmetic" << std::endl;
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   if (terminal) {
     options.progress = [shown = -1](double share) mutable {
@@ -166,6 +168,10 @@ int main(int argc, char** argv) {
   app.add_option("--recipes", arguments.recipes,
                  "comma-separated; the 16-bit baseline f16 is always run first")
       ->delimiter(',')
+      ->capture_default_str();
+  app.add_option("--arithmetic", arguments.arithmetic,
+                 "fast multiplies codes in integers where the machine can, exact in float32")
+      ->check(CLI::IsMember({"fast", "exact"}))
       ->capture_default_str();
   const CLI::Range counts(1, 1 << 30);
   app.add_option("--page", arguments.cache.page_tokens, "tokens per page")->capture_default_str();

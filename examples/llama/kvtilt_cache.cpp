@@ -37,7 +37,11 @@ KvtiltCache::KvtiltCache(const ModelConfig& config, const std::string& recipe,
       kv_heads_(config.kv_heads),
       head_dim_(config.head_dim),
       page_tokens_(settings.page_tokens),
-      cache_(create_cache(config, recipe, settings)) {}
+      cache_(create_cache(config, recipe, settings)) {
+  if (settings.arithmetic == CacheArithmetic::Exact) {
+    options_.arithmetic = kvtilt::Arithmetic::Exact;
+  }
+}
 
 void KvtiltCache::restart(int positions) {
   if (sequence_) check(cache_.close(*sequence_));
@@ -63,10 +67,11 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
   if (tokens - 1 <= draft_room(layer)) {  // decode: tokens are read back out of the cache
     check(cache_.append(id, layer, k, v));
     view = cache_.view(id, layer).value();
-    check(kvtilt::attend(view, q, result, {}, workspace(kvtilt::attend_workspace_bytes(view))));
+    check(
+        kvtilt::attend(view, q, result, options_, workspace(kvtilt::attend_workspace_bytes(view))));
   } else {  // a prompt's chunk: it attends to itself in floats before the cache rounds it
     view = cache_.view(id, layer).value();
-    check(kvtilt::attend_prefill(view, q, k, v, result, {},
+    check(kvtilt::attend_prefill(view, q, k, v, result, options_,
                                  workspace(kvtilt::attend_prefill_workspace_bytes(view, tokens))));
     check(cache_.append(id, layer, k, v));
   }

@@ -38,6 +38,7 @@ class KvtiltCache final : public AttentionCache {
   int kv_heads_;
   int head_dim_;
   int page_tokens_;
+  kvtilt::AttendOptions options_;
   kvtilt::KVCache cache_;
   std::optional<kvtilt::SequenceId> sequence_;
   std::vector<std::byte> workspace_;

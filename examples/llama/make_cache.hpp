@@ -13,10 +13,14 @@ namespace llama {
 /// The recipe name of the 16-bit baseline, which does not go through kvtilt.
 inline constexpr const char* baseline_recipe = "f16";
 
+/// How kvtilt multiplies codes: in integers where that is fast, or in float32 throughout.
+enum class CacheArithmetic { Fast, Exact };
+
 struct CacheSettings {
   int page_tokens = 64;     // tokens quantized together
   int recent_tokens = 128;  // newest tokens kept in 16 bits, at least
   int sink_tokens = 4;      // first tokens kept in 16 bits
+  CacheArithmetic arithmetic = CacheArithmetic::Fast;
 };
 
 /// Throws kvtilt's own sentence when it does not know the recipe or refuses the settings.

@@ -108,9 +108,26 @@ TEST(CommandLine, EvaluatePrintsBitsPerByteForByteModels) {
                                     HasSubstr("bits/byte"), Not(HasSubstr("perplexity"))));
 }
 
+TEST(CommandLine, EvaluateTakesAnArithmetic) {
+  const TemporaryFolder folder;
+  std::vector<double> divergences;
+  for (const std::string arithmetic : {"fast", "exact"}) {
+    const auto path = (folder.path() / arithmetic).string();
+    const Outcome outcome =
+        evaluate(stories + text + "--tokens 400 --page 32 --tail 0 " +
+                 "--recipes k4v2 --arithmetic " + arithmetic + " --json " + path);
+    EXPECT_EQ(outcome.status, 0);
+    EXPECT_THAT(outcome.output, HasSubstr(arithmetic + " arithmetic\n"));
+    divergences.push_back(
+        nlohmann::json::parse(folder.read(arithmetic)).at(1).at("kld_mean").get<double>());
+  }
+  EXPECT_NEAR(divergences[0], divergences[1], 0.2 * divergences[1]);
+}
+
 TEST(CommandLine, HelpExplainsTheColumns) {
   EXPECT_THAT(evaluate("--help").output,
-              AllOf(HasSubstr("quantized_share"), HasSubstr("weighted by their tokens")));
+              AllOf(HasSubstr("quantized_share"), HasSubstr("weighted by their tokens"),
+                    HasSubstr("{fast,exact}")));
   EXPECT_EQ(generate("--help").status, 0);
 }
 
@@ -160,6 +177,8 @@ TEST(CommandLineHostile, EvaluateSaysWhatIsWrong) {
   EXPECT_NE(evaluate(stories + text + "--tokens 0").status, 0);
   EXPECT_NE(evaluate(stories + text + "--tokens -4").status, 0);
   EXPECT_NE(evaluate(stories).status, 0);
+  EXPECT_NE(evaluate(stories + text + "--tokens 5 --arithmetic quick").status, 0);
+  EXPECT_NE(evaluate(stories + text + "--tokens 5 --arithmetic 7").status, 0);
 }
 
 }  // namespace

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/cpu/isa.hpp>
+
 #include "support.hpp"
 
 #include <gmock/gmock.h>
@@ -111,6 +113,24 @@ TEST(Evaluation, GivesTheSameFiguresForAnyNumberOfThreads) {
     EXPECT_EQ(one[i].cache_bytes, three[i].cache_bytes);
     EXPECT_EQ(one[i].effective_bits, three[i].effective_bits);
   }
+}
+
+/// Rounding queries and probabilities costs nothing that shows beside rounding keys and values.
+TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
+  const Model model(data_folder("models/stories260K"));
+  const auto pieces = stories(model, 5000);
+  const std::vector<std::string> recipes{"k8v8", "k5v5", "k4v4", "k4v2", "k2v2"};
+  CacheSettings settings{32, 32, 4};
+  const auto fast = evaluate(model, pieces, {recipes, settings, 2, {}});
+  settings.arithmetic = CacheArithmetic::Exact;
+  const auto exact = evaluate(model, pieces, {recipes, settings, 2, {}});
+  for (std::size_t i = 1; i < exact.size(); ++i) {
+    EXPECT_NEAR(fast[i].kld_mean, exact[i].kld_mean, std::max(1e-5, 0.05 * exact[i].kld_mean))
+        << exact[i].recipe;
+  }
+  // Scalar code has no integer dots; elsewhere the two must not be the same thing.
+  EXPECT_EQ(fast[4].kld_mean == exact[4].kld_mean,
+            kvtilt::active_isa().value() == kvtilt::Isa::Scalar);
 }
 
 TEST(EvaluationGolden, TheBaselineHasTheKnownPerplexityOnTheFirstStories) {

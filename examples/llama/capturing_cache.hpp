@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+// What passes between a model and its cache, kept for studies of the numbers themselves.
+#pragma once
+
+#include "attention_cache.hpp"
+#include "config.hpp"
+#include "floats.hpp"
+
+#include <memory>
+#include <vector>
+
+namespace llama {
+
+/// One layer's numbers since the sequence began, as float32 and before any cache rounds them.
+struct CapturedLayer {
+  Floats queries;  // [tokens, query_heads, head_dim], rotated
+  Floats keys;     // [tokens, kv_heads, head_dim], rotated
+  Floats values;   // [tokens, kv_heads, head_dim]
+};
+
+/// Another cache, which does the work, and a copy of everything it was given.
+class CapturingCache final : public AttentionCache {
+ public:
+  CapturingCache(const ModelConfig& config, std::unique_ptr<AttentionCache> cache);
+
+  [[nodiscard]] const std::vector<CapturedLayer>& layers() const { return layers_; }
+
+  void restart(int positions) override;
+  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
+              float* out) override;
+  [[nodiscard]] int draft_room() const override { return cache_->draft_room(); }
+  void truncate(int length) override;
+  [[nodiscard]] int length() const override { return cache_->length(); }
+  [[nodiscard]] CacheUsage usage() const override { return cache_->usage(); }
+  [[nodiscard]] double page_bits() const override { return cache_->page_bits(); }
+  [[nodiscard]] bool touched_codes() const override { return cache_->touched_codes(); }
+
+ private:
+  std::ptrdiff_t query_width_;
+  std::ptrdiff_t kv_width_;
+  std::unique_ptr<AttentionCache> cache_;
+  std::vector<CapturedLayer> layers_;
+};
+
+}  // namespace llama
