@@ -251,18 +251,18 @@ struct Rounding {
 /// Steps of a tile's integer weights, and whether they then need two bytes.
 struct Steps {
   float step[row_tile];
-  float inverse[row_tile];  ///< 0 where all weights are
+  float inverse[row_tile];  ///< 0 where the weights are next to nothing, and would overflow it
   bool wide;
 
   Steps(const FoldedRows& folded, const Rounding& rounding) : wide(rounding.wide) {
     for (int r = 0; r < row_tile; ++r) {
       step[r] = folded.largest[r] * rounding.unit;
-      inverse[r] = folded.largest[r] > 0.0f ? rounding.levels / folded.largest[r] : 0.0f;
+      inverse[r] = folded.largest[r] > 1e-30f ? rounding.levels / folded.largest[r] : 0.0f;
     }
     if (!rounding.refined) return;
     for (int r = 0; r < row_tile; ++r) {
       const float coarsest_square = rounding.square_share * folded.square[r];
-      if (coarsest_square >= step[r] * step[r]) continue;
+      if (inverse[r] == 0.0f || coarsest_square >= step[r] * step[r]) continue;
       step[r] = std::sqrt(coarsest_square);
       inverse[r] = 1.0f / step[r];
       wide = wide || folded.largest[r] > 127.25f * step[r];  // rounds to 128
@@ -310,7 +310,8 @@ inline void finish_job(const Job& job, const Rounding& rounding, const JobScratc
     scratch.job->terms[r] = {rounding.integers ? steps.step[r] : 1.0f, offsets[r], totals[r]};
 }
 
-/// Weighs the next weigh_jobs jobs and moves the cursor past them. In stages: while one job's sums cross the lanes, others go on.
+/// Weighs the next weigh_jobs jobs and moves the cursor past them. In stages: while one job's sums
+/// cross the lanes, others go on.
 inline void weigh_next(const Contraction& contraction, JobCursor& cursor, Sums sums) {
   const Rounding rounding(*contraction.tensor, sums);
   FoldedRows folded[weigh_jobs];
