@@ -2,8 +2,7 @@
 /// Many sequences in one cache: handles and lives.
 #include <kvtilt/cache/kv_cache.hpp>
 
-#include "support/cache_bytes.hpp"
-#include "support/caches.hpp"
+#include "support/small_cache.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -18,27 +17,13 @@
 namespace kvtilt {
 namespace {
 
+using test::expect_alone;
+using test::one_head;
 using test::Random;
 using test::random_rows;
 using test::Rows;
+using test::small_pages;
 using testing::HasSubstr;
-
-constexpr LayerShape one_head{1, 32, 32, 0};
-
-CacheOptions small_pages() {
-  CacheOptions options;
-  options.page_tokens = 32;
-  options.recent_tokens = 16;
-  return options;
-}
-
-/// The same tokens in a cache of their own.
-void expect_alone(const LayerView& view, const Rows<float>& tokens) {
-  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
-  const SequenceId id = test::open_reserved(cache, tokens.tokens);
-  KVTILT_EXPECT_OK(cache.append(id, 0, tokens.view(), tokens.view()));
-  EXPECT_TRUE(test::same_content(view, cache.view(id, 0).value()));
-}
 
 TEST(KVCacheSequences, GrowSideBySide) {
   Random random(1);

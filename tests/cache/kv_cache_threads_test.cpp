@@ -3,8 +3,7 @@
 /// calls that take and give memory. The thread sanitizer sees what these checks cannot.
 #include <kvtilt/cache/kv_cache.hpp>
 
-#include "support/cache_bytes.hpp"
-#include "support/caches.hpp"
+#include "support/small_cache.hpp"
 
 #include <gtest/gtest.h>
 
@@ -18,31 +17,17 @@
 namespace kvtilt {
 namespace {
 
+using test::expect_alone;
+using test::one_head;
 using test::Output;
 using test::Random;
 using test::random_rows;
 using test::Rows;
-
-constexpr LayerShape one_head{1, 32, 32, 0};
-
-CacheOptions small_pages() {
-  CacheOptions options;
-  options.page_tokens = 32;
-  options.recent_tokens = 16;
-  return options;
-}
+using test::small_pages;
 
 Status append(KVCache& cache, SequenceId id, const Rows<float>& tokens, std::int64_t first,
               std::int64_t count) {
   return cache.append(id, 0, tokens.view(first, count), tokens.view(first, count));
-}
-
-/// The same tokens in a cache of their own.
-void expect_alone(const LayerView& view, const Rows<float>& tokens) {
-  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
-  const SequenceId id = test::open_reserved(cache, tokens.tokens);
-  KVTILT_EXPECT_OK(append(cache, id, tokens, 0, tokens.tokens));
-  EXPECT_TRUE(test::same_content(view, cache.view(id, 0).value()));
 }
 
 TEST(KVCacheThreads, SequencesAreWrittenReservedAndClosedAtTheSameTime) {
