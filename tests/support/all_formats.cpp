@@ -9,8 +9,8 @@ namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx_vnni_by_avx512 {
 // clang-format off
-#include <kvtilt/cpu/dot_avx_vnni.inl>
-#include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/simd/avx_vnni_dot.inl>
+#include <kvtilt/cpu/simd/avx2.inl>
 #include <kvtilt/cpu/block_reader.inl>
 #include <kvtilt/cpu/dot.inl>
 // clang-format on

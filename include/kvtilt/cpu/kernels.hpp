@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Compiles the generic kernels (*.inl) once per instruction set and hands out their tables. A new
-/// instruction set is one primitives file (those that share one differ in a dot_add_*.inl), one region
-/// here and one enumerator in isa.hpp.
+/// instruction set is a file of primitives in simd/ (those that share one differ in a *_dot.inl), a region
+/// here and an enumerator in isa.hpp.
 #pragma once
 
 #include <kvtilt/cpu/isa.hpp>
@@ -26,7 +26,7 @@
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace scalar {
-#include <kvtilt/cpu/simd_scalar.inl>
+#include <kvtilt/cpu/simd/scalar.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace scalar
 }  // namespace KVTILT_ABI
@@ -39,8 +39,8 @@ KVTILT_TARGET_BEGIN("avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx2 {
-#include <kvtilt/cpu/dot_avx2.inl>
-#include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/simd/avx2_dot.inl>
+#include <kvtilt/cpu/simd/avx2.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace avx2
 }  // namespace KVTILT_ABI
@@ -53,8 +53,8 @@ KVTILT_TARGET_BEGIN("avxvnni,avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx_vnni {  // differs from avx2 in integer dot products alone
-#include <kvtilt/cpu/dot_avx_vnni.inl>
-#include <kvtilt/cpu/simd_avx2.inl>
+#include <kvtilt/cpu/simd/avx_vnni_dot.inl>
+#include <kvtilt/cpu/simd/avx2.inl>
 #include <kvtilt/cpu/block_reader.inl>
 #include <kvtilt/cpu/dot.inl>
 }  // namespace avx_vnni
@@ -68,7 +68,7 @@ KVTILT_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace avx512 {
-#include <kvtilt/cpu/simd_avx512.inl>
+#include <kvtilt/cpu/simd/avx512.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace avx512
 }  // namespace KVTILT_ABI
@@ -80,8 +80,8 @@ KVTILT_TARGET_END
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace neon {
-#include <kvtilt/cpu/dot_neon.inl>
-#include <kvtilt/cpu/simd_neon.inl>
+#include <kvtilt/cpu/simd/neon_dot.inl>
+#include <kvtilt/cpu/simd/neon.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace neon
 }  // namespace KVTILT_ABI
@@ -93,8 +93,8 @@ KVTILT_TARGET_BEGIN(KVTILT_ARM_FEATURE("dotprod"))
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 namespace neon_dotprod {
-#include <kvtilt/cpu/dot_neon_dotprod.inl>
-#include <kvtilt/cpu/simd_neon.inl>
+#include <kvtilt/cpu/simd/neon_dotprod_dot.inl>
+#include <kvtilt/cpu/simd/neon.inl>
 #include <kvtilt/cpu/generic.inl>
 }  // namespace neon_dotprod
 }  // namespace KVTILT_ABI

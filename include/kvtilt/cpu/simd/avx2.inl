@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The primitives of simd_scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
+// The primitives of scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
 // inside a target region and a kernel namespace, after the dot_add_*.inl of the region.
 
 struct F32x16 {
@@ -297,7 +297,7 @@ inline F32x16 reciprocal(const F32x16& x) {
   return keep({reciprocal(x.low), reciprocal(x.high)}, nonzero(bits_of(x)), 0.0f);
 }
 
-#include <kvtilt/cpu/transpose_x86.inl>
+#include <kvtilt/cpu/simd/x86_transpose.inl>
 
 inline F32x16 to_floats(const I32x16& x) {
   return {_mm256_cvtepi32_ps(x.low), _mm256_cvtepi32_ps(x.high)};

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The integer dot product of simd_neon.inl, without instructions for it.
+// The integer dot product of neon.inl, without instructions for it.
 
 /// The sums of dot_add of one register, for codes of up to 7 bits: pairs of products are added in 16
 /// bits.

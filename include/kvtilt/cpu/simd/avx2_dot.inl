@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of simd_avx2.inl, without AVX-VNNI. Each takes one register.
+// The integer dot products of avx2.inl, without AVX-VNNI. Each takes one register.
 
 inline constexpr bool adds_pairs = true;
 constexpr int pair_quads(int bits) { return 32767 / (2 * 128 * max_code(bits)); }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The primitives of simd_scalar.inl on 512-bit registers (AVX-512 F, BW, DQ, VL, VNNI). Included
+// The primitives of scalar.inl on 512-bit registers (AVX-512 F, BW, DQ, VL, VNNI). Included
 // inside a target region and a kernel namespace.
 
 struct F32x16 {
@@ -212,7 +212,7 @@ inline F32x16 reciprocal(const F32x16& x) {
   return keep({y}, nonzero(bits_of(x)), 0.0f);
 }
 
-#include <kvtilt/cpu/transpose_x86.inl>
+#include <kvtilt/cpu/simd/x86_transpose.inl>
 
 inline F32x16 to_floats(const I32x16& x) { return {_mm512_cvtepi32_ps(x.v)}; }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// transpose_halves() of simd_scalar.inl on 256-bit registers, for every instruction set that has
-// them. Included by simd_avx2.inl and simd_avx512.inl.
+// transpose_halves() of scalar.inl on 256-bit registers, for every instruction set that has
+// them. Included by avx2.inl and avx512.inl.
 
 /// Eight lanes from each of two rows.
 inline __m256i load_halves(const F16* low, const F16* high) {

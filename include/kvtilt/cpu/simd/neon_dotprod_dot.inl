@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The integer dot product of simd_neon.inl, with SDOT (FEAT_DotProd).
+// The integer dot product of neon.inl, with SDOT (FEAT_DotProd).
 
 /// The sums of dot_add of one register, for codes of up to 7 bits: they too are signed.
 KVTILT_INLINE uint32x4_t dot_add(uint32x4_t sum, uint32x4_t codes, uint32x4_t weights) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of simd_avx2.inl, with AVX-VNNI. Each takes one register.
+// The integer dot products of avx2.inl, with AVX-VNNI. Each takes one register.
 
 inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int) { return 0; }
