@@ -64,9 +64,9 @@ inline Output attended(const LayerView& view, const Rows<float>& queries,
   return output;
 }
 
-inline testing::AssertionResult attends_within_bound(const LayerView& view,
-                                                     const Rows<float>& queries,
-                                                     const AttendOptions& options = exact_options()) {
+inline testing::AssertionResult attends_within_bound(
+    const LayerView& view, const Rows<float>& queries,
+    const AttendOptions& options = exact_options()) {
   return keeps_bound(view, queries, options, attended(view, queries, options));
 }
 

@@ -47,8 +47,8 @@ struct FloatDot {
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
-/// Where the weights of a quad are, from those of the first row: `member` of a unit that begins with
-/// quad `first`. 32 weights of a row belong together.
+/// Where the weights of a quad are, from those of the first row: `member` of a unit that begins
+/// with quad `first`. 32 weights of a row belong together.
 KVTILT_INLINE std::size_t weight_offset(std::size_t first, int member) {
   constexpr std::size_t quads = 2 * line_lanes / quad;
   return first / quads * (row_tile * quads * quad) + first % quads * quad +
@@ -62,8 +62,8 @@ KVTILT_INLINE I32x16 broadcast_word(const T* weights) {
   return broadcast_bits(word);
 }
 
-/// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush() must
-/// follow at most pair_quads(bits) quads.
+/// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush()
+/// must follow at most pair_quads(bits) quads.
 template <int Tile, int Blocks>
 struct ByteDot {
   static constexpr bool unrolls_units(int) { return true; }

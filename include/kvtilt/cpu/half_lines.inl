@@ -48,7 +48,8 @@ template <class T>
 inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
   F16* lane = stored + half_position(matrix, slot, 0);
   F16 line[line_lanes];
-  for (int channel = 0; channel < matrix.inner; channel += line_lanes, lane += line_lanes * line_lanes) {
+  for (int channel = 0; channel < matrix.inner;
+       channel += line_lanes, lane += line_lanes * line_lanes) {
     const int count = smaller(line_lanes, matrix.inner - channel);
     if (count == line_lanes)
       to_f16_line(row + channel, line);

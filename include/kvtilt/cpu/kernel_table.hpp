@@ -65,8 +65,8 @@ struct Contraction {
 /// Rows that are folded together and share each decoded code.
 inline constexpr int row_tile = 4;
 
-/// What coefficients become before they meet codes: for up to row_tile rows, a line of one row after
-/// the same line of the others, so that a loop needs one address for all of them.
+/// What coefficients become before they meet codes: for up to row_tile rows, a line of one row
+/// after the same line of the others, so that a loop needs one address for all of them.
 struct Weights {
   const float* exact;           ///< [inner / 16][row_tile][16]
   const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide
@@ -112,7 +112,8 @@ struct RowTerms {
 };
 
 /// Weights times codes for whole blocks of outer indices, added to the results of the contraction's
-/// rows `row` to row + rows - 1 (row_tile rows, or one). `outer_scales` (minima: pitch on) may be null.
+/// rows `row` to row + rows - 1 (row_tile rows, or one). `outer_scales` (minima: pitch on) may be
+/// null.
 using DotFn = void (*)(const Contraction& contraction, Range blocks, int row, int rows,
                        const Weights& weights, const RowTerms* terms, const F16* outer_scales);
 

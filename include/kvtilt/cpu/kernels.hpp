@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Compiles the generic kernels (*.inl) once per instruction set and hands out their tables. A new
-/// instruction set is a file of primitives in simd/ (those that share one differ in a *_dot.inl), a region
-/// here and an enumerator in isa.hpp.
+/// instruction set is a file of primitives in simd/ (those that share one differ in a *_dot.inl), a
+/// region here and an enumerator in isa.hpp.
 #pragma once
 
 #include <kvtilt/cpu/isa.hpp>
