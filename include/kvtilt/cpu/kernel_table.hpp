@@ -149,7 +149,8 @@ struct RunningSoftmax {
   explicit RunningSoftmax(const SoftmaxState& state)
       : maximum(state.empty() ? lowest_score : state.maximum), sums{state.sum} {}
 
-  [[nodiscard]] SoftmaxState state() const {
+  /// Never inlined: -ffast-math might add the lanes in another order at every place.
+  [[nodiscard]] __attribute__((noinline)) SoftmaxState state() const {
     float sum = 0.0f;
     for (const float lane : sums) sum += lane;
     return {maximum, sum};
