@@ -94,13 +94,12 @@ class AttentionTile {
     scores_ = carver.take<float>(tile_rows * score_stride_);
     outputs_ = carver.take<float>(tile_rows * value_stride_);
     totals_ = carver.take<double>(tile_rows * value_stride_);
-    key_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
-    value_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(max_page_tokens));
+    scratch_ = carver.take<std::byte>(
+        cpu::contract_scratch_bytes(std::max(shape.key_dim, max_page_tokens)));
   }
 
   void clear() {
     rows_ = 0;
-    pending_ = false;
     common_ = {};
   }
 
@@ -118,24 +117,51 @@ class AttentionTile {
     return query;
   }
 
-  /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them; in part only when
-  /// the next page comes: its key weights are made between this one's scores and values, so that
-  /// neither waits for sums to cross lanes.
+  /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
   void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
                 std::int64_t first_position, int tokens, bool sinks) {
-    if (pending_) add_scores();
-    const cpu::Range seen = find_visible(first_position, tokens, sinks);
-    const bool visible = seen.first < seen.last;
-    const Page page{&head, block, next, first_position, static_cast<int>(padded(tokens)), seen};
-    if (visible) kernels_->weigh(key_contraction(page), sums_of(head.key.format));
-    if (pending_) add_values();
-    page_ = page;
-    pending_ = visible;
+    const cpu::Range range = find_visible(first_position, tokens, sinks);
+    if (range.first >= range.last) return;
+
+    const int slots = static_cast<int>(padded(tokens));
+    const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
+    for (int r = 0; r < rows_; ++r) std::fill_n(scores[r], slots, 0.0f);
+    kernels_->contract({&head.key,
+                        block,
+                        next,
+                        range,
+                        {0, head.key.matrix.inner},
+                        {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
+                        rows_,
+                        scores,
+                        scratch_},
+                       sums_of(head.key.format));
+
+    const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
+    for (int r = 0; r < rows_; ++r) {
+      const cpu::LogitRule& logit = rules_[r].logit;
+      if (logit.cap > 0.0f || logit.slope != 0.0f)
+        kernels_->shape(scores[r], slots, logit,
+                        static_cast<float>(first_position - rules_[r].position));
+    }
+    float shrinks[tile_rows];
+    kernels_->absorb(scores, rows_, slots, {visible_[0], max_blocks}, spans_, shrinks);
+    for (int r = 0; r < rows_; ++r)
+      if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
+    kernels_->contract({&head.value,
+                        block,
+                        next,
+                        {0, head.value.matrix.outer},
+                        range,
+                        {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                        rows_,
+                        outputs,
+                        scratch_},
+                       sums_of(head.value.format));
   }
 
   /// Adds the span to the total and starts another.
   void end_span() {
-    finish_page();
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
@@ -161,8 +187,7 @@ class AttentionTile {
   }
 
   /// Stores the span's result instead of adding it; take_span on another tile goes on from there.
-  void give_span(float* storage) {
-    finish_page();
+  void give_span(float* storage) const {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -197,72 +222,6 @@ class AttentionTile {
  private:
   static std::size_t padded(int count) {
     return round_up(static_cast<std::size_t>(count), line_lanes);
-  }
-
-  /// What is kept of a page until its scores and values are added.
-  struct Page {
-    const HeadLayout* head;
-    const std::byte* block;
-    std::ptrdiff_t next;
-    std::int64_t first_position;
-    int slots;        ///< a multiple of 16
-    cpu::Range seen;  ///< slots that some row sees
-  };
-
-  [[nodiscard]] cpu::Contraction key_contraction(const Page& page) const {
-    return {&page.head->key,
-            page.block,
-            page.next,
-            page.seen,
-            {0, page.head->key.matrix.inner},
-            {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
-            rows_,
-            scores(),
-            key_scratch_};
-  }
-
-  [[nodiscard]] cpu::Rows<float> scores() const {
-    return {scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-  }
-
-  /// Scores of the pending page, turned into probabilities.
-  void add_scores() {
-    for (int r = 0; r < rows_; ++r) std::fill_n(scores()[r], page_.slots, 0.0f);
-    kernels_->contract_weighed(key_contraction(page_), sums_of(page_.head->key.format));
-    for (int r = 0; r < rows_; ++r) {
-      const cpu::LogitRule& logit = rules_[r].logit;
-      if (logit.cap > 0.0f || logit.slope != 0.0f)
-        kernels_->shape(scores()[r], page_.slots, logit,
-                        static_cast<float>(page_.first_position - rules_[r].position));
-    }
-    float shrinks[tile_rows];
-    kernels_->absorb(scores(), rows_, page_.slots, {visible_[0], max_blocks}, spans_, shrinks);
-    for (int r = 0; r < rows_; ++r)
-      if (shrinks[r] != 1.0f)
-        kernels_->scale(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_dim_,
-                        shrinks[r]);
-  }
-
-  /// Values of the pending page.
-  void add_values() {
-    const TensorLayout& tensor = page_.head->value;
-    kernels_->contract({&tensor,
-                        page_.block,
-                        page_.next,
-                        {0, tensor.matrix.outer},
-                        page_.seen,
-                        {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
-                        rows_,
-                        {outputs_, static_cast<std::ptrdiff_t>(value_stride_)},
-                        value_scratch_},
-                       sums_of(tensor.format));
-  }
-
-  void finish_page() {
-    if (!pending_) return;
-    add_scores();
-    add_values();
-    pending_ = false;
   }
 
   [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
@@ -303,8 +262,7 @@ class AttentionTile {
   float* scores_;   ///< [rows][score_stride], then probabilities
   float* outputs_;  ///< [rows][value_stride], unnormalised, of the running span
   double* totals_;  ///< [rows][value_stride], of all spans before
-  std::byte* key_scratch_;
-  std::byte* value_scratch_;
+  std::byte* scratch_;
   RowRule rules_[tile_rows];
   cpu::RunningSoftmax spans_[tile_rows];  ///< of the running span
   SoftmaxState total_states_[tile_rows];  ///< of all spans before
@@ -316,8 +274,6 @@ class AttentionTile {
   } common_;
   cpu::LaneMask visible_[tile_rows][max_blocks];
   int rows_ = 0;
-  Page page_{};
-  bool pending_ = false;
 };
 
 }  // namespace kvtilt::detail

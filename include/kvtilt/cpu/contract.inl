@@ -3,88 +3,15 @@
 // Turns coefficients into weights, lets the dot product of a width meet the codes, and puts scales
 // and minima back. Knows no widths: those are in dot.inl.
 
-/// One band for one tile of rows.
-struct Job {
-  int row;
-  int rows;  ///< row_tile or 1
-  Range outer;
-  Range inner;
-  const F16* inner_scales;  ///< minima: pitch on; null if they lie along outer
-  const F16* outer_scales;  ///< the other way round
-};
-
-/// Walks over the jobs of a contraction: the bands of each tile of rows. Steps, as divisions by a
-/// group would cost more than they look.
-class JobCursor {
- public:
-  explicit JobCursor(const Contraction& contraction)
-      : contraction_(contraction),
-        grouped_(contraction.tensor->group_along_outer ? contraction.outer : contraction.inner),
-        group_(contraction.tensor->format.group) {
-    while ((first_band_ + 1) * group_ <= grouped_.first) ++first_band_;
-    start_row(0);
-    if (grouped_.first >= grouped_.last) rows_ = 0;
-  }
-
-  [[nodiscard]] bool done() const { return rows_ == 0; }
-
-  [[nodiscard]] Job job() const {
-    const TensorLayout& tensor = *contraction_.tensor;
-    const bool along_outer = tensor.group_along_outer;
-    const F16* scales = tensor.scales(contraction_.block, band_);
-    const Range part{larger(grouped_.first, band_ * group_),
-                     smaller(grouped_.last, (band_ + 1) * group_)};
-    return {row_,
-            rows_,
-            along_outer ? part : contraction_.outer,
-            along_outer ? contraction_.inner : part,
-            along_outer ? scales : nullptr,
-            along_outer ? nullptr : scales};
-  }
-
-  void advance() {
-    if (++band_ * group_ >= grouped_.last) start_row(row_ + rows_);
-  }
-
- private:
-  void start_row(int row) {
-    row_ = row;
-    const int left = contraction_.rows - row;
-    rows_ = left >= row_tile ? row_tile : left > 0 ? 1 : 0;
-    band_ = first_band_;
-  }
-
-  const Contraction& contraction_;
-  Range grouped_;
-  int group_;
-  int first_band_ = 0;
-  int band_ = 0;
-  int row_ = 0;
-  int rows_ = 0;
-};
-
-/// What a job's weights leave for its dot product.
-struct WeighedJob {
-  bool wide;
-  RowTerms terms[row_tile];
-};
-static_assert(sizeof(WeighedJob) <= weighed_job_bytes);
-
-/// Where the weights of one of the jobs that are weighed together are made.
-struct JobScratch {
-  WeighedJob* job;
+/// Where the weights of a band are made: scratch memory, carved.
+struct WeightScratch {
   float* exact;
   std::int8_t* integers;
 
-  JobScratch(const Contraction& contraction, int index) {
-    const int extent = contraction.tensor->matrix.inner;
-    const std::size_t weights = row_tile * round_up(static_cast<std::size_t>(extent), 32);
-    std::byte* start =
-        contraction.scratch + static_cast<std::size_t>(index) * job_scratch_bytes(extent);
-    job = reinterpret_cast<WeighedJob*>(start);
-    exact = reinterpret_cast<float*>(start + weighed_job_bytes);
-    integers = reinterpret_cast<std::int8_t*>(exact + weights);
-  }
+  explicit WeightScratch(const Contraction& contraction)
+      : exact(reinterpret_cast<float*>(contraction.scratch)),
+        integers(reinterpret_cast<std::int8_t*>(
+            exact + padded_weights(contraction.tensor->matrix.inner))) {}
 };
 
 /// The extent of the weights a dot product may touch: whole units around `inner`.
@@ -96,7 +23,7 @@ inline Range blocks_of(Range outer) {
   return {outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
 }
 
-/// Sums over the weights of a job.
+/// Sums over the weights of a band.
 struct FoldedRows {
   F32x16 linear[row_tile];  ///< coefficient * (minimum + mean code * scale), or coefficients alone
   float largest[row_tile];  ///< magnitude of a weight
@@ -120,15 +47,13 @@ KVTILT_INLINE void fold_line(const float* const (&in)[Tile], float* out, int i, 
   }
 }
 
-/// Multiplies coefficients by the scales of a band, where these lie along inner. Weights are 0
-/// outside of the band within its units.
+/// Multiplies coefficients by the scales of a band. `scales` (minima: pitch on) lie along inner, or
+/// are null if they lie along outer. Weights are 0 outside `inner` within its units.
 template <int Tile, bool Squares>
-inline void fold(const Contraction& contraction, const Job& job, float mean_code, float* exact,
-                 FoldedRows& folded) {
+inline void fold(const Contraction& contraction, int row, Range inner, const F16* scales,
+                 float mean_code, float* exact, FoldedRows& folded) {
   const int pitch = contraction.tensor->pitch();
-  const Range inner = job.inner;
   const Range units = padded_units(inner);
-  const F16* scales = job.inner_scales;
   const std::ptrdiff_t next = contraction.next;
   const F32x16 mean = broadcast(mean_code);
   const float* in[Tile];  // locals: a vector store may change anything behind a reference
@@ -137,7 +62,7 @@ inline void fold(const Contraction& contraction, const Job& job, float mean_code
   F32x16 square[Tile];
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
-    in[r] = contraction.coefficients[job.row + r];
+    in[r] = contraction.coefficients[row + r];
     linear[r] = largest[r] = square[r] = broadcast(0.0f);
   }
   F32x16 scale = broadcast(1.0f);
@@ -185,7 +110,7 @@ inline void fold(const Contraction& contraction, const Job& job, float mean_code
 
 /// Rounds exact weights to integers of one byte or, if wide, two. Sums them in lanes.
 template <int Tile, bool Wide>
-inline void round_weights(const JobScratch& scratch, Range units, const float* inverse_steps,
+inline void round_weights(const WeightScratch& scratch, Range units, const float* inverse_steps,
                           F32x16* sums) {
   F32x16 inverse[Tile];
   I32x16 sum[Tile];
@@ -270,100 +195,80 @@ struct Steps {
   }
 };
 
+/// Makes the weights of one band for `Tile` rows, and their terms. Returns whether they are wide.
 template <int Tile>
-inline void fold_job(const Contraction& contraction, const Job& job, const Rounding& rounding,
-                     const JobScratch& scratch, FoldedRows& folded) {
+inline bool weigh(const Contraction& contraction, int row, Range inner, const F16* scales,
+                  const Rounding& rounding, const WeightScratch& scratch, RowTerms* terms) {
+  const bool scaled = scales != nullptr;
+  FoldedRows folded;
   if (rounding.refined)
-    fold<Tile, true>(contraction, job, rounding.mean_code, scratch.exact, folded);
+    fold<Tile, true>(contraction, row, inner, scales, rounding.mean_code, scratch.exact, folded);
   else
-    fold<Tile, false>(contraction, job, rounding.mean_code, scratch.exact, folded);
-}
-
-/// Rounds a job's weights and finds its terms.
-template <int Tile>
-inline void finish_job(const Job& job, const Rounding& rounding, const JobScratch& scratch,
-                       FoldedRows& folded) {
-  const Steps steps(folded, rounding);
-  const bool scaled = job.inner_scales != nullptr;
+    fold<Tile, false>(contraction, row, inner, scales, rounding.mean_code, scratch.exact, folded);
   float totals[row_tile] = {};
   float offsets[row_tile] = {};
   if (!scaled) reduce_add(folded.linear, totals);
-  if (rounding.integers) {
-    F32x16 sums[Tile];
-    const Range units = padded_units(job.inner);
-    if (steps.wide)
-      round_weights<Tile, true>(scratch, units, steps.inverse, sums);
-    else
-      round_weights<Tile, false>(scratch, units, steps.inverse, sums);
-    // What rounding took from the weights comes back times the mean code.
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      const F32x16 linear =
-          scaled ? folded.linear[r] : mul(folded.linear[r], broadcast(rounding.mean_code));
-      folded.linear[r] =
-          multiply_add(sums[r], broadcast(-rounding.mean_code * steps.step[r]), linear);
-    }
+  if (!rounding.integers) {
+    if (scaled) reduce_add(folded.linear, offsets);
+    for (int r = 0; r < Tile; ++r) terms[r] = {1.0f, offsets[r], totals[r]};
+    return false;
   }
-  if (scaled || rounding.integers) reduce_add(folded.linear, offsets);
-  scratch.job->wide = steps.wide;
-  for (int r = 0; r < Tile; ++r)
-    scratch.job->terms[r] = {rounding.integers ? steps.step[r] : 1.0f, offsets[r], totals[r]};
+  const Steps steps(folded, rounding);
+  F32x16 sums[Tile];
+  if (steps.wide)
+    round_weights<Tile, true>(scratch, padded_units(inner), steps.inverse, sums);
+  else
+    round_weights<Tile, false>(scratch, padded_units(inner), steps.inverse, sums);
+  // What rounding took from the weights comes back times the mean code.
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r) {
+    const F32x16 linear =
+        scaled ? folded.linear[r] : mul(folded.linear[r], broadcast(rounding.mean_code));
+    folded.linear[r] =
+        multiply_add(sums[r], broadcast(-rounding.mean_code * steps.step[r]), linear);
+  }
+  reduce_add(folded.linear, offsets);
+  for (int r = 0; r < Tile; ++r) terms[r] = {steps.step[r], offsets[r], totals[r]};
+  return steps.wide;
 }
 
-/// Weighs the next weigh_jobs jobs and moves the cursor past them. In stages: while one job's sums
-/// cross the lanes, others go on.
-inline void weigh_next(const Contraction& contraction, JobCursor& cursor, Sums sums) {
-  const Rounding rounding(*contraction.tensor, sums);
-  FoldedRows folded[weigh_jobs];
-  Job jobs[weigh_jobs];
-  int count = 0;
-  for (; count < weigh_jobs && !cursor.done(); cursor.advance(), ++count) {
-    jobs[count] = cursor.job();
-    const JobScratch scratch(contraction, count);
-    if (jobs[count].rows == row_tile)
-      fold_job<row_tile>(contraction, jobs[count], rounding, scratch, folded[count]);
-    else
-      fold_job<1>(contraction, jobs[count], rounding, scratch, folded[count]);
-  }
-  for (int i = 0; i < count; ++i) {
-    const JobScratch scratch(contraction, i);
-    if (jobs[i].rows == row_tile)
-      finish_job<row_tile>(jobs[i], rounding, scratch, folded[i]);
-    else
-      finish_job<1>(jobs[i], rounding, scratch, folded[i]);
-  }
+/// One band of one tile of rows.
+inline void contract_band(const Contraction& contraction, int row, int rows, int band,
+                          const Rounding& rounding, DotFn dot) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const int group = tensor.format.group;
+  const bool along_outer = tensor.group_along_outer;
+  const F16* scales = tensor.scales(contraction.block, band);
+  Range outer = contraction.outer;
+  Contraction part = contraction;
+  Range& grouped = along_outer ? outer : part.inner;
+  grouped = {larger(grouped.first, band * group), smaller(grouped.last, (band + 1) * group)};
+  const WeightScratch scratch(contraction);
+  const F16* inner_scales = along_outer ? scales : nullptr;
+  RowTerms terms[row_tile];
+  const bool wide =
+      rows == row_tile
+          ? weigh<row_tile>(contraction, row, part.inner, inner_scales, rounding, scratch, terms)
+          : weigh<1>(contraction, row, part.inner, inner_scales, rounding, scratch, terms);
+  dot(part, blocks_of(outer), row, rows, {scratch.exact, scratch.integers, wide}, terms,
+      along_outer ? nullptr : scales);
 }
 
-inline void weigh(const Contraction& contraction, Sums sums) {
-  if (!contraction.tensor->format.quantized()) return;
-  JobCursor cursor(contraction);
-  weigh_next(contraction, cursor, sums);
-}
-
-/// 16-bit tensors: the coefficients are the weights.
-inline void contract_halves(const Contraction& contraction, DotFn dot) {
-  const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
+inline void contract(const Contraction& contraction, Sums sums, DotFn dot) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const bool quantized = tensor.format.quantized();
+  const Rounding rounding(tensor, sums);
+  const Range grouped = tensor.group_along_outer ? contraction.outer : contraction.inner;
+  const int group = tensor.format.group;
   for (int row = 0; row < contraction.rows;) {
     const int rows = contraction.rows - row >= row_tile ? row_tile : 1;
-    dot(contraction, blocks_of(contraction.outer), row, rows, Weights{}, plain, nullptr);
-    row += rows;
-  }
-}
-
-inline void contract_weighed(const Contraction& contraction, Sums sums, DotFn dot) {
-  if (!contraction.tensor->format.quantized()) return contract_halves(contraction, dot);
-  Contraction part = contraction;
-  int index = 0;
-  for (JobCursor cursor(contraction); !cursor.done(); cursor.advance(), ++index) {
-    if (index == weigh_jobs) {
-      JobCursor ahead = cursor;
-      weigh_next(contraction, ahead, sums);
-      index = 0;
+    if (!quantized) {  // the coefficients are the weights
+      const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
+      dot(contraction, blocks_of(contraction.outer), row, rows, Weights{}, plain, nullptr);
+    } else {
+      for (int band = grouped.first / group; band * group < grouped.last; ++band)
+        contract_band(contraction, row, rows, band, rounding, dot);
     }
-    const Job job = cursor.job();
-    const JobScratch scratch(contraction, index);
-    part.inner = job.inner;
-    dot(part, blocks_of(job.outer), job.row, job.rows,
-        {scratch.exact, scratch.integers, scratch.job->wide}, scratch.job->terms, job.outer_scales);
+    row += rows;
   }
 }

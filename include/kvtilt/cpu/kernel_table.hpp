@@ -85,21 +85,14 @@ inline constexpr int widest_for_bytes = 4;
 /// Up to this width bytes are always fine enough.
 inline constexpr int always_for_bytes = 2;
 
-/// Bands, or tiles of rows, whose weights are made together.
-inline constexpr int weigh_jobs = 4;
-
-inline constexpr std::size_t weighed_job_bytes = 64;
-
-/// Scratch memory of one band of one tile of rows with `extent` weights in a row: what is known of
-/// them, exact, integers.
-constexpr std::size_t job_scratch_bytes(int extent) {
-  const std::size_t padded = round_up(static_cast<std::size_t>(extent), 32);
-  return weighed_job_bytes + padded * row_tile * (sizeof(float) + sizeof(std::int16_t));
+/// Weights of row_tile rows of `extent` tokens or channels, filled up to whole units.
+constexpr std::size_t padded_weights(int extent) {
+  return row_tile * round_up(static_cast<std::size_t>(extent), 32);
 }
 
-/// Scratch memory of a contraction over `extent` tokens or channels.
+/// Scratch memory of a contraction over `extent` tokens or channels: exact weights and integers.
 constexpr std::size_t contract_scratch_bytes(int extent) {
-  return weigh_jobs * job_scratch_bytes(extent);
+  return padded_weights(extent) * (sizeof(float) + sizeof(std::int16_t));
 }
 
 /// What the sum of a row's weights times codes still needs:
@@ -117,10 +110,7 @@ struct RowTerms {
 using DotFn = void (*)(const Contraction& contraction, Range blocks, int row, int rows,
                        const Weights& weights, const RowTerms* terms, const F16* outer_scales);
 
-/// Makes the weights of a contraction's first bands in its scratch memory.
-using WeighFn = void (*)(const Contraction& contraction, Sums sums);
-
-/// Contracts with the dot products of one width what WeighFn has weighed.
+/// Contracts with the dot products of one width.
 using ContractFn = void (*)(const Contraction& contraction, Sums sums, DotFn dot);
 
 /// Quantizes one 16-bit tensor (layout `half`) into `packed`. Both have the same matrix; the codes
@@ -191,7 +181,6 @@ struct Kernels {
   DotFn float_dot[width_slots];    ///< null: width not in the build's list
   DotFn integer_dot[width_slots];  ///< likewise; null also where float_dot is faster
   PackFn pack[width_slots];        ///< likewise
-  WeighFn weigh;
   ContractFn contract_rows;
   ShapeFn shape;
   AbsorbFn absorb;
@@ -200,16 +189,9 @@ struct Kernels {
   WriteFn write_values;  ///< matrix [channel][token]
   ExceedsFn exceeds;
 
-  /// Goes on where weigh() with the same arguments ended. Apart, so that it can wait until other
-  /// work has hidden what the weights took.
-  void contract_weighed(const Contraction& contraction, Sums sums) const {
+  void contract(const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
     contract_rows(contraction, sums, sums == Sums::Float ? float_dot[slot] : integer_dot[slot]);
-  }
-
-  void contract(const Contraction& contraction, Sums sums) const {
-    weigh(contraction, sums);
-    contract_weighed(contraction, sums);
   }
 };
 
