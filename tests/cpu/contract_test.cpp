@@ -149,7 +149,8 @@ double integer_tolerance(const TensorLayout& tensor, const std::byte* block, con
       ++count;
     }
     if (count == 0) continue;
-    const double step = std::min(largest / 127, 0.6 * std::sqrt(square / group) / n);
+    const double refined = n > 3 ? 0.6 * std::sqrt(square / group) / n : largest;
+    const double step = std::min(largest / 127, refined);
     const double lane =
         tensor.group_along_outer ? 1.0 : static_cast<double>(to_float(scales[outer]));
     tolerance += 0.5001 * step * 0.5 * n * count * lane;

@@ -156,7 +156,8 @@ class AttentionTile {
                         {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
                         rows_,
                         outputs,
-                        scratch_},
+                        scratch_,
+                        cpu::value_step_share},
                        sums_of(head.value.format));
   }
 

@@ -138,13 +138,6 @@ inline void round_weights(const WeightScratch& scratch, Range units, const float
   for (int r = 0; r < Tile; ++r) sums[r] = to_floats(sum[r]);
 }
 
-/// Coarsest step of the weights of n-level codes, as a part n times theirs: the rounding of the
-/// weights then adds a sixth of the codes' own error (DESIGN 6 asks for less than a fifth).
-inline constexpr float step_share = 0.6f;
-static_assert(step_share * step_share * 127 * 127 >=
-                  max_code(always_for_bytes) * max_code(always_for_bytes) * max_head_dim,
-              "the largest of max_head_dim weights is at most the root of that times their rms");
-
 /// Largest magnitude of a wide weight: 32 bits hold the sum of 1024 products with 8-bit codes.
 inline constexpr float widest_weight = 8191.0f;
 static_assert(max_head_dim <= 1024);
@@ -159,16 +152,19 @@ struct Rounding {
   float square_share;  ///< coarsest step^2 / sum of squares, if refined
   float mean_code;     ///< 0 in float32
 
-  Rounding(const TensorLayout& tensor, Sums sums) : integers(sums == Sums::Integer) {
+  Rounding(const Contraction& contraction, Sums sums) : integers(sums == Sums::Integer) {
+    const TensorLayout& tensor = *contraction.tensor;
     const float n = static_cast<float>(max_code(tensor.format.bits));
     wide = tensor.format.bits > widest_for_bytes;
     levels = wide ? widest_weight : 127.0f;
     unit = wide ? 1.0f / widest_weight : 1.0f / 127.0f;
     // All of the band, though a row may see less: what other rows see must not change a bit.
     const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
-    square_share = step_share * step_share / (n * n * static_cast<float>(extent));
+    const float share = contraction.step_share / n;
+    square_share = share * share / static_cast<float>(extent);
     // The largest of `extent` weights is at most the root of the sum of their squares.
-    refined = integers && square_share * levels * levels < 1.0f;
+    refined =
+        integers && tensor.format.bits > always_for_bytes && square_share * levels * levels < 1.0f;
     mean_code = integers ? 0.5f * n : 0.0f;
   }
 };
@@ -257,7 +253,7 @@ inline void contract_band(const Contraction& contraction, int row, int rows, int
 inline void contract(const Contraction& contraction, Sums sums, DotFn dot) {
   const TensorLayout& tensor = *contraction.tensor;
   const bool quantized = tensor.format.quantized();
-  const Rounding rounding(tensor, sums);
+  const Rounding rounding(contraction, sums);
   const Range grouped = tensor.group_along_outer ? contraction.outer : contraction.inner;
   const int group = tensor.format.group;
   for (int row = 0; row < contraction.rows;) {

@@ -43,6 +43,12 @@ enum class Sums : std::uint8_t {
   Integer,  ///< 8-bit integer dot products, the coefficients rounded to steps of their own
 };
 
+/// Coarsest step of integer weights, as a part of their rms and n times as large for n-level codes.
+/// The rounding of the weights then adds less than a fifth of the codes' own error (DESIGN 6); the
+/// values of some models ask for a finer one. Measured by bench/run.sh --errors.
+inline constexpr float key_step_share = 0.6f;
+inline constexpr float value_step_share = 0.43f;
+
 /// One page's share of the scores (keys) or of the outputs (values) of some rows:
 ///
 ///     result[r][o] += sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
@@ -60,6 +66,7 @@ struct Contraction {
   int rows;
   Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
   std::byte* scratch;  ///< contract_scratch_bytes(inner of the tensor), aligned to 64 bytes
+  float step_share = key_step_share;
 };
 
 /// Rows that are folded together and share each decoded code.
