@@ -77,7 +77,7 @@ inline constexpr int row_tile = 4;
 struct Weights {
   const float* exact;           ///< [inner / 16][row_tile][16]
   const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide
-  bool wide;                    ///< integers take two bytes; the instruction set decides how
+  bool wide;                    ///< integers take two bytes: words()
 
   /// Wide weights as words: [inner / 32][row_tile][32].
   [[nodiscard]] const std::int16_t* words() const {
