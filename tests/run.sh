@@ -3,8 +3,9 @@
 #
 # One ctest run over the GCC release build holds it all; with KVTILT_TEST_MATRIX its tests include the
 # forced instruction sets, the other presets (each configured, built and tested by a test named
-# preset/<name>; aarch64 by emulation), the header checks, the consumers, nvcc and a short run of the fuzzers. --full takes
-# the long forms: all CUDA architectures, long random tests, a minute for each fuzzer.
+# preset/<name>; aarch64 by emulation), the header checks, the consumers, nvcc and a short run of the
+# fuzzers. --full takes the long forms: all CUDA architectures, long random tests, a minute for each
+# fuzzer.
 #
 # The sanitizers and fuzzers use Clang: its -fsanitize=undefined also sees float to integer casts that
 # overflow, libFuzzer is its own, and one compiler keeps their reports alike.

@@ -4,6 +4,7 @@
 
 #include "errors/sources.hpp"
 #include "llama/fail.hpp"
+#include "support/reference.hpp"
 
 #include <CLI/CLI.hpp>
 
@@ -38,38 +39,22 @@ void require(const Status& status) {
 /// Attention in float64 over keys and values rounded to fp16, [query_tokens, query_heads, dim].
 Output reference(const Part& part) {
   const std::size_t dim = static_cast<std::size_t>(part.head_dim);
-  const auto rounded = [](const std::vector<float>& numbers) {
-    Output result(numbers.size());
-    std::transform(numbers.begin(), numbers.end(), result.begin(),
-                   [](float x) { return static_cast<double>(to_float(to_f16(x))); });
-    return result;
+  const std::size_t heads = static_cast<std::size_t>(part.query_heads);
+  const std::size_t kv_heads = static_cast<std::size_t>(part.kv_heads);
+  const auto rounded = [](std::vector<float> numbers) {
+    for (float& x : numbers) x = to_float(to_f16(x));
+    return numbers;
   };
-  const Output keys = rounded(part.keys);
-  const Output values = rounded(part.values);
+  const std::vector<float> keys = rounded(part.keys);
+  const std::vector<float> values = rounded(part.values);
   Output out(part.queries.size());
-  Output weights(static_cast<std::size_t>(part.tokens));
   for (std::size_t row = 0; row < out.size() / dim; ++row) {
-    const std::size_t heads = static_cast<std::size_t>(part.query_heads);
-    const std::size_t kv_heads = static_cast<std::size_t>(part.kv_heads);
-    const std::size_t kv_head = row % heads / (heads / kv_heads);
+    const std::size_t kv_offset = row % heads / (heads / kv_heads) * dim;
     const std::size_t visible =
         static_cast<std::size_t>(part.tokens - part.query_tokens) + row / heads + 1;
-    for (std::size_t t = 0; t < visible; ++t) {
-      double dot = 0;
-      for (std::size_t c = 0; c < dim; ++c)
-        dot += static_cast<double>(part.queries[row * dim + c]) *
-               keys[(t * kv_heads + kv_head) * dim + c];
-      weights[t] = dot / std::sqrt(static_cast<double>(dim));
-    }
-    const double largest = *std::max_element(weights.begin(), weights.begin() + visible);
-    double sum = 0;
-    for (std::size_t t = 0; t < visible; ++t) {
-      const double weight = std::exp(weights[t] - largest);
-      sum += weight;
-      for (std::size_t c = 0; c < dim; ++c)
-        out[row * dim + c] += weight * values[(t * kv_heads + kv_head) * dim + c];
-    }
-    for (std::size_t c = 0; c < dim; ++c) out[row * dim + c] /= sum;
+    add_reference(
+        &part.queries[row * dim], &keys[kv_offset], &values[kv_offset], kv_heads * dim, dim,
+        visible, [](std::size_t) { return 1.0; }, &out[row * dim]);
   }
   return out;
 }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "support/caches.hpp"
 
+#include "support/reference.hpp"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -98,29 +100,14 @@ const std::vector<double>& reference_output(std::int64_t tokens) {
   const std::vector<float> queries = make_queries(1);
   out.assign(std::size_t{query_heads} * head_dim, 0.0);
   const std::size_t row = std::size_t{kv_heads} * head_dim;
+  const auto repeats = [tokens](std::size_t t) {
+    return static_cast<double>((tokens - static_cast<std::int64_t>(t) + period - 1) / period);
+  };
   for (std::size_t head = 0; head < query_heads; ++head) {
-    const float* query = &queries[head * head_dim];
     const std::size_t kv_offset = head / (query_heads / kv_heads) * head_dim;
-    std::vector<double> logits;
-    for (std::int64_t t = 0; t < std::min(tokens, period); ++t) {
-      const float* key = &text.key_rows[static_cast<std::size_t>(t) * row + kv_offset];
-      double logit = 0;
-      for (int c = 0; c < head_dim; ++c)
-        logit += static_cast<double>(query[c]) * static_cast<double>(key[c]);
-      logits.push_back(logit / std::sqrt(static_cast<double>(head_dim)));
-    }
-    const double maximum = *std::max_element(logits.begin(), logits.end());
-    double sum = 0;
-    for (std::size_t t = 0; t < logits.size(); ++t) {
-      const std::int64_t place = static_cast<std::int64_t>(t);
-      const std::int64_t repeats = (tokens - place + period - 1) / period;
-      const double weight = static_cast<double>(repeats) * std::exp(logits[t] - maximum);
-      const float* value = &text.value_rows[t * row + kv_offset];
-      for (std::size_t c = 0; c < head_dim; ++c)
-        out[head * head_dim + c] += weight * static_cast<double>(value[c]);
-      sum += weight;
-    }
-    for (std::size_t c = 0; c < head_dim; ++c) out[head * head_dim + c] /= sum;
+    add_reference(&queries[head * head_dim], &text.key_rows[kv_offset], &text.value_rows[kv_offset],
+                  row, head_dim, static_cast<std::size_t>(std::min(tokens, period)), repeats,
+                  &out[head * head_dim]);
   }
   return out;
 }

@@ -250,21 +250,27 @@ inline void contract_band(const Contraction& contraction, int row, int rows, int
       along_outer ? nullptr : scales);
 }
 
+/// Rows that are taken together when `left` are left.
+inline int next_rows(int left) { return left >= row_tile ? row_tile : 1; }
+
+/// 16-bit tensors: the coefficients are the weights.
+inline void contract_halves(const Contraction& contraction, DotFn dot) {
+  const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
+  for (int row = 0, rows; row < contraction.rows; row += rows) {
+    rows = next_rows(contraction.rows - row);
+    dot(contraction, blocks_of(contraction.outer), row, rows, Weights{}, plain, nullptr);
+  }
+}
+
 inline void contract(const Contraction& contraction, Sums sums, DotFn dot) {
   const TensorLayout& tensor = *contraction.tensor;
-  const bool quantized = tensor.format.quantized();
+  if (!tensor.format.quantized()) return contract_halves(contraction, dot);
   const Rounding rounding(contraction, sums);
   const Range grouped = tensor.group_along_outer ? contraction.outer : contraction.inner;
   const int group = tensor.format.group;
-  for (int row = 0; row < contraction.rows;) {
-    const int rows = contraction.rows - row >= row_tile ? row_tile : 1;
-    if (!quantized) {  // the coefficients are the weights
-      const RowTerms plain[row_tile] = {{1, 0, 0}, {1, 0, 0}, {1, 0, 0}, {1, 0, 0}};
-      dot(contraction, blocks_of(contraction.outer), row, rows, Weights{}, plain, nullptr);
-    } else {
-      for (int band = grouped.first / group; band * group < grouped.last; ++band)
-        contract_band(contraction, row, rows, band, rounding, dot);
-    }
-    row += rows;
+  for (int row = 0, rows; row < contraction.rows; row += rows) {
+    rows = next_rows(contraction.rows - row);
+    for (int band = grouped.first / group; band * group < grouped.last; ++band)
+      contract_band(contraction, row, rows, band, rounding, dot);
   }
 }

@@ -62,24 +62,36 @@ KVTILT_INLINE I32x16 broadcast_word(const T* weights) {
   return broadcast_bits(word);
 }
 
+/// Integer sums of `Tile` rows over `Blocks` blocks.
+template <int Tile, int Blocks>
+struct IntegerSums {
+  I32x16 sum[Blocks][Tile];
+
+  KVTILT_INLINE IntegerSums() { clear(); }
+
+  KVTILT_INLINE void clear() {
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
+    }
+  }
+
+  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
+};
+
 /// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush()
 /// must follow at most pair_quads(bits) quads.
 template <int Tile, int Blocks>
-struct ByteDot {
+struct ByteDot : IntegerSums<Tile, Blocks> {
+  using IntegerSums<Tile, Blocks>::sum;
   static constexpr bool unrolls_units(int) { return true; }
   static constexpr int quads_to_flush(int bits) {
     return adds_pairs ? pair_quads(bits) : any_quads;
   }
-  I32x16 sum[Blocks][Tile];
-  I32x16 pairs[Blocks][Tile];
+  IntegerSums<Tile, Blocks> pairs;
 
-  KVTILT_INLINE ByteDot() {
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sum[b][r] = pairs[b][r] = broadcast_bits(0);
-    }
-  }
+  KVTILT_INLINE ByteDot() {}  // g++ forgets the region of an implicit one
 
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
                          int member = 0) {
@@ -89,7 +101,7 @@ struct ByteDot {
       const I32x16 weight = broadcast_word(bytes + r * 2 * line_lanes);
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b) {
-        I32x16& to = adds_pairs ? pairs[b][r] : sum[b][r];
+        I32x16& to = adds_pairs ? pairs.sum[b][r] : sum[b][r];
         to = dot_add(to, codes[b], weight);
       }
     }
@@ -100,30 +112,20 @@ struct ByteDot {
     KVTILT_UNROLL(2)
     for (int b = 0; b < Blocks; ++b) {
       KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) {
-        sum[b][r] = add_pairs(sum[b][r], pairs[b][r]);
-        pairs[b][r] = broadcast_bits(0);
-      }
+      for (int r = 0; r < Tile; ++r) sum[b][r] = add_pairs(sum[b][r], pairs.sum[b][r]);
     }
+    pairs.clear();
   }
-
-  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
 };
 
 /// Integer sums over weights of two bytes.
 template <int Tile, int Blocks>
-struct WideDot {
+struct WideDot : IntegerSums<Tile, Blocks> {
+  using IntegerSums<Tile, Blocks>::sum;
   static constexpr bool unrolls_units(int bits) { return bits > 3; }  // 3 bits rarely come here
   static constexpr int quads_to_flush(int) { return any_quads; }
-  I32x16 sum[Blocks][Tile];
 
-  KVTILT_INLINE WideDot() {
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
-    }
-  }
+  KVTILT_INLINE WideDot() {}
 
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
                          int member = 0) {
@@ -144,8 +146,6 @@ struct WideDot {
   }
 
   KVTILT_INLINE void flush() {}
-
-  KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
 };
 
 /// Adds the sums of a block to the results.

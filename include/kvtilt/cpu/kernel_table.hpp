@@ -40,7 +40,7 @@ struct Rows {
 /// How codes are summed. Attention picks one for keys and one for values.
 enum class Sums : std::uint8_t {
   Float,    ///< float32
-  Integer,  ///< 8-bit integer dot products, the coefficients rounded to steps of their own
+  Integer,  ///< integer dot products, the coefficients rounded to steps of their own
 };
 
 /// Coarsest step of integer weights, as a part of their rms and n times as large for n-level codes.
