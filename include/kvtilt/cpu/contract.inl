@@ -23,21 +23,21 @@ struct Band {
   /// The scales of a line, and minimum + mean code * scale: 1 where scales lie along outer, and 0
   /// outside `inner`, so that it does not matter what is stored there, or the coefficients are.
   KVTILT_INLINE void load_line(int i, const F32x16& mean, F32x16& scale, F32x16& middle) const {
-    const bool whole = i >= inner.first && i + line_lanes <= inner.last;
-    const LaneMask inside = lanes_between(inner.first - i, inner.last - i);
-    if (scales == nullptr || inside == 0) {
-      scale = middle = keep(broadcast(1.0f), inside, 0.0f);
-      return;
-    }
-    const int lanes = whole ? line_lanes : smaller(line_lanes, pitch - i);
+    if (scales == nullptr || i < inner.first || i + line_lanes > inner.last)
+      return load_edge(i, mean, scale, middle);
     prefetch(scales + i, next);
     prefetch(scales + pitch + i, next);
-    scale = load_f16(scales + i, lanes);
-    middle = load_f16(scales + pitch + i, lanes);
-    if (!whole) {
-      scale = keep(scale, inside, 0.0f);
-      middle = keep(middle, inside, 0.0f);
-    }
+    scale = load_f16(scales + i, line_lanes);
+    middle = multiply_add(scale, mean, load_f16(scales + pitch + i, line_lanes));
+  }
+
+  void load_edge(int i, const F32x16& mean, F32x16& scale, F32x16& middle) const {
+    const LaneMask inside = lanes_between(inner.first - i, inner.last - i);
+    scale = middle = keep(broadcast(1.0f), inside, 0.0f);
+    if (scales == nullptr || inside == 0) return;
+    const int lanes = smaller(line_lanes, pitch - i);
+    scale = keep(load_f16(scales + i, lanes), inside, 0.0f);
+    middle = keep(load_f16(scales + pitch + i, lanes), inside, 0.0f);
     middle = multiply_add(scale, mean, middle);
   }
 };
