@@ -15,6 +15,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <vector>
 
 namespace kvtilt {
@@ -97,13 +98,16 @@ struct Operands {
   std::vector<float> result;
   std::vector<std::byte> scratch;
 
-  Operands(test::Random& random, CodeMatrix matrix, Range inner, cpu::Role role)
+  Operands(test::Random& random, CodeMatrix matrix, int extent, Range inner, cpu::Role role)
       : rows(random.between(1, 9)),
-        coefficient_stride(up_to_32(matrix.inner) + 4),
+        coefficient_stride(up_to_32(extent) + 4),
         result_stride(up_to_16(matrix.outer) + 4),
         coefficients(static_cast<std::size_t>(rows * coefficient_stride), poison),
         start(static_cast<std::size_t>(rows * result_stride), guard),
-        scratch(cpu::contract_scratch_bytes(matrix.inner) + 128, guard_byte) {
+        scratch(cpu::contract_scratch_bytes(
+                    role == cpu::Role::Keys ? extent : std::max(extent, cpu::joined_slots)) +
+                    128,
+                guard_byte) {
     for (int row = 0; row < rows; ++row) {
       // Now and then an outlier, which makes integer weights need two bytes. Around `inner` anything
       // finite.
@@ -133,22 +137,53 @@ struct Operands {
   }
 };
 
+/// Pages that one contraction goes over, none of them poisoned.
+struct CleanPages {
+  const TensorLayout* tensor;
+  std::vector<const std::byte*> blocks;
+  std::vector<Decoded> decoded;
+
+  void add(const Block& block) {
+    blocks.push_back(block.data());
+    decoded.emplace_back(*tensor, block.data());
+  }
+  [[nodiscard]] int extent() const {
+    return static_cast<int>(blocks.size()) * tensor->matrix.inner;
+  }
+  [[nodiscard]] const Decoded& of(int inner) const {
+    return decoded[static_cast<std::size_t>(inner / tensor->matrix.inner)];
+  }
+  [[nodiscard]] std::size_t element(int outer, int inner) const {
+    return static_cast<std::size_t>(outer * tensor->matrix.inner + inner % tensor->matrix.inner);
+  }
+  /// Scales of the band that an element is in.
+  [[nodiscard]] const F16* scales(int outer, int inner) const {
+    const int along = tensor->group_along_outer ? outer : inner % tensor->matrix.inner;
+    return tensor->scales(blocks[static_cast<std::size_t>(inner / tensor->matrix.inner)],
+                          along / tensor->format.group);
+  }
+};
+
 /// The most that rounding the weights of a row may change a sum: half a step, times half the codes'
 /// range because their mean is put back, for each element; by band.
-double integer_tolerance(const TensorLayout& tensor, cpu::Role role, const std::byte* block,
-                         const float* row, Range inner, int outer) {
+double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* row, Range inner,
+                         int outer) {
+  const TensorLayout& tensor = *pages.tensor;
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
-  const int group = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
+  const int group = tensor.group_along_outer ? pages.extent() : tensor.format.group;
+  int extent = group;  // of what a band may be
+  if (tensor.group_along_outer && role == cpu::Role::Values)
+    extent = std::max(group, cpu::joined_slots);
   for (int first = 0; first < inner.last; first += group) {
     double largest = 0;
     double square = 0;
     int count = 0;
-    const int band = tensor.group_along_outer ? outer / tensor.format.group : first / group;
-    const F16* scales = tensor.scales(block, band);
     for (int i = std::max(first, inner.first); i < std::min(first + group, inner.last); ++i) {
       const double scale =
-          tensor.group_along_outer ? static_cast<double>(to_float(scales[i])) : 1.0;
+          tensor.group_along_outer
+              ? static_cast<double>(to_float(pages.scales(outer, i)[i % tensor.matrix.inner]))
+              : 1.0;
       const double weight = static_cast<double>(row[i]) * scale;
       largest = std::max(largest, std::fabs(weight));
       square += weight * weight;
@@ -156,19 +191,18 @@ double integer_tolerance(const TensorLayout& tensor, cpu::Role role, const std::
     }
     if (count == 0) continue;
     const double share = role == cpu::Role::Keys ? 0.6 : 0.43;
-    const double refined = n > 3 ? share * std::sqrt(square / group) / n : largest;
+    const double refined = n > 3 ? share * std::sqrt(square / extent) / n : largest;
     const double step = std::min(largest / (role == cpu::Role::Keys ? 127 : 255), refined * 1.05);
-    const double lane =
-        tensor.group_along_outer ? 1.0 : static_cast<double>(to_float(scales[outer]));
+    const double lane = tensor.group_along_outer
+                            ? 1.0
+                            : static_cast<double>(to_float(pages.scales(outer, first)[outer]));
     tolerance += 0.5001 * step * 0.5 * n * count * lane;
   }
   return tolerance;
 }
 
-void expect_sums(const Operands& operands, const Decoded& decoded, const TensorLayout& tensor,
-                 cpu::Role role, const std::byte* block, Range outer, Range inner, cpu::Sums sums,
-                 const std::string& what) {
-  const CodeMatrix matrix = tensor.matrix;
+void expect_sums(const Operands& operands, const CleanPages& pages, cpu::Role role, Range outer,
+                 Range inner, cpu::Sums sums, const std::string& what) {
   for (int row = 0; row < operands.rows; ++row)
     for (int o = outer.first; o < outer.last; ++o) {
       const std::size_t at = static_cast<std::size_t>(row * operands.result_stride + o);
@@ -178,67 +212,75 @@ void expect_sums(const Operands& operands, const Decoded& decoded, const TensorL
       double magnitude = std::fabs(sum);
       for (int i = inner.first; i < inner.last; ++i) {
         const double c = static_cast<double>(coefficients[i]);
-        const std::size_t element = static_cast<std::size_t>(o * matrix.inner + i);
-        sum += c * decoded.value[element];
-        magnitude += std::fabs(c) * decoded.magnitude[element];
+        sum += c * pages.of(i).value[pages.element(o, i)];
+        magnitude += std::fabs(c) * pages.of(i).magnitude[pages.element(o, i)];
       }
       const float got = operands.result[at];
       double allowed = 0x1p-24 * (8 + inner.last - inner.first) * magnitude;
       if (sums == cpu::Sums::Integer)
-        allowed += allowed + integer_tolerance(tensor, role, block, coefficients, inner, o);
+        allowed += allowed + integer_tolerance(pages, role, coefficients, inner, o);
       ASSERT_TRUE(test::is_finite(got)) << what << ", row " << row << ", outer " << o;
       ASSERT_LE(std::fabs(static_cast<double>(got) - sum), allowed)
           << got << " is not " << sum << ": " << what << ", row " << row << " of " << operands.rows
           << ", outer " << o << " of " << outer.first << " to " << outer.last << ", inner "
-          << inner.first << " to " << inner.last;
+          << inner.first << " to " << inner.last << " of " << pages.blocks.size() << " pages";
     }
 }
 
-void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, const Block& packed,
-                  std::size_t bytes, const std::string& what) {
-  const Decoded decoded(tensor, packed.data());
-  const cpu::Role role = keys ? cpu::Role::Keys : cpu::Role::Values;
-  for (int round = 0; round < 3; ++round) {
-    const Range outer = random_range(random, tensor.matrix.outer);
-    Range inner = random_range(random, tensor.matrix.inner);
-    if (keys && inner.first == inner.last) inner = {0, tensor.matrix.inner};
-    Block block(bytes);
-    std::copy(packed.contents().begin(), packed.contents().end(), block.data());
-    poison_tokens(random, tensor, keys, keys ? outer : inner, block.data());
-    const Operands operands(random, tensor.matrix, inner, role);
-    for (const test::KernelTable& table : test::kernel_tables())
-      for (const cpu::Sums sums : {cpu::Sums::Float, cpu::Sums::Integer}) {
-        const cpu::Kernels& kernels = *table.kernels;
-        if (sums == cpu::Sums::Integer &&
-            kernels.integer_dot[cpu::width_slot(tensor.format.bits)] == nullptr)
-          continue;
-        Operands run = operands;
-        Operands other = operands;
-        const auto contraction = [&](Operands& on) {
-          return cpu::Contraction{role,
-                                  &tensor,
-                                  block.data(),
-                                  random.between(-100000, 100000),
-                                  outer,
-                                  inner,
-                                  {on.coefficients.data(), on.coefficient_stride},
-                                  on.rows,
-                                  {on.result.data(), on.result_stride},
-                                  on.aligned_scratch()};
-        };
-        cpu::Contracting work;
-        kernels.begin(work, contraction(run), sums);
-        kernels.contract(contraction(other), sums);
-        kernels.finish(work);
-        ASSERT_EQ(
-            std::memcmp(run.result.data(), other.result.data(), run.result.size() * sizeof(float)),
-            0);
-        const std::string where =
-            table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what;
-        expect_sums(run, decoded, tensor, role, packed.data(), outer, inner, sums, where);
-        ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
-      }
+/// The part of a range that lies in page `index`, counted from its start.
+Range part_of(Range inner, int index, int extent) {
+  return {std::clamp(inner.first - index * extent, 0, extent),
+          std::clamp(inner.last - index * extent, 0, extent)};
+}
+
+void check_pages(test::Random& random, const CleanPages& pages, cpu::Role role, std::size_t bytes,
+                 const std::string& what) {
+  const TensorLayout& tensor = *pages.tensor;
+  const bool keys = role == cpu::Role::Keys;
+  const Range outer = random_range(random, tensor.matrix.outer);
+  Range inner = random_range(random, pages.extent());
+  if (keys && inner.first == inner.last) inner = {0, tensor.matrix.inner};
+  std::deque<Block> poisoned;
+  std::vector<cpu::PageBlock> blocks;
+  for (std::size_t i = 0; i < pages.blocks.size(); ++i) {
+    Block& block = poisoned.emplace_back(bytes);
+    std::copy_n(pages.blocks[i], bytes, block.data());
+    const Range seen = part_of(inner, static_cast<int>(i), tensor.matrix.inner);
+    poison_tokens(random, tensor, keys, keys ? outer : seen, block.data());
+    blocks.push_back({block.data(), random.between(-100000, 100000)});
   }
+  const Operands operands(random, tensor.matrix, pages.extent(), inner, role);
+  for (const test::KernelTable& table : test::kernel_tables())
+    for (const cpu::Sums sums : {cpu::Sums::Float, cpu::Sums::Integer}) {
+      const cpu::Kernels& kernels = *table.kernels;
+      if (sums == cpu::Sums::Integer &&
+          kernels.integer_dot[cpu::width_slot(tensor.format.bits)] == nullptr)
+        continue;
+      Operands run = operands;
+      Operands other = operands;
+      const auto contraction = [&](Operands& on) {
+        return cpu::Contraction{role,
+                                &tensor,
+                                blocks.data(),
+                                outer,
+                                inner,
+                                {on.coefficients.data(), on.coefficient_stride},
+                                on.rows,
+                                {on.result.data(), on.result_stride},
+                                on.aligned_scratch()};
+      };
+      const std::string where =
+          table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what;
+      cpu::Contracting work;
+      kernels.begin(work, contraction(run), sums);
+      kernels.contract(contraction(other), sums);
+      kernels.finish(work);
+      ASSERT_EQ(
+          std::memcmp(run.result.data(), other.result.data(), run.result.size() * sizeof(float)), 0)
+          << where;
+      expect_sums(run, pages, role, outer, inner, sums, where);
+      ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
+    }
 }
 
 class ContractAgreement : public testing::TestWithParam<int> {};
@@ -249,17 +291,29 @@ TEST_P(ContractAgreement, SumsWhatUnpackReturns) {
     for (const Format& format : test::formats_of(GetParam(), extents)) {
       const HeadLayout half = test::layout_of(Format{}, extents);
       const HeadLayout packed = test::layout_of(format, extents);
-      Block source(half.bytes());
-      Block block(packed.bytes());
-      test::fill_half_tensor(random, half.key, packed.key, source.data(), true);
-      test::fill_half_tensor(random, half.value, packed.value, source.data(), true);
-      test::pack_by_specification(half.key, source.data(), packed.key, block.data());
-      test::pack_by_specification(half.value, source.data(), packed.value, block.data());
+      std::deque<Block> blocks;
+      for (int i = 0; i < 3; ++i) {
+        Block source(half.bytes());
+        Block& block = blocks.emplace_back(packed.bytes());
+        test::fill_half_tensor(random, half.key, packed.key, source.data(), true);
+        test::fill_half_tensor(random, half.value, packed.value, source.data(), true);
+        test::pack_by_specification(half.key, source.data(), packed.key, block.data());
+        test::pack_by_specification(half.value, source.data(), packed.value, block.data());
+      }
       const std::string what = test::to_string(format, extents);
-      check_tensor(random, packed.key, true, block, packed.bytes(), "keys, " + what);
-      if (HasFatalFailure()) return;
-      check_tensor(random, packed.value, false, block, packed.bytes(), "values, " + what);
-      if (HasFatalFailure()) return;
+      for (int round = 0; round < 3; ++round) {
+        CleanPages keys{&packed.key, {}, {}};
+        keys.add(blocks.front());
+        check_pages(random, keys, cpu::Role::Keys, packed.bytes(), "keys, " + what);
+        if (HasFatalFailure()) return;
+        // Values of one page first, then of as many as are joined.
+        CleanPages values{&packed.value, {}, {}};
+        const int joined = format.quantized() ? cpu::joined_slots / extents.tokens : 1;
+        for (int page = round == 0 ? 1 : random.between(1, joined); page > 0; --page)
+          values.add(blocks[static_cast<std::size_t>(page % 3)]);
+        check_pages(random, values, cpu::Role::Values, packed.bytes(), "values, " + what);
+        if (HasFatalFailure()) return;
+      }
     }
 }
 

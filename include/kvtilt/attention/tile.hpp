@@ -29,6 +29,9 @@ inline constexpr int span_pages = 32;
 /// Lines of 16 slots in the largest page: 128 tokens, or 1024 sinks.
 inline constexpr int max_blocks = 1024 / line_lanes;
 
+/// The most pages that are joined.
+inline constexpr int max_joined = cpu::joined_slots / 32;
+
 inline constexpr float log2_e = 1.44269504088896341f;
 
 /// Floats in rows of a multiple of 16, carved out of a caller's workspace.
@@ -88,21 +91,24 @@ class AttentionTile {
         arithmetic_(arithmetic),
         key_stride_(cpu::padded_extent(shape.key_dim)),
         value_stride_(padded(shape.value_dim)),
-        score_stride_(cpu::padded_extent(max_page_tokens)),
+        score_stride_(cpu::padded_extent(std::max(max_page_tokens, cpu::joined_slots))),
         value_dim_(shape.value_dim) {
     queries_ = carver.take<float>(tile_rows * key_stride_);
     scores_ = carver.take<float>(tile_rows * score_stride_);
     outputs_ = carver.take<float>(tile_rows * value_stride_);
     totals_ = carver.take<double>(tile_rows * value_stride_);
-    key_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
-    value_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(max_page_tokens));
+    for (std::byte*& scratch : key_scratch_)
+      scratch = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
+    value_scratch_ = carver.take<std::byte>(
+        cpu::contract_scratch_bytes(std::max(max_page_tokens, cpu::joined_slots)));
   }
 
   void clear() {
     rows_ = kernel_rows_ = 0;
     common_ = {};
     shapes_logits_ = false;
-    values_are_due_ = false;
+    due_ = nullptr;
+    joined_ = {};
   }
 
   /// Adds a row; returns where its query goes (key_dim floats, times the factor of the logits).
@@ -123,56 +129,49 @@ class AttentionTile {
     return query;
   }
 
+  /// Pages whose values are added together: where `next` of add_page() should lead.
+  [[nodiscard]] static int joined_pages(const HeadLayout& head) {
+    const int slots = head.value.matrix.inner;
+    return head.value.format.quantized() && slots < cpu::joined_slots ? cpu::joined_slots / slots
+                                                                      : 1;
+  }
+
   /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
   void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
                 std::int64_t first_position, int tokens, bool sinks) {
+    if (joined_.head != &head) end_group();
     const int slots = static_cast<int>(cpu::padded_extent(tokens));
     const cpu::Range range = find_visible(first_position, tokens, slots, sinks);
     if (range.first >= range.last) return;
 
-    const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-    kernels_->begin(keys_,
+    const int page = joined_.pages++;
+    if (page == 0) joined_.seen.first = range.first;
+    joined_.head = &head;
+    joined_.block[page] = {block, next};
+    joined_.first_position[page] = first_position;
+    joined_.seen.last = joined_.slots + range.last;
+    cpu::Contracting& keys = keys_[page % 2];
+    kernels_->begin(keys,
                     {cpu::Role::Keys,
                      &head.key,
-                     block,
-                     next,
+                     &joined_.block[page],
                      range,
                      {0, head.key.matrix.inner},
                      {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
                      kernel_rows_,
-                     scores,
-                     key_scratch_},
+                     {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
+                     key_scratch_[page % 2]},
                     sums_of(head.key.format));
-    add_due_values();
-    kernels_->finish(keys_);
-
-    for (int r = 0; shapes_logits_ && r < rows_; ++r)
-      kernels_->shape(scores[r], slots, rules_[r].logit,
-                      static_cast<float>(first_position - rules_[r].position));
-    const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
-    float shrinks[tile_rows];
-    if (kernels_->absorb(scores, kernel_rows_, slots,
-                         {all_visible_ ? nullptr : visible_[0], max_blocks}, spans_, shrinks))
-      for (int r = 0; r < rows_; ++r)
-        if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
-    kernels_->begin(values_,
-                    {cpu::Role::Values,
-                     &head.value,
-                     block,
-                     next,
-                     {0, head.value.matrix.outer},
-                     range,
-                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
-                     kernel_rows_,
-                     outputs,
-                     value_scratch_},
-                    sums_of(head.value.format));
-    values_are_due_ = true;
+    settle(&keys);
+    joined_.slots += slots;
+    // Slots that hold nothing may only come last: their scales may be anything.
+    if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
   }
 
   /// Adds the span to the total and starts another.
   void end_span() {
-    add_due_values();
+    end_group();
+    settle(nullptr);
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
@@ -199,7 +198,8 @@ class AttentionTile {
 
   /// Stores the span's result instead of adding it; take_span on another tile goes on from there.
   void give_span(float* storage) {
-    add_due_values();
+    end_group();
+    settle(nullptr);
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -245,11 +245,49 @@ class AttentionTile {
     return query;
   }
 
-  /// Adds what the last page gives to the outputs: put off, so that its dot products hide how long
-  /// the weights of the next page's keys take.
-  void add_due_values() {
-    if (values_are_due_) kernels_->finish(values_);
-    values_are_due_ = false;
+  /// Finishes what has been begun, and puts off `begun`: its weights take long to make, which dot
+  /// products of another contraction hide.
+  void settle(cpu::Contracting* begun) {
+    if (due_ != nullptr) kernels_->finish(*due_);
+    due_ = begun;
+  }
+
+  /// Softmax of the scores of the joined pages; then begins to add their values.
+  void end_group() {
+    if (joined_.pages == 0) return;
+    settle(nullptr);
+    const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
+    if (shapes_logits_) shape_logits(scores);
+    const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
+    float shrinks[tile_rows];
+    if (kernels_->absorb(scores, kernel_rows_, joined_.slots,
+                         {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
+                         shrinks))
+      for (int r = 0; r < rows_; ++r)
+        if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
+    const HeadLayout& head = *joined_.head;
+    std::copy_n(joined_.block, joined_.pages, value_blocks_);
+    kernels_->begin(values_,
+                    {cpu::Role::Values,
+                     &head.value,
+                     value_blocks_,
+                     {0, head.value.matrix.outer},
+                     joined_.seen,
+                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                     kernel_rows_,
+                     outputs,
+                     value_scratch_},
+                    sums_of(head.value.format));
+    settle(&values_);
+    joined_ = {};
+  }
+
+  void shape_logits(cpu::Rows<float> scores) {
+    const int slots = joined_.slots / joined_.pages;
+    for (int page = 0; page < joined_.pages; ++page)
+      for (int r = 0; r < rows_; ++r)
+        kernels_->shape(scores[r] + page * slots, slots, rules_[r].logit,
+                        static_cast<float>(joined_.first_position[page] - rules_[r].position));
   }
 
   [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
@@ -259,17 +297,22 @@ class AttentionTile {
     return cpu::Sums::Integer;
   }
 
-  /// Fills visible_ for `slots` slots, unless all are visible; returns those that some row sees.
+  /// Fills visible_ for the slots of a page that joins the others, unless all of them are visible;
+  /// returns those that some row sees.
   cpu::Range find_visible(std::int64_t first_position, int tokens, int slots, bool sinks) {
-    all_visible_ = first_position >= common_.first && first_position + tokens <= common_.end &&
-                   tokens == slots && !sinks;
-    if (all_visible_) return {0, tokens};
+    const bool all = first_position >= common_.first && first_position + tokens <= common_.end &&
+                     tokens == slots && !sinks;
+    const int start = joined_.slots / line_lanes;
+    if (all && joined_.all_visible) return {0, tokens};
+    for (int r = 0; joined_.all_visible && r < rows_; ++r)
+      std::fill_n(visible_[r], start, cpu::LaneMask{0xffff});
+    joined_.all_visible = false;
     cpu::Range range{tokens, 0};
     for (int r = 0; r < rows_; ++r)
       for (int slot = 0; slot < slots; slot += line_lanes) {
         const cpu::LaneMask mask = static_cast<cpu::LaneMask>(
             rules_[r].visible(first_position + slot, sinks) & cpu::lanes_between(0, tokens - slot));
-        visible_[r][slot / line_lanes] = mask;
+        visible_[r][start + slot / line_lanes] = mask;
         if (mask == 0) continue;
         range.first = std::min(range.first, slot + std::countr_zero(mask));
         range.last = std::max(range.last, slot + line_lanes - std::countl_zero(mask));
@@ -287,11 +330,22 @@ class AttentionTile {
   float* scores_;   ///< [rows][score_stride], then probabilities
   float* outputs_;  ///< [rows][value_stride], unnormalised, of the running span
   double* totals_;  ///< [rows][value_stride], of all spans before
-  std::byte* key_scratch_;
+  std::byte* key_scratch_[2];
   std::byte* value_scratch_;
-  cpu::Contracting keys_;
+  cpu::Contracting keys_[2];  ///< of a page and the one before
   cpu::Contracting values_;
-  bool values_are_due_ = false;
+  cpu::PageBlock value_blocks_[max_joined];
+  cpu::Contracting* due_ = nullptr;  ///< begun, but not finished
+  /// Pages whose scores stand side by side, for one softmax and one contraction of values.
+  struct {
+    const HeadLayout* head = nullptr;
+    int pages = 0;
+    int slots = 0;
+    bool all_visible = true;  ///< then visible_ says nothing
+    cpu::Range seen{0, 0};    ///< slots that some row sees lie in it
+    cpu::PageBlock block[max_joined];
+    std::int64_t first_position[max_joined];
+  } joined_;
   RowRule rules_[tile_rows];
   cpu::RunningSoftmax spans_[tile_rows];  ///< of the running span
   SoftmaxState total_states_[tile_rows];  ///< of all spans before
@@ -301,8 +355,7 @@ class AttentionTile {
     std::int64_t first = 0;
     std::int64_t end = std::numeric_limits<std::int64_t>::max();
   } common_;
-  cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the current page
-  bool all_visible_ = false;                      ///< then they say nothing
+  cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the joined pages
   bool shapes_logits_ = false;                    ///< for some row
   int rows_ = 0;
   int kernel_rows_ = 0;  ///< with a row of zeros where three are left over

@@ -168,8 +168,8 @@ inline void add_pages(const Work& work, int kv_head, int first, int last, Attent
     const HeadLayout& head = work.view->head(page.kind, kv_head);
     const std::byte* block = page.data + head.offset;
     std::ptrdiff_t next = 0;
-    if (index + 1 < last) {
-      const PageEntry& following = work.view->pages[index + 1];
+    if (const int ahead = index + AttentionTile::joined_pages(head); ahead < last) {
+      const PageEntry& following = work.view->pages[ahead];
       next = distance(block, following.data + work.view->head(following.kind, kv_head).offset);
     }
     tile.add_page(head, block, next, page.first_position, page.tokens,

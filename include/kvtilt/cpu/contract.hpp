@@ -42,7 +42,14 @@ enum class Role : std::uint8_t {
 /// values of some models ask for a finer one. Measured by bench/run.sh --errors.
 constexpr float step_share(Role role) { return role == Role::Keys ? 0.6f : 0.43f; }
 
-/// One page's share of the scores (keys) or of the outputs (values) of some rows:
+/// A head's block of a page, and how many bytes on the one lies that will be read in its place soon,
+/// to prefetch it.
+struct PageBlock {
+  const std::byte* data;
+  std::ptrdiff_t next;
+};
+
+/// The share of a page in the scores (keys), or of some pages in the outputs (values), of some rows:
 ///
 ///     result[r][o] (+)= sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
 ///
@@ -51,15 +58,22 @@ constexpr float step_share(Role role) { return role == Role::Keys ? 0.6f : 0.43f
 struct Contraction {
   Role role;
   const TensorLayout* tensor;
-  const std::byte* block;
-  std::ptrdiff_t next;  ///< bytes from `block` to the one that will be read next, to prefetch it
+  const PageBlock* pages;  ///< one for keys; values: the slots of one come behind those of another
   Range outer;
   Range inner;
   Rows<const float> coefficients;  ///< [rows][inner], finite beyond `inner` to multiples of 32
   int rows;
   Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
-  std::byte* scratch;  ///< contract_scratch_bytes(inner of the tensor), aligned to 64 bytes
+  std::byte* scratch;  ///< contract_scratch_bytes(inner of all pages), aligned to 64 bytes
+
+  /// Inner indices from one page to the next.
+  [[nodiscard]] int page_inner() const {
+    return static_cast<int>(round_up(static_cast<std::size_t>(tensor->matrix.inner), 32));
+  }
 };
+
+/// Slots whose values are added together: pages of fewer tokens are joined.
+inline constexpr int joined_slots = 128;
 
 /// Rows that are folded together and share each decoded code.
 inline constexpr int row_tile = 4;
@@ -71,7 +85,7 @@ static_assert(sizeof(Floats4) == row_tile * sizeof(float));
 /// What coefficients become before they meet codes: for up to row_tile rows, a line of one row
 /// after the same line of the others, so that a loop needs one address for all of them.
 struct Weights {
-  Range inner;                  ///< weights outside, but in its whole units, are 0
+  Range inner;                  ///< over all pages; outside, but in its whole units, weights are 0
   const float* exact;           ///< [inner / 16][row_tile][16]
   const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide; unsigned for values
   bool wide;                    ///< integers take two bytes: words()
@@ -118,6 +132,7 @@ struct WeighedBand {
   int rows;                 ///< row_tile, or one
   bool adds;                ///< to the results; else these are overwritten
   const F16* outer_scales;  ///< minima: pitch on; null where scales lie along inner
+  std::ptrdiff_t next;      ///< PageBlock::next of the page that these belong to
   Weights weights;
   RowTerms terms;
 };
@@ -141,8 +156,11 @@ struct Rounding {
     const float n = static_cast<float>(max_code(tensor.format.bits));
     wide = tensor.format.bits > widest_for_bytes;
     levels = wide ? widest_weight : contraction.role == Role::Values ? 255.0f : 127.0f;
-    // All of the band, though a row may see less: what other rows see must not change a bit.
-    const int extent = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
+    // All that a band may be, though a row may see less: what other rows see must not change a bit.
+    const int extent = !tensor.group_along_outer            ? tensor.format.group
+                       : contraction.role == Role::Keys     ? tensor.matrix.inner
+                       : tensor.matrix.inner < joined_slots ? joined_slots
+                                                            : tensor.matrix.inner;
     const float finest = n / step_share(contraction.role);  // rms in steps
     least_square = finest * finest * static_cast<float>(extent);
     checked = !wide && tensor.format.bits > always_for_bytes && least_square > levels * levels;

@@ -12,11 +12,10 @@ inline Range blocks_of(Range outer) {
   return {outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
 }
 
-/// The coefficients of a tile's rows in one band, and what they are multiplied by.
-struct Band {
-  Rows<const float> coefficients;
-  Range inner;
-  const F16* scales;  ///< along inner, minima `pitch` on; null where they lie along outer
+/// What lies along inner in one page of a band.
+struct BandPage {
+  Range inner;        ///< of the page
+  const F16* scales;  ///< minima `pitch` on; null where scales lie along outer
   int pitch;
   std::ptrdiff_t next;
 
@@ -42,6 +41,32 @@ struct Band {
   }
 };
 
+/// One band of one tile of rows.
+struct Band {
+  const Contraction* contraction;
+  int row;
+  int band;     ///< of a page
+  Range inner;  ///< over all pages
+
+  [[nodiscard]] bool scaled() const { return contraction->tensor->group_along_outer; }
+
+  /// The page whose inner indices begin at `start`.
+  [[nodiscard]] KVTILT_INLINE BandPage page(int index, int start) const {
+    const TensorLayout& tensor = *contraction->tensor;
+    const PageBlock& block = contraction->pages[index];
+    return {{inner.first - start, inner.last - start},
+            scaled() ? tensor.scales(block.data, band) : nullptr,
+            tensor.pitch(),
+            block.next};
+  }
+};
+
+/// Inner indices that scratch memory is for.
+inline int scratch_extent(const Contraction& contraction) {
+  const int inner = contraction.page_inner();
+  return contraction.role == Role::Values ? larger(inner, joined_slots) : inner;
+}
+
 /// Where the weights of a band are made: scratch memory, carved.
 struct WeightScratch {
   float* exact;
@@ -49,8 +74,8 @@ struct WeightScratch {
 
   explicit WeightScratch(const Contraction& contraction)
       : exact(reinterpret_cast<float*>(contraction.scratch)),
-        integers(reinterpret_cast<std::int8_t*>(
-            exact + padded_weights(contraction.tensor->matrix.inner))) {}
+        integers(
+            reinterpret_cast<std::int8_t*>(exact + padded_weights(scratch_extent(contraction)))) {}
 };
 
 /// Sums over the weights of a band.
@@ -62,24 +87,32 @@ struct FoldedRows {
 /// Multiplies coefficients by the scales of a band.
 template <int Tile>
 KVTILT_INLINE void fold(const Band& band, float mean_code, float* exact, FoldedRows& folded) {
+  // Locals: a vector store may change anything behind a reference.
+  const Rows<const float> rows{band.contraction->coefficients[band.row],
+                               band.contraction->coefficients.stride};
+  const int page_inner = band.contraction->page_inner();
   const Range units = padded_units(band.inner);
   const F32x16 mean = broadcast(mean_code);
-  F32x16 linear[row_tile];  // locals: a vector store may change anything behind a reference
+  F32x16 linear[row_tile];
   F32x16 largest[row_tile];
   KVTILT_UNROLL(4)
   for (int r = 0; r < row_tile; ++r) linear[r] = largest[r] = broadcast(0.0f);
-  for (int i = units.first; i < units.last; i += line_lanes) {
-    float* out = exact + std::ptrdiff_t{i} * row_tile;
-    F32x16 scale;
-    F32x16 middle;
-    band.load_line(i, mean, scale, middle);
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      const F32x16 coefficient = load(band.coefficients[r] + i);
-      const F32x16 weight = mul(coefficient, scale);
-      linear[r] = multiply_add(coefficient, middle, linear[r]);
-      largest[r] = max_magnitude(largest[r], weight);
-      store(out + r * line_lanes, weight);
+  int i = units.first;
+  for (int index = 0, start = 0; i < units.last; ++index, start += page_inner) {
+    const BandPage page = band.page(index, start);
+    for (const int end = smaller(units.last, start + page_inner); i < end; i += line_lanes) {
+      float* out = exact + std::ptrdiff_t{i} * row_tile;
+      F32x16 scale;
+      F32x16 middle;
+      page.load_line(i - start, mean, scale, middle);
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) {
+        const F32x16 coefficient = load(rows[r] + i);
+        const F32x16 weight = mul(coefficient, scale);
+        linear[r] = multiply_add(coefficient, middle, linear[r]);
+        largest[r] = max_magnitude(largest[r], weight);
+        store(out + r * line_lanes, weight);
+      }
     }
   }
   KVTILT_UNROLL(4)
@@ -157,7 +190,7 @@ KVTILT_INLINE auto too_coarse(const RoundedRows& rounded, const Rounding& roundi
 template <int Tile>
 inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratch& scratch,
                   RowTerms& terms) {
-  const bool scaled = band.scales != nullptr;
+  const bool scaled = band.scaled();
   FoldedRows folded;
   fold<Tile>(band, rounding.mean_code, scratch.exact, folded);
   if (!scaled || !rounding.integers)
@@ -211,13 +244,18 @@ inline void weigh_next(Contracting& work) {
   const TensorLayout& tensor = *contraction.tensor;
   const int group = tensor.format.group;
   const bool along_outer = tensor.group_along_outer;
-  const F16* scales = tensor.scales(contraction.block, work.band);
   Range outer = contraction.outer;
   Range inner = contraction.inner;
   Range& grouped = along_outer ? outer : inner;
   const int first_band = grouped.first / group;
   const int end = grouped.last;
   grouped = {larger(grouped.first, work.band * group), smaller(end, (work.band + 1) * group)};
+  // Along inner, bands are numbered over all pages; then each has a page of its own.
+  int index = 0;
+  if (!along_outer)
+    while ((index + 1) * contraction.page_inner() <= inner.first) ++index;
+  const PageBlock& page = contraction.pages[index];
+  const Band band{&contraction, work.row, work.band - index * tensor.bands(), inner};
 
   const WeightScratch scratch(contraction);
   WeighedBand& result = work.weighed;
@@ -225,12 +263,8 @@ inline void weigh_next(Contracting& work) {
   result.row = work.row;
   result.rows = next_rows(contraction.rows - work.row);
   result.adds = contraction.role == Role::Values || (!along_outer && work.band > first_band);
-  result.outer_scales = along_outer ? nullptr : scales;
-  const Band band{{contraction.coefficients[work.row], contraction.coefficients.stride},
-                  inner,
-                  along_outer ? scales : nullptr,
-                  tensor.pitch(),
-                  contraction.next};
+  result.outer_scales = along_outer ? nullptr : tensor.scales(page.data, band.band);
+  result.next = page.next;
   result.terms = RowTerms{};
   const bool wide = result.rows == row_tile
                         ? weigh<row_tile>(band, work.rounding, scratch, result.terms)
@@ -242,13 +276,14 @@ inline void weigh_next(Contracting& work) {
   work.row += result.rows;
 }
 
-/// 16-bit tensors: the coefficients are the weights.
+/// 16-bit tensors, one page at a time: the coefficients are the weights.
 inline void contract_halves(Contracting& work) {
   const Contraction& contraction = work.contraction;
   WeighedBand& band = work.weighed;
   band = WeighedBand{};
   band.blocks = blocks_of(contraction.outer);
   band.adds = contraction.role == Role::Values;
+  band.weights.inner = contraction.inner;
   band.terms.step += 1.0f;
   for (; band.row < contraction.rows; band.row += band.rows) {
     band.rows = next_rows(contraction.rows - band.row);

@@ -166,8 +166,8 @@ KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBan
   if (band.outer_scales != nullptr) {
     const int lanes = block_lanes(contraction.tensor->matrix, block);
     const F16* minima = band.outer_scales + contraction.tensor->pitch();
-    prefetch(band.outer_scales + at, contraction.next);
-    prefetch(minima + at, contraction.next);
+    prefetch(band.outer_scales + at, band.next);
+    prefetch(minima + at, band.next);
     const F32x16 scale = load_f16(band.outer_scales + at, lanes);
     const F32x16 minimum = load_f16(minima + at, lanes);
     KVTILT_UNROLL(4)
@@ -182,23 +182,21 @@ KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBan
   }
 }
 
-/// All quads of `Blocks` blocks for `Tile` rows. `Aligned`: full blocks whose quads fill units;
-/// the weights are then zero in the whole units that `inner` touches.
-template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
-KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& band, int block) {
-  const TensorLayout& tensor = *contraction.tensor;
-  const std::byte* codes_start = contraction.block + tensor.codes;
+/// The quads of one page in `Blocks` blocks: `inner` within the page, whose weights begin with quad
+/// `start`. `Aligned`: full blocks whose quads fill units; the weights are then zero in the whole
+/// units that `inner` touches.
+template <int Bits, bool Aligned, int Blocks, class Dot>
+KVTILT_INLINE void dot_page(const TensorLayout& tensor, const PageBlock& page, Range inner,
+                            int block, const Weights& weights, int start, Dot& dot) {
   BlockReader<Bits> readers[Blocks];
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b)
-    readers[b] = BlockReader<Bits>(codes_start, tensor.matrix, block + b);
-  const Range inner = band.weights.inner;
-  Dot<Tile, Blocks> dot;
+    readers[b] = BlockReader<Bits>(page.data + tensor.codes, tensor.matrix, block + b);
   if constexpr (Aligned) {
     constexpr int unit_size = unit_quads(Bits);
     constexpr int unit_inner = unit_size * quad;
     const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
-    constexpr std::ptrdiff_t units_to_flush = Dot<Tile, Blocks>::quads_to_flush(Bits) / unit_size;
+    constexpr std::ptrdiff_t units_to_flush = Dot::quads_to_flush(Bits) / unit_size;
     static_assert(units_to_flush > 0);
     for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
       const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
@@ -208,19 +206,33 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& b
           I32x16 codes[Blocks];
           KVTILT_UNROLL(2)
           for (int b = 0; b < Blocks; ++b)
-            codes[b] = readers[b].unit_codes(unit, member, contraction.next);
-          dot.add(codes, band.weights, static_cast<std::size_t>(unit * unit_size), member);
+            codes[b] = readers[b].unit_codes(unit, member, page.next);
+          dot.add(codes, weights, static_cast<std::size_t>(start + unit * unit_size), member);
         }
       }
       dot.flush();
     }
   } else {
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
-      const I32x16 codes[1] = {readers[0].quad_codes(q, contraction.next)};
-      dot.add(codes, band.weights, static_cast<std::size_t>(q));
+      const I32x16 codes[1] = {readers[0].quad_codes(q, page.next)};
+      dot.add(codes, weights, static_cast<std::size_t>(start + q));
       dot.flush();
     }
   }
+}
+
+/// All quads of `Blocks` blocks for `Tile` rows.
+template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
+KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& band, int block) {
+  const Range inner = band.weights.inner;
+  const int page_inner = contraction.page_inner();
+  Dot<Tile, Blocks> dot;
+  const PageBlock* page = contraction.pages;
+  for (int start = 0; start < inner.last; start += page_inner)
+    dot_page<Bits, Aligned, Blocks>(
+        *contraction.tensor, *page++,
+        {larger(inner.first - start, 0), smaller(inner.last - start, page_inner)}, block,
+        band.weights, start / quad, dot);
   F32x16 sums[Blocks][Tile];
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b) {
@@ -270,7 +282,7 @@ void dot_integers(const Contraction& contraction, const WeighedBand& band) {
 template <int Tile, int Lanes>
 KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
-  const F16* values = reinterpret_cast<const F16*>(contraction.block + tensor.codes) +
+  const F16* values = reinterpret_cast<const F16*>(contraction.pages->data + tensor.codes) +
                       std::ptrdiff_t{block} * line_lanes * tensor.matrix.inner;
   const Rows<const float>& weights = contraction.coefficients;
   F32x16 sum[half_chains][Tile];
@@ -281,7 +293,7 @@ KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand&
   }
   int i = contraction.inner.first;
   for (; i + half_chains <= contraction.inner.last; i += half_chains) {
-    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.next);
+    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.pages->next);
     KVTILT_UNROLL(2)
     for (int chain = 0; chain < half_chains; ++chain) {
       const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
