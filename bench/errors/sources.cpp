@@ -4,7 +4,7 @@
 #include "llama/capturing_cache.hpp"
 #include "llama/fail.hpp"
 #include "llama/float_cache.hpp"
-#include "llama/mapped_file.hpp"
+#include "llama/text_file.hpp"
 #include "llama/model.hpp"
 #include "llama/pieces.hpp"
 

@@ -7,7 +7,7 @@
 #include <gtest/gtest.h>
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
-#include <llama/mapped_file.hpp>
+#include <llama/text_file.hpp>
 #include <llama/metrics.hpp>
 #include <llama/pieces.hpp>
 
