@@ -2,9 +2,9 @@
 // What each recipe costs in memory and in quality, on a text.
 #include "evaluation.hpp"
 #include "fail.hpp"
-#include "mapped_file.hpp"
 #include "pieces.hpp"
 #include "table.hpp"
+#include "text_file.hpp"
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>

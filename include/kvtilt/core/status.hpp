@@ -29,6 +29,7 @@ enum class ErrorCode : unsigned char {
   OutOfMemory,      ///< the allocator or the configured limit said no
   Unsupported,      ///< meaningful, but not in this build or version; the message says what is
   Corrupt,          ///< foreign or damaged bytes
+  FileAccess,       ///< a file that cannot be opened, mapped or written, with the system's reason
 };
 
 /// Success, or an error code with a message. Moving is free; success never allocates.
@@ -91,7 +92,8 @@ class [[nodiscard]] Result {
   /// Throws std::runtime_error with the message. Absent where exceptions are disabled.
   [[nodiscard]] T& value() & { return check(), *value_; }
   [[nodiscard]] const T& value() const& { return check(), *value_; }
-  [[nodiscard]] T&& value() && { return check(), *std::move(value_); }
+  /// A value, not a reference, so that `for (x : list().value())` reads what still exists.
+  [[nodiscard]] T value() && { return check(), *std::move(value_); }
 
  private:
   void check() const {

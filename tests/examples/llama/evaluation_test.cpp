@@ -7,9 +7,9 @@
 #include <gtest/gtest.h>
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
-#include <llama/mapped_file.hpp>
 #include <llama/metrics.hpp>
 #include <llama/pieces.hpp>
+#include <llama/text_file.hpp>
 
 #include <cmath>
 
