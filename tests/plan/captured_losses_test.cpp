@@ -253,10 +253,10 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   EXPECT_THAT(message(layer), HasSubstr("layer 0: 4095 keys"));
   layer = scene.layer;
   layer.attention.pop_back();
-  EXPECT_THAT(message(layer), HasSubstr("255 and 256 attention weights for 128 tokens"));
+  EXPECT_THAT(message(layer), HasSubstr("255 attention weights, must be 256 for 128 tokens"));
   layer = scene.layer;
   layer.output_square.assign(31, 1);
-  EXPECT_THAT(message(layer), HasSubstr("31 output squares"));
+  EXPECT_THAT(message(layer), HasSubstr("31 output squares, must be 32"));
   layer = scene.layer;
   layer.query_square[3] = -1;
   EXPECT_THAT(message(layer), HasSubstr("layer 0: -1 cannot be a mean square"));

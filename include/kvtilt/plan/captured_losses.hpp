@@ -73,23 +73,26 @@ inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape
   const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
   const std::size_t key_dim = static_cast<std::size_t>(shape.key_dim);
   const std::size_t value_dim = static_cast<std::size_t>(shape.value_dim);
-  const auto fits = [](std::size_t size, std::size_t expected) {
-    return size == 0 || size == expected;
-  };
-  if (layer.keys.size() != tokens * heads * key_dim ||
-      layer.values.size() != tokens * heads * value_dim ||
-      !fits(layer.query_square.size(), heads * key_dim) ||
-      !fits(layer.attention.size(), heads * tokens) ||
-      !fits(layer.key_attention.size(), heads * tokens))
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "layer %zu: %zu keys, %zu values, %zu query squares, %zu and %zu attention "
-        "weights for %zu tokens, %zu kv heads of %d and %d channels",
-        index, layer.keys.size(), layer.values.size(), layer.query_square.size(),
-        layer.attention.size(), layer.key_attention.size(), tokens, heads, shape.key_dim,
-        shape.value_dim);
+  const struct {
+    const char* name;
+    std::size_t size;
+    std::size_t expected;
+    bool optional;
+  } lists[] = {{"keys", layer.keys.size(), tokens * heads * key_dim, false},
+               {"values", layer.values.size(), tokens * heads * value_dim, false},
+               {"query squares", layer.query_square.size(), heads * key_dim, true},
+               {"output squares", layer.output_square.size(), heads * value_dim, true},
+               {"attention weights", layer.attention.size(), heads * tokens, true},
+               {"attention weights of keys", layer.key_attention.size(), heads * tokens, true}};
+  for (const auto& list : lists)
+    if (list.size != list.expected && !(list.optional && list.size == 0))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu: %zu %s, must be %zu for %zu tokens and %zu kv heads of %zu "
+                           "and %zu channels",
+                           index, list.size, list.name, list.expected, tokens, heads, key_dim,
+                           value_dim);
   for (const std::vector<double>* weights :
-       {&layer.query_square, &layer.attention, &layer.key_attention})
+       {&layer.query_square, &layer.output_square, &layer.attention, &layer.key_attention})
     for (const double weight : *weights)
       if (!is_loss(weight))
         return Status::error(ErrorCode::InvalidValue,
