@@ -21,20 +21,17 @@ inline int block_lanes(CodeMatrix matrix, int block) {
 /// Quads after which every plane begins a line: the unit of decoding with constant shifts.
 constexpr int unit_quads(int bits) { return 8 / (bits & -bits); }
 
-/// The planes of a packed tensor, resolved for one block.
-template <int Bits>
-struct BlockReader {
-  static constexpr Planes split = planes(Bits);
+/// The quads of one block, whatever the width: slower than BlockReader, but compiled once.
+struct QuadReader {
+  Planes split;
   const std::byte* plane[max_planes];
   int first_index;  ///< of the block's quad 0 in a plane
   int lanes;
 
-  BlockReader() = default;
-  KVTILT_INLINE BlockReader(const std::byte* codes, CodeMatrix matrix, int block)
-      : first_index(0), lanes(block_lanes(matrix, block)) {
+  QuadReader(const std::byte* codes, CodeMatrix matrix, int bits, int block)
+      : split(planes(bits)), first_index(0), lanes(block_lanes(matrix, block)) {
     const bool full = lanes == line_lanes;
     if (full) first_index = block * matrix.quads();
-    KVTILT_UNROLL(3)
     for (int p = 0; p < split.count; ++p) {
       plane[p] = codes + (full ? 0 : full_plane_bytes(matrix, split.width[p]));
       codes += plane_bytes(matrix, split.width[p]);
@@ -43,46 +40,61 @@ struct BlockReader {
 
   /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b. Prefetches what
   /// lies `next` bytes on.
-  KVTILT_INLINE I32x16 quad_codes(int quad_index, std::ptrdiff_t next) const {
-    I32x16 codes = broadcast_bits(0);
-    KVTILT_UNROLL(3)
+  KVTILT_INLINE I32x16 codes(int quad_index, std::ptrdiff_t next) const {
+    const int index = first_index + quad_index;
+    I32x16 result = broadcast_bits(0);
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
-      const int index = first_index + quad_index;
       const std::byte* line = plane[p] + index / fields * lanes * quad;
       prefetch(line, next);
-      codes = append_field(codes, load_line(line, lanes), p, index % fields * width);
+      if (width == 8) return load_line(line, lanes);
+      const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
+      const I32x16 field = bit_and(shift_right(load_line(line, lanes), index % fields * width),
+                                   broadcast_bits(mask));
+      result = p == 0 ? field : bit_or(shift_left(result, width), field);
     }
-    return codes;
+    return result;
+  }
+};
+
+/// The planes of a packed tensor, resolved for one full block.
+template <int Bits>
+struct BlockReader {
+  static constexpr Planes split = planes(Bits);
+  const std::byte* plane[max_planes];  ///< from the block's first unit on
+
+  /// Bytes of a unit in a plane.
+  static constexpr std::ptrdiff_t unit_bytes(int width) {
+    return unit_quads(Bits) / (8 / width) * line_bytes;
   }
 
-  /// The same for quad `member` of a unit in a full block. After unrolling all shifts are
-  /// constants.
-  KVTILT_INLINE I32x16 unit_codes(std::ptrdiff_t unit, int member, std::ptrdiff_t next) const {
-    constexpr int unit_size = unit_quads(Bits);
-    I32x16 codes = broadcast_bits(0);
+  BlockReader() = default;
+  KVTILT_INLINE BlockReader(const std::byte* codes, CodeMatrix matrix, int block) {
+    const std::ptrdiff_t first_unit = block * matrix.quads() / unit_quads(Bits);
+    KVTILT_UNROLL(3)
+    for (int p = 0; p < split.count; ++p) {
+      plane[p] = codes + first_unit * unit_bytes(split.width[p]);
+      codes += plane_bytes(matrix, split.width[p]);
+    }
+  }
+
+  /// The codes of quad `member` of a unit, as QuadReader::codes() returns them. After unrolling all
+  /// shifts are constants.
+  KVTILT_INLINE I32x16 codes(std::ptrdiff_t unit, int member, std::ptrdiff_t next) const {
+    I32x16 result = broadcast_bits(0);
     KVTILT_UNROLL(3)
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
-      const std::ptrdiff_t first_unit = static_cast<unsigned>(first_index) / unit_size;
-      const std::byte* line = plane[p] + (first_unit + unit) * (unit_size / fields * line_bytes) +
-                              member / fields * line_bytes;
+      const std::byte* line = plane[p] + unit * unit_bytes(width) + member / fields * line_bytes;
       if (member % fields == 0) prefetch(line, next);
-      codes = append_field(codes, load_line(line, line_lanes), p, member % fields * width);
+      if (width == 8) return load_line(line, line_lanes);
+      const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
+      const I32x16 field = bit_and(
+          shift_right(load_line(line, line_lanes), member % fields * width), broadcast_bits(mask));
+      result = p == 0 ? field : bit_or(shift_left(result, width), field);
     }
-    return codes;
-  }
-
- private:
-  /// Puts field `shift` of a line of plane p below the bits that `codes` has from earlier planes.
-  KVTILT_INLINE static I32x16 append_field(const I32x16& codes, const I32x16& line, int p,
-                                           int shift) {
-    const int width = split.width[p];
-    if (width == 8) return line;
-    const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
-    const I32x16 field = bit_and(shift_right(line, shift), broadcast_bits(mask));
-    return p == 0 ? field : bit_or(shift_left(codes, width), field);
+    return result;
   }
 };

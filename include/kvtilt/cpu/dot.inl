@@ -10,7 +10,6 @@ inline constexpr int any_quads = 1 << 20;
 /// Float sums of `Tile` rows over `Blocks` blocks.
 template <int Tile, int Blocks>
 struct FloatDot {
-  static constexpr bool unrolls_units(int) { return false; }  // little gained for much to compile
   F32x16 sum[Blocks][Tile];
 
   KVTILT_INLINE FloatDot() {
@@ -85,7 +84,6 @@ struct IntegerSums {
 template <int Tile, int Blocks, bool Unsigned>
 struct ByteDot : IntegerSums<Tile, Blocks> {
   using IntegerSums<Tile, Blocks>::sum;
-  static constexpr bool unrolls_units(int) { return true; }
   static constexpr int quads_to_flush(int bits) {
     return adds_pairs ? pair_quads(bits, Unsigned) : any_quads;
   }
@@ -127,7 +125,6 @@ using UnsignedDot = ByteDot<Tile, Blocks, true>;
 template <int Tile, int Blocks>
 struct WideDot : IntegerSums<Tile, Blocks> {
   using IntegerSums<Tile, Blocks>::sum;
-  static constexpr bool unrolls_units(int bits) { return bits > 3; }  // 3 bits rarely come here
   static constexpr int quads_to_flush(int) { return any_quads; }
 
   KVTILT_INLINE WideDot() {}
@@ -182,57 +179,14 @@ KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBan
   }
 }
 
-/// The quads of one page in `Blocks` blocks: `inner` within the page, whose weights begin with quad
-/// `start`. `Aligned`: full blocks whose quads fill units; the weights are then zero in the whole
-/// units that `inner` touches.
-template <int Bits, bool Aligned, int Blocks, class Dot>
-KVTILT_INLINE void dot_page(const TensorLayout& tensor, const PageBlock& page, Range inner,
-                            int block, const Weights& weights, int start, Dot& dot) {
-  BlockReader<Bits> readers[Blocks];
-  KVTILT_UNROLL(2)
-  for (int b = 0; b < Blocks; ++b)
-    readers[b] = BlockReader<Bits>(page.data + tensor.codes, tensor.matrix, block + b);
-  if constexpr (Aligned) {
-    constexpr int unit_size = unit_quads(Bits);
-    constexpr int unit_inner = unit_size * quad;
-    const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
-    constexpr std::ptrdiff_t units_to_flush = Dot::quads_to_flush(Bits) / unit_size;
-    static_assert(units_to_flush > 0);
-    for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
-      const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
-      for (; unit < end; ++unit) {
-        KVTILT_UNROLL(8)
-        for (int member = 0; member < unit_size; ++member) {
-          I32x16 codes[Blocks];
-          KVTILT_UNROLL(2)
-          for (int b = 0; b < Blocks; ++b)
-            codes[b] = readers[b].unit_codes(unit, member, page.next);
-          dot.add(codes, weights, static_cast<std::size_t>(start + unit * unit_size), member);
-        }
-      }
-      dot.flush();
-    }
-  } else {
-    for (int q = inner.first / quad; q * quad < inner.last; ++q) {
-      const I32x16 codes[1] = {readers[0].quad_codes(q, page.next)};
-      dot.add(codes, weights, static_cast<std::size_t>(start + q));
-      dot.flush();
-    }
-  }
+/// The part of `inner` that lies in the page whose first index is `start`.
+inline Range part_of(Range inner, int start, int page_inner) {
+  return {larger(inner.first - start, 0), smaller(inner.last - start, page_inner)};
 }
 
-/// All quads of `Blocks` blocks for `Tile` rows.
-template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
-KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& band, int block) {
-  const Range inner = band.weights.inner;
-  const int page_inner = contraction.page_inner();
-  Dot<Tile, Blocks> dot;
-  const PageBlock* page = contraction.pages;
-  for (int start = 0; start < inner.last; start += page_inner)
-    dot_page<Bits, Aligned, Blocks>(
-        *contraction.tensor, *page++,
-        {larger(inner.first - start, 0), smaller(inner.last - start, page_inner)}, block,
-        band.weights, start / quad, dot);
+template <int Tile, int Blocks, class Dot>
+KVTILT_INLINE void give_totals(const Contraction& contraction, const WeighedBand& band, int block,
+                               const Dot& dot) {
   F32x16 sums[Blocks][Tile];
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b) {
@@ -243,26 +197,93 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& b
   for (int b = 0; b < Blocks; ++b) give_results(contraction, band, block + b, sums[b]);
 }
 
-template <template <int, int> class Dot, int Bits, int Tile>
-KVTILT_INLINE void dot_rows(const Contraction& contraction, const WeighedBand& band) {
-  [[maybe_unused]] const CodeMatrix matrix = contraction.tensor->matrix;
-  int block = band.blocks.first;
-  if constexpr (Dot<Tile, 1>::unrolls_units(Bits)) {
-    const int full = smaller(band.blocks.last, matrix.full_blocks());
-    if (matrix.quads() % unit_quads(Bits) == 0)
-      for (; block + block_tile <= full; block += block_tile)
-        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, band, block);
+/// One block of any kind and width, quad by quad.
+template <template <int, int> class Dot, int Tile>
+inline void dot_quads(const Contraction& contraction, const WeighedBand& band, int block) {
+  const TensorLayout& tensor = *contraction.tensor;
+  const Range all = band.weights.inner;
+  const int page_inner = contraction.page_inner();
+  const PageBlock* page = contraction.pages;
+  Dot<Tile, 1> dot;
+  for (int start = 0; start < all.last; start += page_inner, ++page) {
+    const QuadReader reader(page->data + tensor.codes, tensor.matrix, tensor.format.bits, block);
+    const Range inner = part_of(all, start, page_inner);
+    for (int q = inner.first / quad; q * quad < inner.last; ++q) {
+      const I32x16 codes[1] = {reader.codes(q, page->next)};
+      dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + q));
+      dot.flush();
+    }
   }
-  for (; block < band.blocks.last; ++block)
-    dot_tile<Dot, Bits, Tile, 1, false>(contraction, band, block);
+  give_totals<Tile, 1>(contraction, band, block, dot);
+}
+
+/// block_tile full blocks whose quads fill units: weights are zero in the whole units that `inner`
+/// touches.
+template <template <int, int> class Dot, int Bits, int Tile>
+KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& band, int block) {
+  constexpr int unit_size = unit_quads(Bits);
+  constexpr int unit_inner = unit_size * quad;
+  constexpr std::ptrdiff_t units_to_flush = Dot<Tile, block_tile>::quads_to_flush(Bits) / unit_size;
+  static_assert(units_to_flush > 0);
+  const TensorLayout& tensor = *contraction.tensor;
+  const Range all = band.weights.inner;
+  const int page_inner = contraction.page_inner();
+  const PageBlock* page = contraction.pages;
+  Dot<Tile, block_tile> dot;
+  for (int start = 0; start < all.last; start += page_inner, ++page) {
+    BlockReader<Bits> readers[block_tile];
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < block_tile; ++b)
+      readers[b] = BlockReader<Bits>(page->data + tensor.codes, tensor.matrix, block + b);
+    const Range inner = part_of(all, start, page_inner);
+    const std::ptrdiff_t next = page->next;
+    const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
+    for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
+      const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
+      for (; unit < end; ++unit) {
+        KVTILT_UNROLL(8)
+        for (int member = 0; member < unit_size; ++member) {
+          I32x16 codes[block_tile];
+          KVTILT_UNROLL(2)
+          for (int b = 0; b < block_tile; ++b) codes[b] = readers[b].codes(unit, member, next);
+          dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + unit * unit_size),
+                  member);
+        }
+      }
+      dot.flush();
+    }
+  }
+  give_totals<Tile, block_tile>(contraction, band, block, dot);
+}
+
+/// Blocks from `block` on.
+template <template <int, int> class Dot>
+inline void dot_blocks(const Contraction& contraction, const WeighedBand& band, int block) {
+  for (; block < band.blocks.last; ++block) {
+    if (band.rows == row_tile)
+      dot_quads<Dot, row_tile>(contraction, band, block);
+    else
+      dot_quads<Dot, 1>(contraction, band, block);
+  }
+}
+
+/// As many blocks as come in units. Returns the first that is left.
+template <template <int, int> class Dot, int Bits, int Tile>
+KVTILT_INLINE int dot_unit_blocks(const Contraction& contraction, const WeighedBand& band) {
+  const CodeMatrix matrix = contraction.tensor->matrix;
+  int block = band.blocks.first;
+  const int full = smaller(band.blocks.last, matrix.full_blocks());
+  if (matrix.quads() % unit_quads(Bits) == 0)
+    for (; block + block_tile <= full; block += block_tile)
+      dot_units<Dot, Bits, Tile>(contraction, band, block);
+  return block;
 }
 
 template <template <int, int> class Dot, int Bits>
 KVTILT_INLINE void dot(const Contraction& contraction, const WeighedBand& band) {
-  if (band.rows == row_tile)
-    dot_rows<Dot, Bits, row_tile>(contraction, band);
-  else
-    dot_rows<Dot, Bits, 1>(contraction, band);
+  const int block = band.rows == row_tile ? dot_unit_blocks<Dot, Bits, row_tile>(contraction, band)
+                                          : dot_unit_blocks<Dot, Bits, 1>(contraction, band);
+  dot_blocks<Dot>(contraction, band, block);
 }
 
 template <int Bits>
@@ -275,6 +296,10 @@ void dot_integers(const Contraction& contraction, const WeighedBand& band) {
     else
       dot<SignedDot, Bits>(contraction, band);
   }
+}
+
+inline void dot_floats(const Contraction& contraction, const WeighedBand& band) {
+  dot_blocks<FloatDot>(contraction, band, band.blocks.first);
 }
 
 /// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:
@@ -326,11 +351,8 @@ KVTILT_INLINE void dot_half_rows(const Contraction& contraction, const WeighedBa
   }
 }
 
-template <int Bits>
-void dot_floats(const Contraction& contraction, const WeighedBand& band) {
-  if constexpr (Bits != half_bits)
-    dot<FloatDot, Bits>(contraction, band);
-  else if (band.rows == row_tile)
+inline void dot_all_halves(const Contraction& contraction, const WeighedBand& band) {
+  if (band.rows == row_tile)
     dot_half_rows<row_tile>(contraction, band);
   else
     dot_half_rows<1>(contraction, band);

@@ -5,7 +5,7 @@ template <class FormatList, int Bits>
 constexpr void add_width(Kernels& table) {
   if constexpr (FormatList::keys::contains(Bits) || FormatList::values::contains(Bits) ||
                 Bits == half_bits) {
-    table.float_dot[width_slot(Bits)] = &dot_floats<Bits>;
+    table.float_dot[width_slot(Bits)] = Bits == half_bits ? &dot_all_halves : &dot_floats;
     add_integer_dot<FormatList, Bits>(table);
     table.pack[width_slot(Bits)] = &pack<Bits>;
   }
