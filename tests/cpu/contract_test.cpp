@@ -190,8 +190,7 @@ double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* r
       ++count;
     }
     if (count == 0) continue;
-    const double share = role == cpu::Role::Keys ? 0.6 : 0.43;
-    const double refined = n > 3 ? share * std::sqrt(square / extent) / n : largest;
+    const double refined = n > 3 ? 0.6 * std::sqrt(square / extent) / n : largest;
     const double step = std::min(largest / (role == cpu::Role::Keys ? 127 : 255), refined * 1.05);
     const double lane = tensor.group_along_outer
                             ? 1.0

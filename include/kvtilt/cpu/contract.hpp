@@ -38,9 +38,9 @@ enum class Role : std::uint8_t {
 };
 
 /// Coarsest step of integer weights, as a part of their rms and n times as large for n-level codes.
-/// The rounding of the weights then adds less than a fifth of the codes' own error (DESIGN 6); the
-/// values of some models ask for a finer one. Measured by bench/run.sh --errors.
-constexpr float step_share(Role role) { return role == Role::Keys ? 0.6f : 0.43f; }
+/// The rounding of the weights then adds less than a fifth of the codes' own error (DESIGN 6).
+/// Measured by bench/run.sh --errors.
+inline constexpr float step_share = 0.6f;
 
 /// A head's block of a page, and how many bytes on the one lies that will be read in its place soon,
 /// to prefetch it.
@@ -161,7 +161,7 @@ struct Rounding {
                        : contraction.role == Role::Keys     ? tensor.matrix.inner
                        : tensor.matrix.inner < joined_slots ? joined_slots
                                                             : tensor.matrix.inner;
-    const float finest = n / step_share(contraction.role);  // rms in steps
+    const float finest = n / step_share;  // rms in steps
     least_square = finest * finest * static_cast<float>(extent);
     checked = !wide && tensor.format.bits > always_for_bytes && least_square > levels * levels;
     mean_code = integers ? 0.5f * n : 0.0f;
