@@ -66,6 +66,28 @@ TEST(AttendOptionsAgreement, AlibiFallsWithDistance) {
                                    codes_may_cancel));
 }
 
+// Sealed pages are joined for one softmax; the last of them may have lost tokens since.
+TEST(AttendOptionsAgreement, AlibiFallsWithDistanceInPagesThatLostTokens) {
+  Random random(21);
+  for (const int page : {32, 64, 128})
+    for (const int left : {1, 20, 31, 33, 64, 95, 100, 159, 160, 161}) {
+      CacheOptions cache_options;
+      cache_options.page_tokens = page;
+      cache_options.recent_tokens = 0;
+      cache_options.sink_tokens = 0;
+      Filled filled({2, 64, 64}, "k8v8", 512, random, cache_options);
+      KVTILT_EXPECT_OK(filled.cache.truncate(filled.id, left));
+      const std::vector<float> slopes = {0.5f, 0.25f, 0.0f, 0.0078125f, 0.125f, 1.0f};
+      const Rows<float> queries = test::random_queries(random, filled.shape, 1, 3);
+      AttendOptions options = test::exact_options();
+      options.alibi_slopes = slopes;
+      EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                       test::attended(filled.view(), queries, options),
+                                       codes_may_cancel))
+          << left << " tokens, pages of " << page;
+    }
+}
+
 TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
   Random random(3);
   const Filled filled({1, 64, 64}, "k8v8", 200, random);

@@ -283,11 +283,14 @@ class AttentionTile {
   }
 
   void shape_logits(cpu::Rows<float> scores) {
-    const int slots = joined_.slots / joined_.pages;
-    for (int page = 0; page < joined_.pages; ++page)
+    const int page_slots = joined_.head->value.matrix.inner;
+    for (int page = 0; page < joined_.pages; ++page) {
+      const int start = page * page_slots;
+      const int slots = std::min(page_slots, joined_.slots - start);
       for (int r = 0; r < rows_; ++r)
-        kernels_->shape(scores[r] + page * slots, slots, rules_[r].logit,
+        kernels_->shape(scores[r] + start, slots, rules_[r].logit,
                         static_cast<float>(joined_.first_position[page] - rules_[r].position));
+    }
   }
 
   [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
