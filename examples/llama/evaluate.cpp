@@ -91,12 +91,19 @@ void write_json(std::ofstream& file, const std::vector<llama::RecipeReport>& rep
   file << array.dump(2) << '\n';
 }
 
-/// The recipes without the baseline, which is run anyway, and without repetitions.
+bool is_number(const std::string& text) {
+  return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+}
+
+/// The recipes without the baseline, which is run anyway, and without repetitions. The comma inside
+/// a name (k4v2:g64,32) is told from those between names by what follows: a bare number is no recipe.
 std::vector<std::string> clean_recipes(const std::vector<std::string>& recipes) {
   std::vector<std::string> clean;
   std::set<std::string> seen{llama::baseline_recipe};
-  for (const auto& recipe : recipes) {
-    if (seen.insert(recipe).second) clean.push_back(recipe);
+  for (std::size_t i = 0; i < recipes.size();) {
+    std::string name = recipes[i++];
+    for (; i < recipes.size() && is_number(recipes[i]); ++i) name += "," + recipes[i];
+    if (seen.insert(name).second) clean.push_back(name);
   }
   return clean;
 }
