@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+/// Losses from keys, values and attention captured while a model ran: the squared error that a
+/// format adds to the outputs of attention, to first order, quantized page by page as in a cache.
+///
+/// With p the probabilities of a query, o its output and e_t = scale * q . dk_t the error of a logit,
+///
+///     d o = sum_t p_t dv_t + sum_t p_t e_t (v_t - o)
+///     E |d o|^2 = sum_t p_t^2 |dv_t|^2 + sum_t p_t^2 |v_t - o|^2 scale^2 sum_c q_c^2 dk_tc^2
+///
+/// for errors that are independent of each other. Values therefore weigh by sum p_t^2, and keys by
+/// that times how far the value lies from the output (the softmax's sensitivity) times the queries
+/// that meet each channel.
+#pragma once
+
+#include <kvtilt/plan/losses.hpp>
+#include <kvtilt/plan/measure_error.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+
+/// One layer of a captured run, its texts one after the other, each cut to whole pages.
+struct CapturedLayer {
+  int tokens = 0;
+  int kv_heads = 0;
+  int key_dim = 0;
+  int value_dim = 0;
+  std::vector<float> keys;    ///< [tokens, kv_heads, key_dim], as they enter the cache
+  std::vector<float> values;  ///< [tokens, kv_heads, value_dim]
+
+  /// [kv_heads][key_dim]: mean of q_c^2 over the queries that meet these keys. Empty: ones.
+  std::vector<double> query_square;
+
+  /// [kv_heads][tokens]: sum of p_t^2 over all queries of the kv head. Empty: ones.
+  std::vector<double> attention;
+
+  /// [kv_heads][tokens]: sum of p_t^2 |v_t - o|^2 likewise. Empty: attention times the mean squared
+  /// distance of the head's values from their mean, both weighted by attention.
+  std::vector<double> key_attention;
+
+  double logit_scale = 0;  ///< 0: 1 / sqrt(key_dim)
+  double weight = 1;       ///< of this layer's outputs among those of all layers
+};
+
+namespace detail {
+
+inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape,
+                             std::size_t index) {
+  if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
+      layer.value_dim != shape.value_dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %zu: captured %d kv heads of %d and %d channels, the shape has %d "
+                         "of %d and %d",
+                         index, layer.kv_heads, layer.key_dim, layer.value_dim, shape.kv_heads,
+                         shape.key_dim, shape.value_dim);
+  const std::size_t tokens = layer.tokens > 0 ? static_cast<std::size_t>(layer.tokens) : 0;
+  const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
+  const std::size_t key_dim = static_cast<std::size_t>(shape.key_dim);
+  const auto fits = [](std::size_t size, std::size_t expected) {
+    return size == 0 || size == expected;
+  };
+  if (layer.keys.size() != tokens * heads * key_dim ||
+      layer.values.size() != tokens * heads * static_cast<std::size_t>(shape.value_dim) ||
+      !fits(layer.query_square.size(), heads * key_dim) ||
+      !fits(layer.attention.size(), heads * tokens) ||
+      !fits(layer.key_attention.size(), heads * tokens))
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %zu: %zu keys, %zu values, %zu query squares, %zu and %zu attention "
+        "weights for %zu tokens, %zu kv heads of %d and %d channels",
+        index, layer.keys.size(), layer.values.size(), layer.query_square.size(),
+        layer.attention.size(), layer.key_attention.size(), tokens, heads, shape.key_dim,
+        shape.value_dim);
+  for (const std::vector<double>* weights :
+       {&layer.query_square, &layer.attention, &layer.key_attention})
+    for (const double weight : *weights)
+      if (!is_loss(weight))
+        return Status::error(ErrorCode::InvalidValue,
+                             "layer %zu: %g cannot be a mean square or a weight", index, weight);
+  if (!is_loss(layer.weight) || !is_loss(layer.logit_scale))
+    return Status::error(ErrorCode::InvalidValue, "layer %zu: weight %g, logit scale %g", index,
+                         layer.weight, layer.logit_scale);
+  return {};
+}
+
+/// One head's part of a [kv_heads][count] list, or nothing of an empty one.
+inline std::span<const double> head_part(const std::vector<double>& list, int head,
+                                         std::size_t count) {
+  if (list.empty()) return {};
+  return std::span(list).subspan(static_cast<std::size_t>(head) * count, count);
+}
+
+/// Mean squared distance of a head's values from their mean, weighted by attention.
+inline double value_spread(const CapturedLayer& layer, int head) {
+  const std::size_t tokens = static_cast<std::size_t>(layer.tokens);
+  const std::size_t dim = static_cast<std::size_t>(layer.value_dim);
+  const std::size_t stride = static_cast<std::size_t>(layer.kv_heads) * dim;
+  const std::span<const double> attention = head_part(layer.attention, head, tokens);
+  std::vector<double> mean(dim);
+  double total = 0;
+  double squares = 0;
+  for (std::size_t token = 0; token < tokens; ++token) {
+    const double weight = attention.empty() ? 1.0 : attention[token];
+    const float* value = &layer.values[token * stride + static_cast<std::size_t>(head) * dim];
+    total += weight;
+    for (std::size_t channel = 0; channel < dim; ++channel) {
+      const double x = static_cast<double>(value[channel]);
+      mean[channel] += weight * x;
+      squares += weight * x * x;
+    }
+  }
+  if (total == 0) return 0;
+  double spread = squares / total;
+  for (const double sum : mean) spread -= sum / total * (sum / total);
+  return spread > 0 ? spread : 0;
+}
+
+/// Weights of one head of a captured tensor, and the factor that they leave out.
+struct CapturedWeights {
+  ErrorWeights weights;
+  double factor;
+};
+
+inline CapturedWeights captured_weights(const CapturedLayer& layer, Tensor tensor, int head) {
+  const std::size_t tokens = static_cast<std::size_t>(layer.tokens);
+  const std::span<const double> attention = head_part(layer.attention, head, tokens);
+  if (tensor == Tensor::Values) return {{attention, {}}, layer.weight};
+  const std::span<const double> queries =
+      head_part(layer.query_square, head, static_cast<std::size_t>(layer.key_dim));
+  const double scale2 =
+      layer.logit_scale > 0 ? layer.logit_scale * layer.logit_scale : 1.0 / layer.key_dim;
+  if (!layer.key_attention.empty())
+    return {{head_part(layer.key_attention, head, tokens), queries}, layer.weight * scale2};
+  return {{attention, queries}, layer.weight * scale2 * value_spread(layer, head)};
+}
+
+/// Losses of one head of a tensor in resolved formats.
+inline Result<std::vector<double>> captured_tensor_losses(const CapturedLayer& layer, Tensor tensor,
+                                                          int head,
+                                                          const std::vector<Format>& formats,
+                                                          int page_tokens) {
+  const bool keys = tensor == Tensor::Keys;
+  const TensorView data(keys ? layer.keys.data() : layer.values.data(), layer.tokens,
+                        layer.kv_heads, keys ? layer.key_dim : layer.value_dim);
+  const CapturedWeights weights = captured_weights(layer, tensor, head);
+  std::vector<double> losses;
+  for (const Format& format : formats) {
+    Result<double> error = measure_error(data, head, format, page_tokens, weights.weights);
+    if (!error) return std::move(error).take_status();
+    losses.push_back(weights.factor * *error);
+  }
+  return losses;
+}
+
+inline Status named(const Status& status, std::size_t layer, Tensor tensor) {
+  return Status::error(status.code(), "layer %zu, %s: %.*s", layer, to_string(tensor),
+                       static_cast<int>(status.message().size()), status.message().data());
+}
+
+}  // namespace detail
+
+/// Squared error of attention outputs that each format adds, per layer or per kv head.
+///
+/// captured  one per layer of the shape, each at least one page long
+/// Fails     InvalidArgument where counts disagree, InvalidValue for weights or elements that
+///           cannot be meant, naming the layer
+/// Cost      measure_error for every element and format; nothing is shared between formats
+inline Result<ModelLosses> losses_from_statistics(const CacheShape& shape, int page_tokens,
+                                                  const FormatChoices& choices,
+                                                  std::span<const CapturedLayer> captured,
+                                                  RecipePer per = RecipePer::Layer) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  if (captured.size() != shape.layers.size())
+    return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
+                         captured.size(), shape.layers.size());
+  ModelLosses losses;
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& layer_shape = shape.layers[layer];
+    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
+    if (layer_shape.kv_heads == 0) continue;
+    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
+    if (!resolved) return std::move(resolved).take_status();
+    KVTILT_RETURN_IF_ERROR(detail::check_captured(captured[layer], layer_shape, layer));
+    for (int head = 0; head < layer_shape.kv_heads; ++head) {
+      if (head == 0 || per == RecipePer::Head)
+        entries.push_back(
+            {std::vector<double>(choices.keys.size()), std::vector<double>(choices.values.size())});
+      for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
+        const bool keys = tensor == Tensor::Keys;
+        Result<std::vector<double>> one = detail::captured_tensor_losses(
+            captured[layer], tensor, head, keys ? resolved->keys : resolved->values, page_tokens);
+        if (!one) return detail::named(one.status(), layer, tensor);
+        std::vector<double>& sums = keys ? entries.back().keys : entries.back().values;
+        for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += (*one)[i];
+      }
+    }
+  }
+  return losses;
+}
+
+}  // namespace kvtilt

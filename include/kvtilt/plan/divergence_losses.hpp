@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: MIT
+/// Losses from measured divergence: one tensor at a time is stored in a probe format, and the KL
+/// divergence of the model's predictions is measured.
+///
+/// To first order divergences add up, and each is quadratic in the error of its tensor, so it
+/// scales with the squared error of the format. Small models can measure every format of every
+/// tensor; then nothing is scaled.
+#pragma once
+
+#include <kvtilt/plan/captured_losses.hpp>
+#include <kvtilt/plan/error_law.hpp>
+#include <kvtilt/plan/losses.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+
+/// What was measured with one tensor in a probe format and everything else in 16 bits.
+struct Divergence {
+  int layer = 0;
+  int head = -1;  ///< -1: all kv heads of the layer
+  Tensor tensor = Tensor::Keys;
+  Format format;  ///< need not be among the choices
+  double kl = 0;  ///< mean KL divergence from the 16-bit model, or any loss that adds up
+};
+
+namespace detail {
+
+/// A measured point of a tensor: its squared error under the law, and its divergence.
+struct ProbePoint {
+  Format format;  ///< resolved
+  double error;
+  double kl;
+};
+
+/// Divergence at a squared error, from at least one point, sorted by error: proportional outside of
+/// them, and between two of them a straight line in logarithms.
+inline double scale_divergence(const std::vector<ProbePoint>& points, double error) {
+  const auto proportional = [error](const ProbePoint& point) {
+    return point.error > 0 ? point.kl * (error / point.error) : point.kl;
+  };
+  std::size_t above = 0;
+  while (above < points.size() && points[above].error < error) ++above;
+  if (above == 0) return proportional(points.front());
+  if (above == points.size()) return proportional(points.back());
+  const ProbePoint& low = points[above - 1];
+  const ProbePoint& high = points[above];
+  if (low.error <= 0 || low.kl <= 0 || high.kl <= 0) return proportional(high);
+  const double share = std::log(error / low.error) / std::log(high.error / low.error);
+  return low.kl * std::exp(share * std::log(high.kl / low.kl));
+}
+
+/// Exact where a format was measured, the last measurement if several; scaled elsewhere.
+inline double divergence_of(const std::vector<ProbePoint>& points, const Format& format,
+                            double error) {
+  for (std::size_t i = points.size(); i-- > 0;)
+    if (points[i].format == format) return points[i].kl;
+  return scale_divergence(points, error);
+}
+
+/// Squared errors of one head of a tensor in resolved formats: measured on captured data, or the
+/// law of Gaussian data.
+inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Tensor tensor, int head,
+                                            const std::vector<Format>& formats, int page_tokens) {
+  if (captured != nullptr)
+    return captured_tensor_losses(*captured, tensor, head, formats, page_tokens);
+  std::vector<double> errors;
+  for (const Format& format : formats) errors.push_back(relative_error(format));
+  return errors;
+}
+
+/// One tensor of a layer: what was measured of it, and the errors of all formats of interest.
+class TensorDivergence {
+ public:
+  TensorDivergence(Tensor tensor, const std::vector<Format>& formats)
+      : tensor_(tensor), formats_(formats) {}
+
+  /// Takes what concerns the tensor out of `probes`. `dim` and `page_tokens` resolve the formats.
+  Status measure(std::span<const Divergence> probes, int layer, const LayerShape& shape,
+                 const CapturedLayer* captured, int page_tokens) {
+    const int dim = tensor_ == Tensor::Keys ? shape.key_dim : shape.value_dim;
+    std::vector<Format> all = formats_;
+    std::vector<const Divergence*> mine;
+    for (const Divergence& probe : probes) {
+      if (probe.layer != layer || probe.tensor != tensor_) continue;
+      Result<Format> format = resolve_format(probe.format, "a probe", dim, page_tokens);
+      if (!format) return std::move(format).take_status();
+      all.push_back(*format);
+      mine.push_back(&probe);
+    }
+    together_.assign(all.size(), 0.0);
+    for (int head = 0; head < shape.kv_heads; ++head) {
+      Result<std::vector<double>> law = head_law(captured, tensor_, head, all, page_tokens);
+      if (!law) return std::move(law).take_status();
+      for (std::size_t i = 0; i < all.size(); ++i) together_[i] += (*law)[i];
+      heads_.push_back(*std::move(law));
+    }
+    points_.resize(heads_.size() + 1);
+    for (std::size_t i = 0; i < mine.size(); ++i) {
+      const int head = mine[i]->head;
+      const std::size_t format = formats_.size() + i;
+      const double error = head < 0 ? together_[format] : heads_[index(head)][format];
+      points_[index(head < 0 ? shape.kv_heads : head)].push_back({all[format], error, mine[i]->kl});
+    }
+    for (std::vector<ProbePoint>& points : points_)
+      std::stable_sort(points.begin(), points.end(),
+                       [](const ProbePoint& a, const ProbePoint& b) { return a.error < b.error; });
+    return {};
+  }
+
+  /// Losses of all formats for all heads together; empty if that was not measured.
+  [[nodiscard]] std::vector<double> layer_losses() const {
+    return losses(points_.back(), together_, nullptr);
+  }
+
+  /// Losses of all formats for one head: its own measurements, else its share, under the law, of
+  /// those of the whole layer.
+  [[nodiscard]] std::vector<double> head_losses(int head) const {
+    const std::vector<double>& law = heads_[index(head)];
+    if (!points_[index(head)].empty()) return losses(points_[index(head)], law, nullptr);
+    return losses(points_.back(), together_, &law);
+  }
+
+ private:
+  static std::size_t index(int i) { return static_cast<std::size_t>(i); }
+
+  [[nodiscard]] std::vector<double> losses(const std::vector<ProbePoint>& points,
+                                           const std::vector<double>& errors,
+                                           const std::vector<double>* part) const {
+    std::vector<double> result;
+    if (points.empty()) return result;
+    for (std::size_t i = 0; i < formats_.size(); ++i) {
+      const double share = part == nullptr ? 1.0 : errors[i] > 0 ? (*part)[i] / errors[i] : 0.0;
+      result.push_back(share * divergence_of(points, formats_[i], errors[i]));
+    }
+    return result;
+  }
+
+  Tensor tensor_;
+  const std::vector<Format>& formats_;
+  std::vector<double> together_;                 ///< [formats, probes], all heads
+  std::vector<std::vector<double>> heads_;       ///< the same of each head
+  std::vector<std::vector<ProbePoint>> points_;  ///< per head, then of all heads
+};
+
+inline Status check_probes(std::span<const Divergence> probes, const CacheShape& shape) {
+  for (std::size_t i = 0; i < probes.size(); ++i) {
+    const Divergence& probe = probes[i];
+    const int layers = static_cast<int>(shape.layers.size());
+    if (probe.layer < 0 || probe.layer >= layers || probe.head < -1 ||
+        probe.head >= shape.layers[static_cast<std::size_t>(probe.layer)].kv_heads)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "divergence %zu: there is no layer %d with a kv head %d", i, probe.layer,
+                           probe.head);
+    if (!is_loss(probe.kl))
+      return Status::error(ErrorCode::InvalidValue, "divergence %zu is %g, must be 0 or more", i,
+                           probe.kl);
+  }
+  return {};
+}
+
+}  // namespace detail
+
+/// Losses in the unit of the divergences. A format that was measured keeps its measured divergence.
+/// Others are scaled by their squared error: measured on captured data where it is given (which
+/// knows that keys have outlier channels), else the law of Gaussian data.
+///
+/// probes    at least one for the keys and one for the values of every layer: of all heads, or, for
+///           losses per head, of each head
+/// captured  empty, or one per layer
+/// Fails     InvalidArgument naming a tensor without a probe, and wherever counts disagree;
+///           InvalidValue for divergences below 0
+/// Cost      that of losses_from_statistics where there is captured data
+inline Result<ModelLosses> losses_from_divergence(const CacheShape& shape, int page_tokens,
+                                                  const FormatChoices& choices,
+                                                  std::span<const Divergence> probes,
+                                                  std::span<const CapturedLayer> captured = {},
+                                                  RecipePer per = RecipePer::Layer) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  KVTILT_RETURN_IF_ERROR(detail::check_probes(probes, shape));
+  if (!captured.empty() && captured.size() != shape.layers.size())
+    return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
+                         captured.size(), shape.layers.size());
+  ModelLosses losses;
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& layer_shape = shape.layers[layer];
+    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
+    if (layer_shape.kv_heads == 0) continue;
+    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
+    if (!resolved) return std::move(resolved).take_status();
+    const CapturedLayer* data = captured.empty() ? nullptr : &captured[layer];
+    if (data != nullptr) KVTILT_RETURN_IF_ERROR(detail::check_captured(*data, layer_shape, layer));
+    entries.resize(per == RecipePer::Head ? static_cast<std::size_t>(layer_shape.kv_heads) : 1);
+    for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
+      const bool keys = tensor == Tensor::Keys;
+      detail::TensorDivergence measured(tensor, keys ? resolved->keys : resolved->values);
+      if (Status status =
+              measured.measure(probes, static_cast<int>(layer), layer_shape, data, page_tokens);
+          !status.ok())
+        return detail::named(status, layer, tensor);
+      for (std::size_t entry = 0; entry < entries.size(); ++entry) {
+        std::vector<double>& result = keys ? entries[entry].keys : entries[entry].values;
+        result = per == RecipePer::Head ? measured.head_losses(static_cast<int>(entry))
+                                        : measured.layer_losses();
+        if (result.empty())
+          return Status::error(ErrorCode::InvalidArgument,
+                               "layer %zu, entry %zu: no divergence was measured with its %s in a "
+                               "probe format",
+                               layer, entry, to_string(tensor));
+      }
+    }
+  }
+  return losses;
+}
+
+}  // namespace kvtilt

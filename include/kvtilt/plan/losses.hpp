@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: MIT
+/// What a planner chooses from (formats) and what each choice costs (losses). Wherever losses come
+/// from - weight norms, captured statistics, measured divergence - they have this form.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt {
+
+enum class Tensor : std::uint8_t { Keys, Values };
+
+constexpr const char* to_string(Tensor tensor) {
+  return tensor == Tensor::Keys ? "keys" : "values";
+}
+
+/// Whether a plan has one recipe for all kv heads of a layer, or one for each.
+enum class RecipePer : std::uint8_t { Layer, Head };
+
+/// Formats that a planner may give to keys and to values, the same for every layer. A group of 0
+/// means what resolve_format makes of it, layer by layer.
+struct FormatChoices {
+  std::vector<Format> keys;
+  std::vector<Format> values;
+};
+
+/// What storing one kv head (or all heads of a layer) costs: keys[i] in format choices.keys[i],
+/// values[j] in choices.values[j]. Losses add up: keys and values, heads, layers. Their unit is the
+/// caller's, but one for the whole model.
+struct HeadLosses {
+  std::vector<double> keys;
+  std::vector<double> values;
+};
+
+/// layers[layer] has one entry for all heads, or one per kv head; nothing where there is no cache.
+struct ModelLosses {
+  std::vector<std::vector<HeadLosses>> layers;
+};
+
+namespace detail {
+
+/// Survives -ffast-math, where the comparisons of the standard library do not.
+constexpr bool is_finite(double x) { return (bit_cast<std::uint64_t>(x) >> 52 & 0x7ff) != 0x7ff; }
+
+/// Sums of losses must stay finite.
+inline constexpr double largest_loss = 1e300;
+
+constexpr bool is_loss(double x) { return is_finite(x) && x >= 0.0 && x <= largest_loss; }
+
+inline Status check_tensor_losses(const std::vector<double>& losses, std::size_t formats,
+                                  std::size_t layer, std::size_t entry, Tensor tensor) {
+  if (losses.size() != formats)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %zu, entry %zu: %zu losses of %s for %zu formats", layer, entry,
+                         losses.size(), to_string(tensor), formats);
+  for (std::size_t i = 0; i < formats; ++i)
+    if (!is_loss(losses[i]))
+      return Status::error(ErrorCode::InvalidValue,
+                           "layer %zu, entry %zu: the loss of %s in format %zu is %g; losses are 0 "
+                           "to %g",
+                           layer, entry, to_string(tensor), i, losses[i], largest_loss);
+  return {};
+}
+
+}  // namespace detail
+
+/// The choices resolved against one layer, or the first that does not fit it. Both lists must have
+/// something in them. `layer` only serves the message.
+inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const LayerShape& shape,
+                                             int page_tokens, std::size_t layer) {
+  if (choices.keys.empty() || choices.values.empty())
+    return Status::error(ErrorCode::InvalidArgument,
+                         "nothing to choose from: %zu key formats, %zu value formats",
+                         choices.keys.size(), choices.values.size());
+  FormatChoices resolved = choices;
+  for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+    for (Format& format : tensor == Tensor::Keys ? resolved.keys : resolved.values) {
+      const int dim = tensor == Tensor::Keys ? shape.key_dim : shape.value_dim;
+      Result<Format> one = resolve_format(format, to_string(tensor), dim, page_tokens);
+      if (!one)
+        return Status::error(one.code(), "layer %zu: %.*s", layer,
+                             static_cast<int>(one.message().size()), one.message().data());
+      format = *one;
+    }
+  return resolved;
+}
+
+/// Fails with the first count or number that cannot be meant. Layers without a cache may hold
+/// anything.
+inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
+                           const FormatChoices& choices) {
+  if (losses.layers.size() != shape.layers.size())
+    return Status::error(ErrorCode::InvalidArgument, "losses of %zu layers for a shape of %zu",
+                         losses.layers.size(), shape.layers.size());
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const std::vector<HeadLosses>& entries = losses.layers[layer];
+    const int heads = shape.layers[layer].kv_heads;
+    if (heads == 0) continue;
+    if (entries.size() != 1 && entries.size() != static_cast<std::size_t>(heads))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu: losses of %zu heads for %d kv heads; give one entry, or one "
+                           "per head",
+                           layer, entries.size(), heads);
+    for (std::size_t entry = 0; entry < entries.size(); ++entry) {
+      KVTILT_RETURN_IF_ERROR(detail::check_tensor_losses(entries[entry].keys, choices.keys.size(),
+                                                         layer, entry, Tensor::Keys));
+      KVTILT_RETURN_IF_ERROR(detail::check_tensor_losses(
+          entries[entry].values, choices.values.size(), layer, entry, Tensor::Values));
+    }
+  }
+  return {};
+}
+
+}  // namespace kvtilt

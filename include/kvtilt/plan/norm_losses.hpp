@@ -1,0 +1,151 @@
+// SPDX-License-Identifier: MIT
+/// Losses from weight norms: no text, no run. loss = norm^2 * error law.
+#pragma once
+
+#include <kvtilt/plan/error_law.hpp>
+#include <kvtilt/plan/losses.hpp>
+#include <kvtilt/plan/weight_norms.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+
+enum class Norm : std::uint8_t { Frobenius, Spectral };
+
+constexpr const char* to_string(Norm norm) {
+  return norm == Norm::Frobenius ? "frobenius" : "spectral";
+}
+
+namespace detail {
+
+inline double norm_of(const TensorNorms& norms, Norm norm) {
+  return norm == Norm::Frobenius ? norms.frobenius : norms.spectral;
+}
+
+inline const std::vector<double>& head_norms(const TensorNorms& norms, Norm norm) {
+  return norm == Norm::Frobenius ? norms.head_frobenius : norms.head_spectral;
+}
+
+/// Gains of one head.
+inline std::span<const float> head_gains(const std::vector<float>& gains, int head, int key_dim) {
+  const std::size_t dim = static_cast<std::size_t>(key_dim);
+  if (gains.size() == dim) return gains;
+  return std::span(gains).subspan(static_cast<std::size_t>(head) * dim, dim);
+}
+
+}  // namespace detail
+
+/// The norm that W_K would need to make keys of the size that QK-norm gives them: the rms of
+/// channel c is |gain_c| whatever the weights are. Frobenius: sqrt(sum of gain^2), which is what
+/// weights give on inputs of unit rms. Spectral: the longest key, at most max |gain| * sqrt(dim),
+/// over the length of such an input, sqrt(hidden); without `hidden` the Frobenius value.
+inline double key_gain_norm(std::span<const float> gains, std::int64_t hidden, Norm norm) {
+  double sum = 0;
+  double largest = 0;
+  for (const float gain : gains) {
+    const double size = std::abs(static_cast<double>(gain));
+    sum += size * size;
+    largest = size > largest ? size : largest;
+  }
+  if (norm == Norm::Frobenius || hidden <= 0) return std::sqrt(sum);
+  return largest * std::sqrt(static_cast<double>(gains.size()) / static_cast<double>(hidden));
+}
+
+namespace detail {
+
+/// Squared norm that stands for the keys or values of one head, or of all (head < 0).
+inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
+                            Norm norm, int head) {
+  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
+  if (tensor == Tensor::Keys && layer.key_norm && !layer.key_gains.empty()) {
+    double sum = 0;
+    double largest = 0;
+    for (int h = head < 0 ? 0 : head; h < (head < 0 ? shape.kv_heads : head + 1); ++h) {
+      const double size =
+          key_gain_norm(head_gains(layer.key_gains, h, shape.key_dim), norms.hidden, norm);
+      sum += size * size;
+      largest = std::max(largest, size * size);
+    }
+    return norm == Norm::Spectral && norms.hidden > 0 ? largest : sum;
+  }
+  const double size =
+      head < 0 ? norm_of(norms, norm) : head_norms(norms, norm)[static_cast<std::size_t>(head)];
+  return size * size;
+}
+
+inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Norm norm,
+                          RecipePer per, std::size_t index) {
+  const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
+  const std::size_t dim = static_cast<std::size_t>(shape.key_dim);
+  for (const TensorNorms* norms : {&layer.keys, &layer.values}) {
+    const std::vector<double>& per_head = head_norms(*norms, norm);
+    if (per == RecipePer::Head && per_head.size() != heads)
+      return Status::error(ErrorCode::InvalidArgument, "layer %zu: %s norms of %zu heads for %zu",
+                           index, to_string(norm), per_head.size(), heads);
+    bool good =
+        per == RecipePer::Head || (norm_of(*norms, norm) < 1e140 && is_loss(norm_of(*norms, norm)));
+    for (std::size_t head = 0; per == RecipePer::Head && head < heads; ++head)
+      good = good && is_loss(per_head[head]) && per_head[head] < 1e140;
+    if (!good)
+      return Status::error(ErrorCode::InvalidValue,
+                           "layer %zu: a %s norm of the %s is negative, infinite or not a number",
+                           index, to_string(norm), norms == &layer.keys ? "keys" : "values");
+  }
+  const std::size_t gains = layer.key_gains.size();
+  if (gains != 0 && gains != dim && gains != heads * dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %zu: %zu gains of the key norm for %zu heads of %zu channels",
+                         index, gains, heads, dim);
+  for (const float gain : layer.key_gains)
+    if (!is_finite(static_cast<double>(gain)))
+      return Status::error(ErrorCode::InvalidValue,
+                           "layer %zu: a gain of the key norm is not finite", index);
+  return {};
+}
+
+}  // namespace detail
+
+/// loss = norm^2 * relative_error(format): the squared error that weights of that size lead to on
+/// inputs of unit rms, over a whole layer or one head. Keys behind a QK-norm take their scale from
+/// its gains, where they are given.
+///
+/// norms  one per layer of the shape
+/// Source arXiv 2502.15075v3, appendix B.4, with the law measured here instead of 4^-bits
+inline Result<ModelLosses> losses_from_norms(const CacheShape& shape, int page_tokens,
+                                             const FormatChoices& choices,
+                                             std::span<const LayerNorms> norms, Norm norm,
+                                             RecipePer per = RecipePer::Layer) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  if (norms.size() != shape.layers.size())
+    return Status::error(ErrorCode::InvalidArgument, "norms of %zu layers for a shape of %zu",
+                         norms.size(), shape.layers.size());
+  ModelLosses losses;
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& layer_shape = shape.layers[layer];
+    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
+    if (layer_shape.kv_heads == 0) continue;
+    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
+    if (!resolved) return std::move(resolved).take_status();
+    KVTILT_RETURN_IF_ERROR(detail::check_norms(norms[layer], layer_shape, norm, per, layer));
+    const int count = per == RecipePer::Head ? layer_shape.kv_heads : 1;
+    for (int entry = 0; entry < count; ++entry) {
+      const int head = per == RecipePer::Head ? entry : -1;
+      HeadLosses& result = entries.emplace_back();
+      const double keys =
+          detail::squared_scale(norms[layer], layer_shape, Tensor::Keys, norm, head);
+      const double values =
+          detail::squared_scale(norms[layer], layer_shape, Tensor::Values, norm, head);
+      for (const Format& format : resolved->keys)
+        result.keys.push_back(keys * relative_error(format));
+      for (const Format& format : resolved->values)
+        result.values.push_back(values * relative_error(format));
+    }
+  }
+  return losses;
+}
+
+}  // namespace kvtilt
