@@ -7,7 +7,8 @@ install(TARGETS kvtilt EXPORT kvtilt_targets FILE_SET HEADERS)
 install(EXPORT kvtilt_targets NAMESPACE kvtilt:: FILE kvtilt-targets.cmake
         DESTINATION ${kvtilt_package_dir})
 install(DIRECTORY include/kvtilt DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
-        FILES_MATCHING PATTERN "*.inl" PATTERN "*.cuh" PATTERN "plan/*.hpp")
+        FILES_MATCHING PATTERN "*.inl" PATTERN "*.cuh" PATTERN "plan/*.hpp"
+                       PATTERN "io/*.hpp")
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/kvtilt)
 
 configure_package_config_file(cmake/kvtilt-config.cmake.in kvtilt-config.cmake

@@ -57,8 +57,8 @@ function(kvtilt_test source)
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
 
-  # Below these layers a test reaches no kernel: it has nothing to share, and nothing to force.
-  if(path MATCHES "^(core|quant|page)/")
+  # In these folders a test reaches no kernel: it has nothing to share, and nothing to force.
+  if(path MATCHES "^(core|quant|page|io)/")
     return()
   endif()
   if(path MATCHES "^examples/")

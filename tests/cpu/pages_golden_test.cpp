@@ -4,13 +4,13 @@
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
+#include "support/golden_file.hpp"
 #include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
 
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <ostream>
@@ -21,10 +21,6 @@ namespace kvtilt {
 namespace {
 
 using test::Block;
-
-std::filesystem::path golden_file(const char* name) {
-  return std::filesystem::path(__FILE__).parent_path().parent_path() / "golden" / name;
-}
 
 /// One line of pages.txt, and where its block starts in pages.bin.
 struct Case {
@@ -44,7 +40,7 @@ struct Case {
 };
 
 std::vector<Case> read_cases() {
-  std::ifstream file(golden_file("pages.txt"));
+  std::ifstream file(test::golden_file("pages.txt"));
   std::vector<Case> cases;
   Case c;
   while (file >> c.recipe >> c.key_dim >> c.value_dim >> c.tokens >> c.rule >> c.seed >> c.bytes) {
@@ -55,7 +51,7 @@ std::vector<Case> read_cases() {
 }
 
 std::vector<char> read_blocks() {
-  std::ifstream file(golden_file("pages.bin"), std::ios::binary);
+  std::ifstream file(test::golden_file("pages.bin"), std::ios::binary);
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
@@ -158,7 +154,7 @@ void check_case(const Case& c, const std::vector<char>& golden) {
 TEST(PagesGolden, EveryInstructionSetWritesTheseBytes) {
   const std::vector<Case> cases = read_cases();
   const std::vector<char> golden = read_blocks();
-  ASSERT_GE(cases.size(), 40u) << "cannot read " << golden_file("pages.txt");
+  ASSERT_GE(cases.size(), 40u) << "cannot read " << test::golden_file("pages.txt");
   ASSERT_EQ(cases.back().offset + cases.back().bytes, golden.size());
   for (const Case& c : cases) {
     check_case(c, golden);

@@ -29,6 +29,7 @@ enum class ErrorCode : unsigned char {
   OutOfMemory,      ///< the allocator or the configured limit said no
   Unsupported,      ///< meaningful, but not in this build or version; the message says what is
   Corrupt,          ///< foreign or damaged bytes
+  FileAccess,       ///< a file that cannot be opened, mapped or written, with the system's reason
 };
 
 /// Success, or an error code with a message. Moving is free; success never allocates.

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: MIT
+/// A plan as a file that people can read, compare and edit: JSON, one layer a line.
+///
+///     {
+///       "kvtilt_recipe": 1,
+///       "made_by": "kvtilt plan --bits 3.5",
+///       "budget": "3.5 bits per element",
+///       "page_tokens": 64,
+///       "layers": [
+///         {"layer": 0, "kv_heads": 2, "key_dim": 128, "value_dim": 128, "keys": "4c:g64:min-mse", "values": "2t:min-mse"},
+///         {"layer": 1, "kv_heads": 2, "key_dim": 128, "value_dim": 128, "keys": ["8c:min-max", "3c:min-mse"], "values": ["2t:min-mse", "2t:min-mse"]},
+///         {"layer": 2, "kv_heads": 0}
+///       ]
+///     }
+///
+/// "kvtilt_recipe" is the version of this description. "made_by" and "budget" are free text and may
+/// be absent; everything else must be there, and nothing else may. "keys" and "values" are formats
+/// (format_name.hpp): one for all kv heads, or a list of one per kv head. A layer without kv heads
+/// keeps no cache and has neither dimensions nor formats.
+#pragma once
+
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/io/format_name.hpp>
+#include <kvtilt/io/json.hpp>
+#include <kvtilt/io/mapped_file.hpp>
+#include <kvtilt/io/shown.hpp>
+#include <kvtilt/io/write_file.hpp>
+#include <kvtilt/page/layout.hpp>
+#include <kvtilt/quant/plan.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+
+/// A plan, and what it was made for.
+struct RecipeFile {
+  Plan plan;         ///< layers without a cache have no recipes when read, any when written
+  CacheShape shape;  ///< kv heads and head dimensions; windows are not stored
+  int page_tokens = 64;
+  std::string made_by;  ///< UTF-8, like budget
+  std::string budget;
+};
+
+namespace detail {
+
+inline constexpr int recipe_file_version = 1;
+
+/// ", "keys": ..., "values": ..." of one layer.
+inline std::string recipes_text(const std::vector<Recipe>& recipes) {
+  const auto formats = [&](Format Recipe::*tensor) {
+    std::string list;
+    for (const Recipe& recipe : recipes) {
+      if (!list.empty()) list += ", ";
+      list += '"' + to_string(recipe.*tensor) + '"';
+    }
+    return recipes.size() == 1 ? list : "[" + list + "]";
+  };
+  return ", \"keys\": " + formats(&Recipe::key) + ", \"values\": " + formats(&Recipe::value);
+}
+
+/// "keys" or "values" of a layer: one format, or one per kv head.
+inline Result<std::vector<Format>> read_formats(const JsonValue& layer, const char* tensor,
+                                                int kv_heads) {
+  const auto read = [](const JsonValue& value) -> Result<Format> {
+    Result<std::string_view> name = value.string();
+    if (!name) return std::move(name).take_status();
+    Result<Format> format = parse_format(*name);
+    if (!format) return value.error("is no format: " + std::string(format.message()));
+    return format;
+  };
+  Result<JsonValue> value = layer.at(tensor);
+  if (!value) return std::move(value).take_status();
+  std::vector<JsonValue> elements{*value};
+  if (!value->is_string()) {
+    Result<std::vector<JsonValue>> list = value->elements();
+    if (!list) return value->error("is " + value->text() + ", not a format or a list of formats");
+    if (list->size() != static_cast<std::size_t>(kv_heads))
+      return value->error("lists " + std::to_string(list->size()) + " formats for " +
+                          std::to_string(kv_heads) + " kv heads; give one, or one per head");
+    elements = *std::move(list);
+  }
+  std::vector<Format> formats;
+  for (const JsonValue& element : elements) {
+    Result<Format> format = read(element);
+    if (!format) return std::move(format).take_status();
+    formats.push_back(*format);
+  }
+  return formats;
+}
+
+/// An integer that an int holds.
+inline Result<int> read_int(const JsonValue& object, const char* key, int least, int most) {
+  Result<JsonValue> value = object.at(key);
+  if (!value) return std::move(value).take_status();
+  Result<std::int64_t> number = value->integer(least, most);
+  if (!number) return std::move(number).take_status();
+  return static_cast<int>(*number);
+}
+
+/// Adds a layer to shape and plan.
+inline Status read_layer(const JsonValue& value, RecipeFile& file) {
+  const int number = static_cast<int>(file.shape.layers.size());
+  Result<int> layer = read_int(value, "layer", number, number);
+  if (!layer) return std::move(layer).take_status();
+  Result<int> kv_heads = read_int(value, "kv_heads", 0, max_kv_heads);
+  if (!kv_heads) return std::move(kv_heads).take_status();
+  file.shape.layers.emplace_back();
+  file.plan.recipes.emplace_back();
+  if (*kv_heads == 0) return value.allow_only({"layer", "kv_heads"});
+  KVTILT_RETURN_IF_ERROR(
+      value.allow_only({"layer", "kv_heads", "key_dim", "value_dim", "keys", "values"}));
+  Result<int> key_dim = read_int(value, "key_dim", 8, max_head_dim);
+  if (!key_dim) return std::move(key_dim).take_status();
+  Result<int> value_dim = read_int(value, "value_dim", 8, max_head_dim);
+  if (!value_dim) return std::move(value_dim).take_status();
+  const LayerShape shape{*kv_heads, *key_dim, *value_dim};
+  if (const Status status = check_shape(shape, number); !status.ok())
+    return value.error("is impossible: " + std::string(status.message()));
+  Result<std::vector<Format>> keys = read_formats(value, "keys", *kv_heads);
+  if (!keys) return std::move(keys).take_status();
+  Result<std::vector<Format>> values = read_formats(value, "values", *kv_heads);
+  if (!values) return std::move(values).take_status();
+  if (keys->size() != values->size())
+    return value.error("has one format for one tensor and a list for the other");
+  for (std::size_t head = 0; head < keys->size(); ++head) {
+    const Recipe recipe{(*keys)[head], (*values)[head]};
+    if (const Result<Recipe> resolved = resolve_recipe(recipe, shape, file.page_tokens); !resolved)
+      return value.error("has an impossible recipe for kv head " + std::to_string(head) + ": " +
+                         std::string(resolved.message()));
+    file.plan.recipes.back().push_back(recipe);
+  }
+  file.shape.layers.back() = shape;
+  return {};
+}
+
+inline Status read_text(const JsonValue& root, const char* key, std::string& text) {
+  const std::optional<JsonValue> value = root.find(key);
+  if (!value) return {};
+  Result<std::string_view> string = value->string();
+  if (!string) return std::move(string).take_status();
+  text = *string;
+  return {};
+}
+
+}  // namespace detail
+
+/// Reads the text of a recipe file. Corrupt, naming `file`, the line and the key, for anything that
+/// is not as described above, or a recipe that a cache of this shape cannot have.
+inline Result<RecipeFile> parse_recipe_file(std::string_view text, const std::string& file) {
+  Result<JsonDocument> document = JsonDocument::parse(text, file);
+  if (!document) return std::move(document).take_status();
+  const JsonValue root = document->root();
+  Result<JsonValue> version = root.at("kvtilt_recipe");
+  if (!version) return std::move(version).take_status();
+  Result<std::int64_t> number = version->integer();
+  if (!number) return std::move(number).take_status();
+  if (*number != detail::recipe_file_version)
+    return version->error("is " + version->text() + "; this is kvtilt " +
+                          std::to_string(KVTILT_VERSION_MAJOR) + "." +
+                          std::to_string(KVTILT_VERSION_MINOR) + ", which reads version " +
+                          std::to_string(detail::recipe_file_version));
+  KVTILT_RETURN_IF_ERROR(
+      root.allow_only({"kvtilt_recipe", "made_by", "budget", "page_tokens", "layers"}));
+  RecipeFile result;
+  KVTILT_RETURN_IF_ERROR(detail::read_text(root, "made_by", result.made_by));
+  KVTILT_RETURN_IF_ERROR(detail::read_text(root, "budget", result.budget));
+  Result<JsonValue> page_tokens = root.at("page_tokens");
+  if (!page_tokens) return std::move(page_tokens).take_status();
+  Result<std::int64_t> tokens = page_tokens->integer(0, 128);
+  if (!tokens || !is_page_size(static_cast<int>(*tokens)))
+    return page_tokens->error("is " + page_tokens->text() + ", not 32, 64 or 128");
+  result.page_tokens = static_cast<int>(*tokens);
+  Result<JsonValue> layers = root.at("layers");
+  if (!layers) return std::move(layers).take_status();
+  Result<std::vector<JsonValue>> list = layers->elements();
+  if (!list) return std::move(list).take_status();
+  if (list->empty()) return layers->error("has no layers");
+  for (const JsonValue& layer : *list) KVTILT_RETURN_IF_ERROR(detail::read_layer(layer, result));
+  return result;
+}
+
+/// Reads a recipe file; the errors of parse_recipe_file, and FileAccess.
+inline Result<RecipeFile> read_recipe_file(const std::filesystem::path& path) {
+  Result<MappedFile> file = MappedFile::open(path);
+  if (!file) return std::move(file).take_status();
+  return parse_recipe_file(file->text(), shown_path(path));
+}
+
+/// The text of a recipe file, which parse_recipe_file reads back to the same plan. InvalidArgument
+/// when shape, page or plan cannot be those of a cache, or a text is not UTF-8.
+inline Result<std::string> to_text(const RecipeFile& file) {
+  KVTILT_RETURN_IF_ERROR(check_shape(file.shape));
+  if (!is_page_size(file.page_tokens))
+    return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
+                         file.page_tokens);
+  Result<Plan> resolved = resolve_plan(file.plan, file.shape, file.page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+  std::string text =
+      "{\n  \"kvtilt_recipe\": " + std::to_string(detail::recipe_file_version) + ",\n";
+  for (const auto& [key, value] :
+       {std::pair<const char*, const std::string&>("made_by", file.made_by),
+        std::pair<const char*, const std::string&>("budget", file.budget)}) {
+    if (value.empty()) continue;
+    Result<std::string> quoted = to_json_string(value);
+    if (!quoted)
+      return Status::error(ErrorCode::InvalidArgument, "%s: %s", key,
+                           std::string(quoted.message()).c_str());
+    text += "  \"" + std::string(key) + "\": " + *quoted + ",\n";
+  }
+  text += "  \"page_tokens\": " + std::to_string(file.page_tokens) + ",\n  \"layers\": [";
+  for (std::size_t layer = 0; layer < file.shape.layers.size(); ++layer) {
+    const LayerShape& shape = file.shape.layers[layer];
+    text += layer == 0 ? "\n" : ",\n";
+    text += "    {\"layer\": " + std::to_string(layer) +
+            ", \"kv_heads\": " + std::to_string(shape.kv_heads);
+    if (shape.kv_heads != 0)
+      text += ", \"key_dim\": " + std::to_string(shape.key_dim) +
+              ", \"value_dim\": " + std::to_string(shape.value_dim) +
+              detail::recipes_text(file.plan.recipes[layer]);
+    text += "}";
+  }
+  return text + "\n  ]\n}\n";
+}
+
+/// Writes a recipe file whole or not at all; the errors of to_text and write_file.
+inline Status write_recipe_file(const std::filesystem::path& path, const RecipeFile& file) {
+  Result<std::string> text = to_text(file);
+  if (!text) return std::move(text).take_status();
+  return write_file(path, *text);
+}
+
+/// InvalidArgument, naming the first difference, when a cache with this shape and page size is not
+/// what the file was made for.
+inline Status check_fits(const RecipeFile& file, const CacheShape& shape, int page_tokens) {
+  if (file.shape.layers.size() != shape.layers.size())
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the recipe file was made for %zu layers, the model has %zu",
+                         file.shape.layers.size(), shape.layers.size());
+  if (file.page_tokens != page_tokens)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the recipe file was made for pages of %d tokens, the cache has %d",
+                         file.page_tokens, page_tokens);
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& made_for = file.shape.layers[layer];
+    const LayerShape& found = shape.layers[layer];
+    if (made_for.kv_heads == 0 && found.kv_heads == 0) continue;
+    if (made_for.kv_heads != found.kv_heads || made_for.key_dim != found.key_dim ||
+        made_for.value_dim != found.value_dim)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu: the recipe file was made for %d kv heads of %d and %d "
+                           "channels (keys, values), the model has %d of %d and %d",
+                           layer, made_for.kv_heads, made_for.key_dim, made_for.value_dim,
+                           found.kv_heads, found.key_dim, found.value_dim);
+  }
+  return {};
+}
+
+}  // namespace kvtilt

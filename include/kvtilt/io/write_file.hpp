@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+/// Writes a file whole or not at all.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/io/shown.hpp>
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstddef>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace kvtilt {
+
+namespace detail {
+
+/// Writes all of it, however many calls the system wants for that; 0, or the system's reason.
+inline int write_bytes(int descriptor, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const ::ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) return written < 0 ? errno : ENOSPC;
+    bytes = bytes.subspan(static_cast<std::size_t>(written));
+  }
+  return 0;
+}
+
+/// Creates a file next to `path` that nobody else has; its name goes to `name`. -1: see errno.
+inline int open_temporary(const std::filesystem::path& path, std::string& name) {
+  int descriptor = -1;
+  for (int i = 0; i < 1000; ++i) {
+    name = path.string() + ".tmp" + std::to_string(i);
+    descriptor = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor >= 0 || errno != EEXIST) break;
+  }
+  return descriptor;
+}
+
+}  // namespace detail
+
+/// Replaces `path` by the parts, one after the other. They go to a temporary file next to it, which
+/// takes its place when it is complete and on disk; on failure (FileAccess, with the system's
+/// reason) the temporary file is removed and `path` is what it was. `path` may be absent or a
+/// regular file, nothing else.
+inline Status write_file(const std::filesystem::path& path,
+                         std::span<const std::span<const std::byte>> parts) {
+  const auto fail = [&](const char* what, int reason) {
+    return Status::error(ErrorCode::FileAccess, "%s: %s: %s", shown_path(path).c_str(), what,
+                         std::strerror(reason));
+  };
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
+    return Status::error(ErrorCode::FileAccess, "%s: is not a regular file",
+                         shown_path(path).c_str());
+  std::string temporary;
+  const int descriptor = detail::open_temporary(path, temporary);
+  if (descriptor < 0) return fail("cannot be written", errno);
+  int reason = 0;
+  for (const std::span<const std::byte> part : parts)
+    if (reason == 0) reason = detail::write_bytes(descriptor, part);
+  if (reason == 0 && ::fsync(descriptor) != 0) reason = errno;
+  if (::close(descriptor) != 0 && reason == 0) reason = errno;
+  if (reason == 0 && std::rename(temporary.c_str(), path.c_str()) != 0) reason = errno;
+  if (reason == 0) return {};
+  ::unlink(temporary.c_str());
+  return fail("could not be written whole", reason);
+}
+
+inline Status write_file(const std::filesystem::path& path, std::string_view text) {
+  const std::span<const std::byte> bytes = std::as_bytes(std::span(text.data(), text.size()));
+  return write_file(path, std::span(&bytes, 1));
+}
+
+}  // namespace kvtilt

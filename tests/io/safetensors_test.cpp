@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/io/safetensors.hpp>
+
+#include "support/golden_file.hpp"
+#include "support/tensor_files.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using test::safetensors_bytes;
+using test::TemporaryFolder;
+using testing::AllOf;
+using testing::HasSubstr;
+
+const std::string eight_bytes = "12345678";
+
+/// The error of a file with these bytes; "" when it opens.
+std::string open(const std::string& bytes) {
+  const std::vector<std::byte> tight = test::tight_copy(bytes);
+  const auto file = SafetensorsFile::parse(tight, "f");
+  EXPECT_TRUE(file.ok() || file.code() == ErrorCode::Corrupt);
+  return std::string(file.message());
+}
+
+std::string open(const std::string& header, const std::string& data) {
+  return open(safetensors_bytes(header, data));
+}
+
+/// The error of a file with one tensor "t" described by `entry` over eight bytes of data.
+std::string open_entry(const std::string& entry) {
+  return open(R"({"t":)" + entry + "}", eight_bytes);
+}
+
+TEST(Safetensors, CutsTensorsOutOfTheFile) {
+  const TemporaryFolder folder;
+  const auto path = folder.write(
+      "f", safetensors_bytes(R"({"__metadata__":{"format":"pt"},)"
+                             R"("b":{"dtype":"F16","shape":[1,2],"data_offsets":[4,8]},)"
+                             R"("a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},)"
+                             R"("none":{"dtype":"I64","shape":[0,3],"data_offsets":[8,8]}})",
+                             eight_bytes));
+  auto opened = SafetensorsFile::open(path);
+  ASSERT_TRUE(opened.ok()) << opened.message();
+  const SafetensorsFile file = *std::move(opened);
+  ASSERT_EQ(file.tensors().size(), 3U);
+  const StoredTensor& b = file.tensors().at("b");
+  EXPECT_EQ(b.name, "b");
+  EXPECT_EQ(b.file, path.string());
+  EXPECT_EQ(b.type.name, "F16");
+  EXPECT_EQ(b.shape, (std::vector<std::int64_t>{1, 2}));
+  EXPECT_EQ(std::string(reinterpret_cast<const char*>(b.bytes.data()), b.bytes.size()), "5678");
+  EXPECT_TRUE(file.tensors().at("a").shape.empty());
+  EXPECT_TRUE(file.tensors().at("none").bytes.empty());
+  EXPECT_EQ(file.metadata().at("format"), "pt");
+}
+
+TEST(SafetensorsGolden, ReadsWhatThePackageWrote) {
+  const auto file = SafetensorsFile::open(test::golden_file("tensors.safetensors"));
+  ASSERT_TRUE(file.ok()) << file.message();
+  EXPECT_EQ(test::expect_floats_of_packages(file->tensors()), 7);
+  EXPECT_EQ(file->metadata().at("made by"), "k\xc3\xb6rner \"&\" co");
+  EXPECT_EQ(file->tensors().at("i64").type.encoding, Encoding::None);
+  EXPECT_EQ(file->tensors().size(), 16u);
+}
+
+TEST(SafetensorsHostile, RefusesFilesThatAreNone) {
+  const TemporaryFolder folder;
+  const auto absent = SafetensorsFile::open(folder.path() / "absent");
+  EXPECT_EQ(absent.code(), ErrorCode::FileAccess);
+  EXPECT_THAT(std::string(absent.message()), AllOf(HasSubstr("absent"), HasSubstr("No such file")));
+  EXPECT_THAT(open(""), HasSubstr("0 bytes are too few"));
+  EXPECT_THAT(open("1234567"), HasSubstr("7 bytes are too few"));
+  EXPECT_THAT(open("a text of some length"), HasSubstr("not a safetensors file?"));
+}
+
+TEST(SafetensorsHostile, RefusesHeadersThatDoNotFitTheFile) {
+  const std::string good = safetensors_bytes("{}", "");
+  EXPECT_EQ(open(good), "");
+  EXPECT_THAT(open(good.substr(0, 9)), HasSubstr("should have 2 bytes, but only 1 follow"));
+  EXPECT_THAT(open(std::string(8, '\xFF') + "{}"), HasSubstr("18446744073709551615 bytes"));
+  std::string at_limit = good;
+  at_limit[7] = '\x7F';
+  EXPECT_THAT(open(at_limit), HasSubstr("the format allows 100000000"));
+}
+
+TEST(SafetensorsHostile, RefusesHeadersThatAreNotAJsonObject) {
+  EXPECT_THAT(open("{\"a\":", ""), HasSubstr("f header:1: not valid JSON"));
+  EXPECT_THAT(open("[]", ""), HasSubstr("f header:1: the document is a list, not an object"));
+  EXPECT_THAT(open("{} x", ""), HasSubstr("not valid JSON"));
+  EXPECT_THAT(open("{\"a\":\"\xFF\"}", ""), HasSubstr("not valid JSON"));
+  EXPECT_THAT(open(std::string(200000, '['), ""), HasSubstr("more than 64 deep"));
+  EXPECT_THAT(open(R"({"t":1,"t":2})", ""), HasSubstr("key 't' appears twice"));
+  EXPECT_THAT(open(R"({"__metadata__":{"a":1}})", ""),
+              HasSubstr("key 'a' of '__metadata__' is 1, not a string"));
+  EXPECT_THAT(open(R"({"__metadata__":"a"})", ""), HasSubstr("is \"a\", not an object"));
+}
+
+TEST(SafetensorsHostile, RefusesEntriesThatDescribeNoTensor) {
+  EXPECT_THAT(open_entry("7"), HasSubstr("key 't' is 7, not an object"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1})"),
+              HasSubstr("key 'x' of 't' is not known"));
+  EXPECT_THAT(open_entry(R"({"shape":[2],"data_offsets":[0,8]})"),
+              HasSubstr("key 't' has no key 'dtype'"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F33","shape":[2],"data_offsets":[0,8]})"),
+              HasSubstr("tensor 't' has the unknown dtype \"F33\""));
+  EXPECT_THAT(open_entry(R"({"dtype":32,"shape":[2],"data_offsets":[0,8]})"),
+              HasSubstr("key 'dtype' of 't' is 32, not a string"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","data_offsets":[0,8]})"), HasSubstr("no key 'shape'"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2]})"), HasSubstr("no key 'data_offsets'"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":2,"data_offsets":[0,8]})"),
+              HasSubstr("key 'shape' of 't' is 2, not a list"));
+  for (const std::string shape : {"[-2]", "[2.0]", "[\"2\"]", "[null]"}) {
+    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
+                HasSubstr("element 0 of key 'shape' of 't' is"));
+  }
+  for (const std::string offsets : {"[0]", "[0,8,8]", "[-8,8]", "[0.5,8]", "8"}) {
+    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":)" + offsets + "}"),
+                HasSubstr("data_offsets"));
+  }
+}
+
+TEST(SafetensorsHostile, RefusesShapesThatOverflow) {
+  for (const std::string shape :
+       {"[4611686018427387904,2]", "[9223372036854775807]", "[4294967296,4294967296,4294967296]",
+        "[4294967296,4294967296,0]"}) {
+    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
+                HasSubstr("which no file of F32 can hold"));
+  }
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]})"),
+              HasSubstr("is too large"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})"),
+              HasSubstr("has 8 bytes, but F32 of shape [3] needs 12"));
+}
+
+TEST(SafetensorsHostile, RefusesOffsetsThatLeaveTheFileOrCross) {
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[8,0]})"),
+              HasSubstr("element 1 of key 'data_offsets' of 't' is 0, not a whole number from 8"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[4,12]})"),
+              HasSubstr("ends at byte 12 of the data, but the file has only 8"));
+  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[0,9223372036854775807]})"),
+              HasSubstr("ends at byte 9223372036854775807"));
+  const auto two = [](const std::string& a, const std::string& b) {
+    return open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + a +
+                    R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)" + b + "}}",
+                eight_bytes);
+  };
+  EXPECT_EQ(two("[4,8]", "[0,4]"), "");
+  EXPECT_THAT(two("[0,4]", "[3,7]"), HasSubstr("tensor 'b' overlaps tensor 'a'"));
+  EXPECT_THAT(two("[0,4]", "[0,4]"), HasSubstr("overlaps"));
+  EXPECT_THAT(open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight_bytes),
+              HasSubstr("4 bytes before tensor 'a' belong to nothing"));
+  EXPECT_THAT(open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", eight_bytes),
+              HasSubstr("4 bytes after the last tensor belong to nothing"));
+}
+
+TEST(SafetensorsHostile, EveryTruncationAndAdditionIsRefused) {
+  const std::string whole = test::read_file(test::golden_file("tensors.safetensors"));
+  EXPECT_EQ(open(whole), "");
+  for (std::size_t size = 0; size < whole.size(); ++size)
+    EXPECT_NE(open(whole.substr(0, size)), "") << size;
+  EXPECT_NE(open(whole + '\0'), "");
+}
+
+TEST(SafetensorsHostile, AnyFlippedBitOfTheHeaderIsRefusedOrRead) {
+  std::string bytes = test::read_file(test::golden_file("tensors.safetensors"));
+  std::uint64_t header = 0;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  int refused = 0;
+  for (std::size_t i = 0; i < 8 + header; ++i)
+    for (int bit = 0; bit < 8; ++bit) {
+      bytes[i] = static_cast<char>(bytes[i] ^ (1 << bit));
+      const std::vector<std::byte> tight = test::tight_copy(bytes);
+      const auto file = SafetensorsFile::parse(tight, "f");
+      if (file)
+        for (const auto& [name, tensor] : file->tensors()) (void)read_floats(tensor);
+      else
+        ++refused;
+      bytes[i] = static_cast<char>(bytes[i] ^ (1 << bit));
+    }
+  EXPECT_GT(refused, 5000);
+}
+
+}  // namespace
+}  // namespace kvtilt
