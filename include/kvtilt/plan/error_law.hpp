@@ -25,22 +25,22 @@ struct LawRow {
 
 // Sampling error: below 0.2 % of each number.
 inline constexpr LawRow law_rows[] = {
-    {1, RangeRule::Centroids, {0.26, 0.31, 0.343, 0.352, 0.358}},
-    {2, RangeRule::MinMse, {0.05, 0.07, 0.094, 0.109, 0.118}},
-    {3, RangeRule::MinMse, {0.012, 0.017, 0.0222, 0.0282, 0.0333}},
-    {4, RangeRule::MinMse, {0.0028, 0.0039, 0.0051, 0.0069, 0.0086}},
-    {5, RangeRule::MinMse, {0.0007, 0.00098, 0.00128, 0.00168, 0.00209}},
-    {2, RangeRule::MinMax, {0.075, 0.113, 0.155, 0.203, 0.249}},
-    {3, RangeRule::MinMax, {0.0138, 0.0207, 0.0284, 0.0371, 0.0456}},
-    {4, RangeRule::MinMax, {0.003, 0.0045, 0.00613, 0.00805, 0.00992}},
-    {5, RangeRule::MinMax, {0.0007, 0.00105, 0.00144, 0.00188, 0.00232}},
-    {6, RangeRule::MinMax, {0.00017, 0.000255, 0.00035, 0.00046, 0.00056}},
-    {7, RangeRule::MinMax, {4.2e-5, 6.3e-5, 8.5e-5, 1.1e-4, 1.4e-4}},
-    {8, RangeRule::MinMax, {1.04e-5, 1.56e-5, 2.15e-5, 2.8e-5, 3.4e-5}},
+    {1, RangeRule::Centroids, {0.2393, 0.2996, 0.3309, 0.3469, 0.3551}},
+    {2, RangeRule::MinMse, {0.04456, 0.07178, 0.09386, 0.1088, 0.1182}},
+    {3, RangeRule::MinMse, {0.009013, 0.01538, 0.0219, 0.02798, 0.03346}},
+    {4, RangeRule::MinMse, {0.001957, 0.003449, 0.005105, 0.006842, 0.008616}},
+    {5, RangeRule::MinMse, {0.0005126, 0.0008727, 0.001268, 0.00168, 0.002097}},
+    {2, RangeRule::MinMax, {0.06173, 0.107, 0.1545, 0.2025, 0.2507}},
+    {3, RangeRule::MinMax, {0.01124, 0.01947, 0.02817, 0.03694, 0.04577}},
+    {4, RangeRule::MinMax, {0.002443, 0.004232, 0.006124, 0.008038, 0.009962}},
+    {5, RangeRule::MinMax, {0.000572, 0.0009908, 0.001434, 0.001882, 0.002332}},
+    {6, RangeRule::MinMax, {0.0001387, 0.00024, 0.0003472, 0.0004557, 0.0005646}},
+    {7, RangeRule::MinMax, {3.428e-05, 5.919e-05, 8.55e-05, 0.0001122, 0.000139}},
+    {8, RangeRule::MinMax, {8.678e-06, 1.482e-05, 2.133e-05, 2.793e-05, 3.454e-05}},
 };
 
 /// Rounding to fp16, which every other format does as well.
-inline constexpr double law_half = 3.5e-8;
+inline constexpr double law_half = 4.315e-8;
 
 }  // namespace detail
 

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/plan/knapsack.hpp>
+
+#include "support/random.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace kvtilt {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+/// The answer by the rules of the documentation, out of all combinations. Losses must be integers.
+std::vector<std::size_t> brute_force(const std::vector<KnapsackItem>& items, std::size_t budget) {
+  std::vector<std::size_t> at(items.size(), 0);
+  std::vector<std::size_t> best;
+  std::vector<std::size_t> best_bytes;
+  double best_loss = std::numeric_limits<double>::infinity();
+  std::size_t best_total = 0;
+  for (;;) {
+    double loss = 0;
+    std::size_t total = 0;
+    std::vector<std::size_t> bytes;
+    for (std::size_t item = 0; item < items.size(); ++item) {
+      loss += items[item][at[item]].loss;
+      bytes.push_back(items[item][at[item]].bytes);
+      total += bytes.back();
+    }
+    const bool better = loss != best_loss ? loss < best_loss
+                        : total != best_total
+                            ? total < best_total
+                            : bytes > best_bytes;  // more bytes where they differ first
+    if (total <= budget && (best.empty() || better)) {
+      best = at;
+      best_bytes = bytes;
+      best_loss = loss;
+      best_total = total;
+    }
+    std::size_t item = 0;  // the last item changes fastest: earlier options come first
+    for (item = items.size(); item-- > 0;) {
+      if (++at[item] < items[item].size()) break;
+      at[item] = 0;
+    }
+    if (item == static_cast<std::size_t>(-1)) return best;
+  }
+}
+
+// Few different losses and sizes: nearly every answer is one of many of the same loss.
+TEST(KnapsackProperty, EqualsBruteForceInEveryTie) {
+  test::Random random(31);
+  int solved = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::vector<KnapsackItem> items(static_cast<std::size_t>(random.between(1, 5)));
+    const int values = random.chance(2) ? 4 : 1000;
+    for (KnapsackItem& item : items) {
+      item.resize(static_cast<std::size_t>(random.between(1, 5)));
+      for (KnapsackOption& option : item)
+        option = {static_cast<std::size_t>(64 * random.between(0, random.chance(2) ? 4 : 40)),
+                  static_cast<double>(random.below(values))};
+    }
+    const std::size_t budget = static_cast<std::size_t>(random.below(64 * 100));
+    const std::vector<std::size_t> expected = brute_force(items, budget);
+    const auto picked = solve_knapsack(items, budget);
+    ASSERT_EQ(picked.ok(), !expected.empty()) << "round " << round;
+    if (!picked.ok()) continue;
+    ASSERT_EQ(*picked, expected) << "round " << round << ", budget " << budget;
+    ++solved;
+  }
+  EXPECT_GT(solved, 2000);
+}
+
+TEST(KnapsackProperty, EqualsBruteForceOnLossesOfManySizes) {
+  test::Random random(32);
+  for (int round = 0; round < 500; ++round) {
+    std::vector<KnapsackItem> items(4);
+    for (KnapsackItem& item : items) {
+      item.resize(6);
+      double loss = std::exp(random.uniform(-15, 15));
+      std::size_t bytes = 0;
+      for (KnapsackOption& option : item) {
+        option = {bytes += static_cast<std::size_t>(random.between(1, 500)), loss};
+        loss *= random.uniform(0.1, 1.0);
+      }
+    }
+    const std::size_t budget = static_cast<std::size_t>(random.between(2000, 8000));
+    const auto expected = brute_force(items, budget);
+    const auto picked = solve_knapsack(items, budget);
+    ASSERT_EQ(picked.ok(), !expected.empty());
+    if (!picked.ok()) continue;
+    double sum = 0;
+    double best = 0;
+    for (std::size_t item = 0; item < items.size(); ++item) {
+      sum += items[item][(*picked)[item]].loss;
+      best += items[item][expected[item]].loss;
+    }
+    EXPECT_NEAR(sum, best, 1e-12 * best) << "round " << round;
+  }
+}
+
+TEST(Knapsack, DropsOnlyWhatNoOptimumContains) {
+  // The relaxation would stop at the first step of the second item; the optimum takes both of the
+  // first item instead.
+  const std::vector<KnapsackItem> items{{{0, 100}, {10, 60}, {21, 30}}, {{0, 50}, {12, 0}}};
+  EXPECT_THAT(*solve_knapsack(items, 21), ElementsAre(2, 0));
+  EXPECT_THAT(*solve_knapsack(items, 22), ElementsAre(1, 1));
+  EXPECT_THAT(*solve_knapsack(items, 33), ElementsAre(2, 1));
+}
+
+TEST(Knapsack, TakesNothingAndSingleOptions) {
+  EXPECT_THAT(*solve_knapsack({}, 0), ElementsAre());
+  EXPECT_THAT(*solve_knapsack({{{7, 3}}}, 7), ElementsAre(0));
+  EXPECT_THAT(*solve_knapsack({{{7, 0}, {3, 0}}}, 100), ElementsAre(1));
+  EXPECT_THAT(*solve_knapsack({{{7, 1e300}, {3, 1e300}}}, SIZE_MAX / 2), ElementsAre(1));
+}
+
+TEST(KnapsackHostile, SaysWhatIsWrong) {
+  const auto small = solve_knapsack({{{7, 3}, {5, 4}}, {{6, 1}}}, 10);
+  EXPECT_EQ(small.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(std::string(small.message()), HasSubstr("10 bytes is too small: the smallest that "
+                                                      "works is 11"));
+  EXPECT_THAT(std::string(solve_knapsack({{}}, 10).message()), HasSubstr("item 0 has 0 options"));
+  // A table of 2^40 cells is refused, not tried.
+  std::vector<KnapsackItem> items;
+  test::Random random(33);
+  for (int item = 0; item < 64; ++item) {
+    KnapsackItem& options = items.emplace_back();
+    for (int option = 0; option < 64; ++option)
+      options.push_back(
+          {static_cast<std::size_t>(random.next() >> 24), static_cast<double>(random.below(3))});
+  }
+  std::size_t smallest = 0;
+  for (const KnapsackItem& item : items) {
+    std::size_t least = SIZE_MAX;
+    for (const KnapsackOption& option : item) least = std::min(least, option.bytes);
+    smallest += least;
+  }
+  const auto large = solve_knapsack(items, smallest + (std::size_t{1} << 43));
+  if (!large.ok()) {
+    EXPECT_EQ(large.code(), ErrorCode::Unsupported);
+    EXPECT_THAT(std::string(large.message()), HasSubstr("64 items"));
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt
