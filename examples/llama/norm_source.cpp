@@ -201,7 +201,7 @@ class Layers {
                     const char* what) const {
     if (tensor.shape.size() == 2 && tensor.rows() % heads == 0 && tensor.rows() > 0) return;
     fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " has shape ",
-         kvtilt::to_string(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
+         kvtilt::shape_text(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
   }
 
   [[nodiscard]] kvtilt::TensorNorms measure(const Projection& projection, int layer) const {

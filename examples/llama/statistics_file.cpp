@@ -64,7 +64,7 @@ class Reader {
     const auto found = file_.tensors().find(name);
     if (found == file_.tensors().end()) fail(name_, ": tensor \"", name, "\" is missing");
     if (found->second.shape.size() != dimensions) {
-      fail(name_, ": tensor \"", name, "\" has shape ", kvtilt::to_string(found->second.shape),
+      fail(name_, ": tensor \"", name, "\" has shape ", kvtilt::shape_text(found->second.shape),
            ", which has not ", dimensions, " dimensions");
     }
     return found->second;
@@ -73,7 +73,7 @@ class Reader {
                                             std::int64_t columns) const {
     const kvtilt::StoredTensor& stored = tensor(name, 2);
     if (stored.shape[0] != rows || stored.shape[1] != columns) {
-      fail(name_, ": tensor \"", name, "\" has shape ", kvtilt::to_string(stored.shape),
+      fail(name_, ": tensor \"", name, "\" has shape ", kvtilt::shape_text(stored.shape),
            "; keys and values ask for [", rows, ", ", columns, "]");
     }
     const auto floats = kvtilt::read_floats(stored).value();
@@ -90,13 +90,13 @@ CapturedLayer read_layer(const Reader& reader, std::size_t index) {
   const auto& keys = reader.tensor(tensor_name(index, "keys"), 3);
   const auto& values = reader.tensor(tensor_name(index, "values"), 3);
   if (keys.shape[0] != values.shape[0] || keys.shape[1] != values.shape[1]) {
-    fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::to_string(keys.shape),
-         " and values of shape ", kvtilt::to_string(values.shape));
+    fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::shape_text(keys.shape),
+         " and values of shape ", kvtilt::shape_text(values.shape));
   }
   CapturedLayer layer;
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (std::max({keys.shape[0], keys.shape[1], keys.shape[2], values.shape[2]}) > most) {
-    fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::to_string(keys.shape));
+    fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::shape_text(keys.shape));
   }
   layer.tokens = static_cast<int>(keys.shape[0]);
   layer.kv_heads = static_cast<int>(keys.shape[1]);
