@@ -65,7 +65,7 @@ TEST(SafetensorsWriterProperty, RoundTripsAnything) {
     for (std::size_t i = 0; i < data.size(); ++i) {
       TensorToWrite tensor;
       tensor.name = "t" + std::to_string(i * 7 % 5) + std::string(i, 'x');
-      const ElementType& type =
+      const StoredType& type =
           detail::safetensors_types[random.next() % std::size(detail::safetensors_types)];
       tensor.dtype = type.name;
       for (int d = random.below(4); d > 0; --d) tensor.shape.push_back(random.below(4));

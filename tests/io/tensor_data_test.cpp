@@ -19,10 +19,10 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr std::int64_t huge = std::numeric_limits<std::int64_t>::max();
-constexpr ElementType q8_0{"Q8_0", 32, 34, Encoding::Q8_0};
+constexpr StoredType q8_0{"Q8_0", 32, 34, Encoding::Q8_0};
 
 template <class T>
-StoredTensor tensor(const ElementType& type, std::vector<std::int64_t> shape,
+StoredTensor tensor(const StoredType& type, std::vector<std::int64_t> shape,
                     const std::vector<T>& data) {
   return {"f", "t", type, std::move(shape), std::as_bytes(std::span(data))};
 }
@@ -78,9 +78,9 @@ TEST(TensorData, ReadsEveryEncoding) {
   const std::vector<std::uint16_t> bf16{0x3f80, 0xc049};
   EXPECT_THAT(read_floats(tensor(element_bf16, {2}, bf16)).value(), ElementsAre(1, -3.140625f));
   const std::vector<std::uint8_t> f8{0x38, 0xc0};
-  EXPECT_THAT(read_floats(tensor(ElementType{"", 1, 1, Encoding::F8E4M3}, {2}, f8)).value(),
+  EXPECT_THAT(read_floats(tensor(StoredType{"", 1, 1, Encoding::F8E4M3}, {2}, f8)).value(),
               ElementsAre(1, -2));
-  EXPECT_THAT(read_floats(tensor(ElementType{"", 1, 1, Encoding::F8E5M2}, {2}, f8)).value(),
+  EXPECT_THAT(read_floats(tensor(StoredType{"", 1, 1, Encoding::F8E5M2}, {2}, f8)).value(),
               ElementsAre(0.5f, -2));
   std::vector<std::uint8_t> blocks(2 * 2 * 34);
   for (std::size_t block = 0; block < 4; ++block) {
@@ -99,7 +99,7 @@ TEST(TensorData, ReadsEveryEncoding) {
 
 TEST(TensorDataHostile, RefusesWhatIsOnlyListed) {
   const auto result = read_floats(
-      tensor(ElementType{"Q4_K", 256, 144, Encoding::None}, {256}, std::vector<char>(144)));
+      tensor(StoredType{"Q4_K", 256, 144, Encoding::None}, {256}, std::vector<char>(144)));
   EXPECT_EQ(result.code(), ErrorCode::Unsupported);
   EXPECT_EQ(
       std::string(result.message()),

@@ -30,7 +30,7 @@ namespace kvtilt {
 namespace detail {
 
 /// By the number of the type in the file. Numbers without a name belonged to types that are gone.
-inline constexpr ElementType gguf_types[] = {
+inline constexpr StoredType gguf_types[] = {
     element_f32,
     element_f16,
     {"Q4_0", 32, 18},

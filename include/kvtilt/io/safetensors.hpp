@@ -29,7 +29,7 @@ namespace detail {
 
 inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;  // of the reference reader
 
-inline constexpr ElementType safetensors_types[] = {
+inline constexpr StoredType safetensors_types[] = {
     element_f32,
     element_f16,
     element_bf16,
@@ -54,8 +54,8 @@ inline constexpr ElementType safetensors_types[] = {
     {"C64", 1, 8},
 };
 
-inline const ElementType* find_safetensors_type(std::string_view name) {
-  for (const ElementType& type : safetensors_types)
+inline const StoredType* find_safetensors_type(std::string_view name) {
+  for (const StoredType& type : safetensors_types)
     if (type.name == name) return &type;
   return nullptr;
 }
@@ -74,7 +74,7 @@ inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const 
   if (!dtype) return std::move(dtype).take_status();
   Result<std::string_view> type_name = dtype->string();
   if (!type_name) return std::move(type_name).take_status();
-  const ElementType* type = find_safetensors_type(*type_name);
+  const StoredType* type = find_safetensors_type(*type_name);
   if (type == nullptr) return fail("has the unknown dtype " + dtype->text());
   tensor.type = *type;
 

@@ -57,7 +57,7 @@ inline Result<std::string> safetensors_header(std::span<const TensorToWrite> ten
     const Result<std::string> quoted = to_json_string(tensor.name);
     if (!quoted) return fail(tensor, "has a name that is not UTF-8");
     if (!names.insert(tensor.name).second) return fail(tensor, "has a name that is taken");
-    const ElementType* type = find_safetensors_type(tensor.dtype);
+    const StoredType* type = find_safetensors_type(tensor.dtype);
     if (type == nullptr) return fail(tensor, "has the unknown dtype " + shown(tensor.dtype));
     for (const std::int64_t extent : tensor.shape)
       if (extent < 0) return fail(tensor, "has the shape " + shape_text(tensor.shape));

@@ -34,23 +34,23 @@ enum class Encoding : std::uint8_t {
 };
 
 /// The type of a tensor's elements. Elements are stored in blocks along the last dimension.
-struct ElementType {
+struct StoredType {
   std::string_view name;  ///< as its format writes it: "F32", "Q4_K"
   int block_elements = 1;
   int block_bytes = 0;
   Encoding encoding = Encoding::None;
 };
 
-inline constexpr ElementType element_f32{"F32", 1, 4, Encoding::F32};
-inline constexpr ElementType element_f16{"F16", 1, 2, Encoding::F16};
-inline constexpr ElementType element_bf16{"BF16", 1, 2, Encoding::BF16};
+inline constexpr StoredType element_f32{"F32", 1, 4, Encoding::F32};
+inline constexpr StoredType element_f16{"F16", 1, 2, Encoding::F16};
+inline constexpr StoredType element_bf16{"BF16", 1, 2, Encoding::BF16};
 
 /// Where a tensor lies in a file. The bytes live as long as the file's reader, in which they need
 /// not be aligned.
 struct StoredTensor {
   std::string file;  ///< where it was found, for sentences
   std::string name;
-  ElementType type;
+  StoredType type;
   std::vector<std::int64_t> shape;  ///< row-major: the last dimension is contiguous; empty: scalar
   std::span<const std::byte> bytes;
 
@@ -77,7 +77,7 @@ inline std::string shape_text(const std::vector<std::int64_t>& shape) {
 
 /// Bytes of a tensor; nothing when they, or a product of some of its extents, are more than an int64
 /// counts, or the last dimension does not hold whole blocks. No extent may be negative.
-constexpr std::optional<std::int64_t> stored_bytes(const ElementType& type,
+constexpr std::optional<std::int64_t> stored_bytes(const StoredType& type,
                                                    std::span<const std::int64_t> shape) {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
   std::int64_t product = 1;  // of the extents but 0: columns() of [0, 2^40, 2^40] must not overflow
