@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds and runs the benchmarks and prints one table: bench/run.sh [--filter REGEX] [--json FILE]
 # With --errors [--recipes LIST] it prints the error of the fast arithmetic beside that of the codes.
+# With --error-law it measures the table of include/kvtilt/plan/error_law.hpp.
 #
 # Rows are repeated in random order and their medians compared: on a shared machine only ratios
 # inside one run mean anything. KVTILT_ISA forces an instruction set.
@@ -10,18 +11,21 @@ cd "$(dirname "$0")/.."
 usage() {
   echo "usage: bench/run.sh [--filter REGEX] [--json FILE]" >&2
   echo "       bench/run.sh --errors [--recipes LIST]" >&2
+  echo "       bench/run.sh --error-law" >&2
   exit 2
 }
 
 filter=.
 json=()
 errors=no
+error_law=no
 recipes=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --filter) filter=${2:?a regular expression}; shift 2 ;;
     --json) json=("--benchmark_out=${2:?a file}" --benchmark_out_format=json); shift 2 ;;
     --errors) errors=yes; shift ;;
+    --error-law) error_law=yes; shift ;;
     --recipes) recipes=(--recipes "${2:?a list of recipes}"); shift 2 ;;
     *) usage ;;
   esac
@@ -42,6 +46,14 @@ build_target() {  # the target, then CMake options
     exit 1
   }
 }
+
+if [ $error_law = yes ]; then
+  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ $errors = no ] && [ ${#recipes[@]} = 0 ] || usage
+  needs Eigen/Core libeigen3-dev
+  build=build/errors
+  build_target kvtilt_error_law -DKVTILT_BUILD_EXAMPLES=OFF
+  exec "$build/bench/kvtilt_error_law"
+fi
 
 if [ $errors = yes ]; then
   [ $filter = . ] && [ ${#json[@]} = 0 ] || usage
