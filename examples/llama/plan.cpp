@@ -52,6 +52,18 @@ llama::LossSource source_of(const std::string& name) {
   return LossSource::Measured;
 }
 
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
+}
+
+/// The name with the budget in place of {}.
+std::string file_name(std::string name, const std::string& budget) {
+  const std::size_t place = name.find("{}");
+  return place == std::string::npos ? name : name.replace(place, 2, budget);
+}
+
 void run(Arguments& arguments, const std::string& command) {
   llama::PlanRequest& request = arguments.request;
   request.model = arguments.model;
@@ -63,6 +75,11 @@ void run(Arguments& arguments, const std::string& command) {
   if (request.threads == 0) {
     request.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   }
+  if (request.budgets.size() > 1 && !arguments.out.empty() &&
+      arguments.out.find("{}") == std::string::npos) {
+    llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
+                " budgets: write {} where the budget goes, as in plan_{}.json");
+  }
   std::ofstream json;
   if (!arguments.json.empty()) {
     json.open(arguments.json);
@@ -72,19 +89,23 @@ void run(Arguments& arguments, const std::string& command) {
   if (progress.visible()) {
     request.progress = [&](const char* what, double share) { progress.show(what, share); };
   }
-  const llama::Planning planning = llama::run_planner(request);
+  const std::vector<llama::Planning> plannings = llama::run_planner(request);
   progress.clear();
-  std::cout << llama::planning_text(planning) << std::flush;
-  if (!arguments.out.empty()) {
-    char budget[64];
-    std::snprintf(budget, sizeof budget, "%g page bits", request.budget);
+  auto figures = nlohmann::ordered_json::array();
+  for (const llama::Planning& planning : plannings) {
+    std::cout << llama::planning_text(planning) << std::flush;
+    figures.push_back(llama::planning_json(planning));
+    if (arguments.out.empty()) continue;
+    const std::string budget = number(planning.budget);
+    const std::string out = file_name(arguments.out, budget);
     const auto written = kvtilt::write_recipe_file(
-        arguments.out, {planning.best.plan, planning.shape, planning.page_tokens, command, budget});
+        out, {planning.best.plan, planning.shape, planning.page_tokens, command,
+              budget + " page bits"});
     if (!written.ok()) llama::fail(written.message());
-    std::cout << "written to " << arguments.out << '\n';
+    std::cout << "written to " << out << "\n\n";
   }
   if (json.is_open()) {
-    json << llama::planning_json(planning).dump(2) << '\n';
+    json << figures.dump(2) << '\n';
     json.close();
     if (!json) llama::fail(arguments.json, ": could not be written whole");
   }
@@ -100,8 +121,9 @@ int main(int argc, char** argv) {
                  "folder with config.json and safetensors, or a GGUF file (norms only)");
   app.add_option("--norms", arguments.norms, "file with w_k and w_v: one norm per layer");
   app.add_option("--capture", arguments.capture, "file that evaluate --capture wrote");
-  app.add_option("--budget", request.budget, "page bits")
+  app.add_option("--budget", request.budgets, "page bits; several, comma-separated, cost little more")
       ->required()
+      ->delimiter(',')
       ->check(CLI::PositiveNumber);
   app.add_option("--from", arguments.from, "where losses come from (default: see above)")
       ->check(CLI::IsMember({"frobenius", "spectral", "statistics", "measured"}));
@@ -138,7 +160,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(8, kvtilt::max_head_dim))
       ->capture_default_str();
   app.add_option("--threads", request.threads, "(default: cores)")->check(counts);
-  app.add_option("--out", arguments.out, "recipe file to write");
+  app.add_option("--out", arguments.out, "recipe file to write; {} stands for the budget");
   app.add_option("--json", arguments.json, "file to write the figures to");
   CLI11_PARSE(app, argc, argv);
   if (floor->count() > 0) request.key_floor = arguments.key_floor;

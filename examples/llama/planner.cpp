@@ -83,9 +83,11 @@ FormatChoices choose_formats(const PlanRequest& request, LossSource source,
   if (entries.empty()) {
     const bool near = source == LossSource::Measured;
     for (int bits = 1; bits <= 8; ++bits) {
-      if (!near || std::abs(bits + 0.5 - request.budget) <= 2) {
-        entries.push_back(std::to_string(bits));
-      }
+      const bool useful =
+          std::any_of(request.budgets.begin(), request.budgets.end(), [bits](double budget) {
+            return std::abs(bits + 0.5 - budget) <= 2;  // half a bit goes to scales and minima
+          });
+      if (!near || useful) entries.push_back(std::to_string(bits));
     }
   }
   return parse_formats(entries, from_norms(source) ? Variants::Default : Variants::All, shape,
@@ -184,9 +186,8 @@ kvtilt::CacheShape captured_shape(const std::vector<CapturedLayer>& layers) {
 
 }  // namespace
 
-Planning run_planner(const PlanRequest& request) {
+std::vector<Planning> run_planner(const PlanRequest& request) {
   const LossSource source = choose_source(request);
-  kvtilt::BitBudget budget{request.budget, request.key_floor.value_or(from_norms(source) ? 3 : 0)};
   const WeightNorms norms = request_norms(request);
   kvtilt::CacheShape shape = norms.shape;
   ModelLosses losses;
@@ -220,7 +221,14 @@ Planning run_planner(const PlanRequest& request) {
     losses = checked(kvtilt::losses_from_statistics(shape, request.page_tokens, choices,
                                                     file.layers, request.per));
   }
-  return make_planning(source, shape, request.page_tokens, choices, losses, budget, norms.layers);
+  std::vector<Planning> plannings;
+  for (const double bits : request.budgets) {
+    const kvtilt::BitBudget budget{bits,
+                                   request.key_floor.value_or(from_norms(source) ? 3 : 0)};
+    plannings.push_back(make_planning(source, shape, request.page_tokens, choices, losses, budget,
+                                      norms.layers));
+  }
+  return plannings;
 }
 
 }  // namespace llama

@@ -19,7 +19,7 @@ struct PlanRequest {
   std::filesystem::path capture;  // what evaluate --capture wrote
   std::filesystem::path text;
   std::optional<LossSource> source;  // absent: the best that the rest allows
-  double budget = 0;                 // page bits
+  std::vector<double> budgets;       // page bits; what is measured serves them all
   std::optional<int> key_floor;      // absent: 3 for norms, none for anything measured
   std::vector<std::string> formats;  // as parse_formats takes them; empty: all that fit the source
   kvtilt::RecipePer per = kvtilt::RecipePer::Layer;
@@ -39,8 +39,8 @@ struct PlanRequest {
   std::function<void(const char* what, double share)> progress;
 };
 
-/// Reads and measures what the request asks for, and plans. Throws a sentence for anything that is
-/// missing, contradictory or out of reach.
-Planning run_planner(const PlanRequest& request);
+/// Reads and measures what the request asks for, and plans once for each budget. Throws a sentence
+/// for anything that is missing, contradictory or out of reach.
+std::vector<Planning> run_planner(const PlanRequest& request);
 
 }  // namespace llama

@@ -127,7 +127,7 @@ std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int p
       const Recipe recipe{choices.keys[key], choices.values[value]};
       const auto bytes = uniform_bytes(shape, page_tokens, recipe);
       if (!bytes || *bytes > page_bytes) continue;
-      const UniformRecipe found{recipe, 8 * static_cast<double>(*bytes) / elements,
+      const UniformRecipe found{recipe, *bytes, 8 * static_cast<double>(*bytes) / elements,
                                 uniform_loss(losses, key, value)};
       if (!best || found.loss < best->loss ||
           (found.loss == best->loss && found.page_bits < best->page_bits)) {

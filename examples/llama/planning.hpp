@@ -19,6 +19,7 @@ const char* to_string(LossSource source);
 /// One recipe for the whole model, and the loss that it is expected to have.
 struct UniformRecipe {
   kvtilt::Recipe recipe;
+  std::size_t page_bytes = 0;  // of a page of every layer
   double page_bits = 0;
   double loss = 0;
 };

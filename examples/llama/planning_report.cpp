@@ -23,16 +23,17 @@ gap: bits that keys need beyond values, from |W_K|/|W_V|, from s_K/s_V, and from
 formats: bits, c per channel or t per token; g<group> and the range rule where they are not the default
 )";
 
-/// The shortest text that says everything about a resolved format.
+/// The shortest text that says everything about a format.
 std::string short_name(const Format& format, int dim, int page_tokens) {
   Format plain = format;
   plain.group = 0;
   plain.rule = kvtilt::default_rule(format.bits);
   const auto usual = kvtilt::resolve_format(plain, "", dim, page_tokens);
+  const bool default_group = format.group == 0 || (usual && usual->group == format.group);
   std::string name = std::to_string(format.bits);
   if (!format.quantized()) return name;
   name += format.granularity == kvtilt::Granularity::PerChannel ? 'c' : 't';
-  if (!usual || usual->group != format.group) name += "g" + std::to_string(format.group);
+  if (!default_group) name += "g" + std::to_string(format.group);
   if (plain.rule != format.rule) name += std::string(":") + kvtilt::to_string(format.rule);
   return name;
 }
@@ -141,14 +142,14 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
 
 std::string planning_text(const Planning& planning) {
   std::string text = heading + layer_table(planning) + "\n";
-  std::vector<std::vector<std::string>> rows{{"", "page bits", "bytes per page", "expected loss"}};
-  const auto bytes = static_cast<double>(planning.best.page_bytes);
-  rows.push_back({"plan", format_number(planning.best.page_bits, 3), format_number(bytes, 0),
+  std::vector<std::vector<std::string>> rows{{"", "page bits", "bytes a page", "expected loss"}};
+  rows.push_back({"plan", format_number(planning.best.page_bits, 3),
+                  format_number(static_cast<double>(planning.best.page_bytes), 0),
                   scientific(planning.best.loss)});
   if (planning.uniform) {
-    const double same = planning.uniform->page_bits / planning.best.page_bits * bytes;
     rows.push_back({"best uniform: " + uniform_name(planning),
-                    format_number(planning.uniform->page_bits, 3), format_number(same, 0),
+                    format_number(planning.uniform->page_bits, 3),
+                    format_number(static_cast<double>(planning.uniform->page_bytes), 0),
                     scientific(planning.uniform->loss)});
   }
   text += format_table(rows);
