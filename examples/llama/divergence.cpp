@@ -23,8 +23,8 @@ class Worker {
     settings_.recent_tokens = 0;
     settings_.sink_tokens = 0;
     for (const kvtilt::Plan& plan : plans) {
-      const auto [changed, ignored] = std::mismatch(
-          base.recipes.begin(), base.recipes.end(), plan.recipes.begin(), plan.recipes.end());
+      const auto [changed, ignored] = std::mismatch(base.recipes.begin(), base.recipes.end(),
+                                                    plan.recipes.begin(), plan.recipes.end());
       first_.push_back(static_cast<int>(changed - base.recipes.begin()));
     }
   }
@@ -38,7 +38,8 @@ class Worker {
     std::vector<double> sums{run_base(piece)};
     advance();
     for (std::size_t i = 0; i < plans_.size(); ++i) {
-      sums.push_back(first_[i] == model_.config().layers ? sums[0] : run_plan(plans_[i], first_[i]));
+      sums.push_back(first_[i] == model_.config().layers ? sums[0]
+                                                         : run_plan(plans_[i], first_[i]));
       advance();
     }
     return sums;
@@ -115,8 +116,8 @@ class Worker {
   }
 
   [[nodiscard]] std::span<const float> reference(int position) const {
-    return std::span<const float>(baseline_)
-        .subspan(static_cast<std::size_t>(position) * vocab(), vocab());
+    return std::span<const float>(baseline_).subspan(static_cast<std::size_t>(position) * vocab(),
+                                                     vocab());
   }
 
   /// Of the logits of a chunk that starts at `position`.
@@ -163,8 +164,7 @@ Divergences measure_divergence(const Model& model, const std::vector<std::vector
     if (options.progress) options.progress(static_cast<double>(++done) / total);
   };
   for_each_piece(
-      pieces.size(), options.threads,
-      [&] { return Worker(model, base, plans, options.cache); },
+      pieces.size(), options.threads, [&] { return Worker(model, base, plans, options.cache); },
       [&](Worker& worker, std::size_t i) { sums[i] = worker.run(pieces[i], advance); });
 
   Divergences result;

@@ -80,7 +80,8 @@ class Worker {
     for (std::size_t position = begin; position < end;) {
       const std::size_t tokens =
           std::min({chunk_, end - position, static_cast<std::size_t>(cache.draft_room()) + 1});
-      float* const place = index == 0 ? baseline_.data() + (position - begin) * vocab_ : &logits_[0];
+      float* const place =
+          index == 0 ? baseline_.data() + (position - begin) * vocab_ : &logits_[0];
       const auto start = Clock::now();
       model_.forward({&piece[position], tokens}, cache, scratch_, {place, tokens * vocab_});
       result.seconds += std::chrono::duration<double>(Clock::now() - start).count();

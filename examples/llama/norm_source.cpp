@@ -73,9 +73,8 @@ HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& 
       counts.layers >= 1 && counts.layers <= 10000 && counts.query_heads >= 1 &&
       (counts.kv_heads.size() == 1 ||
        counts.kv_heads.size() == static_cast<std::size_t>(counts.layers)) &&
-      std::all_of(counts.kv_heads.begin(), counts.kv_heads.end(), [](std::int64_t heads) {
-        return heads >= 0 && heads <= kvtilt::max_kv_heads;
-      });
+      std::all_of(counts.kv_heads.begin(), counts.kv_heads.end(),
+                  [](std::int64_t heads) { return heads >= 0 && heads <= kvtilt::max_kv_heads; });
   if (!sane) fail(file, ": block_count and head counts contradict each other");
   return counts;
 }
@@ -129,8 +128,9 @@ class Layers {
     kvtilt::LayerNorms norms;
     norms.keys = measure(keys, layer);
     norms.values = measure(values, layer);
-    if (const StoredTensor* gains = find_any(layer, {"k_norm.weight", "attn_k_norm.weight",
-                                                     "key_layernorm.weight", "k_layernorm.weight"})) {
+    if (const StoredTensor* gains =
+            find_any(layer, {"k_norm.weight", "attn_k_norm.weight", "key_layernorm.weight",
+                             "k_layernorm.weight"})) {
       norms.key_norm = true;
       const auto numbers = kvtilt::read_floats(*gains).value();
       const auto rows = static_cast<std::size_t>(keys.head_rows);
@@ -248,11 +248,13 @@ class Layers {
 WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
                               const std::function<void(double share)>& progress) {
   const Checkpoint checkpoint = Checkpoint::open(path).value();
-  const Layers layers(checkpoint,
-                      checkpoint.gguf() != nullptr
-                          ? gguf_counts(*checkpoint.gguf(), path.string())
-                          : config_counts((std::filesystem::is_directory(path) ? path : path.parent_path()) / "config.json"),
-                      path.string());
+  const Layers layers(
+      checkpoint,
+      checkpoint.gguf() != nullptr
+          ? gguf_counts(*checkpoint.gguf(), path.string())
+          : config_counts((std::filesystem::is_directory(path) ? path : path.parent_path()) /
+                          "config.json"),
+      path.string());
   WeightNorms norms;
   norms.layers.resize(static_cast<std::size_t>(layers.count()));
   norms.shape.layers.resize(norms.layers.size());
@@ -284,7 +286,9 @@ WeightNorms read_norm_file(const std::filesystem::path& path, int kv_heads, int 
     const auto list = document.root().at(key).value().elements().value();
     for (const kvtilt::JsonValue& value : list) {
       norms.push_back(value.number().value());
-      if (!(norms.back() > 0)) throw std::runtime_error(std::string(value.error("is no norm: it is not above 0").message()));
+      if (!(norms.back() > 0))
+        throw std::runtime_error(
+            std::string(value.error("is no norm: it is not above 0").message()));
     }
     return norms;
   };

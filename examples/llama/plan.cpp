@@ -3,6 +3,7 @@
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "fail.hpp"
+#include "json_output.hpp"
 #include "planner.hpp"
 #include "planning_report.hpp"
 #include "progress.hpp"
@@ -10,9 +11,7 @@
 #include <CLI/CLI.hpp>
 
 #include <cstdio>
-#include <fstream>
 #include <iostream>
-#include <map>
 #include <string>
 #include <thread>
 
@@ -45,8 +44,8 @@ struct Arguments {
 
 llama::LossSource source_of(const std::string& name) {
   using llama::LossSource;
-  for (const LossSource source : {LossSource::Frobenius, LossSource::Spectral,
-                                  LossSource::Statistics}) {
+  for (const LossSource source :
+       {LossSource::Frobenius, LossSource::Spectral, LossSource::Statistics}) {
     if (name == llama::to_string(source)) return source;
   }
   return LossSource::Measured;
@@ -80,11 +79,7 @@ void run(Arguments& arguments, const std::string& command) {
     llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
                 " budgets: write {} where the budget goes, as in plan_{}.json");
   }
-  std::ofstream json;
-  if (!arguments.json.empty()) {
-    json.open(arguments.json);
-    if (!json) llama::fail(arguments.json, ": cannot be written");
-  }
+  llama::JsonOutput json(arguments.json);
   llama::Progress progress;
   if (progress.visible()) {
     request.progress = [&](const char* what, double share) { progress.show(what, share); };
@@ -99,16 +94,12 @@ void run(Arguments& arguments, const std::string& command) {
     const std::string budget = number(planning.budget);
     const std::string out = file_name(arguments.out, budget);
     const auto written = kvtilt::write_recipe_file(
-        out, {planning.best.plan, planning.shape, planning.page_tokens, command,
-              budget + " page bits"});
+        out,
+        {planning.best.plan, planning.shape, planning.page_tokens, command, budget + " page bits"});
     if (!written.ok()) llama::fail(written.message());
     std::cout << "written to " << out << "\n\n";
   }
-  if (json.is_open()) {
-    json << figures.dump(2) << '\n';
-    json.close();
-    if (!json) llama::fail(arguments.json, ": could not be written whole");
-  }
+  json.write(figures);
 }
 
 }  // namespace
@@ -121,7 +112,8 @@ int main(int argc, char** argv) {
                  "folder with config.json and safetensors, or a GGUF file (norms only)");
   app.add_option("--norms", arguments.norms, "file with w_k and w_v: one norm per layer");
   app.add_option("--capture", arguments.capture, "file that evaluate --capture wrote");
-  app.add_option("--budget", request.budgets, "page bits; several, comma-separated, cost little more")
+  app.add_option("--budget", request.budgets,
+                 "page bits; several, comma-separated, cost little more")
       ->required()
       ->delimiter(',')
       ->check(CLI::PositiveNumber);

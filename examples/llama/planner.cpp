@@ -140,9 +140,8 @@ class TextLosses {
     options.cache.page_tokens = request_.page_tokens;
     options.threads = request_.threads;
     options.progress = progress("measuring");
-    const auto probes =
-        measure_probes(model_, pieces_, choose_probes(choices, request_.probes), request_.per,
-                       options);
+    const auto probes = measure_probes(model_, pieces_, choose_probes(choices, request_.probes),
+                                       request_.per, options);
     std::vector<CapturedLayer> captured;
     if (request_.probes > 0) captured = capture();
     return checked(kvtilt::losses_from_divergence(shape_, request_.page_tokens, choices, probes,
@@ -223,10 +222,9 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
   }
   std::vector<Planning> plannings;
   for (const double bits : request.budgets) {
-    const kvtilt::BitBudget budget{bits,
-                                   request.key_floor.value_or(from_norms(source) ? 3 : 0)};
-    plannings.push_back(make_planning(source, shape, request.page_tokens, choices, losses, budget,
-                                      norms.layers));
+    const kvtilt::BitBudget budget{bits, request.key_floor.value_or(from_norms(source) ? 3 : 0)};
+    plannings.push_back(
+        make_planning(source, shape, request.page_tokens, choices, losses, budget, norms.layers));
   }
   return plannings;
 }

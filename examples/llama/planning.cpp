@@ -74,10 +74,11 @@ std::vector<std::string> warnings_of(const Planning& planning) {
     warn(layers_where(count, [&](std::size_t i) { return planning.reports[i].contradicted; }),
          "the norms of W_K and W_V ask for another gap between keys and values than the errors "
          "that were measured; the plan follows what was measured");
-    warn(layers_where(count, [&](std::size_t i) { return planning.reports[i].key_norm; }),
-         std::string("keys pass a norm of their own (QK-norm), so that the size of W_K says nothing "
-                     "about them") +
-             (from_norms ? "; the plan uses that norm's gains. Measuring (--text) is safer" : ""));
+    warn(
+        layers_where(count, [&](std::size_t i) { return planning.reports[i].key_norm; }),
+        std::string("keys pass a norm of their own (QK-norm), so that the size of W_K says nothing "
+                    "about them") +
+            (from_norms ? "; the plan uses that norm's gains. Measuring (--text) is safer" : ""));
     if (from_norms) {
       warn(layers_where(count,
                         [&](std::size_t i) {
@@ -155,8 +156,7 @@ Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int p
   planning.uniform = best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes);
   const bool from_text = source == LossSource::Statistics || source == LossSource::Measured;
   for (std::size_t i = 0; i < norms.size(); ++i) {
-    const auto gap =
-        from_text ? measured_gap(losses.layers[i], choices) : std::optional<double>();
+    const auto gap = from_text ? measured_gap(losses.layers[i], choices) : std::optional<double>();
     planning.reports.push_back(shape.layers[i].kv_heads == 0
                                    ? kvtilt::LayerReport{}
                                    : kvtilt::layer_report(norms[i], shape.layers[i], gap));

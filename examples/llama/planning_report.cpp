@@ -79,7 +79,9 @@ std::string layer_table(const Planning& planning) {
       const kvtilt::LayerReport& report = planning.reports[i];
       row.insert(row.end(),
                  {format_number(norms.keys.frobenius, 2), format_number(norms.values.frobenius, 2),
-                  report.key_norm ? "QK-norm" : report.theorem_holds ? "holds" : "fails",
+                  report.key_norm        ? "QK-norm"
+                  : report.theorem_holds ? "holds"
+                                         : "fails",
                   format_number(norms.keys.spectral, 2), format_number(norms.values.spectral, 2),
                   gap_text(report.gain_gap.value_or(report.frobenius_gap)),
                   gap_text(report.spectral_gap), gap_text(report.measured_gap)});
@@ -96,12 +98,6 @@ std::string uniform_name(const Planning& planning) {
   const Recipe& recipe = planning.uniform->recipe;
   return short_name(recipe.key, shape.key_dim, planning.page_tokens) + "/" +
          short_name(recipe.value, shape.value_dim, planning.page_tokens);
-}
-
-std::string scientific(double value) {
-  char text[32];
-  std::snprintf(text, sizeof text, "%.3e", value);
-  return text;
 }
 
 ordered_json optional_number(const std::optional<double>& value) {
@@ -145,12 +141,12 @@ std::string planning_text(const Planning& planning) {
   std::vector<std::vector<std::string>> rows{{"", "page bits", "bytes a page", "expected loss"}};
   rows.push_back({"plan", format_number(planning.best.page_bits, 3),
                   format_number(static_cast<double>(planning.best.page_bytes), 0),
-                  scientific(planning.best.loss)});
+                  format_scientific(planning.best.loss, 3)});
   if (planning.uniform) {
     rows.push_back({"best uniform: " + uniform_name(planning),
                     format_number(planning.uniform->page_bits, 3),
                     format_number(static_cast<double>(planning.uniform->page_bytes), 0),
-                    scientific(planning.uniform->loss)});
+                    format_scientific(planning.uniform->loss, 3)});
   }
   text += format_table(rows);
   for (const std::string& warning : planning.warnings) text += "warning: " + warning + "\n";

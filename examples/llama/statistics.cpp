@@ -50,9 +50,9 @@ class Worker {
     }
     std::vector<kvtilt::CapturedLayer> layers;
     for (int layer = 0; layer < config_.layers; ++layer) {
-      layers.push_back(
-          summarize(cache_.layers()[static_cast<std::size_t>(layer)],
-                    static_cast<int>(piece.size()), config_.windows[static_cast<std::size_t>(layer)]));
+      layers.push_back(summarize(cache_.layers()[static_cast<std::size_t>(layer)],
+                                 static_cast<int>(piece.size()),
+                                 config_.windows[static_cast<std::size_t>(layer)]));
     }
     return layers;
   }
