@@ -87,8 +87,9 @@ void run(Arguments& arguments, const std::string& command) {
   const std::vector<llama::Planning> plannings = llama::run_planner(request);
   progress.clear();
   auto figures = nlohmann::ordered_json::array();
+  std::cout << llama::planning_legend();
   for (const llama::Planning& planning : plannings) {
-    std::cout << llama::planning_text(planning) << std::flush;
+    std::cout << '\n' << llama::planning_text(planning) << std::flush;
     figures.push_back(llama::planning_json(planning));
     if (arguments.out.empty()) continue;
     const std::string budget = number(planning.budget);
@@ -97,7 +98,7 @@ void run(Arguments& arguments, const std::string& command) {
         out,
         {planning.best.plan, planning.shape, planning.page_tokens, command, budget + " page bits"});
     if (!written.ok()) llama::fail(written.message());
-    std::cout << "written to " << out << "\n\n";
+    std::cout << "written to " << out << '\n';
   }
   json.write(figures);
 }

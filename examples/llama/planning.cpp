@@ -154,9 +154,14 @@ Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int p
   if (!best) fail(best.message());
   planning.best = *std::move(best);
   planning.uniform = best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes);
-  const bool from_text = source == LossSource::Statistics || source == LossSource::Measured;
+  if (source == LossSource::Statistics || source == LossSource::Measured) {
+    for (const auto& layer : losses.layers) {
+      planning.measured_gaps.push_back(measured_gap(layer, choices));
+    }
+  }
   for (std::size_t i = 0; i < norms.size(); ++i) {
-    const auto gap = from_text ? measured_gap(losses.layers[i], choices) : std::optional<double>();
+    const auto gap =
+        planning.measured_gaps.empty() ? std::optional<double>() : planning.measured_gaps[i];
     planning.reports.push_back(shape.layers[i].kv_heads == 0
                                    ? kvtilt::LayerReport{}
                                    : kvtilt::layer_report(norms[i], shape.layers[i], gap));

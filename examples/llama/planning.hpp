@@ -40,6 +40,8 @@ struct Planning {
   int key_floor = 0;
   std::vector<kvtilt::LayerNorms> norms;     // per layer; empty if the weights were not read
   std::vector<kvtilt::LayerReport> reports;  // per layer, likewise
+  bool one_norm = false;                     // norms are of one kind, whichever it is
+  std::vector<std::optional<double>> measured_gaps;  // per layer; empty for losses from norms
   kvtilt::BitPlan best;
   std::optional<UniformRecipe> uniform;  // of the same or smaller size
   std::vector<std::string> warnings;

@@ -16,13 +16,6 @@ using kvtilt::Format;
 using kvtilt::Recipe;
 using nlohmann::ordered_json;
 
-constexpr const char* heading =
-    R"(|W_K|, |W_V|: norms of the weights (Frobenius); s_K, s_V: largest singular values
-theorem 1: |W_K| > |W_V|, as "Quantize What Counts" expects
-gap: bits that keys need beyond values, from |W_K|/|W_V|, from s_K/s_V, and from measured losses
-formats: bits, c per channel or t per token; g<group> and the range rule where they are not the default
-)";
-
 /// The shortest text that says everything about a format.
 std::string short_name(const Format& format, int dim, int page_tokens) {
   Format plain = format;
@@ -60,32 +53,39 @@ std::string gap_text(const std::optional<double>& gap) {
   return text;
 }
 
+/// What the weights of a layer say, as table cells.
+void add_norms(const Planning& planning, std::size_t layer, std::vector<std::string>& row) {
+  const kvtilt::LayerNorms& norms = planning.norms[layer];
+  const kvtilt::LayerReport& report = planning.reports[layer];
+  row.insert(row.end(),
+             {format_number(norms.keys.frobenius, 2), format_number(norms.values.frobenius, 2),
+              report.theorem_holds ? "holds" : "fails",
+              gap_text(report.gain_gap.value_or(report.frobenius_gap))});
+  if (planning.one_norm) return;
+  row.insert(row.end(), {format_number(norms.keys.spectral, 2),
+                         format_number(norms.values.spectral, 2), gap_text(report.spectral_gap)});
+}
+
 std::string layer_table(const Planning& planning) {
-  std::vector<std::vector<std::string>> rows{{"layer", "|W_K|", "|W_V|", "theorem 1", "s_K", "s_V",
-                                              "gap |W|", "gap s", "gap measured", "keys",
-                                              "values"}};
+  std::vector<std::string> columns{"layer"};
+  if (!planning.norms.empty()) {
+    columns.insert(columns.end(), {"|W_K|", "|W_V|", "theorem 1", "gap |W|"});
+    if (!planning.one_norm) columns.insert(columns.end(), {"s_K", "s_V", "gap s"});
+  }
+  if (!planning.measured_gaps.empty()) columns.emplace_back("gap measured");
+  columns.insert(columns.end(), {"keys", "values"});
+  std::vector<std::vector<std::string>> rows{columns};
   for (std::size_t i = 0; i < planning.shape.layers.size(); ++i) {
     const kvtilt::LayerShape& shape = planning.shape.layers[i];
     std::vector<std::string>& row = rows.emplace_back();
     row.push_back(std::to_string(i));
     if (shape.kv_heads == 0) {
-      row.insert(row.end(), {"-", "-", "-", "-", "-", "-", "-", "-", "no cache", ""});
+      row.resize(columns.size(), "-");
+      row.back() = "no cache";
       continue;
     }
-    if (planning.norms.empty()) {
-      row.insert(row.end(), {"-", "-", "-", "-", "-", "-", "-", "-"});
-    } else {
-      const kvtilt::LayerNorms& norms = planning.norms[i];
-      const kvtilt::LayerReport& report = planning.reports[i];
-      row.insert(row.end(),
-                 {format_number(norms.keys.frobenius, 2), format_number(norms.values.frobenius, 2),
-                  report.key_norm        ? "QK-norm"
-                  : report.theorem_holds ? "holds"
-                                         : "fails",
-                  format_number(norms.keys.spectral, 2), format_number(norms.values.spectral, 2),
-                  gap_text(report.gain_gap.value_or(report.frobenius_gap)),
-                  gap_text(report.spectral_gap), gap_text(report.measured_gap)});
-    }
+    if (!planning.norms.empty()) add_norms(planning, i, row);
+    if (!planning.measured_gaps.empty()) row.push_back(gap_text(planning.measured_gaps[i]));
     const auto& recipes = planning.best.plan.recipes[i];
     row.push_back(head_formats(recipes, &Recipe::key, shape.key_dim, planning.page_tokens));
     row.push_back(head_formats(recipes, &Recipe::value, shape.value_dim, planning.page_tokens));
@@ -121,8 +121,10 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
     layer["qk_norm"] = report.key_norm;
     layer["gap"] = {{"frobenius", report.frobenius_gap},
                     {"spectral", report.spectral_gap},
-                    {"gains", optional_number(report.gain_gap)},
-                    {"measured", optional_number(report.measured_gap)}};
+                    {"gains", optional_number(report.gain_gap)}};
+  }
+  if (!planning.measured_gaps.empty()) {
+    layer["measured_gap"] = optional_number(planning.measured_gaps[i]);
   }
   const auto& recipes = planning.best.plan.recipes[i];
   layer["key_bits"] = mean_bits(recipes, kvtilt::Tensor::Keys);
@@ -136,8 +138,16 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
 
 }  // namespace
 
+std::string planning_legend() {
+  return R"(|W_K|, |W_V|: norms of the weights; s_K, s_V: their largest singular values
+theorem 1: |W_K| > |W_V|, as "Quantize What Counts" expects
+gap: bits that keys need beyond values, from |W_K|/|W_V|, from s_K/s_V, and from losses on a text
+formats: bits, c per channel or t per token; g<group> and range rule where not the default
+)";
+}
+
 std::string planning_text(const Planning& planning) {
-  std::string text = heading + layer_table(planning) + "\n";
+  std::string text = layer_table(planning) + "\n";
   std::vector<std::vector<std::string>> rows{{"", "page bits", "bytes a page", "expected loss"}};
   rows.push_back({"plan", format_number(planning.best.page_bits, 3),
                   format_number(static_cast<double>(planning.best.page_bytes), 0),

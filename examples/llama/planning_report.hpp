@@ -10,6 +10,9 @@
 
 namespace llama {
 
+/// What the columns of the table mean.
+std::string planning_legend();
+
 /// A table of layers - norms, whether Theorem 1 holds, gaps, chosen formats - then the plan beside
 /// the best uniform recipe, then the warnings.
 std::string planning_text(const Planning& planning);
