@@ -225,6 +225,7 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
     const kvtilt::BitBudget budget{bits, request.key_floor.value_or(from_norms(source) ? 3 : 0)};
     plannings.push_back(
         make_planning(source, shape, request.page_tokens, choices, losses, budget, norms.layers));
+    plannings.back().one_norm = !request.norms.empty();
   }
   return plannings;
 }
