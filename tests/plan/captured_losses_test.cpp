@@ -228,6 +228,13 @@ TEST(CapturedLosses, WeighByQueriesAttentionScaleAndLayer) {
   other.key_attention.clear();
   EXPECT_GT(loss_of(other, Tensor::Keys), keys) << "twice the attention, values from their mean";
   EXPECT_LT(loss_of(other, Tensor::Keys), 4 * keys);
+  other.output_square.assign(heads * dim, 4);
+  EXPECT_NEAR(loss_of(other, Tensor::Values), 8 * values, 1e-9 * values);
+  const double spread = loss_of(other, Tensor::Keys);
+  other.output_square.assign(heads * dim, 1);
+  EXPECT_NEAR(loss_of(other, Tensor::Keys), spread / 4, 1e-9 * spread);
+  other.output_square[3] = 1000;
+  EXPECT_GT(loss_of(other, Tensor::Values), 10 * values) << "one channel counts above all others";
 }
 
 TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
@@ -246,7 +253,10 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   EXPECT_THAT(message(layer), HasSubstr("layer 0: 4095 keys"));
   layer = scene.layer;
   layer.attention.pop_back();
-  EXPECT_THAT(message(layer), HasSubstr("255 and 256 attention weights for 128 tokens"));
+  EXPECT_THAT(message(layer), HasSubstr("255 attention weights, must be 256 for 128 tokens"));
+  layer = scene.layer;
+  layer.output_square.assign(31, 1);
+  EXPECT_THAT(message(layer), HasSubstr("31 output squares, must be 32"));
   layer = scene.layer;
   layer.query_square[3] = -1;
   EXPECT_THAT(message(layer), HasSubstr("layer 0: -1 cannot be a mean square"));
@@ -256,7 +266,9 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   layer = scene.layer;
   layer.value_dim = 8;
   EXPECT_THAT(message(layer), HasSubstr("captured 2 kv heads of 16 and 8 channels"));
-  layer = CapturedLayer{0, heads, dim, dim, {}, {}, {}, {}, {}};
+  layer = CapturedLayer{};
+  layer.kv_heads = heads;
+  layer.key_dim = layer.value_dim = dim;
   EXPECT_THAT(message(layer), HasSubstr("0 tokens in pages of 64"));
   EXPECT_THAT(std::string(losses_from_statistics(shape, page_tokens, choices, {}).message()),
               HasSubstr("captured 0 layers for a shape of 1"));

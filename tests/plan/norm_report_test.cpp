@@ -33,6 +33,7 @@ TEST(NormReport, TheoremAndGapsHaveTheSignOfTheLargerNorm) {
   EXPECT_FALSE(qwen.theorem_holds);
   EXPECT_TRUE(qwen.spectral_holds);
   EXPECT_DOUBLE_EQ(qwen.frobenius_gap, -1);
+  EXPECT_EQ(layer_report(norms_of(20, 0, 40, 2), shape).spectral_gap, 0) << "unknown";
 }
 
 // Keys 4 bits wider than values err like values under 4^-4: losses of one width tell that gap.

@@ -255,9 +255,10 @@ inline constexpr std::size_t most_knapsack_cells = std::size_t{1} << 29;
 ///
 /// Fails    InvalidArgument where an item has no option or the budget is below the sum of the
 ///          smallest, Unsupported where the table would be larger than 1 GiB, OutOfMemory
-/// Cost     cells = sum over items of the byte sums that can still matter, in units of the greatest
-///          common divisor: at most items * (budget - smallest answer) / 64 for pages. 2 bytes of
-///          memory and about one nanosecond per left option each
+/// Cost     what no optimum can contain is gone first; for each item that still has a choice, a cell
+///          of 2 bytes per byte sum that can still matter, in units of their greatest common divisor
+///          (64 for pages), and about 1 ns per cell and option. At most items * (budget - smallest
+///          answer) / 64 cells, in practice a small part of that
 inline Result<std::vector<std::size_t>> solve_knapsack(const std::vector<KnapsackItem>& items,
                                                        std::size_t budget) {
   const int exponent = detail::grid_exponent(items);
@@ -276,10 +277,8 @@ inline Result<std::vector<std::size_t>> solve_knapsack(const std::vector<Knapsac
                          "a budget of %zu bytes is too small: the smallest that works is %zu",
                          budget, smallest);
   detail::drop_hopeless(grid, budget);
-  smallest = 0;
+  smallest = 0;  // of what is left: the options of an answer within the budget always are
   for (const detail::GridItem& item : grid) smallest += item.front().bytes;
-  if (smallest > budget)
-    return Status::error(ErrorCode::InvalidArgument, "internal: no option left within the budget");
   detail::KnapsackTable table(grid, budget - smallest);
   if (table.cells() > most_knapsack_cells)
     return Status::error(ErrorCode::Unsupported,

@@ -6,8 +6,10 @@
 #include <kvtilt/plan/losses.hpp>
 #include <kvtilt/plan/weight_norms.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>

@@ -14,8 +14,9 @@
 
 namespace kvtilt {
 
-/// A gap is the number of bits that keys need beyond values for both to err alike, log2(|K| / |V|).
-/// (Appendix B.4 of arXiv 2502.15075v3 prints the ratio upside down.)
+/// A gap is the number of bits that keys need beyond values for both to err alike, log2(|K| / |V|);
+/// 0 where a norm is 0, as unknown ones are. (Appendix B.4 of arXiv 2502.15075v3 prints the ratio
+/// upside down.)
 struct LayerReport {
   bool theorem_holds = false;   ///< theorem 1: |W_K| > |W_V|, Frobenius
   bool spectral_holds = false;  ///< the same for the largest singular values
@@ -27,6 +28,14 @@ struct LayerReport {
   bool contradicted = false;  ///< the Frobenius gap and the measured one have opposite signs, or
                               ///< are more than a bit apart
 };
+
+namespace detail {
+
+inline double gap(double keys, double values) {
+  return keys > 0 && values > 0 ? std::log2(keys / values) : 0;
+}
+
+}  // namespace detail
 
 /// Bits that keys need beyond values so that both lose the same: half the log2 of the ratio of their
 /// losses in formats of one width, the default width's if the choices have several groups. Nothing
@@ -57,12 +66,12 @@ inline LayerReport layer_report(const LayerNorms& layer, const LayerShape& shape
   LayerReport report;
   report.theorem_holds = layer.keys.frobenius > layer.values.frobenius;
   report.spectral_holds = layer.keys.spectral > layer.values.spectral;
-  report.frobenius_gap = std::log2(layer.keys.frobenius / layer.values.frobenius);
-  report.spectral_gap = std::log2(layer.keys.spectral / layer.values.spectral);
+  report.frobenius_gap = detail::gap(layer.keys.frobenius, layer.values.frobenius);
+  report.spectral_gap = detail::gap(layer.keys.spectral, layer.values.spectral);
   report.key_norm = layer.key_norm;
   if (layer.key_norm && !layer.key_gains.empty()) {
     const double keys = detail::squared_scale(layer, shape, Tensor::Keys, Norm::Frobenius, -1);
-    report.gain_gap = std::log2(std::sqrt(keys) / layer.values.frobenius);
+    report.gain_gap = detail::gap(std::sqrt(keys), layer.values.frobenius);
   }
   report.measured_gap = measured;
   if (measured) {

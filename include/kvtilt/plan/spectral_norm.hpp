@@ -72,19 +72,20 @@ inline constexpr int most_spectral_steps = 200;
 
 namespace detail {
 
-/// z = W' W x / f^2 for a matrix of Frobenius norm f: its eigenvalues lie in 0 to 1, and nothing
-/// overflows on the way. One pass: a block of rows stays in the cache for both products.
+/// z = W' W x / f^2 for a matrix of Frobenius norm f: its eigenvalues lie in 0 to 1. f is divided by
+/// in parts, so that no intermediate vector leaves the range of float32 or nears its subnormals,
+/// which some flags flush. One pass: a block of rows stays in the cache for both products.
 class GramOperator {
  public:
   GramOperator(const WeightView& weights, double frobenius)
-      : weights_(weights), scale_(1.0 / frobenius) {}
+      : weights_(weights), root_(static_cast<float>(1.0 / std::sqrt(frobenius))) {}
 
   void apply(const Eigen::VectorXf& x, Eigen::VectorXf& z) const {
     using Block =
         Eigen::Map<const Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>, 0,
                    Eigen::OuterStride<>>;
     constexpr std::int64_t block_rows = 32;
-    const Eigen::VectorXf scaled = (x.cast<double>() * scale_).cast<float>();
+    const Eigen::VectorXf scaled = x * root_;
     z.setZero(x.size());
     Eigen::VectorXf y;
     for (std::int64_t row = 0; row < weights_.rows; row += block_rows) {
@@ -92,14 +93,16 @@ class GramOperator {
                         std::min(block_rows, weights_.rows - row), weights_.columns,
                         Eigen::OuterStride<>(weights_.stride));
       y.noalias() = block * scaled;
+      y *= root_;
+      y *= root_;
       z.noalias() += block.transpose() * y;
     }
-    z = (z.cast<double>() * scale_).cast<float>();
+    z *= root_;
   }
 
  private:
   WeightView weights_;
-  double scale_;
+  float root_;  ///< 1 / sqrt(f)
 };
 
 /// The same pseudo-random start for every matrix of a size.
