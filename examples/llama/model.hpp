@@ -41,6 +41,12 @@ class Model {
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
 
+  /// What brings the outputs of a layer's attention back to the hidden state:
+  /// [hidden, query_heads * head_dim].
+  [[nodiscard]] const Matrix& output_projection(int layer) const {
+    return layers_[static_cast<std::size_t>(layer)].output;
+  }
+
   /// Runs the next tokens of the cache's sequence; their positions start at cache.length().
   ///
   /// logits [tokens, vocab], or [1, vocab] to get those of the last token only

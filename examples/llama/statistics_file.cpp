@@ -109,6 +109,9 @@ CapturedLayer read_layer(const Reader& reader, std::size_t index) {
   layer.attention = reader.numbers(tensor_name(index, "attention"), layer.kv_heads, layer.tokens);
   layer.key_attention =
       reader.numbers(tensor_name(index, "key_attention"), layer.kv_heads, layer.tokens);
+  layer.output_square =
+      reader.numbers(tensor_name(index, "output_square"), layer.kv_heads, layer.value_dim);
+  layer.weight = reader.numbers(tensor_name(index, "weight"), 1, 1).front();
   return layer;
 }
 
@@ -128,6 +131,9 @@ void write_statistics(const std::filesystem::path& path, const StatisticsFile& f
                        {layer.kv_heads, layer.tokens});
     tensors.add_floats(tensor_name(i, "key_attention"), layer.key_attention,
                        {layer.kv_heads, layer.tokens});
+    tensors.add_floats(tensor_name(i, "output_square"), layer.output_square,
+                       {layer.kv_heads, layer.value_dim});
+    tensors.add_floats(tensor_name(i, "weight"), {layer.weight}, {1, 1});
   }
   const auto status = kvtilt::write_safetensors(path, tensors.list(),
                                                 {{"kvtilt_capture", version},

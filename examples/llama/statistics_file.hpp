@@ -6,11 +6,14 @@
 //     layers.<i>.values         F16 [tokens, kv_heads, head_dim]
 //     layers.<i>.query_square   F32 [kv_heads, head_dim]  mean of q_c^2 over queries of the kv head
 //     layers.<i>.attention      F32 [kv_heads, tokens]    sum of p^2 over these queries
-//     layers.<i>.key_attention  F32 [kv_heads, tokens]    sum of p^2 |v - o|^2, o the query's output
+//     layers.<i>.key_attention  F32 [kv_heads, tokens]    sum of p^2 |W_O (v - o)|^2
+//     layers.<i>.output_square  F32 [kv_heads, head_dim]  squared lengths of W_O's columns, the mean
+//                                                         over these query heads
+//     layers.<i>.weight         F32 [1, 1]                1 / mean |W_O o|^2, of all heads together
 //
 // Tokens are whole pages of page_tokens, text after text. p is a query's probability of the token,
-// counted if the query comes late enough to find the token's page quantized. All numbers are
-// numbers of the 16-bit baseline.
+// counted if the query comes late enough to find the token's page quantized; o is the query's output
+// and W_O what brings it back to the hidden state. All numbers are those of the 16-bit baseline.
 #pragma once
 
 #include <kvtilt/plan/captured_losses.hpp>

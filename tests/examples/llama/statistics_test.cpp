@@ -99,14 +99,28 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
               squares[static_cast<std::size_t>(c)] +=
                   std::pow(at(source.queries, q, config_.query_heads, query_head, c), 2);
             }
+            const Matrix& projection = model_.output_projection(index);
+            const auto project = [&](auto&& number) {  // W_O times a vector in this head's columns
+              std::vector<double> result(static_cast<std::size_t>(config_.hidden));
+              for (int row = 0; row < config_.hidden; ++row) {
+                for (int c = 0; c < dim; ++c) {
+                  result[static_cast<std::size_t>(row)] +=
+                      static_cast<double>(projection.data[static_cast<std::size_t>(
+                          row * projection.cols + query_head * dim + c)]) *
+                      number(c);
+                }
+              }
+              return result;
+            };
             if (q < page - 1) continue;  // the page is not quantized yet
             for (int t = first; t < page; ++t) {
               const double p2 = std::pow(weights[static_cast<std::size_t>(t)] / sum, 2);
               double distance = 0;
-              for (int c = 0; c < dim; ++c) {
-                distance += std::pow(at(source.values, t, config_.kv_heads, head, c) -
-                                         output[static_cast<std::size_t>(c)],
-                                     2);
+              for (const double x : project([&](int c) {
+                     return at(source.values, t, config_.kv_heads, head, c) -
+                            output[static_cast<std::size_t>(c)];
+                   })) {
+                distance += x * x;
               }
               attention[static_cast<std::size_t>(t)] += p2;
               key_attention[static_cast<std::size_t>(t)] += p2 * distance;
@@ -141,6 +155,52 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
     }
   }
   EXPECT_TRUE(windowed);
+}
+
+/// What the projection adds to the hidden state, out of the captured numbers alone.
+TEST_F(StatisticsTest, WeighLayersByWhatTheyAddToTheHiddenState) {
+  const auto layers = capture();
+  const int dim = config_.head_dim;
+  for (int index = 0; index < config_.layers; ++index) {
+    const Matrix& projection = model_.output_projection(index);
+    double mean = 0;
+    for (const std::size_t p : {0UL, 2UL}) {
+      const CapturedLayer source = numbers(pieces_[p], index);
+      const int length = static_cast<int>(pieces_[p].size());
+      FloatCache cache(config_);
+      cache.restart(length);
+      Floats out(source.queries.size());
+      for (int i = 0; i <= index; ++i) {  // an earlier layer may hold anything
+        cache.attend(i, length, source.queries.data(), source.keys.data(), source.values.data(),
+                     out.data());
+      }
+      double sum = 0;
+      for (int token = 0; token < length; ++token) {
+        for (int row = 0; row < projection.rows; ++row) {
+          double x = 0;
+          for (int c = 0; c < projection.cols; ++c) {
+            x += static_cast<double>(
+                     projection.data[static_cast<std::size_t>(row * projection.cols + c)]) *
+                 out[static_cast<std::size_t>(token * projection.cols + c)];
+          }
+          sum += x * x;
+        }
+      }
+      mean += sum / length / 2;
+    }
+    const auto& layer = layers[static_cast<std::size_t>(index)];
+    EXPECT_NEAR(layer.weight * mean, 1, 2e-3);
+    double squares = 0;
+    for (int row = 0; row < projection.rows; ++row) {
+      for (const int query_head : {0, 1}) {  // which share the first kv head
+        squares += std::pow(projection.data[static_cast<std::size_t>(row * projection.cols +
+                                                                     query_head * dim + 3)],
+                            2) /
+                   2;
+      }
+    }
+    EXPECT_NEAR(layer.output_square[3], squares, 1e-4 * squares);
+  }
 }
 
 TEST_F(StatisticsTest, AreCappedAndDoNotDependOnThreads) {
@@ -182,6 +242,12 @@ TEST_F(StatisticsTest, ComeBackFromAFile) {
     for (std::size_t j = 0; j < read.attention.size(); ++j) {
       EXPECT_FLOAT_EQ(read.attention[j], layers[i].attention[j]);
       EXPECT_FLOAT_EQ(read.key_attention[j], layers[i].key_attention[j]);
+    }
+    EXPECT_FLOAT_EQ(read.weight, layers[i].weight);
+    EXPECT_GT(read.weight, 0);
+    ASSERT_EQ(read.output_square.size(), layers[i].output_square.size());
+    for (std::size_t j = 0; j < read.output_square.size(); ++j) {
+      EXPECT_FLOAT_EQ(read.output_square[j], layers[i].output_square[j]);
     }
     for (std::size_t j = 0; j < read.query_square.size(); ++j) {
       EXPECT_FLOAT_EQ(read.query_square[j], layers[i].query_square[j]);
