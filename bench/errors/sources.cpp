@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "errors/sources.hpp"
 
+#include <kvtilt/io/mapped_file.hpp>
+
 #include "llama/capturing_cache.hpp"
 #include "llama/fail.hpp"
 #include "llama/float_cache.hpp"
-#include "llama/mapped_file.hpp"
 #include "llama/model.hpp"
 #include "llama/pieces.hpp"
+#include "llama/text_file.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -93,7 +95,7 @@ Source gpt2(const std::filesystem::path& data, bool drawn) {
   constexpr int tokens = 6;
   constexpr int dim = 64;
   const auto path = data / "kv/gpt2_kv_6tok.f32";
-  const llama::MappedFile file(path);
+  const MappedFile file = MappedFile::open(path).value();
   std::vector<float> numbers(std::size_t{layers} * 2 * heads * tokens * dim);
   if (file.bytes().size() != numbers.size() * sizeof(float))
     llama::fail(path.string(), ": ", file.bytes().size(), " bytes, expected ",

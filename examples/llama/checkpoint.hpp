@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The tensors of a model folder: model.safetensors, or the shards model.safetensors.index.json
-// names.
+// The weights of a model folder: kvtilt's reader, the shapes that config.json asks for, and a list
+// of what nobody asked for.
 #pragma once
 
+#include <kvtilt/io/checkpoint.hpp>
+
 #include "floats.hpp"
-#include "safetensors.hpp"
 
 #include <cstdint>
 #include <filesystem>
-#include <map>
+#include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -16,31 +18,20 @@ namespace llama {
 
 class Checkpoint {
  public:
-  /// Throws when the folder holds no checkpoint, or a shard is missing or damaged.
+  /// Throws when the folder holds no checkpoint, or a file of it is missing or damaged.
   explicit Checkpoint(const std::filesystem::path& folder);
 
-  [[nodiscard]] bool contains(const std::string& name) const { return tensors_.contains(name); }
-
-  /// The tensor as row-major float32; F32, F16 and BF16 are understood.
-  /// Throws a sentence naming file and tensor when it is missing or its shape is not `shape`.
+  /// The tensor as row-major float32.
+  /// Throws a sentence naming file and tensor when it is missing, its shape is not `shape`, or its
+  /// type cannot be read.
   Floats load(const std::string& name, const std::vector<std::int64_t>& shape);
 
   /// Names that no load() asked for, sorted.
   [[nodiscard]] std::vector<std::string> unused() const;
 
  private:
-  struct Entry {
-    const StoredTensor* tensor = nullptr;
-    std::string file;
-    bool used = false;
-  };
-
-  void add_file(const std::filesystem::path& path);
-  void read_index(const std::filesystem::path& path);
-
-  std::string description_;  // what a missing tensor is missing from
-  std::map<std::string, SafetensorsFile> files_;
-  std::map<std::string, Entry> tensors_;
+  kvtilt::Checkpoint file_;
+  std::set<std::string, std::less<>> used_;
 };
 
 }  // namespace llama

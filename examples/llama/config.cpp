@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT
 #include "config.hpp"
 
+#include <kvtilt/io/json.hpp>
+#include <kvtilt/io/mapped_file.hpp>
+
 #include "config_reader.hpp"
 #include "fail.hpp"
-#include "json.hpp"
-#include "mapped_file.hpp"
 
 namespace llama {
 namespace {
 
-using nlohmann::json;
+using kvtilt::JsonValue;
 
 /// Keys that do not change what the model computes at inference.
 constexpr const char* harmless_keys[] = {"_name_or_path",
@@ -29,37 +30,35 @@ constexpr const char* harmless_keys[] = {"_name_or_path",
                                          "use_cache"};
 
 void read_head_dim(ConfigReader& reader, ModelConfig& config) {
-  if (reader.get("head_dim").is_null() && config.qk_norm) {
+  if (!reader.get("head_dim") && config.qk_norm) {
     config.head_dim = 128;  // the default of Qwen3's configuration class
-  } else if (reader.get("head_dim").is_null() && config.hidden % config.query_heads != 0) {
-    fail(reader.where(), ": hidden_size ", config.hidden, " is not a multiple of ",
-         config.query_heads, " heads, and there is no \"head_dim\"");
+  } else if (!reader.get("head_dim") && config.hidden % config.query_heads != 0) {
+    fail_at(*reader.get("hidden_size"),
+            "is " + std::to_string(config.hidden) + ", not a multiple of " +
+                std::to_string(config.query_heads) + " heads, and there is no 'head_dim'");
   } else {
     config.head_dim = reader.count("head_dim", config.hidden / config.query_heads);
   }
   if (config.head_dim % 2 != 0) {
-    fail(reader.where(), ": head_dim ", config.head_dim, " is odd; rotary pairs need it even");
+    fail(reader.file(), ": head_dim ", config.head_dim, " is odd; rotary pairs need it even");
   }
   if (config.layers > 10000 || config.query_heads > 10000 || config.head_dim > 10000) {
-    fail(reader.where(), ": ", config.layers, " layers of ", config.query_heads, " heads of ",
+    fail(reader.file(), ": ", config.layers, " layers of ", config.query_heads, " heads of ",
          config.head_dim, " numbers are more than this engine addresses");
   }
 }
 
 /// Reads "rope_scaling", or "rope_parameters" of newer files, which holds rope_theta as well.
 void read_rope(ConfigReader& reader, ModelConfig& config) {
-  const json& parameters = reader.get("rope_parameters");
-  const json& scaling = parameters.is_null() ? reader.get("rope_scaling") : parameters;
+  const std::optional<JsonValue> parameters = reader.get("rope_parameters");
+  const std::optional<JsonValue> scaling = parameters ? parameters : reader.get("rope_scaling");
   config.rope_theta = reader.positive("rope_theta", 10000);
-  if (scaling.is_null()) return;
-  if (!scaling.is_object()) fail(reader.where(), ": the rope scaling is ", scaling);
-
-  ConfigReader rope(
-      reader.where() + (parameters.is_null() ? ": rope_scaling" : ": rope_parameters"), scaling);
+  if (!scaling) return;
+  ConfigReader rope(reader.file(), *scaling);
   config.rope_theta = rope.positive("rope_theta", config.rope_theta);
   const std::string kind = rope.text("rope_type", rope.text("type", "default"));
   rope.get("type");
-  rope.require("partial_rotary_factor", 1.0);
+  rope.require("partial_rotary_factor", "1");
   RopeScaling& result = config.rope_scaling;
   if (kind == "linear") {
     result.kind = RopeScaling::Kind::Linear;
@@ -71,11 +70,12 @@ void read_rope(ConfigReader& reader, ModelConfig& config) {
     result.high_freq_factor = rope.positive("high_freq_factor");
     result.original_context = rope.positive("original_max_position_embeddings");
     if (!(result.high_freq_factor > result.low_freq_factor)) {
-      fail(rope.where(), ": high_freq_factor must be larger than low_freq_factor");
+      fail_at(*scaling, "has a high_freq_factor that must be larger than its low_freq_factor");
     }
   } else if (kind != "default") {
-    fail(rope.where(), ": rope scaling \"", kind,
-         "\" is not implemented; this engine knows default, linear and llama3");
+    fail_at(*scaling, "has the type \"" + kind +
+                          "\", which is not implemented; this engine knows default, linear and "
+                          "llama3");
   }
   rope.refuse_the_rest();
 }
@@ -93,28 +93,31 @@ void read_windows(ConfigReader& reader, ModelConfig& config) {
   const bool in_use = mistral || (qwen && reader.flag("use_sliding_window", false));
   const int first = qwen ? reader.count("max_window_layers", 28, 0) : 0;
   if (!mistral && !qwen && window != 0) {
-    fail(reader.where(), ": \"sliding_window\" is not part of ", config.architecture);
+    fail_at(*reader.get("sliding_window"), "is not part of " + config.architecture);
   }
   if (in_use && qwen && window == 0) {
-    fail(reader.where(), ": \"use_sliding_window\" is true, but \"sliding_window\" is missing");
+    fail_at(*reader.get("use_sliding_window"), "is true, but there is no 'sliding_window'");
   }
 
-  const json& types = reader.get("layer_types");
-  if (!types.is_null() && (!types.is_array() || types.size() != config.windows.size())) {
-    fail(reader.where(), ": \"layer_types\" does not name a type for each of ", config.layers,
-         " layers");
+  const std::optional<JsonValue> types = reader.get("layer_types");
+  std::vector<JsonValue> type_of;
+  if (types) type_of = types->elements().value();
+  if (types && type_of.size() != config.windows.size()) {
+    fail_at(*types,
+            "does not name a type for each of " + std::to_string(config.layers) + " layers");
   }
   for (int layer = 0; layer < config.layers; ++layer) {
     bool slides = in_use && layer >= first;
-    if (!types.is_null()) {
-      const json& type = types[static_cast<std::size_t>(layer)];
-      if (type != "full_attention" && type != "sliding_attention") {
-        fail(reader.where(), ": layer ", layer, " has the type ", type,
-             "; this engine knows \"full_attention\" and \"sliding_attention\"");
+    if (types) {
+      const JsonValue& type = type_of[static_cast<std::size_t>(layer)];
+      const std::string_view name = type.string().value();
+      if (name != "full_attention" && name != "sliding_attention") {
+        fail_at(type, "is " + type.text() +
+                          "; this engine knows \"full_attention\" and \"sliding_attention\"");
       }
-      slides = type == "sliding_attention";
+      slides = name == "sliding_attention";
       if (slides && window == 0) {
-        fail(reader.where(), ": layer ", layer, " slides, but there is no \"sliding_window\"");
+        fail_at(type, "slides, but there is no 'sliding_window'");
       }
     }
     config.windows[static_cast<std::size_t>(layer)] = slides ? window : 0;
@@ -122,43 +125,41 @@ void read_windows(ConfigReader& reader, ModelConfig& config) {
 }
 
 void read_tokens(ConfigReader& reader, ModelConfig& config) {
-  const auto token = [&](const json& value, const char* key) {
-    if (!value.is_number_integer() || value.get<std::int64_t>() < 0 ||
-        value.get<std::int64_t>() >= config.vocab) {
-      fail(reader.where(), ": \"", key, "\" is ", value, ", not a token of ", config.vocab);
-    }
-    return value.get<int>();
+  const auto token = [&](const JsonValue& value) {
+    return static_cast<int>(value.integer(0, config.vocab - 1).value());
   };
-  const json& begin = reader.get("bos_token_id");
-  if (!begin.is_null()) config.begin_token = token(begin, "bos_token_id");
-  const json& end = reader.get("eos_token_id");
-  if (end.is_array()) {
-    for (const json& value : end) config.end_tokens.push_back(token(value, "eos_token_id"));
-  } else if (!end.is_null()) {
-    config.end_tokens.push_back(token(end, "eos_token_id"));
+  if (const std::optional<JsonValue> begin = reader.get("bos_token_id")) {
+    config.begin_token = token(*begin);
+  }
+  const std::optional<JsonValue> end = reader.get("eos_token_id");
+  if (end && end->is_list()) {
+    const std::vector<JsonValue> tokens = end->elements().value();
+    for (const JsonValue& value : tokens) config.end_tokens.push_back(token(value));
+  } else if (end) {
+    config.end_tokens.push_back(token(*end));
   }
   const std::string tokenizer = reader.text("tokenizer", "");
   if (!tokenizer.empty() && tokenizer != "bytes") {
-    fail(reader.where(), ": \"tokenizer\" is \"", tokenizer, "\"; the only value is \"bytes\"");
+    fail_at(*reader.get("tokenizer"), "is \"" + tokenizer + "\"; the only value is \"bytes\"");
   }
   config.byte_tokens = tokenizer == "bytes";
 }
 
 void read_architecture(ConfigReader& reader, ModelConfig& config) {
-  const json& names = reader.get("architectures");
-  if (!names.is_array() || names.size() != 1 || !names[0].is_string()) {
-    fail(reader.where(), ": \"architectures\" does not name one architecture");
-  }
-  config.architecture = names[0].get<std::string>();
+  const std::optional<JsonValue> value = reader.get("architectures");
+  if (!value) fail(reader.file(), ": 'architectures' is missing");
+  const std::vector<JsonValue> names = value->elements().value();
+  if (names.size() != 1) fail_at(*value, "does not name one architecture");
+  config.architecture = names[0].string().value();
   if (config.architecture == "Qwen2ForCausalLM") {
     config.qkv_bias = true;
   } else if (config.architecture == "Qwen3ForCausalLM") {
     config.qk_norm = true;
   } else if (config.architecture != "LlamaForCausalLM" &&
              config.architecture != "MistralForCausalLM") {
-    fail(reader.where(), ": architecture ", config.architecture, " is not implemented; ",
-         "this engine runs LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM and ",
-         "Qwen3ForCausalLM");
+    fail_at(names[0], "is " + config.architecture +
+                          ", which is not implemented; this engine runs LlamaForCausalLM, "
+                          "MistralForCausalLM, Qwen2ForCausalLM and Qwen3ForCausalLM");
   }
 }
 
@@ -169,9 +170,11 @@ ModelConfig read_config(const std::filesystem::path& folder) {
   if (!std::filesystem::exists(path)) {
     fail(path.string(), ": no such file; is this a model folder?");
   }
-  const json object = parse_json_object(path.string(), read_text_file(path));
+  const kvtilt::MappedFile file = kvtilt::MappedFile::open(path).value();
+  const kvtilt::JsonDocument document =
+      kvtilt::JsonDocument::parse(file.text(), path.string()).value();
   ModelConfig config;
-  ConfigReader reader(path.string(), object);
+  ConfigReader reader(path.string(), document.root());
   for (const char* key : harmless_keys) reader.get(key);
   read_architecture(reader, config);
   config.hidden = reader.count("hidden_size");
@@ -184,14 +187,14 @@ ModelConfig read_config(const std::filesystem::path& folder) {
   config.norm_eps = static_cast<float>(reader.positive("rms_norm_eps"));
   config.tied_embeddings = reader.flag("tie_word_embeddings", false);
   if (config.query_heads % config.kv_heads != 0) {
-    fail(reader.where(), ": ", config.query_heads, " query heads cannot share ", config.kv_heads,
+    fail(reader.file(), ": ", config.query_heads, " query heads cannot share ", config.kv_heads,
          " kv heads evenly");
   }
   read_head_dim(reader, config);
-  reader.require("hidden_act", "silu");
-  reader.require("attention_bias", config.qkv_bias);
-  reader.require("mlp_bias", false);
-  reader.require("partial_rotary_factor", 1.0);
+  reader.require("hidden_act", "\"silu\"");
+  reader.require("attention_bias", config.qkv_bias ? "true" : "false");
+  reader.require("mlp_bias", "false");
+  reader.require("partial_rotary_factor", "1");
   read_rope(reader, config);
   read_windows(reader, config);
   read_tokens(reader, config);

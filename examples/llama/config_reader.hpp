@@ -3,98 +3,96 @@
 // nobody knows can be refused at the end.
 #pragma once
 
+#include <kvtilt/io/json.hpp>
+
 #include "fail.hpp"
 
-#include <nlohmann/json.hpp>
-
-#include <cmath>
 #include <cstdint>
 #include <optional>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace llama {
 
-/// Every getter throws a sentence naming file and key when the value is not what it asks for.
+/// Throws a sentence naming the file, the line and the key of a value.
+[[noreturn]] inline void fail_at(const kvtilt::JsonValue& value, const std::string& what) {
+  fail(value.error(what).message());
+}
+
+/// Every getter throws a sentence naming file, line and key when the value is not what it asks for.
+/// The document must outlive the reader.
 class ConfigReader {
  public:
-  ConfigReader(std::string where, const nlohmann::json& object)
-      : where_(std::move(where)), object_(object) {}
-
-  /// The value of `key`, or null when it is absent.
-  const nlohmann::json& get(const std::string& key) {
-    static const nlohmann::json nothing;
-    asked_.insert(key);
-    const auto found = object_.find(key);
-    return found == object_.end() ? nothing : *found;
+  ConfigReader(std::string file, const kvtilt::JsonValue& object)
+      : file_(std::move(file)), object_(object) {
+    (void)object.members().value();  // refuses what is no object
   }
 
-  [[nodiscard]] bool has(const std::string& key) const { return object_.contains(key); }
+  /// The value of `key`, unless it is absent or null.
+  std::optional<kvtilt::JsonValue> get(const std::string& key) {
+    asked_.insert(key);
+    const std::optional<kvtilt::JsonValue> value = object_.find(key);
+    return value && !value->is_null() ? value : std::nullopt;
+  }
+
+  /// Whether the key is there, be it with null.
+  [[nodiscard]] bool has(std::string_view key) const { return object_.find(key).has_value(); }
 
   // Far above any real model, far below what could overflow a product of two of them.
   static constexpr std::int64_t largest_count = std::int64_t{1} << 26;
 
   /// A whole number; `otherwise` when the key is absent or null, an error without it.
   int count(const std::string& key, std::optional<int> otherwise = std::nullopt, int least = 1) {
-    const nlohmann::json& value = get(key);
-    if (value.is_null() && otherwise) return *otherwise;
-    if (value.is_null()) fail(where_, ": \"", key, "\" is missing");
-    if (!value.is_number_integer() || value.get<std::int64_t>() < least ||
-        value.get<std::int64_t>() > largest_count) {
-      fail(where_, ": \"", key, "\" is ", value, ", which is not a count from ", least, " to ",
-           largest_count);
-    }
-    return value.get<int>();
+    const std::optional<kvtilt::JsonValue> value = get(key);
+    if (!value && otherwise) return *otherwise;
+    return static_cast<int>(object_.at(key).value().integer(least, largest_count).value());
   }
 
   double positive(const std::string& key, std::optional<double> otherwise = std::nullopt) {
-    const nlohmann::json& value = get(key);
-    if (value.is_null() && otherwise) return *otherwise;
-    if (value.is_null()) fail(where_, ": \"", key, "\" is missing");
-    if (!value.is_number() || !(value.get<double>() > 0) || !std::isfinite(value.get<double>())) {
-      fail(where_, ": \"", key, "\" is ", value, ", which is not a positive number");
-    }
-    return value.get<double>();
+    const std::optional<kvtilt::JsonValue> value = get(key);
+    if (!value && otherwise) return *otherwise;
+    const double number = object_.at(key).value().number().value();
+    if (!(number > 0)) fail_at(*value, "is " + value->text() + ", not a positive number");
+    return number;
   }
 
   bool flag(const std::string& key, bool otherwise) {
-    const nlohmann::json& value = get(key);
-    if (value.is_null()) return otherwise;
-    if (!value.is_boolean()) fail(where_, ": \"", key, "\" is ", value, ", not true or false");
-    return value.get<bool>();
+    const std::optional<kvtilt::JsonValue> value = get(key);
+    return value ? value->boolean().value() : otherwise;
   }
 
   std::string text(const std::string& key, const std::string& otherwise) {
-    const nlohmann::json& value = get(key);
-    if (value.is_null()) return otherwise;
-    if (!value.is_string()) fail(where_, ": \"", key, "\" is ", value, ", not a text");
-    return value.get<std::string>();
+    const std::optional<kvtilt::JsonValue> value = get(key);
+    return value ? std::string(value->string().value()) : otherwise;
   }
 
-  /// Refuses every value of `key` but `only` (and absence).
-  void require(const std::string& key, const nlohmann::json& only) {
-    const nlohmann::json& value = get(key);
-    if (!value.is_null() && value != only) {
-      fail(where_, ": \"", key, "\" is ", value, "; this engine only computes ", only);
+  /// Refuses every value of `key` but `only`, written as JsonValue::text() does, and absence.
+  void require(const std::string& key, std::string_view only) {
+    const std::optional<kvtilt::JsonValue> value = get(key);
+    if (value && value->text() != only) {
+      fail_at(*value, "is " + value->text() + "; this engine only computes " + std::string(only));
     }
   }
 
   void refuse_the_rest() const {
-    for (const auto& [key, value] : object_.items()) {
-      const bool off = value.is_null() || value == nlohmann::json(false);
-      if (!off && !asked_.contains(key)) {
-        fail(where_, ": \"", key, "\": ", value.dump().substr(0, 60),
-             " is not known to this engine, and may change what the model computes");
+    const auto members = object_.members().value();
+    for (const auto& [key, value] : members) {
+      const bool off = value.is_null() || (value.is_bool() && !value.boolean().value());
+      if (!off && !asked_.contains(std::string(key))) {
+        fail_at(value, "is " + value.text() +
+                           ", which is not known to this engine and may change what the model "
+                           "computes");
       }
     }
   }
 
-  [[nodiscard]] const std::string& where() const { return where_; }
+  [[nodiscard]] const std::string& file() const { return file_; }
 
  private:
-  std::string where_;
-  const nlohmann::json& object_;
+  std::string file_;
+  kvtilt::JsonValue object_;
   std::set<std::string> asked_;
 };
 

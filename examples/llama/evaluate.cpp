@@ -6,11 +6,11 @@
 #include "fail.hpp"
 #include "json_output.hpp"
 #include "kvtilt_cache.hpp"
-#include "mapped_file.hpp"
 #include "pieces.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
 #include "statistics_file.hpp"
+#include "text_file.hpp"
 
 #include <CLI/CLI.hpp>
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// 16-bit floats for checkpoints and for the baseline cache. Deliberately not kvtilt's own types:
-// the baseline that judges the library must not share its rounding code.
+// 16-bit rounding for the baseline cache. Deliberately not kvtilt's own: the baseline that judges the
+// library must not share its rounding code.
 #pragma once
 
 #include <bit>
@@ -9,25 +9,6 @@
 #include <limits>
 
 namespace llama {
-
-inline float bf16_to_float(std::uint16_t bits) {
-  return std::bit_cast<float>(std::uint32_t{bits} << 16);
-}
-
-inline float f16_to_float(std::uint16_t bits) {
-  const int exponent = (bits >> 10) & 31;
-  const int fraction = bits & 1023;
-  float magnitude = 0;
-  if (exponent == 31) {
-    magnitude = fraction == 0 ? std::numeric_limits<float>::infinity()
-                              : std::numeric_limits<float>::quiet_NaN();
-  } else if (exponent == 0) {
-    magnitude = std::ldexp(static_cast<float>(fraction), -24);
-  } else {
-    magnitude = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-  }
-  return (bits & 0x8000) != 0 ? -magnitude : magnitude;
-}
 
 /// The nearest f16 value (ties to even) as a float; magnitudes from 65520 on become infinite.
 inline float round_to_f16(float value) {

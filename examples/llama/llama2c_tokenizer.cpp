@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include "llama2c_tokenizer.hpp"
 
+#include <kvtilt/io/mapped_file.hpp>
+
 #include "fail.hpp"
-#include "mapped_file.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -57,7 +58,7 @@ bool continues(char byte) { return (static_cast<unsigned char>(byte) & 0xC0) == 
 }  // namespace
 
 Llama2cTokenizer::Llama2cTokenizer(const std::filesystem::path& file, const ModelConfig& config) {
-  const MappedFile mapped(file);
+  const kvtilt::MappedFile mapped = kvtilt::MappedFile::open(file).value();
   read(file.string(), mapped.bytes(), config.vocab);
   begin_token_ = config.begin_token.value_or(1);
 }

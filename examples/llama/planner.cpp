@@ -7,7 +7,7 @@
 #include "fail.hpp"
 #include "format_list.hpp"
 #include "kvtilt_cache.hpp"
-#include "mapped_file.hpp"
+#include "text_file.hpp"
 #include "norm_source.hpp"
 #include "pieces.hpp"
 #include "probes.hpp"

@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace kvtilt {
 namespace {
@@ -98,6 +99,13 @@ TEST(Result, ThrowsTheMessageWhenAskedForAMissingValue) {
   }
   EXPECT_THROW((void)std::as_const(result).value(), std::runtime_error);
   EXPECT_THROW((void)Result<int>(fail_with(1)).value(), std::runtime_error);
+}
+
+TEST(Result, GivesATemporaryValueAway) {
+  static_assert(std::is_same_v<decltype(std::declval<Result<int>>().value()), int>);
+  int sum = 0;
+  for (const int x : Result<std::vector<int>>(std::vector{1, 2, 3}).value()) sum += x;
+  EXPECT_EQ(sum, 6);
 }
 
 TEST(Result, CarriesMoveOnlyValues) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// contract.inl through the kernel table of every instruction set, against sums in double over what
+// Contractions through the kernel table of every instruction set, against sums in double over what
 // unpack_value returns. Everything a sum must not touch holds NaN patterns.
+#include <kvtilt/cpu/contract.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
 
@@ -13,6 +14,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 namespace kvtilt {
@@ -27,6 +29,7 @@ constexpr float guard = -12345.5f;
 constexpr std::byte guard_byte{0xa5};
 
 int up_to_16(int x) { return (x + 15) / 16 * 16; }
+int up_to_32(int x) { return (x + 31) / 32 * 32; }
 
 /// What each element decodes to, and how large the terms are that a kernel adds up for it.
 struct Decoded {
@@ -94,18 +97,21 @@ struct Operands {
   std::vector<float> result;
   std::vector<std::byte> scratch;
 
-  Operands(test::Random& random, CodeMatrix matrix, Range inner)
+  Operands(test::Random& random, CodeMatrix matrix, Range inner, cpu::Role role)
       : rows(random.between(1, 9)),
-        coefficient_stride(up_to_16(matrix.inner) + 4),
+        coefficient_stride(up_to_32(matrix.inner) + 4),
         result_stride(up_to_16(matrix.outer) + 4),
         coefficients(static_cast<std::size_t>(rows * coefficient_stride), poison),
         start(static_cast<std::size_t>(rows * result_stride), guard),
         scratch(cpu::contract_scratch_bytes(matrix.inner) + 128, guard_byte) {
     for (int row = 0; row < rows; ++row) {
-      // Now and then an outlier, which makes integer weights need their second plane.
-      for (int i = inner.first; i < inner.last; ++i)
+      // Now and then an outlier, which makes integer weights need two bytes. Around `inner` anything
+      // finite.
+      for (int i = inner.first / 32 * 32; i < up_to_32(inner.last); ++i) {
+        const double x = random.normal() * (random.chance(40) ? 20.0 : 1.0);
         coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
-            static_cast<float>(random.normal() * (random.chance(40) ? 20.0 : 1.0));
+            static_cast<float>(role == cpu::Role::Values ? std::fabs(x) : x);
+      }
       for (int o = 0; o < up_to_16(matrix.outer); ++o)
         start[static_cast<std::size_t>(row * result_stride + o)] =
             static_cast<float>(random.normal());
@@ -129,8 +135,8 @@ struct Operands {
 
 /// The most that rounding the weights of a row may change a sum: half a step, times half the codes'
 /// range because their mean is put back, for each element; by band.
-double integer_tolerance(const TensorLayout& tensor, const std::byte* block, const float* row,
-                         Range inner, int outer) {
+double integer_tolerance(const TensorLayout& tensor, cpu::Role role, const std::byte* block,
+                         const float* row, Range inner, int outer) {
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
   const int group = tensor.group_along_outer ? tensor.matrix.inner : tensor.format.group;
@@ -149,8 +155,9 @@ double integer_tolerance(const TensorLayout& tensor, const std::byte* block, con
       ++count;
     }
     if (count == 0) continue;
-    const double refined = n > 3 ? 0.6 * std::sqrt(square / group) / n : largest;
-    const double step = std::min(largest / 127, refined);
+    const double share = role == cpu::Role::Keys ? 0.6 : 0.43;
+    const double refined = n > 3 ? share * std::sqrt(square / group) / n : largest;
+    const double step = std::min(largest / (role == cpu::Role::Keys ? 127 : 255), refined * 1.05);
     const double lane =
         tensor.group_along_outer ? 1.0 : static_cast<double>(to_float(scales[outer]));
     tolerance += 0.5001 * step * 0.5 * n * count * lane;
@@ -159,7 +166,7 @@ double integer_tolerance(const TensorLayout& tensor, const std::byte* block, con
 }
 
 void expect_sums(const Operands& operands, const Decoded& decoded, const TensorLayout& tensor,
-                 const std::byte* block, Range outer, Range inner, cpu::Sums sums,
+                 cpu::Role role, const std::byte* block, Range outer, Range inner, cpu::Sums sums,
                  const std::string& what) {
   const CodeMatrix matrix = tensor.matrix;
   for (int row = 0; row < operands.rows; ++row)
@@ -167,7 +174,7 @@ void expect_sums(const Operands& operands, const Decoded& decoded, const TensorL
       const std::size_t at = static_cast<std::size_t>(row * operands.result_stride + o);
       const float* coefficients =
           &operands.coefficients[static_cast<std::size_t>(row * operands.coefficient_stride)];
-      double sum = static_cast<double>(operands.start[at]);
+      double sum = role == cpu::Role::Values ? static_cast<double>(operands.start[at]) : 0.0;
       double magnitude = std::fabs(sum);
       for (int i = inner.first; i < inner.last; ++i) {
         const double c = static_cast<double>(coefficients[i]);
@@ -178,7 +185,7 @@ void expect_sums(const Operands& operands, const Decoded& decoded, const TensorL
       const float got = operands.result[at];
       double allowed = 0x1p-24 * (8 + inner.last - inner.first) * magnitude;
       if (sums == cpu::Sums::Integer)
-        allowed += allowed + integer_tolerance(tensor, block, coefficients, inner, o);
+        allowed += allowed + integer_tolerance(tensor, role, block, coefficients, inner, o);
       ASSERT_TRUE(test::is_finite(got)) << what << ", row " << row << ", outer " << o;
       ASSERT_LE(std::fabs(static_cast<double>(got) - sum), allowed)
           << got << " is not " << sum << ": " << what << ", row " << row << " of " << operands.rows
@@ -190,13 +197,15 @@ void expect_sums(const Operands& operands, const Decoded& decoded, const TensorL
 void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, const Block& packed,
                   std::size_t bytes, const std::string& what) {
   const Decoded decoded(tensor, packed.data());
+  const cpu::Role role = keys ? cpu::Role::Keys : cpu::Role::Values;
   for (int round = 0; round < 3; ++round) {
     const Range outer = random_range(random, tensor.matrix.outer);
-    const Range inner = random_range(random, tensor.matrix.inner);
+    Range inner = random_range(random, tensor.matrix.inner);
+    if (keys && inner.first == inner.last) inner = {0, tensor.matrix.inner};
     Block block(bytes);
     std::copy(packed.contents().begin(), packed.contents().end(), block.data());
     poison_tokens(random, tensor, keys, keys ? outer : inner, block.data());
-    const Operands operands(random, tensor.matrix, inner);
+    const Operands operands(random, tensor.matrix, inner, role);
     for (const test::KernelTable& table : test::kernel_tables())
       for (const cpu::Sums sums : {cpu::Sums::Float, cpu::Sums::Integer}) {
         const cpu::Kernels& kernels = *table.kernels;
@@ -204,19 +213,29 @@ void check_tensor(test::Random& random, const TensorLayout& tensor, bool keys, c
             kernels.integer_dot[cpu::width_slot(tensor.format.bits)] == nullptr)
           continue;
         Operands run = operands;
-        kernels.contract({&tensor,
-                          block.data(),
-                          random.between(-100000, 100000),
-                          outer,
-                          inner,
-                          {run.coefficients.data(), run.coefficient_stride},
-                          run.rows,
-                          {run.result.data(), run.result_stride},
-                          run.aligned_scratch()},
-                         sums);
+        Operands other = operands;
+        const auto contraction = [&](Operands& on) {
+          return cpu::Contraction{role,
+                                  &tensor,
+                                  block.data(),
+                                  random.between(-100000, 100000),
+                                  outer,
+                                  inner,
+                                  {on.coefficients.data(), on.coefficient_stride},
+                                  on.rows,
+                                  {on.result.data(), on.result_stride},
+                                  on.aligned_scratch()};
+        };
+        cpu::Contracting work;
+        kernels.begin(work, contraction(run), sums);
+        kernels.contract(contraction(other), sums);
+        kernels.finish(work);
+        ASSERT_EQ(
+            std::memcmp(run.result.data(), other.result.data(), run.result.size() * sizeof(float)),
+            0);
         const std::string where =
             table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what;
-        expect_sums(run, decoded, tensor, packed.data(), outer, inner, sums, where);
+        expect_sums(run, decoded, tensor, role, packed.data(), outer, inner, sums, where);
         ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
       }
   }

@@ -39,7 +39,8 @@ void expect_widths(const bool (&expected)[width_slots]) {
       EXPECT_EQ(table->integer_dot[slot] != nullptr, integers) << slot;
       EXPECT_EQ(table->pack[slot] != nullptr, expected[slot]) << slot;
     }
-    EXPECT_NE(table->contract_rows, nullptr);
+    EXPECT_NE(table->begin_contraction, nullptr);
+    EXPECT_NE(table->finish_contraction, nullptr);
     EXPECT_NE(table->absorb, nullptr);
     EXPECT_NE(table->scale, nullptr);
     EXPECT_NE(table->write_keys, nullptr);

@@ -65,9 +65,20 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
   cpu::RunningSoftmax running[rows];
   for (cpu::RunningSoftmax& row : running) row = cpu::RunningSoftmax({maximum, sum});
   float shrinks[rows];
-  kernels.absorb({copies.data(), static_cast<std::ptrdiff_t>(slots)}, rows, static_cast<int>(slots),
-                 {visible.data(), static_cast<std::ptrdiff_t>(slots) / line_lanes}, running,
-                 shrinks);
+  const bool rose = kernels.absorb(
+      {copies.data(), static_cast<std::ptrdiff_t>(slots)}, rows, static_cast<int>(slots),
+      {visible.data(), static_cast<std::ptrdiff_t>(slots) / line_lanes}, running, shrinks);
+  EXPECT_EQ(rose, running[0].maximum > (sum == 0.0f ? cpu::lowest_score : maximum));
+  if (valid.first == 0 && valid.last == static_cast<int>(slots)) {  // masks may be left out
+    cpu::RunningSoftmax alone({maximum, sum});
+    std::vector<float> unmasked = scores;
+    float shrink = 0;
+    (void)kernels.absorb({unmasked.data(), 0}, 1, static_cast<int>(slots), {nullptr, 0}, &alone,
+                         &shrink);
+    EXPECT_EQ(std::memcmp(unmasked.data(), copies.data(), slots * sizeof(float)), 0);
+    EXPECT_EQ(alone.maximum, running[0].maximum);
+    EXPECT_EQ(shrink, shrinks[0]);
+  }
   SoftmaxState states[rows];
   for (int r = 0; r < rows; ++r) states[r] = running[r].state();
   for (int r = 1; r < rows; ++r) {

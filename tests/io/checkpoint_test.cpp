@@ -90,7 +90,9 @@ TEST(CheckpointHostile, SaysWhatIsMissing) {
   EXPECT_THAT(open(folder.path()),
               HasSubstr("neither model.safetensors nor model.safetensors.index.json is there"));
   EXPECT_THAT(open(folder.path() / "nowhere"),
-              HasSubstr("nowhere: is neither a folder nor a .safetensors or .gguf file"));
+              HasSubstr("nowhere: there is no such file or folder"));
+  EXPECT_THAT(open(folder.write("model.bin", "")),
+              HasSubstr("model.bin: is neither a folder nor a .safetensors or .gguf file"));
   EXPECT_THAT(open(folder.path() / "nowhere.gguf"), HasSubstr("nowhere.gguf: cannot be opened"));
   folder.write("model.safetensors", one_tensor("a"));
   const Checkpoint checkpoint = Checkpoint::open(folder.path()).value();

@@ -86,11 +86,15 @@ TEST(JsonTreeHostile, NamesTheLineOfASyntaxError) {
   EXPECT_THAT(error_of("[\n1e999]"), HasSubstr("f.json:2: not valid JSON: number overflow"));
 }
 
-TEST(JsonTreeHostile, RefusesIntegersThatDoNotFit) {
-  EXPECT_EQ(error_of("[\n9223372036854775808]"), "f.json:2: 9223372036854775808 is too large");
-  EXPECT_EQ(error_of("-9223372036854775809"), "f.json:1: -9223372036854775809 is too large");
-  EXPECT_EQ(error_of("123456789012345678901234567890"),
-            "f.json:1: 123456789012345678901234567890 is too large");
+TEST(JsonTree, HoldsIntegersBeyond64BitsAsDoubles) {
+  JsonNode root;
+  ASSERT_TRUE(build_json_tree("[9223372036854775808, -9223372036854775809, 1000000000000000000000]",
+                              file, root)
+                  .ok());
+  const auto& list = std::get<std::vector<JsonNode>>(root.value);
+  EXPECT_EQ(std::get<double>(list[0].value), 0x1p63);
+  EXPECT_EQ(std::get<double>(list[1].value), -0x1p63);
+  EXPECT_EQ(std::get<double>(list[2].value), 1e21);
 }
 
 TEST(JsonTreeHostile, RefusesKeysThatAppearTwice) {

@@ -86,83 +86,93 @@ class AttentionTile {
                 Arithmetic arithmetic, WorkspaceCarver& carver)
       : kernels_(kernels),
         arithmetic_(arithmetic),
-        key_stride_(padded(shape.key_dim)),
+        key_stride_(cpu::padded_extent(shape.key_dim)),
         value_stride_(padded(shape.value_dim)),
-        score_stride_(padded(max_page_tokens)),
+        score_stride_(cpu::padded_extent(max_page_tokens)),
         value_dim_(shape.value_dim) {
     queries_ = carver.take<float>(tile_rows * key_stride_);
     scores_ = carver.take<float>(tile_rows * score_stride_);
     outputs_ = carver.take<float>(tile_rows * value_stride_);
     totals_ = carver.take<double>(tile_rows * value_stride_);
-    scratch_ = carver.take<std::byte>(
-        cpu::contract_scratch_bytes(std::max(shape.key_dim, max_page_tokens)));
+    key_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
+    value_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(max_page_tokens));
   }
 
   void clear() {
-    rows_ = 0;
+    rows_ = kernel_rows_ = 0;
     common_ = {};
+    shapes_logits_ = false;
+    values_are_due_ = false;
   }
 
   /// Adds a row; returns where its query goes (key_dim floats, times the factor of the logits).
   float* add_row(const RowRule& rule) {
     rules_[rows_] = rule;
+    shapes_logits_ = shapes_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
     common_.first = std::max(common_.first, rule.first_position);
     common_.end = std::min({common_.end, rule.end_position, rule.tree_start});
-    spans_[rows_] = {};
     total_states_[rows_] = {};
-    std::fill_n(outputs_ + static_cast<std::size_t>(rows_) * value_stride_, value_stride_, 0.0f);
-    float* query = queries_ + static_cast<std::size_t>(rows_) * key_stride_;
-    std::fill_n(query, key_stride_, 0.0f);
+    float* query = clear_row(rows_);
     ++rows_;
+    kernel_rows_ = rows_;
+    if (rows_ % cpu::row_tile == 3) {  // one by one they take 1.4 times as long as four together
+      clear_row(rows_);
+      std::fill_n(visible_[rows_], max_blocks, cpu::LaneMask{0});
+      ++kernel_rows_;
+    }
     return query;
   }
 
   /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
   void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
                 std::int64_t first_position, int tokens, bool sinks) {
-    const cpu::Range range = find_visible(first_position, tokens, sinks);
+    const int slots = static_cast<int>(cpu::padded_extent(tokens));
+    const cpu::Range range = find_visible(first_position, tokens, slots, sinks);
     if (range.first >= range.last) return;
 
-    const int slots = static_cast<int>(padded(tokens));
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-    for (int r = 0; r < rows_; ++r) std::fill_n(scores[r], slots, 0.0f);
-    kernels_->contract({&head.key,
-                        block,
-                        next,
-                        range,
-                        {0, head.key.matrix.inner},
-                        {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
-                        rows_,
-                        scores,
-                        scratch_},
-                       sums_of(head.key.format));
+    kernels_->begin(keys_,
+                    {cpu::Role::Keys,
+                     &head.key,
+                     block,
+                     next,
+                     range,
+                     {0, head.key.matrix.inner},
+                     {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
+                     kernel_rows_,
+                     scores,
+                     key_scratch_},
+                    sums_of(head.key.format));
+    add_due_values();
+    kernels_->finish(keys_);
 
+    for (int r = 0; shapes_logits_ && r < rows_; ++r)
+      kernels_->shape(scores[r], slots, rules_[r].logit,
+                      static_cast<float>(first_position - rules_[r].position));
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
-    for (int r = 0; r < rows_; ++r) {
-      const cpu::LogitRule& logit = rules_[r].logit;
-      if (logit.cap > 0.0f || logit.slope != 0.0f)
-        kernels_->shape(scores[r], slots, logit,
-                        static_cast<float>(first_position - rules_[r].position));
-    }
     float shrinks[tile_rows];
-    kernels_->absorb(scores, rows_, slots, {visible_[0], max_blocks}, spans_, shrinks);
-    for (int r = 0; r < rows_; ++r)
-      if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
-    kernels_->contract({&head.value,
-                        block,
-                        next,
-                        {0, head.value.matrix.outer},
-                        range,
-                        {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
-                        rows_,
-                        outputs,
-                        scratch_,
-                        cpu::value_step_share},
-                       sums_of(head.value.format));
+    if (kernels_->absorb(scores, kernel_rows_, slots,
+                         {all_visible_ ? nullptr : visible_[0], max_blocks}, spans_, shrinks))
+      for (int r = 0; r < rows_; ++r)
+        if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
+    kernels_->begin(values_,
+                    {cpu::Role::Values,
+                     &head.value,
+                     block,
+                     next,
+                     {0, head.value.matrix.outer},
+                     range,
+                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                     kernel_rows_,
+                     outputs,
+                     value_scratch_},
+                    sums_of(head.value.format));
+    values_are_due_ = true;
   }
 
   /// Adds the span to the total and starts another.
   void end_span() {
+    add_due_values();
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
@@ -188,7 +198,8 @@ class AttentionTile {
   }
 
   /// Stores the span's result instead of adding it; take_span on another tile goes on from there.
-  void give_span(float* storage) const {
+  void give_span(float* storage) {
+    add_due_values();
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -225,6 +236,22 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
+  /// Returns where its query goes.
+  float* clear_row(int r) {
+    spans_[r] = {};
+    std::fill_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, 0.0f);
+    float* query = queries_ + static_cast<std::size_t>(r) * key_stride_;
+    std::fill_n(query, key_stride_, 0.0f);
+    return query;
+  }
+
+  /// Adds what the last page gives to the outputs: put off, so that its dot products hide how long
+  /// the weights of the next page's keys take.
+  void add_due_values() {
+    if (values_are_due_) kernels_->finish(values_);
+    values_are_due_ = false;
+  }
+
   [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
     const int slot = cpu::width_slot(format.bits);
     if (arithmetic_ == Arithmetic::Exact || kernels_->integer_dot[slot] == nullptr)
@@ -232,17 +259,14 @@ class AttentionTile {
     return cpu::Sums::Integer;
   }
 
-  /// Fills visible_; returns the slots that some row sees.
-  cpu::Range find_visible(std::int64_t first_position, int tokens, bool sinks) {
-    if (first_position >= common_.first && first_position + tokens <= common_.end &&
-        tokens % line_lanes == 0 && !sinks) {
-      for (int r = 0; r < rows_; ++r)
-        std::fill_n(visible_[r], tokens / line_lanes, cpu::LaneMask{0xffff});
-      return {0, tokens};
-    }
+  /// Fills visible_ for `slots` slots, unless all are visible; returns those that some row sees.
+  cpu::Range find_visible(std::int64_t first_position, int tokens, int slots, bool sinks) {
+    all_visible_ = first_position >= common_.first && first_position + tokens <= common_.end &&
+                   tokens == slots && !sinks;
+    if (all_visible_) return {0, tokens};
     cpu::Range range{tokens, 0};
     for (int r = 0; r < rows_; ++r)
-      for (int slot = 0; slot < tokens; slot += line_lanes) {
+      for (int slot = 0; slot < slots; slot += line_lanes) {
         const cpu::LaneMask mask = static_cast<cpu::LaneMask>(
             rules_[r].visible(first_position + slot, sinks) & cpu::lanes_between(0, tokens - slot));
         visible_[r][slot / line_lanes] = mask;
@@ -263,7 +287,11 @@ class AttentionTile {
   float* scores_;   ///< [rows][score_stride], then probabilities
   float* outputs_;  ///< [rows][value_stride], unnormalised, of the running span
   double* totals_;  ///< [rows][value_stride], of all spans before
-  std::byte* scratch_;
+  std::byte* key_scratch_;
+  std::byte* value_scratch_;
+  cpu::Contracting keys_;
+  cpu::Contracting values_;
+  bool values_are_due_ = false;
   RowRule rules_[tile_rows];
   cpu::RunningSoftmax spans_[tile_rows];  ///< of the running span
   SoftmaxState total_states_[tile_rows];  ///< of all spans before
@@ -273,8 +301,11 @@ class AttentionTile {
     std::int64_t first = 0;
     std::int64_t end = std::numeric_limits<std::int64_t>::max();
   } common_;
-  cpu::LaneMask visible_[tile_rows][max_blocks];
+  cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the current page
+  bool all_visible_ = false;                      ///< then they say nothing
+  bool shapes_logits_ = false;                    ///< for some row
   int rows_ = 0;
+  int kernel_rows_ = 0;  ///< with a row of zeros where three are left over
 };
 
 }  // namespace kvtilt::detail

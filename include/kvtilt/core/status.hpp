@@ -92,7 +92,8 @@ class [[nodiscard]] Result {
   /// Throws std::runtime_error with the message. Absent where exceptions are disabled.
   [[nodiscard]] T& value() & { return check(), *value_; }
   [[nodiscard]] const T& value() const& { return check(), *value_; }
-  [[nodiscard]] T&& value() && { return check(), *std::move(value_); }
+  /// A value, not a reference, so that `for (x : list().value())` reads what still exists.
+  [[nodiscard]] T value() && { return check(), *std::move(value_); }
 
  private:
   void check() const {

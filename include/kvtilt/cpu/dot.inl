@@ -81,13 +81,13 @@ struct IntegerSums {
 };
 
 /// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush()
-/// must follow at most pair_quads(bits) quads.
-template <int Tile, int Blocks>
+/// must follow at most pair_quads(bits, Unsigned) quads.
+template <int Tile, int Blocks, bool Unsigned>
 struct ByteDot : IntegerSums<Tile, Blocks> {
   using IntegerSums<Tile, Blocks>::sum;
   static constexpr bool unrolls_units(int) { return true; }
   static constexpr int quads_to_flush(int bits) {
-    return adds_pairs ? pair_quads(bits) : any_quads;
+    return adds_pairs ? pair_quads(bits, Unsigned) : any_quads;
   }
   IntegerSums<Tile, Blocks> pairs;
 
@@ -102,7 +102,7 @@ struct ByteDot : IntegerSums<Tile, Blocks> {
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b) {
         I32x16& to = adds_pairs ? pairs.sum[b][r] : sum[b][r];
-        to = dot_add(to, codes[b], weight);
+        to = Unsigned ? dot_add_unsigned(to, codes[b], weight) : dot_add(to, codes[b], weight);
       }
     }
   }
@@ -117,6 +117,11 @@ struct ByteDot : IntegerSums<Tile, Blocks> {
     pairs.clear();
   }
 };
+
+template <int Tile, int Blocks>
+using SignedDot = ByteDot<Tile, Blocks, false>;
+template <int Tile, int Blocks>
+using UnsignedDot = ByteDot<Tile, Blocks, true>;
 
 /// Integer sums over weights of two bytes.
 template <int Tile, int Blocks>
@@ -148,50 +153,46 @@ struct WideDot : IntegerSums<Tile, Blocks> {
   KVTILT_INLINE void flush() {}
 };
 
-/// Adds the sums of a block to the results.
+/// Stores the sums of a block in the results, or adds them.
 template <int Tile>
-KVTILT_INLINE void add_to_results(const Contraction& contraction, int block, int row,
-                                  const RowTerms* terms, const F16* outer_scales,
-                                  const F32x16 (&sums)[Tile]) {
+KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBand& band, int block,
+                                const F32x16 (&sums)[Tile]) {
   const int at = block * line_lanes;
-  if (outer_scales == nullptr) {
+  F32x16 value[Tile];
+  KVTILT_UNROLL(4)
+  for (int r = 0; r < Tile; ++r)
+    value[r] =
+        multiply_add(sums[r], broadcast(band.terms.step[r]), broadcast(band.terms.offset[r]));
+  if (band.outer_scales != nullptr) {
+    const int lanes = block_lanes(contraction.tensor->matrix, block);
+    const F16* minima = band.outer_scales + contraction.tensor->pitch();
+    prefetch(band.outer_scales + at, contraction.next);
+    prefetch(minima + at, contraction.next);
+    const F32x16 scale = load_f16(band.outer_scales + at, lanes);
+    const F32x16 minimum = load_f16(minima + at, lanes);
     KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      float* out = contraction.result[row + r] + at;
-      const F32x16 value =
-          multiply_add(sums[r], broadcast(terms[r].step), broadcast(terms[r].offset));
-      store(out, add(load(out), value));
-    }
-    return;
+    for (int r = 0; r < Tile; ++r)
+      value[r] = multiply_add(value[r], scale, mul(minimum, broadcast(band.terms.total[r])));
   }
-  const int lanes = block_lanes(contraction.tensor->matrix, block);
-  const F16* minima = outer_scales + contraction.tensor->pitch();
-  prefetch(outer_scales + at, contraction.next);
-  prefetch(minima + at, contraction.next);
-  const F32x16 scale = load_f16(outer_scales + at, lanes);
-  const F32x16 minimum = load_f16(minima + at, lanes);
   KVTILT_UNROLL(4)
   for (int r = 0; r < Tile; ++r) {
-    float* out = contraction.result[row + r] + at;
-    const F32x16 sum = multiply_add(sums[r], broadcast(terms[r].step), broadcast(terms[r].offset));
-    const F32x16 value = multiply_add(sum, scale, mul(minimum, broadcast(terms[r].total)));
-    store(out, add(load(out), value));
+    float* out = contraction.result[band.row + r] + at;
+    if (band.adds) value[r] = add(load(out), value[r]);
+    store(out, value[r]);
   }
 }
 
 /// All quads of `Blocks` blocks for `Tile` rows. `Aligned`: full blocks whose quads fill units;
 /// the weights are then zero in the whole units that `inner` touches.
 template <template <int, int> class Dot, int Bits, int Tile, int Blocks, bool Aligned>
-KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
-                            const Weights& weights, const RowTerms* terms,
-                            const F16* outer_scales) {
+KVTILT_INLINE void dot_tile(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
   const std::byte* codes_start = contraction.block + tensor.codes;
   BlockReader<Bits> readers[Blocks];
   KVTILT_UNROLL(2)
   for (int b = 0; b < Blocks; ++b)
     readers[b] = BlockReader<Bits>(codes_start, tensor.matrix, block + b);
-  const Range inner = contraction.inner;
+  const Range inner = band.weights.inner;
   Dot<Tile, Blocks> dot;
   if constexpr (Aligned) {
     constexpr int unit_size = unit_quads(Bits);
@@ -208,7 +209,7 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
           KVTILT_UNROLL(2)
           for (int b = 0; b < Blocks; ++b)
             codes[b] = readers[b].unit_codes(unit, member, contraction.next);
-          dot.add(codes, weights, static_cast<std::size_t>(unit * unit_size), member);
+          dot.add(codes, band.weights, static_cast<std::size_t>(unit * unit_size), member);
         }
       }
       dot.flush();
@@ -216,7 +217,7 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
   } else {
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
       const I32x16 codes[1] = {readers[0].quad_codes(q, contraction.next)};
-      dot.add(codes, weights, static_cast<std::size_t>(q));
+      dot.add(codes, band.weights, static_cast<std::size_t>(q));
       dot.flush();
     }
   }
@@ -227,56 +228,47 @@ KVTILT_INLINE void dot_tile(const Contraction& contraction, int block, int row,
     for (int r = 0; r < Tile; ++r) sums[b][r] = dot.total(b, r);
   }
   KVTILT_UNROLL(2)
-  for (int b = 0; b < Blocks; ++b)
-    add_to_results(contraction, block + b, row, terms, outer_scales, sums[b]);
+  for (int b = 0; b < Blocks; ++b) give_results(contraction, band, block + b, sums[b]);
 }
 
 template <template <int, int> class Dot, int Bits, int Tile>
-KVTILT_INLINE void dot_rows(const Contraction& contraction, Range blocks, int row,
-                            const Weights& weights, const RowTerms* terms,
-                            const F16* outer_scales) {
+KVTILT_INLINE void dot_rows(const Contraction& contraction, const WeighedBand& band) {
   [[maybe_unused]] const CodeMatrix matrix = contraction.tensor->matrix;
-  int block = blocks.first;
+  int block = band.blocks.first;
   if constexpr (Dot<Tile, 1>::unrolls_units(Bits)) {
-    const int full = smaller(blocks.last, matrix.full_blocks());
+    const int full = smaller(band.blocks.last, matrix.full_blocks());
     if (matrix.quads() % unit_quads(Bits) == 0)
       for (; block + block_tile <= full; block += block_tile)
-        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, block, row, weights, terms,
-                                                    outer_scales);
+        dot_tile<Dot, Bits, Tile, block_tile, true>(contraction, band, block);
   }
-  for (; block < blocks.last; ++block)
-    dot_tile<Dot, Bits, Tile, 1, false>(contraction, block, row, weights, terms, outer_scales);
+  for (; block < band.blocks.last; ++block)
+    dot_tile<Dot, Bits, Tile, 1, false>(contraction, band, block);
 }
 
 template <template <int, int> class Dot, int Bits>
-KVTILT_INLINE void dot(const Contraction& contraction, Range blocks, int row, int rows,
-                       const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if (rows == row_tile)
-    dot_rows<Dot, Bits, row_tile>(contraction, blocks, row, weights, terms, outer_scales);
+KVTILT_INLINE void dot(const Contraction& contraction, const WeighedBand& band) {
+  if (band.rows == row_tile)
+    dot_rows<Dot, Bits, row_tile>(contraction, band);
   else
-    dot_rows<Dot, Bits, 1>(contraction, blocks, row, weights, terms, outer_scales);
+    dot_rows<Dot, Bits, 1>(contraction, band);
 }
 
 template <int Bits>
-void dot_integers(const Contraction& contraction, Range blocks, int row, int rows,
-                  const Weights& weights, const RowTerms* terms, const F16* outer_scales) {
-  if constexpr (Bits > widest_for_bytes) {
-    dot<WideDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  } else if constexpr (Bits > always_for_bytes) {
-    if (weights.wide)
-      dot<WideDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+void dot_integers(const Contraction& contraction, const WeighedBand& band) {
+  if constexpr (Bits > always_for_bytes)
+    if (band.weights.wide) return dot<WideDot, Bits>(contraction, band);
+  if constexpr (Bits <= widest_for_bytes) {
+    if (contraction.role == Role::Values)
+      dot<UnsignedDot, Bits>(contraction, band);
     else
-      dot<ByteDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  } else {
-    dot<ByteDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
+      dot<SignedDot, Bits>(contraction, band);
   }
 }
 
 /// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:
 /// other slots may hold NaN.
 template <int Tile, int Lanes>
-KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row,
-                              const RowTerms* terms) {
+KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
   const F16* values = reinterpret_cast<const F16*>(contraction.block + tensor.codes) +
                       std::ptrdiff_t{block} * line_lanes * tensor.matrix.inner;
@@ -295,43 +287,41 @@ KVTILT_INLINE void dot_halves(const Contraction& contraction, int block, int row
       const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r)
-        sum[chain][r] = multiply_add(value, broadcast(weights[row + r][i + chain]), sum[chain][r]);
+        sum[chain][r] =
+            multiply_add(value, broadcast(weights[band.row + r][i + chain]), sum[chain][r]);
     }
   }
   if (i < contraction.inner.last) {
     const F32x16 value = load_f16(values + std::ptrdiff_t{i} * Lanes, Lanes);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r)
-      sum[0][r] = multiply_add(value, broadcast(weights[row + r][i]), sum[0][r]);
+      sum[0][r] = multiply_add(value, broadcast(weights[band.row + r][i]), sum[0][r]);
   }
   if (half_chains == 2) {
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) sum[0][r] = add(sum[0][r], sum[half_chains - 1][r]);
   }
-  add_to_results(contraction, block, row, terms, nullptr, sum[0]);
+  give_results(contraction, band, block, sum[0]);
 }
 
 template <int Tile>
-KVTILT_INLINE void dot_half_rows(const Contraction& contraction, Range blocks, int row,
-                                 const RowTerms* terms) {
-  for (int block = blocks.first; block < blocks.last; ++block) {
+KVTILT_INLINE void dot_half_rows(const Contraction& contraction, const WeighedBand& band) {
+  for (int block = band.blocks.first; block < band.blocks.last; ++block) {
     if (block < contraction.tensor->matrix.full_blocks())
-      dot_halves<Tile, line_lanes>(contraction, block, row, terms);
+      dot_halves<Tile, line_lanes>(contraction, band, block);
     else
-      dot_halves<Tile, line_lanes / 2>(contraction, block, row, terms);
+      dot_halves<Tile, line_lanes / 2>(contraction, band, block);
   }
 }
 
 template <int Bits>
-void dot_floats(const Contraction& contraction, Range blocks, int row, int rows,
-                [[maybe_unused]] const Weights& weights, const RowTerms* terms,
-                [[maybe_unused]] const F16* outer_scales) {
+void dot_floats(const Contraction& contraction, const WeighedBand& band) {
   if constexpr (Bits != half_bits)
-    dot<FloatDot, Bits>(contraction, blocks, row, rows, weights, terms, outer_scales);
-  else if (rows == row_tile)
-    dot_half_rows<row_tile>(contraction, blocks, row, terms);
+    dot<FloatDot, Bits>(contraction, band);
+  else if (band.rows == row_tile)
+    dot_half_rows<row_tile>(contraction, band);
   else
-    dot_half_rows<1>(contraction, blocks, row, terms);
+    dot_half_rows<1>(contraction, band);
 }
 
 /// Enters a width's integer dot product, if the list has it, into a table.

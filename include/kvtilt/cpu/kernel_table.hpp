@@ -5,6 +5,7 @@
 
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cpu/contract.hpp>
 #include <kvtilt/cpu/isa.hpp>
 #include <kvtilt/page/layout.hpp>
 
@@ -22,103 +23,6 @@ constexpr LaneMask lanes_between(int first, int last) {
   const unsigned below_first = first <= 0 ? 0 : first >= 16 ? 0xffffu : (1u << first) - 1;
   return static_cast<LaneMask>(below_last & ~below_first);
 }
-
-/// Indices first to last-1.
-struct Range {
-  int first;
-  int last;
-};
-
-/// A row-major float matrix whose rows start `stride` apart.
-template <class T>
-struct Rows {
-  T* data;
-  std::ptrdiff_t stride;
-  [[nodiscard]] T* operator[](int row) const { return data + row * stride; }
-};
-
-/// How codes are summed. Attention picks one for keys and one for values.
-enum class Sums : std::uint8_t {
-  Float,    ///< float32
-  Integer,  ///< integer dot products, the coefficients rounded to steps of their own
-};
-
-/// Coarsest step of integer weights, as a part of their rms and n times as large for n-level codes.
-/// The rounding of the weights then adds less than a fifth of the codes' own error (DESIGN 6); the
-/// values of some models ask for a finer one. Measured by bench/run.sh --errors.
-inline constexpr float key_step_share = 0.6f;
-inline constexpr float value_step_share = 0.43f;
-
-/// One page's share of the scores (keys) or of the outputs (values) of some rows:
-///
-///     result[r][o] += sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
-///
-/// With keys, o is a token and the coefficients are a query; with values, o is a channel and the
-/// coefficients are probabilities. Scales and minima are folded into the coefficients or into the
-/// sums, whichever side the groups lie on.
-struct Contraction {
-  const TensorLayout* tensor;
-  const std::byte* block;
-  std::ptrdiff_t next;  ///< bytes from `block` to the one that will be read next, to prefetch it
-  Range outer;
-  Range inner;
-  Rows<const float> coefficients;  ///< [rows][inner], readable up to a multiple of 16
-  int rows;
-  Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
-  std::byte* scratch;  ///< contract_scratch_bytes(inner of the tensor), aligned to 64 bytes
-  float step_share = key_step_share;
-};
-
-/// Rows that are folded together and share each decoded code.
-inline constexpr int row_tile = 4;
-
-/// What coefficients become before they meet codes: for up to row_tile rows, a line of one row
-/// after the same line of the others, so that a loop needs one address for all of them.
-struct Weights {
-  const float* exact;           ///< [inner / 16][row_tile][16]
-  const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide
-  bool wide;                    ///< integers take two bytes: words()
-
-  /// Wide weights as words: [inner / 32][row_tile][32].
-  [[nodiscard]] const std::int16_t* words() const {
-    return reinterpret_cast<const std::int16_t*>(integers);
-  }
-};
-
-/// Up to this width integer weights are single bytes, unless rounding to them would show beside the
-/// rounding of the codes. For wider codes it always would.
-inline constexpr int widest_for_bytes = 4;
-
-/// Up to this width bytes are always fine enough.
-inline constexpr int always_for_bytes = 2;
-
-/// Weights of row_tile rows of `extent` tokens or channels, filled up to whole units.
-constexpr std::size_t padded_weights(int extent) {
-  return row_tile * round_up(static_cast<std::size_t>(extent), 32);
-}
-
-/// Scratch memory of a contraction over `extent` tokens or channels: exact weights and integers.
-constexpr std::size_t contract_scratch_bytes(int extent) {
-  return padded_weights(extent) * (sizeof(float) + sizeof(std::int16_t));
-}
-
-/// What the sum of a row's weights times codes still needs:
-/// step * sum + offset, or, where scales lie along outer, scale * (step * sum + offset) + minimum *
-/// total.
-struct RowTerms {
-  float step;
-  float offset;
-  float total;
-};
-
-/// Weights times codes for whole blocks of outer indices, added to the results of the contraction's
-/// rows `row` to row + rows - 1 (row_tile rows, or one). `outer_scales` (minima: pitch on) may be
-/// null.
-using DotFn = void (*)(const Contraction& contraction, Range blocks, int row, int rows,
-                       const Weights& weights, const RowTerms* terms, const F16* outer_scales);
-
-/// Contracts with the dot products of one width.
-using ContractFn = void (*)(const Contraction& contraction, Sums sums, DotFn dot);
 
 /// Quantizes one 16-bit tensor (layout `half`) into `packed`. Both have the same matrix; the codes
 /// of `block` must be zeros.
@@ -157,8 +61,9 @@ struct RunningSoftmax {
 /// Turns scores (base-2 logits) into probabilities relative to the running maximum of their row and
 /// adds them to its running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0
 /// whatever they hold; `slots` is a multiple of 16. `shrinks` receives the factor by which earlier
-/// outputs of a row must shrink: exactly 1 where its maximum stayed.
-using AbsorbFn = void (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+/// outputs of a row must shrink: exactly 1 where its maximum stayed. Returns whether one rose. A null
+/// `visible`: all slots are visible.
+using AbsorbFn = bool (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
                           RunningSoftmax* states, float* shrinks);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
@@ -188,7 +93,8 @@ struct Kernels {
   DotFn float_dot[width_slots];    ///< null: width not in the build's list
   DotFn integer_dot[width_slots];  ///< likewise; null also where float_dot is faster
   PackFn pack[width_slots];        ///< likewise
-  ContractFn contract_rows;
+  ContractFn begin_contraction;
+  ContractFn finish_contraction;
   ShapeFn shape;
   AbsorbFn absorb;
   ScaleFn scale;
@@ -196,9 +102,20 @@ struct Kernels {
   WriteFn write_values;  ///< matrix [channel][token]
   ExceedsFn exceeds;
 
-  void contract(const Contraction& contraction, Sums sums) const {
+  /// Makes the first weights of a contraction; finish() does the rest. Others may begin between.
+  void begin(Contracting& work, const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
-    contract_rows(contraction, sums, sums == Sums::Float ? float_dot[slot] : integer_dot[slot]);
+    work.contraction = contraction;
+    work.rounding = Rounding(contraction, sums);
+    work.dot = sums == Sums::Float ? float_dot[slot] : integer_dot[slot];
+    begin_contraction(work);
+  }
+  void finish(Contracting& work) const { finish_contraction(work); }
+
+  void contract(const Contraction& contraction, Sums sums) const {
+    Contracting work;
+    begin(work, contraction, sums);
+    finish(work);
   }
 };
 

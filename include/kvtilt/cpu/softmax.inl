@@ -3,8 +3,9 @@
 
 /// 2^x for x <= 0, relative error below 3e-7; anything below 2^-126 counts as 2^-126.
 inline F32x16 exp2_of_negative(const F32x16& x) {
-  I32x16 whole;
-  const F32x16 rest = split_exponent(max(x, broadcast(-126.0f)), whole);
+  const F32x16 clamped = max(x, broadcast(-126.0f));
+  const F32x16 whole = to_whole(clamped);
+  const F32x16 rest = sub(clamped, whole);
   // Least relative error on [-1/2, 1/2] among polynomials that are 1 at 0: 0.9e-7.
   F32x16 power = broadcast(1.3264727e-3f);
   power = multiply_add(power, rest, broadcast(9.6715130e-3f));
@@ -45,8 +46,7 @@ inline void shape(float* scores, int slots, const LogitRule& rule, float offset)
 /// Raises maxima to those of a page where these are larger; shrinks what was summed under the old.
 template <int Tile>
 inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows, float* shrinks) {
-  float largest[row_tile];
-  reduce_max(highest, largest);
+  const Floats4 largest = reduce_max(highest);
   float change[line_lanes] = {};
   for (int r = 0; r < Tile; ++r) {
     if (!(largest[r] > rows[r].maximum)) continue;
@@ -60,9 +60,10 @@ inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows
   }
 }
 
-/// absorb() for `Tile` rows at a time: their chains of operations overlap.
-template <int Tile>
-inline void absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
+/// absorb() for `Tile` rows at a time: their chains of operations overlap. `All`: every slot is
+/// visible. Returns whether a maximum rose.
+template <int Tile, bool All>
+inline bool absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
                         RunningSoftmax* rows, float* shrinks) {
   F32x16 highest[row_tile];
   unsigned rising = 0;
@@ -70,9 +71,11 @@ inline void absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visi
   for (int r = 0; r < row_tile; ++r) {
     highest[r] = broadcast(lowest_score);
     if (r >= Tile) continue;
-    for (int slot = 0; slot < slots; slot += line_lanes)
-      highest[r] = max(highest[r],
-                       keep(load(scores[r] + slot), visible[r][slot / line_lanes], lowest_score));
+    for (int slot = 0; slot < slots; slot += line_lanes) {
+      F32x16 score = load(scores[r] + slot);
+      if (!All) score = keep(score, visible[r][slot / line_lanes], lowest_score);
+      highest[r] = max(highest[r], score);
+    }
     rising |= less(broadcast(rows[r].maximum), highest[r]);
     shrinks[r] = 1.0f;
   }
@@ -83,29 +86,43 @@ inline void absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visi
     F32x16 sum = load(rows[r].sums);
     float* row = scores[r];
     for (int slot = 0; slot < slots; slot += line_lanes) {
+      F32x16 below = sub(load(row + slot), maximum);
       // Hidden slots hold anything; above 0 their exponents would overflow an integer.
-      const F32x16 below = min(sub(load(row + slot), maximum), broadcast(0.0f));
-      const F32x16 kept = keep(exp2_of_negative(below), visible[r][slot / line_lanes], 0.0f);
-      store(row + slot, kept);
-      sum = add(sum, kept);
+      if (!All) below = min(below, broadcast(0.0f));
+      F32x16 weight = exp2_of_negative(below);
+      if (!All) weight = keep(weight, visible[r][slot / line_lanes], 0.0f);
+      store(row + slot, weight);
+      sum = add(sum, weight);
     }
     store(rows[r].sums, sum);
   }
+  return rising != 0;
 }
 
-inline void absorb(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                   RunningSoftmax* states, float* shrinks) {
+template <bool All>
+inline bool absorb_all_rows(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+                            RunningSoftmax* states, float* shrinks) {
+  bool rose = false;
   for (int row = 0; row < rows;) {
     const Rows<float> scores_left{scores[row], scores.stride};
-    const Rows<const LaneMask> visible_left{visible[row], visible.stride};
+    const Rows<const LaneMask> visible_left{All ? nullptr : visible[row], visible.stride};
     if (rows - row >= row_tile) {
-      absorb_rows<row_tile>(scores_left, slots, visible_left, states + row, shrinks + row);
+      rose |=
+          absorb_rows<row_tile, All>(scores_left, slots, visible_left, states + row, shrinks + row);
       row += row_tile;
     } else {
-      absorb_rows<1>(scores_left, slots, visible_left, states + row, shrinks + row);
+      rose |= absorb_rows<1, All>(scores_left, slots, visible_left, states + row, shrinks + row);
       ++row;
     }
   }
+  return rose;
+}
+
+inline bool absorb(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+                   RunningSoftmax* states, float* shrinks) {
+  return visible.data == nullptr
+             ? absorb_all_rows<true>(scores, rows, slots, visible, states, shrinks)
+             : absorb_all_rows<false>(scores, rows, slots, visible, states, shrinks);
 }
 
 inline void scale(float* values, int count, float factor) {

@@ -25,13 +25,14 @@
 namespace kvtilt {
 
 /// Names are those of the file: Hugging Face's ("model.layers.0.self_attn.k_proj.weight") or
-/// GGUF's ("blk.0.attn_k.weight"). Tensors point into the checkpoint, also after it is moved;
+/// GGUF's ("blk.0.attn_k.weight"; llama.cpp also reorders the rows of a query or key head of Llama
+/// models, each head in itself). Tensors point into the checkpoint, also after it is moved;
 /// read_floats (tensor_data.hpp) converts them, whole or by rows.
 class Checkpoint {
  public:
   /// `path` is a folder with model.safetensors or model.safetensors.index.json, or a file that ends
   /// in .safetensors or .gguf. Errors name the file: InvalidArgument when it is none of these,
-  /// otherwise those of SafetensorsFile and GgufFile.
+  /// FileAccess when there is none, otherwise those of SafetensorsFile and GgufFile.
   static Result<Checkpoint> open(const std::filesystem::path& path) {
     Checkpoint checkpoint;
     KVTILT_RETURN_IF_ERROR(checkpoint.read(path));
@@ -79,6 +80,10 @@ class Checkpoint {
   Status read_file(const std::filesystem::path& path) {
     name_ = shown_path(path);
     if (path.extension() == ".gguf") return read_gguf(path);
+    std::error_code ignored;
+    if (!std::filesystem::exists(path, ignored))
+      return Status::error(ErrorCode::FileAccess, "%s: there is no such file or folder",
+                           name_.c_str());
     if (path.extension() != ".safetensors")
       return Status::error(ErrorCode::InvalidArgument,
                            "%s: is neither a folder nor a .safetensors or .gguf file",

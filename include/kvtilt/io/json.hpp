@@ -42,7 +42,7 @@ class JsonValue {
     return is_not("true or false");
   }
 
-  /// A number without fraction, exponent or loss.
+  /// A number written without fraction and exponent.
   [[nodiscard]] Result<std::int64_t> integer(
       std::int64_t least = 0, std::int64_t most = std::numeric_limits<std::int64_t>::max()) const {
     const std::int64_t* value = get<std::int64_t>();
@@ -50,7 +50,7 @@ class JsonValue {
     return is_not("a whole number from " + std::to_string(least) + " to " + std::to_string(most));
   }
 
-  /// Any number; the parser refuses those that a double cannot hold.
+  /// Any number, rounded to a double.
   [[nodiscard]] Result<double> number() const {
     if (const double* value = get<double>()) return *value;
     if (const std::int64_t* value = get<std::int64_t>()) return static_cast<double>(*value);
@@ -174,8 +174,8 @@ class JsonValue {
 class JsonDocument {
  public:
   /// `file` is what errors call the text. Corrupt for what is not JSON, a key that an object has
-  /// twice (parsers disagree on which one counts), integers beyond 64 bits, more than 64 levels of
-  /// lists and objects, or more than 4 million values (some 400 MB of memory).
+  /// twice (parsers disagree on which one counts), numbers that a double cannot hold, more than 64
+  /// levels of lists and objects, or more than 4 million values (some 400 MB of memory).
   static Result<JsonDocument> parse(std::string_view text, std::string file) {
     JsonDocument document(std::move(file));
     KVTILT_RETURN_IF_ERROR(

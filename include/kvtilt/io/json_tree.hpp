@@ -25,6 +25,7 @@ struct JsonMember;
 
 struct JsonNode {
   std::size_t line = 1;  ///< on which the value begins
+  /// Integers beyond int64 are doubles.
   std::variant<std::monostate, bool, std::int64_t, double, std::string, std::vector<JsonNode>,
                std::vector<JsonMember>>
       value;  ///< members are sorted by key once their object is complete
@@ -91,14 +92,10 @@ class JsonTreeBuilder {
   bool number_integer(std::int64_t value) { return add(value) != nullptr; }
   bool number_unsigned(std::uint64_t value) {
     if (value > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()))
-      return fail(std::to_string(value) + " is too large");
+      return add(static_cast<double>(value)) != nullptr;
     return add(static_cast<std::int64_t>(value)) != nullptr;
   }
-  bool number_float(double value, const std::string& text) {
-    // An integer that 64 bits cannot hold arrives here too, rounded.
-    if (text.find_first_of(".eE") == std::string::npos) return fail(shown(text) + " is too large");
-    return add(value) != nullptr;
-  }
+  bool number_float(double value, const std::string&) { return add(value) != nullptr; }
   bool string(std::string& value) { return add(std::move(value)) != nullptr; }
   bool binary(std::vector<std::uint8_t>&) { return fail("JSON has no binary values"); }
 

@@ -10,6 +10,7 @@ namespace {
 
 using nlohmann::json;
 using testing::AllOf;
+using testing::AnyOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
@@ -83,19 +84,20 @@ TEST(Config, FindsTheWindowOfEveryLayer) {
 
 TEST(ConfigHostile, RefusesWhatItCannotCompute) {
   EXPECT_THAT(refuse("architectures", {"GemmaForCausalLM"}),
-              AllOf(HasSubstr("GemmaForCausalLM is not implemented"), HasSubstr("Qwen3")));
+              AllOf(HasSubstr("GemmaForCausalLM, which is not implemented"), HasSubstr("Qwen3")));
   EXPECT_THAT(refuse("architectures", json::array()), HasSubstr("does not name one architecture"));
   EXPECT_THAT(refuse("hidden_act", "gelu"),
-              HasSubstr("\"hidden_act\" is \"gelu\"; this engine only computes \"silu\""));
+              HasSubstr("key 'hidden_act' is \"gelu\"; this engine only computes \"silu\""));
   EXPECT_THAT(refuse("attention_bias", true), HasSubstr("only computes false"));
   EXPECT_THAT(refuse("mlp_bias", true), HasSubstr("only computes false"));
-  EXPECT_THAT(refuse("partial_rotary_factor", 0.5), HasSubstr("only computes 1.0"));
+  EXPECT_THAT(refuse("partial_rotary_factor", 0.5), HasSubstr("only computes 1"));
   EXPECT_THAT(refuse("sliding_window", 8), HasSubstr("not part of LlamaForCausalLM"));
-  EXPECT_THAT(refuse("quantization_config", {{"bits", 4}}),
-              AllOf(HasSubstr("\"quantization_config\""), HasSubstr("not known to this engine")));
+  EXPECT_THAT(
+      refuse("quantization_config", {{"bits", 4}}),
+      AllOf(HasSubstr("key 'quantization_config' is"), HasSubstr("not known to this engine")));
   EXPECT_THAT(refuse("final_logit_softcapping", 30.0), HasSubstr("may change what the model"));
   EXPECT_THAT(refuse("layer_types", {"full_attention", "linear_attention"}),
-              HasSubstr("layer 1 has the type \"linear_attention\""));
+              HasSubstr("element 1 of key 'layer_types' is \"linear_attention\""));
   EXPECT_THAT(refuse("layer_types", {"full_attention"}), HasSubstr("each of 2 layers"));
   EXPECT_THAT(refuse("tokenizer", "words"), HasSubstr("the only value is \"bytes\""));
 }
@@ -103,12 +105,12 @@ TEST(ConfigHostile, RefusesWhatItCannotCompute) {
 TEST(ConfigHostile, RefusesUnknownRotaryScaling) {
   for (const std::string key : {"rope_scaling", "rope_parameters"}) {
     EXPECT_THAT(refuse(key, {{"rope_type", "yarn"}, {"factor", 2.0}}),
-                AllOf(HasSubstr(key), HasSubstr("\"yarn\" is not implemented")));
-    EXPECT_THAT(refuse(key, {{"type", "linear"}}), HasSubstr("\"factor\" is missing"));
+                AllOf(HasSubstr(key), HasSubstr("\"yarn\", which is not implemented")));
+    EXPECT_THAT(refuse(key, {{"type", "linear"}}), HasSubstr("'" + key + "' has no key 'factor'"));
     EXPECT_THAT(refuse(key, {{"type", "linear"}, {"factor", 0}}), HasSubstr("positive number"));
     EXPECT_THAT(refuse(key, {{"type", "linear"}, {"factor", 2}, {"short_factor", 3}}),
-                HasSubstr("\"short_factor\""));
-    EXPECT_THAT(refuse(key, 4), HasSubstr("the rope scaling is 4"));
+                HasSubstr("'short_factor' of '" + key + "'"));
+    EXPECT_THAT(refuse(key, 4), HasSubstr("'" + key + "' is 4, not an object"));
   }
   EXPECT_THAT(refuse("rope_scaling", {{"rope_type", "llama3"},
                                       {"factor", 8},
@@ -124,20 +126,21 @@ TEST(ConfigHostile, RefusesNumbersThatCannotBeMeant) {
         "intermediate_size", "vocab_size", "max_position_embeddings", "head_dim"}) {
     for (const json& value : {json(0), json(-1), json(1.5), json("8"), json(1LL << 40),
                               json(18446744073709551615ULL)}) {
-      EXPECT_THAT(refuse(key, value), HasSubstr("\"" + key + "\" is ")) << value;
+      EXPECT_THAT(refuse(key, value), HasSubstr("'" + key + "' is ")) << value;
     }
   }
   for (const json& value : {json(0), json(-1e-5), json("small")}) {
-    EXPECT_THAT(refuse("rms_norm_eps", value), HasSubstr("not a positive number"));
+    EXPECT_THAT(refuse("rms_norm_eps", value),
+                AnyOf(HasSubstr("not a positive number"), HasSubstr("not a number")));
   }
-  EXPECT_THAT(refuse_without("hidden_size"), HasSubstr("\"hidden_size\" is missing"));
-  EXPECT_THAT(refuse_without("rms_norm_eps"), HasSubstr("\"rms_norm_eps\" is missing"));
+  EXPECT_THAT(refuse_without("hidden_size"), HasSubstr("has no key 'hidden_size'"));
+  EXPECT_THAT(refuse_without("rms_norm_eps"), HasSubstr("has no key 'rms_norm_eps'"));
   EXPECT_THAT(refuse("num_key_value_heads", 3), HasSubstr("cannot share 3 kv heads evenly"));
   EXPECT_THAT(refuse("hidden_size", 33), HasSubstr("not a multiple of 4 heads"));
   EXPECT_THAT(refuse("head_dim", 7), HasSubstr("head_dim 7 is odd"));
   EXPECT_THAT(refuse("num_hidden_layers", 20000), HasSubstr("more than this engine addresses"));
-  EXPECT_THAT(refuse("bos_token_id", 48), HasSubstr("not a token of 48"));
-  EXPECT_THAT(refuse("eos_token_id", {1, -1}), HasSubstr("\"eos_token_id\" is -1"));
+  EXPECT_THAT(refuse("bos_token_id", 48), HasSubstr("is 48, not a whole number from 0 to 47"));
+  EXPECT_THAT(refuse("eos_token_id", {1, -1}), HasSubstr("element 1 of key 'eos_token_id' is -1"));
   EXPECT_THAT(refuse("tie_word_embeddings", 1), HasSubstr("not true or false"));
 }
 
@@ -148,9 +151,9 @@ TEST(ConfigHostile, RefusesFilesThatAreNoConfiguration) {
   folder.write("config.json", "");
   EXPECT_THAT(read(), HasSubstr("not valid JSON"));
   folder.write("config.json", "[1]");
-  EXPECT_THAT(read(), HasSubstr("not a JSON object"));
+  EXPECT_THAT(read(), HasSubstr("config.json:1: the document is a list, not an object"));
   folder.write("config.json", R"({"hidden_size":1,"hidden_size":2})");
-  EXPECT_THAT(read(), HasSubstr("\"hidden_size\" twice"));
+  EXPECT_THAT(read(), HasSubstr("config.json:1: key 'hidden_size' appears twice"));
 }
 
 }  // namespace

@@ -8,7 +8,7 @@
 #include <llama/generation.hpp>
 #include <llama/linear.hpp>
 #include <llama/make_cache.hpp>
-#include <llama/mapped_file.hpp>
+#include <llama/text_file.hpp>
 
 #include <algorithm>
 #include <cstring>

@@ -8,7 +8,7 @@
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
 #include <llama/kvtilt_cache.hpp>
-#include <llama/mapped_file.hpp>
+#include <llama/text_file.hpp>
 #include <llama/metrics.hpp>
 #include <llama/pieces.hpp>
 

@@ -168,7 +168,7 @@ TEST(ModelHostile, RefusesTensorsThatItWouldHaveToIgnore) {
   folder.edit_json("config.json",
                    [](auto& config) { config["architectures"] = {"LlamaForCausalLM"}; });
   EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
-              HasSubstr("\"sliding_window\" is not part of LlamaForCausalLM"));
+              HasSubstr("key 'sliding_window' is not part of LlamaForCausalLM"));
   folder.edit_json("config.json", [](auto& config) {
     config.erase("max_window_layers");
     config.erase("sliding_window");
@@ -181,13 +181,13 @@ TEST(ModelHostile, NamesTheTensorThatIsMissingOrMisshapen) {
   const TemporaryFolder folder("llama_f32");
   folder.edit_json("config.json", [](auto& config) { config["num_hidden_layers"] = 3; });
   EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
-              HasSubstr("tensor \"model.layers.2.input_layernorm.weight\" is missing"));
+              HasSubstr("has no tensor 'model.layers.2.input_layernorm.weight'"));
   folder.edit_json("config.json", [](auto& config) {
     config["num_hidden_layers"] = 2;
     config["intermediate_size"] = 41;
   });
   EXPECT_THAT(error_of([&] { Model{folder.path()}; }),
-              HasSubstr("gate_proj.weight\" has shape [40,32]; config.json asks for [41,32]"));
+              HasSubstr("gate_proj.weight' has shape [40, 32]; config.json asks for [41, 32]"));
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <llama/byte_tokenizer.hpp>
-#include <llama/mapped_file.hpp>
+#include <llama/text_file.hpp>
 #include <llama/pieces.hpp>
 
 namespace llama {

@@ -10,7 +10,7 @@
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
 #include <llama/make_cache.hpp>
-#include <llama/mapped_file.hpp>
+#include <llama/text_file.hpp>
 #include <llama/model.hpp>
 #include <llama/pieces.hpp>
 

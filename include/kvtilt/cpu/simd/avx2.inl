@@ -106,32 +106,24 @@ inline F32x16 lane_indices() {
   return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7), _mm256_setr_ps(8, 9, 10, 11, 12, 13, 14, 15)};
 }
 
-inline float reduce_add(const F32x16& x) {
-  const __m256 a = _mm256_add_ps(x.low, x.high);
-  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
-inline float reduce_max(const F32x16& x) {
-  const __m256 a = _mm256_max_ps(x.low, x.high);
-  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
-}
-
-inline void reduce_add(const F32x16 (&x)[4], float* out) {
+inline Floats4 reduce_add(const F32x16 (&x)[4]) {
   __m256 sum[4];
   KVTILT_UNROLL(4)
   for (int r = 0; r < 4; ++r) sum[r] = _mm256_add_ps(x[r].low, x[r].high);
   const __m256 ab = _mm256_hadd_ps(sum[0], sum[1]);
   const __m256 abcd = _mm256_hadd_ps(ab, _mm256_hadd_ps(sum[2], sum[3]));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
 }
 
-inline void reduce_max(const F32x16 (&x)[4], float* out) {
+inline Floats4 reduce_max(const F32x16 (&x)[4]) {
+  __m256 m[4];
   KVTILT_UNROLL(4)
-  for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
+  for (int r = 0; r < 4; ++r) m[r] = _mm256_max_ps(x[r].low, x[r].high);
+  const __m256 ab = _mm256_max_ps(_mm256_unpacklo_ps(m[0], m[1]), _mm256_unpackhi_ps(m[0], m[1]));
+  const __m256 cd = _mm256_max_ps(_mm256_unpacklo_ps(m[2], m[3]), _mm256_unpackhi_ps(m[2], m[3]));
+  const __m256 abcd =
+      _mm256_max_ps(_mm256_shuffle_ps(ab, cd, 0x44), _mm256_shuffle_ps(ab, cd, 0xee));
+  return _mm_max_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
 }
 
 inline LaneMask nonzero(const I32x16& x) {
@@ -196,25 +188,31 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return {dot_add(sum.low, codes.low, weights.low), dot_add(sum.high, codes.high, weights.high)};
 }
 
+inline I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  return dot_add(sum, weights, codes);
+}
+
 inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
   return {add_pairs(sum.low, pairs.low), add_pairs(sum.high, pairs.high)};
 }
 
-inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
-  const __m256i low_byte = _mm256_set1_epi16(0xff);
-  const __m256i a = _mm256_and_si256(_mm256_packs_epi32(first.low, first.high), low_byte);
-  const __m256i b = _mm256_and_si256(_mm256_packs_epi32(second.low, second.high), low_byte);
-  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // undoes packing by halves
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), order));
+// Packed by halves of a register: quads 0, 2, 1, 3.
+inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
+  return {_mm256_packs_epi32(first.low, first.high), _mm256_packs_epi32(second.low, second.high)};
 }
 
-inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
-  // 0xd8 undoes packing by halves.
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
-                      _mm256_permute4x64_epi64(_mm256_packs_epi32(first.low, first.high), 0xd8));
+inline void store_words(std::int16_t* p, const I32x16& words) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words.low, 0xd8));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16),
-                      _mm256_permute4x64_epi64(_mm256_packs_epi32(second.low, second.high), 0xd8));
+                      _mm256_permute4x64_epi64(words.high, 0xd8));
+}
+
+inline void store_low_bytes(std::int8_t* p, const I32x16& words) {
+  const __m256i low_byte = _mm256_set1_epi16(0xff);
+  const __m256i bytes = _mm256_packus_epi16(_mm256_and_si256(words.low, low_byte),
+                                            _mm256_and_si256(words.high, low_byte));
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permutevar8x32_epi32(bytes, order));
 }
 
 inline I32x16 widen_low_bytes(const I32x16& x) {
@@ -309,21 +307,21 @@ inline I32x16 round_to_ints(const F32x16& x) {
           _mm256_cvtps_epi32(_mm256_round_ps(x.high, nearest))};
 }
 
-inline I32x16 to_nearest_ints(const F32x16& x) {
-  return {_mm256_cvtps_epi32(x.low), _mm256_cvtps_epi32(x.high)};
+inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
+  const F32x16 product = mul(x, factor);
+  return {_mm256_cvtps_epi32(product.low), _mm256_cvtps_epi32(product.high)};
 }
 
-inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
+inline F32x16 to_whole(const F32x16& x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-  const __m256 low = _mm256_round_ps(x.low, nearest);
-  const __m256 high = _mm256_round_ps(x.high, nearest);
-  whole = {_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high)};
-  return {_mm256_sub_ps(x.low, low), _mm256_sub_ps(x.high, high)};
+  return {_mm256_round_ps(x.low, nearest), _mm256_round_ps(x.high, nearest)};
 }
 
-inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
-  return {_mm256_castsi256_ps(
-              _mm256_add_epi32(_mm256_castps_si256(x.low), _mm256_slli_epi32(whole.low, 23))),
-          _mm256_castsi256_ps(
-              _mm256_add_epi32(_mm256_castps_si256(x.high), _mm256_slli_epi32(whole.high, 23)))};
+inline __m256 scale_by_exponent(__m256 x, __m256 whole) {
+  const __m256i exponent = _mm256_slli_epi32(_mm256_cvtps_epi32(whole), 23);
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+}
+
+inline F32x16 scale_by_exponent(const F32x16& x, const F32x16& whole) {
+  return {scale_by_exponent(x.low, whole.low), scale_by_exponent(x.high, whole.high)};
 }

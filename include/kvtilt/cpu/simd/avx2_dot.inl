@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of avx2.inl, without AVX-VNNI. Each takes one register.
+// The integer dot products of avx2.inl, without AVX-VNNI. Each takes one register,
+// with the unsigned operand of dot_add first.
 
 inline constexpr bool adds_pairs = true;
-constexpr int pair_quads(int bits) { return 32767 / (2 * 128 * max_code(bits)); }
+constexpr int pair_quads(int bits, bool unsigned_weights) {
+  return 32767 / (2 * (unsigned_weights ? 255 : 127) * max_code(bits));
+}
 
-inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
-  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, weights));
+inline __m256i dot_add(__m256i sum, __m256i a, __m256i b) {
+  sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
   __asm__("" : "+x"(sum));  // g++ would first add all products up, and spill the sums
   return sum;
 }

@@ -67,21 +67,7 @@ inline F32x16 lane_indices() {
   return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
 }
 
-inline float reduce_add(const F32x16& x) {
-  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
-  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
-}
-
-inline float reduce_max(const F32x16& x) {
-  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
-  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
-  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
-}
-
-inline void reduce_add(const F32x16 (&x)[4], float* out) {
+inline Floats4 reduce_add(const F32x16 (&x)[4]) {
   const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(x[0].v, x[1].v),  //
                                   _mm512_unpackhi_ps(x[0].v, x[1].v));
   const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(x[2].v, x[3].v),  //
@@ -89,10 +75,10 @@ inline void reduce_add(const F32x16 (&x)[4], float* out) {
   const __m512 abcd =
       _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-  _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
-inline void reduce_max(const F32x16 (&x)[4], float* out) {
+inline Floats4 reduce_max(const F32x16 (&x)[4]) {
   const __m512 ab = _mm512_max_ps(_mm512_unpacklo_ps(x[0].v, x[1].v),  //
                                   _mm512_unpackhi_ps(x[0].v, x[1].v));
   const __m512 cd = _mm512_max_ps(_mm512_unpacklo_ps(x[2].v, x[3].v),  //
@@ -100,7 +86,7 @@ inline void reduce_max(const F32x16 (&x)[4], float* out) {
   const __m512 abcd =
       _mm512_max_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
   const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
-  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+  return _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
 inline LaneMask nonzero(const I32x16& x) { return _mm512_test_epi32_mask(x.v, x.v); }
@@ -142,14 +128,22 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return {_mm512_dpbusd_epi32(sum.v, codes.v, weights.v)};
 }
 
-inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(first.v));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 16), _mm512_cvtepi32_epi8(second.v));
+inline I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  return {_mm512_dpbusd_epi32(sum.v, weights.v, codes.v)};
 }
 
-inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(first.v));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), _mm512_cvtepi32_epi16(second.v));
+// In the order of the lanes.
+inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
+  const __m512i even =
+      _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
+                       24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  return {_mm512_permutex2var_epi16(first.v, even, second.v)};
+}
+
+inline void store_words(std::int16_t* p, const I32x16& words) { _mm512_storeu_si512(p, words.v); }
+
+inline void store_low_bytes(std::int8_t* p, const I32x16& words) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi16_epi8(words.v));
 }
 
 inline I32x16 widen_low_bytes(const I32x16& x) {
@@ -165,7 +159,7 @@ inline I32x16 widen_high_bytes(const I32x16& x) {
 }
 
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 0; }
+constexpr int pair_quads(int, bool) { return 0; }
 inline I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
 inline constexpr int half_chains = 2;
@@ -220,15 +214,15 @@ inline I32x16 round_to_ints(const F32x16& x) {
   return {_mm512_cvt_roundps_epi32(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
-inline I32x16 to_nearest_ints(const F32x16& x) { return {_mm512_cvtps_epi32(x.v)}; }
-
-inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
-  const __m512 nearest = _mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  whole = {_mm512_cvtps_epi32(nearest)};
-  return {_mm512_sub_ps(x.v, nearest)};
+// Adding 3 * 2^22 leaves the integer in the lowest bits: one operation instead of two.
+inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
+  return {_mm512_castps_si512(_mm512_fmadd_ps(x.v, factor.v, _mm512_set1_ps(12582912.0f)))};
 }
 
-inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
-  return {_mm512_castsi512_ps(
-      _mm512_add_epi32(_mm512_castps_si512(x.v), _mm512_slli_epi32(whole.v, 23)))};
+inline F32x16 to_whole(const F32x16& x) {
+  return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+
+inline F32x16 scale_by_exponent(const F32x16& x, const F32x16& whole) {
+  return {_mm512_scalef_ps(x.v, whole.v)};
 }

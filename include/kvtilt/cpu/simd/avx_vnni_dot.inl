@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of avx2.inl, with AVX-VNNI. Each takes one register.
+// The integer dot products of avx2.inl, with AVX-VNNI. Each takes one register,
+// with the unsigned operand of dot_add first.
 
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 0; }
+constexpr int pair_quads(int, bool) { return 0; }
 
-inline __m256i dot_add(__m256i sum, __m256i codes, __m256i weights) {
-  return _mm256_dpbusd_epi32(sum, codes, weights);
-}
+inline __m256i dot_add(__m256i sum, __m256i a, __m256i b) { return _mm256_dpbusd_epi32(sum, a, b); }
 
 inline __m256i dot_pairs(__m256i sum, __m256i a, __m256i b) {
   return _mm256_dpwssd_epi32(sum, a, b);

@@ -194,14 +194,7 @@ KVTILT_INLINE float32x4_t max_quarters(const F32x16& x) {
   return vmaxnmq_f32(vmaxnmq_f32(x.v[0], x.v[2]), vmaxnmq_f32(x.v[1], x.v[3]));
 }
 
-KVTILT_INLINE float reduce_add(const F32x16& x) {
-  const float32x4_t a = add_quarters(x);
-  return vaddv_f32(vadd_f32(vget_low_f32(a), vget_high_f32(a)));
-}
-
-KVTILT_INLINE float reduce_max(const F32x16& x) { return vmaxnmvq_f32(max_quarters(x)); }
-
-KVTILT_INLINE void reduce_add(const F32x16 (&x)[4], float* out) {
+KVTILT_INLINE Floats4 reduce_add(const F32x16 (&x)[4]) {
   float32x4_t a[4];
   KVTILT_UNROLL(4)
   for (int r = 0; r < 4; ++r) a[r] = add_quarters(x[r]);
@@ -209,13 +202,13 @@ KVTILT_INLINE void reduce_add(const F32x16 (&x)[4], float* out) {
                                    vcombine_f32(vget_high_f32(a[0]), vget_high_f32(a[1])));
   const float32x4_t cd = vaddq_f32(vcombine_f32(vget_low_f32(a[2]), vget_low_f32(a[3])),
                                    vcombine_f32(vget_high_f32(a[2]), vget_high_f32(a[3])));
-  vst1q_f32(out, vpaddq_f32(ab, cd));
+  return vpaddq_f32(ab, cd);
 }
 
-KVTILT_INLINE void reduce_max(const F32x16 (&x)[4], float* out) {
+KVTILT_INLINE Floats4 reduce_max(const F32x16 (&x)[4]) {
   const float32x4_t ab = vpmaxnmq_f32(max_quarters(x[0]), max_quarters(x[1]));
   const float32x4_t cd = vpmaxnmq_f32(max_quarters(x[2]), max_quarters(x[3]));
-  vst1q_f32(out, vpmaxnmq_f32(ab, cd));
+  return vpmaxnmq_f32(ab, cd);
 }
 
 #include <kvtilt/cpu/simd/neon_integers.inl>

@@ -11,3 +11,13 @@ KVTILT_INLINE uint32x4_t dot_add(uint32x4_t sum, uint32x4_t codes, uint32x4_t we
                                          vreinterpretq_s8_u32(weights)));
 #endif
 }
+
+/// The same for unsigned weights (UDOT).
+KVTILT_INLINE uint32x4_t dot_add_unsigned(uint32x4_t sum, uint32x4_t codes, uint32x4_t weights) {
+#if defined(__clang__) && __clang_major__ < 16
+  __asm__("udot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(codes), "w"(weights));
+  return sum;
+#else
+  return vdotq_u32(sum, vreinterpretq_u8_u32(codes), vreinterpretq_u8_u32(weights));
+#endif
+}

@@ -100,8 +100,19 @@ KVTILT_INLINE I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x1
   return r;
 }
 
+KVTILT_INLINE I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes,
+                                      const I32x16& weights) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = dot_add_unsigned(sum.v[i], codes.v[i], weights.v[i]);
+#if !defined(__clang__)
+  __asm__ volatile("" : "+w"(r.v[3]));
+#endif
+  return r;
+}
+
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 0; }
+constexpr int pair_quads(int, bool) { return 0; }
 KVTILT_INLINE I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
 /// The low halves of the lanes of x.
@@ -109,20 +120,21 @@ KVTILT_INLINE int16x8_t narrow(const I32x16& x, int half) {
   return vuzp1q_s16(vreinterpretq_s16_u32(x.v[2 * half]), vreinterpretq_s16_u32(x.v[2 * half + 1]));
 }
 
-KVTILT_INLINE void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
-  KVTILT_UNROLL(2)
-  for (int half = 0; half < 2; ++half) {
-    vst1q_s16(p + 8 * half, narrow(first, half));
-    vst1q_s16(p + 16 + 8 * half, narrow(second, half));
-  }
+KVTILT_INLINE I32x16 pack_words(const I32x16& first, const I32x16& second) {
+  return {{vreinterpretq_u32_s16(narrow(first, 0)), vreinterpretq_u32_s16(narrow(first, 1)),
+           vreinterpretq_u32_s16(narrow(second, 0)), vreinterpretq_u32_s16(narrow(second, 1))}};
 }
 
-KVTILT_INLINE void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
-  const I32x16* lines[2] = {&first, &second};
+KVTILT_INLINE void store_words(std::int16_t* p, const I32x16& words) {
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) vst1q_s16(p + 8 * i, vreinterpretq_s16_u32(words.v[i]));
+}
+
+KVTILT_INLINE void store_low_bytes(std::int8_t* p, const I32x16& words) {
   KVTILT_UNROLL(2)
   for (int i = 0; i < 2; ++i)
-    vst1q_s8(p + 16 * i, vuzp1q_s8(vreinterpretq_s8_s16(narrow(*lines[i], 0)),
-                                   vreinterpretq_s8_s16(narrow(*lines[i], 1))));
+    vst1q_s8(p + 16 * i, vuzp1q_s8(vreinterpretq_s8_u32(words.v[2 * i]),
+                                   vreinterpretq_s8_u32(words.v[2 * i + 1])));
 }
 
 KVTILT_INLINE I32x16 widen_low_bytes(const I32x16& x) {
@@ -302,23 +314,23 @@ KVTILT_INLINE I32x16 round_to_ints(const F32x16& x) {
   return r;
 }
 
-KVTILT_INLINE I32x16 to_nearest_ints(const F32x16& x) { return round_to_ints(x); }
-
-KVTILT_INLINE F32x16 split_exponent(const F32x16& x, I32x16& whole) {
-  F32x16 rest;
-  KVTILT_UNROLL(4)
-  for (int i = 0; i < 4; ++i) {
-    const float32x4_t nearest = vrndnq_f32(x.v[i]);
-    whole.v[i] = vreinterpretq_u32_s32(vcvtq_s32_f32(nearest));
-    rest.v[i] = vsubq_f32(x.v[i], nearest);
-  }
-  return rest;
+KVTILT_INLINE I32x16 round_product(const F32x16& x, const F32x16& factor) {
+  return round_to_ints(mul(x, factor));
 }
 
-KVTILT_INLINE F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+KVTILT_INLINE F32x16 to_whole(const F32x16& x) {
   F32x16 r;
   KVTILT_UNROLL(4)
-  for (int i = 0; i < 4; ++i)
-    r.v[i] = vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(x.v[i]), whole.v[i] << 23));
+  for (int i = 0; i < 4; ++i) r.v[i] = vrndnq_f32(x.v[i]);
+  return r;
+}
+
+KVTILT_INLINE F32x16 scale_by_exponent(const F32x16& x, const F32x16& whole) {
+  F32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t exponent = vreinterpretq_u32_s32(vcvtq_s32_f32(whole.v[i])) << 23;
+    r.v[i] = vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(x.v[i]), exponent));
+  }
   return r;
 }

@@ -129,27 +129,26 @@ inline F32x16 lane_indices() {
   return r;
 }
 
-/// Halves first: every instruction set adds in this order.
-inline float reduce_add(const F32x16& x) {
-  float a[8];
-  for (int i = 0; i < 8; ++i) a[i] = x.lane[i] + x.lane[i + 8];
-  for (int i = 0; i < 4; ++i) a[i] += a[i + 4];
-  return (a[0] + a[2]) + (a[1] + a[3]);
+/// The sums of the lanes of four rows, halves first: every instruction set adds in this order.
+inline Floats4 reduce_add(const F32x16 (&x)[4]) {
+  Floats4 sums;
+  for (int r = 0; r < 4; ++r) {
+    float a[8];
+    for (int i = 0; i < 8; ++i) a[i] = x[r].lane[i] + x[r].lane[i + 8];
+    for (int i = 0; i < 4; ++i) a[i] += a[i + 4];
+    sums[r] = (a[0] + a[2]) + (a[1] + a[3]);
+  }
+  return sums;
 }
 
-inline float reduce_max(const F32x16& x) {
-  float m = x.lane[0];
-  for (int i = 1; i < 16; ++i) m = x.lane[i] > m ? x.lane[i] : m;
-  return m;
-}
-
-/// The same for four rows.
-inline void reduce_add(const F32x16 (&x)[4], float* out) {
-  for (int r = 0; r < 4; ++r) out[r] = reduce_add(x[r]);
-}
-
-inline void reduce_max(const F32x16 (&x)[4], float* out) {
-  for (int r = 0; r < 4; ++r) out[r] = reduce_max(x[r]);
+/// Their largest lanes.
+inline Floats4 reduce_max(const F32x16 (&x)[4]) {
+  Floats4 largest;
+  for (int r = 0; r < 4; ++r) {
+    largest[r] = x[r].lane[0];
+    for (int i = 1; i < 16; ++i) largest[r] = x[r].lane[i] > largest[r] ? x[r].lane[i] : largest[r];
+  }
+  return largest;
 }
 
 #include <kvtilt/cpu/simd/scalar_integers.inl>

@@ -89,22 +89,34 @@ inline I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x16& weig
   return r;
 }
 
-/// The lowest bytes of 32 lanes within -32768..32767.
-inline void store_low_bytes(std::int8_t* p, const I32x16& first, const I32x16& second) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(first.lane[i]);
-  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(second.lane[i]);
+/// The same for codes of up to 7 bits and unsigned weights.
+inline I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes, const I32x16& weights) {
+  return dot_add(sum, weights, codes);
 }
 
-/// 32 lanes within -32768..32767 as words.
-inline void store_words(std::int16_t* p, const I32x16& first, const I32x16& second) {
-  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int16_t>(first.lane[i]);
-  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int16_t>(second.lane[i]);
+/// The lower halves of 32 lanes as words, in an order that only the two stores below know.
+inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = (first.lane[i] & 0xffffu) | second.lane[i] << 16;
+  return r;
+}
+
+/// The words of pack_words(), in the order of its lanes.
+inline void store_words(std::int16_t* p, const I32x16& words) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int16_t>(words.lane[i] & 0xffffu);
+  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int16_t>(words.lane[i] >> 16);
+}
+
+/// The lowest bytes of these words.
+inline void store_low_bytes(std::int8_t* p, const I32x16& words) {
+  for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(words.lane[i] & 0xffu);
+  for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(words.lane[i] >> 16 & 0xffu);
 }
 
 /// Whether dot_add leaves sums of two products in 16-bit lanes, for add_pairs() to add up; then at
-/// most pair_quads(bits) of them fit.
+/// most pair_quads(bits, unsigned weights) of them fit.
 inline constexpr bool adds_pairs = false;
-constexpr int pair_quads(int) { return 0; }
+constexpr int pair_quads(int, bool) { return 0; }
 
 /// sum + the two 16-bit halves of each lane of `pairs`.
 inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
@@ -269,30 +281,31 @@ inline I32x16 round_to_ints(const F32x16& x) {
   return r;
 }
 
-/// A nearest integer to |lanes| < 2^22.
-inline I32x16 to_nearest_ints(const F32x16& x) {
+/// A nearest integer to x * factor within -32768..32767 in the lower half of each lane; the upper
+/// half may hold anything.
+inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   I32x16 r;
-  for (int i = 0; i < 16; ++i)
+  for (int i = 0; i < 16; ++i) {
+    const float product = x.lane[i] * factor.lane[i];
     r.lane[i] = static_cast<std::uint32_t>(
-        static_cast<std::int32_t>(x.lane[i] + (x.lane[i] < 0.0f ? -0.5f : 0.5f)));
+        static_cast<std::int32_t>(product + (product < 0.0f ? -0.5f : 0.5f)));
+  }
   return r;
 }
 
-/// Splits x <= 0 into an integer part and a rest in [-1/2, 1/2]; returns the rest.
-inline F32x16 split_exponent(const F32x16& x, I32x16& whole) {
-  F32x16 rest;
-  for (int i = 0; i < 16; ++i) {
-    const int nearest = static_cast<int>(x.lane[i] - 0.5f);
-    whole.lane[i] = static_cast<std::uint32_t>(nearest);
-    rest.lane[i] = x.lane[i] - static_cast<float>(nearest);
-  }
-  return rest;
+/// A nearest whole number to x in [-126, 0].
+inline F32x16 to_whole(const F32x16& x) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(static_cast<int>(x.lane[i] - 0.5f));
+  return r;
 }
 
-/// x * 2^whole for whole in [-126, 0] and x in [1/2, 2]: adds to the exponent bits.
-inline F32x16 scale_by_exponent(const F32x16& x, const I32x16& whole) {
+/// x * 2^whole for whole numbers in [-126, 0] and x in [1/2, 2]: adds to the exponent bits.
+inline F32x16 scale_by_exponent(const F32x16& x, const F32x16& whole) {
   F32x16 r;
-  for (int i = 0; i < 16; ++i)
-    r.lane[i] = bit_cast<float>(bit_cast<std::uint32_t>(x.lane[i]) + (whole.lane[i] << 23));
+  for (int i = 0; i < 16; ++i) {
+    const std::uint32_t exponent = static_cast<std::uint32_t>(static_cast<int>(whole.lane[i]));
+    r.lane[i] = bit_cast<float>(bit_cast<std::uint32_t>(x.lane[i]) + (exponent << 23));
+  }
   return r;
 }
