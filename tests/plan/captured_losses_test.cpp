@@ -250,7 +250,7 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: token 100, head 1, channel 5"));
   layer = scene.layer;
   layer.keys.pop_back();
-  EXPECT_THAT(message(layer), HasSubstr("layer 0: 4095 keys"));
+  EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: 4095 keys"));
   layer = scene.layer;
   layer.attention.pop_back();
   EXPECT_THAT(message(layer), HasSubstr("255 attention weights, must be 256 for 128 tokens"));
@@ -259,10 +259,10 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   EXPECT_THAT(message(layer), HasSubstr("31 output squares, must be 32"));
   layer = scene.layer;
   layer.query_square[3] = -1;
-  EXPECT_THAT(message(layer), HasSubstr("layer 0: -1 cannot be a mean square"));
+  EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: -1 cannot be a mean square"));
   layer = scene.layer;
   layer.weight = std::numeric_limits<double>::infinity();
-  EXPECT_THAT(message(layer), HasSubstr("layer 0: weight inf"));
+  EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: weight inf"));
   layer = scene.layer;
   layer.value_dim = 8;
   EXPECT_THAT(message(layer), HasSubstr("captured 2 kv heads of 16 and 8 channels"));

@@ -88,7 +88,7 @@ TEST(DivergenceLosses, HeadsHaveTheirOwnOrShareTheLayers) {
   EXPECT_EQ(own->layers[0][1].keys[2], 2);
   const auto layer = losses_from_divergence(shape, 64, choices, probes);
   EXPECT_THAT(std::string(layer.message()),
-              HasSubstr("layer 0, entry 0: no divergence was measured with its keys"));
+              HasSubstr("layer 0, keys: no divergence was measured with all heads"));
 
   probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 3.0; });
   const auto shared = losses_from_divergence(shape, 64, choices, probes, {}, RecipePer::Head);
@@ -165,12 +165,12 @@ TEST(DivergenceLossesHostile, NameTheProbe) {
   EXPECT_THAT(message(probes), HasSubstr("with a kv head 2"));
   probes = good;
   probes.pop_back();
-  EXPECT_THAT(message(probes), HasSubstr("layer 1, entry 0: no divergence was measured with its "
-                                         "values"));
+  EXPECT_THAT(message(probes),
+              HasSubstr("layer 1, values: no divergence was measured with all heads"));
   probes = good;
   probes[0].format.group = 48;
   EXPECT_THAT(message(probes), HasSubstr("layer 0, keys: a probe: 4 bits, group 48"));
-  EXPECT_THAT(message({}), HasSubstr("layer 0, entry 0"));
+  EXPECT_THAT(message({}), HasSubstr("layer 0, keys: no divergence"));
   const std::vector captured{captured_layer(83)};
   EXPECT_THAT(std::string(losses_from_divergence(shape, 64, choices, good, captured).message()),
               HasSubstr("captured 1 layers for a shape of 2"));

@@ -60,14 +60,13 @@ struct CapturedLayer {
 
 namespace detail {
 
-inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape,
-                             std::size_t index) {
+inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape) {
   if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
       layer.value_dim != shape.value_dim)
     return Status::error(ErrorCode::InvalidArgument,
-                         "layer %zu: captured %d kv heads of %d and %d channels, the shape has %d "
-                         "of %d and %d",
-                         index, layer.kv_heads, layer.key_dim, layer.value_dim, shape.kv_heads,
+                         "captured %d kv heads of %d and %d channels, the shape has %d of %d and "
+                         "%d",
+                         layer.kv_heads, layer.key_dim, layer.value_dim, shape.kv_heads,
                          shape.key_dim, shape.value_dim);
   const std::size_t tokens = layer.tokens > 0 ? static_cast<std::size_t>(layer.tokens) : 0;
   const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
@@ -87,19 +86,18 @@ inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape
   for (const auto& list : lists)
     if (list.size != list.expected && !(list.optional && list.size == 0))
       return Status::error(ErrorCode::InvalidArgument,
-                           "layer %zu: %zu %s, must be %zu for %zu tokens and %zu kv heads of %zu "
-                           "and %zu channels",
-                           index, list.size, list.name, list.expected, tokens, heads, key_dim,
-                           value_dim);
+                           "%zu %s, must be %zu for %zu tokens and %zu kv heads of %zu and %zu "
+                           "channels",
+                           list.size, list.name, list.expected, tokens, heads, key_dim, value_dim);
   for (const std::vector<double>* weights :
        {&layer.query_square, &layer.output_square, &layer.attention, &layer.key_attention})
     for (const double weight : *weights)
       if (!is_loss(weight))
-        return Status::error(ErrorCode::InvalidValue,
-                             "layer %zu: %g cannot be a mean square or a weight", index, weight);
+        return Status::error(ErrorCode::InvalidValue, "%g cannot be a mean square or a weight",
+                             weight);
   if (!is_loss(layer.weight) || !is_loss(layer.logit_scale))
-    return Status::error(ErrorCode::InvalidValue, "layer %zu: weight %g, logit scale %g", index,
-                         layer.weight, layer.logit_scale);
+    return Status::error(ErrorCode::InvalidValue, "weight %g, logit scale %g", layer.weight,
+                         layer.logit_scale);
   return {};
 }
 
@@ -177,11 +175,6 @@ inline Result<std::vector<double>> captured_tensor_losses(const CapturedLayer& l
   return losses;
 }
 
-inline Status named(const Status& status, std::size_t layer, Tensor tensor) {
-  return Status::error(status.code(), "layer %zu, %s: %.*s", layer, to_string(tensor),
-                       static_cast<int>(status.message().size()), status.message().data());
-}
-
 }  // namespace detail
 
 /// Squared error of attention outputs that each format adds, per layer or per kv head.
@@ -194,33 +187,24 @@ inline Result<ModelLosses> losses_from_statistics(const CacheShape& shape, int p
                                                   const FormatChoices& choices,
                                                   std::span<const CapturedLayer> captured,
                                                   RecipePer per = RecipePer::Layer) {
-  KVTILT_RETURN_IF_ERROR(check_shape(shape));
   if (captured.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
                          captured.size(), shape.layers.size());
-  ModelLosses losses;
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
-    const LayerShape& layer_shape = shape.layers[layer];
-    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
-    if (layer_shape.kv_heads == 0) continue;
-    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
-    if (!resolved) return std::move(resolved).take_status();
-    KVTILT_RETURN_IF_ERROR(detail::check_captured(captured[layer], layer_shape, layer));
-    for (int head = 0; head < layer_shape.kv_heads; ++head) {
-      if (head == 0 || per == RecipePer::Head)
-        entries.push_back(
-            {std::vector<double>(choices.keys.size()), std::vector<double>(choices.values.size())});
-      for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-        const bool keys = tensor == Tensor::Keys;
-        Result<std::vector<double>> one = detail::captured_tensor_losses(
-            captured[layer], tensor, head, keys ? resolved->keys : resolved->values, page_tokens);
-        if (!one) return detail::named(one.status(), layer, tensor);
-        std::vector<double>& sums = keys ? entries.back().keys : entries.back().values;
-        for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += (*one)[i];
-      }
+  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+                        std::vector<HeadLosses>& entries) -> Status {
+    KVTILT_RETURN_IF_ERROR(detail::check_captured(captured[layer], shape.layers[layer]));
+    for (HeadLosses& entry : entries) entry.of(tensor).assign(formats.size(), 0.0);
+    for (int head = 0; head < captured[layer].kv_heads; ++head) {
+      Result<std::vector<double>> one =
+          detail::captured_tensor_losses(captured[layer], tensor, head, formats, page_tokens);
+      if (!one) return std::move(one).take_status();
+      const std::size_t entry = per == RecipePer::Head ? static_cast<std::size_t>(head) : 0;
+      std::vector<double>& sums = entries[entry].of(tensor);
+      for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += (*one)[i];
     }
-  }
-  return losses;
+    return {};
+  };
+  return detail::make_losses(shape, page_tokens, choices, per, fill);
 }
 
 }  // namespace kvtilt

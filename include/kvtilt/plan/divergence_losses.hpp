@@ -181,41 +181,31 @@ inline Result<ModelLosses> losses_from_divergence(const CacheShape& shape, int p
                                                   std::span<const Divergence> probes,
                                                   std::span<const CapturedLayer> captured = {},
                                                   RecipePer per = RecipePer::Layer) {
-  KVTILT_RETURN_IF_ERROR(check_shape(shape));
   KVTILT_RETURN_IF_ERROR(detail::check_probes(probes, shape));
   if (!captured.empty() && captured.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
                          captured.size(), shape.layers.size());
-  ModelLosses losses;
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
-    const LayerShape& layer_shape = shape.layers[layer];
-    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
-    if (layer_shape.kv_heads == 0) continue;
-    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
-    if (!resolved) return std::move(resolved).take_status();
+  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+                        std::vector<HeadLosses>& entries) -> Status {
     const CapturedLayer* data = captured.empty() ? nullptr : &captured[layer];
-    if (data != nullptr) KVTILT_RETURN_IF_ERROR(detail::check_captured(*data, layer_shape, layer));
-    entries.resize(per == RecipePer::Head ? static_cast<std::size_t>(layer_shape.kv_heads) : 1);
-    for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-      const bool keys = tensor == Tensor::Keys;
-      detail::TensorDivergence measured(tensor, keys ? resolved->keys : resolved->values);
-      if (Status status =
-              measured.measure(probes, static_cast<int>(layer), layer_shape, data, page_tokens);
-          !status.ok())
-        return detail::named(status, layer, tensor);
-      for (std::size_t entry = 0; entry < entries.size(); ++entry) {
-        std::vector<double>& result = keys ? entries[entry].keys : entries[entry].values;
-        result = per == RecipePer::Head ? measured.head_losses(static_cast<int>(entry))
-                                        : measured.layer_losses();
-        if (result.empty())
-          return Status::error(ErrorCode::InvalidArgument,
-                               "layer %zu, entry %zu: no divergence was measured with its %s in a "
-                               "probe format",
-                               layer, entry, to_string(tensor));
-      }
+    if (data != nullptr) KVTILT_RETURN_IF_ERROR(detail::check_captured(*data, shape.layers[layer]));
+    detail::TensorDivergence measured(tensor, formats);
+    KVTILT_RETURN_IF_ERROR(
+        measured.measure(probes, static_cast<int>(layer), shape.layers[layer], data, page_tokens));
+    for (std::size_t entry = 0; entry < entries.size(); ++entry) {
+      entries[entry].of(tensor) = per == RecipePer::Head
+                                      ? measured.head_losses(static_cast<int>(entry))
+                                      : measured.layer_losses();
+      if (!entries[entry].of(tensor).empty()) continue;
+      if (per == RecipePer::Layer)
+        return Status::error(ErrorCode::InvalidArgument,
+                             "no divergence was measured with all heads in a probe format");
+      return Status::error(ErrorCode::InvalidArgument,
+                           "no divergence was measured with head %zu in a probe format", entry);
     }
-  }
-  return losses;
+    return {};
+  };
+  return detail::make_losses(shape, page_tokens, choices, per, fill);
 }
 
 }  // namespace kvtilt

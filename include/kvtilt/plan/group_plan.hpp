@@ -63,7 +63,7 @@ inline Result<FormatChoices> format_choices(const CacheShape& shape, int page_to
   FormatChoices choices;
   for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
     const bool keys = tensor == Tensor::Keys;
-    std::vector<Format>& formats = keys ? choices.keys : choices.values;
+    std::vector<Format>& formats = choices.of(tensor);
     const Granularity usual = keys ? Granularity::PerChannel : Granularity::PerToken;
     const Granularity other = keys ? Granularity::PerToken : Granularity::PerChannel;
     for (const int bits : keys ? key_bits : value_bits) {

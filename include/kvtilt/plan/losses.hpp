@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -28,6 +29,10 @@ enum class RecipePer : std::uint8_t { Layer, Head };
 struct FormatChoices {
   std::vector<Format> keys;
   std::vector<Format> values;
+
+  [[nodiscard]] std::vector<Format>& of(Tensor tensor) {
+    return tensor == Tensor::Keys ? keys : values;
+  }
 };
 
 /// What storing one kv head (or all heads of a layer) costs: keys[i] in format choices.keys[i],
@@ -36,6 +41,10 @@ struct FormatChoices {
 struct HeadLosses {
   std::vector<double> keys;
   std::vector<double> values;
+
+  [[nodiscard]] std::vector<double>& of(Tensor tensor) {
+    return tensor == Tensor::Keys ? keys : values;
+  }
 };
 
 /// layers[layer] has one entry for all heads, or one per kv head; nothing where there is no cache.
@@ -80,7 +89,7 @@ inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const
                          choices.keys.size(), choices.values.size());
   FormatChoices resolved = choices;
   for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
-    for (Format& format : tensor == Tensor::Keys ? resolved.keys : resolved.values) {
+    for (Format& format : resolved.of(tensor)) {
       const int dim = tensor == Tensor::Keys ? shape.key_dim : shape.value_dim;
       Result<Format> one = resolve_format(format, to_string(tensor), dim, page_tokens);
       if (!one)
@@ -116,5 +125,32 @@ inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
   }
   return {};
 }
+
+namespace detail {
+
+/// Losses of all layers. fill(layer, tensor, formats, entries) fills the tensor's lists in the
+/// entries of a layer, one for all heads or one per head, with losses of formats that are resolved
+/// against the layer; a Status that it fails with gets the names of both.
+template <class Fill>
+Result<ModelLosses> make_losses(const CacheShape& shape, int page_tokens,
+                                const FormatChoices& choices, RecipePer per, const Fill& fill) {
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  ModelLosses losses;
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    const LayerShape& layer_shape = shape.layers[layer];
+    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
+    if (layer_shape.kv_heads == 0) continue;
+    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
+    if (!resolved) return std::move(resolved).take_status();
+    entries.resize(per == RecipePer::Head ? static_cast<std::size_t>(layer_shape.kv_heads) : 1);
+    for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+      if (const Status status = fill(layer, tensor, resolved->of(tensor), entries); !status.ok())
+        return Status::error(status.code(), "layer %zu, %s: %.*s", layer, to_string(tensor),
+                             static_cast<int>(status.message().size()), status.message().data());
+  }
+  return losses;
+}
+
+}  // namespace detail
 
 }  // namespace kvtilt

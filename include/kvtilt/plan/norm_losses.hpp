@@ -79,33 +79,32 @@ inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Te
   return size * size;
 }
 
-inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Norm norm,
-                          RecipePer per, std::size_t index) {
+/// Norms are squared, multiplied and summed.
+inline constexpr double largest_norm = 1e140;
+
+inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
+                          Norm norm, RecipePer per) {
+  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
   const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
   const std::size_t dim = static_cast<std::size_t>(shape.key_dim);
-  for (const TensorNorms* norms : {&layer.keys, &layer.values}) {
-    const std::vector<double>& per_head = head_norms(*norms, norm);
-    if (per == RecipePer::Head && per_head.size() != heads)
-      return Status::error(ErrorCode::InvalidArgument, "layer %zu: %s norms of %zu heads for %zu",
-                           index, to_string(norm), per_head.size(), heads);
-    bool good =
-        per == RecipePer::Head || (norm_of(*norms, norm) < 1e140 && is_loss(norm_of(*norms, norm)));
-    for (std::size_t head = 0; per == RecipePer::Head && head < heads; ++head)
-      good = good && is_loss(per_head[head]) && per_head[head] < 1e140;
-    if (!good)
-      return Status::error(ErrorCode::InvalidValue,
-                           "layer %zu: a %s norm of the %s is negative, infinite or not a number",
-                           index, to_string(norm), norms == &layer.keys ? "keys" : "values");
+  std::vector<double> used{norm_of(norms, norm)};
+  if (per == RecipePer::Head) {
+    used = head_norms(norms, norm);
+    if (used.size() != heads)
+      return Status::error(ErrorCode::InvalidArgument, "%s norms of %zu heads for %zu",
+                           to_string(norm), used.size(), heads);
   }
+  for (const double size : used)
+    if (!is_loss(size) || size > largest_norm)
+      return Status::error(ErrorCode::InvalidValue, "%g is no %s norm", size, to_string(norm));
   const std::size_t gains = layer.key_gains.size();
   if (gains != 0 && gains != dim && gains != heads * dim)
     return Status::error(ErrorCode::InvalidArgument,
-                         "layer %zu: %zu gains of the key norm for %zu heads of %zu channels",
-                         index, gains, heads, dim);
+                         "%zu gains of the key norm for %zu heads of %zu channels", gains, heads,
+                         dim);
   for (const float gain : layer.key_gains)
     if (!is_finite(static_cast<double>(gain)))
-      return Status::error(ErrorCode::InvalidValue,
-                           "layer %zu: a gain of the key norm is not finite", index);
+      return Status::error(ErrorCode::InvalidValue, "a gain of the key norm is not finite");
   return {};
 }
 
@@ -121,33 +120,22 @@ inline Result<ModelLosses> losses_from_norms(const CacheShape& shape, int page_t
                                              const FormatChoices& choices,
                                              std::span<const LayerNorms> norms, Norm norm,
                                              RecipePer per = RecipePer::Layer) {
-  KVTILT_RETURN_IF_ERROR(check_shape(shape));
   if (norms.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "norms of %zu layers for a shape of %zu",
                          norms.size(), shape.layers.size());
-  ModelLosses losses;
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+                        std::vector<HeadLosses>& entries) -> Status {
     const LayerShape& layer_shape = shape.layers[layer];
-    std::vector<HeadLosses>& entries = losses.layers.emplace_back();
-    if (layer_shape.kv_heads == 0) continue;
-    Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
-    if (!resolved) return std::move(resolved).take_status();
-    KVTILT_RETURN_IF_ERROR(detail::check_norms(norms[layer], layer_shape, norm, per, layer));
-    const int count = per == RecipePer::Head ? layer_shape.kv_heads : 1;
-    for (int entry = 0; entry < count; ++entry) {
-      const int head = per == RecipePer::Head ? entry : -1;
-      HeadLosses& result = entries.emplace_back();
-      const double keys =
-          detail::squared_scale(norms[layer], layer_shape, Tensor::Keys, norm, head);
-      const double values =
-          detail::squared_scale(norms[layer], layer_shape, Tensor::Values, norm, head);
-      for (const Format& format : resolved->keys)
-        result.keys.push_back(keys * relative_error(format));
-      for (const Format& format : resolved->values)
-        result.values.push_back(values * relative_error(format));
+    KVTILT_RETURN_IF_ERROR(detail::check_norms(norms[layer], layer_shape, tensor, norm, per));
+    for (std::size_t entry = 0; entry < entries.size(); ++entry) {
+      const int head = per == RecipePer::Head ? static_cast<int>(entry) : -1;
+      const double scale = detail::squared_scale(norms[layer], layer_shape, tensor, norm, head);
+      for (const Format& format : formats)
+        entries[entry].of(tensor).push_back(scale * relative_error(format));
     }
-  }
-  return losses;
+    return {};
+  };
+  return detail::make_losses(shape, page_tokens, choices, per, fill);
 }
 
 }  // namespace kvtilt
