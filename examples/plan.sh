@@ -13,7 +13,10 @@ case $tokens in
 esac
 . examples/common.sh
 find_missing
-python3 -c 'import matplotlib' 2>/dev/null || missing+=(python3-matplotlib)
+python=python3
+draws() { $python -c 'import matplotlib' 2>/dev/null; }
+draws || python=/usr/bin/python3  # which is where apt-get puts it
+draws || missing+=(python3-matplotlib)
 install_missing
 build_programs example_evaluate example_plan
 
@@ -50,7 +53,7 @@ show $programs/evaluate $stories $rest --tokens "$tokens" \
   --recipes k4v4c,k5v3c,k3v5c,k5v4c,k4v5c,k5v5c,k6v5c,k5v6c $(plans stories 4.5 5 6) \
   --json $out/stories_rows.json
 
-draw() { python3 examples/plot.py "$@"; }
+draw() { $python examples/plot.py "$@"; }
 draw curves $out/novels_grid.json $out/novels_rows.json --out $pictures/divergence.svg \
   --title "novels-3M on $((tokens / 2)) to $tokens bytes that no plan has seen"
 draw heatmap $out/novels_grid.json --out $pictures/widths.svg \

@@ -130,7 +130,8 @@ def heatmap(rows, path, title):
                     fontsize=7,
                     color="white" if values[k - 1][v - 1] > dark else "black",
                 )
-    axes.plot([-0.5, 7.5], [-0.5, 7.5], color="white", linewidth=0.8)
+    for i in range(8):  # where keys and values have the same width
+        axes.add_patch(plt.Rectangle((i - 0.5, i - 0.5), 1, 1, fill=False, edgecolor="white"))
     axes.set_xticks(range(8), [str(i) for i in side])
     axes.set_yticks(range(8), [str(i) for i in side])
     axes.set_xlabel("bits of values")
@@ -163,11 +164,12 @@ def layers(plans, path, title):
                     color=colour,
                     marker="o",
                     markersize=3,
-                    label=f"{'W_K' if tensor == 'w_k' else 'W_V'}, {norm.capitalize()}",
+                    label=f"{tensor.upper()}, {'Frobenius' if norm == 'frobenius' else norm}",
                 )
         parts[0].set_ylabel("norm of the weights")
-        parts[0].set_ylim(bottom=0)
-        parts[0].legend(frameon=False, fontsize=8, ncols=2)
+        top = max(row[tensor]["frobenius"] for row in rows for tensor in ("w_k", "w_v"))
+        parts[0].set_ylim(0, 1.45 * top)
+        parts[0].legend(frameon=False, fontsize=8, ncols=2, loc="upper right")
     for name, colour, shift in (("key_bits", BLUE, -0.2), ("value_bits", ORANGE, 0.2)):
         parts[-1].bar(
             [i + shift for i in x],

@@ -24,7 +24,7 @@ struct EvaluationOptions {
   CacheSettings cache;
   int threads = 1;
   std::function<void(double share)> progress;  // called now and then, by one thread at a time
-  std::vector<NamedPlan> plans;                // judged after the recipes
+  std::vector<NamedPlan> plans = {};           // judged after the recipes
   int chunk = 1;  // predictions made in one pass, at most; figures change by float rounding alone
 };
 

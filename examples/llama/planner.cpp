@@ -7,12 +7,12 @@
 #include "fail.hpp"
 #include "format_list.hpp"
 #include "kvtilt_cache.hpp"
-#include "text_file.hpp"
 #include "norm_source.hpp"
 #include "pieces.hpp"
 #include "probes.hpp"
 #include "statistics.hpp"
 #include "statistics_file.hpp"
+#include "text_file.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -41,10 +41,10 @@ LossSource choose_source(const PlanRequest& request) {
   if (!request.norms.empty() && !(request.model.empty() && !text && !capture)) {
     fail("--norms stands alone: it cannot go with --model, --text or --capture");
   }
+  if (text && request.model.empty()) fail("--text needs a model that reads it: give --model");
   if (request.norms.empty() && request.model.empty() && !capture) {
     fail("there is nothing to plan from: give --model, --norms or --capture");
   }
-  if (text && request.model.empty()) fail("--text needs a model that reads it: give --model");
   const LossSource source = request.source.value_or(text      ? LossSource::Measured
                                                     : capture ? LossSource::Statistics
                                                               : LossSource::Spectral);

@@ -8,9 +8,9 @@
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
 #include <llama/kvtilt_cache.hpp>
-#include <llama/text_file.hpp>
 #include <llama/metrics.hpp>
 #include <llama/pieces.hpp>
+#include <llama/text_file.hpp>
 
 #include <cmath>
 

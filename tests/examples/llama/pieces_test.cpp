@@ -4,8 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <llama/byte_tokenizer.hpp>
-#include <llama/text_file.hpp>
 #include <llama/pieces.hpp>
+#include <llama/text_file.hpp>
 
 namespace llama {
 namespace {

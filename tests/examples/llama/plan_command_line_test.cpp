@@ -114,11 +114,13 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(model + "--budget 3 --from statistics"), "--text or --capture");
   expect_error(plan(norms + model + "--budget 3"), "--norms stands alone");
   expect_error(plan(norms + "--budget 3 --per-head"), "norms of each head");
-  expect_error(plan(norms + "--budget 2"), "the smallest that works is 2.25");
+  expect_error(plan(norms + "--budget 2"), "the smallest that works is 2.375");
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
   expect_error(plan(norms + "--budget 3 --formats 2,x4"), "format 'x4' does not exist");
   expect_error(plan(norms + "--budget 3,4 --out " + file("p.json")), "write {} where the budget");
-  expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"), "/nowhere/p.json");
+  const Outcome unwritable = plan(norms + "--budget 3 --out /nowhere/p.json");
+  EXPECT_EQ(unwritable.status, 1);
+  EXPECT_THAT(unwritable.output, HasSubstr("\nerror: /nowhere/p.json: cannot be written"));
   expect_error(plan(norms + "--budget 3 --json /nowhere/p.json"), "cannot be written");
   expect_error(plan("--norms /nowhere/n.json --budget 3"), "/nowhere/n.json");
   expect_error(plan("--model /nowhere --budget 3"), "/nowhere");

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/io/format_name.hpp>
+
 #include "support.hpp"
 
 #include <gmock/gmock.h>
@@ -19,14 +21,13 @@ constexpr int page = 64;
 
 std::vector<std::string> names(const std::vector<kvtilt::Format>& formats) {
   std::vector<std::string> list;
-  for (const auto& format : formats)
-    list.push_back(kvtilt::to_string(kvtilt::Recipe{format, {}}) + kvtilt::to_string(format.rule));
+  for (const auto& format : formats) list.push_back(kvtilt::to_string(format));
   return list;
 }
 
 TEST(FormatList, WidthsStandForDefaultsOrForAllVariants) {
   const auto plain = parse_formats({"1", "4", "6"}, Variants::Default, shape, page);
-  EXPECT_THAT(names(plain.keys), ElementsAre("k1v16centroids", "k4v16min-mse", "k6v16min-max"));
+  EXPECT_THAT(names(plain.keys), ElementsAre("1c:centroids", "4c:min-mse", "6c:min-max"));
   EXPECT_EQ(plain.values.size(), 3U);
   EXPECT_EQ(plain.values[1], kvtilt::value_format(4));
   const auto all = parse_formats({"k1", "k4", "v7"}, Variants::All, shape, page);

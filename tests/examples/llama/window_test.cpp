@@ -10,9 +10,9 @@
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
 #include <llama/make_cache.hpp>
-#include <llama/text_file.hpp>
 #include <llama/model.hpp>
 #include <llama/pieces.hpp>
+#include <llama/text_file.hpp>
 
 #include <algorithm>
 #include <cmath>
