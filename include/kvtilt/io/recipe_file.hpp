@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A plan as a file that people can read, compare and edit: JSON, one layer a line.
+/// A plan as a file that people can read, compare and edit: JSON, one layer a line (here two).
 ///
 ///     {
 ///       "kvtilt_recipe": 1,
@@ -7,8 +7,10 @@
 ///       "budget": "3.5 bits per element",
 ///       "page_tokens": 64,
 ///       "layers": [
-///         {"layer": 0, "kv_heads": 2, "key_dim": 128, "value_dim": 128, "keys": "4c:g64:min-mse", "values": "2t:min-mse"},
-///         {"layer": 1, "kv_heads": 2, "key_dim": 128, "value_dim": 128, "keys": ["8c:min-max", "3c:min-mse"], "values": ["2t:min-mse", "2t:min-mse"]},
+///         {"layer": 0, "kv_heads": 2, "key_dim": 128, "value_dim": 128,
+///          "keys": "4c:g64:min-mse", "values": "2t:min-mse"},
+///         {"layer": 1, "kv_heads": 2, "key_dim": 128, "value_dim": 128,
+///          "keys": ["8c:min-max", "3c:min-mse"], "values": ["2t:min-mse", "2t:min-mse"]},
 ///         {"layer": 2, "kv_heads": 0}
 ///       ]
 ///     }

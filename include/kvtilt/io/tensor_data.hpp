@@ -75,8 +75,8 @@ inline std::string shape_text(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
-/// Bytes of a tensor; nothing when they, or a product of some of its extents, are more than an int64
-/// counts, or the last dimension does not hold whole blocks. No extent may be negative.
+/// Bytes of a tensor; nothing when they, or a product of some of its extents, are more than an
+/// int64 counts, or the last dimension does not hold whole blocks. No extent may be negative.
 constexpr std::optional<std::int64_t> stored_bytes(const StoredType& type,
                                                    std::span<const std::int64_t> shape) {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
