@@ -117,7 +117,7 @@ inline double page_error(const PageRows& rows, std::span<const double> tokens,
 /// weights  tokens: [data.tokens] or empty, channels: [data.dim] or empty
 /// Fails    InvalidArgument where counts disagree or there is no whole page, InvalidValue at a NaN,
 ///          an infinity or a magnitude that the format cannot hold
-/// Cost     the scalar specification: 10 ns per element for min-max, 40 for min-mse
+/// Cost     the scalar specification: 18 ns per element for min-max, 25 at one bit, 37 for min-mse
 inline Result<double> measure_error(const TensorView& data, int head, const Format& format,
                                     int page_tokens, const ErrorWeights& weights = {}) {
   if (!is_page_size(page_tokens) || data.tokens < page_tokens || head < 0 || head >= data.heads)
