@@ -4,10 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tokens=${1:-32768}
+tokens=${1:-65536}
 case $tokens in
   *[!0-9]*)
-    echo "usage: examples/plan.sh [predictions that each recipe is judged by, default 32768]" >&2
+    echo "usage: examples/plan.sh [predictions that each recipe is judged by, default 65536]" >&2
     exit 2
     ;;
 esac
@@ -36,18 +36,21 @@ grid=
 for keys in 1 2 3 4 5 6 7 8; do
   for values in 1 2 3 4 5 6 7 8; do grid+=,k${keys}v$values; done
 done
-# The best of all other groups, granularities and range rules on offer, out of a race of 512 recipes
-# on 3,000 predictions each.
-others=3c:min-max/3t,4c:min-max/3c:min-max
+# Other groups, granularities and range rules of the same sizes: what the plans must beat as well.
+others=k2v2,k2v2c,k2tv2c,2c:min-max/2c:min-max,2c:min-max/2t
+others+=,k3v2,k3v2c,k3tv2,3c:min-max/2c:min-max,3c:min-max/2t
+others+=,k3v3,k3v3c,k3tv3,k3v2:g32,32,3c:min-max/3t,3c:min-max/3c:min-max
+others+=,k4v3,k4v3c,k4tv3,k3v3:g32,32,4c:min-max/3t,4c:min-max/3c:min-max
+others+=,k5v4,k5v4c,k4v4:g32,32,5c:min-max/4t,5c:min-max/4c
 
 show $programs/plan $novels --budget 2.5,3,3.5,4,5 --per-head --out "$out/novels_{}.json" \
   --json $out/novels.json
-show $programs/evaluate $novels $rest --tokens $((tokens / 2)) --recipes "${grid#,}" \
+show $programs/evaluate $novels $rest --tokens $((tokens / 4)) --recipes "${grid#,}" \
   --json $out/novels_grid.json
 show $programs/evaluate $novels $rest --tokens "$tokens" --recipes "$others" \
   $(plans novels 2.5 3 3.5 4 5) --json $out/novels_rows.json
 
-show $programs/plan $stories --budget 4.5,5,6 --per-head --tokens 16384 --out "$out/stories_{}.json" \
+show $programs/plan $stories --budget 4.5,5,6 --per-head --out "$out/stories_{}.json" \
   --json $out/stories.json
 show $programs/evaluate $stories $rest --tokens "$tokens" \
   --recipes k4v4c,k5v3c,k3v5c,k5v4c,k4v5c,k5v5c,k6v5c,k5v6c $(plans stories 4.5 5 6) \
@@ -55,7 +58,7 @@ show $programs/evaluate $stories $rest --tokens "$tokens" \
 
 draw() { $python examples/plot.py "$@"; }
 draw curves $out/novels_grid.json $out/novels_rows.json --out $pictures/divergence.svg \
-  --title "novels-3M on $((tokens / 2)) to $tokens bytes that no plan has seen"
+  --title "novels-3M, on text that no plan has seen"
 draw heatmap $out/novels_grid.json --out $pictures/widths.svg \
   --title "novels-3M: mean KL divergence of k1v1 to k8v8"
 draw layers $out/novels.json --out $pictures/layers.svg --title "novels-3M"

@@ -87,7 +87,7 @@ def curves(rows, path, title):
         [r["kld_mean"] for r in best],
         color=GREY,
         linewidth=1,
-        label="the best of these",
+        label="the best of them, any group and range rule",
     )
     if plans:
         axes.plot(
@@ -199,6 +199,8 @@ def main():
     parser.add_argument("--title", default="")
     arguments = parser.parse_args()
     rows = [row for path in arguments.files for row in read(path)]
+    if arguments.kind != "layers":  # a recipe in several files counts as in the last
+        rows = list({row["recipe"]: row for row in rows}.values())
     {"curves": curves, "heatmap": heatmap, "layers": layers}[arguments.kind](
         rows, arguments.out, arguments.title
     )
