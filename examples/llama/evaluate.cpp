@@ -36,7 +36,8 @@ Columns of the table (keys of --json, where they differ):
   perplexity or bits/byte, for models whose tokens are words or bytes
   kld          KL divergence from the 16-bit baseline, nats      (kld_mean, kld_p99, kld_max)
   top1 %       predictions with the baseline's most likely token (top1)
-  tokens/s     predictions per second of one thread's forward passes  (tokens_per_s))";
+  tokens/s     predictions per second of one thread's forward passes  (tokens_per_s)
+The row of --plan is called plan, those of several plans plan:FILE.)";
 
 struct Arguments {
   std::string model;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Norms of W_K and W_V out of checkpoints that this engine need not be able to run, and out of
-// published files.
+// Norms of W_K and W_V out of checkpoints that this engine need not be able to run.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -28,9 +27,5 @@ struct WeightNorms {
 /// progress is called now and then, by one thread at a time.
 WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
                               const std::function<void(double share)>& progress = {});
-
-/// A published norm file: {"w_k": [one number per layer], "w_v": [...]}. It does not say which norm it
-/// holds: both fields get the same numbers. The shape of the caches is not in it either.
-WeightNorms read_norm_file(const std::filesystem::path& path, int kv_heads, int head_dim);
 
 }  // namespace llama

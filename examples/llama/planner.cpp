@@ -7,6 +7,7 @@
 #include "fail.hpp"
 #include "format_list.hpp"
 #include "kvtilt_cache.hpp"
+#include "norm_file.hpp"
 #include "norm_source.hpp"
 #include "pieces.hpp"
 #include "probes.hpp"
@@ -40,6 +41,9 @@ LossSource choose_source(const PlanRequest& request) {
   const bool capture = !request.capture.empty();
   if (!request.norms.empty() && !(request.model.empty() && !text && !capture)) {
     fail("--norms stands alone: it cannot go with --model, --text or --capture");
+  }
+  if (text && capture) {
+    fail("--text and --capture are two ways to the same numbers: give one of them");
   }
   if (text && request.model.empty()) fail("--text needs a model that reads it: give --model");
   if (request.norms.empty() && request.model.empty() && !capture) {

@@ -111,6 +111,7 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan("--budget 3"), "give --model, --norms or --capture");
   expect_error(plan("--budget 3 " + text), "needs a model that reads it");
   expect_error(plan(model + "--budget 3 --from measured"), "give --text");
+  expect_error(plan(model + text + "--budget 3 --capture " + file("c")), "give one of them");
   expect_error(plan(model + "--budget 3 --from statistics"), "--text or --capture");
   expect_error(plan(norms + model + "--budget 3"), "--norms stands alone");
   expect_error(plan(norms + "--budget 3 --per-head"), "norms of each head");
