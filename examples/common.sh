@@ -3,7 +3,8 @@
 # Missing tools and libraries are installed with apt-get where root or sudo allows; nothing is
 # downloaded when they are all there.
 
-build=build/examples  # of its own: build/release belongs to the tests, which are configured differently
+# A folder of its own: build/release belongs to the tests, which are configured differently.
+build=build/examples
 programs=$build/examples/llama
 
 have() { command -v "$1" >/dev/null; }

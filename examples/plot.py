@@ -62,7 +62,8 @@ def frontier(rows):
 
 def curves(rows, path, title):
     rows = [row for row in rows if row["kld_mean"] > 0 and row["page_bits"] <= 8.6]
-    plans = sorted((r for r in rows if r["recipe"].startswith("plan")), key=lambda r: r["page_bits"])
+    rows.sort(key=lambda row: row["page_bits"])
+    plans = [row for row in rows if row["recipe"].startswith("plan")]
     recipes = [row for row in rows if not row["recipe"].startswith("plan")]
     figure, axes = plt.subplots(figsize=(6.2, 4.0))
     for label, colour, marker, chosen in (
@@ -150,8 +151,9 @@ def layers(plans, path, title):
     rows = [row for row in plan["layers"] if "key_bits" in row]
     x = [row["layer"] for row in rows]
     with_norms = all("w_k" in row for row in rows)
+    height = 4.4 if with_norms else 2.4
     figure, parts = plt.subplots(
-        2 if with_norms else 1, 1, figsize=(6.2, 4.4 if with_norms else 2.4), sharex=True, squeeze=False
+        2 if with_norms else 1, 1, figsize=(6.2, height), sharex=True, squeeze=False
     )
     parts = [part[0] for part in parts]
     if with_norms:
@@ -192,7 +194,9 @@ def layers(plans, path, title):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("kind", choices=["curves", "heatmap", "layers"])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--out", required=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes a checkpoint of the shape of a 7B model (Llama 2: 32 layers of 32 heads of 128 channels, 4096
-hidden) in bf16, to time `plan` on. Keys' and values' projections hold random numbers; everything
+"""Writes a checkpoint of the shape of a 7B model (Llama 2: 32 layers of 32 heads of 128 channels,
+4096 hidden) in bf16, to time `plan` on. Keys' and values' projections hold random numbers; everything
 else is a hole in a sparse file, 13.5 GB long of which 2.1 GB are on disk.
 
     make_large_checkpoint.py FOLDER
