@@ -24,7 +24,7 @@ show $programs/evaluate --model $data/models/stories260K \
 show $programs/evaluate --model $data/models/novels-3M \
   --text $data/text/novels_heldout.txt --recipes $recipes --tokens 16384
 show $programs/plan --model $data/models/stories260K \
-  --text $data/text/tinystories_317.txt --budget 5 --tokens 2048 --out $build/plan.json
+  --text $data/text/tinystories_317.txt --budget 5 --per-head --tokens 4096 --out $build/plan.json
 show $programs/evaluate --model $data/models/stories260K \
   --text $data/text/tinystories_317.txt --skip 0.25 --tokens 8192 --tail 0 --sinks 0 \
   --recipes k5v4c,k4v4c,k6v3c --plan $build/plan.json
