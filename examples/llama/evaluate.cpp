@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: MIT
 // What each recipe costs in memory and in quality, on a text.
-#include "evaluation.hpp"
+#include <kvtilt/io/recipe_file.hpp>
+
+#include "evaluation_report.hpp"
 #include "fail.hpp"
+#include "json_output.hpp"
+#include "kvtilt_cache.hpp"
 #include "pieces.hpp"
-#include "table.hpp"
+#include "progress.hpp"
+#include "statistics.hpp"
+#include "statistics_file.hpp"
 #include "text_file.hpp"
 
 #include <CLI/CLI.hpp>
-#include <nlohmann/json.hpp>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <limits>
-#include <numbers>
 #include <set>
 #include <thread>
 
@@ -36,79 +36,84 @@ Columns of the table (keys of --json, where they differ):
   perplexity or bits/byte, for models whose tokens are words or bytes
   kld          KL divergence from the 16-bit baseline, nats      (kld_mean, kld_p99, kld_max)
   top1 %       predictions with the baseline's most likely token (top1)
-  tokens/s     predictions per second of one thread's forward passes  (tokens_per_s))";
+  tokens/s     predictions per second of one thread's forward passes  (tokens_per_s)
+The row of --plan is called plan, those of several plans plan:FILE.)";
 
 struct Arguments {
   std::string model;
   std::string text;
   std::string json;
+  std::string capture;
   std::vector<std::string> recipes{"k16v16", "k8v8", "k4v4", "k4v2", "k2v4", "k2v2"};
+  std::vector<std::string> plans;
+  double skip = 0;  // share of the text
   long tokens = 0;  // 0: the whole text
   int context = 0;  // 0: the model's
   int threads = 0;  // 0: one per core
+  int page = 0;     // 0: that of the plans, or the default
+  int chunk = 1;
   std::string arithmetic = "fast";
   llama::CacheSettings cache;
 };
 
-std::string scientific(double value) {
-  char buffer[32];
-  std::snprintf(buffer, sizeof buffer, "%.2e", value);
-  return value == 0 ? "0" : buffer;
+bool is_number(const std::string& text) {
+  return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
 }
 
-void print_table(const std::vector<llama::RecipeReport>& reports, bool byte_level) {
-  using llama::format_number;
-  std::vector<std::vector<std::string>> rows{{"recipe", "page bits", "eff. bits", "cache bytes",
-                                              "on codes", "nll",
-                                              byte_level ? "bits/byte" : "perplexity", "kld mean",
-                                              "kld p99", "kld max", "top1 %", "tokens/s"}};
-  for (const auto& r : reports) {
-    rows.push_back({r.recipe, format_number(r.page_bits, 2), format_number(r.effective_bits, 2),
-                    format_number(static_cast<double>(r.cache_bytes), 0),
-                    format_number(100 * r.quantized_share, 1) + " %", format_number(r.nll, 4),
-                    format_number(byte_level ? r.nll / std::numbers::ln2 : std::exp(r.nll), 4),
-                    scientific(r.kld_mean), scientific(r.kld_p99), scientific(r.kld_max),
-                    format_number(r.top1, 2), format_number(r.tokens_per_s, 0)});
-  }
-  std::cout << llama::format_table(rows) << std::flush;
-}
-
-void write_json(std::ofstream& file, const std::vector<llama::RecipeReport>& reports) {
-  auto array = nlohmann::ordered_json::array();
-  for (const auto& r : reports) {
-    array.push_back({{"recipe", r.recipe},
-                     {"page_bits", r.page_bits},
-                     {"effective_bits", r.effective_bits},
-                     {"cache_bytes", r.cache_bytes},
-                     {"quantized_share", r.quantized_share},
-                     {"nll", r.nll},
-                     {"kld_mean", r.kld_mean},
-                     {"kld_p99", r.kld_p99},
-                     {"kld_max", r.kld_max},
-                     {"top1", r.top1},
-                     {"tokens_per_s", r.tokens_per_s}});
-  }
-  file << array.dump(2) << '\n';
-}
-
-/// The recipes without the baseline, which is run anyway, and without repetitions.
+/// The recipes without the baseline, which is run anyway, and without repetitions. The comma inside
+/// a name (k4v2:g64,32) is told from those between names by what follows: a bare number is no recipe.
 std::vector<std::string> clean_recipes(const std::vector<std::string>& recipes) {
   std::vector<std::string> clean;
   std::set<std::string> seen{llama::baseline_recipe};
-  for (const auto& recipe : recipes) {
-    if (seen.insert(recipe).second) clean.push_back(recipe);
+  for (std::size_t i = 0; i < recipes.size();) {
+    std::string name = recipes[i++];
+    for (; i < recipes.size() && is_number(recipes[i]); ++i) name += "," + recipes[i];
+    if (seen.insert(name).second) clean.push_back(name);
   }
   return clean;
 }
 
-void run(const Arguments& arguments) {
+/// The plans of the files, which must fit the model and have one page size, also that of `cache`
+/// unless it is still to be chosen (0).
+std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
+                                         const llama::Model& model, int& page_tokens) {
+  std::vector<llama::NamedPlan> plans;
+  for (const std::string& path : paths) {
+    const auto file = kvtilt::read_recipe_file(path).value();
+    if (page_tokens == 0) page_tokens = file.page_tokens;
+    const auto fits = kvtilt::check_fits(file, llama::cache_shape(model.config()), page_tokens);
+    if (!fits.ok()) llama::fail(path, ": ", fits.message());
+    const std::string name = std::filesystem::path(path).filename().string();
+    plans.push_back({paths.size() == 1 ? "plan" : "plan:" + name, file.plan});
+  }
+  return plans;
+}
+
+/// What planning from statistics needs, out of the same pieces that are evaluated.
+void capture(const Arguments& arguments, const llama::Model& model,
+             const std::vector<std::vector<int>>& pieces, int threads, llama::Progress& progress) {
+  llama::StatisticsOptions options;
+  options.page_tokens = arguments.cache.page_tokens;
+  options.threads = threads;
+  options.progress = [&](double share) { progress.show("capturing", share); };
+  const auto layers = llama::capture_statistics(model, pieces, options);
+  progress.clear();
+  llama::write_statistics(arguments.capture,
+                          {layers, options.page_tokens, arguments.model, arguments.text});
+  std::cout << "captured " << layers.front().tokens << " tokens of every layer in "
+            << arguments.capture << std::endl;
+}
+
+void run(Arguments& arguments) {
   const llama::Model model(arguments.model);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   if (arguments.context > model.config().context) {
     llama::fail("--context ", arguments.context, " is beyond the model's ", model.config().context);
   }
   const int context = arguments.context > 0 ? arguments.context : model.config().context;
-  auto pieces = llama::cut_pieces(llama::read_text_file(arguments.text), *tokenizer, context);
+  const std::string text = llama::read_text_file(arguments.text);
+  const auto rest = llama::split_text(text, arguments.skip).second;
+  auto pieces = llama::cut_pieces(rest, *tokenizer, context);
   if (arguments.tokens > 0) llama::limit_predictions(pieces, arguments.tokens);
 
   std::size_t predictions = 0;
@@ -117,7 +122,10 @@ void run(const Arguments& arguments) {
 
   llama::EvaluationOptions options;
   options.recipes = clean_recipes(arguments.recipes);
+  options.plans = read_plans(arguments.plans, model, arguments.page);
+  if (arguments.page > 0) arguments.cache.page_tokens = arguments.page;
   options.cache = arguments.cache;
+  options.chunk = arguments.chunk;
   if (arguments.arithmetic == "exact") options.cache.arithmetic = llama::CacheArithmetic::Exact;
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   options.threads = std::min(arguments.threads > 0 ? arguments.threads : cores,
@@ -125,34 +133,26 @@ void run(const Arguments& arguments) {
   for (const auto& recipe : options.recipes) {  // a wrong name should not cost a minute first
     (void)llama::make_cache(model.config(), recipe, options.cache);
   }
-  std::ofstream json;
-  if (!arguments.json.empty()) {
-    json.open(arguments.json);
-    if (!json) llama::fail(arguments.json, ": cannot be written");
+  for (const auto& plan : options.plans) {
+    (void)llama::make_cache(model.config(), plan.plan, options.cache);
   }
+  llama::JsonOutput json(arguments.json);
 
-  std::cout << arguments.model << " on " << arguments.text << ": " << predictions
-            << " predictions in " << pieces.size() << " pieces of at most " << context
-            << " tokens\npage " << arguments.cache.page_tokens << ", tail "
+  std::cout << arguments.model << " on " << arguments.text;
+  if (arguments.skip > 0) std::cout << " from byte " << text.size() - rest.size() << " on";
+  std::cout << ": " << predictions << " predictions in " << pieces.size() << " pieces of at most "
+            << context << " tokens\npage " << arguments.cache.page_tokens << ", tail "
             << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens << ", "
             << arguments.arithmetic << " arithmetic" << std::endl;
-  const bool terminal = ::isatty(STDERR_FILENO) == 1;
-  if (terminal) {
-    options.progress = [shown = -1](double share) mutable {
-      const int percent = static_cast<int>(100 * share);
-      if (percent == shown) return;
-      shown = percent;
-      std::fprintf(stderr, "\r%3d %%", percent);
-    };
+  llama::Progress progress;
+  if (!arguments.capture.empty()) capture(arguments, model, pieces, options.threads, progress);
+  if (progress.visible()) {
+    options.progress = [&](double share) { progress.show("evaluating", share); };
   }
   const auto reports = llama::evaluate(model, pieces, options);
-  if (terminal) std::fputs("\r     \r", stderr);
-  print_table(reports, tokenizer->byte_level());
-  if (json.is_open()) {
-    write_json(json, reports);
-    json.close();
-    if (!json) llama::fail(arguments.json, ": could not be written whole");
-  }
+  progress.clear();
+  std::cout << llama::evaluation_text(reports, tokenizer->byte_level()) << std::flush;
+  json.write(llama::evaluation_json(reports));
 }
 
 }  // namespace
@@ -166,21 +166,35 @@ int main(int argc, char** argv) {
   app.add_option("--tokens", arguments.tokens, "stop after so many predictions (default: all)")
       ->check(CLI::Range(1L, std::numeric_limits<long>::max()));
   app.add_option("--recipes", arguments.recipes,
-                 "comma-separated; the 16-bit baseline f16 is always run first")
+                 "comma-separated; names (k4v2) or a key and a value format as recipe files write "
+                 "them (3c:min-max/2t); the 16-bit baseline f16 is always run first")
       ->delimiter(',')
       ->capture_default_str();
+  app.add_option("--plan", arguments.plans, "recipe file to judge as well; repeatable")
+      ->allow_extra_args(false);
+  app.add_option("--skip", arguments.skip, "begin after this share of the text (0 to 1)")
+      ->check(CLI::Range(0.0, 1.0));
+  app.add_option("--capture", arguments.capture,
+                 "file to write keys, values and what meets them to, for plan --capture: 16384 "
+                 "tokens at most, in pieces spread over those that are evaluated");
   app.add_option("--arithmetic", arguments.arithmetic,
                  "fast multiplies codes in integers where the machine can, exact in float32")
       ->check(CLI::IsMember({"fast", "exact"}))
       ->capture_default_str();
   const CLI::Range counts(1, 1 << 30);
-  app.add_option("--page", arguments.cache.page_tokens, "tokens per page")->capture_default_str();
+  app.add_option("--page", arguments.page, "tokens per page (default: the plan's, else 64)")
+      ->check(counts);
   app.add_option("--tail", arguments.cache.recent_tokens, "newest tokens kept in 16 bits, at least")
       ->capture_default_str();
   app.add_option("--sinks", arguments.cache.sink_tokens, "first tokens kept in 16 bits")
       ->capture_default_str();
   app.add_option("--context", arguments.context, "positions per piece (default: the model's)")
       ->check(counts);
+  app.add_option("--chunk", arguments.chunk,
+                 "predictions made in one pass, at most: more take less time, and tokens/s is then "
+                 "no speed of decoding")
+      ->check(CLI::Range(1, 128))
+      ->capture_default_str();
   app.add_option("--threads", arguments.threads, "pieces run at the same time (default: cores)")
       ->check(counts);
   app.add_option("--json", arguments.json, "file to write the figures to");

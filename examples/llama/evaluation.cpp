@@ -3,15 +3,13 @@
 
 #include "fail.hpp"
 #include "floats.hpp"
+#include "for_each_piece.hpp"
 #include "metrics.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cmath>
-#include <exception>
 #include <mutex>
-#include <thread>
 
 namespace llama {
 namespace {
@@ -29,6 +27,7 @@ struct PieceResult {
   long same_top = 0;
   long quantized = 0;
   double seconds = 0;
+  double page_bits = 0;
   CacheUsage usage;
   int tokens = 0;
 };
@@ -41,11 +40,15 @@ class Worker {
     for (const auto& recipe : options.recipes) {
       caches_.push_back(make_cache(model.config(), recipe, options.cache));
     }
+    for (const NamedPlan& plan : options.plans) {
+      caches_.push_back(make_cache(model.config(), plan.plan, options.cache));
+    }
+    chunk_ = static_cast<std::size_t>(options.chunk);
     vocab_ = static_cast<std::size_t>(model.config().vocab);
     block_ = std::clamp<std::size_t>(logits_kept / vocab_, 1, model.config().context);
     baseline_.resize(block_ * vocab_);
     baseline_lse_.resize(block_);
-    logits_.resize(vocab_);
+    logits_.resize(std::min(chunk_, block_) * vocab_);
   }
 
   /// One result per cache. Recipes take turns block by block, so that the baseline's logits need
@@ -63,34 +66,43 @@ class Worker {
       }
     }
     for (std::size_t i = 0; i < caches_.size(); ++i) {
+      results[i].page_bits = caches_[i]->page_bits();
       results[i].usage = caches_[i]->usage();
       results[i].tokens = caches_[i]->length();
     }
     return results;
   }
 
-  [[nodiscard]] double page_bits(std::size_t cache) const { return caches_[cache]->page_bits(); }
-
  private:
   void run_block(const std::vector<int>& piece, std::size_t begin, std::size_t end,
                  std::size_t index, PieceResult& result) {
     AttentionCache& cache = *caches_[index];
-    for (std::size_t position = begin; position < end; ++position) {
-      const std::span<float> reference(baseline_.data() + (position - begin) * vocab_, vocab_);
-      const std::span<float> logits = index == 0 ? reference : std::span<float>(logits_);
+    for (std::size_t position = begin; position < end;) {
+      const std::size_t tokens =
+          std::min({chunk_, end - position, static_cast<std::size_t>(cache.draft_room()) + 1});
+      float* const place =
+          index == 0 ? baseline_.data() + (position - begin) * vocab_ : &logits_[0];
       const auto start = Clock::now();
-      model_.forward({&piece[position], 1}, cache, scratch_, logits);
+      model_.forward({&piece[position], tokens}, cache, scratch_, {place, tokens * vocab_});
       result.seconds += std::chrono::duration<double>(Clock::now() - start).count();
-
-      const double lse = log_sum_exp(logits);
-      if (!std::isfinite(lse)) fail("the model's logits are not finite at position ", position);
-      if (index == 0) baseline_lse_[position - begin] = lse;
-      result.nll += lse - logits[static_cast<std::size_t>(piece[position + 1])];
-      result.divergences.push_back(
-          index == 0 ? 0 : kl_divergence(reference, baseline_lse_[position - begin], logits, lse));
-      if (index == 0 || argmax(logits) == argmax(reference)) ++result.same_top;
-      if (cache.touched_codes()) ++result.quantized;
+      for (std::size_t i = 0; i < tokens; ++i, ++position) {
+        judge(piece, position, position - begin, {place + i * vocab_, vocab_}, index, result);
+        if (cache.touched_codes()) ++result.quantized;
+      }
     }
+  }
+
+  /// One prediction. Its baseline lies in `row` of the block.
+  void judge(const std::vector<int>& piece, std::size_t position, std::size_t row,
+             std::span<const float> logits, std::size_t index, PieceResult& result) {
+    const std::span<const float> reference(baseline_.data() + row * vocab_, vocab_);
+    const double lse = log_sum_exp(logits);
+    if (!std::isfinite(lse)) fail("the model's logits are not finite at position ", position);
+    if (index == 0) baseline_lse_[row] = lse;
+    result.nll += lse - logits[static_cast<std::size_t>(piece[position + 1])];
+    result.divergences.push_back(
+        index == 0 ? 0 : kl_divergence(reference, baseline_lse_[row], logits, lse));
+    if (index == 0 || argmax(logits) == argmax(reference)) ++result.same_top;
   }
 
   const Model& model_;
@@ -98,17 +110,18 @@ class Worker {
   Scratch scratch_;
   std::size_t vocab_ = 0;
   std::size_t block_ = 0;             // positions per block
+  std::size_t chunk_ = 1;             // positions per pass, at most
   Floats baseline_;                   // [block, vocab]
   std::vector<double> baseline_lse_;  // [block]
-  Floats logits_;                     // [vocab]
+  Floats logits_;                     // [chunk, vocab]
 };
 
 /// Adds the pieces up in their own order, whichever thread ran them.
-RecipeReport summarize(const std::string& recipe, double page_bits, std::size_t index,
+RecipeReport summarize(const std::string& recipe, std::size_t index,
                        const std::vector<std::vector<PieceResult>>& pieces) {
   RecipeReport report;
   report.recipe = recipe;
-  report.page_bits = page_bits;
+  report.page_bits = pieces.front()[index].page_bits;
   std::vector<double> divergences;
   double nll = 0;
   double kld = 0;
@@ -148,46 +161,27 @@ std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::ve
   std::size_t predictions = 0;
   for (const auto& piece : pieces) predictions += piece.size() - 1;
   if (predictions == 0) fail("the text is too short: there is nothing to predict");
-  const std::size_t rows = options.recipes.size() + 1;
+  std::vector<std::string> names{baseline_recipe};
+  names.insert(names.end(), options.recipes.begin(), options.recipes.end());
+  for (const NamedPlan& plan : options.plans) names.push_back(plan.name);
+  const auto total = static_cast<double>(predictions * names.size());
   std::vector<std::vector<PieceResult>> results(pieces.size());
-  std::atomic<std::size_t> next{0};
-  std::mutex mutex;  // guards the three below
+  std::mutex mutex;  // guards done, and calls of progress
   std::size_t done = 0;
-  std::exception_ptr error;
-  std::vector<double> page_bits(rows);
-
   const auto advance = [&](std::size_t count) {
     const std::lock_guard lock(mutex);
     done += count;
-    if (options.progress) {
-      options.progress(static_cast<double>(done) / static_cast<double>(predictions * rows));
-    }
+    if (options.progress) options.progress(static_cast<double>(done) / total);
   };
-  const auto work = [&] {
-    try {
-      Worker worker(model, options);
-      for (std::size_t i = next++; i < pieces.size(); i = next++) {
-        results[i] = worker.run(pieces[i], advance);
-      }
-      const std::lock_guard lock(mutex);
-      for (std::size_t i = 0; i < rows; ++i) page_bits[i] = worker.page_bits(i);
-    } catch (...) {
-      next = pieces.size();  // the others stop after their piece
-      const std::lock_guard lock(mutex);
-      if (!error) error = std::current_exception();
-    }
-  };
-  {
-    std::vector<std::jthread> threads;
-    for (int i = 1; i < options.threads; ++i) threads.emplace_back(work);
-    work();
-  }
-  if (error) std::rethrow_exception(error);
+  for_each_piece(
+      pieces.size(), options.threads, [&] { return std::make_unique<Worker>(model, options); },
+      [&](const std::unique_ptr<Worker>& worker, std::size_t i) {
+        results[i] = worker->run(pieces[i], advance);
+      });
 
   std::vector<RecipeReport> reports;
-  for (std::size_t i = 0; i < rows; ++i) {
-    reports.push_back(
-        summarize(i == 0 ? baseline_recipe : options.recipes[i - 1], page_bits[i], i, results));
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    reports.push_back(summarize(names[i], i, results));
   }
   return reports;
 }

@@ -2,6 +2,8 @@
 // Teacher-forced comparison of cache recipes on a text.
 #pragma once
 
+#include <kvtilt/quant/plan.hpp>
+
 #include "make_cache.hpp"
 #include "model.hpp"
 
@@ -11,11 +13,19 @@
 
 namespace llama {
 
+/// A plan to be judged, and what its row is called.
+struct NamedPlan {
+  std::string name;
+  kvtilt::Plan plan;
+};
+
 struct EvaluationOptions {
   std::vector<std::string> recipes;  // kvtilt's; the baseline is always run, and first
   CacheSettings cache;
   int threads = 1;
   std::function<void(double share)> progress;  // called now and then, by one thread at a time
+  std::vector<NamedPlan> plans = {};           // judged after the recipes
+  int chunk = 1;  // predictions made in one pass, at most; figures change by float rounding alone
 };
 
 /// One row of the result; every mean runs over all predictions of all pieces.
@@ -33,9 +43,9 @@ struct RecipeReport {
   double tokens_per_s = 0;  // of one thread, in forward passes only
 };
 
-/// Decodes every piece token by token, once with the baseline and once with each recipe, so that
-/// every prediction is read out of the cache that is judged. The figures do not depend on `threads`
-/// (but for the speed). Memory: a block of baseline logits and the caches, per thread.
+/// Decodes every piece, once with the baseline, once with each recipe and once with each plan, so
+/// that every prediction is read out of the cache that is judged: a chunk never reaches over a page
+/// that it fills. The figures do not depend on `threads` (but for the speed). Memory: a block of baseline logits and the caches, per thread.
 /// Throws what the model or a cache throws, and when logits are not finite.
 std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::vector<int>>& pieces,
                                    const EvaluationOptions& options);

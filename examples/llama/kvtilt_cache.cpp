@@ -13,31 +13,34 @@ void check(const kvtilt::Status& status) {
   if (!status.ok()) fail(status.message());
 }
 
-kvtilt::KVCache create_cache(const ModelConfig& config, const std::string& recipe,
+kvtilt::KVCache create_cache(const ModelConfig& config, const kvtilt::Plan& plan,
                              const CacheSettings& settings) {
-  auto shape = kvtilt::CacheShape::uniform(config.layers, config.kv_heads, config.head_dim);
-  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
-    shape.layers[layer].window = config.windows[layer];
-  }
   kvtilt::CacheOptions options;
   options.page_tokens = settings.page_tokens;
   options.recent_tokens = settings.recent_tokens;
   options.sink_tokens = settings.sink_tokens;
   options.max_sequences = 1;
-  const auto plan = kvtilt::Plan::uniform(shape, kvtilt::parse_recipe(recipe).value());
-  return kvtilt::KVCache::create(shape, plan, options).value();
+  return kvtilt::KVCache::create(cache_shape(config), plan, options).value();
 }
 
 }  // namespace
 
-KvtiltCache::KvtiltCache(const ModelConfig& config, const std::string& recipe,
+kvtilt::CacheShape cache_shape(const ModelConfig& config) {
+  auto shape = kvtilt::CacheShape::uniform(config.layers, config.kv_heads, config.head_dim);
+  for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
+    shape.layers[layer].window = config.windows[layer];
+  }
+  return shape;
+}
+
+KvtiltCache::KvtiltCache(const ModelConfig& config, const kvtilt::Plan& plan,
                          const CacheSettings& settings)
     : layers_(config.layers),
       query_heads_(config.query_heads),
       kv_heads_(config.kv_heads),
       head_dim_(config.head_dim),
       page_tokens_(settings.page_tokens),
-      cache_(create_cache(config, recipe, settings)) {
+      cache_(create_cache(config, plan, settings)) {
   if (settings.arithmetic == CacheArithmetic::Exact) {
     options_.arithmetic = kvtilt::Arithmetic::Exact;
   }

@@ -10,15 +10,17 @@
 #include "make_cache.hpp"
 
 #include <optional>
-#include <string>
 #include <vector>
 
 namespace llama {
 
+/// What kvtilt has to know about the model.
+kvtilt::CacheShape cache_shape(const ModelConfig& config);
+
 class KvtiltCache final : public AttentionCache {
  public:
-  /// Throws kvtilt's sentence for an unknown recipe, or settings or shapes that it refuses.
-  KvtiltCache(const ModelConfig& config, const std::string& recipe, const CacheSettings& settings);
+  /// Throws kvtilt's sentence for a plan, settings or shapes that it refuses.
+  KvtiltCache(const ModelConfig& config, const kvtilt::Plan& plan, const CacheSettings& settings);
 
   void restart(int positions) override;
   void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,

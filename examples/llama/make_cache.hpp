@@ -2,6 +2,8 @@
 // A cache by the name of its recipe.
 #pragma once
 
+#include <kvtilt/quant/plan.hpp>
+
 #include "attention_cache.hpp"
 #include "config.hpp"
 
@@ -23,8 +25,14 @@ struct CacheSettings {
   CacheArithmetic arithmetic = CacheArithmetic::Fast;
 };
 
-/// Throws kvtilt's own sentence when it does not know the recipe or refuses the settings.
+/// Throws kvtilt's own sentence when it does not know the recipe or refuses the settings. Besides
+/// the library's names (k4v2) there are those that say every field of a key and a value format:
+/// 4c:g64:min-max/2t.
 std::unique_ptr<AttentionCache> make_cache(const ModelConfig& config, const std::string& recipe,
+                                           const CacheSettings& settings);
+
+/// The same for a plan.
+std::unique_ptr<AttentionCache> make_cache(const ModelConfig& config, const kvtilt::Plan& plan,
                                            const CacheSettings& settings);
 
 }  // namespace llama

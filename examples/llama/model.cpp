@@ -59,8 +59,9 @@ void Model::load_weights(const std::filesystem::path& folder) {
   }
 }
 
-void Model::prepare(std::span<const int> tokens, int position, Scratch& scratch) const {
-  const std::size_t count = tokens.size();
+/// Makes room for the tokens, and their rotations.
+void Model::prepare(int tokens, int position, Scratch& scratch) const {
+  const auto count = static_cast<std::size_t>(tokens);
   const std::size_t half = static_cast<std::size_t>(config_.head_dim) / 2;
   const auto room = [count](Floats& buffer, std::size_t width) {
     if (buffer.size() < count * width) buffer.resize(count * width);
@@ -76,14 +77,19 @@ void Model::prepare(std::span<const int> tokens, int position, Scratch& scratch)
   room(scratch.cosines, half);
   room(scratch.sines, half);
   for (std::size_t i = 0; i < count; ++i) {
+    rope_.angles(position + static_cast<int>(i), scratch.cosines.data() + i * half,
+                 scratch.sines.data() + i * half);
+  }
+}
+
+void Model::embed(std::span<const int> tokens, Scratch& scratch) const {
+  for (std::size_t i = 0; i < tokens.size(); ++i) {
     const int token = tokens[i];
     if (token < 0 || token >= config_.vocab) {
       fail("token ", token, " is outside the model's vocabulary of ", config_.vocab);
     }
     std::copy_n(embedding_.data.data() + std::ptrdiff_t{token} * config_.hidden, config_.hidden,
                 scratch.hidden.data() + i * config_.hidden);
-    rope_.angles(position + static_cast<int>(i), scratch.cosines.data() + i * half,
-                 scratch.sines.data() + i * half);
   }
 }
 
@@ -134,29 +140,53 @@ void Model::feed_forward(const Layer& layer, int tokens, Scratch& scratch) const
   add(tokens * config_.hidden, scratch.hidden.data(), scratch.normed.data());
 }
 
-void Model::forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
-                    std::span<float> logits) const {
-  const int position = cache.length();
+void Model::check_room(int position, std::size_t tokens, std::size_t logits) const {
   const auto vocab = static_cast<std::size_t>(config_.vocab);
-  if (tokens.empty()) fail("a forward pass needs at least one token");
-  if (tokens.size() >
-      static_cast<std::size_t>(config_.context - std::min(position, config_.context))) {
-    fail("positions ", position, " to ", position + tokens.size() - 1,
+  if (tokens == 0) fail("a forward pass needs at least one token");
+  if (tokens > static_cast<std::size_t>(config_.context - std::min(position, config_.context))) {
+    fail("positions ", position, " to ", position + tokens - 1,
          " do not fit the model's context of ", config_.context);
   }
-  if (logits.size() != vocab && logits.size() != vocab * tokens.size()) {
-    fail("logits have room for ", logits.size(), " numbers; ", tokens.size(), " tokens of ", vocab,
-         " logits need ", vocab * tokens.size(), ", or ", vocab, " for the last alone");
+  if (logits != vocab && logits != vocab * tokens) {
+    fail("logits have room for ", logits, " numbers; ", tokens, " tokens of ", vocab,
+         " logits need ", vocab * tokens, ", or ", vocab, " for the last alone");
   }
-  const int count = static_cast<int>(tokens.size());
-  prepare(tokens, position, scratch);
-  for (int layer = 0; layer < config_.layers; ++layer) {
-    attend(layer, count, cache, scratch);
-    feed_forward(layers_[static_cast<std::size_t>(layer)], count, scratch);
+}
+
+void Model::forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
+                    std::span<float> logits, const LayerObserver& observe) const {
+  const int position = cache.length();
+  check_room(position, tokens.size(), logits.size());
+  prepare(static_cast<int>(tokens.size()), position, scratch);
+  embed(tokens, scratch);
+  run_layers(0, static_cast<int>(tokens.size()), cache, scratch, logits, observe);
+}
+
+void Model::forward_from(int first, int position, std::span<const float> hidden,
+                         AttentionCache& cache, Scratch& scratch, std::span<float> logits) const {
+  const auto width = static_cast<std::size_t>(config_.hidden);
+  if (first < 0 || first >= config_.layers || hidden.size() % width != 0) {
+    fail("layer ", first, " of ", config_.layers, " cannot start from ", hidden.size(),
+         " numbers, ", width, " a token");
+  }
+  const std::size_t tokens = hidden.size() / width;
+  check_room(position, tokens, logits.size());
+  prepare(static_cast<int>(tokens), position, scratch);
+  std::copy(hidden.begin(), hidden.end(), scratch.hidden.begin());
+  run_layers(first, static_cast<int>(tokens), cache, scratch, logits, {});
+}
+
+void Model::run_layers(int first, int tokens, AttentionCache& cache, Scratch& scratch,
+                       std::span<float> logits, const LayerObserver& observe) const {
+  const std::size_t numbers = static_cast<std::size_t>(tokens) * config_.hidden;
+  for (int layer = first; layer < config_.layers; ++layer) {
+    if (observe) observe(layer, std::span<const float>(scratch.hidden).first(numbers));
+    attend(layer, tokens, cache, scratch);
+    feed_forward(layers_[static_cast<std::size_t>(layer)], tokens, scratch);
   }
 
-  const int wanted = static_cast<int>(logits.size() / vocab);
-  float* last = scratch.hidden.data() + std::ptrdiff_t{count - wanted} * config_.hidden;
+  const int wanted = static_cast<int>(logits.size()) / config_.vocab;
+  float* last = scratch.hidden.data() + std::ptrdiff_t{tokens - wanted} * config_.hidden;
   for (int i = 0; i < wanted; ++i) {
     float* row = last + std::ptrdiff_t{i} * config_.hidden;
     rms_norm(config_.hidden, row, norm_.data(), config_.norm_eps, row);

@@ -9,6 +9,7 @@
 #include "rope.hpp"
 
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -29,6 +30,9 @@ struct Scratch {
   Floats sines;    // [tokens, head_dim / 2]
 };
 
+/// Sees what enters a layer: hidden [tokens, hidden].
+using LayerObserver = std::function<void(int layer, std::span<const float> hidden)>;
+
 class Model {
  public:
   /// Loads config.json and the weights. Throws a sentence naming the file, and the tensor or the
@@ -36,6 +40,12 @@ class Model {
   explicit Model(const std::filesystem::path& folder);
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
+
+  /// What brings the outputs of a layer's attention back to the hidden state:
+  /// [hidden, query_heads * head_dim].
+  [[nodiscard]] const Matrix& output_projection(int layer) const {
+    return layers_[static_cast<std::size_t>(layer)].output;
+  }
 
   /// Runs the next tokens of the cache's sequence; their positions start at cache.length().
   ///
@@ -45,7 +55,15 @@ class Model {
   /// logits, bit for bit, as one after the other.
   /// Safe from several threads with different caches and scratches.
   void forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
-               std::span<float> logits) const;
+               std::span<float> logits, const LayerObserver& observe = {}) const;
+
+  /// The rest of a forward pass from layer `first` on, whose input an observer saw in another pass:
+  /// what changes from layer `first` on only need not run the layers in front of it again. The
+  /// cache's layers in front of `first` stay empty; the tokens' positions start at `position`.
+  ///
+  /// hidden [tokens, hidden]; logits as above
+  void forward_from(int first, int position, std::span<const float> hidden, AttentionCache& cache,
+                    Scratch& scratch, std::span<float> logits) const;
 
  private:
   struct Layer {
@@ -58,7 +76,11 @@ class Model {
   };
 
   void load_weights(const std::filesystem::path& folder);
-  void prepare(std::span<const int> tokens, int position, Scratch& scratch) const;
+  void check_room(int position, std::size_t tokens, std::size_t logits) const;
+  void prepare(int tokens, int position, Scratch& scratch) const;
+  void embed(std::span<const int> tokens, Scratch& scratch) const;
+  void run_layers(int first, int tokens, AttentionCache& cache, Scratch& scratch,
+                  std::span<float> logits, const LayerObserver& observe) const;
   void attend(int index, int tokens, AttentionCache& cache, Scratch& scratch) const;
   void feed_forward(const Layer& layer, int tokens, Scratch& scratch) const;
 

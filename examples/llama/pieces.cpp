@@ -48,6 +48,28 @@ std::vector<std::vector<int>> cut_pieces(std::string_view text, const Tokenizer&
   }
 }
 
+std::pair<std::string_view, std::string_view> split_text(std::string_view text, double share) {
+  auto cut = static_cast<std::size_t>(share * static_cast<double>(text.size()));
+  if (cut > 0 && text.find(marker) != std::string_view::npos) {
+    cut = std::min(text.find(marker, cut), text.size());
+  }
+  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; };
+  while (cut < text.size() && continues(text[cut])) ++cut;
+  return {text.substr(0, cut), text.substr(cut)};
+}
+
+void spread_predictions(std::vector<std::vector<int>>& pieces, long limit) {
+  long predictions = 0;
+  for (const auto& piece : pieces) predictions += static_cast<long>(piece.size()) - 1;
+  const auto stride = static_cast<std::size_t>((predictions + limit - 1) / limit);
+  std::vector<std::vector<int>> kept;
+  for (std::size_t i = 0; i < pieces.size(); i += std::max<std::size_t>(stride, 1)) {
+    kept.push_back(std::move(pieces[i]));
+  }
+  pieces = std::move(kept);
+  limit_predictions(pieces, limit);
+}
+
 void limit_predictions(std::vector<std::vector<int>>& pieces, long limit) {
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const long predictions = static_cast<long>(pieces[i].size()) - 1;

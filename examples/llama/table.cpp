@@ -24,6 +24,12 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows) {
   return text;
 }
 
+std::string format_scientific(double value, int digits) {
+  char buffer[64];
+  std::snprintf(buffer, sizeof buffer, "%.*e", digits, value);
+  return buffer;
+}
+
 std::string format_number(double value, int digits) {
   char buffer[400];  // the largest double has 309 digits before the point
   std::snprintf(buffer, sizeof buffer, "%.*f", digits, value);

@@ -13,4 +13,7 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows);
 /// `value` with `digits` after the point; a thousands separator before it.
 std::string format_number(double value, int digits);
 
+/// 1.2e-03, with `digits` after the point.
+std::string format_scientific(double value, int digits);
+
 }  // namespace llama

@@ -1,13 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The programs as a user meets them: what they print, what they refuse, how they exit.
-#include "support.hpp"
-
-#include <gmock/gmock.h>
-#include <gtest/gtest.h>
-#include <sys/wait.h>
-
-#include <array>
-#include <cstdio>
+#include "programs.hpp"
 
 namespace llama {
 namespace {
@@ -16,36 +9,8 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-struct Outcome {
-  int status = -1;
-  std::string output;  // stdout and stderr
-};
-
-Outcome run(const std::string& program, const std::string& arguments) {
-  Outcome outcome;
-  const std::string command = program + " " + arguments + " 2>&1";
-  FILE* pipe = ::popen(command.c_str(), "r");
-  if (pipe == nullptr) return outcome;
-  std::array<char, 4096> buffer{};
-  for (std::size_t size = 0; (size = std::fread(buffer.data(), 1, buffer.size(), pipe)) > 0;) {
-    outcome.output.append(buffer.data(), size);
-  }
-  outcome.status = WEXITSTATUS(::pclose(pipe));
-  return outcome;
-}
-
 const std::string stories = "--model " + data_folder("models/stories260K").string() + " ";
 const std::string text = "--text " + data_folder("text/tinystories_317.txt").string() + " ";
-
-Outcome generate(const std::string& arguments) { return run(KVTILT_TEST_GENERATE, arguments); }
-Outcome evaluate(const std::string& arguments) { return run(KVTILT_TEST_EVALUATE, arguments); }
-
-/// Fails with status 1 and one line that starts with "error: " and contains `sentence`.
-void expect_error(const Outcome& outcome, const std::string& sentence) {
-  EXPECT_EQ(outcome.status, 1);
-  EXPECT_THAT(outcome.output, AllOf(testing::StartsWith("error: "), HasSubstr(sentence)));
-  EXPECT_EQ(outcome.output.find('\n'), outcome.output.size() - 1) << outcome.output;
-}
 
 TEST(CommandLine, GenerateWritesTextAndTable) {
   const Outcome outcome = generate(

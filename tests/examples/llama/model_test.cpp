@@ -79,6 +79,39 @@ TEST_P(ModelGolden, GivesTheSameLogitsThrough16BitKvtiltAsThroughTheBaseline) {
 INSTANTIATE_TEST_SUITE_P(Checkpoints, ModelGolden, testing::ValuesIn(checkpoints),
                          [](const auto& test) { return std::string(test.param); });
 
+TEST_P(ModelGolden, ContinuesFromAnyLayer) {
+  const auto hidden = static_cast<std::size_t>(model_.config().hidden);
+  const auto vocab = static_cast<std::size_t>(model_.config().vocab);
+  const std::size_t count = golden_.tokens.size();
+  const std::size_t begin = count / 3;
+  Scratch scratch;
+  FloatCache cache(model_.config());
+  cache.restart(static_cast<int>(count));
+  std::vector<float> logits(count * vocab);
+  std::vector<std::vector<float>> states(static_cast<std::size_t>(model_.config().layers));
+  const auto observe = [&](int layer, std::span<const float> state) {
+    auto& kept = states[static_cast<std::size_t>(layer)];
+    kept.insert(kept.end(), state.begin(), state.end());
+  };
+  model_.forward({golden_.tokens.data(), begin}, cache, scratch, {logits.data(), begin * vocab},
+                 observe);
+  model_.forward({&golden_.tokens[begin], count - begin}, cache, scratch,
+                 {&logits[begin * vocab], (count - begin) * vocab}, observe);
+  for (int layer = 0; layer < model_.config().layers; ++layer) {
+    const auto& state = states[static_cast<std::size_t>(layer)];
+    ASSERT_EQ(state.size(), count * hidden);
+    FloatCache again(model_.config());
+    again.restart(static_cast<int>(count));
+    std::vector<float> got(count * vocab);
+    model_.forward_from(layer, 0, {state.data(), begin * hidden}, again, scratch,
+                        {got.data(), begin * vocab});
+    model_.forward_from(layer, static_cast<int>(begin),
+                        {state.data() + begin * hidden, (count - begin) * hidden}, again, scratch,
+                        {&got[begin * vocab], (count - begin) * vocab});
+    EXPECT_EQ(got, logits) << "layer " << layer;
+  }
+}
+
 TEST(Model, GivesTheLastLogitsAloneWhenAskedForOneRow) {
   const Model model(golden_folder("llama_f32"));
   const Golden golden = read_golden("llama_f32");
@@ -111,6 +144,23 @@ TEST(ModelHostile, RefusesTokensAndPositionsThatDoNotExist) {
   logits.resize(7);
   cache.restart(1);
   EXPECT_THAT(forward({1}), HasSubstr("room for 7 numbers"));
+}
+
+TEST(ModelHostile, CannotContinueFromWhatIsNoState) {
+  const Model model(golden_folder("llama_f32"));
+  FloatCache cache(model.config());
+  cache.restart(8);
+  Scratch scratch;
+  std::vector<float> logits(static_cast<std::size_t>(model.config().vocab));
+  const auto forward = [&](int layer, std::size_t numbers) {
+    const std::vector<float> hidden(numbers);
+    return error_of([&] { model.forward_from(layer, 0, hidden, cache, scratch, logits); });
+  };
+  EXPECT_EQ(forward(1, 32), "");
+  EXPECT_THAT(forward(2, 32), HasSubstr("layer 2 of 2 cannot start from 32 numbers, 32 a token"));
+  EXPECT_THAT(forward(-1, 32), HasSubstr("layer -1"));
+  EXPECT_THAT(forward(0, 33), HasSubstr("33 numbers"));
+  EXPECT_THAT(forward(0, 0), HasSubstr("at least one token"));
 }
 
 TEST(ModelHostile, RefusesTensorsThatItWouldHaveToIgnore) {

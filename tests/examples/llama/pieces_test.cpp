@@ -78,5 +78,40 @@ TEST(PiecesGolden, TheStoriesAskForTheKnownNumberOfPredictions) {
   EXPECT_EQ(of_155, 60188U);
 }
 
+TEST(Pieces, WhatOneCommandReadsAnotherSkips) {
+  const auto parts = [](std::string_view text, double share) {
+    const auto [first, rest] = split_text(text, share);
+    return std::string(first) + "|" + std::string(rest);
+  };
+  EXPECT_EQ(parts("abcdefgh", 0.25), "ab|cdefgh");
+  EXPECT_EQ(parts("abcdefgh", 0), "|abcdefgh");
+  EXPECT_EQ(parts("abcdefgh", 1), "abcdefgh|");
+  EXPECT_EQ(parts("a\xc3\xa4"
+                  "bc",
+                  0.5),
+            "a\xc3\xa4|bc")
+      << "within a character";
+  EXPECT_EQ(parts("one<|endoftext|>two<|endoftext|>three", 0.25),
+            "one<|endoftext|>two|<|endoftext|>three");
+  EXPECT_EQ(parts("one<|endoftext|>two", 0.9), "one<|endoftext|>two|");
+  EXPECT_EQ(parts("one<|endoftext|>two", 0), "|one<|endoftext|>two");
+}
+
+TEST(Pieces, AreSpreadOverTheTextWhenThereAreTooMany) {
+  const auto spread = [](int count, long limit) {
+    Pieces pieces;
+    for (int i = 0; i < count; ++i) pieces.push_back({i, i, i});  // two predictions each
+    spread_predictions(pieces, limit);
+    std::vector<int> first;
+    for (const auto& piece : pieces) first.push_back(piece[0]);
+    return first;
+  };
+  EXPECT_THAT(spread(6, 100), ElementsAre(0, 1, 2, 3, 4, 5));
+  EXPECT_THAT(spread(6, 6), ElementsAre(0, 2, 4));
+  EXPECT_THAT(spread(7, 4), ElementsAre(0, 4));
+  EXPECT_THAT(spread(6, 1), ElementsAre(0));
+  EXPECT_THAT(spread(0, 5), IsEmpty());
+}
+
 }  // namespace
 }  // namespace llama

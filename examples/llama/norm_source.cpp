@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: MIT
+#include "norm_source.hpp"
+
+#include <kvtilt/io/checkpoint.hpp>
+#include <kvtilt/io/json.hpp>
+
+#include "fail.hpp"
+#include "for_each_piece.hpp"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+
+namespace llama {
+namespace {
+
+using kvtilt::Checkpoint;
+using kvtilt::StoredTensor;
+using kvtilt::Tensor;
+
+/// Counts that the tensors' shapes do not tell.
+struct HeadCounts {
+  std::int64_t layers = 0;
+  std::int64_t query_heads = 0;
+  std::vector<std::int64_t> kv_heads;  // per layer, or one for all
+};
+
+/// The first of `keys` that is there.
+std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
+                                          std::initializer_list<const char*> keys) {
+  for (const char* key : keys) {
+    const auto value = object.find(key);
+    if (value && !value->is_null()) return value;
+  }
+  return std::nullopt;
+}
+
+HeadCounts config_counts(const std::filesystem::path& path) {
+  const auto file = kvtilt::MappedFile::open(path).value();
+  const auto document = kvtilt::JsonDocument::parse(file.text(), path.string()).value();
+  // Models of several senses keep the language model's numbers in an object of their own.
+  const kvtilt::JsonValue root = document.root().find("text_config").value_or(document.root());
+  const auto count = [&](std::initializer_list<const char*> keys) {
+    const auto value = find_any(root, keys);
+    if (!value) fail(path.string(), ": has no \"", *keys.begin(), "\"");
+    return value->integer(1, kvtilt::max_kv_heads).value();
+  };
+  HeadCounts counts;
+  counts.layers = count({"num_hidden_layers", "n_layer", "num_layers"});
+  counts.query_heads = count({"num_attention_heads", "n_head"});
+  const bool grouped = find_any(root, {"num_key_value_heads", "num_kv_heads"}).has_value();
+  counts.kv_heads = {grouped ? count({"num_key_value_heads", "num_kv_heads"}) : counts.query_heads};
+  return counts;
+}
+
+HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& file) {
+  const std::string prefix = std::string(metadata.string("general.architecture").value()) + ".";
+  HeadCounts counts;
+  counts.layers = metadata.integer(prefix + "block_count").value();
+  counts.query_heads = metadata.integers(prefix + "attention.head_count").value().front();
+  counts.kv_heads = {counts.query_heads};
+  if (metadata.contains(prefix + "attention.head_count_kv")) {
+    counts.kv_heads = metadata.integers(prefix + "attention.head_count_kv").value();
+  }
+  const bool sane =
+      counts.layers >= 1 && counts.layers <= 10000 && counts.query_heads >= 1 &&
+      (counts.kv_heads.size() == 1 ||
+       counts.kv_heads.size() == static_cast<std::size_t>(counts.layers)) &&
+      std::all_of(counts.kv_heads.begin(), counts.kv_heads.end(),
+                  [](std::int64_t heads) { return heads >= 0 && heads <= kvtilt::max_kv_heads; });
+  if (!sane) fail(file, ": block_count and head counts contradict each other");
+  return counts;
+}
+
+/// How families name a layer's tensors; # is the layer.
+constexpr std::array layer_prefixes{"model.layers.#.self_attn.",
+                                    "model.language_model.layers.#.self_attn.",
+                                    "language_model.model.layers.#.self_attn.",
+                                    "model.layers.#.attention.",
+                                    "transformer.h.#.self_attention.",
+                                    "gpt_neox.layers.#.attention.",
+                                    "blk.#."};
+
+struct Projection {
+  const StoredTensor* weight = nullptr;
+  const StoredTensor* bias = nullptr;
+  std::vector<std::int64_t> first_rows;  // of each kv head
+  std::int64_t head_rows = 0;
+};
+
+/// Lets go of a mapped tensor's memory: the pages of a large checkpoint would count as this
+/// program's for as long as nobody else wants them.
+void release(std::span<const std::byte> bytes) {
+  const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<std::uintptr_t>(bytes.data() + bytes.size()) / page * page;
+  if (end > begin) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
+class Layers {
+ public:
+  Layers(const Checkpoint& checkpoint, HeadCounts counts, std::string name)
+      : checkpoint_(checkpoint), counts_(std::move(counts)), name_(std::move(name)) {}
+
+  [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
+
+  /// The norms of one layer and, in `shape`, what its cache looks like.
+  [[nodiscard]] kvtilt::LayerNorms read(int layer, kvtilt::LayerShape& shape) const {
+    const std::int64_t heads = kv_heads(layer);
+    if (heads == 0) return {};
+    const Projection keys = find(layer, Tensor::Keys);
+    const Projection values = find(layer, Tensor::Values);
+    if ((keys.weight == nullptr) != (values.weight == nullptr)) {
+      fail(name_, ": layer ", layer, " has only one of a key and a value projection");
+    }
+    if (keys.weight == nullptr) return {};
+    shape = {static_cast<int>(heads), static_cast<int>(keys.head_rows),
+             static_cast<int>(values.head_rows), 0};
+    const auto checked = kvtilt::check_shape(shape, layer);
+    if (!checked.ok()) fail(name_, ": ", checked.message());
+    kvtilt::LayerNorms norms;
+    norms.keys = measure(keys, layer);
+    norms.values = measure(values, layer);
+    if (const StoredTensor* gains =
+            find_any(layer, {"k_norm.weight", "attn_k_norm.weight", "key_layernorm.weight",
+                             "k_layernorm.weight"})) {
+      norms.key_norm = true;
+      const auto numbers = kvtilt::read_floats(*gains).value();
+      const auto rows = static_cast<std::size_t>(keys.head_rows);
+      // Gains over all heads together (OLMo2) or per head; anything else says nothing of the scale.
+      if (numbers.size() == rows || numbers.size() == rows * static_cast<std::size_t>(heads)) {
+        norms.key_gains = numbers;
+      }
+    }
+    return norms;
+  }
+
+ private:
+  [[nodiscard]] std::int64_t kv_heads(int layer) const {
+    return counts_.kv_heads[counts_.kv_heads.size() == 1 ? 0 : static_cast<std::size_t>(layer)];
+  }
+
+  [[nodiscard]] const StoredTensor* find_any(int layer,
+                                             std::initializer_list<const char*> names) const {
+    for (const std::string prefix : layer_prefixes) {
+      const std::size_t place = prefix.find('#');
+      const std::string start =
+          prefix.substr(0, place) + std::to_string(layer) + prefix.substr(place + 1);
+      for (const char* name : names) {
+        if (const StoredTensor* tensor = checkpoint_.find(start + name)) return tensor;
+      }
+    }
+    return nullptr;
+  }
+
+  [[nodiscard]] Projection find(int layer, Tensor tensor) const {
+    const bool keys = tensor == Tensor::Keys;
+    const std::int64_t heads = kv_heads(layer);
+    Projection found;
+    found.weight = keys ? find_any(layer, {"k_proj.weight", "attn_k.weight"})
+                        : find_any(layer, {"v_proj.weight", "attn_v.weight"});
+    if (found.weight != nullptr) {
+      found.bias = keys ? find_any(layer, {"k_proj.bias", "attn_k.bias"})
+                        : find_any(layer, {"v_proj.bias", "attn_v.bias"});
+      require_rows(*found.weight, layer, heads, "kv heads");
+      found.head_rows = found.weight->rows() / heads;
+      for (std::int64_t head = 0; head < heads; ++head) {
+        found.first_rows.push_back(head * found.head_rows);
+      }
+      return found;
+    }
+    auto order = kvtilt::FusedRows::Blocks;
+    found.weight = find_any(layer, {"qkv_proj.weight", "attn_qkv.weight"});
+    if (found.weight != nullptr) {
+      found.bias = find_any(layer, {"qkv_proj.bias", "attn_qkv.bias"});
+    } else {
+      order = kvtilt::FusedRows::PerKvHead;
+      found.weight = find_any(layer, {"query_key_value.weight", "wqkv.weight"});
+      found.bias = find_any(layer, {"query_key_value.bias", "wqkv.bias"});
+    }
+    if (found.weight == nullptr) return found;
+    const std::int64_t all = counts_.query_heads + 2 * heads;
+    require_rows(*found.weight, layer, all, "query, key and value heads");
+    found.head_rows = found.weight->rows() / all;
+    for (std::int64_t head = 0; head < heads; ++head) {
+      found.first_rows.push_back(kvtilt::fused_row(
+          order, tensor, static_cast<int>(head), static_cast<int>(counts_.query_heads),
+          static_cast<int>(heads), static_cast<int>(found.head_rows)));
+    }
+    return found;
+  }
+
+  void require_rows(const StoredTensor& tensor, int layer, std::int64_t heads,
+                    const char* what) const {
+    if (tensor.shape.size() == 2 && tensor.rows() % heads == 0 && tensor.rows() > 0) return;
+    fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " has shape ",
+         kvtilt::shape_text(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
+  }
+
+  [[nodiscard]] kvtilt::TensorNorms measure(const Projection& projection, int layer) const {
+    const StoredTensor& tensor = *projection.weight;
+    const auto heads = static_cast<std::int64_t>(projection.first_rows.size());
+    const std::int64_t columns = tensor.columns();
+    const std::int64_t block = projection.head_rows * columns;
+    std::vector<float> weights(static_cast<std::size_t>(heads * block));
+    std::vector<float> bias;
+    std::vector<float> all_biases;
+    if (projection.bias != nullptr) {
+      all_biases = kvtilt::read_floats(*projection.bias).value();
+      if (static_cast<std::int64_t>(all_biases.size()) != tensor.rows()) {
+        fail(projection.bias->file, ": tensor \"", projection.bias->name, "\" has ",
+             all_biases.size(), " numbers for ", tensor.rows(), " rows of weights");
+      }
+    }
+    for (std::int64_t head = 0; head < heads; ++head) {
+      const std::int64_t first = projection.first_rows[static_cast<std::size_t>(head)];
+      const std::span<float> out(weights.data() + head * block, static_cast<std::size_t>(block));
+      const auto status = kvtilt::read_floats(tensor, first, projection.head_rows, out);
+      if (!status.ok()) fail(status.message());
+      if (!all_biases.empty()) {
+        const auto begin = all_biases.begin() + first;
+        bias.insert(bias.end(), begin, begin + projection.head_rows);
+      }
+    }
+    release(tensor.bytes);
+    auto norms = kvtilt::weight_norms({weights.data(), heads * projection.head_rows, columns},
+                                      static_cast<int>(heads), bias);
+    if (!norms) {
+      fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, ": ", norms.message());
+    }
+    return *norms;
+  }
+
+  const Checkpoint& checkpoint_;
+  HeadCounts counts_;
+  std::string name_;
+};
+
+}  // namespace
+
+WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
+                              const std::function<void(double share)>& progress) {
+  const Checkpoint checkpoint = Checkpoint::open(path).value();
+  const Layers layers(
+      checkpoint,
+      checkpoint.gguf() != nullptr
+          ? gguf_counts(*checkpoint.gguf(), path.string())
+          : config_counts((std::filesystem::is_directory(path) ? path : path.parent_path()) /
+                          "config.json"),
+      path.string());
+  WeightNorms norms;
+  norms.layers.resize(static_cast<std::size_t>(layers.count()));
+  norms.shape.layers.resize(norms.layers.size());
+  std::mutex mutex;
+  std::size_t done = 0;
+  for_each_piece(
+      norms.layers.size(), threads, [] { return 0; },
+      [&](int, std::size_t i) {
+        norms.layers[i] = layers.read(static_cast<int>(i), norms.shape.layers[i]);
+        const std::lock_guard lock(mutex);
+        if (progress) {
+          progress(static_cast<double>(++done) / static_cast<double>(norms.layers.size()));
+        }
+      });
+  const bool empty = std::all_of(norms.shape.layers.begin(), norms.shape.layers.end(),
+                                 [](const auto& shape) { return shape.kv_heads == 0; });
+  if (empty) {
+    fail(path.string(), ": no key and value projections were found; looked for the names of the ",
+         "Llama, Qwen, Mistral, Gemma, Phi-3, InternLM2, GPT-NeoX and BLOOM families and of GGUF");
+  }
+  return norms;
+}
+
+}  // namespace llama

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: MIT
+// Which layer's keys and values get how many bits.
+#include <kvtilt/io/recipe_file.hpp>
+
+#include "fail.hpp"
+#include "json_output.hpp"
+#include "planner.hpp"
+#include "planning_report.hpp"
+#include "progress.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <cstdio>
+#include <iostream>
+#include <string>
+#include <thread>
+
+namespace {
+
+constexpr const char* description =
+    R"(Chooses a format for the keys and the values of every layer (and kv head) within a budget of
+page bits: 8 x bytes of a full page of all layers / its numbers, scales and minima included. What the
+choices cost is taken from one of four sources:
+
+  frobenius, spectral  norms of W_K and W_V (the default without a text: spectral)
+  statistics           errors on captured keys and values, weighed by the queries and the attention
+                       that meet them
+  measured             KL divergence when one tensor at a time is lowered (the default with a text)
+
+`evaluate --plan` shows what the plan is worth.)";
+
+struct Arguments {
+  llama::PlanRequest request;
+  std::string model;
+  std::string norms;
+  std::string capture;
+  std::string text;
+  std::string from;
+  int key_floor = 0;
+  bool per_head = false;
+  std::string out;
+  std::string json;
+};
+
+llama::LossSource source_of(const std::string& name) {
+  using llama::LossSource;
+  for (const LossSource source :
+       {LossSource::Frobenius, LossSource::Spectral, LossSource::Statistics}) {
+    if (name == llama::to_string(source)) return source;
+  }
+  return LossSource::Measured;
+}
+
+std::string number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%g", value);
+  return text;
+}
+
+/// The name with the budget in place of {}.
+std::string file_name(std::string name, const std::string& budget) {
+  const std::size_t place = name.find("{}");
+  return place == std::string::npos ? name : name.replace(place, 2, budget);
+}
+
+void run(Arguments& arguments, const std::string& command) {
+  llama::PlanRequest& request = arguments.request;
+  request.model = arguments.model;
+  request.norms = arguments.norms;
+  request.capture = arguments.capture;
+  request.text = arguments.text;
+  if (!arguments.from.empty()) request.source = source_of(arguments.from);
+  if (arguments.per_head) request.per = kvtilt::RecipePer::Head;
+  if (request.threads == 0) {
+    request.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  }
+  if (request.budgets.size() > 1 && !arguments.out.empty() &&
+      arguments.out.find("{}") == std::string::npos) {
+    llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
+                " budgets: write {} where the budget goes, as in plan_{}.json");
+  }
+  llama::JsonOutput json(arguments.json);
+  llama::Progress progress;
+  if (progress.visible()) {
+    request.progress = [&](const char* what, double share) { progress.show(what, share); };
+  }
+  const std::vector<llama::Planning> plannings = llama::run_planner(request);
+  progress.clear();
+  auto figures = nlohmann::ordered_json::array();
+  std::cout << llama::planning_legend();
+  for (const llama::Planning& planning : plannings) {
+    std::cout << '\n' << llama::planning_text(planning) << std::flush;
+    figures.push_back(llama::planning_json(planning));
+    if (arguments.out.empty()) continue;
+    const std::string budget = number(planning.budget);
+    const std::string out = file_name(arguments.out, budget);
+    const auto written = kvtilt::write_recipe_file(
+        out,
+        {planning.best.plan, planning.shape, planning.page_tokens, command, budget + " page bits"});
+    if (!written.ok()) llama::fail(written.message());
+    std::cout << "written to " << out << '\n';
+  }
+  json.write(figures);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{description};
+  Arguments arguments;
+  llama::PlanRequest& request = arguments.request;
+  app.add_option("--model", arguments.model,
+                 "folder with config.json and safetensors, or a GGUF file (norms only)");
+  app.add_option("--norms", arguments.norms, "file with w_k and w_v: one norm per layer");
+  app.add_option("--capture", arguments.capture, "file that evaluate --capture wrote");
+  app.add_option("--budget", request.budgets,
+                 "page bits; several, comma-separated, cost little more")
+      ->required()
+      ->delimiter(',')
+      ->check(CLI::PositiveNumber);
+  app.add_option("--from", arguments.from, "where losses come from (default: see above)")
+      ->check(CLI::IsMember({"frobenius", "spectral", "statistics", "measured"}));
+  app.add_option("--formats", request.formats,
+                 "comma-separated: widths (3) or formats (3c, 2t:g32:min-max), k or v in front for "
+                 "one tensor alone (default: 1 to 8, or those within 2 of the budget if measured)")
+      ->delimiter(',');
+  const auto* floor = app.add_option("--key-floor", arguments.key_floor,
+                                     "least bits of keys (default: 3 from norms, else none)")
+                          ->check(CLI::Range(0, 16));
+  app.add_flag("--per-head", arguments.per_head, "a recipe for every kv head, not every layer");
+  app.add_option("--page", request.page_tokens, "tokens per page")
+      ->check(CLI::IsMember({32, 64, 128}))
+      ->capture_default_str();
+  app.add_option("--text", arguments.text, "text file to measure on");
+  app.add_option("--share", request.share, "part of the text to read, from its beginning")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  const CLI::Range counts(1, 1 << 30);
+  app.add_option("--tokens", request.tokens, "predictions to measure on, spread over that part")
+      ->check(counts)
+      ->capture_default_str();
+  app.add_option("--context", request.context, "positions per piece (default: the model's)")
+      ->check(counts);
+  app.add_option("--probes", request.probes,
+                 "widths to measure per tensor, others are scaled by errors on captured tensors "
+                 "(0: all)")
+      ->check(CLI::Range(0, 8))
+      ->capture_default_str();
+  app.add_option("--kv-heads", request.kv_heads, "of a norm file's model")
+      ->check(CLI::Range(1, kvtilt::max_kv_heads))
+      ->capture_default_str();
+  app.add_option("--head-dim", request.head_dim, "of a norm file's model")
+      ->check(CLI::Range(8, kvtilt::max_head_dim))
+      ->capture_default_str();
+  app.add_option("--threads", request.threads, "(default: cores)")->check(counts);
+  app.add_option("--out", arguments.out, "recipe file to write; {} stands for the budget");
+  app.add_option("--json", arguments.json, "file to write the figures to");
+  CLI11_PARSE(app, argc, argv);
+  if (floor->count() > 0) request.key_floor = arguments.key_floor;
+  request.threads = app.count("--threads") > 0 ? request.threads : 0;
+  std::string command = "plan";
+  for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
+  try {
+    run(arguments, command);
+  } catch (const std::exception& error) {
+    std::cerr << "error: " << error.what() << '\n';
+    return 1;
+  }
+  return 0;
+}

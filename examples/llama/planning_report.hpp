@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT
+// What the planner found out, for people and for plots.
+#pragma once
+
+#include "planning.hpp"
+
+#include <nlohmann/json.hpp>
+
+#include <string>
+
+namespace llama {
+
+/// What the columns of the table mean.
+std::string planning_legend();
+
+/// A table of layers - norms, whether Theorem 1 holds, gaps, chosen formats - then the plan beside
+/// the best uniform recipe, then the warnings.
+std::string planning_text(const Planning& planning);
+
+/// The same, with every figure in full.
+nlohmann::ordered_json planning_json(const Planning& planning);
+
+}  // namespace llama

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/io/safetensors_writer.hpp>
+
+#include "support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <llama/norm_source.hpp>
+
+#include <cmath>
+
+namespace llama {
+namespace {
+
+using testing::HasSubstr;
+
+/// A checkpoint of one layer whose tensors a test chooses, with 4 query and 2 kv heads.
+class Folder : public TemporaryFolder {
+ public:
+  struct Named {
+    std::string name;
+    std::vector<std::int64_t> shape;
+    std::vector<float> numbers;
+  };
+
+  explicit Folder(
+      const std::vector<Named>& tensors,
+      const std::string& config =
+          R"({"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2})") {
+    write("config.json", config);
+    std::vector<kvtilt::TensorToWrite> list;
+    for (const Named& tensor : tensors) {
+      list.push_back({tensor.name, "F32", tensor.shape, std::as_bytes(std::span(tensor.numbers))});
+    }
+    EXPECT_TRUE(kvtilt::write_safetensors(path() / "model.safetensors", list).ok());
+  }
+};
+
+/// [rows, columns] with the number `row + 1` in the row's first column: orthogonal rows would need
+/// more columns, but Frobenius norms can be told row by row.
+Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
+  Folder::Named tensor{
+      name, {rows, columns}, std::vector<float>(static_cast<std::size_t>(rows * columns))};
+  for (int row = 0; row < rows; ++row) {
+    tensor.numbers[static_cast<std::size_t>(row * columns)] = static_cast<float>(row + 1);
+  }
+  return tensor;
+}
+
+/// sqrt of the sum of (row + 1)^2 over rows.
+double norm_of(int first, int count) {
+  double sum = 0;
+  for (int row = first; row < first + count; ++row) sum += (row + 1.0) * (row + 1.0);
+  return std::sqrt(sum);
+}
+
+std::string error(const std::filesystem::path& path) {
+  return error_of([&] { (void)read_weight_norms(path, 1); });
+}
+
+TEST(NormSource, ReadsSeparateProjections) {
+  const Folder folder(
+      {matrix("model.layers.0.self_attn.k_proj.weight", 16),
+       matrix("model.layers.0.self_attn.v_proj.weight", 32),
+       {"model.layers.0.self_attn.k_proj.bias", {16}, std::vector<float>(16, 0.5F)}});
+  const WeightNorms norms = read_weight_norms(folder.path(), 2);
+  ASSERT_EQ(norms.layers.size(), 1U);
+  EXPECT_EQ(norms.shape.layers[0], (kvtilt::LayerShape{2, 8, 16, 0}));
+  const kvtilt::LayerNorms& layer = norms.layers[0];
+  EXPECT_NEAR(layer.keys.frobenius, norm_of(0, 16), 1e-6);
+  EXPECT_NEAR(layer.keys.spectral, norm_of(0, 16), 1e-6) << "of rank one";
+  EXPECT_NEAR(layer.keys.head_frobenius.at(1), norm_of(8, 8), 1e-6);
+  EXPECT_NEAR(layer.values.frobenius, norm_of(0, 32), 1e-6);
+  EXPECT_NEAR(layer.keys.bias, 2, 1e-6);
+  EXPECT_EQ(layer.keys.hidden, 3);
+  EXPECT_FALSE(layer.key_norm);
+}
+
+TEST(NormSource, ReadsFusedProjectionsInBothOrders) {
+  const Folder blocks({matrix("model.layers.0.self_attn.qkv_proj.weight", 64)});
+  const auto phi = read_weight_norms(blocks.path(), 1).layers[0];
+  EXPECT_NEAR(phi.keys.frobenius, norm_of(32, 16), 1e-5);
+  EXPECT_NEAR(phi.values.head_frobenius.at(0), norm_of(48, 8), 1e-5);
+  const Folder per_head({matrix("model.layers.0.attention.wqkv.weight", 64)});
+  const auto intern = read_weight_norms(per_head.path(), 1).layers[0];
+  EXPECT_NEAR(intern.keys.head_frobenius.at(0), norm_of(16, 8), 1e-5);
+  EXPECT_NEAR(intern.values.head_frobenius.at(1), norm_of(56, 8), 1e-5);
+}
+
+TEST(NormSource, SeesTheNormThatKeysPass) {
+  const WeightNorms norms = read_weight_norms(golden_folder("qwen3_sharded"), 1);
+  ASSERT_EQ(norms.layers.size(), 2U);
+  for (const auto& layer : norms.layers) {
+    EXPECT_TRUE(layer.key_norm);
+    EXPECT_EQ(layer.key_gains.size(), 16U);
+  }
+  EXPECT_FALSE(read_weight_norms(golden_folder("llama_f32"), 1).layers[0].key_norm);
+  EXPECT_GT(read_weight_norms(golden_folder("qwen2_f16"), 1).layers[0].keys.bias, 0);
+}
+
+/// Layers of linear attention in hybrid models have no such projections.
+TEST(NormSource, LayersWithoutProjectionsKeepNoCache) {
+  const Folder folder({matrix("model.layers.1.self_attn.k_proj.weight", 16),
+                       matrix("model.layers.1.self_attn.v_proj.weight", 16)},
+                      R"({"text_config": {"num_hidden_layers": 2, "num_attention_heads": 2}})");
+  const WeightNorms norms = read_weight_norms(folder.path(), 1);
+  EXPECT_EQ(norms.shape.layers[0].kv_heads, 0);
+  EXPECT_EQ(norms.shape.layers[1].kv_heads, 2);
+}
+
+TEST(NormSourceHostile, NamesWhatIsMissing) {
+  EXPECT_THAT(error("/nowhere"), HasSubstr("/nowhere"));
+  EXPECT_THAT(error(Folder({matrix("something.else", 16)}).path()),
+              HasSubstr("no key and value projections"));
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16)}).path()),
+              HasSubstr("layer 0 has only one of"));
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 17),
+                            matrix("model.layers.0.self_attn.v_proj.weight", 16)})
+                        .path()),
+              HasSubstr("[17, 3], which is not [2 kv heads x n, hidden]"));
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),
+                            matrix("model.layers.0.self_attn.v_proj.weight", 16)},
+                           "{}")
+                        .path()),
+              HasSubstr("no \"num_hidden_layers\""));
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 4),
+                            matrix("model.layers.0.self_attn.v_proj.weight", 4)})
+                        .path()),
+              HasSubstr("head dimensions are key 2"));
+  auto broken = matrix("model.layers.0.self_attn.v_proj.weight", 16);
+  broken.numbers[5] = std::nanf("");
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16), broken}).path()),
+              HasSubstr("v_proj.weight\" of layer 0: row 1, column 2 is not finite"));
+}
+
+}  // namespace
+}  // namespace llama

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: MIT
+#include "support.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <llama/format_list.hpp>
+#include <llama/planning.hpp>
+#include <llama/planning_report.hpp>
+
+namespace llama {
+namespace {
+
+using testing::HasSubstr;
+using testing::Not;
+
+const kvtilt::CacheShape shape = kvtilt::CacheShape::uniform(2, 2, 64);
+constexpr int page = 64;
+
+/// Two layers, keys and values of 2 and 4 bits; the second layer's keys matter most.
+class PlanningTest : public testing::Test {
+ protected:
+  kvtilt::FormatChoices choices_ = parse_formats({"2", "4"}, Variants::Default, shape, page);
+  kvtilt::ModelLosses losses_{{{{{8, 1}, {4, 0.5}}}, {{{80, 10}, {2, 0.25}}}}};
+  std::vector<kvtilt::LayerNorms> norms_ = make_norms();
+
+  static std::vector<kvtilt::LayerNorms> make_norms() {
+    std::vector<kvtilt::LayerNorms> norms(2);
+    for (std::size_t i = 0; i < 2; ++i) {
+      norms[i].keys = {i == 0 ? 2.0 : 1.0, 1, {2, 2}, {1, 1}, 0, 64};
+      norms[i].values = {1.5, 0.5, {1, 1}, {1, 1}, 0, 64};
+    }
+    return norms;
+  }
+  [[nodiscard]] Planning plan(LossSource source, double budget, int floor = 0) const {
+    return make_planning(source, shape, page, choices_, losses_, {budget, floor}, norms_);
+  }
+};
+
+TEST_F(PlanningTest, IsComparedWithTheBestUniformRecipeOfItsSize) {
+  const Planning planning = plan(LossSource::Measured, 3.0);
+  EXPECT_EQ(planning.best.plan.recipes[1][0].key.bits, 4);
+  EXPECT_DOUBLE_EQ(planning.best.page_bits, 3.0);
+  EXPECT_DOUBLE_EQ(planning.best.loss, 8 + 4 + 10 + 2);
+  ASSERT_TRUE(planning.uniform.has_value());
+  EXPECT_DOUBLE_EQ(planning.uniform->loss, 94) << "k2v2: nothing wider fits 3 bits";
+  EXPECT_DOUBLE_EQ(planning.uniform->page_bits, 2.5);
+  const Planning wider = plan(LossSource::Measured, 3.5);
+  EXPECT_DOUBLE_EQ(wider.uniform->loss, 17) << "k4v2";
+  EXPECT_EQ(wider.uniform->recipe.key.bits, 4);
+  EXPECT_EQ(wider.uniform->recipe.value.bits, 2);
+}
+
+TEST_F(PlanningTest, WarnsWhereNormsAndMeasurementPart) {
+  const Planning measured = plan(LossSource::Measured, 3.5);
+  ASSERT_EQ(measured.measured_gaps.size(), 2U);
+  EXPECT_NEAR(measured.measured_gaps[1].value(), 2.66, 0.01) << "log2(10 / 0.25) / 2";
+  EXPECT_THAT(planning_text(measured),
+              AllOf(HasSubstr("layer 1: the norms of W_K and W_V ask for another gap"),
+                    HasSubstr("gap measured"), Not(HasSubstr("fewer bits than values"))));
+  const Planning norms = plan(LossSource::Frobenius, 3.5);
+  EXPECT_THAT(planning_text(norms),
+              AllOf(HasSubstr("layer 1: W_V is larger than W_K"),
+                    Not(HasSubstr("ask for another gap")), Not(HasSubstr("gap measured"))));
+}
+
+TEST_F(PlanningTest, WarnsOfKeyNormsAndOfKeysWithFewerBits) {
+  norms_[0].key_norm = true;
+  losses_.layers[0] = {{{1, 0.5}, {80, 1}}};
+  const Planning planning = plan(LossSource::Spectral, 3.5);
+  EXPECT_THAT(planning_text(planning),
+              AllOf(HasSubstr("layer 0: keys get fewer bits than values"),
+                    HasSubstr("layer 0: keys pass a norm of their own (QK-norm)")));
+}
+
+TEST_F(PlanningTest, NamesTheSmallestBudgetThatWorks) {
+  EXPECT_THAT(error_of([&] { (void)plan(LossSource::Spectral, 3.0, 4); }),
+              HasSubstr("the smallest that works is 3.5"));
+  EXPECT_THAT(error_of([&] { (void)plan(LossSource::Spectral, 3.0, 5); }),
+              HasSubstr("at least 5 bits"));
+}
+
+TEST_F(PlanningTest, IsWrittenOutInFull) {
+  const auto json = planning_json(plan(LossSource::Measured, 3.5));
+  EXPECT_EQ(json["source"], "measured");
+  EXPECT_EQ(json["budget"], 3.5);
+  EXPECT_EQ(json["layers"].size(), 2U);
+  EXPECT_EQ(json["layers"][1]["key_bits"], 4);
+  EXPECT_EQ(json["layers"][1]["keys"][0], "4c:g64:min-mse");
+  EXPECT_EQ(json["layers"][0]["theorem_1"]["frobenius"], true);
+  EXPECT_EQ(json["layers"][1]["theorem_1"]["frobenius"], false);
+  EXPECT_EQ(json["layers"][0]["w_v"]["frobenius"], 1.5);
+  EXPECT_EQ(json["uniform"]["loss"], 17);
+  EXPECT_FALSE(json["warnings"].empty());
+}
+
+}  // namespace
+}  // namespace llama
