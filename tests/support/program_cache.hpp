@@ -8,6 +8,7 @@
 #include "support/counting_allocator.hpp"
 #include "support/random_input.hpp"
 #include "support/random_program.hpp"
+#include "support/unpack_check.hpp"
 
 #include <gtest/gtest.h>
 
@@ -196,6 +197,12 @@ class ProgramCache {
     for (auto& own : model.layers)
       if (works && own) own->remove(from, to);
     return {};
+  }
+
+  std::string unpack(const ModelSequence& model, int layer, Random& random) const {
+    const std::size_t index = static_cast<std::size_t>(layer) % model.layers.size();
+    if (!model.layers[index]) return {};
+    return unpack_differs(*cache_, model.id, static_cast<int>(index), *model.layers[index], random);
   }
 
   std::string close(ModelSequence& model) {

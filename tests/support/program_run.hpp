@@ -65,6 +65,8 @@ class ProgramRun : ProgramCache {
         return merge_parts(model, step.layer, random);
       case Step::Prefill:
         return prefill(random, step.amount);
+      case Step::Unpack:
+        return unpack(model, step.layer, random);
     }
     return {};
   }

@@ -31,7 +31,8 @@ struct Step {
     Close,
     Attend,
     Merge,
-    Prefill
+    Prefill,
+    Unpack
   };
   Kind kind;
   int which;  ///< picks a sequence
@@ -41,8 +42,8 @@ struct Step {
 };
 
 inline std::string to_string(const Step& step) {
-  constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair", "fork",
-                                   "remove", "close",   "attend", "merge",    "prefill"};
+  constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair",  "fork",
+                                   "remove", "close",   "attend", "merge",    "prefill", "unpack"};
   return std::string(names[step.kind]) + " sequence " + std::to_string(step.which) + ", layer " +
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
@@ -96,11 +97,11 @@ struct ProgramSetup {
 inline std::vector<Step> random_program(std::uint64_t seed, int count) {
   Random random(seed ^ 0x5eed);
   std::vector<Step> steps = {{Step::Open, 0, 0, 400, random.next()}};
-  constexpr Step::Kind kinds[] = {Step::Open,   Step::Reserve, Step::Reserve,  Step::Append,
-                                  Step::Append, Step::Append,  Step::Append,   Step::Append,
-                                  Step::Append, Step::Append,  Step::Truncate, Step::Truncate,
-                                  Step::Repair, Step::Fork,    Step::Remove,   Step::Close,
-                                  Step::Attend, Step::Attend,  Step::Merge,    Step::Prefill};
+  constexpr Step::Kind kinds[] = {
+      Step::Open,   Step::Reserve, Step::Reserve, Step::Append, Step::Append,   Step::Append,
+      Step::Append, Step::Append,  Step::Append,  Step::Append, Step::Truncate, Step::Truncate,
+      Step::Repair, Step::Fork,    Step::Remove,  Step::Close,  Step::Attend,   Step::Attend,
+      Step::Merge,  Step::Prefill, Step::Unpack,  Step::Unpack};
   while (static_cast<int>(steps.size()) < count) {
     const Step::Kind kind = kinds[random.below(static_cast<int>(std::size(kinds)))];
     int amount = random.between(0, 40);
