@@ -223,6 +223,7 @@ class ProgramCache {
   const ProgramSetup& setup() const { return setup_; }
   KVCache& cache() { return *cache_; }
   std::vector<ModelSequence>& models() { return models_; }
+  const std::vector<ModelSequence>& models() const { return models_; }
 
  private:
   std::string compare(ModelSequence& model) {

@@ -31,8 +31,7 @@ struct Step {
     Close,
     Attend,
     Merge,
-    Prefill,
-    Unpack
+    Prefill
   };
   Kind kind;
   int which;  ///< picks a sequence
@@ -42,8 +41,8 @@ struct Step {
 };
 
 inline std::string to_string(const Step& step) {
-  constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair",  "fork",
-                                   "remove", "close",   "attend", "merge",    "prefill", "unpack"};
+  constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair", "fork",
+                                   "remove", "close",   "attend", "merge",    "prefill"};
   return std::string(names[step.kind]) + " sequence " + std::to_string(step.which) + ", layer " +
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
@@ -97,11 +96,11 @@ struct ProgramSetup {
 inline std::vector<Step> random_program(std::uint64_t seed, int count) {
   Random random(seed ^ 0x5eed);
   std::vector<Step> steps = {{Step::Open, 0, 0, 400, random.next()}};
-  constexpr Step::Kind kinds[] = {
-      Step::Open,   Step::Reserve, Step::Reserve, Step::Append, Step::Append,   Step::Append,
-      Step::Append, Step::Append,  Step::Append,  Step::Append, Step::Truncate, Step::Truncate,
-      Step::Repair, Step::Fork,    Step::Remove,  Step::Close,  Step::Attend,   Step::Attend,
-      Step::Merge,  Step::Prefill, Step::Unpack,  Step::Unpack};
+  constexpr Step::Kind kinds[] = {Step::Open,   Step::Reserve, Step::Reserve,  Step::Append,
+                                  Step::Append, Step::Append,  Step::Append,   Step::Append,
+                                  Step::Append, Step::Append,  Step::Truncate, Step::Truncate,
+                                  Step::Repair, Step::Fork,    Step::Remove,   Step::Close,
+                                  Step::Attend, Step::Attend,  Step::Merge,    Step::Prefill};
   while (static_cast<int>(steps.size()) < count) {
     const Step::Kind kind = kinds[random.below(static_cast<int>(std::size(kinds)))];
     int amount = random.between(0, 40);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
-// Pages back to rows, 16 tokens x 16 channels at a time (8 channels at the end of some heads). Widths
-// are data here: float rows are written no faster than memory takes them, and one function for all
-// widths compiles faster than nine.
+// Pages back to rows: squares of 16 tokens x 16 channels (8 channels at the end of some heads) are
+// decoded, then rows written. Widths are data, not template arguments: one function to compile, not
+// nine.
 
 /// The planes of a packed tensor, of any width.
 struct PlaneLines {
@@ -47,28 +47,18 @@ inline void read_codes(const PlaneLines& planes, CodeMatrix matrix, int block, i
   }
 }
 
+inline void store_line_as(float* row, const F32x16& x) { store(row, x); }
+inline void store_line_as(F16* row, const F32x16& x) { store_f16(row, x); }
+
 /// Nearest, ties to even, of numbers.
-inline void store_bf16(void* p, const F32x16& x) {
+inline void store_line_as(BF16* row, const F32x16& x) {
   const I32x16 bits = bits_of(x);
   const I32x16 half =
       add_ints(bit_and(shift_right(bits, 16), broadcast_bits(1)), broadcast_bits(0x7fffu));
   const I32x16 upper = shift_right_signed(add_ints(bits, half), 16);
   std::int16_t words[2 * line_lanes];
   store_words(words, pack_words(upper, upper));
-  std::memcpy(p, words, line_lanes * sizeof(BF16));
-}
-
-/// 16 or 8 channels of a row.
-inline void store_channels(std::byte* row, ElementType type, const F32x16& x, int count) {
-  alignas(line_bytes) std::byte line[line_bytes];
-  std::byte* out = count == line_lanes ? row : line;
-  if (type == ElementType::F32)
-    store(reinterpret_cast<float*>(out), x);
-  else if (type == ElementType::F16)
-    store_f16(reinterpret_cast<F16*>(out), x);
-  else
-    store_bf16(out, x);
-  if (out == line) std::memcpy(row, line, static_cast<std::size_t>(count) * element_bytes(type));
+  std::memcpy(static_cast<void*>(row), words, line_lanes * sizeof(BF16));
 }
 
 /// Sixteen tokens of 16 or 8 channels.
@@ -77,6 +67,8 @@ struct Square {
   int channel;
   int channels;
 };
+
+inline constexpr int square_bytes = line_lanes * line_lanes * 2;
 
 /// Where the rows of a square are, `stride` apart.
 struct SquareRows {
@@ -90,35 +82,36 @@ struct UnpackSource {
   const TensorLayout& tensor;
   const std::byte* block;
   PlaneLines planes;
-  alignas(line_bytes) std::byte lines[2][line_lanes * line_lanes * sizeof(F16)];  ///< scratch
 
   UnpackSource(Role role_, const TensorLayout& tensor_, const std::byte* block_)
       : role(role_), tensor(tensor_), block(block_), planes(tensor_, block_ + tensor_.codes) {}
 
   [[nodiscard]] bool keys() const { return role == Role::Keys; }
 
-  /// The rows of a square, token by token: fp16 values, or codes as the bits of fp16.
-  SquareRows read(const Square& square) {
+  /// The rows of a square, token by token: fp16 values, or codes as the bits of fp16. Where they are
+  /// not in the block in this order, they are put into `space`.
+  SquareRows read(const Square& square, std::byte* space) const {
     const int outer = keys() ? square.token : square.channel;
     const int inner = keys() ? square.channel : square.token;
     const int block_index = outer / line_lanes;
-    SquareRows rows{reinterpret_cast<const F16*>(lines[0]), line_lanes};
+    alignas(line_bytes) std::byte channel_lines[square_bytes];
+    std::byte* lines = keys() ? channel_lines : space;
+    SquareRows rows{reinterpret_cast<const F16*>(lines), line_lanes};
     if (tensor.format.quantized())
       read_codes(planes, tensor.matrix, block_index, inner / quad,
                  (keys() ? square.channels : line_lanes) / quad,
-                 reinterpret_cast<std::int16_t*>(lines[0]));
+                 reinterpret_cast<std::int16_t*>(lines));
     else
       rows = {reinterpret_cast<const F16*>(block + tensor.codes) +
                   half_position(tensor.matrix, outer, inner),
               block_lanes(tensor.matrix, block_index)};
-    return keys() ? transpose(rows.data, square.channels) : rows;
+    return keys() ? transpose(rows.data, square.channels, reinterpret_cast<F16*>(space)) : rows;
   }
 
  private:
   /// Lines of 16 tokens, one for each channel.
-  SquareRows transpose(const F16* from, int channels) {
+  static SquareRows transpose(const F16* from, int channels, F16* to) {
     const F16* second = channels == line_lanes ? from + line_lanes * line_lanes / 2 : from;
-    F16* to = reinterpret_cast<F16*>(lines[1]);
     for (int half = 0; half < line_lanes; half += line_lanes / 2)
       transpose_halves(from + half, second + half, line_lanes, to + half * line_lanes);
     return {to, line_lanes};
@@ -154,30 +147,54 @@ struct SquareMetadata {
   }
 };
 
-/// Tokens first to last-1 of a square; `out` is where its token 0 begins, tokens lie `stride` apart.
-inline void unpack_square(UnpackSource& source, const Square& square, Range tokens,
-                          ElementType type, std::byte* out, std::ptrdiff_t stride) {
-  const SquareRows rows = source.read(square);
-  const bool quantized = source.tensor.format.quantized();
-  const SquareMetadata metadata = quantized ? SquareMetadata(source, square) : SquareMetadata();
-  for (int token = tokens.first; token < tokens.last; ++token) {
-    F32x16 value = load_f16(rows.data + token * rows.stride, rows.stride);
-    if (quantized) value = metadata.decode(value, token);
-    store_channels(out + token * stride, type, value, square.channels);
+/// The squares of 16 tokens.
+struct Strip {
+  static constexpr int most_squares = max_head_dim / line_lanes;
+  bool quantized;
+  SquareRows rows[most_squares];
+  SquareMetadata metadata[most_squares];
+  alignas(line_bytes) std::byte space[most_squares][square_bytes];
+
+  [[nodiscard]] KVTILT_INLINE F32x16 values(int square, int token, int lanes) const {
+    const F32x16 stored = load_f16(rows[square].data + token * lanes, lanes);
+    return quantized ? metadata[square].decode(stored, token) : stored;
   }
-}
+
+  /// One row of `dim` channels. Rows are written one after the other: heads may lie pages apart.
+  template <class T>
+  void store_row(int token, int dim, T* row) const {
+    int square = 0;
+    for (; (square + 1) * line_lanes <= dim; ++square, row += line_lanes)
+      store_line_as(row, values(square, token, line_lanes));
+    if (square * line_lanes == dim) return;
+    std::byte line[line_bytes];
+    store_line_as(reinterpret_cast<T*>(line), values(square, token, rows[square].stride));
+    std::memcpy(static_cast<void*>(row), line, line_lanes / 2 * sizeof(T));
+  }
+};
 
 inline void unpack(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
                    const MutableTensorView& rows, const RowRange& range) {
-  UnpackSource source(role, tensor, block);
-  const std::ptrdiff_t size = static_cast<std::ptrdiff_t>(element_bytes(rows.type));
-  const std::ptrdiff_t stride = rows.token_stride * size;
+  const UnpackSource source(role, tensor, block);
   const int end = slot + range.count;
-  for (int token = slot / line_lanes * line_lanes; token < end; token += line_lanes) {
-    std::byte* out = rows.address(range.token, range.head) + (token - slot) * stride;
-    for (int channel = 0; channel < rows.dim; channel += line_lanes)
-      unpack_square(source, {token, channel, smaller(line_lanes, rows.dim - channel)},
-                    {larger(slot - token, 0), smaller(end - token, line_lanes)}, rows.type,
-                    out + channel * size, stride);
+  Strip strip;
+  strip.quantized = tensor.format.quantized();
+  for (int start = slot / line_lanes * line_lanes; start < end; start += line_lanes) {
+    for (int channel = 0; channel < rows.dim; channel += line_lanes) {
+      const Square square{start, channel, smaller(line_lanes, rows.dim - channel)};
+      const int index = channel / line_lanes;
+      strip.rows[index] = source.read(square, strip.space[index]);
+      if (strip.quantized) strip.metadata[index] = SquareMetadata(source, square);
+    }
+    const int last = smaller(end, start + line_lanes) - start;
+    for (int token = larger(slot - start, 0); token < last; ++token) {
+      std::byte* row = rows.address(range.token + start + token - slot, range.head);
+      if (rows.type == ElementType::F32)
+        strip.store_row(token, rows.dim, reinterpret_cast<float*>(row));
+      else if (rows.type == ElementType::F16)
+        strip.store_row(token, rows.dim, reinterpret_cast<F16*>(row));
+      else
+        strip.store_row(token, rows.dim, reinterpret_cast<BF16*>(row));
+    }
   }
 }
