@@ -9,4 +9,5 @@
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cache/memory_plan.hpp>
+#include <kvtilt/cache/unpack.hpp>
 #include <kvtilt/quant/recipe.hpp>

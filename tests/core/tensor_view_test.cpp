@@ -46,6 +46,28 @@ TEST(TensorView, CountsBeyond32Bits) {
   EXPECT_EQ(view.token_stride * 3, std::int64_t{3} << 33);
 }
 
+TEST(MutableTensorView, KnowsWhereRowsOfAnyTypeBegin) {
+  std::vector<float> floats(3 * 2 * 8);
+  std::vector<F16> halves(3 * 2 * 8);
+  std::vector<BF16> brains(3 * 2 * 8);
+  const MutableTensorView view(floats.data(), 3, 2, 8);
+  EXPECT_EQ(static_cast<void*>(view.address(2, 1)), floats.data() + 40);
+  EXPECT_EQ(static_cast<void*>(MutableTensorView(halves.data(), 3, 2, 8).address(2, 1)),
+            halves.data() + 40);
+  EXPECT_EQ(static_cast<void*>(MutableTensorView(brains.data(), 3, 2, 8).address(1, 0)),
+            brains.data() + 16);
+  const MutableTensorView backward =
+      MutableTensorView(halves.data() + 32, 3, 2, 8).with_strides(-16, 8);
+  EXPECT_EQ(static_cast<void*>(backward.address(2, 1)), halves.data() + 8);
+}
+
+TEST(MutableTensorView, CanBeRead) {
+  std::vector<F16> data(3 * 2 * 8);
+  const TensorView view = MutableTensorView(data.data(), 3, 2, 8).with_strides(8, 24);
+  EXPECT_EQ(view.type, ElementType::F16);
+  EXPECT_EQ(view.row<F16>(1, 1), data.data() + 32);
+}
+
 TEST(OutputView, IsContiguousUnlessTold) {
   std::vector<float> data(3 * 2 * 8);
   std::vector<float> lse(6);

@@ -24,7 +24,7 @@ struct LiveHead {
     for (std::int32_t i = 0; i < view.page_count; ++i) count += view.pages[i].tokens;
     keys.resize(static_cast<std::size_t>(count * view.shape.key_dim));
     values.resize(static_cast<std::size_t>(count * view.shape.value_dim));
-    EXPECT_EQ(unpack(view, kv_head, keys.data(), values.data()), count);
+    EXPECT_EQ(unpack_head(view, kv_head, keys.data(), values.data()), count);
     std::int64_t index = 0;
     for (std::int32_t i = 0; i < view.page_count; ++i)
       for (int slot = 0; slot < view.pages[i].tokens; ++slot, ++index)

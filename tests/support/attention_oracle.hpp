@@ -4,10 +4,12 @@
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
+#include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/unpack.hpp>
 
 #include "support/fp16_oracle.hpp"
 #include "support/rows.hpp"
+#include "support/unpack_head.hpp"
 
 #include <gtest/gtest.h>
 
@@ -62,7 +64,7 @@ inline StoredHead stored_head(const LayerView& view, int kv_head, Width width = 
   // Live tokens come without gaps; each goes to its position. A window leaves the others 0.
   std::vector<float> keys(head.keys.size());
   std::vector<float> values(head.values.size());
-  std::int64_t live = unpack(view, kv_head, keys.data(), values.data());
+  std::int64_t live = unpack_head(view, kv_head, keys.data(), values.data());
   for (std::int32_t i = view.page_count; i-- > 0;) {
     const PageEntry& page = view.pages[i];
     live -= page.tokens;

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>
-#include <kvtilt/page/unpack.hpp>
 
 #include <gtest/gtest.h>
 

@@ -5,10 +5,10 @@
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>
-#include <kvtilt/page/unpack.hpp>
 
 #include "support/quantizer_oracle.hpp"
 #include "support/rows.hpp"
+#include "support/unpack_head.hpp"
 
 #include <gtest/gtest.h>
 
@@ -160,8 +160,8 @@ class LayerModel {
     std::vector<float> keys(static_cast<std::size_t>(count * shape_.key_dim));
     std::vector<float> values(static_cast<std::size_t>(count * shape_.value_dim));
     for (int head = 0; head < shape_.kv_heads; ++head) {
-      if (unpack(one, head, keys.data(), values.data()) != count)
-        return testing::AssertionFailure() << "unpack returned another number of tokens";
+      if (unpack_head(one, head, keys.data(), values.data()) != count)
+        return testing::AssertionFailure() << "unpack_head returned another number of tokens";
       for (std::int64_t i = 0; i < count; ++i) {
         if (!same(&keys_.values[keys_.at(first + i, head)], keys.data() + i * shape_.key_dim,
                   shape_.key_dim))

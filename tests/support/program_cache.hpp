@@ -8,6 +8,7 @@
 #include "support/counting_allocator.hpp"
 #include "support/random_input.hpp"
 #include "support/random_program.hpp"
+#include "support/unpack_check.hpp"
 
 #include <gtest/gtest.h>
 
@@ -198,6 +199,12 @@ class ProgramCache {
     return {};
   }
 
+  std::string unpack(const ModelSequence& model, int layer, Random& random) const {
+    const std::size_t index = static_cast<std::size_t>(layer) % model.layers.size();
+    if (!model.layers[index]) return {};
+    return unpack_differs(*cache_, model.id, static_cast<int>(index), *model.layers[index], random);
+  }
+
   std::string close(ModelSequence& model) {
     const SequenceId id = model.id;
     const Status status = cache_->close(id);
@@ -216,6 +223,7 @@ class ProgramCache {
   const ProgramSetup& setup() const { return setup_; }
   KVCache& cache() { return *cache_; }
   std::vector<ModelSequence>& models() { return models_; }
+  const std::vector<ModelSequence>& models() const { return models_; }
 
  private:
   std::string compare(ModelSequence& model) {

@@ -30,12 +30,22 @@ class ProgramRun : ProgramCache {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       std::string wrong = play(steps[i]);
       if (wrong.empty()) wrong = compare();
+      if (wrong.empty()) wrong = unpack(steps[i]);
       if (!wrong.empty()) return "step " + std::to_string(i) + ": " + wrong;
     }
     return {};
   }
 
  private:
+  /// After every step some tokens of some layer.
+  std::string unpack(const Step& step) const {
+    if (models().empty()) return {};
+    Random random(step.seed + 1);
+    return unpack(models()[static_cast<std::size_t>(step.which) % models().size()], step.layer,
+                  random);
+  }
+  using ProgramCache::unpack;
+
   std::string play(const Step& step) {
     Random random(step.seed);
     if (step.kind == Step::Open) return open(step.amount * setup().stretch, random);

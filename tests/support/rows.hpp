@@ -34,6 +34,7 @@ struct Rows {
   [[nodiscard]] TensorView view(std::int64_t first, std::int64_t some) const {
     return {data.data() + count(first), some, heads, dim};
   }
+  [[nodiscard]] MutableTensorView out() { return {data.data(), tokens, heads, dim}; }
 
  private:
   [[nodiscard]] std::size_t count(std::int64_t rows) const {

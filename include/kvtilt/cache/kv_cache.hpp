@@ -7,6 +7,7 @@
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
+#include <kvtilt/cache/unpack.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 
 #include <algorithm>
@@ -30,7 +31,7 @@ struct SequenceId {
 };
 
 /// Threads: open, reserve and close may be called from anywhere at any time. append, truncate,
-/// view and length of one sequence belong to one thread at a time; different sequences do not
+/// view, unpack and length of one sequence belong to one thread at a time; different sequences do not
 /// disturb each other. memory() of a sequence that is being written is undefined.
 class KVCache {
  public:
@@ -85,6 +86,14 @@ class KVCache {
 
   /// One layer for attend(). Valid until the sequence changes.
   Result<LayerView> view(SequenceId id, int layer) const;
+
+  /// Copies the tokens at positions `first` to first + n - 1 out of one layer: unpack() of its view
+  /// (unpack.hpp). Fails as that does, and for a handle or layer that does not exist.
+  ///
+  /// keys    receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+  /// values  receives [n, kv_heads, value_dim], likewise
+  Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
+                const MutableTensorView& values) const;
 
   /// Tokens that append takes before it seals a page of this layer. While none is sealed, attend
   /// gives every query the same bits however many tokens were appended at once, and truncate takes

@@ -97,6 +97,16 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   return view;
 }
 
+inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
+                              const MutableTensorView& keys,
+                              const MutableTensorView& values) const {
+  Result<LayerView> seen = view(id, layer);
+  if (!seen) return std::move(seen).take_status();
+  KVTILT_RETURN_IF_ERROR(detail::check_unpack(*seen, first, keys, values, layer));
+  detail::unpack_checked(*seen, first, keys, values);
+  return {};
+}
+
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
   Result<Sequence*> found = find(id, layer);
   if (!found) return std::move(found).take_status();

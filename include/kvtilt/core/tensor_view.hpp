@@ -15,6 +15,8 @@ constexpr const char* to_string(ElementType type) {
   return type == ElementType::F32 ? "f32" : type == ElementType::F16 ? "f16" : "bf16";
 }
 
+constexpr std::size_t element_bytes(ElementType type) { return type == ElementType::F32 ? 4 : 2; }
+
 /// Read-only [tokens, heads, dim] tensor of f32, f16 or bf16. Channels are contiguous; tokens and
 /// heads may lie anywhere, so both [tokens, heads, dim] and [heads, tokens, dim] fit. Strides count
 /// elements and may be negative.
@@ -58,6 +60,32 @@ struct TensorView {
         dim(dim_),
         token_stride(static_cast<std::int64_t>(heads_) * dim_),
         head_stride(dim_) {}
+};
+
+/// The same to be written. It is also a TensorView: what was written can be read.
+struct MutableTensorView : TensorView {
+  constexpr MutableTensorView() = default;
+  constexpr MutableTensorView(float* data_, std::int64_t tokens_, int heads_, int dim_)
+      : TensorView(data_, tokens_, heads_, dim_) {}
+  constexpr MutableTensorView(F16* data_, std::int64_t tokens_, int heads_, int dim_)
+      : TensorView(data_, tokens_, heads_, dim_) {}
+  constexpr MutableTensorView(BF16* data_, std::int64_t tokens_, int heads_, int dim_)
+      : TensorView(data_, tokens_, heads_, dim_) {}
+
+  [[nodiscard]] constexpr MutableTensorView with_strides(std::int64_t token,
+                                                         std::int64_t head) const {
+    MutableTensorView view = *this;
+    view.token_stride = token;
+    view.head_stride = head;
+    return view;
+  }
+
+  /// Address of channel 0 of one head of one token, whatever the type.
+  [[nodiscard]] std::byte* address(std::int64_t token, int head) const {
+    std::byte* bytes = static_cast<std::byte*>(const_cast<void*>(data));  // the constructors' own
+    return bytes + (token * token_stride + head * head_stride) *
+                       static_cast<std::int64_t>(element_bytes(type));
+  }
 };
 
 /// Where attention writes: [tokens, heads, dim] float, and optionally the log-sum-exp of every

@@ -11,5 +11,6 @@
 #include <kvtilt/cpu/fit.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>
+#include <kvtilt/cpu/unpack.inl>
 #include <kvtilt/cpu/table.inl>
 // clang-format on

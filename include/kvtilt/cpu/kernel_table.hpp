@@ -80,6 +80,12 @@ struct RowRange {
 using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
                          F16* stored, int slot);
 
+/// The reverse, of a tensor in any width: values from the slot `slot` on of a head's block to rows, as
+/// unpack_value gives them, rounded to nearest even where the rows are not float. Slots outside of the
+/// range may hold anything.
+using UnpackFn = void (*)(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
+                          const MutableTensorView& rows, const RowRange& range);
+
 /// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
 using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);
 
@@ -100,6 +106,7 @@ struct Kernels {
   ScaleFn scale;
   WriteFn write_keys;    ///< matrix [token][channel]
   WriteFn write_values;  ///< matrix [channel][token]
+  UnpackFn unpack;
   ExceedsFn exceeds;
 
   /// Makes the first weights of a contraction; finish() does the rest. Others may begin between.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Pages back to floats, in scalar code: for tools, tests and exports. Attention never does this.
+/// One element of a page as a float, in scalar code: what the kernels that unpack pages must give.
 #pragma once
 
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/affine.hpp>
 
 #include <cstddef>
@@ -23,28 +23,6 @@ inline float unpack_value(const TensorLayout& tensor, const std::byte* block, in
   const int code = read_code(reinterpret_cast<const std::uint8_t*>(codes), tensor.matrix,
                              tensor.format.bits, outer, inner);
   return decode(code, {scales[entry], scales[tensor.pitch() + entry]});
-}
-
-/// All live tokens of one kv head, in order of position.
-///
-/// keys    receives [tokens, key_dim], or null
-/// values  receives [tokens, value_dim], or null
-/// Returns the number of tokens.
-inline std::int64_t unpack(const LayerView& view, int kv_head, float* keys, float* values) {
-  std::int64_t tokens = 0;
-  for (std::int32_t index = 0; index < view.page_count; ++index) {
-    const PageEntry& page = view.pages[index];
-    const HeadLayout& head = view.head(page.kind, kv_head);
-    const std::byte* block = page.data + head.offset;
-    for (int token = 0; token < page.tokens; ++token, ++tokens) {
-      for (int channel = 0; keys != nullptr && channel < view.shape.key_dim; ++channel)
-        keys[tokens * view.shape.key_dim + channel] = unpack_value(head.key, block, token, channel);
-      for (int channel = 0; values != nullptr && channel < view.shape.value_dim; ++channel)
-        values[tokens * view.shape.value_dim + channel] =
-            unpack_value(head.value, block, channel, token);
-    }
-  }
-  return tokens;
 }
 
 }  // namespace kvtilt

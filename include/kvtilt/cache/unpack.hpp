@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+/// Tokens back out of a cache: for exports, for attention of another kind, for a look at the error.
+#pragma once
+
+#include <kvtilt/cache/layer_store.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cpu/kernel_table.hpp>
+#include <kvtilt/page/layer_view.hpp>
+
+#include <algorithm>
+#include <cstdint>
+
+namespace kvtilt {
+
+namespace detail {
+
+inline bool is_wanted(const TensorView& rows) {
+  return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
+}
+
+inline bool fits(const TensorView& rows, std::int64_t tokens, int heads, int dim) {
+  return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == heads && rows.dim == dim &&
+                              (rows.data != nullptr || tokens == 0));
+}
+
+/// The page that holds a position, or else the next one.
+inline const PageEntry* page_at(const LayerView& view, std::int64_t position) {
+  return std::partition_point(view.pages, view.pages + view.page_count, [&](const PageEntry& page) {
+    return page.first_position + page.tokens <= position;
+  });
+}
+
+inline Status check_unpack(const LayerView& view, std::int64_t first, const TensorView& keys,
+                           const TensorView& values, int layer) {
+  const LayerShape& shape = view.shape;
+  if (view.kernels == nullptr || shape.kv_heads == 0)
+    return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
+  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
+  if (tokens < 0 || !fits(keys, tokens, shape.kv_heads, shape.key_dim) ||
+      !fits(values, tokens, shape.kv_heads, shape.value_dim))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%skeys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at %p; "
+                         "expected [n, %d, %d] and [n, %d, %d], or {} for what is not wanted",
+                         LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads,
+                         keys.dim, keys.data, static_cast<long long>(values.tokens), values.heads,
+                         values.dim, values.data, shape.kv_heads, shape.key_dim, shape.kv_heads,
+                         shape.value_dim);
+  if (first < 0 || first > view.length || tokens > view.length - first)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%scannot unpack %lld tokens from position %lld on: there are %lld",
+                         LayerName(layer).text, static_cast<long long>(tokens),
+                         static_cast<long long>(first), static_cast<long long>(view.length));
+  const std::int64_t last = first + tokens;
+  const PageEntry* const end = view.pages + view.page_count;
+  std::int64_t next = first;
+  for (const PageEntry* page = page_at(view, first);
+       next < last && page != end && page->first_position <= next; ++page)
+    next = page->first_position + page->tokens;
+  if (next < last)
+    return Status::error(
+        ErrorCode::InvalidArgument, "%scannot unpack positions %lld to %lld: %s position %lld",
+        LayerName(layer).text, static_cast<long long>(first), static_cast<long long>(last) - 1,
+        next < view.first_kept ? "the window has freed" : "no page holds",
+        static_cast<long long>(next));
+  return {};
+}
+
+/// After check_unpack().
+inline void unpack_checked(const LayerView& view, std::int64_t first, const MutableTensorView& keys,
+                           const MutableTensorView& values) {
+  const std::int64_t tokens = std::max(keys.tokens, values.tokens);
+  const PageEntry* page = page_at(view, first);
+  for (std::int64_t token = 0; token < tokens; ++page) {
+    const int slot = static_cast<int>(first + token - page->first_position);
+    const int count = static_cast<int>(std::min<std::int64_t>(page->tokens - slot, tokens - token));
+    for (int index = 0; index < view.shape.kv_heads; ++index) {
+      const HeadLayout& head = view.head(page->kind, index);
+      const std::byte* block = page->data + head.offset;
+      const cpu::RowRange rows{token, count, index};
+      if (is_wanted(keys)) view.kernels->unpack(cpu::Role::Keys, head.key, block, slot, keys, rows);
+      if (is_wanted(values))
+        view.kernels->unpack(cpu::Role::Values, head.value, block, slot, values, rows);
+    }
+    token += count;
+  }
+}
+
+}  // namespace detail
+
+/// Copies the tokens at positions `first` to first + n - 1 out of one layer, as attention sees them.
+///
+/// keys    receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+/// values  receives [n, kv_heads, value_dim], likewise
+/// Error   f32 has the bits of minimum + scale * code, or of the fp16 value; f16 and bf16 are the
+///         nearest to that, ties to even. Codes may decode to 2^-10 of their group's range beyond
+///         what was appended: where that lies above 65504, f16 becomes infinity
+/// Fails   InvalidArgument (shapes, positions that were not appended, were removed, or were freed by
+///         a window); then nothing is written
+/// Cost    two to three times that of writing the rows, codes decoded; no allocation, 32 KiB of
+///         stack. Any number of threads may read a sequence that nobody changes
+inline Status unpack(const LayerView& view, std::int64_t first, const MutableTensorView& keys,
+                     const MutableTensorView& values) {
+  KVTILT_RETURN_IF_ERROR(detail::check_unpack(view, first, keys, values, unnumbered_layer));
+  detail::unpack_checked(view, first, keys, values);
+  return {};
+}
+
+}  // namespace kvtilt

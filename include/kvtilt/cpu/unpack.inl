@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+// Generic kernel, included once per instruction set inside its namespace and target region.
+// Pages back to rows: squares of 16 tokens x 16 channels (8 channels at the end of some heads) are
+// decoded, then rows written. Widths are data, not template arguments: one function to compile, not
+// nine.
+
+/// The planes of a packed tensor, of any width.
+struct PlaneLines {
+  Planes split;
+  const std::byte* full[max_planes];  ///< the lines of full blocks, and those of the last half one
+  const std::byte* half[max_planes];
+
+  PlaneLines(const TensorLayout& tensor, const std::byte* codes)
+      : split(planes(tensor.format.bits)) {
+    for (int p = 0; p < split.count; ++p) {
+      full[p] = codes;
+      half[p] = codes + full_plane_bytes(tensor.matrix, split.width[p]);
+      codes += plane_bytes(tensor.matrix, split.width[p]);
+    }
+  }
+};
+
+/// Decodes `quads` quads of a block from `first` on, a line of 16-bit integers for each inner index.
+inline void read_codes(const PlaneLines& planes, CodeMatrix matrix, int block, int first, int quads,
+                       std::int16_t* lines) {
+  const int lanes = block_lanes(matrix, block);
+  const bool full = lanes == line_lanes;
+  const unsigned index = static_cast<unsigned>((full ? block * matrix.quads() : 0) + first);
+  const I32x16 low_byte = broadcast_bits(0xffu);
+  for (int q = 0; q < quads; ++q, lines += quad * line_lanes) {
+    I32x16 word = broadcast_bits(0);
+    for (int p = 0; p < planes.split.count; ++p) {
+      const int width = planes.split.width[p];
+      const unsigned bit = (index + static_cast<unsigned>(q)) * static_cast<unsigned>(width);
+      const std::byte* line =
+          (full ? planes.full[p] : planes.half[p]) + bit / 8 * static_cast<unsigned>(lanes * quad);
+      const I32x16 mask = broadcast_bits(((1u << width) - 1u) * 0x01010101u);
+      const I32x16 field =
+          bit_and(shift_right(load_line(line, lanes), static_cast<int>(bit % 8)), mask);
+      word = bit_or(shift_left(word, width), field);
+    }
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < quad; b += 2)
+      store_words(lines + b * line_lanes,
+                  pack_words(bit_and(shift_right(word, 8 * b), low_byte),
+                             bit_and(shift_right(word, 8 * b + 8), low_byte)));
+  }
+}
+
+inline void store_line_as(float* row, const F32x16& x) { store(row, x); }
+inline void store_line_as(F16* row, const F32x16& x) { store_f16(row, x); }
+
+/// Nearest, ties to even, of numbers.
+inline void store_line_as(BF16* row, const F32x16& x) {
+  const I32x16 bits = bits_of(x);
+  const I32x16 half =
+      add_ints(bit_and(shift_right(bits, 16), broadcast_bits(1)), broadcast_bits(0x7fffu));
+  const I32x16 upper = shift_right_signed(add_ints(bits, half), 16);
+  std::int16_t words[2 * line_lanes];
+  store_words(words, pack_words(upper, upper));
+  std::memcpy(static_cast<void*>(row), words, line_lanes * sizeof(BF16));
+}
+
+/// Sixteen tokens of 16 or 8 channels.
+struct Square {
+  int token;  ///< a multiple of 16
+  int channel;
+  int channels;
+};
+
+inline constexpr int square_bytes = line_lanes * line_lanes * 2;
+
+/// Where the rows of a square are, `stride` apart.
+struct SquareRows {
+  const F16* data;
+  int stride;
+};
+
+/// Keys or values of one head's block.
+struct UnpackSource {
+  Role role;
+  const TensorLayout& tensor;
+  const std::byte* block;
+  PlaneLines planes;
+
+  UnpackSource(Role role_, const TensorLayout& tensor_, const std::byte* block_)
+      : role(role_), tensor(tensor_), block(block_), planes(tensor_, block_ + tensor_.codes) {}
+
+  [[nodiscard]] bool keys() const { return role == Role::Keys; }
+
+  /// The rows of a square, token by token: fp16 values, or codes as the bits of fp16. Where they are
+  /// not in the block in this order, they are put into `space`.
+  SquareRows read(const Square& square, std::byte* space) const {
+    const int outer = keys() ? square.token : square.channel;
+    const int inner = keys() ? square.channel : square.token;
+    const int block_index = outer / line_lanes;
+    alignas(line_bytes) std::byte channel_lines[square_bytes];
+    std::byte* lines = keys() ? channel_lines : space;
+    SquareRows rows{reinterpret_cast<const F16*>(lines), line_lanes};
+    if (tensor.format.quantized())
+      read_codes(planes, tensor.matrix, block_index, inner / quad,
+                 (keys() ? square.channels : line_lanes) / quad,
+                 reinterpret_cast<std::int16_t*>(lines));
+    else
+      rows = {reinterpret_cast<const F16*>(block + tensor.codes) +
+                  half_position(tensor.matrix, outer, inner),
+              block_lanes(tensor.matrix, block_index)};
+    return keys() ? transpose(rows.data, square.channels, reinterpret_cast<F16*>(space)) : rows;
+  }
+
+ private:
+  /// Lines of 16 tokens, one for each channel.
+  static SquareRows transpose(const F16* from, int channels, F16* to) {
+    const F16* second = channels == line_lanes ? from + line_lanes * line_lanes / 2 : from;
+    for (int half = 0; half < line_lanes; half += line_lanes / 2)
+      transpose_halves(from + half, second + half, line_lanes, to + half * line_lanes);
+    return {to, line_lanes};
+  }
+};
+
+/// Scales and minima of a square: one of each for a channel, or for a token.
+struct SquareMetadata {
+  bool of_tokens;
+  F32x16 scale;
+  F32x16 minimum;
+  float scales[line_lanes];
+  float minima[line_lanes];
+
+  SquareMetadata() = default;
+  SquareMetadata(const UnpackSource& source, const Square& square)
+      : of_tokens(source.tensor.group_along_outer != source.keys()) {
+    const int along = of_tokens ? square.channel : square.token;
+    const int entry = of_tokens ? square.token : square.channel;
+    const int entries = of_tokens ? line_lanes : square.channels;
+    const F16* from =
+        source.tensor.scales(source.block, along / source.tensor.format.group) + entry;
+    // Codes are read as multiples of 2^-24. Powers of two cost no bit.
+    scale = mul(load_f16(from, entries), broadcast(0x1p24f));
+    minimum = load_f16(from + source.tensor.pitch(), entries);
+    store(scales, scale);
+    store(minima, minimum);
+  }
+
+  KVTILT_INLINE F32x16 decode(const F32x16& code, int token) const {
+    if (!of_tokens) return multiply_add(code, scale, minimum);
+    return multiply_add(code, broadcast(scales[token]), broadcast(minima[token]));
+  }
+};
+
+/// The squares of 16 tokens.
+struct Strip {
+  static constexpr int most_squares = max_head_dim / line_lanes;
+  bool quantized;
+  SquareRows rows[most_squares];
+  SquareMetadata metadata[most_squares];
+  alignas(line_bytes) std::byte space[most_squares][square_bytes];
+
+  [[nodiscard]] KVTILT_INLINE F32x16 values(int square, int token, int lanes) const {
+    const F32x16 stored = load_f16(rows[square].data + token * lanes, lanes);
+    return quantized ? metadata[square].decode(stored, token) : stored;
+  }
+
+  /// One row of `dim` channels. Rows are written one after the other: heads may lie pages apart.
+  template <class T>
+  void store_row(int token, int dim, T* row) const {
+    int square = 0;
+    for (; (square + 1) * line_lanes <= dim; ++square, row += line_lanes)
+      store_line_as(row, values(square, token, line_lanes));
+    if (square * line_lanes == dim) return;
+    std::byte line[line_bytes];
+    store_line_as(reinterpret_cast<T*>(line), values(square, token, rows[square].stride));
+    std::memcpy(static_cast<void*>(row), line, line_lanes / 2 * sizeof(T));
+  }
+};
+
+inline void unpack(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
+                   const MutableTensorView& rows, const RowRange& range) {
+  const UnpackSource source(role, tensor, block);
+  const int end = slot + range.count;
+  Strip strip;
+  strip.quantized = tensor.format.quantized();
+  for (int start = slot / line_lanes * line_lanes; start < end; start += line_lanes) {
+    for (int channel = 0; channel < rows.dim; channel += line_lanes) {
+      const Square square{start, channel, smaller(line_lanes, rows.dim - channel)};
+      const int index = channel / line_lanes;
+      strip.rows[index] = source.read(square, strip.space[index]);
+      if (strip.quantized) strip.metadata[index] = SquareMetadata(source, square);
+    }
+    const int last = smaller(end, start + line_lanes) - start;
+    for (int token = larger(slot - start, 0); token < last; ++token) {
+      std::byte* row = rows.address(range.token + start + token - slot, range.head);
+      if (rows.type == ElementType::F32)
+        strip.store_row(token, rows.dim, reinterpret_cast<float*>(row));
+      else if (rows.type == ElementType::F16)
+        strip.store_row(token, rows.dim, reinterpret_cast<F16*>(row));
+      else
+        strip.store_row(token, rows.dim, reinterpret_cast<BF16*>(row));
+    }
+  }
+}
