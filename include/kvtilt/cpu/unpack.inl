@@ -4,41 +4,11 @@
 // decoded, then rows written. Widths are data, not template arguments: one function to compile, not
 // nine.
 
-/// The planes of a packed tensor, of any width.
-struct PlaneLines {
-  Planes split;
-  const std::byte* full[max_planes];  ///< the lines of full blocks, and those of the last half one
-  const std::byte* half[max_planes];
-
-  PlaneLines(const TensorLayout& tensor, const std::byte* codes)
-      : split(planes(tensor.format.bits)) {
-    for (int p = 0; p < split.count; ++p) {
-      full[p] = codes;
-      half[p] = codes + full_plane_bytes(tensor.matrix, split.width[p]);
-      codes += plane_bytes(tensor.matrix, split.width[p]);
-    }
-  }
-};
-
 /// Decodes `quads` quads of a block from `first` on, a line of 16-bit integers for each inner index.
-inline void read_codes(const PlaneLines& planes, CodeMatrix matrix, int block, int first, int quads,
-                       std::int16_t* lines) {
-  const int lanes = block_lanes(matrix, block);
-  const bool full = lanes == line_lanes;
-  const unsigned index = static_cast<unsigned>((full ? block * matrix.quads() : 0) + first);
+inline void read_codes(const QuadReader& reader, int first, int quads, std::int16_t* lines) {
   const I32x16 low_byte = broadcast_bits(0xffu);
   for (int q = 0; q < quads; ++q, lines += quad * line_lanes) {
-    I32x16 word = broadcast_bits(0);
-    for (int p = 0; p < planes.split.count; ++p) {
-      const int width = planes.split.width[p];
-      const unsigned bit = (index + static_cast<unsigned>(q)) * static_cast<unsigned>(width);
-      const std::byte* line =
-          (full ? planes.full[p] : planes.half[p]) + bit / 8 * static_cast<unsigned>(lanes * quad);
-      const I32x16 mask = broadcast_bits(((1u << width) - 1u) * 0x01010101u);
-      const I32x16 field =
-          bit_and(shift_right(load_line(line, lanes), static_cast<int>(bit % 8)), mask);
-      word = bit_or(shift_left(word, width), field);
-    }
+    const I32x16 word = reader.codes(first + q, 0);
     KVTILT_UNROLL(2)
     for (int b = 0; b < quad; b += 2)
       store_words(lines + b * line_lanes,
@@ -81,10 +51,6 @@ struct UnpackSource {
   Role role;
   const TensorLayout& tensor;
   const std::byte* block;
-  PlaneLines planes;
-
-  UnpackSource(Role role_, const TensorLayout& tensor_, const std::byte* block_)
-      : role(role_), tensor(tensor_), block(block_), planes(tensor_, block_ + tensor_.codes) {}
 
   [[nodiscard]] bool keys() const { return role == Role::Keys; }
 
@@ -98,8 +64,8 @@ struct UnpackSource {
     std::byte* lines = keys() ? channel_lines : space;
     SquareRows rows{reinterpret_cast<const F16*>(lines), line_lanes};
     if (tensor.format.quantized())
-      read_codes(planes, tensor.matrix, block_index, inner / quad,
-                 (keys() ? square.channels : line_lanes) / quad,
+      read_codes(QuadReader(block + tensor.codes, tensor.matrix, tensor.format.bits, block_index),
+                 inner / quad, (keys() ? square.channels : line_lanes) / quad,
                  reinterpret_cast<std::int16_t*>(lines));
     else
       rows = {reinterpret_cast<const F16*>(block + tensor.codes) +
@@ -175,7 +141,7 @@ struct Strip {
 
 inline void unpack(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
                    const MutableTensorView& rows, const RowRange& range) {
-  const UnpackSource source(role, tensor, block);
+  const UnpackSource source{role, tensor, block};
   const int end = slot + range.count;
   Strip strip;
   strip.quantized = tensor.format.quantized();
