@@ -102,10 +102,14 @@ void expect_same_bits(const LayerShape& shape, const Recipe& recipe, const Cache
       KVTILT_EXPECT_OK(plain.append(one, 0, keys.view(start + t, 1), values.view(start + t, 1)));
       const Output alone =
           attended(plain.view(one, 0).value(), some(queries, start + t, 1), attend_options);
-      EXPECT_EQ(std::memcmp(&together.out.data[static_cast<std::size_t>(t) * row],
-                            alone.out.data.data(), row * sizeof(float)),
-                0)
+      const float* drafted_row = &together.out.data[static_cast<std::size_t>(t) * row];
+#if defined(__FAST_MATH__)  // compilers may then order the operations of one row and of four apart
+      for (std::size_t i = 0; i < row; ++i)
+        EXPECT_NEAR(drafted_row[i], alone.out.data[i], 0.02f) << "token " << start + t;
+#else
+      EXPECT_EQ(std::memcmp(drafted_row, alone.out.data.data(), row * sizeof(float)), 0)
           << "token " << start + t;
+#endif
     }
     start += right;
     const LayerView a = plain.view(one, 0).value();
