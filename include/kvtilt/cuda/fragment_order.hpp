@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT
+/// Where the bits of a code lie in a page on the GPU: in the order in which tensor cores want them,
+/// so that attention never shuffles a key or a value. A device page has the size, the offsets and
+/// the metadata of the CPU page (page/layout.hpp), byte for byte; only the codes stand elsewhere.
+///
+/// A tensor is the matrix [outer][inner] of bit_pack.hpp (keys [token][channel], values
+/// [channel][token]) cut into tiles of 16 x 16: the A operand of mma.m16n8k16. A lane of the warp
+/// owns 2 outer x 4 inner neighbours of a tile:
+///
+///               inner  0..3       4..7       8..11      12..15
+///     outer 0, 1       lane 0     lane 1     lane 2     lane 3
+///     outer 2, 3       lane 4     lane 5     ...
+///     ...
+///     outer 14, 15     lane 28    lane 29    lane 30    lane 31
+///
+/// They fill its registers R0 to R3, two halves each (row = outer % 2, quad = inner % 4):
+///
+///     keys     R[row + 2 (quad / 2)], half quad % 2      pairs of channels are neighbours, as the
+///                                                        channels' scales are
+///     values   R[row + 2 (quad % 2)], half quad / 2      tokens stand as probabilities leave the
+///                                                        product with the keys
+///
+/// (The instruction numbers rows and columns differently: outer 2g + row is its row g + 8 row. Any
+/// order of the summed index is a valid one as long as both operands share it.)
+///
+/// A width is stored as the planes of bit_pack.hpp, most significant first, each a run of tiles.
+/// 16 bits are one plane. The bits of a lane's 32-bit word, in each of its two halves:
+///
+///     16   4 words a tile: R0, R1, R2, R3
+///      8   2 words a tile: R0 in bits 0-7, R1 in 8-15; then R2, R3
+///      4   1 word a tile:  R0 R1 R2 R3 in bits 0-3, 4-7, 8-11, 12-15
+///      2   2 tiles a word: R0 R2 R1 R3 in bits 0-1, 2-3, 4-5, 6-7, the next tile in 8-15
+///      1   4 tiles a word: R0 R2 R1 R3 in bits 0, 1, 2, 3, the next tiles in 4-7, 8-11, 12-15
+///
+/// So (word >> 0 or 8) & mask is a register of fp16 subnormals, codes times a power of two.
+///
+/// Tiles follow each other inner tile by inner tile, the outer ones of each together; keys in 16
+/// bits token by token tile, so that 16 tokens are one run of bytes for either tensor. The words of
+/// a plane lie [run of 4 words][lane][4], then, if two or three words are left over, [lane][2], and
+/// the last odd one [lane]: every lane loads 16 bytes at a time.
+#pragma once
+
+#include <kvtilt/page/bit_pack.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+enum class Role : std::uint8_t { Keys, Values };
+
+inline constexpr int tile_extent = 16;
+inline constexpr int warp_lanes = 32;
+
+/// Which part of a fragment holds an element of a tile.
+struct FragmentPlace {
+  int lane;
+  int reg;   ///< R0 to R3; odd: the odd one of the lane's two outer neighbours
+  int half;  ///< 0: bits 0-15
+};
+
+KVTILT_HD constexpr FragmentPlace fragment_place(Role role, int outer, int inner) {
+  const int row = outer % 2;
+  const int quad_index = inner % 4;
+  const int lane = outer % tile_extent / 2 * 4 + inner % tile_extent / 4;
+  if (role == Role::Keys) return {lane, row + 2 * (quad_index / 2), quad_index % 2};
+  return {lane, row + 2 * (quad_index % 2), quad_index / 2};
+}
+
+/// Tiles along one axis.
+KVTILT_HD constexpr int tiles_along(int extent) { return extent / tile_extent; }
+
+KVTILT_HD constexpr int tile_count(CodeMatrix matrix) {
+  return tiles_along(matrix.outer) * tiles_along(matrix.inner);
+}
+
+/// Number of a tile in its plane.
+KVTILT_HD constexpr int tile_index(Role role, CodeMatrix matrix, int width, int outer_tile,
+                                   int inner_tile) {
+  if (role == Role::Keys && width == half_bits)
+    return outer_tile * tiles_along(matrix.inner) + inner_tile;
+  return inner_tile * tiles_along(matrix.outer) + outer_tile;
+}
+
+/// 32-bit words of a plane that one lane owns.
+KVTILT_HD constexpr int lane_words(CodeMatrix matrix, int width) {
+  return tile_count(matrix) * width / 4;
+}
+
+/// Byte, from the start of the plane, of word `word` of a lane that owns `words`.
+KVTILT_HD constexpr std::size_t lane_word_offset(int words, int word, int lane) {
+  const int left = words % 4;
+  const int run = word / 4 * 4;  // words of the runs before this one
+  int stride = 4;                // words of a lane in this run
+  int first = run;
+  if (run + 4 > words) {
+    const bool pair = left >= 2 && word - run < 2;
+    stride = pair ? 2 : 1;
+    first = pair || left == 1 ? run : run + 2;
+  }
+  return static_cast<std::size_t>(first * warp_lanes + lane * stride + (word - first)) * 4;
+}
+
+/// A field of a 32-bit word: `byte` counts from the start of the plane.
+struct WordPosition {
+  std::size_t byte;
+  int shift;
+};
+
+/// Where a plane keeps its bits of one element. Planes of 1 bit need tiles in fours, of 2 bits in
+/// twos: see supports_order().
+KVTILT_HD constexpr WordPosition word_position(Role role, CodeMatrix matrix, int width, int outer,
+                                               int inner) {
+  const FragmentPlace place = fragment_place(role, outer, inner);
+  const int tile = tile_index(role, matrix, width, outer / tile_extent, inner / tile_extent);
+  const int field = place.reg % 2 * 2 + place.reg / 2;
+  int word = tile * width / 4;
+  int shift = 16 * place.half;
+  switch (width) {
+    case 16: word += place.reg; break;
+    case 8:
+      word += place.reg / 2;
+      shift += 8 * (place.reg % 2);
+      break;
+    case 4: shift += 4 * place.reg; break;
+    case 2: shift += 8 * (tile % 2) + 2 * field; break;
+    default: shift += 4 * (tile % 4) + field; break;
+  }
+  return {lane_word_offset(lane_words(matrix, width), word, place.lane), shift};
+}
+
+/// Whether a tensor's tiles fill whole words. Both extents are then multiples of 16, and a tensor
+/// takes as many bytes as on the CPU.
+KVTILT_HD constexpr bool supports_order(CodeMatrix matrix, int bits) {
+  if (matrix.outer % tile_extent != 0 || matrix.inner % tile_extent != 0) return false;
+  const int together = bits == half_bits ? 1 : bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
+  return tile_count(matrix) % together == 0;
+}
+
+/// Bytes of one plane.
+KVTILT_HD constexpr std::size_t fragment_plane_bytes(CodeMatrix matrix, int width) {
+  return static_cast<std::size_t>(lane_words(matrix, width)) * warp_lanes * 4;
+}
+
+/// Byte of a 16-bit element.
+KVTILT_HD constexpr std::size_t half_offset(Role role, CodeMatrix matrix, int outer, int inner) {
+  const WordPosition at = word_position(role, matrix, half_bits, outer, inner);
+  return at.byte + static_cast<std::size_t>(at.shift / 8);
+}
+
+/// One code, 1 to 8 bits. Scalar: for tests, tools and conversions.
+KVTILT_HD constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix,
+                                           int bits, int outer, int inner) {
+  int code = 0;
+  const Planes split = planes(bits);
+  for (int plane = 0; plane < split.count; ++plane) {
+    const int width = split.width[plane];
+    const WordPosition at = word_position(role, matrix, width, outer, inner);
+    const int byte = codes[at.byte + static_cast<std::size_t>(at.shift / 8)];
+    code = (code << width) | ((byte >> (at.shift % 8)) & ((1 << width) - 1));
+    codes += fragment_plane_bytes(matrix, width);
+  }
+  return code;
+}
+
+/// The reverse. The codes must start as zeros: bits are only ever set.
+KVTILT_HD constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix,
+                                             int bits, int outer, int inner, int code) {
+  const Planes split = planes(bits);
+  int below = bits;
+  for (int plane = 0; plane < split.count; ++plane) {
+    const int width = split.width[plane];
+    below -= width;
+    const WordPosition at = word_position(role, matrix, width, outer, inner);
+    const int field = (code >> below) & ((1 << width) - 1);
+    std::uint8_t& byte = codes[at.byte + static_cast<std::size_t>(at.shift / 8)];
+    byte = static_cast<std::uint8_t>(byte | (field << (at.shift % 8)));
+    codes += fragment_plane_bytes(matrix, width);
+  }
+}
+
+}  // namespace kvtilt::cuda

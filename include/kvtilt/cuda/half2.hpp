@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: MIT
+/// Arithmetic on registers of two fp16: an instruction on the GPU, integers on the host, the same
+/// bits in both (nearest even, subnormals kept).
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+KVTILT_HD constexpr F16 half_of(std::uint32_t pair, int index) {
+  return F16{static_cast<std::uint16_t>(pair >> (16 * index))};
+}
+KVTILT_HD constexpr std::uint32_t join_halves(F16 low, F16 high) {
+  return low.bits | (static_cast<std::uint32_t>(high.bits) << 16);
+}
+
+}  // namespace detail
+
+/// Exact.
+KVTILT_HD inline float low_half(std::uint32_t pair) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, lo;}" : "=f"(result) : "r"(pair));
+  return result;
+#else
+  return to_float(detail::half_of(pair, 0));
+#endif
+}
+
+KVTILT_HD inline float high_half(std::uint32_t pair) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("{.reg .b16 lo, hi; mov.b32 {lo, hi}, %1; cvt.f32.f16 %0, hi;}" : "=f"(result) : "r"(pair));
+  return result;
+#else
+  return to_float(detail::half_of(pair, 1));
+#endif
+}
+
+KVTILT_HD inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return detail::join_halves(to_f16(low_half(a) * low_half(b)), to_f16(high_half(a) * high_half(b)));
+#endif
+}
+
+/// Two floats to nearest fp16.
+KVTILT_HD inline std::uint32_t pack_halves(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  return detail::join_halves(to_f16(low), to_f16(high));
+#endif
+}
+
+}  // namespace kvtilt::cuda

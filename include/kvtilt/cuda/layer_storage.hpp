@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+/// All that kernels see of one layer of a device cache: plain data, passed by value. Lengths and
+/// tables are in device memory and change there, so that a captured graph replays as they grow.
+#pragma once
+
+#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace kvtilt::cuda {
+
+/// A sealed page of a sequence. 16 bytes: one load.
+struct PageSlot {
+  std::int64_t first_position;  ///< of slot 0 in its text
+  std::int32_t page;            ///< in the layer's pool
+  std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
+};
+static_assert(sizeof(PageSlot) == 16);
+
+/// Where one sequence stands in one layer. Kernels alone write it once it is open.
+struct SequenceState {
+  std::int64_t length;         ///< positions 0 to length - 1 were appended
+  std::int64_t tail_start;     ///< position of the tail's first token; sinks lie before it
+  std::int64_t first_kept;     ///< beyond the sinks, positions before it were freed
+  std::int32_t first_page;     ///< table entries before it were freed
+  std::int32_t page_end;       ///< entries first_page to page_end - 1 hold tokens
+  std::int32_t page_capacity;  ///< entries page_end to page_capacity - 1 have an unused page
+  std::int32_t ring_head;      ///< tail block at which the tail starts
+};
+
+/// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
+struct DeviceRecord {
+  std::uint32_t code;      ///< ErrorCode
+  std::uint32_t count;     ///< how many elements or sequences
+  std::int32_t layer;
+  std::int32_t sequence;   ///< slot
+  std::int64_t token;      ///< position
+  std::int32_t head;       ///< kv head
+  std::int32_t channel;    ///< of the key, or key_dim + channel of the value
+  float value;
+};
+
+struct LayerStorage {
+  int layer;  ///< for records
+  int kv_heads;
+  int key_dim;
+  int value_dim;
+  int page_tokens;
+  int sink_tokens;
+  int recent_tokens;
+  int window;  ///< 0: none
+  int keep_sinks;
+  int ring_blocks;  ///< tail blocks of a sequence
+
+  /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
+  const HeadLayout* heads[page_kinds];
+  std::byte* pool[page_kinds];          ///< blocks one after the other; 64-byte aligned
+  std::int64_t block_bytes[page_kinds];
+  SequenceState* states;                ///< [sequence slot]
+  PageSlot* tables;                     ///< [sequence slot][table_stride]
+  std::int64_t table_stride;
+  DeviceRecord* record;
+
+  [[nodiscard]] KVTILT_HD const HeadLayout& head(PageKind kind, int kv_head) const {
+    return heads[static_cast<int>(kind)][kv_head];
+  }
+  [[nodiscard]] KVTILT_HD std::byte* block(PageKind kind, std::int64_t index) const {
+    return pool[static_cast<int>(kind)] + index * block_bytes[static_cast<int>(kind)];
+  }
+  /// The 16-bit block of a sequence's first tokens.
+  [[nodiscard]] KVTILT_HD std::byte* sinks(int sequence) const {
+    return block(PageKind::Sinks, sequence);
+  }
+  /// Tail block `index` of a sequence, counted from where its tail starts.
+  [[nodiscard]] KVTILT_HD std::byte* tail(int sequence, int ring_head, int index) const {
+    const int turned = (ring_head + index) % ring_blocks;
+    return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + turned);
+  }
+  [[nodiscard]] KVTILT_HD PageSlot* table(int sequence) const {
+    return tables + static_cast<std::int64_t>(sequence) * table_stride;
+  }
+};
+static_assert(std::is_trivially_copyable_v<LayerStorage>);
+
+/// Sequences of one launch: slots [count] in device memory.
+struct Batch {
+  const std::int32_t* slots;
+  int count;
+};
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT
+/// What a kernel body may ask of the block it runs in. Bodies are templates over this class: on the
+/// GPU it is empty and each member an instruction, in the tests it is an emulator with the same
+/// members (tests/support/emulated_threads.hpp). So all bodies run, and are debugged, on the host.
+#pragma once
+
+#include <kvtilt/core/config.hpp>
+#include <kvtilt/core/half.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+namespace kvtilt::cuda {
+
+class DeviceThreads {
+ public:
+  __device__ int thread() const { return static_cast<int>(threadIdx.x); }
+  __device__ int thread_count() const { return static_cast<int>(blockDim.x); }
+  __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
+  __device__ int warp() const { return static_cast<int>(threadIdx.x) / 32; }
+  /// Blocks are numbered along one axis.
+  __device__ int block() const { return static_cast<int>(blockIdx.x); }
+  __device__ int block_count() const { return static_cast<int>(gridDim.x); }
+
+  /// Dynamic shared memory, 128-byte aligned.
+  __device__ std::byte* shared() const {
+    extern __shared__ __align__(128) std::byte kvtilt_shared[];
+    return kvtilt_shared;
+  }
+
+  __device__ void sync() const { __syncthreads(); }
+  __device__ void sync_warp() const { __syncwarp(); }
+  /// Writes before it are seen by every block that reads, behind its own fence, what was written
+  /// after it.
+  __device__ void fence() const { __threadfence(); }
+
+  // All 32 lanes of a warp take part in these.
+  template <class T>
+  __device__ T shuffle(T value, int lane) const {
+    return __shfl_sync(0xffffffffu, value, lane);
+  }
+  template <class T>
+  __device__ T shuffle_xor(T value, int mask) const {
+    return __shfl_xor_sync(0xffffffffu, value, mask);
+  }
+  __device__ std::uint32_t ballot(bool vote) const { return __ballot_sync(0xffffffffu, vote); }
+  __device__ std::uint32_t max_over_warp(std::uint32_t value) const {
+    return __reduce_max_sync(0xffffffffu, value);
+  }
+  __device__ std::uint32_t min_over_warp(std::uint32_t value) const {
+    return __reduce_min_sync(0xffffffffu, value);
+  }
+
+  /// Each returns what was there before.
+  __device__ std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
+    return atomicAdd(where, value);
+  }
+  __device__ std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
+                                                   std::uint32_t value) const {
+    return atomicCAS(where, expected, value);
+  }
+
+  /// c += A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  __device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                      std::uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  }
+  /// Transposes the 8 x 8 matrix whose row lane / 4 holds two halves of each lane.
+  __device__ std::uint32_t transpose(std::uint32_t value) const {
+    std::uint32_t result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
+    return result;
+  }
+};
+
+}  // namespace kvtilt::cuda
