@@ -110,14 +110,6 @@ class EmulatedBlock {
     self.word = nullptr;
   }
 
-  /// Ends the launch.
-  void fail(int thread, const std::string& why) {
-    if (!failed_)
-      ADD_FAILURE() << "block " << number_ << ", thread " << thread << ": " << why << waiting();
-    failed_ = true;
-    fibers_.suspend();  // for good: nobody resumes a failed block
-  }
-
   /// Runs all threads of one block. Returns false where it cannot end.
   bool run(int number, const std::function<void(int)>& body) {
     if (failed_) return false;
@@ -131,7 +123,7 @@ class EmulatedBlock {
         try {
           body(thread);
         } catch (const std::exception& error) {
-          fail(thread, std::string("threw: ") + error.what());
+          report(thread, std::string("threw: ") + error.what());
         }
       });
     }
@@ -163,10 +155,17 @@ class EmulatedBlock {
 
   Warp& warp_of(int thread) { return warps_[static_cast<std::size_t>(thread / 32)]; }
 
+  void report(int thread, const std::string& why) {
+    ADD_FAILURE() << "block " << number_ << ", thread " << thread << ": " << why << waiting();
+    failed_ = true;
+  }
+
   void meet(Meeting& meeting, int expected, int thread, CallSite site) {
     if (meeting.arrived == 0) meeting.site = site;
-    if (!meeting.site.same(site))
-      fail(thread, site.text() + ", while others wait in " + meeting.site.text());
+    if (!meeting.site.same(site)) {
+      report(thread, site.text() + ", while others wait in " + meeting.site.text());
+      fibers_.suspend();  // for good: nobody resumes a failed block, so its stack may own nothing
+    }
     if (++meeting.arrived < expected) {
       wait_for_change(thread, meeting.round, site);
     } else {
