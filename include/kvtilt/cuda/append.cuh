@@ -11,21 +11,25 @@
 
 namespace kvtilt::cuda {
 
-__global__ void __launch_bounds__(append_threads, 3)
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(append_threads, 4)
     append_kernel(const __grid_constant__ AppendArguments arguments) {
-  const DeviceThreads threads;
+  const Threads threads;
   append(threads, arguments);
 }
 
-__global__ void __launch_bounds__(pack_threads, 3)
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(pack_threads, 4)
     pack_kernel(const __grid_constant__ AppendArguments arguments, int units) {
-  const DeviceThreads threads;
+  const Threads threads;
   pack(threads, arguments, units);
 }
 
 /// Adds tokens to sequences: one launch, no synchronisation, fit for graphs.
 inline cudaError_t launch_append(const AppendArguments& arguments, cudaStream_t stream) {
-  return detail::launch(append_kernel, append_blocks(arguments), append_threads,
+  return detail::launch(append_kernel<DeviceThreads>, append_blocks(arguments), append_threads,
                         append_shared_bytes(arguments.layer), stream, arguments);
 }
 
@@ -43,7 +47,7 @@ inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t mo
   if (pack_shared_bytes(arguments.layer) > static_cast<std::size_t>(limit))
     return launch_append(arguments, stream);
   const int units = pack_units(arguments.layer, most_tokens);
-  return detail::launch(pack_kernel, append_blocks(arguments) * units, pack_threads,
+  return detail::launch(pack_kernel<DeviceThreads>, append_blocks(arguments) * units, pack_threads,
                         pack_shared_bytes(arguments.layer), stream, arguments, units);
 }
 

@@ -2,9 +2,9 @@
 /// What all launches share.
 #pragma once
 
-#include <cstddef>
-
 #include <cuda_runtime.h>
+
+#include <cstddef>
 
 namespace kvtilt::cuda::detail {
 
@@ -14,10 +14,9 @@ cudaError_t launch(void (*kernel)(Parameters...), int blocks, int threads, std::
                    cudaStream_t stream, const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (shared_bytes > 48 * 1024) {
-    const cudaError_t allowed =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes));
+    const cudaError_t allowed = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                     static_cast<int>(shared_bytes));
     if (allowed != cudaSuccess) return allowed;
   }
   kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), shared_bytes, stream>>>(
