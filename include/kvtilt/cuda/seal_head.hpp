@@ -113,11 +113,14 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
     const int end = task.half.outer_tiles * task.half.inner_tiles;
     for (int tile = first; tile < first + encoded_tiles && tile < end; ++tile)
       reinterpret_cast<Fragment*>(codes)[tile * warp_lanes + lane] = task.half.load(tile, lane);
-  } else if (task.packed.group_along_outer) {
-    encode_tiles<true>(task.half, task.packed, task.groups, codes, first, lane);
-  } else {
-    encode_tiles<false>(task.half, task.packed, task.groups, codes, first, lane);
+    return;
   }
+  EncodedTiles pairs;
+  if (task.packed.group_along_outer)
+    encode_tiles<true>(task.half, task.packed, task.groups, first, lane, pairs);
+  else
+    encode_tiles<false>(task.half, task.packed, task.groups, first, lane, pairs);
+  store_codes(pairs, task.packed.format.bits, codes, task.packed.matrix, first, lane);
 }
 
 }  // namespace detail
