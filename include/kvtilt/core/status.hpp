@@ -108,9 +108,10 @@ class [[nodiscard]] Result {
 
 }  // namespace kvtilt
 
-/// Returns the error of a Status expression from the enclosing function.
+/// Returns the error of a Status expression from the enclosing function. nvcc would copy it without
+/// the cast, g++ warns of std::move.
 #define KVTILT_RETURN_IF_ERROR(expression)                                    \
   do {                                                                        \
     if (::kvtilt::Status kvtilt_status_ = (expression); !kvtilt_status_.ok()) \
-      return kvtilt_status_;                                                  \
+      return static_cast<::kvtilt::Status&&>(kvtilt_status_);                 \
   } while (false)
