@@ -3,6 +3,7 @@
 /// tables are in device memory and change there, so that a captured graph replays as they grow.
 #pragma once
 
+#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 
@@ -29,6 +30,8 @@ struct SequenceState {
   std::int32_t page_end;       ///< entries first_page to page_end - 1 hold tokens
   std::int32_t page_capacity;  ///< entries page_end to page_capacity - 1 have an unused page
   std::int32_t ring_head;      ///< tail block at which the tail starts
+  std::int32_t shared_end;     ///< pages of entries before it may be another sequence's too: when
+                               ///< they are let go of they must not be written again
 };
 
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
@@ -62,7 +65,12 @@ struct LayerStorage {
   SequenceState* states;                ///< [sequence slot]
   PageSlot* tables;                     ///< [sequence slot][table_stride]
   std::int64_t table_stride;
+  std::uint32_t* arrivals;              ///< [sequence slot], zero between kernels
   DeviceRecord* record;
+
+  [[nodiscard]] KVTILT_HD TokenPlacement placement() const {
+    return {page_tokens, sink_tokens, recent_tokens, window};
+  }
 
   [[nodiscard]] KVTILT_HD const HeadLayout& head(PageKind kind, int kv_head) const {
     return heads[static_cast<int>(kind)][kv_head];
