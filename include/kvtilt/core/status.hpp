@@ -108,8 +108,8 @@ class [[nodiscard]] Result {
 
 }  // namespace kvtilt
 
-/// Returns the error of a Status expression from the enclosing function. nvcc would copy it without
-/// the cast, g++ warns of std::move.
+/// Returns the error of a Status expression from the enclosing function. (nvcc does not move by
+/// itself into a Result; compilers that do would warn of a std::move.)
 #define KVTILT_RETURN_IF_ERROR(expression)                                    \
   do {                                                                        \
     if (::kvtilt::Status kvtilt_status_ = (expression); !kvtilt_status_.ok()) \
