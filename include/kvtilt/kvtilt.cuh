@@ -2,5 +2,6 @@
 /// Everything an engine needs on the CPU and on GPUs.
 #pragma once
 
-#include <kvtilt/cuda/threads.cuh>
+#include <kvtilt/cuda/attend.cuh>
+#include <kvtilt/cuda/convert_page.hpp>
 #include <kvtilt/kvtilt.hpp>
