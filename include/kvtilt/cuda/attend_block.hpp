@@ -170,26 +170,56 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
 /// Sequences without a token have no unit: their outputs are written here.
 template <class Traits, class Threads>
 KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& arguments,
-                                     const AttendShared& shared, const int* starts) {
-  const BlockPart part{reinterpret_cast<float*>(threads.shared() + shared.outputs),
-                       reinterpret_cast<float*>(threads.shared() + shared.states),
-                       Traits::value_dim + AttendShared::output_padding};
+                                     const int* starts) {
+  RowPart<Traits::value_dim> nothing;
+  nothing.clear();
+  nothing.maximum = no_maximum;
+  nothing.total = 0.0f;
   KVTILT_DEVICE_LOOP
   for (int sequence = threads.block(); sequence < arguments.batch.count;
        sequence += threads.block_count()) {
     if (starts[sequence + 1] != starts[sequence]) continue;
     KVTILT_DEVICE_LOOP
-    for (int i = threads.thread(); i < item_rows * part.stride; i += threads.thread_count())
-      part.outputs[i] = 0.0f;
-    KVTILT_DEVICE_LOOP
-    for (int i = threads.thread(); i < item_rows * 2; i += threads.thread_count())
-      part.states[i] = i % 2 == 0 ? no_maximum : 0.0f;
-    threads.sync();
-    KVTILT_DEVICE_LOOP
     for (int item = 0; item < items_per_sequence(arguments); ++item)
-      write_item<Traits>(threads, arguments, item_rows_of(arguments, sequence, item), part);
-    threads.sync();
+      KVTILT_DEVICE_LOOP
+      for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes)
+        write_row(threads, arguments, item_rows_of(arguments, sequence, item), row, nothing);
   }
+}
+
+/// The warps' states become the item's output, or the block's part of it.
+template <class Traits, class Threads>
+KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments,
+                              const AttendShared& shared, const WorkLine& line,
+                              const Segment& segment, typename Traits::State& state) {
+  std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
+  const AttendWorkspace& workspace = arguments.workspace;
+  const int warps = threads.thread_count() / warp_lanes;
+  threads.sync();  // all rings are empty
+  store_warp<Traits>(threads, shared, state);
+  threads.sync();
+  const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
+  const bool whole = parts.first == parts.last;
+  KVTILT_DEVICE_LOOP
+  for (int row = threads.warp(); row < item_rows; row += warps) {
+    const RowPart<Traits::value_dim> part = merge_warps<Traits>(threads, shared, row);
+    if (whole)
+      write_row(threads, arguments, segment.rows, row, part);
+    else
+      store_part(threads, workspace, parts.slot(threads.block()), row, part);
+  }
+  if (whole) return;
+  threads.fence();
+  threads.sync();
+  if (threads.thread() == 0) *flag = threads.atomic_add(workspace.arrivals + segment.item, 1);
+  threads.sync();
+  if (*flag != static_cast<std::uint32_t>(parts.last - parts.first)) return;
+  threads.fence();
+  if (threads.thread() == 0) workspace.arrivals[segment.item] = 0;
+  KVTILT_DEVICE_LOOP
+  for (int row = threads.warp(); row < segment.rows.rows; row += warps)
+    write_row(threads, arguments, segment.rows, row,
+              merge_blocks<Traits::value_dim>(threads, workspace, parts, row));
 }
 
 template <class Traits, class Threads>
@@ -198,12 +228,11 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   const AttendShared shared =
       AttendShared::of<Traits>(warps, arguments.stages, arguments.batch.count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
-  std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
   PageRing<Traits> ring(threads, shared, arguments.stages);
   const int total =
       plan_units<Traits>(threads, arguments, starts) * items_per_sequence(arguments);
-  write_empty_sequences<Traits>(threads, arguments, shared, starts);
+  write_empty_sequences<Traits>(threads, arguments, starts);
   if (total == 0) return;
   const WorkLine line = WorkLine::make(total, threads.block_count(), warps);
   if (threads.block() >= line.blocks) return;
@@ -217,27 +246,9 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     typename Traits::State state;
     state.clear();
     attend_units<Traits>(threads, arguments, segment, ring, state);
-    const BlockPart part = merge_warps<Traits>(threads, shared, state);
-
-    const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
-    bool complete = parts.first == parts.last;
-    if (!complete) {
-      store_part<Traits>(threads, arguments.workspace, parts.slot(threads.block()), part);
-      threads.fence();
-      threads.sync();
-      if (threads.thread() == 0)
-        *flag = threads.atomic_add(arguments.workspace.arrivals + segment.item, 1);
-      threads.sync();
-      complete = *flag == static_cast<std::uint32_t>(parts.last - parts.first);
-      if (complete) {
-        threads.fence();
-        if (threads.thread() == 0) arguments.workspace.arrivals[segment.item] = 0;
-        merge_blocks<Traits>(threads, arguments.workspace, parts,
-                             reinterpret_cast<float*>(threads.shared() + shared.factors), part);
-      }
-    }
-    if (complete) write_item<Traits>(threads, arguments, segment.rows, part);
+    finish_segment<Traits>(threads, arguments, shared, line, segment, state);
     unit += segment.last - segment.first;
+    threads.hand_over_shared();
     threads.sync();
   }
 }

@@ -10,16 +10,11 @@
 
 namespace kvtilt::cuda {
 
-/// Blocks' parts that are merged at a time.
-inline constexpr int merged_parts = 32;
-
 /// Where the parts of a block's shared memory begin.
 struct AttendShared {
-  std::uint32_t barriers;  ///< rings lie before it: [warp][stage]
+  std::uint32_t barriers;  ///< rings lie before it: [warp][stage]; outputs of warps take turns
   std::uint32_t slots;
-  std::uint32_t outputs;  ///< [item_rows][value_dim + output_padding] floats
-  std::uint32_t states;   ///< [warp][item_rows][maximum, sum], then [item_rows][2] of all warps
-  std::uint32_t factors;  ///< [merged_parts][item_rows]
+  std::uint32_t states;  ///< [warp][item_rows][maximum, sum]
   std::uint32_t flag;
   std::uint32_t segment;
   std::uint32_t starts;  ///< [sequences + 1] units before each
@@ -34,13 +29,13 @@ struct AttendShared {
   KVTILT_HD static AttendShared of(int warps, int stages, int sequences) {
     const std::uint32_t rings = static_cast<std::uint32_t>(warps * stages);
     AttendShared shared;
-    shared.barriers = rings * Traits::stage_bytes;
+    const std::uint32_t outputs =  // of all warps, once the rings are empty
+        static_cast<std::uint32_t>(warps * item_rows * (Traits::value_dim + output_padding) * 4);
+    const std::uint32_t pages = rings * Traits::stage_bytes;
+    shared.barriers = pages > outputs ? pages : outputs;
     shared.slots = shared.barriers + (rings + 1) / 2 * 16;
-    shared.outputs = shared.slots + rings * 16;
-    shared.states =
-        shared.outputs + item_rows * (Traits::value_dim + output_padding) * 4;
-    shared.factors = shared.states + static_cast<std::uint32_t>(warps + 1) * item_rows * 8;
-    shared.flag = shared.factors + merged_parts * item_rows * 4;
+    shared.states = shared.slots + rings * 16;
+    shared.flag = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
     shared.segment = shared.flag + 16;
     shared.starts = shared.segment + segment_bytes;
     shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
