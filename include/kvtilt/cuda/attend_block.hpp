@@ -11,10 +11,38 @@
 
 namespace kvtilt::cuda {
 
-/// Units before each sequence of the batch, in shared memory; returns their total. All threads.
+KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
+  return ceil_div(arguments.rows(), item_rows);
+}
+/// Items of one sequence.
+KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
+  return arguments.layer.kv_heads * row_tiles(arguments);
+}
+
+/// The line of a launch, planned anew by each block.
+struct AttendPlan {
+  WorkLine line;
+  int chunk;  ///< items are padded to a multiple of it: no block has parts of two. 1: they are not
+  int total;  ///< units, padded
+};
+
+KVTILT_HD constexpr int padded_units(int units, int chunk) {
+  return ceil_div(units, chunk) * chunk;
+}
+
+/// Sequences up to which chunks are looked for: more of them fill the GPU either way.
+inline constexpr int max_chunked_sequences = 64;
+
+/// Units before each sequence of the batch, in shared memory, and how they are cut. All threads.
+///
+/// An item costs its block some microseconds however short it is. So where there is little to do,
+/// blocks get whole chunks of an item, the smallest for which there are blocks enough; where there
+/// is much, equal stretches whatever item they end in.
 template <class Traits, class Threads>
-KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int* starts) {
+KVTILT_HD AttendPlan plan_units(Threads& threads, const AttendArguments& arguments, int* starts) {
   const int count = arguments.batch.count;
+  const int items = items_per_sequence(arguments);
+  const int warps = threads.thread_count() / warp_lanes;
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count())
     starts[i + 1] = count_units(arguments.layer, arguments.layer.states[arguments.batch.slots[i]],
@@ -22,11 +50,25 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
                         .total();
   threads.sync();
   if (threads.warp() == 0) {
+    int chunk = 1;
+    if (count <= max_chunked_sequences) {
+      const int own = (threads.lane() + 1) * warps;
+      int chunks = 0;
+      KVTILT_DEVICE_LOOP
+      for (int i = 1; i <= count; ++i) chunks += ceil_div(starts[i], own);
+      const std::uint32_t fitting = threads.ballot(chunks * items <= threads.block_count());
+      if (fitting != 0) {
+        int first = 0;
+        while ((fitting >> first & 1u) == 0) ++first;
+        chunk = (first + 1) * warps;
+      }
+      threads.sync_warp();
+    }
     int before = 0;
     KVTILT_DEVICE_LOOP
     for (int first = 0; first < count; first += warp_lanes) {
       const int i = first + threads.lane();
-      int sum = i < count ? starts[i + 1] : 0;
+      int sum = i < count ? padded_units(starts[i + 1], chunk) : 0;
       KVTILT_DEVICE_LOOP
       for (int distance = 1; distance < warp_lanes; distance *= 2) {
         const int other = threads.shuffle(sum, threads.lane() - distance);
@@ -35,10 +77,19 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
       if (i < count) starts[i + 1] = before + sum;
       before += threads.shuffle(sum, warp_lanes - 1);
     }
-    if (threads.lane() == 0) starts[0] = 0;
+    if (threads.lane() == 0) {
+      starts[0] = 0;
+      starts[count + 1] = chunk;
+    }
   }
   threads.sync();
-  return starts[count];
+  AttendPlan plan{};
+  plan.chunk = starts[count + 1];
+  plan.total = starts[count] * items;
+  if (plan.total > 0)
+    plan.line = WorkLine::make(plan.total, plan.chunk > 1 ? plan.total / plan.chunk
+                                                          : threads.block_count());
+  return plan;
 }
 
 /// A block's share of one item.
@@ -52,17 +103,10 @@ struct Segment {
   int slot;   ///< of the sequence
   SequenceState sequence;
   UnitCounts counts;
+  std::uint64_t head_offset;  ///< of the kv head in a sealed page
 };
 
 static_assert(sizeof(Segment) <= AttendShared::segment_bytes);
-
-KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
-  return ceil_div(arguments.rows(), item_rows);
-}
-/// Items of one sequence.
-KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
-  return arguments.layer.kv_heads * row_tiles(arguments);
-}
 
 /// Rows of item `item` of a sequence; their length is for the caller to fill in.
 KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
@@ -92,13 +136,15 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   segment.item_start = sequence_start + item * segment.item_units;
   segment.item = sequence * items + item;
   segment.first = unit - segment.item_start;
-  const int item_end = segment.item_start + segment.item_units;
-  segment.last = segment.first + (item_end < end ? item_end : end) - unit;
   segment.rows = item_rows_of(arguments, sequence, item);
   segment.slot = arguments.batch.slots[sequence];
   segment.sequence = arguments.layer.states[segment.slot];
   segment.rows.length = segment.sequence.length;
   segment.counts = count_units(arguments.layer, segment.sequence, page_units);
+  segment.head_offset =
+      arguments.layer.head(PageKind::Sealed, segment.rows.kv_head).offset;
+  segment.last = end - segment.item_start;
+  if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
   return segment;
 }
 
@@ -116,12 +162,12 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   typename PageRing<Traits>::Source source;
   source.layer = &layer;
   source.table = layer.table(segment.slot) + segment.sequence.first_page;
-  source.head_offset = layer.head(PageKind::Sealed, rows.kv_head).offset;
+  source.head_offset = segment.head_offset;
   source.next = unit - tiles;
   if (source.next < 0) source.next += ceil_div(-source.next, warps) * warps;
   source.end = segment.last - tiles;
   source.stride = warps;
-  source.look_ahead();
+  source.load_slots(threads);
   KVTILT_DEVICE_LOOP
   for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
 
@@ -136,12 +182,14 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last && unit < tiles; unit += warps) {
     const HalfTile tile = half_tile(layer, segment.slot, segment.sequence, segment.counts, unit);
-    const HeadLayout& head = layer.head(tile.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
-    const std::byte* block = tile.block + head.offset;
+    // The layout of 16-bit blocks is known: [kv head][keys | values].
+    constexpr std::uint32_t key_bytes = half_tile_bytes(Traits::key_dim);
+    constexpr std::uint32_t value_bytes = half_tile_bytes(Traits::value_dim);
+    const std::byte* keys = tile.block + static_cast<std::uint32_t>(rows.kv_head * tile.of) *
+                                             (key_bytes + value_bytes);
+    const std::byte* values = keys + tile.of * key_bytes;
     attend_tile<Traits::key_dim, Traits::value_dim>(
-        threads, arguments, rows,
-        block + head.key.codes + tile.index * half_tile_bytes(Traits::key_dim),
-        block + head.value.codes + tile.index * half_tile_bytes(Traits::value_dim),
+        threads, arguments, rows, keys + tile.index * key_bytes, values + tile.index * value_bytes,
         tile.first_position, tile.tokens, tile.sink,
         is_special(tile.first_position, tile.tokens, tile_extent), query, state);
   }
@@ -230,11 +278,10 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
   PageRing<Traits> ring(threads, shared, arguments.stages);
-  const int total =
-      plan_units<Traits>(threads, arguments, starts) * items_per_sequence(arguments);
+  const AttendPlan plan = plan_units<Traits>(threads, arguments, starts);
   write_empty_sequences<Traits>(threads, arguments, starts);
-  if (total == 0) return;
-  const WorkLine line = WorkLine::make(total, threads.block_count(), warps);
+  if (plan.total == 0) return;
+  const WorkLine& line = plan.line;
   if (threads.block() >= line.blocks) return;
 
   const int end = line.start(threads.block() + 1);
@@ -247,7 +294,8 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     state.clear();
     attend_units<Traits>(threads, arguments, segment, ring, state);
     finish_segment<Traits>(threads, arguments, shared, line, segment, state);
-    unit += segment.last - segment.first;
+    const int item_end = segment.item_start + segment.item_units;
+    unit = item_end < end ? item_end : end;
     threads.hand_over_shared();
     threads.sync();
   }

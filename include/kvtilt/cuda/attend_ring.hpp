@@ -17,7 +17,7 @@ struct AttendShared {
   std::uint32_t states;  ///< [warp][item_rows][maximum, sum]
   std::uint32_t flag;
   std::uint32_t segment;
-  std::uint32_t starts;  ///< [sequences + 1] units before each
+  std::uint32_t starts;  ///< [sequences + 1] units before each, and the plan's chunk
   std::uint32_t bytes;
 
   static constexpr std::uint32_t segment_bytes = 192;
@@ -38,7 +38,7 @@ struct AttendShared {
     shared.flag = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
     shared.segment = shared.flag + 16;
     shared.starts = shared.segment + segment_bytes;
-    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
+    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 2) * 4;
     return shared;
   }
 };
@@ -56,7 +56,8 @@ class PageRing {
     threads.sync_warp();
   }
 
-  /// Units `next`, `next` + stride, ... below `end` of a sequence's pages, from `table` on.
+  /// Units `next`, `next` + stride, ... below `end` of a sequence's pages, from `table` on. The
+  /// slots of 32 units to come are in the lanes: a load for each would be waited for each time.
   struct Source {
     const LayerStorage* layer;
     const PageSlot* table;
@@ -64,10 +65,14 @@ class PageRing {
     int next;
     int end;
     int stride;
-    PageSlot ahead;  ///< of unit `next`, loaded long before it is needed
+    int lane_of_next = 0;
+    PageSlot slot;  ///< of unit next + (lane - lane_of_next) * stride
 
-    KVTILT_HD void look_ahead() {
-      if (next < end) ahead = table[next / Traits::page_units];
+    template <class Threads>
+    KVTILT_HD void load_slots(Threads& threads) {
+      const int unit = next + threads.lane() * stride;
+      lane_of_next = 0;
+      if (unit < end) slot = table[unit / Traits::page_units];
     }
   };
 
@@ -77,9 +82,11 @@ class PageRing {
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads, Source& source) {
     if (source.next < source.end) {
-      if (threads.lane() == 0) *slot(threads, fill_) = source.ahead;
+      if (threads.lane() == source.lane_of_next) *slot(threads, fill_) = source.slot;
       const std::byte* page =
-          source.layer->block(PageKind::Sealed, source.ahead.page) + source.head_offset;
+          source.layer->block(PageKind::Sealed,
+                              threads.shuffle(source.slot.page, source.lane_of_next)) +
+          source.head_offset;
       std::byte* to = data(threads, fill_);
       std::uint64_t* arrived = barrier(threads, fill_);
       threads.begin_stage(arrived, Traits::stage_bytes);
@@ -94,7 +101,7 @@ class PageRing {
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
       source.next += source.stride;
-      source.look_ahead();
+      if (++source.lane_of_next == warp_lanes) source.load_slots(threads);
     }
     threads.end_stage();
   }
