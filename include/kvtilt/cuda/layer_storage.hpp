@@ -29,6 +29,8 @@ struct SequenceState {
   std::int32_t page_end;       ///< entries first_page to page_end - 1 hold tokens
   std::int32_t page_capacity;  ///< entries page_end to page_capacity - 1 have an unused page
   std::int32_t ring_head;      ///< tail block at which the tail starts
+  std::int32_t shared_end;     ///< pages of entries before it may be another sequence's too: when
+                               ///< they are let go of they must not be written again
 };
 
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
