@@ -2,6 +2,8 @@
 /// When a page is sealed and when it is freed: the arithmetic of a sequence's length.
 #pragma once
 
+#include <kvtilt/core/config.hpp>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -24,7 +26,7 @@ struct TokenPlacement {
   int window = 0;  ///< 0: nothing is ever freed
 
   /// Blocks of a full tail: it holds at most recent + page tokens, at the moment of sealing.
-  [[nodiscard]] int ring_blocks() const {
+  [[nodiscard]] KVTILT_HD constexpr int ring_blocks() const {
     return (recent_tokens + page_tokens - 1) / page_tokens + 1;
   }
   /// Tail blocks of a sequence of up to `length` tokens, wherever truncations let its tail start.
@@ -33,12 +35,13 @@ struct TokenPlacement {
         std::min<std::int64_t>(ring_blocks(), blocks_of(length - sink_tokens)));
   }
   /// Pages sealed while a sequence grows to `length` whose tail starts at `tail_start`.
-  [[nodiscard]] std::int64_t seals(std::int64_t tail_start, std::int64_t length) const {
+  [[nodiscard]] KVTILT_HD constexpr std::int64_t seals(std::int64_t tail_start,
+                                                        std::int64_t length) const {
     const std::int64_t beyond = length - tail_start - recent_tokens;
     return beyond <= 0 ? 0 : beyond / page_tokens;
   }
   /// Sealed pages that end here or earlier are free once `length` tokens were appended.
-  [[nodiscard]] std::int64_t free_until(std::int64_t length) const {
+  [[nodiscard]] KVTILT_HD constexpr std::int64_t free_until(std::int64_t length) const {
     return window == 0 ? 0 : length - recent_tokens - window;
   }
 

@@ -3,6 +3,7 @@
 /// tables are in device memory and change there, so that a captured graph replays as they grow.
 #pragma once
 
+#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 
@@ -64,7 +65,12 @@ struct LayerStorage {
   SequenceState* states;                ///< [sequence slot]
   PageSlot* tables;                     ///< [sequence slot][table_stride]
   std::int64_t table_stride;
+  std::uint32_t* arrivals;              ///< [sequence slot], zero between kernels
   DeviceRecord* record;
+
+  [[nodiscard]] KVTILT_HD TokenPlacement placement() const {
+    return {page_tokens, sink_tokens, recent_tokens, window};
+  }
 
   [[nodiscard]] KVTILT_HD const HeadLayout& head(PageKind kind, int kv_head) const {
     return heads[static_cast<int>(kind)][kv_head];

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: MIT
+/// Runs kernel bodies on the host: EmulatedThreads has the members of cuda::DeviceThreads
+/// (kvtilt/cuda/threads.cuh), and emulate() is the launch.
+///
+///     emulate(blocks, threads_per_block, shared_bytes,
+///             [&](EmulatedThreads& threads) { body(threads, arguments); });
+///
+/// Each thread of a block is a fiber that runs until it has to wait for others. It is stricter than
+/// the GPU: threads that wait for each other must have called the same member on the same line, and
+/// no thread may end while others wait for it. Whatever the GPU would leave undefined, or answer by
+/// hanging, fails the test and ends the launch. A write that another thread reads without a sync()
+/// between them shows as a difference between the orders of LaunchOrder. Threads must not spin on
+/// memory: nobody else runs until they wait.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+
+#include "emulated_block.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <type_traits>
+
+namespace kvtilt::test {
+
+class EmulatedThreads {
+ public:
+  EmulatedThreads(EmulatedBlock& block, int thread) : block_(&block), thread_(thread) {}
+
+  [[nodiscard]] int thread() const { return thread_; }
+  [[nodiscard]] int thread_count() const { return block_->thread_count(); }
+  [[nodiscard]] int lane() const { return thread_ % 32; }
+  [[nodiscard]] int warp() const { return thread_ / 32; }
+  [[nodiscard]] int block() const { return block_->number(); }
+  [[nodiscard]] int block_count() const { return block_->count(); }
+  [[nodiscard]] std::byte* shared() const { return block_->shared(); }
+
+  void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    block_->meet_block(thread_, {"sync", file, line});
+  }
+  void sync_warp(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    block_->meet_warp(thread_, {"sync_warp", file, line});
+  }
+  void fence() const {}
+
+  template <class T>
+  T shuffle(T value, int lane, const char* file = __builtin_FILE(),
+            int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange(value, {"shuffle", file, line});
+    return read<T>(warp, lane & 31);
+  }
+  template <class T>
+  T shuffle_xor(T value, int mask, const char* file = __builtin_FILE(),
+                int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange(value, {"shuffle_xor", file, line});
+    return read<T>(warp, lane() ^ mask);
+  }
+  std::uint32_t ballot(bool vote, const char* file = __builtin_FILE(),
+                       int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange<std::uint32_t>(vote ? 1 : 0, {"ballot", file, line});
+    std::uint32_t votes = 0;
+    for (int lane = 0; lane < 32; ++lane) votes |= read<std::uint32_t>(warp, lane) << lane;
+    return votes;
+  }
+  std::uint32_t max_over_warp(std::uint32_t value, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange(value, {"max_over_warp", file, line});
+    for (int lane = 0; lane < 32; ++lane) value = std::max(value, read<std::uint32_t>(warp, lane));
+    return value;
+  }
+  std::uint32_t min_over_warp(std::uint32_t value, const char* file = __builtin_FILE(),
+                              int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange(value, {"min_over_warp", file, line});
+    for (int lane = 0; lane < 32; ++lane) value = std::min(value, read<std::uint32_t>(warp, lane));
+    return value;
+  }
+
+  std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
+    const std::uint32_t before = *where;
+    *where += value;
+    return before;
+  }
+  std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
+                                        std::uint32_t value) const {
+    const std::uint32_t before = *where;
+    if (before == expected) *where = value;
+    return before;
+  }
+
+  /// Sums in float64, rounded to float once: a tensor core's own order of sums is unspecified.
+  void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
+           const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    const std::uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const WarpOperands& warp = exchange(mine, {"mma", file, line});
+    for (int index = 0; index < 4; ++index) {
+      const int row = lane() / 4 + index / 2 * 8;
+      const int column = lane() % 4 * 2 + index % 2;
+      double sum = static_cast<double>(c[index]);
+      for (int k = 0; k < 16; ++k)
+        sum += static_cast<double>(fragment_a(warp, row, k)) *
+               static_cast<double>(fragment_b(warp, k, column));
+      c[index] = static_cast<float>(sum);
+    }
+  }
+  std::uint32_t transpose(std::uint32_t value, const char* file = __builtin_FILE(),
+                          int line = __builtin_LINE()) const {
+    const WarpOperands& warp = exchange(value, {"transpose", file, line});
+    const int column = lane() / 4;  // of the matrix as it came: a row of the result
+    const int row = lane() % 4 * 2;
+    std::uint32_t result = 0;
+    for (int half = 0; half < 2; ++half)
+      result |= half_bits_of(warp, 4 * (row + half) + column / 2, 0, column % 2) << (16 * half);
+    return result;
+  }
+
+ private:
+  template <class T>
+  const WarpOperands& exchange(const T& value, CallSite site) const {
+    static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(LaneOperands));
+    std::memcpy(block_->operands(thread_).words, &value, sizeof value);
+    return block_->meet_warp(thread_, site);
+  }
+  template <class T>
+  static T read(const WarpOperands& warp, int lane) {
+    static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    T value;
+    std::memcpy(&value, warp.lanes[lane].words, sizeof value);
+    return value;
+  }
+  static std::uint32_t half_bits_of(const WarpOperands& warp, int lane, int word, int half) {
+    return warp.lanes[lane].words[word] >> (16 * half) & 0xffffu;
+  }
+
+  // PTX ISA, matrix fragments of mma.m16n8k16 with .f16: a0 to a3 are registers of two halves.
+  static float fragment_a(const WarpOperands& warp, int row, int k) {
+    const int lane = row % 8 * 4 + k % 8 / 2;
+    const int reg = row / 8 + k / 8 * 2;
+    return to_float(F16{static_cast<std::uint16_t>(half_bits_of(warp, lane, reg, k % 2))});
+  }
+  static float fragment_b(const WarpOperands& warp, int k, int column) {
+    const int lane = column * 4 + k % 8 / 2;
+    const int reg = 4 + k / 8;
+    return to_float(F16{static_cast<std::uint16_t>(half_bits_of(warp, lane, reg, k % 2))});
+  }
+
+  EmulatedBlock* block_;
+  int thread_;
+};
+
+/// A launch: all blocks, one after the other. Shared memory starts as 0xff bytes (NaN) in each.
+/// Returns whether it ran to its end; if not, the test has failed.
+inline bool emulate(int blocks, int threads_per_block, std::size_t shared_bytes,
+                    const std::function<void(EmulatedThreads&)>& body, LaunchOrder order = {}) {
+  EmulatedBlock block(blocks, threads_per_block, shared_bytes, order);
+  for (const int number : order.of(blocks, 0)) {
+    const bool done = block.run(number, [&](int thread) {
+      EmulatedThreads threads(block, thread);
+      body(threads);
+    });
+    if (!done) return false;
+  }
+  return true;
+}
+
+}  // namespace kvtilt::test

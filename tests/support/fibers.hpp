@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+/// Functions that stop in the middle and go on later, all on one system thread: the threads of an
+/// emulated block. Stacks have a guard page; address sanitizer is told of each switch.
+#pragma once
+
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdlib>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#define KVTILT_TEST_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define KVTILT_TEST_ASAN 1
+#endif
+#endif
+#if defined(KVTILT_TEST_ASAN)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+namespace kvtilt::test {
+
+class Fibers {
+ public:
+  static constexpr std::size_t stack_bytes = 256 * 1024;
+
+  explicit Fibers(int count)
+      : guard_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))),
+        fibers_(static_cast<std::size_t>(count)) {
+    mapped_ = (guard_ + stack_bytes) * fibers_.size();
+    void* memory = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    stacks_ = static_cast<std::byte*>(memory);
+    for (std::size_t index = 0; index < fibers_.size(); ++index)
+      mprotect(stacks_ + index * (guard_ + stack_bytes), guard_, PROT_NONE);
+  }
+  Fibers(const Fibers&) = delete;
+  Fibers& operator=(const Fibers&) = delete;
+  ~Fibers() {
+#if defined(KVTILT_TEST_ASAN)
+    for (std::size_t index = 0; index < fibers_.size(); ++index)
+      __asan_unpoison_memory_region(stack(index), stack_bytes);
+#endif
+    munmap(stacks_, mapped_);
+  }
+
+  /// The function starts at the first resume(). Whatever the fiber was doing before is abandoned:
+  /// its objects are not destroyed.
+  void start(int index, std::function<void()> function) {
+    const std::size_t at = static_cast<std::size_t>(index);
+    Fiber& fiber = fibers_[at];
+    fiber.function = std::move(function);
+    fiber.finished = false;
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack(at);
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, &Fibers::enter, 0);
+#if defined(KVTILT_TEST_ASAN)
+    __asan_unpoison_memory_region(stack(at), stack_bytes);
+    fiber.fake_stack = nullptr;
+#endif
+  }
+
+  /// Runs a fiber until it suspends itself or ends.
+  void resume(int index) {
+    running_ = static_cast<std::size_t>(index);
+    active() = this;
+#if defined(KVTILT_TEST_ASAN)
+    void* fake_stack = nullptr;
+    __sanitizer_start_switch_fiber(&fake_stack, stack(running_), stack_bytes);
+#endif
+    swapcontext(&caller_, &fibers_[running_].context);
+#if defined(KVTILT_TEST_ASAN)
+    __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#endif
+  }
+
+  /// Called in a fiber: back to resume().
+  void suspend() {
+    Fiber& fiber = fibers_[running_];
+#if defined(KVTILT_TEST_ASAN)
+    __sanitizer_start_switch_fiber(fiber.finished ? nullptr : &fiber.fake_stack, caller_stack_,
+                                   caller_stack_bytes_);
+#endif
+    swapcontext(&fiber.context, &caller_);
+#if defined(KVTILT_TEST_ASAN)
+    __sanitizer_finish_switch_fiber(fiber.fake_stack, &caller_stack_, &caller_stack_bytes_);
+#endif
+  }
+
+  [[nodiscard]] bool finished(int index) const {
+    return fibers_[static_cast<std::size_t>(index)].finished;
+  }
+
+ private:
+  struct Fiber {
+    ucontext_t context;
+    std::function<void()> function;
+    bool finished = true;
+    void* fake_stack = nullptr;
+  };
+
+  static Fibers*& active() {
+    static thread_local Fibers* fibers = nullptr;
+    return fibers;
+  }
+
+  static void enter() {
+    Fibers& self = *active();
+#if defined(KVTILT_TEST_ASAN)
+    __sanitizer_finish_switch_fiber(nullptr, &self.caller_stack_, &self.caller_stack_bytes_);
+#endif
+    Fiber& fiber = self.fibers_[self.running_];
+    fiber.function();
+    fiber.finished = true;
+    self.suspend();
+  }
+
+  [[nodiscard]] std::byte* stack(std::size_t index) const {
+    return stacks_ + index * (guard_ + stack_bytes) + guard_;
+  }
+
+  std::size_t guard_;
+  std::vector<Fiber> fibers_;
+  std::byte* stacks_ = nullptr;
+  std::size_t mapped_ = 0;
+  std::size_t running_ = 0;
+  ucontext_t caller_;
+  const void* caller_stack_ = nullptr;
+  std::size_t caller_stack_bytes_ = 0;
+};
+
+}  // namespace kvtilt::test
