@@ -44,6 +44,7 @@ struct DeviceLayer {
   std::size_t heads[page_kinds];
   std::size_t states;
   std::size_t tables;
+  std::size_t arrivals;
 
   [[nodiscard]] const PageLayout& layout(PageKind kind) const {
     return layouts[static_cast<int>(kind)];
@@ -65,6 +66,7 @@ struct DeviceLayout {
   std::vector<DeviceLayer> layers;
   std::size_t storages = 0;  ///< LayerStorage [layers]
   std::size_t record = 0;    ///< DeviceRecord
+  std::size_t slots = 0;     ///< 0, 1, 2, ... : batches of one sequence
   MemoryPlan plan;
 };
 
@@ -106,8 +108,6 @@ inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<
   if (shape.window > 0) {
     const std::int64_t most = options.max_sequences * layer.window_pages();
     layer.pages = static_cast<std::int32_t>(std::min(total, most));
-    // Pages that the window frees stand behind those that were given.
-    layer.table_stride = own + std::min(own, layer.window_pages()) + 1;
   }
   return layer;
 }
@@ -117,6 +117,9 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
                                                const CacheOptions& options) {
   KVTILT_RETURN_IF_ERROR(check_options(options));
   KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  if (shape.layers.size() > static_cast<std::size_t>(max_layers))
+    return Status::error(ErrorCode::Unsupported, "the shape has %zu layers; on a GPU at most %d",
+                         shape.layers.size(), max_layers);
   Result<Plan> resolved = resolve_plan(plan, shape, options.page_tokens);
   if (!resolved) return std::move(resolved).take_status();
 
@@ -129,6 +132,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
   layout.record = other(sizeof(DeviceRecord));
   layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
   const std::size_t sequences = static_cast<std::size_t>(options.max_sequences);
+  layout.slots = other(sequences * sizeof(std::int32_t));
   for (std::size_t index = 0; index < shape.layers.size(); ++index) {
     const LayerShape& layer_shape = shape.layers[index];
     if (layer_shape.kv_heads > 0)
@@ -155,6 +159,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
     layer.states =
         offsets.take(sequences * sizeof(SequenceState), bytes.table_bytes, bytes.other_bytes);
     layer.tables = offsets.take(rows * sizeof(PageSlot), bytes.table_bytes, bytes.other_bytes);
+    layer.arrivals = other(sequences * sizeof(std::uint32_t));
   }
   if (options.max_bytes != 0 && bytes.device_bytes() > options.max_bytes)
     return Status::error(ErrorCode::OutOfMemory,
@@ -188,6 +193,7 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index,
   storage.states = reinterpret_cast<SequenceState*>(base + layer.states);
   storage.tables = reinterpret_cast<PageSlot*>(base + layer.tables);
   storage.table_stride = layer.table_stride;
+  storage.arrivals = reinterpret_cast<std::uint32_t*>(base + layer.arrivals);
   return storage;
 }
 

@@ -37,6 +37,7 @@ struct CacheOptions {
 };
 
 inline constexpr int max_device_sequences = 65536;
+inline constexpr int max_layers = 512;  ///< a number for each fits the arguments of a kernel
 
 /// Where tokens go in a layer.
 constexpr TokenPlacement token_placement(const CacheOptions& options, const LayerShape& shape) {

@@ -6,11 +6,11 @@
 
 #include <kvtilt/cuda/device_record.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
-#include <kvtilt/cuda/sequence_edit.hpp>
+#include <kvtilt/cuda/options.hpp>
+#include <kvtilt/cuda/sequence_state.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace kvtilt::cuda {
 
@@ -19,8 +19,6 @@ struct Layers {
   const LayerStorage* storages;
   int count;
 };
-
-inline constexpr int max_layers = 512;
 
 /// Pages `first` to first + count - 1 of one layer's pool.
 struct PageRun {
@@ -38,7 +36,7 @@ struct GivenPages {
   PageRun run[capacity];
 };
 
-/// One block. A layer's table has room for what the host gives; what has none is an error.
+/// One block.
 template <class Threads>
 KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
                                const GivenPages& given) {
@@ -46,12 +44,20 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
     const PageRun& run = given.run[i];
     const LayerStorage& storage = layers.storages[run.layer];
     SequenceState& state = storage.states[given.sequence];
-    const bool fits = give_pages(threads, state, storage.table(given.sequence),
-                                 storage.table_stride, run.first, run.count);
-    if (!fits && threads.thread() == 0)
+    PageSlot* table = storage.table(given.sequence);
+    const std::int32_t end = state.page_capacity;
+    threads.sync();  // all have read it, and written what an earlier run gave
+    // The host counts what it gives: more is given only where it was not told of appends.
+    const bool fits = end + static_cast<std::int64_t>(run.count) <= storage.table_stride;
+    for (std::int32_t page = threads.thread(); fits && page < run.count;
+         page += threads.thread_count())
+      table[end + page] = {0, run.first + page, 0};
+    if (threads.thread() == 0 && fits) state.page_capacity = end + run.count;
+    if (threads.thread() == 0 && !fits)
       record_error(threads, storage.record,
                    sequence_error(ErrorCode::OutOfCapacity, run.layer, given.sequence,
                                   state.length));
+    threads.sync();
   }
 }
 
@@ -62,7 +68,7 @@ KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequ
   const int first = threads.block() * threads.thread_count() + threads.thread();
   for (int layer = first; layer < layers.count; layer += step) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads > 0) storage.states[sequence] = empty_state(storage);
+    if (storage.kv_heads > 0) storage.states[sequence] = empty_state(storage.placement(), 0);
   }
 }
 
@@ -79,7 +85,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int s
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&
-        lost_before(storage, storage.states[sequence], length))
+        lost_before(storage.placement(), storage.states[sequence], length))
       refusing = layer;  // any of them will do
   }
   threads.sync();
@@ -91,8 +97,11 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int s
   }
   for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads > 0)
-      truncate_entries(threads, storage, storage.states[sequence], storage.table(sequence), length);
+    if (storage.kv_heads == 0) continue;
+    SequenceState state = storage.states[sequence];
+    truncate(threads, storage.placement(), state, storage.table(sequence), length);
+    threads.sync();
+    if (threads.thread() == 0) storage.states[sequence] = state;
   }
 }
 
@@ -100,12 +109,13 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int s
 template <class Threads>
 KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int sequence,
                            std::int64_t from, std::int64_t to) {
+  std::int32_t first = 0;
+  std::int32_t last = 0;
   for (int layer = 0; layer < layers.count; ++layer) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
-    const EntryRange range =
-        find_pages(storage.states[sequence], storage.table(sequence), from, to);
-    if (range.first < range.last) continue;
+    if (storage.kv_heads == 0 || find_pages(storage.states[sequence], storage.table(sequence), from,
+                                            to, first, last))
+      continue;
     if (threads.thread() == 0)
       record_error(threads, storage.record,
                    sequence_error(ErrorCode::InvalidArgument, layer, sequence, from));
@@ -114,9 +124,11 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   for (int layer = 0; layer < layers.count; ++layer) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
-    SequenceState& state = storage.states[sequence];
-    remove_entries(threads, state, storage.table(sequence),
-                   find_pages(state, storage.table(sequence), from, to));
+    SequenceState state = storage.states[sequence];
+    (void)find_pages(state, storage.table(sequence), from, to, first, last);
+    threads.sync();  // all have looked
+    drop_pages(threads, state, storage.table(sequence), first, last);
+    if (threads.thread() == 0) storage.states[sequence] = state;
   }
 }
 
@@ -135,8 +147,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   for (int layer = 0; layer < layers.count; ++layer) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
-    // Blocks that are ahead change neither of these.
-    const SequenceState& state = storage.states[request.from];
+    const SequenceState& state = storage.states[request.from];  // other blocks change none of this
     if (state.length == request.length &&
         state.page_end - state.first_page == request.pages[layer])
       continue;
@@ -147,10 +158,22 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   }
   for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads > 0)
-      fork_entries(threads, storage.states[request.from], storage.table(request.from),
-                   storage.states[request.to], storage.table(request.to));
+    if (storage.kv_heads == 0) continue;
+    SequenceState from = storage.states[request.from];
+    SequenceState to = storage.states[request.to];
+    share_pages(threads, from, storage.table(request.from), to, storage.table(request.to));
+    threads.sync();
+    if (threads.thread() != 0) continue;
+    storage.states[request.from] = from;
+    storage.states[request.to] = to;
   }
+}
+
+/// Tail blocks in use.
+KVTILT_HD constexpr int tail_blocks(const LayerStorage& storage, const SequenceState& state) {
+  const std::int64_t tokens = state.length - state.tail_start;
+  return tokens <= 0 ? 0
+                     : static_cast<int>((tokens + storage.page_tokens - 1) / storage.page_tokens);
 }
 
 /// 16 bytes, the unit of copies.
@@ -182,8 +205,8 @@ KVTILT_HD void fork_blocks_body(const Threads& threads, const Layers& layers, in
         copy_block(threads, storage.sinks(from), storage.sinks(to),
                    storage.block_bytes[static_cast<int>(PageKind::Sinks)]);
     } else if (index <= tail_blocks(storage, state)) {
-      const int head = storage.states[from].ring_head;
-      copy_block(threads, storage.tail(from, head, index - 1), storage.tail(to, 0, index - 1),
+      copy_block(threads, storage.tail(from, state.ring_head, index - 1),
+                 storage.tail(to, state.ring_head, index - 1),
                  storage.block_bytes[static_cast<int>(PageKind::Tail)]);
     }
   }
