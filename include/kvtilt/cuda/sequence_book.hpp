@@ -53,6 +53,7 @@ class SequenceBook {
   void note_appended(std::span<const SequenceId> ids, int layer,
                      std::span<const std::int32_t> counts);
 
+  [[nodiscard]] bool is_open(std::uint32_t slot) const { return sequences_[slot].is_open; }
   /// Layer and sequence must exist.
   [[nodiscard]] const SequenceState& state(std::uint32_t slot, int layer) const {
     return sequences_[slot].layers[static_cast<std::size_t>(layer)].state;

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// Members of cuda::KVCache that put tokens in and look at sequences; included by kv_cache.cuh.
+
+namespace kvtilt::cuda {
+
+inline Result<SequenceBatch> KVCache::batch(std::span<const SequenceId> ids,
+                                            std::span<std::int32_t> memory, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "batch"));
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(ids));
+  if (memory.size() < ids.size())
+    return Status::error(ErrorCode::InvalidArgument,
+                         "a batch of %zu sequences needs as many numbers of device memory; there "
+                         "are %zu",
+                         ids.size(), memory.size());
+  std::vector<std::int32_t> slots;
+  for (const SequenceId& id : ids) slots.push_back(static_cast<std::int32_t>(id.slot));
+  KVTILT_RETURN_IF_ERROR(launch_write_slots(slots, memory.data(), stream));
+  return SequenceBatch{{ids.begin(), ids.end()}, {memory.data(), static_cast<int>(ids.size())}};
+}
+
+inline Result<SequenceBatch> KVCache::batch(SequenceId id) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  return SequenceBatch{{id}, {device_slots() + id.slot, 1}};
+}
+
+inline Result<LayerStorage> KVCache::view(int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return storages_[static_cast<std::size_t>(layer)];
+}
+
+inline Status KVCache::note_appended(const SequenceBatch& batch,
+                                     std::span<const std::int32_t> tokens) {
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
+  if (tokens.size() != batch.ids.size())
+    return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu numbers of tokens",
+                         batch.ids.size(), tokens.size());
+  for (int layer = 0; layer < layers(); ++layer)
+    if (storages_[static_cast<std::size_t>(layer)].kv_heads > 0)
+      book_.note_appended(batch.ids, layer, tokens);
+  return {};
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return book_.state(id.slot, layer).length;
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer, cudaStream_t stream) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "length"));
+  SequenceState state{};
+  const LayerStorage& storage = storages_[static_cast<std::size_t>(layer)];
+  KVTILT_RETURN_IF_ERROR(to_status(cudaMemcpyAsync(&state, storage.states + id.slot, sizeof state,
+                                                   cudaMemcpyDeviceToHost, stream),
+                                   "reading a length"));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a length"));
+  return state.length;
+}
+
+inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "refresh"));
+  const auto read = [&](void* to, const void* from, std::size_t bytes) {
+    return to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
+                     "reading a sequence");
+  };
+  std::vector<SequenceState> states(storages_.size());
+  std::vector<std::vector<PageSlot>> tables(storages_.size());
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
+    if (storages_[layer].kv_heads > 0)
+      KVTILT_RETURN_IF_ERROR(
+          read(&states[layer], storages_[layer].states + id.slot, sizeof(SequenceState)));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer) {
+    if (storages_[layer].kv_heads == 0) continue;
+    tables[layer].resize(static_cast<std::size_t>(states[layer].page_capacity));
+    KVTILT_RETURN_IF_ERROR(read(tables[layer].data(),
+                                storages_[layer].table(static_cast<int>(id.slot)),
+                                tables[layer].size() * sizeof(PageSlot)));
+  }
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
+    if (storages_[layer].kv_heads > 0)
+      KVTILT_RETURN_IF_ERROR(
+          book_.adopt(id, static_cast<int>(layer), states[layer], tables[layer]));
+  return {};
+}
+
+inline Status KVCache::poll(cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
+  DeviceRecord* record = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
+  DeviceRecord found{};
+  KVTILT_RETURN_IF_ERROR(to_status(
+      cudaMemcpyAsync(&found, record, sizeof found, cudaMemcpyDeviceToHost, stream), "poll"));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "poll"));
+  if (found.code == 0) return {};
+  KVTILT_RETURN_IF_ERROR(to_status(cudaMemsetAsync(record, 0, sizeof found, stream), "poll"));
+  const bool known = found.layer >= 0 && found.layer < layers();
+  return to_status(found, known ? storages_[static_cast<std::size_t>(found.layer)].key_dim : 0);
+}
+
+}  // namespace kvtilt::cuda
