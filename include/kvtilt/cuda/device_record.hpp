@@ -62,6 +62,16 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
                            "layer %d: sequence slot %d cannot be exported: its page at position %lld "
                            "is not full. %u errors in all",
                            record.layer, record.sequence, token, record.count);
+    case ErrorCode::Corrupt:
+      return Status::error(code,
+                           "layer %d: the engine's table of sequence %d cannot be meant: %lld tokens, "
+                           "or a page outside the pool. %u errors in all",
+                           record.layer, record.sequence, token, record.count);
+    case ErrorCode::OutOfMemory:
+      return Status::error(code,
+                           "layer %d: no room for the pages of sequence slot %d in the exported "
+                           "indices. %u errors in all",
+                           record.layer, record.sequence, record.count);
     default:
       return Status::error(code, "layer %d: error in sequence slot %d at position %lld; %u in all",
                            record.layer, record.sequence, token, record.count);
