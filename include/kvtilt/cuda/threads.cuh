@@ -62,7 +62,19 @@ class DeviceThreads {
     return atomicCAS(where, expected, value);
   }
 
-  /// c += A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  /// What another block wrote before its fence().
+  __device__ float load_fresh(const float* from) const { return __ldcg(from); }
+
+  /// c = A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  __device__ void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                            std::uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+  }
+  /// c += A B.
   __device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                       std::uint32_t b1) const {
     asm volatile(
@@ -71,11 +83,78 @@ class DeviceThreads {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+  // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these.
+
+  /// Once per stage, before the first copy; followed by sync_warp().
+  __device__ void prepare_stage(std::uint64_t* barrier) const {
+#if __CUDA_ARCH__ >= 900
+    if (lane() == 0) {
+      asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)));
+      asm volatile("fence.mbarrier_init.release.cluster;");
+    }
+#endif
+  }
+  /// Announces the bytes of the copies that follow, up to end_stage().
+  __device__ void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
+#if __CUDA_ARCH__ >= 900
+    if (lane() == 0)
+      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(
+                       shared_address(barrier)),
+                   "r"(bytes)
+                   : "memory");
+#endif
+  }
+  /// `bytes` and both addresses are multiples of 16. Read once: L2 need not keep it.
+  __device__ void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,
+                                std::uint64_t* barrier) const {
+#if __CUDA_ARCH__ >= 900
+    constexpr std::uint64_t evict_first = 0x12f0000000000000u;
+    if (lane() == 0)
+      asm volatile(
+          "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+          "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
+          "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(evict_first)
+          : "memory");
+#else
+    for (std::uint32_t at = static_cast<std::uint32_t>(lane()) * 16; at < bytes; at += 512)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + at)),
+                   "l"(from + at)
+                   : "memory");
+#endif
+  }
+  /// Also where a stage stays empty: older architectures count stages.
+  __device__ void end_stage() const {
+#if __CUDA_ARCH__ < 900
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+  }
+  /// Until the stage's copies have arrived. `parity` flips each time a stage is used again; `Newer`
+  /// stages were begun after it.
+  template <int Newer>
+  __device__ void wait_stage(std::uint64_t* barrier, std::uint32_t parity) const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{\n.reg .pred done;\nagain_%=:\n"
+        "mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again_%=;\n}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+#else
+    asm volatile("cp.async.wait_group %0;" ::"n"(Newer) : "memory");
+    __syncwarp();
+#endif
+  }
+
   /// Transposes the 8 x 8 matrix whose row lane / 4 holds two halves of each lane.
   __device__ std::uint32_t transpose(std::uint32_t value) const {
     std::uint32_t result;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
     return result;
+  }
+
+ private:
+  __device__ static std::uint32_t shared_address(const void* pointer) {
+    return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
   }
 };
 
