@@ -90,7 +90,7 @@ TEST(DeviceMemoryPlan, RefusesWithAReason) {
   shape.layers[3].key_dim = 72;
   const auto refused = plan_memory(shape, plan);
   EXPECT_EQ(refused.code(), ErrorCode::Unsupported);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("layer 3: keys of 4 bits"));
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("layer 3: key_dim is 72"));
   const CacheShape deep = CacheShape::uniform(513, 1, 64);
   EXPECT_EQ(plan_memory(deep, Plan::uniform(deep, presets::k4v2)).code(), ErrorCode::Unsupported);
 }

@@ -2,6 +2,7 @@
 /// Where everything of a device cache lies in its memory, before there is one.
 #pragma once
 
+#include <kvtilt/cuda/fragment_order.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/cuda/options.hpp>
 #include <kvtilt/page/layer_view.hpp>

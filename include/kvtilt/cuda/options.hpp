@@ -6,11 +6,9 @@
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/cuda/fragment_order.hpp>
-#include <kvtilt/page/layout.hpp>
+#include <kvtilt/cuda/convert_page.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -68,34 +66,10 @@ inline Status check_options(const CacheOptions& options) {
   return {};
 }
 
-namespace detail {
-
-inline Status check_device_tensor(const TensorLayout& tensor, const char* name) {
-  if (supports_order(tensor.matrix, tensor.format.bits)) return {};
-  return Status::error(ErrorCode::Unsupported,
-                       "%s of %d bits, a matrix of %d x %d, do not fill the 16 x 16 tiles of tensor "
-                       "cores: on a GPU head dimensions are multiples of 16%s",
-                       name, tensor.format.bits, tensor.matrix.outer, tensor.matrix.inner,
-                       tensor.format.bits % 4 == 0 || tensor.format.bits == half_bits
-                           ? ""
-                           : ", and odd widths need their tiles in fours, 2 and 6 bits in twos");
-}
-
-}  // namespace detail
-
 /// Whether a device cache serves a layer of this shape with this recipe: Ok, or the reason why not.
 /// KVCache::create asks the same question, so nothing is refused later.
 inline Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
-  KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
-  CacheOptions options;
-  options.page_tokens = page_tokens;
-  KVTILT_RETURN_IF_ERROR(check_options(options));
-  if (shape.kv_heads == 0) return {};
-  Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
-  if (!resolved) return std::move(resolved).take_status();
-  const HeadLayout head = head_layout(*resolved, shape.key_dim, shape.value_dim, page_tokens, 0);
-  KVTILT_RETURN_IF_ERROR(detail::check_device_tensor(head.key, "keys"));
-  return detail::check_device_tensor(head.value, "values");
+  return supports_device_page(shape, recipe, page_tokens);
 }
 
 }  // namespace kvtilt::cuda
