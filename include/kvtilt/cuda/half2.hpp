@@ -4,6 +4,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/quant/affine.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -49,6 +50,36 @@ KVTILT_HD inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b)
   return result;
 #else
   return detail::join_halves(to_f16(low_half(a) * low_half(b)), to_f16(high_half(a) * high_half(b)));
+#endif
+}
+
+namespace detail {
+
+KVTILT_HD constexpr F16 smaller_half(F16 a, F16 b) { return ordered(b) < ordered(a) ? b : a; }
+KVTILT_HD constexpr F16 larger_half(F16 a, F16 b) { return ordered(b) > ordered(a) ? b : a; }
+
+}  // namespace detail
+
+/// Of numbers. Which of two zeros is returned is not said.
+KVTILT_HD inline std::uint32_t min_halves(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return detail::join_halves(detail::smaller_half(detail::half_of(a, 0), detail::half_of(b, 0)),
+                             detail::smaller_half(detail::half_of(a, 1), detail::half_of(b, 1)));
+#endif
+}
+
+KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return detail::join_halves(detail::larger_half(detail::half_of(a, 0), detail::half_of(b, 0)),
+                             detail::larger_half(detail::half_of(a, 1), detail::half_of(b, 1)));
 #endif
 }
 
