@@ -5,6 +5,7 @@
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/append.cuh>
 #include <kvtilt/cuda/device_memory.cuh>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/layer_storage.hpp>
@@ -83,6 +84,29 @@ class KVCache {
   /// A batch of one needs no memory.
   Result<SequenceBatch> batch(SequenceId id) const;
 
+  /// Adds tokens to one layer of every sequence of a batch; seals pages as they fill. Keys arrive
+  /// after RoPE. May be captured: then the numbers in device memory count when it is replayed, and
+  /// note_appended() tells the host of each replay.
+  ///
+  /// keys    device, [rows, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// values  device, [rows, kv_heads, value_dim]
+  /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's. Null: as
+  ///         many for each
+  /// tokens  host: the numbers of tokens that indptr holds. Empty: not known, the host is not told.
+  ///         Not read without indptr
+  /// Fails   InvalidArgument (shapes, handles, layer), OutOfCapacity (reserve more, as far as the
+  ///         host knows); then nothing is queued. NaN is stored as 0 and what is too large as the
+  ///         largest that the recipe holds; poll() names it, and a sequence that had no page left
+  ///         and was not appended to
+  /// Cost    one kernel
+  Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                const TensorView& values, const std::int32_t* indptr,
+                std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);
+  Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                const TensorView& values, cudaStream_t stream = nullptr);
+  Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values,
+                cudaStream_t stream = nullptr);
+
   /// What kernels see of a layer. Valid as long as the cache, whatever happens to sequences.
   Result<LayerStorage> view(int layer) const;
 
@@ -115,6 +139,11 @@ class KVCache {
   KVCache(const CacheOptions& options, detail::DeviceLayout layout, DeviceMemory memory);
 
   Status upload(cudaStream_t stream);
+  [[nodiscard]] Status check_rows(int layer, const TensorView& keys,
+                                  const TensorView& values) const;
+  Status append(std::span<const SequenceId> ids, const Batch& batch, int layer,
+                const TensorView& keys, const TensorView& values, const std::int32_t* indptr,
+                std::span<const std::int32_t> tokens, cudaStream_t stream);
   [[nodiscard]] Layers device_layers() const {
     return {reinterpret_cast<const LayerStorage*>(memory_.data() + layout_.storages), layers()};
   }
@@ -128,7 +157,8 @@ class KVCache {
   DeviceMemory memory_;
   SequenceBook book_;
   std::vector<LayerStorage> storages_;
-  std::vector<PageRun> given_;  ///< of one call
+  std::vector<PageRun> given_;        ///< of one call
+  std::vector<std::int32_t> counts_;  ///< of one call
 };
 
 }  // namespace kvtilt::cuda

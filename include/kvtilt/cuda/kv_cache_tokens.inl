@@ -23,6 +23,78 @@ inline Result<SequenceBatch> KVCache::batch(SequenceId id) const {
   return SequenceBatch{{id}, {device_slots() + id.slot, 1}};
 }
 
+inline Status KVCache::check_rows(int layer, const TensorView& keys,
+                                  const TensorView& values) const {
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != of.kv_heads ||
+      values.heads != of.kv_heads || keys.dim != of.key_dim || values.dim != of.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+        "[n, %d, %d]",
+        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim, of.kv_heads, of.key_dim,
+        of.kv_heads, of.value_dim);
+  if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
+  return {};
+}
+
+inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batch, int layer,
+                              const TensorView& keys, const TensorView& values,
+                              const std::int32_t* indptr, std::span<const std::int32_t> tokens,
+                              cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  KVTILT_RETURN_IF_ERROR(check_rows(layer, keys, values));
+  if (ids.empty() || keys.tokens == 0) return {};
+  const std::int64_t sequences = static_cast<std::int64_t>(ids.size());
+  const std::int64_t each = indptr == nullptr ? keys.tokens / sequences : 0;
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (keys.tokens > most || (indptr == nullptr && each * sequences != keys.tokens))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: %lld rows are not as many for each of %lld sequences; give "
+                         "indptr, and at most 2^30 rows",
+                         layer, static_cast<long long>(keys.tokens),
+                         static_cast<long long>(sequences));
+  if (indptr == nullptr) {
+    counts_.assign(ids.size(), static_cast<std::int32_t>(each));
+    tokens = counts_;
+  } else if (!tokens.empty()) {
+    std::int64_t rows = 0;
+    for (const std::int32_t count : tokens) rows += count;
+    if (rows > keys.tokens)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %d: %lld tokens in all, but %lld rows", layer,
+                           static_cast<long long>(rows), static_cast<long long>(keys.tokens));
+  }
+  Result<bool> capturing = is_capturing(stream);
+  if (!capturing) return std::move(capturing).take_status();
+  const bool told = !*capturing && !tokens.empty();
+  if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
+  KVTILT_RETURN_IF_ERROR(launch_append({storages_[static_cast<std::size_t>(layer)], batch, keys,
+                                        values, indptr, static_cast<int>(each)},
+                                       stream));
+  if (told) book_.note_appended(ids, layer, tokens);
+  return {};
+}
+
+inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                              const TensorView& values, const std::int32_t* indptr,
+                              std::span<const std::int32_t> tokens, cudaStream_t stream) {
+  return append(batch.ids, batch.device, layer, keys, values, indptr, tokens, stream);
+}
+
+inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                              const TensorView& values, cudaStream_t stream) {
+  return append(batch.ids, batch.device, layer, keys, values, nullptr, {}, stream);
+}
+
+inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
+                              const TensorView& values, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  return append({&id, 1}, {device_slots() + id.slot, 1}, layer, keys, values, nullptr, {}, stream);
+}
+
 inline Result<LayerStorage> KVCache::view(int layer) const {
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   return storages_[static_cast<std::size_t>(layer)];

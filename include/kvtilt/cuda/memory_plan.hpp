@@ -5,6 +5,7 @@
 #include <kvtilt/cuda/fragment_order.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/cuda/options.hpp>
+#include <kvtilt/cuda/seal_head.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
@@ -186,6 +187,8 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index,
   storage.window = layer.shape.window;
   storage.keep_sinks = layer.shape.keep_sinks ? 1 : 0;
   storage.ring_blocks = layer.placement.ring_blocks();
+  for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
+    storage.seal_bytes = std::max(storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)));
   for (int kind = 0; kind < page_kinds; ++kind) {
     storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
     storage.pool[kind] = base + layer.pools[kind];
