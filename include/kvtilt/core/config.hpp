@@ -13,13 +13,6 @@
 #define KVTILT_HD
 #endif
 
-/// Before a loop of a kernel whose counter indexes registers.
-#if defined(__CUDA_ARCH__)
-#define KVTILT_UNROLL _Pragma("unroll")
-#else
-#define KVTILT_UNROLL
-#endif
-
 #if defined(__x86_64__) || defined(_M_X64)
 #define KVTILT_X86 1
 #else

@@ -36,7 +36,7 @@ KVTILT_HD BlockPart merge_warps(Threads& threads, const AttendShared& shared,
     }
   threads.sync();
   float factor[2];
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int column = 0; column < 2; ++column) {
     const int row = lane % 4 * 2 + column;
     float most = no_maximum;
@@ -56,9 +56,9 @@ KVTILT_HD BlockPart merge_warps(Threads& threads, const AttendShared& shared,
   }
   for (int warp = 0; warp < warps; ++warp) {
     if (threads.warp() == warp)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Traits::State::tiles; ++tile)
-        KVTILT_UNROLL
+        KVTILT_DEVICE_UNROLL
         for (int e = 0; e < 4; ++e) {
           float& place = outputs[(lane % 4 * 2 + e % 2) * stride + tile * tile_extent +
                                  lane / 4 * 2 + e / 2];

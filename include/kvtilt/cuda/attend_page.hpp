@@ -60,10 +60,10 @@ struct Scores {
   float bias[Tiles][2];    ///< by column
 
   KVTILT_HD void largest(float (&most)[2]) const {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       most[column] = no_maximum;
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Tiles; ++tile) {
         const float even = std::fma(product[tile][column], factor[column], bias[tile][column]);
         const float odd =
@@ -74,32 +74,45 @@ struct Scores {
   }
 
   /// Products become logits: capped, sloped, and minus infinity where a column does not see a token.
-  KVTILT_HD void shape(const ColumnRule (&rules)[2], int lane, std::int64_t first_position,
-                       int tokens, bool sink) {
-    KVTILT_UNROLL
-    for (int tile = 0; tile < Tiles; ++tile)
-      KVTILT_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int slot = tile * tile_extent + lane / 4 * 2 + e / 2;
-        const ColumnRule& rule = rules[e % 2];
-        const std::int64_t position = first_position + slot;
-        const float logit = product[tile][e] * factor[e] + bias[tile][e % 2];
-        product[tile][e] = slot < tokens && rule.sees(position, sink)
-                               ? rule.shape(logit, position)
-                               : bit_cast<float>(0xff800000u);
+  KVTILT_HD void shape(const AttendArguments& arguments, const ItemRows& item, int lane,
+                       std::int64_t first_position, int tokens, bool sink) {
+    const AttendRules& rules = arguments.rules;
+    const int row = lane / 4 * 2;
+    KVTILT_DEVICE_UNROLL
+    for (int column = 0; column < 2; ++column) {
+      const int item_column = lane % 4 * 2 + column;
+      const ColumnRule rule = ColumnRule::of(arguments, item, item_column);
+      const float slope = rules.alibi_slopes == nullptr
+                              ? 0.0f
+                              : rules.alibi_slopes[item.query_head(arguments, item_column)];
+      const float distance = static_cast<float>(first_position + row - rule.position);
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < Tiles; ++tile) {
+        const int start = tile * tile_extent;
+        const int held = tokens - start;
+        std::uint32_t visible = rule.visible(first_position + start, sink);
+        if (held < tile_extent) visible &= held <= 0 ? 0u : (1u << held) - 1;
+        KVTILT_DEVICE_UNROLL
+        for (int odd = 0; odd < 2; ++odd) {
+          float& logit = product[tile][2 * odd + column];
+          logit = logit * factor[2 * odd + column] + bias[tile][column];
+          if (rules.soft_cap > 0.0f) logit = rules.soft_cap * std::tanh(logit);
+          logit += slope * (distance + static_cast<float>(start + odd));
+          if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+        }
+        bias[tile][column] = 0.0f;
       }
-    KVTILT_UNROLL
+    }
+    KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) factor[e] = 1.0f;
-    KVTILT_UNROLL
-    for (int tile = 0; tile < Tiles; ++tile) bias[tile][0] = bias[tile][1] = 0.0f;
   }
 
   /// Products become weights 2^(logit - maximum), added to the sums.
   template <class State>
   KVTILT_HD void weigh(State& state) {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < Tiles; ++tile)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int e = 0; e < 4; ++e) {
         const float shift = bias[tile][e % 2] - state.maximum[e % 2];
         product[tile][e] = exp2_fast(std::fma(product[tile][e], factor[e], shift));
@@ -120,12 +133,12 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
   const int lane = threads.lane();
   const std::byte* codes = page + Traits::key_codes + lane * 16;
   const std::byte* metadata = page + Traits::key_metadata + lane % 4 * 8;
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int band = 0; band < Traits::key_bands; ++band) {
     float minimum[4];
     Words words{};
     int loaded = -1;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int step = 0; step < Traits::key_dim / tile_extent; ++step) {
       const std::byte* group = metadata + band * 4 * Traits::key_dim + step * 2 * tile_extent;
       const std::uint64_t scale = *reinterpret_cast<const std::uint64_t*>(group);
@@ -144,7 +157,7 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
       std::uint32_t second =
           multiply_halves(query.half[step][1], static_cast<std::uint32_t>(scale >> 32));
       if constexpr (inner_shift(width) > 0) second = multiply_halves(second, inner_factor);
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int in_band = 0; in_band < band_tiles; ++in_band) {
         const int tile = band * band_tiles + in_band;
         const int index = step * tiles + tile;
@@ -159,13 +172,13 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
           threads.mma(scores.product[tile], a, first, second);
       }
     }
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < band_tiles; ++tile)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int column = 0; column < 2; ++column)
         scores.bias[band * band_tiles + tile][column] = minimum[column] * query.factor[column];
   }
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e)
     scores.factor[e] = query.factor[e % 2] * float_power(24 - (e / 2) * outer_shift(width));
 }
@@ -189,9 +202,9 @@ struct ValueScales {
   template <class Threads>
   KVTILT_HD int load_all(Threads& threads, const std::byte* page) {
     std::uint32_t most = 0;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int band = 0; band < Traits::value_bands; ++band)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < tiles; ++tile) {
         pair[band][tile] = load(page, threads.lane(), band, tile, false);
         most = max_halves(most, pair[band][tile]);
@@ -212,18 +225,18 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
   const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
   const std::uint32_t normalise =
       half_power(-state.exponent) | half_power(-state.exponent - inner_shift(width)) << 16;
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
     const float(&weight)[4] = weights.product[tile];
     std::uint32_t probability[bands][2];
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int band = 0; band < bands; ++band) {
       const std::uint32_t scale = multiply_halves(scales.pair[band][tile], normalise);
       const std::uint32_t minimum =
           ValueScales<Traits>::load(page, threads.lane(), band, tile, true);
       const float even = low_half(scale);
       const float odd = high_half(scale);
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int column = 0; column < 2; ++column)
         state.minima[band][column] =
             std::fma(weight[column], low_half(minimum),
@@ -233,7 +246,7 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
       probability[band][1] = threads.transpose(pack_halves(weight[2] * odd, weight[3] * odd));
     }
     Words words{};
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int channel_tile = 0; channel_tile < value_tiles; ++channel_tile) {
       const int index = tile * value_tiles + channel_tile;
       if (channel_tile == 0 || index % tiles_in_words(width) == 0)
@@ -255,12 +268,8 @@ KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments,
   constexpr int tiles = Traits::page_tokens / tile_extent;
   Scores<tiles> scores;
   score_page<Traits>(threads, page, query, scores);
-  if (special) {
-    const int column = threads.lane() % 4 * 2;
-    const ColumnRule rules[2] = {ColumnRule::of(arguments, item, column),
-                                 ColumnRule::of(arguments, item, column + 1)};
-    scores.shape(rules, threads.lane(), slot.first_position, slot.tokens, false);
-  }
+  if (special)
+    scores.shape(arguments, item, threads.lane(), slot.first_position, slot.tokens, false);
   float largest[2];
   scores.largest(largest);
   ValueScales<Traits> scales;

@@ -63,8 +63,6 @@ struct ColumnRule {
   std::int64_t end;
   std::int64_t tree_start;
   std::uint64_t tree;
-  float cap;
-  float slope;
 
   [[nodiscard]] KVTILT_HD static ColumnRule of(const AttendArguments& arguments,
                                                const ItemRows& item, int column) {
@@ -86,21 +84,23 @@ struct ColumnRule {
       rule.end = item.length;
     }
     if (rules.end_position < rule.end) rule.end = rules.end_position;
-    rule.cap = rules.soft_cap;
-    rule.slope = 0.0f;
-    if (rules.alibi_slopes != nullptr)
-      rule.slope = rules.alibi_slopes[item.query_head(arguments, column)];
     return rule;
   }
 
-  [[nodiscard]] KVTILT_HD bool sees(std::int64_t key, bool sink) const {
-    if (key < (sink ? sink_begin : begin) || key >= end) return false;
-    return key < tree_start || ((tree >> (key - tree_start)) & 1u) != 0;
+  /// The slots of 16 that the column sees, where slot 0 has position `start`.
+  [[nodiscard]] KVTILT_HD std::uint32_t visible(std::int64_t start, bool sink) const {
+    std::uint32_t mask = slots_before(end - start) & ~slots_before((sink ? sink_begin : begin) - start);
+    const std::int64_t shift = start - tree_start;  // bit of the tree that slot 0 stands for
+    if (shift > -tile_extent) {
+      const std::uint64_t bits = shift >= 64 ? 0 : shift >= 0 ? tree >> shift : tree << -shift;
+      mask &= slots_before(-shift) | static_cast<std::uint32_t>(bits);
+    }
+    return mask;
   }
-  /// A base-2 logit, or tanh's argument under a cap, to the logit.
-  [[nodiscard]] KVTILT_HD float shape(float logit, std::int64_t key) const {
-    if (cap > 0.0f) logit = cap * std::tanh(logit);
-    return logit + slope * static_cast<float>(key - position);
+ private:
+  KVTILT_HD static std::uint32_t slots_before(std::int64_t slot) {
+    const int clamped = slot < 0 ? 0 : slot > tile_extent ? tile_extent : static_cast<int>(slot);
+    return (1u << clamped) - 1;
   }
 };
 
@@ -123,10 +123,10 @@ struct QueryTile {
     const bool present = column < item.rows;
     float channel[steps][4];
     float largest = 0.0f;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int step = 0; step < steps; ++step) {
       load_channels(arguments, row + step * tile_extent + lane_channel, channel[step]);
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) {
         if (!present) channel[step][i] = 0.0f;
         largest = std::fmax(largest, std::fabs(channel[step][i]));
@@ -138,7 +138,7 @@ struct QueryTile {
     if (exponent < -100) exponent = -100;
     if (exponent > 100) exponent = 100;
     const float normalise = float_power(-exponent);
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int step = 0; step < steps; ++step) {
       half[step][0] = pack_halves(channel[step][0] * normalise, channel[step][1] * normalise);
       half[step][1] = pack_halves(channel[step][2] * normalise, channel[step][3] * normalise);
@@ -154,7 +154,7 @@ struct QueryTile {
                                       float (&channel)[4]) {
     if (arguments.query_type == ElementType::F32) {
       const float* from = static_cast<const float*>(arguments.query) + at;
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) channel[i] = from[i];
       return;
     }
@@ -162,13 +162,13 @@ struct QueryTile {
     std::uint16_t bits[4];
     if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
       const std::uint64_t all = *reinterpret_cast<const std::uint64_t*>(from);
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) bits[i] = static_cast<std::uint16_t>(all >> (16 * i));
     } else {
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) bits[i] = from[i];
     }
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 4; ++i)
       channel[i] = arguments.query_type == ElementType::F16 ? low_half(bits[i])
                                                             : to_float(BF16{bits[i]});

@@ -38,15 +38,15 @@ struct AttendState {
   bool code_units;
 
   KVTILT_HD void clear() {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < tiles; ++tile)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int e = 0; e < 4; ++e) output[tile][e] = 0.0f;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       maximum[column] = no_maximum;
       sum[column] = 0.0f;
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int band = 0; band < Bands; ++band) minima[band][column] = 0.0f;
     }
     exponent = least_exponent;
@@ -54,7 +54,7 @@ struct AttendState {
   }
 
   KVTILT_HD void scale_outputs(float even, float odd) {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < tiles; ++tile) {
       output[tile][0] *= even;
       output[tile][1] *= even;
@@ -82,26 +82,26 @@ struct AttendState {
                         largest[1] > maximum[1] + maximum_slack || needed > exponent;
     if (threads.ballot(higher) == 0) return;
     float factor[2];
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       float most = largest[column];
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int mask = 4; mask < 32; mask *= 2)
         most = std::fmax(most, threads.shuffle_xor(most, mask));
       most = std::fmax(most, maximum[column]);
       factor[column] = exp2_fast(maximum[column] - most);
       maximum[column] = most;
       sum[column] *= factor[column];
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int band = 0; band < Bands; ++band) minima[band][column] *= factor[column];
     }
     const float to_exponent = needed > exponent && code_units ? float_power(exponent - needed) : 1.0f;
     if (needed > exponent) exponent = needed;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) factor[column] *= to_exponent;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < tiles; ++tile)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int e = 0; e < 4; ++e) output[tile][e] *= factor[e % 2];
   }
 
@@ -109,18 +109,18 @@ struct AttendState {
   template <class Threads>
   KVTILT_HD void finish(Threads& threads) {
     use_value_units();
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) {
         sum[column] += threads.shuffle_xor(sum[column], mask);
-        KVTILT_UNROLL
+        KVTILT_DEVICE_UNROLL
         for (int band = 0; band < Bands; ++band)
           minima[band][column] += threads.shuffle_xor(minima[band][column], mask);
       }
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < tiles; ++tile)
-      KVTILT_UNROLL
+      KVTILT_DEVICE_UNROLL
       for (int e = 0; e < 4; ++e) output[tile][e] += minima[tile * Bands / tiles][e % 2];
   }
 };

@@ -42,16 +42,16 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
   constexpr int ahead = 8;  // loads in flight: 4 registers each
   const int lane = threads.lane();
   Scores<1> scores;
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
   scores.bias[0][0] = scores.bias[0][1] = 0.0f;
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int first = 0; first < steps; first += ahead) {
     Words words[ahead];
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < steps) words[i] = load_words(keys + (first + i) * 512 + lane * 16);
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i == 0)
         threads.first_mma(scores.product[0], words[i].word, query.half[0][0], query.half[0][1]);
@@ -59,12 +59,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
         threads.mma(scores.product[0], words[i].word, query.half[first + i][0],
                     query.half[first + i][1]);
   }
-  if (special) {
-    const int column = lane % 4 * 2;
-    const ColumnRule rules[2] = {ColumnRule::of(arguments, item, column),
-                                 ColumnRule::of(arguments, item, column + 1)};
-    scores.shape(rules, lane, first_position, tokens, sink);
-  }
+  if (special) scores.shape(arguments, item, lane, first_position, tokens, sink);
   float largest[2];
   scores.largest(largest);
   state.use_value_units();
@@ -78,22 +73,22 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
   std::uint32_t keep[2] = {0xffffffffu, 0xffffffffu};
   if (tokens < tile_extent) {
     const int first = lane % 4 * 4;
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int parity = 0; parity < 2; ++parity)
       keep[parity] = (first + parity < tokens ? 0xffffu : 0u) |
                      (first + parity + 2 < tokens ? 0xffff0000u : 0u);
   }
-  KVTILT_UNROLL
+  KVTILT_DEVICE_UNROLL
   for (int first = 0; first < channel_tiles; first += ahead) {
     Words words[ahead];
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < channel_tiles) words[i] = load_words(values + (first + i) * 512 + lane * 16);
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < channel_tiles) {
         if (special) {
-          KVTILT_UNROLL
+          KVTILT_DEVICE_UNROLL
           for (int reg = 0; reg < 4; ++reg) words[i].word[reg] &= keep[reg / 2];
         }
         threads.mma(state.output[first + i], words[i].word, even, odd);

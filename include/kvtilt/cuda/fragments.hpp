@@ -5,6 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/fragment_order.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 
 #include <cstdint>
 
@@ -43,10 +44,10 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
 template <int Width>
 KVTILT_HD inline void expand_tile(const Words& words, int tile, std::uint32_t (&a)[4]) {
   if constexpr (Width == 16) {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) a[reg] = words.word[reg];
   } else if constexpr (Width == 8) {
-    KVTILT_UNROLL
+    KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 2; ++pair) {
       a[2 * pair] = words.word[2 * tile + pair] & 0x00ff00ffu;
       a[2 * pair + 1] = odd_bytes(words.word[2 * tile + pair]);

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+/// One layer of CPU sequences as the GPU would hold it, in host memory: for kernel bodies that run
+/// in the emulator.
+#pragma once
+
+#include <kvtilt/cuda/convert_page.hpp>
+#include <kvtilt/cuda/layer_storage.hpp>
+
+#include "support/caches.hpp"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace kvtilt::test {
+
+class DeviceLayer {
+ public:
+  /// `views` are one layer of sequences of the same cache; sequence i gets slot count - 1 - i.
+  DeviceLayer(const std::vector<LayerView>& views, const std::vector<Recipe>& recipes,
+              const CacheOptions& options)
+      : count_(static_cast<int>(views.size())) {
+    const LayerShape& shape = views[0].shape;
+    layouts_[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(
+        shape, static_cast<int>(round_up(static_cast<std::size_t>(options.sink_tokens), 16)));
+    std::vector<Recipe> resolved;
+    for (const Recipe& recipe : recipes)
+      resolved.push_back(resolve_recipe(recipe, shape, options.page_tokens).value());
+    layouts_[static_cast<int>(PageKind::Sealed)] =
+        PageLayout::make(shape, resolved, options.page_tokens);
+    layouts_[static_cast<int>(PageKind::Tail)] = PageLayout::make_half(shape, options.page_tokens);
+
+    layer_.kv_heads = shape.kv_heads;
+    layer_.key_dim = shape.key_dim;
+    layer_.value_dim = shape.value_dim;
+    layer_.page_tokens = options.page_tokens;
+    layer_.sink_tokens = options.sink_tokens;
+    layer_.recent_tokens = options.recent_tokens;
+    layer_.window = shape.window;
+    layer_.keep_sinks = shape.keep_sinks ? 1 : 0;
+    layer_.ring_blocks = token_placement(options).ring_blocks() + 2;
+    std::int64_t pages = 0;
+    for (const LayerView& view : views) {
+      pages += view.page_count;
+      layer_.table_stride = std::max<std::int64_t>(layer_.table_stride, view.page_count + 1);
+    }
+    const std::int64_t blocks[page_kinds] = {count_, pages, count_ * layer_.ring_blocks};
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      layer_.heads[kind] = layouts_[kind].heads.data();
+      layer_.block_bytes[kind] = static_cast<std::int64_t>(layouts_[kind].bytes);
+      // What no token was written to is NaN.
+      pools_[kind].assign(static_cast<std::size_t>(blocks[kind]) * layouts_[kind].bytes + 64,
+                          std::byte{0xff});
+      layer_.pool[kind] = aligned(pools_[kind]);
+    }
+    states_.resize(views.size());
+    tables_.resize(views.size() * static_cast<std::size_t>(layer_.table_stride));
+    slots_.resize(views.size());
+    layer_.states = states_.data();
+    layer_.tables = tables_.data();
+    for (int i = 0; i < count_; ++i) {
+      slots_[static_cast<std::size_t>(i)] = count_ - 1 - i;
+      add(views[static_cast<std::size_t>(i)], count_ - 1 - i);
+    }
+  }
+  DeviceLayer(DeviceLayer&&) = default;
+
+  [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
+  [[nodiscard]] cuda::Batch batch() const { return {slots_.data(), count_}; }
+
+ private:
+  static std::byte* aligned(std::vector<std::byte>& bytes) {
+    const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(bytes.data());
+    return bytes.data() + (64 - at % 64) % 64;
+  }
+
+  void add(const LayerView& view, int slot) {
+    cuda::SequenceState& state = states_[static_cast<std::size_t>(slot)];
+    state = {};
+    state.length = view.length;
+    state.tail_start = std::max<std::int64_t>(view.length, layer_.sink_tokens);
+    state.first_kept = view.first_kept;
+    state.ring_head = 1;  // the ring has turned
+    state.first_page = 1;
+    state.page_end = 1;
+    int tail_blocks = 0;
+    for (std::int32_t i = 0; i < view.page_count; ++i) {
+      const PageEntry& entry = view.pages[i];
+      const PageLayout& layout = layouts_[static_cast<int>(entry.kind)];
+      std::byte* to = nullptr;
+      if (entry.kind == PageKind::Sinks) {
+        to = layer_.sinks(slot);
+      } else if (entry.kind == PageKind::Tail) {
+        if (tail_blocks == 0) state.tail_start = entry.first_position;
+        to = layer_.tail(slot, state.ring_head, tail_blocks++);
+      } else {
+        layer_.table(slot)[state.page_end++] = {entry.first_position, next_page_, entry.tokens};
+        to = layer_.block(PageKind::Sealed, next_page_++);
+      }
+      std::vector<std::byte> converted(layout.bytes);
+      cuda::to_device_page(layout, entry.data, converted.data());
+      std::memcpy(to, converted.data(), layout.bytes);
+      if (entry.kind != PageKind::Sealed) poison(layout, to, entry.tokens);
+    }
+  }
+
+  /// Slots that hold no token.
+  static void poison(const PageLayout& layout, std::byte* block, int tokens) {
+    for (const HeadLayout& head : layout.heads)
+      for (int token = tokens; token < layout.tokens; ++token) {
+        std::byte* at = block + head.offset;
+        for (int c = 0; c < head.key.matrix.inner; ++c)
+          std::memset(at + head.key.codes +
+                          cuda::half_offset(cuda::Role::Keys, head.key.matrix, token, c),
+                      0xff, 2);
+        for (int c = 0; c < head.value.matrix.outer; ++c)
+          std::memset(at + head.value.codes +
+                          cuda::half_offset(cuda::Role::Values, head.value.matrix, c, token),
+                      0xff, 2);
+      }
+  }
+
+  int count_;
+  PageLayout layouts_[page_kinds];
+  std::vector<std::byte> pools_[page_kinds];
+  std::vector<cuda::SequenceState> states_;
+  std::vector<cuda::PageSlot> tables_;
+  std::vector<std::int32_t> slots_;
+  std::int32_t next_page_ = 0;
+  cuda::LayerStorage layer_{};
+};
+
+}  // namespace kvtilt::test
