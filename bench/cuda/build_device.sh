@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Builds all that a machine with a GPU runs, without needing more there than a driver:
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
-# Programs end up in build/device. Sources: tests/cuda/device/*.cu are GoogleTest files of one program,
-# bench/cuda/*.cu programs of their own.
+# Programs end up in build/device. Sources: tests/cuda/device/*.cu and *.cpp are one program with
+# GoogleTest, bench/cuda/*.cu programs of their own.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -16,7 +16,7 @@ mkdir -p "$out/objects"
 targets=()
 for sm in "${@:-90}"; do targets+=("-gencode=arch=compute_$sm,code=sm_$sm"); done
 flags=(-std=c++20 -O3 "${targets[@]}" -Iinclude -Itests -Itests/cuda/device -lineinfo
-  -diag-suppress 1675 -Xcompiler -Wall,-Wextra)
+  -diag-suppress 128,1675 -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas)
 links=(-cudart static -Xcompiler -static-libstdc++,-static-libgcc)
 
 # newer <object> <source>: whether the object must be made again. Headers are not followed one by one.
@@ -33,7 +33,8 @@ compile() {  # <source> <flags>...
     "$nvcc" "${flags[@]}" "${@:2}" -c "$source" -o "$object"
   fi
 }
-for source in tests/cuda/device/*_test.cu; do
+for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp; do
+  [ -e "$source" ] || continue
   compile "$source" -include support/all_formats.hpp
 done
 compile tests/support/all_formats.cpp

@@ -94,20 +94,6 @@ KVTILT_HD inline std::uint32_t pack_halves(float low, float high) {
 #endif
 }
 
-/// The larger of each half. No NaN.
-KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
-#if defined(__CUDA_ARCH__)
-  std::uint32_t result;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-#else
-  return detail::join_halves(low_half(a) > low_half(b) ? detail::half_of(a, 0)
-                                                       : detail::half_of(b, 0),
-                             high_half(a) > high_half(b) ? detail::half_of(a, 1)
-                                                         : detail::half_of(b, 1));
-#endif
-}
-
 /// 2^x; two units in the last place on the GPU, where subnormal results become 0.
 KVTILT_HD inline float exp2_fast(float x) {
 #if defined(__CUDA_ARCH__)

@@ -99,9 +99,9 @@ struct DeviceRows {
 };
 
 /// One layer of one sequence of a device cache, copied to the host and in the order of the CPU.
-class DeviceLayer {
+class LayerCopy {
  public:
-  DeviceLayer(const cuda::LayerStorage& storage, const cuda::detail::DeviceLayer& of, int slot)
+  LayerCopy(const cuda::LayerStorage& storage, const cuda::detail::DeviceLayer& of, int slot)
       : of_(of) {
     expect_cuda(cudaDeviceSynchronize());
     state = read_device(storage.states + slot, 1)[0];
@@ -207,7 +207,7 @@ class BothCaches {
   testing::AssertionResult same(const BothIds& id) const {
     for (int index = 0; index < layers(); ++index) {
       if (layer(index).kv_heads == 0) continue;
-      const DeviceLayer device(gpu.view(index).value(),
+      const LayerCopy device(gpu.view(index).value(),
                                layout_.layers[static_cast<std::size_t>(index)],
                                static_cast<int>(id.gpu.slot));
       const LayerView host = cpu.view(id.cpu, index).value();
