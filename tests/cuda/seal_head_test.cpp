@@ -35,9 +35,10 @@ void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens,
                     device_from.data() + half.value.codes, packed, sealed.data(), block.shared());
   }));
   EXPECT_EQ(first_difference(sealed, expected), -1)
-      << to_string(recipe.key, {key_dim, tokens}) << "; " << to_string(recipe.value, {value_dim, tokens})
-      << "; codes of values at " << packed.value.codes << ", metadata at " << packed.key.metadata
-      << " and " << packed.value.metadata;
+      << to_string(recipe.key, {key_dim, tokens}) << "; "
+      << to_string(recipe.value, {value_dim, tokens}) << "; codes of values at "
+      << packed.value.codes << ", metadata at " << packed.key.metadata << " and "
+      << packed.value.metadata;
   EXPECT_TRUE(sealed.guards_are_whole());
 }
 
@@ -51,9 +52,11 @@ class SealHead : public testing::TestWithParam<int> {};
 TEST_P(SealHead, GivesTheBytesOfTheSpecification) {
   const int bits = GetParam();
   std::uint64_t seed = static_cast<std::uint64_t>(bits) * 1000;
-  for (const Case& extents : {Case{64, 64}, {80, 64}, {96, 32}, {112, 128}, {128, 64}, {192, 32}, {256, 64}}) {
+  for (const Case& extents :
+       {Case{64, 64}, {80, 64}, {96, 32}, {112, 128}, {128, 64}, {192, 32}, {256, 64}}) {
     for (const Format& format : formats_of(bits, {extents.dim, extents.tokens})) {
-      const HeadLayout head = head_layout({format, format}, extents.dim, extents.dim, extents.tokens, 0);
+      const HeadLayout head =
+          head_layout({format, format}, extents.dim, extents.dim, extents.tokens, 0);
       if (!cuda::supports_order(head.key.matrix, bits)) continue;
       expect_sealed({format, format}, extents.dim, extents.dim, extents.tokens, 128, ++seed);
       if (testing::Test::HasFailure()) return;

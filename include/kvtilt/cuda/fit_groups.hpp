@@ -121,53 +121,52 @@ struct ColumnGroups {
     high = detail::pick_half(b, lane >> 3 & 1);
   }
 
-  template <int Bits>
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, float minimum,
-                              float unit) {
+  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
+                              float minimum, float inverse) {
     const int lane = threads.lane();
-    std::uint32_t errors[2][min_mse_candidates];  // of the pair of groups searched last
-    std::uint32_t first[2][min_mse_candidates];
+    const bool second = (lane & 8) != 0;
+    const bool upper = (lane & 16) != 0;
+    std::uint32_t errors[min_mse_candidates] = {};  // of the group searched last
+    std::uint32_t halves[min_mse_candidates] =
+        {};  // of the lane's own half of the last register pair
+    std::uint32_t first[min_mse_candidates];
+    std::uint32_t lower[min_mse_candidates];
     KVTILT_DEVICE_LOOP
     for (int p = 0; p < 2; ++p) {
-      MinMseSearch<Bits> group[2];
-      KVTILT_DEVICE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int from = lane_of(lane, 2 * p + half);
-        group[half] = {threads.shuffle(minimum, from), threads.shuffle(unit, from)};
-      }
       KVTILT_DEVICE_LOOP
-      for (int i = 0; i < tiles.count; i += 2) {
-        const bool two = i + 1 < tiles.count;
-        const Fragment a = tiles.load(i, lane);
-        const Fragment b = tiles.load(two ? i + 1 : i, lane);
-        const std::uint32_t words[4] = {p == 0 ? a.r[0] : a.r[2], p == 0 ? a.r[1] : a.r[3],
-                                        p == 0 ? b.r[0] : b.r[2], p == 0 ? b.r[1] : b.r[3]};
-        group[0].add(join_low(words[0], words[1]), join_low(words[2], words[3]), two ? 4 : 2);
-        group[1].add(join_high(words[0], words[1]), join_high(words[2], words[3]), two ? 4 : 2);
-      }
-      KVTILT_DEVICE_UNROLL
       for (int half = 0; half < 2; ++half) {
         KVTILT_DEVICE_UNROLL
-        for (int k = 0; k < min_mse_candidates; ++k) {
-          if (p == 1) first[half][k] = errors[half][k];
-          errors[half][k] = group[half].error(k, 2 * tiles.count);
+        for (int k = 0; k < min_mse_candidates; ++k) first[k] = errors[k];
+        const int from = lane_of(lane, 2 * p + half);
+        MinMseSearch group(bits, threads.shuffle(minimum, from), threads.shuffle(inverse, from));
+        KVTILT_DEVICE_LOOP
+        for (int i = 0; i < tiles.count; i += 2) {
+          const bool two = i + 1 < tiles.count;
+          const Fragment a = tiles.load(i, lane);
+          const Fragment b = tiles.load(two ? i + 1 : i, lane);
+          const std::uint32_t words[4] = {p == 0 ? a.r[0] : a.r[2], p == 0 ? a.r[1] : a.r[3],
+                                          p == 0 ? b.r[0] : b.r[2], p == 0 ? b.r[1] : b.r[3]};
+          group.add(half == 0 ? join_low(words[0], words[1]) : join_high(words[0], words[1]),
+                    half == 0 ? join_low(words[2], words[3]) : join_high(words[2], words[3]),
+                    two ? 4 : 2);
         }
+        KVTILT_DEVICE_UNROLL
+        for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 2 * tiles.count);
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int k = 0; k < min_mse_candidates; ++k) {
+        lower[k] = halves[k];
+        halves[k] =
+            (second ? errors[k] : first[k]) + threads.shuffle_xor(second ? first[k] : errors[k], 8);
       }
     }
-    const bool upper = (lane & 16) != 0;
-    const bool second = (lane & 8) != 0;
-    std::uint32_t sums[min_mse_candidates];
     KVTILT_DEVICE_UNROLL
     for (int k = 0; k < min_mse_candidates; ++k) {
-      std::uint32_t both[2];
-      KVTILT_DEVICE_UNROLL
-      for (int half = 0; half < 2; ++half)
-        both[half] = (upper ? errors[half][k] : first[half][k]) +
-                     threads.shuffle_xor(upper ? first[half][k] : errors[half][k], 16);
-      sums[k] = (second ? both[1] : both[0]) + threads.shuffle_xor(second ? both[0] : both[1], 8);
-      sums[k] += threads.shuffle_xor(sums[k], 4);
+      errors[k] =
+          (upper ? halves[k] : lower[k]) + threads.shuffle_xor(upper ? lower[k] : halves[k], 16);
+      errors[k] += threads.shuffle_xor(errors[k], 4);
     }
-    return least_error(sums);
+    return least_error(errors);
   }
 };
 
@@ -208,33 +207,32 @@ struct RowGroups {
     high = detail::pick_half(b, lane & 1);
   }
 
-  template <int Bits>
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, float minimum,
-                              float unit) {
+  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
+                              float minimum, float inverse) {
     const int lane = threads.lane();
-    MinMseSearch<Bits> group[2];
-    KVTILT_DEVICE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      const int from = lane_of(lane, row);
-      group[row] = {threads.shuffle(minimum, from), threads.shuffle(unit, from)};
-    }
-    KVTILT_DEVICE_LOOP
-    for (int i = 0; i < tiles.count; ++i) {
-      const Fragment tile = tiles.load(i, lane);
-      group[0].add(tile.r[0], tile.r[2], 4);
-      group[1].add(tile.r[1], tile.r[3], 4);
-    }
     const bool odd = (lane & 1) != 0;
-    std::uint32_t sums[min_mse_candidates];
+    std::uint32_t errors[min_mse_candidates] = {};
+    std::uint32_t even[min_mse_candidates];
+    KVTILT_DEVICE_LOOP
+    for (int row = 0; row < 2; ++row) {
+      KVTILT_DEVICE_UNROLL
+      for (int k = 0; k < min_mse_candidates; ++k) even[k] = errors[k];
+      const int from = lane_of(lane, row);
+      MinMseSearch group(bits, threads.shuffle(minimum, from), threads.shuffle(inverse, from));
+      KVTILT_DEVICE_LOOP
+      for (int i = 0; i < tiles.count; ++i) {
+        const Fragment tile = tiles.load(i, lane);
+        group.add(row == 0 ? tile.r[0] : tile.r[1], row == 0 ? tile.r[2] : tile.r[3], 4);
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 4 * tiles.count);
+    }
     KVTILT_DEVICE_UNROLL
     for (int k = 0; k < min_mse_candidates; ++k) {
-      const std::uint32_t even_error = group[0].error(k, 4 * tiles.count);
-      const std::uint32_t odd_error = group[1].error(k, 4 * tiles.count);
-      sums[k] =
-          (odd ? odd_error : even_error) + threads.shuffle_xor(odd ? even_error : odd_error, 1);
-      sums[k] += threads.shuffle_xor(sums[k], 2);
+      errors[k] = (odd ? errors[k] : even[k]) + threads.shuffle_xor(odd ? even[k] : errors[k], 1);
+      errors[k] += threads.shuffle_xor(errors[k], 2);
     }
-    return least_error(sums);
+    return least_error(errors);
   }
 };
 

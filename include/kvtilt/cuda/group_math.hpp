@@ -185,6 +185,33 @@ KVTILT_HD constexpr CandidateLine candidate_line(const MinMseCandidate& candidat
                              unit)};
 }
 
+/// All candidates of a width, for kernels that learn the width at run time.
+struct SearchGrid {
+  CandidateLine lines[min_mse_candidates] = {};
+  std::uint32_t steps[min_mse_candidates] = {};
+  std::uint32_t offsets[min_mse_candidates] = {};
+  float rises[min_mse_candidates] = {};
+  float shrinks[min_mse_candidates] = {};
+
+  KVTILT_HD constexpr explicit SearchGrid(int bits) {
+    for (int k = 0; k < min_mse_candidates; ++k) {
+      const MinMseCandidate candidate = min_mse_candidate(bits, k);
+      lines[k] = candidate_line(candidate, bits);
+      steps[k] = static_cast<std::uint32_t>(candidate.step);
+      offsets[k] = static_cast<std::uint32_t>(candidate.offset);
+      rises[k] = candidate.rise;
+      shrinks[k] = candidate.shrink;
+    }
+  }
+};
+
+/// Of 2 to 5 bits.
+KVTILT_HD inline const SearchGrid& search_grid(int bits) {
+  static constexpr SearchGrid grids[] = {SearchGrid(2), SearchGrid(3), SearchGrid(4),
+                                         SearchGrid(5)};
+  return grids[bits - 2];
+}
+
 /// Low 16 bits: the code.
 KVTILT_HD inline std::uint32_t candidate_code_bits(float units, CandidateLine line, float levels) {
 #if defined(__CUDA_ARCH__)

@@ -19,25 +19,24 @@
 
 namespace kvtilt::cuda {
 
-template <int Bits>
-struct MinMseSearch {
-  float minimum;
-  float unit;  ///< 1/scale * 2^(13 - Bits)
-  std::uint32_t products[min_mse_candidates] = {};
-  std::uint32_t squares[min_mse_candidates] = {};
-  std::uint32_t codes[min_mse_candidates] = {};
-  std::uint32_t total = 0;
+class MinMseSearch {
+ public:
+  /// minimum, inverse  of the group's MinMax metadata
+  KVTILT_HD MinMseSearch(int bits, float minimum, float inverse)
+      : grid_(search_grid(bits)),
+        levels_(static_cast<float>(max_code(bits))),
+        minimum_(minimum),
+        unit_(multiply(inverse, static_cast<float>(1 << (13 - bits)))) {}
 
   /// Four elements; those from `count` on are as if they were not there.
   KVTILT_HD void add(std::uint32_t first, std::uint32_t second, int count) {
-    constexpr float levels = static_cast<float>(max_code(Bits));
     const float values[4] = {low_half(first), high_half(first), low_half(second),
                              high_half(second)};
     std::uint32_t bits[4];
     float units[4];
     KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) {
-      bits[e] = rounded_bits(multiply(subtract(values[e], minimum), unit));
+      bits[e] = rounded_bits(multiply(subtract(values[e], minimum_), unit_));
 #if defined(__CUDA_ARCH__)
       units[e] = subtract(bit_cast<float>(bits[e]), rounder);
 #else
@@ -51,28 +50,36 @@ struct MinMseSearch {
     }
     const std::uint32_t low = join_low(bits[0], bits[1]);
     const std::uint32_t high = join_low(bits[2], bits[3]);
-    total = dot_words(low, high, 0x01010101u, total);
+    total_ = dot_words(low, high, 0x01010101u, total_);
     KVTILT_DEVICE_UNROLL
     for (int k = 0; k < min_mse_candidates; ++k) {
-      const CandidateLine line = candidate_line(min_mse_candidate(Bits, k), Bits);
       std::uint32_t code[4];
       KVTILT_DEVICE_UNROLL
-      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], line, levels);
+      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], grid_.lines[k], levels_);
       const std::uint32_t bytes = join_bytes(code[0], code[1], code[2], code[3]);
-      products[k] = dot_words(low, high, bytes, products[k]);
-      squares[k] = dot_bytes(bytes, bytes, squares[k]);
-      if (k >= 3) codes[k] = dot_bytes(bytes, 0x01010101u, codes[k]);  // the offset is not 0
+      products_[k] = dot_words(low, high, bytes, products_[k]);
+      squares_[k] = dot_bytes(bytes, bytes, squares_[k]);
+      if (k >= 3) codes_[k] = dot_bytes(bytes, 0x01010101u, codes_[k]);  // the offset is not 0
     }
   }
 
   /// Squared error of a candidate less the sum of u^2, of the `count` elements that were added.
   [[nodiscard]] KVTILT_HD std::uint32_t error(int k, int count) const {
-    const MinMseCandidate candidate = min_mse_candidate(Bits, k);
-    const auto step = static_cast<std::uint32_t>(candidate.step);
-    const auto offset = static_cast<std::uint32_t>(candidate.offset);
-    return step * (step * squares[k] + 2 * offset * codes[k] - 2 * products[k]) +
-           static_cast<std::uint32_t>(count) * offset * offset - 2 * offset * total;
+    const std::uint32_t step = grid_.steps[k];
+    const std::uint32_t offset = grid_.offsets[k];
+    return step * (step * squares_[k] + 2 * offset * codes_[k] - 2 * products_[k]) +
+           static_cast<std::uint32_t>(count) * offset * offset - 2 * offset * total_;
   }
+
+ private:
+  const SearchGrid& grid_;
+  float levels_;
+  float minimum_;
+  float unit_;
+  std::uint32_t products_[min_mse_candidates] = {};
+  std::uint32_t squares_[min_mse_candidates] = {};
+  std::uint32_t codes_[min_mse_candidates] = {};
+  std::uint32_t total_ = 0;
 };
 
 /// Index of the least error; of equal ones the first.

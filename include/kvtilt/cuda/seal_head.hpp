@@ -19,7 +19,7 @@ namespace kvtilt::cuda {
 /// One tensor to seal.
 struct SealTask {
   HalfTiles half;
-  const TensorLayout& packed;
+  TensorLayout packed;
   std::byte* block;   ///< of the head, in the page
   GroupCode* groups;  ///< scratch for all of the tensor's groups
 
@@ -43,7 +43,7 @@ KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
 namespace detail {
 
 /// Fits the groups of one band in one tile across.
-template <int Bits, class Groups, class Threads>
+template <class Groups, class Threads>
 KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, int across) {
   const Format& format = task.packed.format;
   const int along = band * tiles_along(format.group);
@@ -57,20 +57,18 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
                          end - along,
                          outer ? (keys ? half.inner_tiles : 1) : (keys ? 1 : half.outer_tiles)};
   Affine affine;
-  if constexpr (Bits == 1) {
+  if (format.rule == RangeRule::Centroids) {
     affine = fit_centroid_groups<Groups>(threads, tiles, tiles.count * tile_extent);
   } else {
     F16 low;
     F16 high;
     Groups::find_range(threads, tiles, low, high);
-    affine = fast_range_affine(low, high, Bits);
-    if constexpr (Bits <= 5) {
-      if (format.rule == RangeRule::MinMse) {
-        const float unit = multiply(inverse_of(affine.scale), static_cast<float>(1 << (13 - Bits)));
-        const int best = Groups::template search<Bits>(threads, tiles, widen(affine.minimum), unit);
-        const MinMseCandidate candidate = min_mse_candidate(Bits, best);
-        affine = fast_apply_min_mse(affine, candidate.rise, candidate.shrink);
-      }
+    affine = fast_range_affine(low, high, format.bits);
+    if (format.rule == RangeRule::MinMse) {
+      const int best = Groups::search(threads, tiles, format.bits, widen(affine.minimum),
+                                      inverse_of(affine.scale));
+      const SearchGrid& grid = search_grid(format.bits);
+      affine = fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
     }
   }
   const int lane = threads.lane();
@@ -92,17 +90,18 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
 
 /// Warps `warp`, warp + warps, ... of the tensor's tiles; returns what is left of `warp` for the
 /// next tensor.
-template <int Bits, class Threads>
+template <class Threads>
 KVTILT_HD int fit_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
+  if (!task.packed.format.quantized()) return turn;
   const int across = task.across_tiles();
   const int tiles = across * task.packed.bands();
   int tile = turn;
   for (; tile < tiles; tile += warps) {
     const int band = tile / across;
     if (task.packed.group_along_outer)
-      fit_tile<Bits, ColumnGroups<Threads>>(threads, task, band, tile - band * across);
+      fit_tile<ColumnGroups<Threads>>(threads, task, band, tile - band * across);
     else
-      fit_tile<Bits, RowGroups<Threads>>(threads, task, band, tile - band * across);
+      fit_tile<RowGroups<Threads>>(threads, task, band, tile - band * across);
   }
   return tile - tiles;
 }
@@ -134,40 +133,28 @@ KVTILT_HD int copy_tensor(const Threads& threads, const SealTask& task, int turn
   return run - runs;
 }
 
-enum class SealStep { Fit, Encode };
-
-template <SealStep Step, int Bits, class Threads>
-KVTILT_HD int seal_step(const Threads& threads, const SealTask& task, int turn, int warps) {
-  if constexpr (Step == SealStep::Fit)
-    return fit_tensor<Bits>(threads, task, turn, warps);
-  else
-    return encode_tensor<Bits>(threads, task, turn, warps);
-}
-
-template <SealStep Step, class Threads>
-KVTILT_HD int seal_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
+template <class Threads>
+KVTILT_HD int fill_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
   switch (task.packed.format.bits) {
     case 1:
-      return seal_step<Step, 1>(threads, task, turn, warps);
+      return encode_tensor<1>(threads, task, turn, warps);
     case 2:
-      return seal_step<Step, 2>(threads, task, turn, warps);
+      return encode_tensor<2>(threads, task, turn, warps);
     case 3:
-      return seal_step<Step, 3>(threads, task, turn, warps);
+      return encode_tensor<3>(threads, task, turn, warps);
     case 4:
-      return seal_step<Step, 4>(threads, task, turn, warps);
+      return encode_tensor<4>(threads, task, turn, warps);
     case 5:
-      return seal_step<Step, 5>(threads, task, turn, warps);
+      return encode_tensor<5>(threads, task, turn, warps);
     case 6:
-      return seal_step<Step, 6>(threads, task, turn, warps);
+      return encode_tensor<6>(threads, task, turn, warps);
     case 7:
-      return seal_step<Step, 7>(threads, task, turn, warps);
+      return encode_tensor<7>(threads, task, turn, warps);
     case 8:
-      return seal_step<Step, 8>(threads, task, turn, warps);
+      return encode_tensor<8>(threads, task, turn, warps);
     default:
-      break;
+      return copy_tensor(threads, task, turn, warps);
   }
-  if constexpr (Step == SealStep::Encode) return copy_tensor(threads, task, turn, warps);
-  return turn;
 }
 
 }  // namespace detail
@@ -178,24 +165,27 @@ KVTILT_HD int seal_tensor(const Threads& threads, const SealTask& task, int turn
 template <class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
                          const HeadLayout& packed, std::byte* block, std::byte* shared) {
-  GroupCode* groups = reinterpret_cast<GroupCode*>(shared);
-  const SealTask key{{Role::Keys, keys, tiles_along(packed.key.matrix.outer),
-                      tiles_along(packed.key.matrix.inner)},
-                     packed.key,
-                     block,
-                     groups};
-  const SealTask value{{Role::Values, values, tiles_along(packed.value.matrix.outer),
-                        tiles_along(packed.value.matrix.inner)},
-                       packed.value,
-                       block,
-                       groups + group_count(packed.key)};
   const int warps = threads.thread_count() / warp_lanes;
-  const int turn = detail::seal_tensor<detail::SealStep::Fit>(threads, key, threads.warp(), warps);
-  detail::seal_tensor<detail::SealStep::Fit>(threads, value, turn, warps);
+  GroupCode* const groups = reinterpret_cast<GroupCode*>(shared);
+  const auto task = [&](int tensor) {
+    const bool first = tensor == 0;
+    const TensorLayout& layout = first ? packed.key : packed.value;
+    return SealTask{{first ? Role::Keys : Role::Values, first ? keys : values,
+                     tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
+                    layout,
+                    block,
+                    first ? groups : groups + group_count(packed.key)};
+  };
+  // Loops: the code for keys and for values is the same, and long.
+  int turn = threads.warp();
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor)
+    turn = detail::fit_tensor(threads, task(tensor), turn, warps);
   threads.sync();
-  const int next =
-      detail::seal_tensor<detail::SealStep::Encode>(threads, key, threads.warp(), warps);
-  detail::seal_tensor<detail::SealStep::Encode>(threads, value, next, warps);
+  turn = threads.warp();
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor)
+    turn = detail::fill_tensor(threads, task(tensor), turn, warps);
 }
 
 }  // namespace kvtilt::cuda
