@@ -81,14 +81,17 @@ struct Row {
 /// Rows whose name lacks it are left out.
 std::string filter;
 
-void measure(const Row& row, Report& report) {
-  const std::string name = "attend/" + std::string(row.recipe) + "/" +
+void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = {}) {
+  std::string name = "attend/" + std::string(row.recipe) + "/" +
                            std::to_string(row.query_heads) + "x" + std::to_string(row.kv_heads) +
                            "/" + row.shape;
   if (name.find(filter) == std::string::npos) return;
+  if (tuning.blocks > 0)
+    name += "/tuning:" + std::to_string(tuning.blocks) + "x" + std::to_string(tuning.stages);
   const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
   const Recipe recipe = *parse_recipe(row.recipe);
-  Result<cuda::Attention> attention = cuda::Attention::create(shape, recipe);
+  Result<cuda::Attention> attention = cuda::Attention::create(shape, recipe, 64, tuning);
+  if (!attention && (tuning.blocks > 0 || tuning.stages > 0)) return;  // does not fit
   check(attention.status());
   std::vector<std::unique_ptr<LayerData>> sets;
   std::size_t bytes = 0;
@@ -155,5 +158,9 @@ int main(int argc, char** argv) {
       for (const std::int64_t tokens : {1024, 8192, 32768, 131072})
         if (batch * tokens <= 64 * 32768) measure(uniform_row(recipe, 32, 8, batch, tokens), report);
   }
+  for (const char* recipe : recipes)
+    for (const int blocks : {1, 2, 3})
+      for (const int stages : {2, 3, 4})
+        measure(uniform_row(recipe, 32, 8, 16, 32768), report, {blocks, stages});
   if (argc > 1 && !report.write(argv[1])) return 1;
 }

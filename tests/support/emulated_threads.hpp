@@ -89,7 +89,10 @@ class EmulatedThreads {
     return before;
   }
 
-  float load_fresh(const float* from) const { return *from; }
+  template <class T>
+  T load_fresh(const T* from) const {
+    return *from;
+  }
 
   // Copies into stages are done at once: their order is the kernel's promise, not the emulator's.
   void prepare_stage(std::uint64_t*) const {}

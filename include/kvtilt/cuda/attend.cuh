@@ -25,7 +25,7 @@ inline constexpr int attend_warps = 4;
 inline constexpr int max_attend_sequences = 1024;
 
 template <class Traits>
-__global__ void __launch_bounds__(32 * attend_warps, 2)
+__global__ void __launch_bounds__(32 * attend_warps, 3)
     attend_kernel(const __grid_constant__ AttendArguments arguments) {
   DeviceThreads threads;
   attend_block<Traits>(threads, arguments);
@@ -54,13 +54,19 @@ struct DeviceAttendOptions {
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
 };
 
+/// How a launch fills a multiprocessor. Zeros: what Attention finds best.
+struct AttendTuning {
+  int blocks = 0;  ///< on a multiprocessor
+  int stages = 0;  ///< of each warp's ring of pages, 2 to 4; 2 before compute capability 9.0
+};
+
 /// Attention over layers of one shape and recipe, for the device that was current at create().
 class Attention {
  public:
   /// Fails with Unsupported, naming what the list lacks; nothing is ever attended to another way.
   template <class List = DefaultAttendKernels>
   static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
-                                  int page_tokens = 64) {
+                                  int page_tokens = 64, const AttendTuning& tuning = {}) {
     Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
     if (!resolved) return std::move(resolved).take_status();
     Attention attention;
@@ -72,7 +78,7 @@ class Attention {
           "no attention kernel for %s with head dimensions %d and %d in pages of %d tokens: add its "
           "PageTraits to AttendKernels (keys per channel, values per token, 1, 2, 4, 8 or 16 bits)",
           to_string(recipe).c_str(), shape.key_dim, shape.value_dim, page_tokens);
-    KVTILT_RETURN_IF_ERROR(attention.configure());
+    KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
     return attention;
   }
 
@@ -129,7 +135,7 @@ class Attention {
 
   /// As many blocks on a multiprocessor as leave each warp three pages in its ring; two pages
   /// rather than one block. (H200: bulk copies read 4.6 TB/s from 55 KB a multiprocessor on.)
-  Status configure() {
+  Status configure(const AttendTuning& tuning) {
     int device = 0;
     int multiprocessors = 0;
     int per_block = 0;
@@ -144,7 +150,7 @@ class Attention {
     KVTILT_RETURN_IF_ERROR(
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, per_multiprocessor));
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrComputeCapabilityMajor, major));
-    constexpr int choices[][2] = {{3, 3}, {2, 3}, {2, 2}, {1, 2}};  // blocks, least stages
+    constexpr int choices[][2] = {{3, 3}, {3, 2}, {2, 3}, {2, 2}, {1, 2}};  // blocks, least stages
     const int most_stages = major >= 9 ? 4 : 2;  // cp.async waits count stages: see wait_stage()
     int resident = 0;
     for (const auto& choice : choices) {
@@ -153,9 +159,11 @@ class Attention {
       if (room > per_block) room = per_block;
       const int stages = (room - static_cast<int>(fixed_bytes_) - 256) /
                          (attend_warps * static_cast<int>(stage_bytes_));
-      if (stages < least) continue;
+      if (stages < least || (tuning.blocks > 0 && tuning.blocks != choice[0])) continue;
+      if (tuning.stages > 0 && (tuning.stages > stages || tuning.stages > most_stages)) continue;
       resident = choice[0];
       stages_ = stages < most_stages ? stages : most_stages;
+      if (tuning.stages > 0) stages_ = tuning.stages;
       break;
     }
     if (resident == 0)

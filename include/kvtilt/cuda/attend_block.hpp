@@ -46,7 +46,12 @@ struct Segment {
   int item;   ///< number over the batch
   int first;  ///< unit of the item
   int last;   ///< one past
+  int slot;   ///< of the sequence
+  SequenceState sequence;
+  UnitCounts counts;
 };
+
+static_assert(sizeof(Segment) <= AttendShared::segment_bytes);
 
 KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
   return ceil_div(arguments.rows(), item_rows);
@@ -69,7 +74,7 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
 
 /// The segment that begins at `unit` of the line.
 KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
-                                      std::int64_t unit, std::int64_t end) {
+                                      int page_units, std::int64_t unit, std::int64_t end) {
   const int items = items_per_sequence(arguments);
   int sequence = 0;
   for (int beyond = arguments.batch.count; beyond - sequence > 1;) {
@@ -86,27 +91,31 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   const std::int64_t item_end = segment.item_start + segment.item_units;
   segment.last = segment.first + static_cast<int>((item_end < end ? item_end : end) - unit);
   segment.rows = item_rows_of(arguments, sequence, item);
+  segment.slot = arguments.batch.slots[sequence];
+  segment.sequence = arguments.layer.states[segment.slot];
+  segment.rows.length = segment.sequence.length;
+  segment.counts = count_units(arguments.layer, segment.sequence, page_units);
   return segment;
 }
 
-/// One warp's units of a segment.
+/// One warp's units of a segment, which lies in shared memory: registers are for sums.
 template <class Traits, class Threads>
 KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
-                            const Segment& segment, int slot, const SequenceState& sequence,
-                            PageRing<Traits>& ring, typename Traits::State& state) {
+                            const Segment& segment, PageRing<Traits>& ring,
+                            typename Traits::State& state) {
   const LayerStorage& layer = arguments.layer;
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
-  const UnitCounts counts = count_units(layer, sequence, Traits::page_units);
+  const int tiles = segment.counts.tiles();
   int unit = segment.first + threads.warp();
 
   typename PageRing<Traits>::Source source;
   source.layer = &layer;
-  source.table = layer.table(slot) + sequence.first_page;
+  source.table = layer.table(segment.slot) + segment.sequence.first_page;
   source.head_offset = layer.head(PageKind::Sealed, rows.kv_head).offset;
-  source.next = unit - counts.tiles();
+  source.next = unit - tiles;
   if (source.next < 0) source.next += ceil_div(-source.next, warps) * warps;
-  source.end = segment.last - counts.tiles();
+  source.end = segment.last - tiles;
   source.stride = warps;
   source.look_ahead();
   for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
@@ -119,8 +128,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     return shaped || tokens < slots || first < plain.begin || first + slots > plain.end;
   };
 
-  for (; unit < segment.last && unit < counts.tiles(); unit += warps) {
-    const HalfTile tile = half_tile(layer, slot, sequence, counts, unit);
+  for (; unit < segment.last && unit < tiles; unit += warps) {
+    const HalfTile tile = half_tile(layer, segment.slot, segment.sequence, segment.counts, unit);
     const HeadLayout& head = layer.head(tile.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
     const std::byte* block = tile.block + head.offset;
     attend_tile<Traits::key_dim, Traits::value_dim>(
@@ -139,7 +148,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
                           is_special(page.first_position, page.tokens, Traits::page_tokens), query,
                           state);
     } else {
-      const int index = (unit - counts.tiles()) % Traits::page_units * tile_extent;
+      const int index = (unit - tiles) % Traits::page_units * tile_extent;
       const std::int64_t first = page.first_position + index;
       const int held = page.tokens - index;
       const int tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
@@ -179,6 +188,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       AttendShared::of<Traits>(warps, arguments.stages, arguments.batch.count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
+  Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
   PageRing<Traits> ring(threads, shared, arguments.stages);
   const std::int64_t total = static_cast<std::int64_t>(plan_units<Traits>(
                                  threads, arguments, starts)) *
@@ -190,13 +200,12 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
 
   const std::int64_t end = line.start(threads.block() + 1);
   for (std::int64_t unit = line.start(threads.block()); unit < end;) {
-    Segment segment = find_segment(arguments, starts, unit, end);
-    const int slot = arguments.batch.slots[segment.rows.batch_index];
-    const SequenceState sequence = arguments.layer.states[slot];
-    segment.rows.length = sequence.length;
+    if (threads.thread() == 0)
+      segment = find_segment(arguments, starts, Traits::page_units, unit, end);
+    threads.sync();
     typename Traits::State state;
     state.clear();
-    attend_units<Traits>(threads, arguments, segment, slot, sequence, ring, state);
+    attend_units<Traits>(threads, arguments, segment, ring, state);
     const BlockPart part = merge_warps<Traits>(threads, shared, state);
 
     const int first = line.block_of(segment.item_start);
@@ -215,12 +224,12 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
         threads.fence();
         if (threads.thread() == 0) arguments.workspace.arrivals[segment.item] = 0;
         merge_blocks<Traits>(threads, arguments.workspace, line, first, last, segment.item_start,
-                             part);
+                             reinterpret_cast<float*>(threads.shared() + shared.factors), part);
       }
     }
     if (complete) write_item<Traits>(threads, arguments, segment.rows, part);
-    threads.sync();
     unit += segment.last - segment.first;
+    threads.sync();
   }
 }
 

@@ -11,6 +11,11 @@
 
 namespace kvtilt::cuda {
 
+/// Four floats: one load.
+struct alignas(16) Quad {
+  float value[4];
+};
+
 /// An item's part in shared memory: [row] outputs, maximum and sum.
 struct BlockPart {
   float* outputs;
@@ -128,38 +133,77 @@ KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, in
     states[index] = part.states[index];
 }
 
-/// The parts of blocks `first` to `last` of an item into `part`, block by block.
+/// The parts of blocks `first` to `last` of an item into `part`, block by block. Loads of many parts
+/// are in flight at a time: one after the other they would cost a microsecond each.
 template <class Traits, class Threads>
 KVTILT_HD void merge_blocks(Threads& threads, const AttendWorkspace& workspace,
                             const WorkLine& line, int first, int last, std::int64_t item_start,
-                            const BlockPart& part) {
+                            float* factors, const BlockPart& part) {
   const auto state_of = [&](int block, int row) {
     const std::int64_t slot = part_slot(line, block, item_start);
     return workspace.partial_states + (slot * item_rows + row) * 2;
   };
-  for (int row = threads.thread(); row < item_rows; row += threads.thread_count()) {
+  for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes) {
     float most = no_maximum;
-    for (int block = first; block <= last; ++block)
+    for (int block = first + threads.lane(); block <= last; block += warp_lanes)
       most = std::fmax(most, threads.load_fresh(state_of(block, row)));
+    for (int mask = 1; mask < warp_lanes; mask *= 2)
+      most = std::fmax(most, threads.shuffle_xor(most, mask));
     float sum = 0.0f;
-    for (int block = first; block <= last; ++block)
+    for (int block = first + threads.lane(); block <= last; block += warp_lanes)
       sum += threads.load_fresh(state_of(block, row) + 1) *
              exp2_fast(threads.load_fresh(state_of(block, row)) - most);
-    part.states[row * 2] = most;
-    part.states[row * 2 + 1] = sum;
+    for (int mask = 1; mask < warp_lanes; mask *= 2) sum += threads.shuffle_xor(sum, mask);
+    if (threads.lane() == 0) {
+      part.states[row * 2] = most;
+      part.states[row * 2 + 1] = sum;
+    }
   }
   threads.sync();
-  for (int index = threads.thread(); index < item_rows * Traits::value_dim;
-       index += threads.thread_count()) {
-    const int row = index / Traits::value_dim;
-    float output = 0.0f;
-    for (int block = first; block <= last; ++block) {
-      const std::int64_t slot = part_slot(line, block, item_start);
-      output += threads.load_fresh(workspace.partial_outputs +
-                                   slot * item_rows * Traits::value_dim + index) *
-                exp2_fast(threads.load_fresh(state_of(block, row)) - part.states[row * 2]);
+
+  constexpr int quads = item_rows * Traits::value_dim / 4;
+  constexpr int in_flight = 4;
+  for (int quad = threads.thread(); quad < quads; quad += threads.thread_count()) {
+    const int row = quad * 4 / Traits::value_dim;
+    for (int i = 0; i < 4; ++i)
+      part.outputs[row * part.stride + quad * 4 % Traits::value_dim + i] = 0.0f;
+  }
+  for (int begin = first; begin <= last; begin += merged_parts) {
+    const int count = last + 1 - begin < merged_parts ? last + 1 - begin : merged_parts;
+    threads.sync();
+    for (int i = threads.thread(); i < merged_parts * item_rows; i += threads.thread_count()) {
+      const int block = begin + i / item_rows;
+      const int row = i % item_rows;
+      factors[i] = block > last ? 0.0f
+                                : exp2_fast(threads.load_fresh(state_of(block, row)) -
+                                            part.states[row * 2]);
     }
-    part.outputs[row * part.stride + index % Traits::value_dim] = output;
+    threads.sync();
+    for (int quad = threads.thread(); quad < quads; quad += threads.thread_count()) {
+      const int row = quad * 4 / Traits::value_dim;
+      float* output = part.outputs + row * part.stride + quad * 4 % Traits::value_dim;
+      float sum[4] = {output[0], output[1], output[2], output[3]};
+      for (int i = 0; i < count; i += in_flight) {
+        Quad values[in_flight];
+        KVTILT_DEVICE_UNROLL
+        for (int ahead = 0; ahead < in_flight; ++ahead) {
+          const int block = i + ahead < count ? begin + i + ahead : last;
+          values[ahead] = threads.load_fresh(reinterpret_cast<const Quad*>(
+              workspace.partial_outputs + static_cast<std::int64_t>(part_slot(
+                                              line, block, item_start)) *
+                                              item_rows * Traits::value_dim +
+              quad * 4));
+        }
+        KVTILT_DEVICE_UNROLL
+        for (int ahead = 0; ahead < in_flight; ++ahead) {
+          const float factor =
+              i + ahead < count ? factors[(i + ahead) * item_rows + row] : 0.0f;
+          KVTILT_DEVICE_UNROLL
+          for (int c = 0; c < 4; ++c) sum[c] += values[ahead].value[c] * factor;
+        }
+      }
+      for (int c = 0; c < 4; ++c) output[c] = sum[c];
+    }
   }
   threads.sync();
 }

@@ -81,23 +81,23 @@ struct Scores {
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       const int item_column = lane % 4 * 2 + column;
-      const ColumnRule rule = ColumnRule::of(arguments, item, item_column);
+      const ColumnView view =
+          ColumnView::of(arguments, item, item_column, first_position, sink);
       const float slope = rules.alibi_slopes == nullptr
                               ? 0.0f
                               : rules.alibi_slopes[item.query_head(arguments, item_column)];
-      const float distance = static_cast<float>(first_position + row - rule.position);
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Tiles; ++tile) {
         const int start = tile * tile_extent;
         const int held = tokens - start;
-        std::uint32_t visible = rule.visible(first_position + start, sink);
+        std::uint32_t visible = view.visible(start);
         if (held < tile_extent) visible &= held <= 0 ? 0u : (1u << held) - 1;
         KVTILT_DEVICE_UNROLL
         for (int odd = 0; odd < 2; ++odd) {
           float& logit = product[tile][2 * odd + column];
           logit = logit * factor[2 * odd + column] + bias[tile][column];
-          if (rules.soft_cap > 0.0f) logit = rules.soft_cap * std::tanh(logit);
-          logit += slope * (distance + static_cast<float>(start + odd));
+          if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
+          logit += slope * static_cast<float>(start + row + odd - view.own);
           if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(0xff800000u);
         }
         bias[tile][column] = 0.0f;

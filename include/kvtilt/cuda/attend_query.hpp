@@ -55,52 +55,56 @@ struct PlainRange {
   }
 };
 
-/// One column's view of its past, and the shape of its logits.
-struct ColumnRule {
-  std::int64_t position;
-  std::int64_t begin;
-  std::int64_t sink_begin;
-  std::int64_t end;
-  std::int64_t tree_start;
-  std::uint64_t tree;
+/// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
+/// registers between everything else.
+struct ColumnView {
+  int begin;  ///< first slot seen
+  int end;
+  int tree_start;      ///< from this slot on the tree decides
+  std::uint64_t tree;  ///< its bits
+  int own;             ///< slot of the column's own token
 
-  [[nodiscard]] KVTILT_HD static ColumnRule of(const AttendArguments& arguments,
-                                               const ItemRows& item, int column) {
+  [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
+                                               const ItemRows& item, int column,
+                                               std::int64_t first, bool sink) {
     const AttendRules& rules = arguments.rules;
-    const int token = item.query_token(arguments, column);
-    ColumnRule rule;
-    rule.position = item.length - arguments.queries + token;
-    rule.begin = rules.first_position;
-    rule.sink_begin = rules.first_position;
-    if (rules.window > 0 && rule.position - rules.window + 1 > rule.begin)
-      rule.begin = rule.position - rules.window + 1;
-    if (rules.keep_sinks == 0) rule.sink_begin = rule.begin;
-    rule.end = rule.position + 1;
-    rule.tree_start = item.length;
-    rule.tree = 0;
-    if (rules.tree_mask != nullptr) {
-      rule.tree_start = item.length - arguments.queries;
-      rule.tree = rules.tree_mask[item.token_row(arguments, column)];
-      rule.end = item.length;
-    }
-    if (rules.end_position < rule.end) rule.end = rules.end_position;
-    return rule;
+    const std::int64_t oldest = item.length - arguments.queries;
+    const std::int64_t position = oldest + item.query_token(arguments, column);
+    std::int64_t begin = rules.first_position;
+    if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
+        position - rules.window + 1 > begin)
+      begin = position - rules.window + 1;
+    const bool tree = rules.tree_mask != nullptr;
+    std::int64_t end = tree ? item.length : position + 1;
+    if (rules.end_position < end) end = rules.end_position;
+    ColumnView view;
+    view.begin = slot_of(begin - first);
+    view.end = slot_of(end - first);
+    view.tree_start = slot_of(tree ? oldest - first : std::int64_t{far});
+    view.tree = tree ? rules.tree_mask[item.token_row(arguments, column)] : 0;
+    view.own = slot_of(position - first);
+    return view;
   }
 
-  /// The slots of 16 that the column sees, where slot 0 has position `start`.
-  [[nodiscard]] KVTILT_HD std::uint32_t visible(std::int64_t start, bool sink) const {
-    std::uint32_t mask = slots_before(end - start) & ~slots_before((sink ? sink_begin : begin) - start);
-    const std::int64_t shift = start - tree_start;  // bit of the tree that slot 0 stands for
+  /// The slots seen of the 16 from `start` on.
+  [[nodiscard]] KVTILT_HD std::uint32_t visible(int start) const {
+    std::uint32_t mask = slots_before(end - start) & ~slots_before(begin - start);
+    const int shift = start - tree_start;  // bit of the tree that slot `start` stands for
     if (shift > -tile_extent) {
       const std::uint64_t bits = shift >= 64 ? 0 : shift >= 0 ? tree >> shift : tree << -shift;
       mask &= slots_before(-shift) | static_cast<std::uint32_t>(bits);
     }
     return mask;
   }
+
  private:
-  KVTILT_HD static std::uint32_t slots_before(std::int64_t slot) {
-    const int clamped = slot < 0 ? 0 : slot > tile_extent ? tile_extent : static_cast<int>(slot);
-    return (1u << clamped) - 1;
+  static constexpr int far = 1 << 30;
+
+  KVTILT_HD static int slot_of(std::int64_t slot) {
+    return slot > far ? far : slot < -far ? -far : static_cast<int>(slot);
+  }
+  KVTILT_HD static std::uint32_t slots_before(int slot) {
+    return (1u << (slot < 0 ? 0 : slot > tile_extent ? tile_extent : slot)) - 1;
   }
 };
 

@@ -10,15 +10,22 @@
 
 namespace kvtilt::cuda {
 
+/// Blocks' parts that are merged at a time.
+inline constexpr int merged_parts = 32;
+
 /// Where the parts of a block's shared memory begin.
 struct AttendShared {
   std::uint32_t barriers;  ///< rings lie before it: [warp][stage]
   std::uint32_t slots;
   std::uint32_t outputs;  ///< [item_rows][value_dim + output_padding] floats
   std::uint32_t states;   ///< [warp][item_rows][maximum, sum], then [item_rows][2] of all warps
+  std::uint32_t factors;  ///< [merged_parts][item_rows]
   std::uint32_t flag;
+  std::uint32_t segment;
   std::uint32_t starts;  ///< [sequences + 1] units before each
   std::uint32_t bytes;
+
+  static constexpr std::uint32_t segment_bytes = 192;
 
   /// Makes columns of different lanes start in different banks.
   static constexpr int output_padding = 4;
@@ -32,8 +39,10 @@ struct AttendShared {
     shared.outputs = shared.slots + rings * 16;
     shared.states =
         shared.outputs + item_rows * (Traits::value_dim + output_padding) * 4;
-    shared.flag = shared.states + static_cast<std::uint32_t>(warps + 1) * item_rows * 8;
-    shared.starts = shared.flag + 16;
+    shared.factors = shared.states + static_cast<std::uint32_t>(warps + 1) * item_rows * 8;
+    shared.flag = shared.factors + merged_parts * item_rows * 4;
+    shared.segment = shared.flag + 16;
+    shared.starts = shared.segment + segment_bytes;
     shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
     return shared;
   }
@@ -45,13 +54,10 @@ class PageRing {
   template <class Threads>
   KVTILT_HD PageRing(Threads& threads, const AttendShared& shared, int stages)
       : stages_(stages),
-        data_(threads.shared() +
-              static_cast<std::size_t>(threads.warp() * stages) * Traits::stage_bytes),
-        barriers_(reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barriers) +
-                  threads.warp() * stages),
-        slots_(reinterpret_cast<PageSlot*>(threads.shared() + shared.slots) +
-               threads.warp() * stages) {
-    for (int stage = 0; stage < stages_; ++stage) threads.prepare_stage(barriers_ + stage);
+        first_(static_cast<std::uint32_t>(threads.warp() * stages)),
+        barriers_(shared.barriers),
+        slots_(shared.slots) {
+    for (int stage = 0; stage < stages_; ++stage) threads.prepare_stage(barrier(threads, stage));
     threads.sync_warp();
   }
 
@@ -76,20 +82,20 @@ class PageRing {
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads, Source& source) {
     if (source.next < source.end) {
-      if (threads.lane() == 0) slots_[fill_] = source.ahead;
+      if (threads.lane() == 0) *slot(threads, fill_) = source.ahead;
       const std::byte* page =
           source.layer->block(PageKind::Sealed, source.ahead.page) + source.head_offset;
-      std::byte* to = data_ + static_cast<std::size_t>(fill_) * Traits::stage_bytes;
-      std::uint64_t* barrier = barriers_ + fill_;
-      threads.begin_stage(barrier, Traits::stage_bytes);
+      std::byte* to = data(threads, fill_);
+      std::uint64_t* arrived = barrier(threads, fill_);
+      threads.begin_stage(arrived, Traits::stage_bytes);
       if constexpr (Traits::page_units == 1) {
-        threads.copy_to_stage(to, page, Traits::stage_bytes, barrier);
+        threads.copy_to_stage(to, page, Traits::stage_bytes, arrived);
       } else {
         const int tile = source.next % Traits::page_units;
         const std::byte* values = page + Traits::page_units * Traits::key_bytes;
-        threads.copy_to_stage(to, page + tile * Traits::key_bytes, Traits::key_bytes, barrier);
+        threads.copy_to_stage(to, page + tile * Traits::key_bytes, Traits::key_bytes, arrived);
         threads.copy_to_stage(to + Traits::key_bytes, values + tile * Traits::value_bytes,
-                              Traits::value_bytes, barrier);
+                              Traits::value_bytes, arrived);
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
       source.next += source.stride;
@@ -100,11 +106,11 @@ class PageRing {
 
   /// The oldest unit that was fetched, once it is there. Then release() it.
   template <class Threads>
-  KVTILT_HD const std::byte* take(Threads& threads, PageSlot& slot) {
-    threads.template wait_stage<1>(barriers_ + use_, parity_);
+  KVTILT_HD const std::byte* take(Threads& threads, PageSlot& page) {
+    threads.template wait_stage<1>(barrier(threads, use_), parity_);
     threads.sync_warp();
-    slot = slots_[use_];
-    return data_ + static_cast<std::size_t>(use_) * Traits::stage_bytes;
+    page = *slot(threads, use_);
+    return data(threads, use_);
   }
   template <class Threads>
   KVTILT_HD void release(Threads& threads) {
@@ -115,13 +121,27 @@ class PageRing {
   }
 
  private:
+  // Offsets rather than pointers: they are half as many registers.
+  template <class Threads>
+  KVTILT_HD std::byte* data(Threads& threads, int stage) const {
+    return threads.shared() + (first_ + static_cast<std::uint32_t>(stage)) * Traits::stage_bytes;
+  }
+  template <class Threads>
+  KVTILT_HD std::uint64_t* barrier(Threads& threads, int stage) const {
+    return reinterpret_cast<std::uint64_t*>(threads.shared() + barriers_) + first_ + stage;
+  }
+  template <class Threads>
+  KVTILT_HD PageSlot* slot(Threads& threads, int stage) const {
+    return reinterpret_cast<PageSlot*>(threads.shared() + slots_) + first_ + stage;
+  }
+
   int stages_;
+  std::uint32_t first_;  ///< stage of all warps'
+  std::uint32_t barriers_;
+  std::uint32_t slots_;
   int fill_ = 0;
   int use_ = 0;
   std::uint32_t parity_ = 0;
-  std::byte* data_;
-  std::uint64_t* barriers_;
-  PageSlot* slots_;
 };
 
 }  // namespace kvtilt::cuda

