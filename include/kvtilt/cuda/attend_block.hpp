@@ -15,6 +15,7 @@ namespace kvtilt::cuda {
 template <class Traits, class Threads>
 KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int* starts) {
   const int count = arguments.batch.count;
+  KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count())
     starts[i + 1] = count_units(arguments.layer, arguments.layer.states[arguments.batch.slots[i]],
                                 Traits::page_units)
@@ -22,9 +23,11 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
   threads.sync();
   if (threads.warp() == 0) {
     int before = 0;
+    KVTILT_DEVICE_LOOP
     for (int first = 0; first < count; first += warp_lanes) {
       const int i = first + threads.lane();
       int sum = i < count ? starts[i + 1] : 0;
+      KVTILT_DEVICE_LOOP
       for (int distance = 1; distance < warp_lanes; distance *= 2) {
         const int other = threads.shuffle(sum, threads.lane() - distance);
         if (threads.lane() >= distance) sum += other;
@@ -41,7 +44,7 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
 /// A block's share of one item.
 struct Segment {
   ItemRows rows;
-  std::int64_t item_start;  ///< on the line
+  int item_start;  ///< on the line
   int item_units;
   int item;   ///< number over the batch
   int first;  ///< unit of the item
@@ -74,22 +77,23 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
 
 /// The segment that begins at `unit` of the line.
 KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
-                                      int page_units, std::int64_t unit, std::int64_t end) {
+                                      int page_units, int unit, int end) {
   const int items = items_per_sequence(arguments);
   int sequence = 0;
+  KVTILT_DEVICE_LOOP
   for (int beyond = arguments.batch.count; beyond - sequence > 1;) {
     const int middle = (sequence + beyond) / 2;
-    (static_cast<std::int64_t>(starts[middle]) * items <= unit ? sequence : beyond) = middle;
+    (starts[middle] * items <= unit ? sequence : beyond) = middle;
   }
   Segment segment;
   segment.item_units = starts[sequence + 1] - starts[sequence];
-  const std::int64_t sequence_start = static_cast<std::int64_t>(starts[sequence]) * items;
-  const int item = static_cast<int>((unit - sequence_start) / segment.item_units);
-  segment.item_start = sequence_start + static_cast<std::int64_t>(item) * segment.item_units;
+  const int sequence_start = starts[sequence] * items;
+  const int item = (unit - sequence_start) / segment.item_units;
+  segment.item_start = sequence_start + item * segment.item_units;
   segment.item = sequence * items + item;
-  segment.first = static_cast<int>(unit - segment.item_start);
-  const std::int64_t item_end = segment.item_start + segment.item_units;
-  segment.last = segment.first + static_cast<int>((item_end < end ? item_end : end) - unit);
+  segment.first = unit - segment.item_start;
+  const int item_end = segment.item_start + segment.item_units;
+  segment.last = segment.first + (item_end < end ? item_end : end) - unit;
   segment.rows = item_rows_of(arguments, sequence, item);
   segment.slot = arguments.batch.slots[sequence];
   segment.sequence = arguments.layer.states[segment.slot];
@@ -118,6 +122,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   source.end = segment.last - tiles;
   source.stride = warps;
   source.look_ahead();
+  KVTILT_DEVICE_LOOP
   for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
 
   QueryTile<Traits::key_dim> query;
@@ -128,6 +133,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     return shaped || tokens < slots || first < plain.begin || first + slots > plain.end;
   };
 
+  KVTILT_DEVICE_LOOP
   for (; unit < segment.last && unit < tiles; unit += warps) {
     const HalfTile tile = half_tile(layer, segment.slot, segment.sequence, segment.counts, unit);
     const HeadLayout& head = layer.head(tile.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
@@ -139,6 +145,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
         tile.first_position, tile.tokens, tile.sink,
         is_special(tile.first_position, tile.tokens, tile_extent), query, state);
   }
+  KVTILT_DEVICE_LOOP
   for (; unit < segment.last; unit += warps) {
     ring.fetch(threads, source);
     PageSlot page;
@@ -167,14 +174,18 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
   const BlockPart part{reinterpret_cast<float*>(threads.shared() + shared.outputs),
                        reinterpret_cast<float*>(threads.shared() + shared.states),
                        Traits::value_dim + AttendShared::output_padding};
+  KVTILT_DEVICE_LOOP
   for (int sequence = threads.block(); sequence < arguments.batch.count;
        sequence += threads.block_count()) {
     if (starts[sequence + 1] != starts[sequence]) continue;
+    KVTILT_DEVICE_LOOP
     for (int i = threads.thread(); i < item_rows * part.stride; i += threads.thread_count())
       part.outputs[i] = 0.0f;
+    KVTILT_DEVICE_LOOP
     for (int i = threads.thread(); i < item_rows * 2; i += threads.thread_count())
       part.states[i] = i % 2 == 0 ? no_maximum : 0.0f;
     threads.sync();
+    KVTILT_DEVICE_LOOP
     for (int item = 0; item < items_per_sequence(arguments); ++item)
       write_item<Traits>(threads, arguments, item_rows_of(arguments, sequence, item), part);
     threads.sync();
@@ -190,16 +201,16 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
   PageRing<Traits> ring(threads, shared, arguments.stages);
-  const std::int64_t total = static_cast<std::int64_t>(plan_units<Traits>(
-                                 threads, arguments, starts)) *
-                             items_per_sequence(arguments);
+  const int total =
+      plan_units<Traits>(threads, arguments, starts) * items_per_sequence(arguments);
   write_empty_sequences<Traits>(threads, arguments, shared, starts);
   if (total == 0) return;
   const WorkLine line = WorkLine::make(total, threads.block_count(), warps);
   if (threads.block() >= line.blocks) return;
 
-  const std::int64_t end = line.start(threads.block() + 1);
-  for (std::int64_t unit = line.start(threads.block()); unit < end;) {
+  const int end = line.start(threads.block() + 1);
+  KVTILT_DEVICE_LOOP
+  for (int unit = line.start(threads.block()); unit < end;) {
     if (threads.thread() == 0)
       segment = find_segment(arguments, starts, Traits::page_units, unit, end);
     threads.sync();
@@ -208,22 +219,20 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     attend_units<Traits>(threads, arguments, segment, ring, state);
     const BlockPart part = merge_warps<Traits>(threads, shared, state);
 
-    const int first = line.block_of(segment.item_start);
-    const int last = line.block_of(segment.item_start + segment.item_units - 1);
-    bool complete = first == last;
+    const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
+    bool complete = parts.first == parts.last;
     if (!complete) {
-      store_part<Traits>(threads, arguments.workspace,
-                         part_slot(line, threads.block(), segment.item_start), part);
+      store_part<Traits>(threads, arguments.workspace, parts.slot(threads.block()), part);
       threads.fence();
       threads.sync();
       if (threads.thread() == 0)
         *flag = threads.atomic_add(arguments.workspace.arrivals + segment.item, 1);
       threads.sync();
-      complete = *flag == static_cast<std::uint32_t>(last - first);
+      complete = *flag == static_cast<std::uint32_t>(parts.last - parts.first);
       if (complete) {
         threads.fence();
         if (threads.thread() == 0) arguments.workspace.arrivals[segment.item] = 0;
-        merge_blocks<Traits>(threads, arguments.workspace, line, first, last, segment.item_start,
+        merge_blocks<Traits>(threads, arguments.workspace, parts,
                              reinterpret_cast<float*>(threads.shared() + shared.factors), part);
       }
     }

@@ -45,9 +45,11 @@ KVTILT_HD BlockPart merge_warps(Threads& threads, const AttendShared& shared,
   for (int column = 0; column < 2; ++column) {
     const int row = lane % 4 * 2 + column;
     float most = no_maximum;
+    KVTILT_DEVICE_LOOP
     for (int warp = 0; warp < warps; ++warp)
       most = std::fmax(most, states[(warp * item_rows + row) * 2]);
     float sum = 0.0f;
+    KVTILT_DEVICE_LOOP
     for (int warp = 0; warp < warps; ++warp) {
       const float* other = states + (warp * item_rows + row) * 2;
       sum += other[1] * exp2_fast(other[0] - most);
@@ -59,6 +61,7 @@ KVTILT_HD BlockPart merge_warps(Threads& threads, const AttendShared& shared,
       all[1] = sum;
     }
   }
+  KVTILT_DEVICE_LOOP
   for (int warp = 0; warp < warps; ++warp) {
     if (threads.warp() == warp)
       KVTILT_DEVICE_UNROLL
@@ -92,6 +95,7 @@ template <class Traits, class Threads>
 KVTILT_HD void write_item(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
                           const BlockPart& part) {
   const AttendRules& rules = arguments.rules;
+  KVTILT_DEVICE_LOOP
   for (int index = threads.thread(); index < item.rows * Traits::value_dim;
        index += threads.thread_count()) {
     const int row = index / Traits::value_dim;
@@ -123,36 +127,43 @@ template <class Traits, class Threads>
 KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, int slot,
                           const BlockPart& part) {
   float* outputs =
-      workspace.partial_outputs + static_cast<std::int64_t>(slot) * item_rows * Traits::value_dim;
+      workspace.partial_outputs + slot * item_rows * Traits::value_dim;
+  KVTILT_DEVICE_LOOP
   for (int index = threads.thread(); index < item_rows * Traits::value_dim;
        index += threads.thread_count())
     outputs[index] =
         part.outputs[index / Traits::value_dim * part.stride + index % Traits::value_dim];
-  float* states = workspace.partial_states + static_cast<std::int64_t>(slot) * item_rows * 2;
+  float* states = workspace.partial_states + slot * item_rows * 2;
+  KVTILT_DEVICE_LOOP
   for (int index = threads.thread(); index < item_rows * 2; index += threads.thread_count())
     states[index] = part.states[index];
 }
 
-/// The parts of blocks `first` to `last` of an item into `part`, block by block. Loads of many parts
+/// All blocks' parts of an item into `part`, block by block. Loads of many parts
 /// are in flight at a time: one after the other they would cost a microsecond each.
 template <class Traits, class Threads>
 KVTILT_HD void merge_blocks(Threads& threads, const AttendWorkspace& workspace,
-                            const WorkLine& line, int first, int last, std::int64_t item_start,
-                            float* factors, const BlockPart& part) {
+                            const ItemParts& parts, float* factors, const BlockPart& part) {
+  const int first = parts.first;
+  const int last = parts.last;
   const auto state_of = [&](int block, int row) {
-    const std::int64_t slot = part_slot(line, block, item_start);
-    return workspace.partial_states + (slot * item_rows + row) * 2;
+    return workspace.partial_states + (parts.slot(block) * item_rows + row) * 2;
   };
+  KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes) {
     float most = no_maximum;
+    KVTILT_DEVICE_LOOP
     for (int block = first + threads.lane(); block <= last; block += warp_lanes)
       most = std::fmax(most, threads.load_fresh(state_of(block, row)));
+    KVTILT_DEVICE_LOOP
     for (int mask = 1; mask < warp_lanes; mask *= 2)
       most = std::fmax(most, threads.shuffle_xor(most, mask));
     float sum = 0.0f;
+    KVTILT_DEVICE_LOOP
     for (int block = first + threads.lane(); block <= last; block += warp_lanes)
       sum += threads.load_fresh(state_of(block, row) + 1) *
              exp2_fast(threads.load_fresh(state_of(block, row)) - most);
+    KVTILT_DEVICE_LOOP
     for (int mask = 1; mask < warp_lanes; mask *= 2) sum += threads.shuffle_xor(sum, mask);
     if (threads.lane() == 0) {
       part.states[row * 2] = most;
@@ -163,14 +174,17 @@ KVTILT_HD void merge_blocks(Threads& threads, const AttendWorkspace& workspace,
 
   constexpr int quads = item_rows * Traits::value_dim / 4;
   constexpr int in_flight = 4;
+  KVTILT_DEVICE_LOOP
   for (int quad = threads.thread(); quad < quads; quad += threads.thread_count()) {
     const int row = quad * 4 / Traits::value_dim;
     for (int i = 0; i < 4; ++i)
       part.outputs[row * part.stride + quad * 4 % Traits::value_dim + i] = 0.0f;
   }
+  KVTILT_DEVICE_LOOP
   for (int begin = first; begin <= last; begin += merged_parts) {
     const int count = last + 1 - begin < merged_parts ? last + 1 - begin : merged_parts;
     threads.sync();
+    KVTILT_DEVICE_LOOP
     for (int i = threads.thread(); i < merged_parts * item_rows; i += threads.thread_count()) {
       const int block = begin + i / item_rows;
       const int row = i % item_rows;
@@ -179,19 +193,19 @@ KVTILT_HD void merge_blocks(Threads& threads, const AttendWorkspace& workspace,
                                             part.states[row * 2]);
     }
     threads.sync();
+    KVTILT_DEVICE_LOOP
     for (int quad = threads.thread(); quad < quads; quad += threads.thread_count()) {
       const int row = quad * 4 / Traits::value_dim;
       float* output = part.outputs + row * part.stride + quad * 4 % Traits::value_dim;
       float sum[4] = {output[0], output[1], output[2], output[3]};
+      KVTILT_DEVICE_LOOP
       for (int i = 0; i < count; i += in_flight) {
         Quad values[in_flight];
         KVTILT_DEVICE_UNROLL
         for (int ahead = 0; ahead < in_flight; ++ahead) {
           const int block = i + ahead < count ? begin + i + ahead : last;
           values[ahead] = threads.load_fresh(reinterpret_cast<const Quad*>(
-              workspace.partial_outputs + static_cast<std::int64_t>(part_slot(
-                                              line, block, item_start)) *
-                                              item_rows * Traits::value_dim +
+              workspace.partial_outputs + parts.slot(block) * item_rows * Traits::value_dim +
               quad * 4));
         }
         KVTILT_DEVICE_UNROLL

@@ -70,29 +70,47 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   return found;
 }
 
-/// The line of all units, cut for `blocks` blocks.
+/// The line of all units, cut for `blocks` blocks. A unit is kilobytes: 32-bit numbers do.
 struct WorkLine {
-  std::int64_t total;
   int blocks;  ///< of which each has a unit at least; later blocks have nothing to do
+  int each;    ///< units of a block
+  int longer;  ///< the first blocks have one more
 
   /// A block should have a unit for each of its warps before there is a second block.
-  [[nodiscard]] KVTILT_HD static WorkLine make(std::int64_t total, int blocks, int warps) {
-    const std::int64_t wanted = (total + warps - 1) / warps;
-    return {total, wanted < blocks ? static_cast<int>(wanted) : blocks};
+  [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks, int warps) {
+    const int wanted = ceil_div(total, warps);
+    WorkLine line;
+    line.blocks = wanted < blocks ? wanted : blocks;
+    line.each = total / line.blocks;
+    line.longer = total % line.blocks;
+    return line;
   }
-  [[nodiscard]] KVTILT_HD std::int64_t start(int block) const {
-    return total * block / blocks;
+  [[nodiscard]] KVTILT_HD int start(int block) const {
+    return block * each + (block < longer ? block : longer);
   }
   /// The block whose stretch holds a unit.
-  [[nodiscard]] KVTILT_HD int block_of(std::int64_t unit) const {
-    return static_cast<int>(((unit + 1) * blocks - 1) / total);
+  [[nodiscard]] KVTILT_HD int block_of(int unit) const {
+    const int beyond = unit - longer * (each + 1);
+    return beyond < 0 ? unit / (each + 1) : longer + beyond / each;
   }
 };
 
-/// Where a block leaves its part of an item: blocks have at most two unfinished ones, the first
-/// and the last of their stretch.
-KVTILT_HD inline int part_slot(const WorkLine& line, int block, std::int64_t item_start) {
-  return 2 * block + (line.start(block) < item_start ? 1 : 0);
-}
+/// The blocks that work on an item, and where each leaves its part. A block has at most two
+/// unfinished items, at the start and at the end of its stretch.
+struct ItemParts {
+  int first;  ///< block
+  int last;
+  int first_slot;
+
+  [[nodiscard]] KVTILT_HD static ItemParts of(const WorkLine& line, int item_start,
+                                              int item_units) {
+    const int first = line.block_of(item_start);
+    return {first, line.block_of(item_start + item_units - 1),
+            2 * first + (line.start(first) < item_start ? 1 : 0)};
+  }
+  [[nodiscard]] KVTILT_HD int slot(int block) const {
+    return block == first ? first_slot : 2 * block;
+  }
+};
 
 }  // namespace kvtilt::cuda

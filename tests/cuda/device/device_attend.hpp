@@ -24,8 +24,8 @@ struct DeviceAttendCall {
   ElementType type = ElementType::F32;  ///< of queries and output on the device
   int launches = 1;                     ///< by replays of one graph
   float soft_cap = 0;
-  std::vector<float> sink_logits;         ///< natural
-  std::vector<std::uint64_t> tree_mask;   ///< [rows]
+  std::vector<float> sink_logits = {};        ///< natural
+  std::vector<std::uint64_t> tree_mask = {};  ///< [rows]
 };
 
 struct DeviceAttendResult {
