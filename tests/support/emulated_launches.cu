@@ -40,7 +40,7 @@ std::pair<const std::string, Binder> emulated(void (*kernel)(Arguments...), Body
 }
 
 #define KVTILT_EMULATED(kernel, body)                                       \
-  emulated(cuda::detail::kernel, [](EmulatedThreads & threads, const auto&... arguments) { \
+  emulated(cuda::kernel, [](EmulatedThreads & threads, const auto&... arguments) { \
     cuda::body(threads, arguments...);                                      \
   })
 
@@ -49,15 +49,17 @@ std::pair<const std::string, Binder> emulated(void (*kernel)(Arguments...), Body
 const Binder* emulated_kernel(const std::string& name) {
   using cuda::detail::small_block;
   static const std::map<std::string, Binder> kernels = {
-      KVTILT_EMULATED(give_pages_kernel<small_block>, give_pages_body),
-      KVTILT_EMULATED(reset_kernel<small_block>, reset_body),
-      KVTILT_EMULATED(truncate_kernel<small_block>, truncate_body),
-      KVTILT_EMULATED(remove_kernel<small_block>, remove_body),
-      KVTILT_EMULATED(fork_kernel<small_block>, fork_body),
-      KVTILT_EMULATED(fork_blocks_kernel<256>, fork_blocks_body),
-      KVTILT_EMULATED(append_kernel<cuda::append_threads>, append),
-      KVTILT_EMULATED(import_tables_kernel<128>, import_tables_body),
-      KVTILT_EMULATED(export_tables_kernel<256>, export_tables_body),
+      KVTILT_EMULATED(detail::give_pages_kernel<small_block>, give_pages_body),
+      KVTILT_EMULATED(detail::reset_kernel<small_block>, reset_body),
+      KVTILT_EMULATED(detail::truncate_kernel<small_block>, truncate_body),
+      KVTILT_EMULATED(detail::remove_kernel<small_block>, remove_body),
+      KVTILT_EMULATED(detail::fork_kernel<small_block>, fork_body),
+      KVTILT_EMULATED(detail::fork_blocks_kernel<256>, fork_blocks_body),
+      KVTILT_EMULATED(append_kernel<cuda::DeviceThreads>, append),
+      KVTILT_EMULATED(pack_kernel<cuda::DeviceThreads>, pack),
+      KVTILT_EMULATED(unpack_kernel<cuda::DeviceThreads>, unpack),
+      KVTILT_EMULATED(detail::import_tables_kernel<128>, import_tables_body),
+      KVTILT_EMULATED(detail::export_tables_kernel<256>, export_tables_body),
       emulated(cuda::detail::write_slots_kernel<small_block>,
                [](EmulatedThreads& threads, std::int32_t* memory,
                   const cuda::detail::SlotList& slots) {

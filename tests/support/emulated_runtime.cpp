@@ -99,6 +99,10 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 }
 
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 227 << 10, cudaSuccess;  // only shared memory is asked for
+}
 cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
 const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
 const char* cudaGetErrorString(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }

@@ -1,39 +1,54 @@
 // SPDX-License-Identifier: MIT
-/// Launch of append.hpp.
+/// Kernels that put tokens into a device cache.
 #pragma once
 
 #include <kvtilt/cuda/append.hpp>
-#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/pack.hpp>
 #include <kvtilt/cuda/threads.cuh>
-
-#include <cstddef>
 
 #include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
-namespace detail {
-
-template <int threads>
-__global__ void __launch_bounds__(threads)
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(append_threads, 4)
     append_kernel(const __grid_constant__ AppendArguments arguments) {
-  append(DeviceThreads{}, arguments);
+  const Threads threads;
+  append(threads, arguments);
 }
 
-}  // namespace detail
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(pack_threads, 4)
+    pack_kernel(const __grid_constant__ AppendArguments arguments, int units) {
+  const Threads threads;
+  pack(threads, arguments, units);
+}
 
-/// Adds tokens to one layer of a batch. Arguments were checked; there is at least one sequence.
-inline Status launch_append(const AppendArguments& arguments, cudaStream_t stream) {
-  const auto kernel = detail::append_kernel<append_threads>;
-  const std::size_t shared = append_shared_bytes(arguments.layer);
-  constexpr std::size_t without_asking = 48 << 10;
-  if (shared > without_asking)
-    KVTILT_RETURN_IF_ERROR(
-        to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                       static_cast<int>(shared)),
-                  "asking for shared memory"));
-  kernel<<<append_blocks(arguments), append_threads, shared, stream>>>(arguments);
-  return launched("appending tokens");
+/// Adds tokens to sequences: one launch, no synchronisation, fit for graphs.
+inline cudaError_t launch_append(const AppendArguments& arguments, cudaStream_t stream) {
+  return detail::launch(append_kernel<DeviceThreads>, append_blocks(arguments), append_threads,
+                        append_shared_bytes(arguments.layer), stream, arguments);
+}
+
+/// The same, faster for prompts. `most_tokens`: no sequence gets more. Heads whose pages do not fit
+/// the shared memory of the current device are appended.
+inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t most_tokens,
+                               cudaStream_t stream) {
+  int device = 0;
+  int limit = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (const cudaError_t error =
+          cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      error != cudaSuccess)
+    return error;
+  if (pack_shared_bytes(arguments.layer) > static_cast<std::size_t>(limit))
+    return launch_append(arguments, stream);
+  const int units = pack_units(arguments.layer, most_tokens);
+  return detail::launch(pack_kernel<DeviceThreads>, append_blocks(arguments) * units, pack_threads,
+                        pack_shared_bytes(arguments.layer), stream, arguments, units);
 }
 
 }  // namespace kvtilt::cuda

@@ -133,16 +133,21 @@ KVTILT_HD inline std::byte* sealed_block(const LayerStorage& layer, const Append
   return layer.block(PageKind::Sealed, page) + layer.head(PageKind::Sealed, work.head).offset;
 }
 
-/// The 16-bit blocks that get new tokens, one after the other: the sinks, then those of the tail.
+/// The 16-bit blocks that get new tokens, one after the other: the sinks, then those of the tail,
+/// except for `elsewhere`.
 template <class Threads>
 KVTILT_HD void append_head(const Threads& threads, const AppendArguments& arguments,
-                           const AppendHead& work) {
+                           const AppendHead& work, TailBlocks elsewhere) {
   const LayerStorage& layer = arguments.layer;
   const AppendPlan& plan = work.plan;
   const TailBlocks blocks = tail_blocks(plan, layer.page_tokens);
   const bool to_sinks = plan.length < layer.sink_tokens;
   KVTILT_DEVICE_LOOP
   for (std::int64_t index = to_sinks ? -1 : blocks.first; index < blocks.last; ++index) {
+    if (index >= elsewhere.first && index < elsewhere.last) {
+      index = elsewhere.last - 1;
+      continue;
+    }
     const bool sinks = index < 0;
     const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
     std::byte* block =
@@ -194,7 +199,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const int index = threads.block() / heads;
   detail::AppendHead work;
   if (!detail::plan_head(threads, arguments, index, threads.block() - index * heads, work)) return;
-  detail::append_head(threads, arguments, work);
+  detail::append_head(threads, arguments, work, {0, 0});
   detail::arrive(threads, arguments, work, static_cast<std::uint32_t>(heads));
 }
 

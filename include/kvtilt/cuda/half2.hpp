@@ -111,4 +111,15 @@ KVTILT_HD inline float hyperbolic_tangent(float x) {
   return 1.0f - 2.0f / (1.0f + exp2_fast(x * 2.88539008177792681f));
 }
 
+/// Two floats to nearest bf16.
+KVTILT_HD inline std::uint32_t pack_bf16(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  return to_bf16(low).bits | static_cast<std::uint32_t>(to_bf16(high).bits) << 16;
+#endif
+}
+
 }  // namespace kvtilt::cuda

@@ -229,6 +229,43 @@ KVTILT_HD void write_values(const Threads& threads, const Reader& reader, CodeMa
   }
 }
 
+/// All slots of a 16-bit tensor, a warp taking a tile at a time: stores are free of bank conflicts,
+/// and of global memory whole sectors are read.
+template <Role R, class Reader, class Threads>
+KVTILT_HD void stage_tiles(const Threads& threads, const Reader& reader, CodeMatrix matrix,
+                           std::byte* codes) {
+  const int lane = threads.lane();
+  const int outer_tiles = tiles_along(matrix.outer);
+  const int inner_tiles = tiles_along(matrix.inner);
+  const int fast_tiles = R == Role::Keys ? inner_tiles : outer_tiles;  // along channels
+  const int tiles = outer_tiles * inner_tiles;
+  const int warps = threads.thread_count() / warp_lanes;
+  int slow = 0;
+  int fast = threads.warp();
+#if defined(__CUDACC__)
+#pragma unroll 2
+#endif
+  for (int tile = threads.warp(); tile < tiles; tile += warps, fast += warps) {
+    for (; fast >= fast_tiles; fast -= fast_tiles) ++slow;
+    Fragment words;
+    if constexpr (R == Role::Keys) {
+      const int token = slow * tile_extent + lane / 4 * 2;
+      const int channel = fast * tile_extent + lane % 4 * 4;
+      reader.four(token, channel, words.r[0], words.r[2]);
+      reader.four(token + 1, channel, words.r[1], words.r[3]);
+    } else {
+      const int channel = fast * tile_extent + lane / 4 * 2;
+      const int token = slow * tile_extent + lane % 4 * 4;
+      std::uint32_t rows[4];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) rows[i] = reader.two(token + i, channel);
+      words = {{join_low(rows[0], rows[2]), join_high(rows[0], rows[2]), join_low(rows[1], rows[3]),
+                join_high(rows[1], rows[3])}};
+    }
+    reinterpret_cast<Fragment*>(codes)[tile * warp_lanes + lane] = words;
+  }
+}
+
 }  // namespace detail
 
 /// Writes `count` tokens to the slots from `slot` on of the head's keys at `to`, a 16-bit tensor
@@ -251,6 +288,26 @@ KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer, Ro
     write(InputReader<BF16, Threads>(threads, layer, rows, first_row, limit, place));
   else
     write(InputReader<float, Threads>(threads, layer, rows, first_row, limit, place));
+}
+
+/// The same for all slots: the fast way.
+template <class Threads>
+KVTILT_HD void stage_input(const Threads& threads, const LayerStorage& layer, Role role,
+                           const TensorView& rows, std::int64_t first_row, float limit,
+                           InputPlace place, CodeMatrix matrix, std::byte* to) {
+  const auto stage = [&](const auto& reader) {
+    if (role == Role::Keys)
+      detail::stage_tiles<Role::Keys>(threads, reader, matrix, to);
+    else
+      detail::stage_tiles<Role::Values>(threads, reader, matrix, to);
+  };
+  place.first_channel = role == Role::Keys ? 0 : layer.key_dim;
+  if (rows.type == ElementType::F16)
+    stage(InputReader<F16, Threads>(threads, layer, rows, first_row, limit, place));
+  else if (rows.type == ElementType::BF16)
+    stage(InputReader<BF16, Threads>(threads, layer, rows, first_row, limit, place));
+  else
+    stage(InputReader<float, Threads>(threads, layer, rows, first_row, limit, place));
 }
 
 }  // namespace kvtilt::cuda

@@ -13,6 +13,7 @@
 #include <kvtilt/cuda/options.hpp>
 #include <kvtilt/cuda/sequence_book.hpp>
 #include <kvtilt/cuda/sequence_kernels.cuh>
+#include <kvtilt/cuda/unpack.cuh>
 
 #include <cstddef>
 #include <cstdint>
@@ -98,7 +99,7 @@ class KVCache {
   ///         host knows); then nothing is queued. NaN is stored as 0 and what is too large as the
   ///         largest that the recipe holds; poll() names it, and a sequence that had no page left
   ///         and was not appended to
-  /// Cost    one kernel
+  /// Cost    one kernel: a small one for less than a page of tokens, else one that shares out pages
   Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
                 const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);
@@ -106,6 +107,16 @@ class KVCache {
                 const TensorView& values, cudaStream_t stream = nullptr);
   Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values,
                 cudaStream_t stream = nullptr);
+
+  /// Copies the tokens at positions `first` to first + n - 1 out of one layer, with the bits of
+  /// kvtilt::unpack. May be captured.
+  ///
+  /// keys    device, receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+  /// values  device, receives [n, kv_heads, value_dim], likewise
+  /// Fails   InvalidArgument (shapes, handle, layer), before anything is queued. Rows of positions
+  ///         that were not appended, were removed or freed are left alone, and poll() tells
+  Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
+                const MutableTensorView& values, cudaStream_t stream = nullptr) const;
 
   /// What kernels see of a layer. Valid as long as the cache, whatever happens to sequences.
   Result<LayerStorage> view(int layer) const;

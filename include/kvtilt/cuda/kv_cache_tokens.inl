@@ -71,9 +71,16 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   if (!capturing) return std::move(capturing).take_status();
   const bool told = !*capturing && !tokens.empty();
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
-  KVTILT_RETURN_IF_ERROR(launch_append({storages_[static_cast<std::size_t>(layer)], batch, keys,
-                                        values, indptr, static_cast<int>(each)},
-                                       stream));
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  const AppendArguments arguments{of,     batch,  keys,
+                                  values, indptr, static_cast<int>(each)};
+  // From a page's worth on, pages of new tokens alone are sealed by blocks of their own.
+  std::int64_t longest = tokens.empty() ? keys.tokens : 0;
+  for (const std::int32_t count : tokens) longest = std::max<std::int64_t>(longest, count);
+  KVTILT_RETURN_IF_ERROR(to_status(longest < of.page_tokens
+                                       ? launch_append(arguments, stream)
+                                       : launch_pack(arguments, longest, stream),
+                                   "appending tokens"));
   if (told) book_.note_appended(ids, layer, tokens);
   return {};
 }
@@ -93,6 +100,37 @@ inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
                               const TensorView& values, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   return append({&id, 1}, {device_slots() + id.slot, 1}, layer, keys, values, nullptr, {}, stream);
+}
+
+inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
+                              const MutableTensorView& keys, const MutableTensorView& values,
+                              cudaStream_t stream) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  const auto is_wanted = [](const TensorView& rows) {
+    return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
+  };
+  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
+  const auto fits = [&](const TensorView& rows, int dim) {
+    return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == of.kv_heads &&
+                                rows.dim == dim && (rows.data != nullptr || tokens == 0));
+  };
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (tokens < 0 || tokens > most || first < 0 || !fits(keys, of.key_dim) ||
+      !fits(values, of.value_dim))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: keys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at "
+                         "%p, from position %lld on; expected [n, %d, %d] and [n, %d, %d], or {} for "
+                         "what is not wanted",
+                         layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+                         keys.data, static_cast<long long>(values.tokens), values.heads, values.dim,
+                         values.data, static_cast<long long>(first), of.kv_heads, of.key_dim,
+                         of.kv_heads, of.value_dim);
+  if (tokens == 0) return {};
+  return to_status(
+      launch_unpack({of, static_cast<int>(id.slot), first, tokens, keys, values}, stream),
+      "unpacking tokens");
 }
 
 inline Result<LayerStorage> KVCache::view(int layer) const {

@@ -267,6 +267,76 @@ TEST(DeviceKVCache, AGraphReplaysAppends) {
   expect_cuda(cudaStreamDestroy(stream));
 }
 
+TEST(DeviceKVCacheAgreement, UnpacksTheBitsOfTheCpu) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(10);
+  for (const Recipe& recipe :
+       {presets::k4v2, recipe_of(3, 5, Granularity::PerToken, Granularity::PerChannel)}) {
+    const CacheShape shape = two_layers();
+    BothCaches both(shape, Plan::uniform(shape, recipe), few_pages());
+    const BothIds id = both.open(400);
+    for (const std::int64_t tokens : {130, 1, 200}) both.append(id, random, tokens);
+    KVTILT_EXPECT_OK(both.gpu.truncate(id.gpu, 250));
+    KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, 250));
+    both.append(id, random, 30);
+    const auto check = [&](auto zero, std::int64_t first, std::int64_t tokens) {
+      using T = decltype(zero);
+      for (const int layer : {0, 2}) {
+        const LayerShape& of = both.layer(layer);
+        const DeviceRows<T> keys(tokens, of.kv_heads, of.key_dim);
+        const DeviceRows<T> values(tokens, of.kv_heads, of.value_dim);
+        Rows<T> cpu_keys(tokens, of.kv_heads, of.key_dim);
+        Rows<T> cpu_values(tokens, of.kv_heads, of.value_dim);
+        KVTILT_EXPECT_OK(both.gpu.unpack(id.gpu, layer, first, keys.out(), values.out(), nullptr));
+        KVTILT_EXPECT_OK(both.cpu.unpack(id.cpu, layer, first, cpu_keys.out(), cpu_values.out()));
+        EXPECT_EQ(std::memcmp(keys.get().data.data(), cpu_keys.data.data(),
+                              cpu_keys.data.size() * sizeof(T)),
+                  0);
+        EXPECT_EQ(std::memcmp(values.get().data.data(), cpu_values.data.data(),
+                              cpu_values.data.size() * sizeof(T)),
+                  0);
+      }
+    };
+    check(float{}, 0, 280);
+    check(F16{}, 3, 100);
+    check(BF16{}, 77, 150);
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+}
+
+TEST(DeviceKVCacheHostile, UnpackingWhatIsNotThereIsRecorded) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(11);
+  const CacheShape shape = two_layers();
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  const BothIds id = both.open(100);
+  both.append(id, random, 20);
+  const DeviceRows<float> keys(10, 2, 64);
+  EXPECT_EQ(both.gpu.unpack(id.gpu, 0, 0, keys.out(), keys.out(), nullptr).code(), ErrorCode::Ok);
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  EXPECT_EQ(both.gpu.unpack(id.gpu, 2, 0, keys.out(), {}, nullptr).code(),
+            ErrorCode::InvalidArgument);
+  KVTILT_EXPECT_OK(both.gpu.unpack(id.gpu, 0, 15, keys.out(), {}, nullptr));
+  const Status status = both.gpu.poll(nullptr);
+  EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("position 20"));
+}
+
+TEST(DeviceKVCache, PromptsArePackedAsTheyAreAppended) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(12);
+  for (const int window : {0, 100}) {
+    const CacheShape shape = two_layers(128, 128, window);
+    BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+    const BothIds id = both.open(2000);
+    for (const std::int64_t tokens : {1000, 3, 31, 500, 64}) {
+      both.append(id, random, tokens);
+      EXPECT_TRUE(both.same(id));
+    }
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+}
+
 TEST(DeviceKVCacheHostile, BadValuesAreRecorded) {
   KVTILT_SKIP_WITHOUT_GPU();
   const CacheShape shape{{{2, 64, 64, 0}}};
