@@ -38,16 +38,6 @@ struct AppendArguments {
   }
 };
 
-inline constexpr int append_threads = 128;
-
-/// Dynamic shared memory of a block.
-KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
-  return static_cast<std::size_t>(layer.seal_bytes) + 16;
-}
-KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
-  return arguments.batch.count * arguments.layer.kv_heads;
-}
-
 namespace detail {
 
 /// One kv head of one sequence that tokens are added to.
@@ -60,41 +50,50 @@ struct AppendHead {
   AppendPlan plan;
 };
 
-/// Loads state and plan; false if there is nothing to do. All threads of all blocks of a sequence
-/// agree.
-template <class Threads>
-KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& arguments, int index,
-                         int head, AppendHead& work) {
-  const LayerStorage& layer = arguments.layer;
-  work.sequence = arguments.batch.slots[index];
-  work.head = head;
-  work.first_row = arguments.first_row(index);
-  work.state = layer.states[work.sequence];
-  work.table = layer.table(work.sequence);
-  const std::int64_t tokens = arguments.tokens(index);
-  if (tokens <= 0) return false;
-  work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
-  if (work.plan.fits) return true;
-  if (head == 0 && threads.thread() == 0)
-    record_error(threads, layer, ErrorCode::OutOfCapacity, {work.sequence, 0, 0, work.state.length},
-                 0.0f);
-  return false;
+/// What the threads of a block share: in registers it would be in the way of the search for scales.
+struct alignas(16) AppendShared {
+  AppendHead work;
+  bool works;
+  bool last;  ///< of the sequence's blocks to finish
+};
+
+}  // namespace detail
+
+inline constexpr int append_threads = 128;
+
+/// Dynamic shared memory of a block.
+KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
+  return sizeof(detail::AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
+}
+KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
+  return arguments.batch.count * arguments.layer.kv_heads;
 }
 
-/// Writes new tokens, the `first`-th to first + count - 1, to the slots from `slot` on of a 16-bit
-/// head block.
+namespace detail {
+
+/// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
+/// whether this block records that tokens do not fit.
 template <class Threads>
-KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& arguments,
-                            const AppendHead& work, const HeadLayout& half, std::byte* keys,
-                            std::byte* values, std::int64_t first, int slot, int count) {
+KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& arguments, int index,
+                         int head, bool reports) {
   const LayerStorage& layer = arguments.layer;
-  const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
-  const InputPlace place{work.sequence, work.head, 0, work.plan.length + first};
-  write_input(threads, layer, Role::Keys, arguments.keys, work.first_row + first,
-              largest_magnitude(sealed.key.format), place, half.key.matrix, slot, count, keys);
-  write_input(threads, layer, Role::Values, arguments.values, work.first_row + first,
-              largest_magnitude(sealed.value.format), place, half.value.matrix, slot, count,
-              values);
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  if (threads.thread() == 0) {
+    AppendHead& work = shared.work;
+    work.sequence = arguments.batch.slots[index];
+    work.head = head;
+    work.first_row = arguments.first_row(index);
+    work.state = layer.states[work.sequence];
+    work.table = layer.table(work.sequence);
+    const std::int64_t tokens = arguments.tokens(index);
+    if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
+    shared.works = tokens > 0 && work.plan.fits;
+    if (reports && tokens > 0 && !work.plan.fits)
+      record_error(threads, layer, ErrorCode::OutOfCapacity,
+                   {work.sequence, 0, 0, work.state.length}, 0.0f);
+  }
+  threads.sync();
+  return shared.works;
 }
 
 /// Which of the new tokens a 16-bit block holds.
@@ -133,61 +132,103 @@ KVTILT_HD inline std::byte* sealed_block(const LayerStorage& layer, const Append
   return layer.block(PageKind::Sealed, page) + layer.head(PageKind::Sealed, work.head).offset;
 }
 
-/// The 16-bit blocks that get new tokens, one after the other: the sinks, then those of the tail,
-/// except for `elsewhere`.
+/// Where one head's 16-bit keys and values stand.
+struct HalfBlock {
+  std::byte* keys;
+  std::byte* values;
+};
+
+/// Writes new tokens to the slots of a 16-bit block.
 template <class Threads>
-KVTILT_HD void append_head(const Threads& threads, const AppendArguments& arguments,
-                           const AppendHead& work, TailBlocks elsewhere) {
+KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& arguments,
+                            const AppendHead& work, const HeadLayout& half, HalfBlock to,
+                            const NewTokens& added) {
+  const LayerStorage& layer = arguments.layer;
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    const bool keys = tensor == 0;
+    const InputTask task{
+        keys ? Role::Keys : Role::Values,
+        keys ? arguments.keys : arguments.values,
+        work.first_row + added.first,
+        largest_magnitude(keys ? sealed.key.format : sealed.value.format),
+        {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
+        keys ? half.key.matrix : half.value.matrix,
+        keys ? to.keys : to.values,
+        added.slot,
+        added.count};
+    write_input(threads, layer, task);
+  }
+}
+
+/// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
+/// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
+/// but in shared memory: all of its tokens are new, and it is sealed.
+template <class Threads>
+KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
+                           const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
+                           std::byte* staged) {
   const LayerStorage& layer = arguments.layer;
   const AppendPlan& plan = work.plan;
-  const TailBlocks blocks = tail_blocks(plan, layer.page_tokens);
-  const bool to_sinks = plan.length < layer.sink_tokens;
   KVTILT_DEVICE_LOOP
-  for (std::int64_t index = to_sinks ? -1 : blocks.first; index < blocks.last; ++index) {
+  for (std::int64_t index = range.first; index < range.last; ++index) {
     if (index >= elsewhere.first && index < elsewhere.last) {
       index = elsewhere.last - 1;
       continue;
     }
     const bool sinks = index < 0;
     const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
-    std::byte* block =
-        half.offset + (sinks ? layer.sinks(work.sequence)
-                             : layer.tail(work.sequence, work.state.ring_head,
-                                          static_cast<int>(index % layer.ring_blocks)));
     const NewTokens added =
         sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
               : new_tokens_in(plan, plan.tail_start + index * layer.page_tokens, layer.page_tokens);
-    if (added.count > 0)
-      write_tokens(threads, arguments, work, half, block + half.key.codes, block + half.value.codes,
-                   added.first, added.slot, added.count);
+    HalfBlock to;
+    if (staged != nullptr) {
+      to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
+    } else {
+      std::byte* block = sinks ? layer.sinks(work.sequence)
+                               : layer.tail(work.sequence, work.state.ring_head,
+                                            static_cast<int>(index % layer.ring_blocks));
+      block += half.offset;
+      to = {block + half.key.codes, block + half.value.codes};
+    }
+    if (added.count > 0) write_tokens(threads, arguments, work, half, to, added);
     if (sinks || index >= plan.seals) continue;
     threads.sync();
     if (index < plan.skipped) continue;
-    seal_head(threads, block + half.key.codes, block + half.value.codes,
-              layer.head(PageKind::Sealed, work.head),
-              sealed_block(layer, work, static_cast<std::int32_t>(index)), threads.shared() + 16);
+    seal_head(threads, to.keys, to.values, layer.head(PageKind::Sealed, work.head),
+              sealed_block(layer, work, static_cast<std::int32_t>(index)),
+              threads.shared() + sizeof(AppendShared));
     threads.sync();
   }
 }
 
-/// The last block of a sequence makes the rest visible.
+/// Everything that append does to a head.
+KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
+  const TailBlocks tail = tail_blocks(plan, layer.page_tokens);
+  return {plan.length < layer.sink_tokens ? -1 : tail.first, tail.last};
+}
+
+/// The last of the `expected` blocks of a sequence makes the rest visible.
 template <class Threads>
-KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments, AppendHead& work,
+KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments,
                       std::uint32_t expected) {
   const LayerStorage& layer = arguments.layer;
-  std::uint32_t* arrivals = layer.arrivals + work.sequence;
-  std::uint32_t* last = reinterpret_cast<std::uint32_t*>(threads.shared());
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  const AppendHead& work = shared.work;
   threads.sync();
   if (threads.thread() == 0) {
+    std::uint32_t* arrivals = layer.arrivals + work.sequence;
     threads.fence();
-    *last = threads.atomic_add(arrivals, 1) + 1 == expected ? 1 : 0;
+    shared.last = threads.atomic_add(arrivals, 1) + 1 == expected;
     threads.fence();
-    if (*last != 0) *arrivals = 0;
+    if (shared.last) *arrivals = 0;
   }
   threads.sync();
-  if (*last == 0) return;
-  finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, work.state, work.table);
-  if (threads.thread() == 0) layer.states[work.sequence] = work.state;
+  if (!shared.last) return;
+  SequenceState state = work.state;
+  finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, state, work.table);
+  if (threads.thread() == 0) layer.states[work.sequence] = state;
 }
 
 }  // namespace detail
@@ -195,12 +236,15 @@ KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments, 
 /// Body of the kernel: append_blocks() blocks of append_threads threads, append_shared_bytes().
 template <class Threads>
 KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) {
-  const int heads = arguments.layer.kv_heads;
-  const int index = threads.block() / heads;
-  detail::AppendHead work;
-  if (!detail::plan_head(threads, arguments, index, threads.block() - index * heads, work)) return;
-  detail::append_head(threads, arguments, work, {0, 0});
-  detail::arrive(threads, arguments, work, static_cast<std::uint32_t>(heads));
+  const LayerStorage& layer = arguments.layer;
+  const int index = threads.block() / layer.kv_heads;
+  const int head = threads.block() - index * layer.kv_heads;
+  if (!detail::plan_head(threads, arguments, index, head, head == 0)) return;
+  const detail::AppendHead& work =
+      reinterpret_cast<const detail::AppendShared*>(threads.shared())->work;
+  detail::fill_blocks(threads, arguments, work, detail::all_blocks(work.plan, layer), {0, 0},
+                      nullptr);
+  detail::arrive(threads, arguments, static_cast<std::uint32_t>(layer.kv_heads));
 }
 
 }  // namespace kvtilt::cuda

@@ -15,29 +15,11 @@
 
 namespace kvtilt::cuda {
 
-/// Tiles that a warp encodes at a time: whole runs of words for most planes.
-KVTILT_HD constexpr int encoded_tiles(int bits) { return bits == 4 || bits == 8 ? 4 : 8; }
+/// Tiles that a warp encodes at a time: 16 bytes of a 2-bit plane for each lane.
+inline constexpr int encoded_tiles = 8;
 
-/// Words a lane writes for `tiles` tiles of a plane.
-KVTILT_HD constexpr int words_of(int tiles, int width) { return (tiles * width + 3) / 4; }
-
-/// ORs the fields of a tile, four pairs of codes, into the words of a plane.
-template <int Width>
-KVTILT_HD void put_fields(const std::uint32_t (&fields)[4], int tile, std::uint32_t* words) {
-  if constexpr (Width == 8) {
-    words[2 * tile] = fields[0] | fields[1] << 8;
-    words[2 * tile + 1] = fields[2] | fields[3] << 8;
-  } else if constexpr (Width == 4) {
-    words[tile] = fields[0] | fields[1] << 4 | fields[2] << 8 | fields[3] << 12;
-  } else {
-    const std::uint32_t tile_bits =
-        fields[0] | fields[2] << Width | fields[1] << (2 * Width) | fields[3] << (3 * Width);
-    constexpr int tiles_a_word = 4 / Width;
-    const int place = tile % tiles_a_word;
-    std::uint32_t& word = words[tile / tiles_a_word];
-    word = place == 0 ? tile_bits : word | tile_bits << (4 * Width * place);
-  }
-}
+/// Pairs of codes, register by register.
+using EncodedTiles = std::uint32_t[encoded_tiles][4];
 
 struct alignas(8) Words2 {
   std::uint32_t w[2];
@@ -68,6 +50,62 @@ KVTILT_HD void store_words(std::byte* plane, int total, int first, int lane,
               words[w + i];
     }
   }
+}
+
+/// The fields of one plane, those from bit `below` of the codes on, as words. The only plane of a
+/// width needs no masks.
+template <int Width, bool Only>
+KVTILT_HD void store_plane(const EncodedTiles& codes, int below, std::byte* plane,
+                           CodeMatrix matrix, int first_tile, int lane) {
+  constexpr int count = encoded_tiles * Width / 4;
+  constexpr std::uint32_t mask = ((1u << Width) - 1) * 0x10001u;
+  std::uint32_t words[count];
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < encoded_tiles; ++tile) {
+    std::uint32_t f[4];
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg)
+      f[reg] = Only ? codes[tile][reg] : codes[tile][reg] >> below & mask;
+    if constexpr (Width == 8) {
+      words[2 * tile] = f[0] | f[1] << 8;
+      words[2 * tile + 1] = f[2] | f[3] << 8;
+    } else if constexpr (Width == 4) {
+      words[tile] = f[0] | f[1] << 4 | f[2] << 8 | f[3] << 12;
+    } else {
+      const std::uint32_t fields = f[0] | f[2] << Width | f[1] << (2 * Width) | f[3] << (3 * Width);
+      constexpr int tiles_a_word = 4 / Width;
+      const int place = tile % tiles_a_word;
+      std::uint32_t& word = words[tile / tiles_a_word];
+      word = place == 0 ? fields : word | fields << (4 * Width * place);
+    }
+  }
+  store_words<count>(plane, lane_words(matrix, Width), first_tile * Width / 4, lane, words);
+}
+
+/// All planes of a width.
+KVTILT_HD inline void store_codes(const EncodedTiles& codes, int bits, std::byte* plane,
+                                  CodeMatrix matrix, int first_tile, int lane) {
+  switch (bits) {
+    case 1:
+      return store_plane<1, true>(codes, 0, plane, matrix, first_tile, lane);
+    case 2:
+      return store_plane<2, true>(codes, 0, plane, matrix, first_tile, lane);
+    case 4:
+      return store_plane<4, true>(codes, 0, plane, matrix, first_tile, lane);
+    case 8:
+      return store_plane<8, true>(codes, 0, plane, matrix, first_tile, lane);
+    default:
+      break;
+  }
+  if ((bits & 4) != 0) {
+    store_plane<4, false>(codes, bits & 3, plane, matrix, first_tile, lane);
+    plane += fragment_plane_bytes(matrix, 4);
+  }
+  if ((bits & 2) != 0) {
+    store_plane<2, false>(codes, bits & 1, plane, matrix, first_tile, lane);
+    plane += fragment_plane_bytes(matrix, 2);
+  }
+  if ((bits & 1) != 0) store_plane<1, false>(codes, 0, plane, matrix, first_tile, lane);
 }
 
 /// Walks tiles in the order of the planes.
@@ -115,9 +153,9 @@ struct TileWalk {
 };
 
 /// Codes of the four registers of a tile, two to a word.
-template <int Bits, bool AlongOuter>
+template <bool AlongOuter>
 KVTILT_HD void encode_fragment(const Fragment& tile, const GroupCode* groups, int lane,
-                               bool clamped, std::uint32_t (&codes)[4]) {
+                               const Format& format, std::uint32_t (&codes)[4]) {
   // Along outer, groups stand as a lane's registers do: see ColumnGroups.
   constexpr int held = AlongOuter ? 4 : 2;
   GroupCode mine[held];
@@ -137,74 +175,36 @@ KVTILT_HD void encode_fragment(const Fragment& tile, const GroupCode* groups, in
     const GroupCode high = mine[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
     float a = multiply(subtract(low_half(tile.r[reg]), low.minimum), low.inverse);
     float b = multiply(subtract(high_half(tile.r[reg]), high.minimum), high.inverse);
-    if constexpr (Bits == 1) {  // the scale may be tiny beside the range
+    if (format.rule == RangeRule::Centroids) {  // the scale may be tiny beside the range
       a = a > 1.0f ? 1.0f : a;
       b = b > 1.0f ? 1.0f : b;
     }
     codes[reg] = join_low(rounded_bits(a), rounded_bits(b));
-    if (clamped) codes[reg] = clamp_pair(codes[reg], max_code(Bits));
+    if (format.rule != RangeRule::MinMax)
+      codes[reg] = clamp_pair(codes[reg], max_code(format.bits));
   }
 }
 
-namespace detail {
-
-template <int Bits, int Plane>
-KVTILT_HD void put_plane(const std::uint32_t (&codes)[4], int tile, std::uint32_t* words) {
-  constexpr Planes split = planes(Bits);
-  if constexpr (Plane < split.count) {
-    constexpr int width = split.width[Plane];
-    constexpr int below = Bits & (width - 1);
-    std::uint32_t fields[4];
-    KVTILT_DEVICE_UNROLL
-    for (int reg = 0; reg < 4; ++reg)
-      fields[reg] =
-          split.count == 1 ? codes[reg] : codes[reg] >> below & ((1u << width) - 1) * 0x10001u;
-    put_fields<width>(fields, tile, words);
-  }
-}
-
-template <int Bits, int Plane>
-KVTILT_HD std::byte* store_plane(std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
-                                 const std::uint32_t* words) {
-  constexpr Planes split = planes(Bits);
-  if constexpr (Plane < split.count) {
-    constexpr int width = split.width[Plane];
-    store_words<words_of(encoded_tiles(Bits), width)>(plane, lane_words(matrix, width),
-                                                      first_tile * width / 4, lane, words);
-    plane += fragment_plane_bytes(matrix, width);
-  }
-  return plane;
-}
-
-}  // namespace detail
-
-/// Encodes up to encoded_tiles(Bits) tiles from `first` on, a multiple of that, in the order of the
+/// Encodes up to encoded_tiles tiles from `first` on, a multiple of that, in the order of the
 /// planes. `groups`: [band][pitch].
-template <int Bits, bool AlongOuter>
+template <bool AlongOuter>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TensorLayout& packed,
                             const GroupCode* groups, std::byte* codes, int first, int lane) {
-  constexpr int tiles = encoded_tiles(Bits);
-  constexpr Planes split = planes(Bits);
-  std::uint32_t words0[words_of(tiles, split.width[0])] = {};
-  std::uint32_t words1[words_of(tiles, split.count > 1 ? split.width[1] : 1)] = {};
-  std::uint32_t words2[words_of(tiles, split.count > 2 ? split.width[2] : 1)] = {};
   const int total = tile_count(packed.matrix);
-  const bool clamped = packed.format.rule != RangeRule::MinMax;
+  EncodedTiles pairs;
   TileWalk at(packed, first);
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < tiles; ++i) {
-    if (first + i >= total) break;
-    std::uint32_t pairs[4];
-    encode_fragment<Bits, AlongOuter>(half.load(half.index(at.outer, at.inner), lane),
-                                      groups + at.first_group(), lane, clamped, pairs);
-    detail::put_plane<Bits, 0>(pairs, i, words0);
-    detail::put_plane<Bits, 1>(pairs, i, words1);
-    detail::put_plane<Bits, 2>(pairs, i, words2);
+  for (int i = 0; i < encoded_tiles; ++i) {
+    if (first + i < total) {
+      encode_fragment<AlongOuter>(half.load(half.index(at.outer, at.inner), lane),
+                                  groups + at.first_group(), lane, packed.format, pairs[i]);
+    } else {
+      KVTILT_DEVICE_UNROLL
+      for (int reg = 0; reg < 4; ++reg) pairs[i][reg] = 0;
+    }
     at.next();
   }
-  codes = detail::store_plane<Bits, 0>(codes, packed.matrix, first, lane, words0);
-  codes = detail::store_plane<Bits, 1>(codes, packed.matrix, first, lane, words1);
-  detail::store_plane<Bits, 2>(codes, packed.matrix, first, lane, words2);
+  store_codes(pairs, packed.format.bits, codes, packed.matrix, first, lane);
 }
 
 }  // namespace kvtilt::cuda

@@ -37,26 +37,6 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
   return {first, plan.seals};
 }
 
-/// Rows to a page.
-template <class Threads>
-KVTILT_HD void pack_page(const Threads& threads, const AppendArguments& arguments,
-                         const AppendHead& work, std::int64_t index) {
-  const LayerStorage& layer = arguments.layer;
-  const HeadLayout& half = layer.head(PageKind::Tail, work.head);
-  const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
-  const std::int64_t first = work.plan.tail_start + index * layer.page_tokens - work.plan.length;
-  std::byte* const staged = threads.shared() + append_shared_bytes(layer);
-  std::byte* const values = staged + code_bytes(half.key.matrix, half_bits);
-  const InputPlace place{work.sequence, work.head, 0, work.plan.length + first};
-  stage_input(threads, layer, Role::Keys, arguments.keys, work.first_row + first,
-              largest_magnitude(sealed.key.format), place, half.key.matrix, staged);
-  stage_input(threads, layer, Role::Values, arguments.values, work.first_row + first,
-              largest_magnitude(sealed.value.format), place, half.value.matrix, values);
-  threads.sync();
-  seal_head(threads, staged, values, sealed,
-            sealed_block(layer, work, static_cast<std::int32_t>(index)), threads.shared() + 16);
-}
-
 }  // namespace detail
 
 /// Body of the kernel: batch.count * pack_units() * kv_heads blocks of pack_threads threads,
@@ -68,19 +48,21 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, in
   const int head = threads.block() - unit_index * heads;
   const int index = unit_index / units;
   const int unit = unit_index - index * units;
-  detail::AppendHead work;
-  if (!detail::plan_head(threads, arguments, index, unit == 0 ? head : -1, work)) return;
-  work.head = head;
+  if (!detail::plan_head(threads, arguments, index, head, unit == 0 && head == 0)) return;
+  const detail::AppendHead& work =
+      reinterpret_cast<const detail::AppendShared*>(threads.shared())->work;
   const detail::TailBlocks pages = detail::new_pages(work.plan, arguments.layer.page_tokens);
   const std::int64_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
-  if (unit == 0) {
-    detail::append_head(threads, arguments, work, pages);
-  } else {
-    if (first + unit - 1 >= pages.last) return;
-    detail::pack_page(threads, arguments, work, first + unit - 1);
-  }
+  const bool page = unit > 0;
+  const std::int64_t own = first + unit - 1;
+  if (page && own >= pages.last) return;
+  detail::fill_blocks(
+      threads, arguments, work,
+      page ? detail::TailBlocks{own, own + 1} : detail::all_blocks(work.plan, arguments.layer),
+      page ? detail::TailBlocks{0, 0} : pages,
+      page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
   const std::int64_t packed = pages.last > first ? pages.last - first : 0;
-  detail::arrive(threads, arguments, work, static_cast<std::uint32_t>((packed + 1) * heads));
+  detail::arrive(threads, arguments, static_cast<std::uint32_t>((packed + 1) * heads));
 }
 
 }  // namespace kvtilt::cuda

@@ -106,19 +106,19 @@ KVTILT_HD int fit_tensor(const Threads& threads, const SealTask& task, int turn,
   return tile - tiles;
 }
 
-template <int Bits, class Threads>
+template <class Threads>
 KVTILT_HD int encode_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
-  constexpr int step = encoded_tiles(Bits);
   std::byte* codes = task.block + task.packed.codes;
-  const int chunks = (tile_count(task.packed.matrix) + step - 1) / step;
+  const int chunks = (tile_count(task.packed.matrix) + encoded_tiles - 1) / encoded_tiles;
   int chunk = turn;
+  KVTILT_DEVICE_LOOP
   for (; chunk < chunks; chunk += warps) {
     if (task.packed.group_along_outer)
-      encode_tiles<Bits, true>(task.half, task.packed, task.groups, codes, chunk * step,
-                               threads.lane());
+      encode_tiles<true>(task.half, task.packed, task.groups, codes, chunk * encoded_tiles,
+                         threads.lane());
     else
-      encode_tiles<Bits, false>(task.half, task.packed, task.groups, codes, chunk * step,
-                                threads.lane());
+      encode_tiles<false>(task.half, task.packed, task.groups, codes, chunk * encoded_tiles,
+                          threads.lane());
   }
   return chunk - chunks;
 }
@@ -135,26 +135,8 @@ KVTILT_HD int copy_tensor(const Threads& threads, const SealTask& task, int turn
 
 template <class Threads>
 KVTILT_HD int fill_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
-  switch (task.packed.format.bits) {
-    case 1:
-      return encode_tensor<1>(threads, task, turn, warps);
-    case 2:
-      return encode_tensor<2>(threads, task, turn, warps);
-    case 3:
-      return encode_tensor<3>(threads, task, turn, warps);
-    case 4:
-      return encode_tensor<4>(threads, task, turn, warps);
-    case 5:
-      return encode_tensor<5>(threads, task, turn, warps);
-    case 6:
-      return encode_tensor<6>(threads, task, turn, warps);
-    case 7:
-      return encode_tensor<7>(threads, task, turn, warps);
-    case 8:
-      return encode_tensor<8>(threads, task, turn, warps);
-    default:
-      return copy_tensor(threads, task, turn, warps);
-  }
+  return task.packed.format.quantized() ? encode_tensor(threads, task, turn, warps)
+                                        : copy_tensor(threads, task, turn, warps);
 }
 
 }  // namespace detail
