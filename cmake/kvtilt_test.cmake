@@ -67,7 +67,7 @@ function(kvtilt_test source)
   else()
     target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
   endif()
-  if(KVTILT_TEST_MATRIX)
+  if(KVTILT_TEST_MATRIX AND NOT path MATCHES "^cuda/")
     foreach(isa IN LISTS KVTILT_FORCED_ISAS)
       add_test(NAME ${path}/isa:${isa} COMMAND ${target} --gtest_brief=1 --gtest_filter=-*Random*)
       set_tests_properties(${path}/isa:${isa} PROPERTIES ENVIRONMENT KVTILT_ISA=${isa} LABELS isa

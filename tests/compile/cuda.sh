@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles one .cu file for every architecture: cuda.sh <file.cu> <compiler options>... With
-# KVTILT_FULL=1 for all that are supported, else for one of each kind. Without nvcc it exits with 77,
-# which ctest reads as skipped; with CI=true that is a failure.
+# Compiles .cu files for every architecture, to <folder>/<name>.o or to <folder>/<name>.sm_<n>.cubin:
+#   cuda.sh object|cubin <folder> <file.cu>... -- <compiler options>...
+# With KVTILT_FULL=1 for all that are supported, else for one of each kind. Without nvcc it exits with
+# 77, which ctest reads as skipped; with CI=true that is a failure.
 set -euo pipefail
 
 architectures="80 90 120"
@@ -13,10 +14,30 @@ nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v "${CUDACXX:-nvcc}") || {
   exit 77
 }
 
-targets=()
-for architecture in $architectures; do
-  targets+=("-gencode=arch=compute_$architecture,code=sm_$architecture")
+product=$1
+folder=$2
+shift 2
+files=()
+while [ "$1" != -- ]; do
+  files+=("$1")
+  shift
 done
-"$nvcc" -std=c++20 --threads 2 "${targets[@]}" -Werror all-warnings \
-  -Xcompiler -Wall,-Wextra,-Wconversion,-Werror "${@:2}" -c "$1" -o "$1.o"
+shift
+mkdir -p "$folder"
+
+options=(-std=c++20 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wconversion,-Werror "$@")
+if [ "$product" = object ]; then
+  targets=()
+  for architecture in $architectures; do
+    targets+=("-gencode=arch=compute_$architecture,code=sm_$architecture")
+  done
+  "$nvcc" "${options[@]}" --threads 2 "${targets[@]}" -odir "$folder" -c "${files[@]}"
+else
+  for file in "${files[@]}"; do
+    for architecture in $architectures; do
+      "$nvcc" "${options[@]}" -arch="sm_$architecture" -cubin "$file" \
+        -o "$folder/$(basename "$file" .cu).sm_$architecture.cubin"
+    done
+  done
+fi
 echo "compiled for sm: $architectures"

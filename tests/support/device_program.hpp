@@ -5,7 +5,7 @@
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/cuda/append.hpp>
 
-#include "support/device_layer.hpp"
+#include "support/emulated_layer.hpp"
 #include "support/emulated_threads.hpp"
 #include "support/random.hpp"
 
@@ -43,7 +43,7 @@ class DeviceProgram {
     EXPECT_TRUE(resolved.ok()) << resolved.message();
     TokenPlacement placement = token_placement(options);
     placement.window = setup.shape.window;
-    device_ = std::make_unique<DeviceLayer>(setup.shape, std::vector<Recipe>{*resolved}, placement,
+    device_ = std::make_unique<EmulatedLayer>(setup.shape, std::vector<Recipe>{*resolved}, placement,
                                             setup.sequences, setup.pages_each);
     Result<KVCache> cache = KVCache::create({{setup.shape}}, {{{setup.recipe}}}, options);
     EXPECT_TRUE(cache.ok()) << cache.message();
@@ -59,7 +59,7 @@ class DeviceProgram {
     }
   }
 
-  DeviceLayer& device() { return *device_; }
+  EmulatedLayer& device() { return *device_; }
   KVCache& cpu() { return *cpu_; }
   SequenceId id(int sequence) const { return ids_[static_cast<std::size_t>(sequence)]; }
   Random& random() { return random_; }
@@ -133,7 +133,7 @@ class DeviceProgram {
 
   ProgramSetup setup_;
   Random random_;
-  std::unique_ptr<DeviceLayer> device_;
+  std::unique_ptr<EmulatedLayer> device_;
   std::unique_ptr<KVCache> cpu_;
   std::vector<SequenceId> ids_;
   std::vector<std::byte> keys_;

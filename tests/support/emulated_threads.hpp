@@ -89,6 +89,26 @@ class EmulatedThreads {
     return before;
   }
 
+  template <class T>
+  T load_fresh(const T* from) const {
+    return *from;
+  }
+
+  // Copies into stages are done at once: their order is the kernel's promise, not the emulator's.
+  void hand_over_shared() const {}
+  void prepare_stage(std::uint64_t*) const {}
+  void begin_stage(std::uint64_t*, std::uint32_t) const {}
+  void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,
+                     std::uint64_t*) const {
+    if (lane() == 0) std::memcpy(to, from, bytes);
+  }
+  void end_stage() const {}
+  template <int Newer>
+  void wait_stage(std::uint64_t*, std::uint32_t, const char* file = __builtin_FILE(),
+                  int line = __builtin_LINE()) const {
+    block_->meet_warp(thread_, {"wait_stage", file, line});
+  }
+
   /// Sums in float64, rounded to float once: a tensor core's own order of sums is unspecified.
   void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
            const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
@@ -103,6 +123,11 @@ class EmulatedThreads {
                static_cast<double>(fragment_b(warp, k, column));
       c[index] = static_cast<float>(sum);
     }
+  }
+  void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
+                 const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    for (float& sum : c) sum = 0.0f;
+    mma(c, a, b0, b1, file, line);
   }
   std::uint32_t transpose(std::uint32_t value, const char* file = __builtin_FILE(),
                           int line = __builtin_LINE()) const {

@@ -183,7 +183,7 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens) {
         stores_[layer].shape.kv_heads == 0 ? BlockCounts{} : parent.layer(layer).fork_needs(tokens);
   if (Status given = provide(*child, tokens); !given.ok()) {
     release_blocks(*child);
-    return given;
+    return Result<SequenceId>(std::move(given));
   }
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     child->layer(layer).copy_from(parent.layer(layer), stores_[layer].layout(PageKind::Sinks).bytes,

@@ -108,9 +108,10 @@ class [[nodiscard]] Result {
 
 }  // namespace kvtilt
 
-/// Returns the error of a Status expression from the enclosing function.
+/// Returns the error of a Status expression from the enclosing function. (nvcc does not move by
+/// itself into a Result; compilers that do would warn of a std::move.)
 #define KVTILT_RETURN_IF_ERROR(expression)                                    \
   do {                                                                        \
     if (::kvtilt::Status kvtilt_status_ = (expression); !kvtilt_status_.ok()) \
-      return kvtilt_status_;                                                  \
+      return static_cast<::kvtilt::Status&&>(kvtilt_status_);                 \
   } while (false)

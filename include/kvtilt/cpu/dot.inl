@@ -106,13 +106,14 @@ struct ByteDot : IntegerSums<Tile, Blocks> {
   }
 
   KVTILT_INLINE void flush() {
-    if (!adds_pairs) return;
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sum[b][r] = add_pairs(sum[b][r], pairs.sum[b][r]);
+    if constexpr (adds_pairs) {
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) {
+        KVTILT_UNROLL(4)
+        for (int r = 0; r < Tile; ++r) sum[b][r] = add_pairs(sum[b][r], pairs.sum[b][r]);
+      }
+      pairs.clear();
     }
-    pairs.clear();
   }
 };
 

@@ -37,6 +37,16 @@
 #define KVTILT_TARGET_BEGIN(features) \
   KVTILT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define KVTILT_TARGET_END KVTILT_PRAGMA(clang attribute pop)
+#elif defined(__CUDACC__)
+// nvcc hands all pragmas on to g++, but warns that it does not know "unroll" (1675).
+#define KVTILT_TARGET_BEGIN(features)  \
+  KVTILT_PRAGMA(nv_diagnostic push)    \
+  KVTILT_PRAGMA(nv_diag_suppress 1675) \
+  KVTILT_PRAGMA(GCC push_options)      \
+  KVTILT_PRAGMA(GCC target(features))
+#define KVTILT_TARGET_END        \
+  KVTILT_PRAGMA(GCC pop_options) \
+  KVTILT_PRAGMA(nv_diagnostic pop)
 #else
 #define KVTILT_TARGET_BEGIN(features) \
   KVTILT_PRAGMA(GCC push_options)     \

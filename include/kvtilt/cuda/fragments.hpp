@@ -5,6 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/fragment_order.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 
 #include <cstdint>
 
@@ -38,34 +39,35 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
 #endif
 }
 
-/// Registers of tile `Tile` of the Words that hold it: subnormals below 16 bits, the halves
-/// themselves at 16.
-template <int Width, int Tile>
-KVTILT_HD inline void expand_tile(const Words& words, std::uint32_t (&a)[4]) {
-  static_assert(Tile < tiles_in_words(Width));
+/// Registers of tile `tile` of the Words that hold it: subnormals below 16 bits, the halves
+/// themselves at 16. `tile` must be a constant once loops are unrolled.
+template <int Width>
+KVTILT_HD inline void expand_tile(const Words& words, int tile, std::uint32_t (&a)[4]) {
   if constexpr (Width == 16) {
+    KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) a[reg] = words.word[reg];
   } else if constexpr (Width == 8) {
+    KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 2; ++pair) {
-      a[2 * pair] = words.word[2 * Tile + pair] & 0x00ff00ffu;
-      a[2 * pair + 1] = odd_bytes(words.word[2 * Tile + pair]);
+      a[2 * pair] = words.word[2 * tile + pair] & 0x00ff00ffu;
+      a[2 * pair + 1] = odd_bytes(words.word[2 * tile + pair]);
     }
   } else if constexpr (Width == 4) {
-    const std::uint32_t low = words.word[Tile];
+    const std::uint32_t low = words.word[tile];
     const std::uint32_t high = low >> 8;
     a[0] = low & 0x000f000fu;
     a[1] = low & 0x00f000f0u;
     a[2] = high & 0x000f000fu;
     a[3] = high & 0x00f000f0u;
   } else if constexpr (Width == 2) {
-    const std::uint32_t bits = words.word[Tile / 2] >> (8 * (Tile % 2));
+    const std::uint32_t bits = words.word[tile / 2] >> (8 * (tile % 2));
     a[0] = bits & 0x00030003u;
     a[2] = bits & 0x000c000cu;
     a[1] = bits & 0x00300030u;
     a[3] = bits & 0x00c000c0u;
   } else {
     static_assert(Width == 1);
-    const std::uint32_t bits = words.word[Tile / 4] >> (4 * (Tile % 4));
+    const std::uint32_t bits = words.word[tile / 4] >> (4 * (tile % 4));
     a[0] = bits & 0x00010001u;
     a[2] = bits & 0x00020002u;
     a[1] = bits & 0x00040004u;
@@ -73,7 +75,7 @@ KVTILT_HD inline void expand_tile(const Words& words, std::uint32_t (&a)[4]) {
   }
 }
 
-/// 2^exponent in both halves of a register; the upper half times 2^-shift. For -24 to 15.
+/// Bits of the fp16 2^exponent, for -24 to 15.
 KVTILT_HD constexpr std::uint32_t half_power(int exponent) {
   return exponent >= -14 ? static_cast<std::uint32_t>(exponent + 15) << 10 : 1u << (exponent + 24);
 }

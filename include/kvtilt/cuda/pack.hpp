@@ -55,14 +55,15 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, in
   const std::int64_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
   const bool page = unit > 0;
   const std::int64_t own = first + unit - 1;
-  if (page && own >= pages.last) return;
-  detail::fill_blocks(threads, shared.arguments, work,
-                      page ? detail::TailBlocks{own, own + 1}
-                           : detail::all_blocks(work.plan, shared.arguments.layer),
-                      page ? detail::TailBlocks{0, 0} : pages,
-                      page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
-  const std::int64_t packed = pages.last > first ? pages.last - first : 0;
-  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>((packed + 1) * heads));
+  const bool idle = page && own >= pages.last;
+  if (!idle)
+    detail::fill_blocks(threads, shared.arguments, work,
+                        page ? detail::TailBlocks{own, own + 1}
+                             : detail::all_blocks(work.plan, shared.arguments.layer),
+                        page ? detail::TailBlocks{0, 0} : pages,
+                        page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
+  // Idle blocks arrive too: one that starts late must not find the state that comes after.
+  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(units * heads));
 }
 
 }  // namespace kvtilt::cuda

@@ -62,7 +62,25 @@ class DeviceThreads {
     return atomicCAS(where, expected, value);
   }
 
-  /// c += A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  /// What another block wrote before its fence().
+  __device__ float load_fresh(const float* from) const { return __ldcg(from); }
+  /// The same for 16 bytes.
+  template <class T>
+  __device__ T load_fresh(const T* from) const {
+    static_assert(sizeof(T) == 16);
+    return bit_cast<T>(__ldcg(reinterpret_cast<const uint4*>(from)));
+  }
+
+  /// c = A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  __device__ void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                            std::uint32_t b1) const {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, "
+        "{%8,%9}, {%10,%10,%10,%10};"
+        : "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(0.0f));
+  }
+  /// c += A B.
   __device__ void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                       std::uint32_t b1) const {
     asm volatile(
@@ -71,6 +89,13 @@ class DeviceThreads {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+  /// Before asynchronous copies write where threads have read or written: followed by sync().
+  __device__ void hand_over_shared() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  }
+
   // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these.
 
   /// Once per stage, before the first copy; followed by sync_warp().

@@ -5,7 +5,7 @@
 
 #include <kvtilt/core/config.hpp>
 
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define KVTILT_DEVICE_UNROLL _Pragma("unroll")
 #define KVTILT_DEVICE_LOOP _Pragma("unroll 1")
 #else

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/quant/recipe.hpp>
+
+#include "probe_support.cuh"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <numeric>
+#include <random>
+#include <vector>
+
+namespace kvtilt::bench {
+
+__device__ inline std::uint32_t hash(std::uint64_t x) {
+  x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 29)) * 0xbf58476d1ce4e5b9u;
+  return static_cast<std::uint32_t>(x >> 32);
+}
+__device__ inline float uniform(std::uint64_t x) { return hash(x) * 0x1p-32f; }
+
+/// Two fp16 of about a normal distribution.
+__device__ inline std::uint32_t normal_pair(std::uint64_t x) {
+  const float low = uniform(4 * x) + uniform(4 * x + 1) - 1.0f;
+  const float high = uniform(4 * x + 2) + uniform(4 * x + 3) - 1.0f;
+  return cuda::pack_halves(2.4f * low, 2.4f * high);
+}
+
+/// Words [first, first + count) of every block: kind 0 any bits, 1 normals, 2 scales, 3 minima.
+static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, std::int64_t count,
+                                  std::uint32_t first, std::uint32_t words, int kind,
+                                  float magnitude, std::uint64_t seed) {
+  const std::int64_t total = count * words;
+  for (std::int64_t i = blockIdx.x * std::int64_t{blockDim.x} + threadIdx.x; i < total;
+       i += std::int64_t{gridDim.x} * blockDim.x) {
+    const std::uint64_t key = seed + static_cast<std::uint64_t>(i);
+    std::uint32_t word = hash(key);
+    if (kind == 1) word = normal_pair(key);
+    if (kind == 2)
+      word = cuda::pack_halves(magnitude * (0.5f + uniform(key)), magnitude * (0.5f + uniform(~key)));
+    if (kind == 3)
+      word = cuda::pack_halves(-magnitude * (0.5f + uniform(key)),
+                               -magnitude * (0.5f + uniform(~key)));
+    reinterpret_cast<std::uint32_t*>(blocks + i / words * block_bytes)[first + i % words] = word;
+  }
+}
+
+/// One layer of a batch of sequences with random contents, each page anywhere in its pool.
+class LayerData {
+ public:
+  LayerData(const LayerShape& shape, const Recipe& recipe, const std::vector<std::int64_t>& lengths,
+            std::uint64_t seed)
+      : sequences_(static_cast<int>(lengths.size())) {
+    constexpr int page_tokens = 64;
+    layer_.kv_heads = shape.kv_heads;
+    layer_.key_dim = shape.key_dim;
+    layer_.value_dim = shape.value_dim;
+    layer_.page_tokens = page_tokens;
+    layer_.sink_tokens = 4;
+    layer_.recent_tokens = 128;
+    layer_.ring_blocks = 3;
+    const Recipe resolved = *resolve_recipe(recipe, shape, page_tokens);
+    const PageLayout layouts[page_kinds] = {PageLayout::make_half(shape, 16),
+                                            PageLayout::make(shape, {resolved}, page_tokens),
+                                            PageLayout::make_half(shape, page_tokens)};
+    std::vector<std::int64_t> pages;
+    for (const std::int64_t length : lengths)
+      pages.push_back(std::max<std::int64_t>(0, (length - 4 - 128) / page_tokens));
+    const std::int64_t total = std::accumulate(pages.begin(), pages.end(), std::int64_t{0});
+    layer_.table_stride = *std::max_element(pages.begin(), pages.end()) + 1;
+    const std::int64_t counts[page_kinds] = {sequences_, total, 3 * sequences_};
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      const PageLayout& layout = layouts[kind];
+      layer_.block_bytes[kind] = static_cast<std::int64_t>(layout.bytes);
+      pools_[kind] = std::make_unique<DeviceArray<std::byte>>(
+          std::max<std::size_t>(64, static_cast<std::size_t>(counts[kind]) * layout.bytes));
+      layer_.pool[kind] = pools_[kind]->data();
+      heads_[kind] = std::make_unique<DeviceArray<HeadLayout>>(layout.heads);
+      layer_.heads[kind] = heads_[kind]->data();
+      for (const HeadLayout& head : layout.heads)
+        for (const TensorLayout* tensor : {&head.key, &head.value})
+          fill(kind, counts[kind], head, *tensor, seed += 0x1234567);
+    }
+
+    std::vector<std::int32_t> order(static_cast<std::size_t>(total));
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
+    std::vector<cuda::SequenceState> states;
+    std::vector<cuda::PageSlot> tables(lengths.size() * static_cast<std::size_t>(layer_.table_stride));
+    std::vector<std::int32_t> slots(lengths.size());
+    std::iota(slots.begin(), slots.end(), 0);
+    std::size_t next = 0;
+    for (std::size_t i = 0; i < lengths.size(); ++i) {
+      cuda::SequenceState state{};
+      state.length = lengths[i];
+      state.tail_start = 4 + pages[i] * page_tokens;
+      state.page_end = static_cast<std::int32_t>(pages[i]);
+      states.push_back(state);
+      for (std::int64_t page = 0; page < pages[i]; ++page)
+        tables[i * static_cast<std::size_t>(layer_.table_stride) + static_cast<std::size_t>(page)] =
+            {4 + page * page_tokens, order[next++], page_tokens};
+      const std::int64_t halves = lengths[i] - pages[i] * page_tokens;
+      bytes_ += static_cast<std::size_t>(pages[i] * layer_.block_bytes[1]) +
+                static_cast<std::size_t>(halves) * shape.elements_per_token() * 2;
+    }
+    states_ = std::make_unique<DeviceArray<cuda::SequenceState>>(states);
+    tables_ = std::make_unique<DeviceArray<cuda::PageSlot>>(tables);
+    slots_ = std::make_unique<DeviceArray<std::int32_t>>(slots);
+    layer_.states = states_->data();
+    layer_.tables = tables_->data();
+    finish();
+  }
+
+  [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
+  [[nodiscard]] cuda::Batch batch() const { return {slots_->data(), sequences_}; }
+  /// Of live tokens, metadata included.
+  [[nodiscard]] std::size_t bytes() const { return bytes_; }
+
+ private:
+  void fill(int kind, std::int64_t blocks, const HeadLayout& head, const TensorLayout& tensor,
+            std::uint64_t seed) {
+    const auto words = [&](std::size_t offset, std::size_t bytes, int what, float magnitude) {
+      if (blocks > 0 && bytes > 0)
+        fill_words<<<2048, 256>>>(layer_.pool[kind], layer_.block_bytes[kind], blocks,
+                                  static_cast<std::uint32_t>((head.offset + offset) / 4),
+                                  static_cast<std::uint32_t>(bytes / 4), what, magnitude,
+                                  seed + offset);
+    };
+    const int bits = tensor.format.bits;
+    const float range = 4.0f;
+    words(tensor.codes, code_bytes(tensor.matrix, bits), bits == half_bits ? 1 : 0, 0);
+    for (int band = 0; band < tensor.bands(); ++band) {
+      const std::size_t half = static_cast<std::size_t>(tensor.pitch()) * 2;
+      const std::size_t at = tensor.metadata + static_cast<std::size_t>(band) * 2 * half;
+      words(at, half, 2, range / static_cast<float>(max_code(bits)));
+      words(at + half, half, 3, range / 2);
+    }
+  }
+
+  int sequences_;
+  std::size_t bytes_ = 0;
+  cuda::LayerStorage layer_{};
+  std::unique_ptr<DeviceArray<std::byte>> pools_[page_kinds];
+  std::unique_ptr<DeviceArray<HeadLayout>> heads_[page_kinds];
+  std::unique_ptr<DeviceArray<cuda::SequenceState>> states_;
+  std::unique_ptr<DeviceArray<cuda::PageSlot>> tables_;
+  std::unique_ptr<DeviceArray<std::int32_t>> slots_;
+};
+
+}  // namespace kvtilt::bench

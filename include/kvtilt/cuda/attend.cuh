@@ -1,0 +1,286 @@
+// SPDX-License-Identifier: MIT
+/// Attention on the GPU over a quantized cache, in one launch that reads lengths and tables from
+/// device memory: nothing is planned on the host, so a captured graph replays as sequences grow.
+#pragma once
+
+#include <kvtilt/attention/options.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/attend_block.hpp>
+#include <kvtilt/cuda/threads.cuh>
+#include <kvtilt/quant/format.hpp>
+#include <kvtilt/quant/recipe.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include <cuda_runtime.h>
+
+namespace kvtilt::cuda {
+
+inline constexpr int attend_warps = 4;
+
+/// Sequences in one launch: their starts are in shared memory.
+inline constexpr int max_attend_sequences = 1024;
+
+template <class Traits>
+__global__ void __launch_bounds__(32 * attend_warps, 3)
+    attend_kernel(const __grid_constant__ AttendArguments arguments) {
+  DeviceThreads threads;
+  attend_block<Traits>(threads, arguments);
+}
+
+/// The kernels a build carries: a PageTraits or HalfTraits each. One costs 4 to 8 s of nvcc and 20
+/// to 60 KB per architecture.
+template <class... Traits>
+struct AttendKernels {};
+
+/// Head dimension 128, pages of 64 tokens, default groups.
+using DefaultAttendKernels =
+    AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
+                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>>;
+
+/// AttendOptions whose arrays are in device memory. Slopes and sink logits are base 2: times
+/// log2(e).
+struct DeviceAttendOptions {
+  float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;  ///< 0: none
+  int window = 0;         ///< 0: the layer's own
+  const float* alibi_slopes = nullptr;         ///< [query_heads]
+  const float* sink_logits = nullptr;          ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;    ///< [sequences, queries]; at most 64 queries
+  std::int64_t first_position = 0;
+  std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
+};
+
+/// How a launch fills a multiprocessor. Zeros: what Attention finds best.
+struct AttendTuning {
+  int blocks = 0;  ///< on a multiprocessor
+  int stages = 0;  ///< of each warp's ring of pages, 2 to 4; 2 before compute capability 9.0
+};
+
+/// Attention over layers of one shape and recipe, for the device that was current at create().
+class Attention {
+ public:
+  /// Fails with Unsupported, naming what the list lacks; nothing is ever attended to another way.
+  template <class List = DefaultAttendKernels>
+  static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
+                                  int page_tokens = 64, const AttendTuning& tuning = {}) {
+    Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
+    if (!resolved) return std::move(resolved).take_status();
+    Attention attention;
+    attention.shape_ = shape;
+    attention.page_tokens_ = page_tokens;
+    if (!attention.find(List{}, *resolved))
+      return Status::error(
+          ErrorCode::Unsupported,
+          "no attention kernel for %s with head dimensions %d and %d in pages of %d tokens: add its "
+          "PageTraits to AttendKernels (keys per channel, values per token, 1, 2, 4, 8 or 16 bits)",
+          to_string(recipe).c_str(), shape.key_dim, shape.value_dim, page_tokens);
+    KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
+    return attention;
+  }
+
+  /// Bytes of device memory that a launch needs. They must be zeros before the first launch, and
+  /// are left ready for the next one; launches that may overlap need one each.
+  [[nodiscard]] std::size_t workspace_bytes(int sequences, int queries, int query_heads) const {
+    return layout_workspace(nullptr, sequences, queries, query_heads).second;
+  }
+
+  /// The newest `queries` tokens of each sequence ask; they have been appended.
+  ///
+  /// queries  [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// out      [sequences * queries, query_heads, value_dim], likewise
+  /// lse      [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
+  /// Error    operands are fp16: 2e-3 of the output's norm
+  /// Fails    InvalidArgument (shapes, options), or what the launch says
+  /// Cost     one launch; does not wait
+  [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
+                              const TensorView& queries, const MutableTensorView& out, float* lse,
+                              const DeviceAttendOptions& options, void* workspace,
+                              cudaStream_t stream) const;
+
+  [[nodiscard]] int blocks() const { return blocks_; }
+  [[nodiscard]] int stages() const { return stages_; }
+
+ private:
+  using Kernel = void (*)(AttendArguments);
+
+  template <class... Traits>
+  bool find(AttendKernels<Traits...>, const Recipe& recipe) {
+    return (adopt<Traits>(recipe) || ...);
+  }
+
+  template <class Traits>
+  bool adopt(const Recipe& recipe) {
+    if (Traits::key_dim != shape_.key_dim || Traits::value_dim != shape_.value_dim ||
+        Traits::page_tokens != page_tokens_ || Traits::key_bits != recipe.key.bits ||
+        Traits::value_bits != recipe.value.bits)
+      return false;
+    if constexpr (Traits::key_bits != half_bits) {
+      if (recipe.key.granularity != Granularity::PerChannel ||
+          recipe.value.granularity != Granularity::PerToken ||
+          recipe.key.group != Traits::key_group || recipe.value.group != Traits::value_group)
+        return false;
+    }
+    kernel_ = &attend_kernel<Traits>;
+    stage_bytes_ = Traits::stage_bytes;
+    shared_bytes_ = [](int stages, int sequences) {
+      return AttendShared::of<Traits>(attend_warps, stages, sequences).bytes;
+    };
+    return true;
+  }
+
+  /// Two stages a warp, and as many blocks on a multiprocessor as bring about 60 KB under way at a
+  /// time: measured on an H200, more of either costs up to 5 % (bench/cuda/attend_bench.cu, rows
+  /// tuning).
+  Status configure(const AttendTuning& tuning) {
+    int device = 0;
+    int multiprocessors = 0;
+    int per_block = 0;
+    int per_multiprocessor = 0;
+    int major = 0;
+    KVTILT_RETURN_IF_ERROR(check(cudaGetDevice(&device)));
+    const auto attribute = [&](cudaDeviceAttr name, int& value) {
+      return check(cudaDeviceGetAttribute(&value, name, device));
+    };
+    KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMultiProcessorCount, multiprocessors));
+    KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, per_block));
+    KVTILT_RETURN_IF_ERROR(
+        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, per_multiprocessor));
+    KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrComputeCapabilityMajor, major));
+    const int most_stages = major >= 9 ? 4 : 2;  // cp.async waits count stages: see wait_stage()
+    const int ring_bytes = attend_warps * static_cast<int>(stage_bytes_);
+    constexpr int wanted_bytes = 60 << 10;
+    int wanted = (wanted_bytes + ring_bytes / 2) / ring_bytes;
+    wanted = tuning.blocks > 0 ? tuning.blocks : wanted < 1 ? 1 : wanted > 3 ? 3 : wanted;
+    stages_ = tuning.stages > 0 ? tuning.stages : 2;
+    int resident = 0;
+    for (int blocks = wanted; blocks > 0 && resident == 0; --blocks) {
+      int room = per_multiprocessor / blocks - 1024;  // the system's own per block
+      if (room > per_block) room = per_block;
+      if (static_cast<int>(shared_bytes_(stages_, max_attend_sequences)) <= room) resident = blocks;
+    }
+    if (stages_ < 2 || stages_ > most_stages || (tuning.blocks > 0 && resident != tuning.blocks))
+      resident = 0;
+    if (resident == 0)
+      return Status::error(ErrorCode::Unsupported,
+                           "%d pages of %u bytes for each of %d warps do not fit the %d bytes of "
+                           "shared memory of this device",
+                           stages_, stage_bytes_, attend_warps, per_block);
+    KVTILT_RETURN_IF_ERROR(check(cudaFuncSetAttribute(
+        kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize,
+        static_cast<int>(shared_bytes_(stages_, max_attend_sequences)))));
+    int fitting = 0;
+    KVTILT_RETURN_IF_ERROR(check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &fitting, kernel_, 32 * attend_warps, shared_bytes_(stages_, max_attend_sequences))));
+    blocks_ = multiprocessors * (fitting < resident ? fitting : resident);
+    return {};
+  }
+
+  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(void* memory,
+                                                                         int sequences, int queries,
+                                                                         int query_heads) const {
+    const std::size_t rows = 2 * static_cast<std::size_t>(blocks_) * item_rows;
+    const std::size_t ratio = static_cast<std::size_t>(query_heads / shape_.kv_heads);
+    const std::size_t items =
+        static_cast<std::size_t>(sequences) * static_cast<std::size_t>(shape_.kv_heads) *
+        ((ratio * static_cast<std::size_t>(queries) + item_rows - 1) / item_rows);
+    float* floats = static_cast<float*>(memory);
+    AttendWorkspace workspace;
+    const std::size_t outputs = rows * static_cast<std::size_t>(shape_.value_dim);
+    if (memory != nullptr) {
+      workspace.partial_outputs = floats;
+      workspace.partial_states = floats + outputs;
+      workspace.arrivals = reinterpret_cast<std::uint32_t*>(floats + outputs + 2 * rows);
+    }
+    return {workspace, (outputs + 2 * rows + items) * 4};
+  }
+
+  static Status check(cudaError_t error) {
+    if (error == cudaSuccess) return {};
+    return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
+  }
+
+  LayerShape shape_;
+  int page_tokens_ = 0;
+  Kernel kernel_ = nullptr;
+  std::uint32_t stage_bytes_ = 0;
+  std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
+  int blocks_ = 0;
+  int stages_ = 0;
+};
+
+inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
+                                const TensorView& queries, const MutableTensorView& out, float* lse,
+                                const DeviceAttendOptions& options, void* workspace,
+                                cudaStream_t stream) const {
+  constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
+  if (batch.count < 1 || batch.count > max_attend_sequences)
+    return Status::error(invalid, "a launch attends to 1 to %d sequences, not %d",
+                         max_attend_sequences, batch.count);
+  if (layer.kv_heads != shape_.kv_heads || layer.key_dim != shape_.key_dim ||
+      layer.value_dim != shape_.value_dim || layer.page_tokens != page_tokens_)
+    return Status::error(invalid,
+                         "the layer has %d kv heads of %d and %d in pages of %d; this is for %d kv "
+                         "heads of %d and %d in pages of %d",
+                         layer.kv_heads, layer.key_dim, layer.value_dim, layer.page_tokens,
+                         shape_.kv_heads, shape_.key_dim, shape_.value_dim, page_tokens_);
+  if (queries.tokens % batch.count != 0 || queries.tokens == 0 || queries.heads <= 0 ||
+      queries.heads % shape_.kv_heads != 0 || queries.dim != shape_.key_dim)
+    return Status::error(invalid,
+                         "queries are [%lld, %d, %d]; expected [a multiple of %d, a multiple of %d "
+                         "kv heads, %d]",
+                         static_cast<long long>(queries.tokens), queries.heads, queries.dim,
+                         batch.count, shape_.kv_heads, shape_.key_dim);
+  if (out.tokens != queries.tokens || out.heads != queries.heads || out.dim != shape_.value_dim)
+    return Status::error(invalid, "the output is [%lld, %d, %d]; expected [%lld, %d, %d]",
+                         static_cast<long long>(out.tokens), out.heads, out.dim,
+                         static_cast<long long>(queries.tokens), queries.heads, shape_.value_dim);
+  if (queries.data == nullptr || out.data == nullptr || workspace == nullptr)
+    return Status::error(invalid, "queries, output or workspace are null");
+  if (!kvtilt::detail::is_positive_or_zero(options.scale) ||
+      !kvtilt::detail::is_positive_or_zero(options.soft_cap))
+    return Status::error(invalid, "scale %g and soft_cap %g must be positive, or 0",
+                         static_cast<double>(options.scale), static_cast<double>(options.soft_cap));
+  if (options.window < 0 || (layer.window > 0 && options.window > layer.window))
+    return Status::error(invalid, "window is %d; the layer's is %d", options.window, layer.window);
+  const int each = static_cast<int>(queries.tokens / batch.count);
+  if (options.tree_mask != nullptr && each > 64)
+    return Status::error(invalid, "a tree mask holds at most 64 queries, not %d", each);
+
+  AttendArguments arguments{};
+  arguments.layer = layer;
+  arguments.batch = batch;
+  arguments.queries = each;
+  arguments.query_heads = queries.heads;
+  arguments.query = queries.data;
+  arguments.query_type = queries.type;
+  arguments.query_token_stride = queries.token_stride;
+  arguments.query_head_stride = queries.head_stride;
+  arguments.out = out.address(0, 0);
+  arguments.out_type = out.type;
+  arguments.out_token_stride = out.token_stride;
+  arguments.out_head_stride = out.head_stride;
+  arguments.lse = lse;
+  constexpr float log2_e = 1.44269504088896341f;
+  const float scale =
+      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(shape_.key_dim));
+  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
+  arguments.rules.soft_cap = options.soft_cap * log2_e;
+  arguments.rules.window = options.window > 0 ? options.window : layer.window;
+  arguments.rules.keep_sinks = layer.keep_sinks;
+  arguments.rules.alibi_slopes = options.alibi_slopes;
+  arguments.rules.sink_logits = options.sink_logits;
+  arguments.rules.tree_mask = options.tree_mask;
+  arguments.rules.first_position = options.first_position;
+  arguments.rules.end_position = options.end_position;
+  arguments.workspace = layout_workspace(workspace, batch.count, each, queries.heads).first;
+  arguments.stages = stages_;
+  kernel_<<<static_cast<unsigned>(blocks_), 32 * attend_warps, shared_bytes_(stages_, batch.count),
+            stream>>>(arguments);
+  return check(cudaGetLastError());
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT
+/// Everything an engine needs on the CPU and on GPUs.
+#pragma once
+
+#include <kvtilt/cuda/attend.cuh>
+#include <kvtilt/cuda/convert_page.hpp>
+#include <kvtilt/kvtilt.hpp>

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: MIT
+// One attention kernel of each kind: 16 bits, a width that fills words, planes that share them.
+#include <kvtilt/cuda/attend.cuh>
+
+namespace kvtilt::cuda {
+
+template __global__ void attend_kernel<HalfTraits<128>>(const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<PageTraits<8, 4, 128>>(const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<PageTraits<4, 2, 128>>(const __grid_constant__ AttendArguments);
+
+}  // namespace kvtilt::cuda

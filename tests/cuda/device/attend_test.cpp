@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: MIT
+// Attention on a GPU against float64. Needs a device; see tests/cuda for what runs without one.
+#include "device_attend.hpp"
+#include "support/device_attention.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+namespace kvtilt::test {
+namespace {
+
+/// A copy of an array in device memory.
+template <class T>
+std::shared_ptr<T> on_device(const T* items, std::size_t count) {
+  void* copy = nullptr;
+  EXPECT_EQ(cudaMalloc(&copy, count * sizeof(T)), cudaSuccess);
+  EXPECT_EQ(cudaMemcpy(copy, items, count * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+  return {static_cast<T*>(copy), [](T* memory) { cudaFree(memory); }};
+}
+
+struct UploadedLayer {
+  cuda::LayerStorage layer;
+  std::vector<std::shared_ptr<void>> memory;
+
+  explicit UploadedLayer(const DeviceLayer& host) : layer(host.layer()) {
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      layer.pool[kind] = move(host.layer().pool[kind], host.pool_bytes(kind));
+      layer.heads[kind] =
+          move(host.layer().heads[kind], static_cast<std::size_t>(layer.kv_heads));
+    }
+    layer.states = move(host.layer().states, static_cast<std::size_t>(host.batch().count));
+    layer.tables = move(host.layer().tables,
+                        static_cast<std::size_t>(host.batch().count * layer.table_stride));
+  }
+
+ private:
+  template <class T>
+  T* move(T* items, std::size_t count) {
+    auto copy = on_device<std::remove_const_t<T>>(items, count);
+    memory.push_back(copy);
+    return copy.get();
+  }
+};
+
+class DeviceAttend : public testing::Test {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0)
+      GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
+  }
+};
+
+void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths, int tokens,
+                  int ratio, ElementType type = ElementType::F32, double tolerance = 2e-3,
+                  bool options_on = false) {
+  Random random(static_cast<std::uint64_t>(recipe.key.bits * 10 + tokens));
+  const LayerShape shape{2, 128, 128, 0};
+  CacheOptions cache_options;
+  KVCache cache = make_cache(shape, recipe, cache_options);
+  std::vector<LayerView> views;
+  for (const std::int64_t length : lengths) {
+    const SequenceId id = open_reserved(cache, length);
+    const Rows<float> keys = random_rows(random, length, 2, 128, 1, 0.5f);
+    const Rows<float> values = random_rows(random, length, 2, 128);
+    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+    views.push_back(cache.view(id, 0).value());
+  }
+  const DeviceLayer host(views, {recipe}, cache_options);
+  const UploadedLayer uploaded(host);
+  const int count = static_cast<int>(lengths.size());
+  Rows<float> queries = random_queries(random, shape, count * tokens, ratio);
+  if (type != ElementType::F32)
+    for (float& x : queries.data)
+      x = type == ElementType::F16 ? to_float(to_f16(x)) : to_float(to_bf16(x));
+
+  DeviceAttendCall call{shape,   recipe, uploaded.layer, {host.batch().slots, host.batch().slots + count},
+                        queries.data, count * tokens, queries.heads, type};
+  call.launches = 3;
+  AttendOptions options;
+  if (options_on) {
+    call.soft_cap = options.soft_cap = 8.0f;
+    for (int head = 0; head < queries.heads; ++head)
+      call.sink_logits.push_back(static_cast<float>(random.normal()));
+    std::vector<std::uint64_t> tree;
+    for (int i = 0; i < tokens; ++i) tree.push_back((random.next() | random.next()) | 1u << i);
+    for (int i = 0; i < count; ++i)
+      call.tree_mask.insert(call.tree_mask.end(), tree.begin(), tree.end());
+    options.sink_logits = call.sink_logits;
+    options.tree_mask = {call.tree_mask.data(), static_cast<std::size_t>(tokens)};
+    const Result<DeviceAttendResult> result = device_attend(call);
+    ASSERT_TRUE(result.ok()) << result.message();
+    Output output(queries.tokens, queries.heads, 128);
+    output.out.data = result->out;
+    output.lse = result->lse;
+    EXPECT_TRUE(is_close(views, queries, options, output, tolerance));
+    return;
+  }
+  const Result<DeviceAttendResult> result = device_attend(call);
+  ASSERT_TRUE(result.ok()) << result.message();
+  Output output(queries.tokens, queries.heads, 128);
+  output.out.data = result->out;
+  output.lse = result->lse;
+  EXPECT_TRUE(is_close(views, queries, options, output, tolerance))
+      << recipe.key.bits << " " << recipe.value.bits;
+  const Result<DeviceAttendResult> again = device_attend(call);
+  EXPECT_EQ(result->out, again->out) << "the order of sums is not fixed";
+}
+
+TEST_F(DeviceAttend, EveryKernelIsCloseToFloat64) {
+  for (const Recipe& recipe : {presets::k16v16, presets::k8v8, presets::k8v4, presets::k4v4,
+                               presets::k4v2, presets::k2v2}) {
+    expect_close(recipe, {1}, 1, 4);
+    expect_close(recipe, {700, 3, 0, 131, 2000}, 1, 4);
+  }
+}
+
+TEST_F(DeviceAttend, SeveralQueriesAndHeads) {
+  for (const int tokens : {1, 2, 7})
+    for (const int ratio : {1, 8, 12}) expect_close(presets::k4v2, {900, 40}, tokens, ratio);
+}
+
+TEST_F(DeviceAttend, OptionsAndTypes) {
+  expect_close(presets::k4v2, {900, 300}, 5, 4, ElementType::F32, 2e-3, true);
+  expect_close(presets::k4v2, {900, 300}, 1, 4, ElementType::F16);
+  expect_close(presets::k4v2, {900, 300}, 1, 4, ElementType::BF16, 6e-3);
+}
+
+TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
+  expect_close(presets::k4v2, {20000}, 1, 4);
+  expect_close(presets::k16v16, {9000, 64}, 1, 4);
+}
+
+}  // namespace
+}  // namespace kvtilt::test

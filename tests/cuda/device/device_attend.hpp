@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+/// Launches for tests whose other half is host code that nvcc need not see.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// Attention by the default kernels over a layer in device memory, with all arrays in host memory.
+struct DeviceAttendCall {
+  LayerShape shape;
+  Recipe recipe;
+  cuda::LayerStorage layer;
+  std::vector<std::int32_t> slots;
+  std::vector<float> queries;  ///< [rows, query_heads, key_dim]
+  int rows;
+  int query_heads;
+  ElementType type = ElementType::F32;  ///< of queries and output on the device
+  int launches = 1;                     ///< by replays of one graph
+  float soft_cap = 0;
+  std::vector<float> sink_logits = {};        ///< natural
+  std::vector<std::uint64_t> tree_mask = {};  ///< [rows]
+};
+
+struct DeviceAttendResult {
+  std::vector<float> out;
+  std::vector<float> lse;
+};
+
+Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call);
+
+}  // namespace kvtilt::test

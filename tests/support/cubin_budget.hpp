@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+/// What kernels may consist of: a text file with one rule a line.
+///
+///     # machine  kernel           demands
+///     *          *                LDL=0 STL=0
+///     sm_90      attend<4,2>      instructions<=900 HMMA>=16 LDG=LDG.16
+///
+/// A machine is a part of the cubin's file name, a kernel a part of its demangled name without
+/// spaces; * is any. Counters are those of CubinKernel; the right side is a number or a counter.
+#pragma once
+
+#include "cubin.hpp"
+
+#include <cctype>
+#include <cstddef>
+#include <cstdlib>
+#include <sstream>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace kvtilt::test {
+
+struct CubinRule {
+  int line = 0;
+  std::string machine;
+  std::string kernel;
+  std::vector<std::string> demands;
+  int matches = 0;
+};
+
+inline std::vector<CubinRule> parse_budget(const std::string& text) {
+  std::vector<CubinRule> rules;
+  std::istringstream lines(text);
+  std::string line;
+  for (int number = 1; std::getline(lines, line); ++number) {
+    std::istringstream words(line.substr(0, line.find('#')));
+    CubinRule rule;
+    rule.line = number;
+    std::string demand;
+    if (!(words >> rule.machine >> rule.kernel)) continue;
+    while (words >> demand) rule.demands.push_back(demand);
+    rules.push_back(std::move(rule));
+  }
+  return rules;
+}
+
+/// Empty where the kernel keeps the demand, else what is wrong.
+inline std::string broken_demand(const CubinKernel& kernel, const std::string& demand) {
+  const std::size_t at = demand.find_first_of("<>=");
+  const std::size_t end = demand.find_first_not_of("<>=", at);
+  if (at == std::string::npos || at == 0 || end == std::string::npos)
+    return "'" + demand + "' is not <counter><=, = or >=><number or counter>";
+  const std::string left = demand.substr(0, at);
+  const std::string relation = demand.substr(at, end - at);
+  const std::string right = demand.substr(end);
+  const int found = kernel.count(left);
+  const int limit = std::isdigit(static_cast<unsigned char>(right[0])) != 0
+                        ? std::atoi(right.c_str())
+                        : kernel.count(right);
+  bool kept = false;
+  if (relation == "=")
+    kept = found == limit;
+  else if (relation == "<=")
+    kept = found <= limit;
+  else if (relation == ">=")
+    kept = found >= limit;
+  else
+    return "'" + relation + "' is none of <=, = and >=";
+  if (kept) return "";
+  return kernel.name + ": " + demand + ", but " + left + " is " + std::to_string(found) +
+         (std::isdigit(static_cast<unsigned char>(right[0])) != 0
+              ? ""
+              : " and " + right + " is " + std::to_string(limit));
+}
+
+/// Every broken demand of one cubin's kernels; counts what each rule matched.
+inline std::vector<std::string> check_budget(std::vector<CubinRule>& rules,
+                                             const std::string& file_name,
+                                             const std::vector<CubinKernel>& kernels) {
+  std::vector<std::string> broken;
+  const auto part_of = [](const std::string& pattern, const std::string& name) {
+    return pattern == "*" || name.find(pattern) != std::string::npos;
+  };
+  for (CubinRule& rule : rules) {
+    if (!part_of(rule.machine, file_name)) continue;
+    for (const CubinKernel& kernel : kernels) {
+      if (!part_of(rule.kernel, kernel.name)) continue;
+      ++rule.matches;
+      for (const std::string& demand : rule.demands)
+        if (std::string what = broken_demand(kernel, demand); !what.empty())
+          broken.push_back("line " + std::to_string(rule.line) + ": " + what);
+    }
+  }
+  return broken;
+}
+
+}  // namespace kvtilt::test

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+/// The attention kernel's body in the emulator, against float64.
+#pragma once
+
+#include <kvtilt/cuda/attend_block.hpp>
+
+#include "support/attend_check.hpp"
+#include "support/device_layer.hpp"
+#include "support/emulated_threads.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// What a launch would be given.
+struct EmulatedLaunch {
+  int blocks = 3;
+  int warps = 2;
+  int stages = 2;
+  LaunchOrder order = {};
+};
+
+/// Attention of the newest `queries` tokens of each sequence of a batch; rows of one sequence after
+/// the other.
+template <class Traits>
+Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
+                       const AttendOptions& options, const EmulatedLaunch& launch = {}) {
+  const cuda::LayerStorage& layer = device.layer();
+  const int count = device.batch().count;
+  Output output(queries.tokens, queries.heads, layer.value_dim);
+  cuda::AttendArguments arguments{};
+  arguments.layer = layer;
+  arguments.batch = device.batch();
+  arguments.queries = static_cast<int>(queries.tokens) / count;
+  arguments.query_heads = queries.heads;
+  arguments.query = queries.data.data();
+  arguments.query_type = ElementType::F32;
+  arguments.query_token_stride = queries.heads * queries.dim;
+  arguments.query_head_stride = queries.dim;
+  arguments.out = output.out.data.data();
+  arguments.out_type = ElementType::F32;
+  arguments.out_token_stride = queries.heads * layer.value_dim;
+  arguments.out_head_stride = layer.value_dim;
+  arguments.lse = output.lse.data();
+  arguments.stages = launch.stages;
+
+  constexpr float log2_e = 1.44269504088896341f;
+  const float scale =
+      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
+  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
+  arguments.rules.soft_cap = options.soft_cap * log2_e;
+  arguments.rules.window = options.window > 0 ? options.window : layer.window;
+  arguments.rules.keep_sinks = layer.keep_sinks;
+  arguments.rules.first_position = options.first_position;
+  arguments.rules.end_position = options.end_position;
+  std::vector<float> slopes(options.alibi_slopes.begin(), options.alibi_slopes.end());
+  std::vector<float> sinks(options.sink_logits.begin(), options.sink_logits.end());
+  for (float& x : slopes) x *= log2_e;
+  for (float& x : sinks) x *= log2_e;
+  if (!slopes.empty()) arguments.rules.alibi_slopes = slopes.data();
+  if (!sinks.empty()) arguments.rules.sink_logits = sinks.data();
+  std::vector<std::uint64_t> trees;
+  for (int i = 0; i < count; ++i)
+    trees.insert(trees.end(), options.tree_mask.begin(), options.tree_mask.end());
+  if (!trees.empty()) arguments.rules.tree_mask = trees.data();
+
+  const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * cuda::item_rows);
+  std::vector<float> outputs(parts * static_cast<std::size_t>(layer.value_dim), std::nanf(""));
+  std::vector<float> states(parts * 2, std::nanf(""));
+  std::vector<std::uint32_t> arrivals(
+      static_cast<std::size_t>(count * cuda::items_per_sequence(arguments)));
+  arguments.workspace = {outputs.data(), states.data(), arrivals.data()};
+
+  const std::size_t shared =
+      cuda::AttendShared::of<Traits>(launch.warps, launch.stages, count).bytes;
+  for (int replay = 0; replay < 2; ++replay)  // arrivals must be zeros again
+    EXPECT_TRUE(emulate(
+        launch.blocks, 32 * launch.warps, shared,
+        [&](EmulatedThreads& threads) { cuda::attend_block<Traits>(threads, arguments); },
+        launch.order));
+  for (const std::uint32_t arrived : arrivals) EXPECT_EQ(arrived, 0u);
+  return output;
+}
+
+/// Rows of fp16 operands: within `tolerance` of float64, relative to the row, or to the largest
+/// value where values cancel.
+inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
+                                         const Rows<float>& queries, const AttendOptions& options,
+                                         const Output& output, double tolerance = 2e-3) {
+  const std::int64_t each = queries.tokens / static_cast<std::int64_t>(views.size());
+  const LayerShape& shape = views[0].shape;
+  const int ratio = queries.heads / shape.kv_heads;
+  for (std::size_t sequence = 0; sequence < views.size(); ++sequence)
+    for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
+      const LiveHead live(views[sequence], kv_head);
+      for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
+        for (std::int64_t t = 0; t < each; ++t) {
+          const std::int64_t row = static_cast<std::int64_t>(sequence) * each + t;
+          const std::int64_t first = views[sequence].length - each;
+          const OracleRow expected =
+              oracle_row(options, shape, {first + t, first, static_cast<int>(t), head},
+                         &queries.at(row, head, 0), live.tokens);
+          const float lse = output.lse[static_cast<std::size_t>(row * queries.heads + head)];
+          double error = 0;
+          double norm = 0;
+          double largest = 0;
+          for (int c = 0; c < shape.value_dim; ++c) {
+            const double want = expected.out[static_cast<std::size_t>(c)];
+            const double got = static_cast<double>(output.out.at(row, head, c));
+            error += (got - want) * (got - want);
+            norm += want * want;
+          }
+          for (const float v : live.values)
+            largest = std::max(largest, std::abs(static_cast<double>(v)));
+          const double scale = std::max(std::sqrt(norm), 0.1 * largest);
+          const bool lse_close = expected.empty
+                                     ? is_minus_infinity(lse)
+                                     : std::abs(static_cast<double>(lse) - expected.lse) <=
+                                           tolerance * (1 + std::abs(expected.lse));
+          if (!lse_close || !(std::sqrt(error) <= tolerance * scale + 1e-30))
+            return testing::AssertionFailure()
+                   << "sequence " << sequence << ", query " << t << ", head " << head << ": error "
+                   << std::sqrt(error) << " of " << std::sqrt(norm) << ", lse " << lse
+                   << ", expected " << expected.lse;
+        }
+    }
+  return testing::AssertionSuccess();
+}
+
+}  // namespace kvtilt::test
