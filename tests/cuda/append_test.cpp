@@ -84,7 +84,7 @@ cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Reci
   constexpr int tokens = 100;
   const LayerShape shape{1, dim, dim};
   const Recipe resolved = *resolve_recipe(recipe, shape, 64);
-  DeviceLayer layer(shape, {resolved}, {64, 4, 128, 0}, 1, 4);
+  EmulatedLayer layer(shape, {resolved}, {64, 4, 128, 0}, 1, 4);
   const std::int64_t stride = dim + pad;
   std::vector<float> wide(static_cast<std::size_t>(tokens * stride), 0.0f);
   for (std::size_t i = 0; i < hostile.size(); ++i)

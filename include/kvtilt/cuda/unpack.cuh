@@ -12,7 +12,7 @@ namespace kvtilt::cuda {
 
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(unpack_threads, 8)
+__global__ void __launch_bounds__(unpack_threads, 7)
     unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
   const Threads threads;
   unpack(threads, arguments);
