@@ -249,7 +249,7 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
   KVTILT_DEVICE_LOOP
-  for (int row = threads.warp(); row < item_rows; row += warps) {
+  for (int row = threads.warp(); row < segment.rows.rows; row += warps) {
     const RowPart<Traits::value_dim> part = merge_warps<Traits>(threads, shared, row);
     if (whole)
       write_row(threads, arguments, segment.rows, row, part);
