@@ -15,11 +15,11 @@ template <int KeyBits, int ValueBits, int Pages>
 __global__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
   using Traits = PageTraits<KeyBits, ValueBits, 128>;
   DeviceThreads threads;
-  using Query = QueryTile<Traits::key_dim>;
-  Query tile;
+  QueryTile<Traits::key_dim> tile;
+  constexpr int steps = QueryTile<Traits::key_dim>::steps;
   KVTILT_DEVICE_UNROLL
-  for (int step = 0; step < Query::steps; ++step) {
-    const uint2 halves = query[threads.lane() * Query::steps + step];
+  for (int step = 0; step < steps; ++step) {
+    const uint2 halves = query[threads.lane() * steps + step];
     tile.half[step][0] = halves.x;
     tile.half[step][1] = halves.y;
   }
@@ -38,8 +38,7 @@ __global__ void attend_pages(const std::byte* pages, const uint2* query, float* 
   constexpr int tiles = Traits::State::tiles;
   float* own = out + threads.lane() * (tiles * 4 + 4);
   KVTILT_DEVICE_UNROLL
-  for (int tile_index = 0; tile_index < tiles; ++tile_index) KVTILT_DEVICE_UNROLL
-  for (int e = 0; e < 4; ++e) own[tile_index * 4 + e] = state.output[tile_index][e];
+  for (int i = 0; i < tiles * 4; ++i) own[i] = state.output[i / 4][i % 4];
   KVTILT_DEVICE_UNROLL
   for (int column = 0; column < 2; ++column) {
     own[tiles * 4 + column] = state.sum[column];
