@@ -71,17 +71,15 @@ TEST(AttendWork, TilesHoldEverySinkAndTailTokenOnce) {
         EXPECT_EQ(tile.sink, sink);
         const std::int64_t token = sink ? position : position - state.tail_start;
         const int block = static_cast<int>(token / layer.storage.page_tokens);
-        EXPECT_EQ(tile.block, sink ? layer.storage.sinks(1)
-                                   : layer.storage.tail(1, state.ring_head, block));
+        EXPECT_EQ(tile.block,
+                  sink ? layer.storage.sinks(1) : layer.storage.tail(1, state.ring_head, block));
         const std::int64_t in_block = sink ? token : token % layer.storage.page_tokens;
         EXPECT_EQ(tile.index * tile_extent + slot, in_block);
       }
     }
     for (std::int64_t position = 0; position < state.length; ++position)
-      EXPECT_EQ(seen.count(position), position < layer.storage.sink_tokens ||
-                                              position >= state.tail_start
-                                          ? 1u
-                                          : 0u);
+      EXPECT_EQ(seen.count(position),
+                position < layer.storage.sink_tokens || position >= state.tail_start ? 1u : 0u);
     EXPECT_TRUE(seen.empty() || *seen.rbegin() < state.length);
   }
 }
@@ -124,9 +122,10 @@ TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
     std::vector<int> starts = {0};
     const int items = random.between(1, 60);
     for (int i = 0; i < items; ++i)
-      starts.push_back(starts.back() + (random.chance(4) ? random.between(1, 300)
-                                                         : random.between(1, 9)));
-    const WorkLine line = WorkLine::make(starts.back(), random.between(1, 150), random.between(1, 4));
+      starts.push_back(starts.back() +
+                       (random.chance(4) ? random.between(1, 300) : random.between(1, 9)));
+    const WorkLine line =
+        WorkLine::make(starts.back(), random.between(1, 150), random.between(1, 4));
     std::map<int, int> owner;  // item by slot
     std::vector<int> parts_of_block(static_cast<std::size_t>(line.blocks));
     for (int item = 0; item < items; ++item) {

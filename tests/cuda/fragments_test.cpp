@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cuda/fragments.hpp>
-
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/fragments.hpp>
 
 #include "support/random.hpp"
 
@@ -37,11 +36,10 @@ void expect_registers_hold_codes(Role role) {
   for (int outer = 0; outer < matrix.outer; ++outer)
     for (int inner = 0; inner < matrix.inner; ++inner) {
       const FragmentPlace place = fragment_place(role, outer, inner);
-      const int index =
-          tile_index(role, matrix, Width, outer / tile_extent, inner / tile_extent);
+      const int index = tile_index(role, matrix, Width, outer / tile_extent, inner / tile_extent);
       const int run = index / tiles_in_words(Width);
-      const Words words = load_words(reinterpret_cast<const std::byte*>(bytes) + run * 512 +
-                                     place.lane * 16);
+      const Words words =
+          load_words(reinterpret_cast<const std::byte*>(bytes) + run * 512 + place.lane * 16);
       std::uint32_t a[4];
       expand_tile<Width>(words, index % tiles_in_words(Width), a);
       const std::uint32_t bits = a[place.reg] >> (16 * place.half) & 0xffff;
@@ -50,9 +48,9 @@ void expect_registers_hold_codes(Role role) {
         std::memcpy(&expected, bytes + half_offset(role, matrix, outer, inner), 2);
       } else {
         const int shift = place.reg % 2 * outer_shift(Width) + place.reg / 2 * inner_shift(Width);
-        expected = static_cast<std::uint32_t>(
-                       read_fragment_code(role, bytes, matrix, Width, outer, inner))
-                   << shift;
+        expected =
+            static_cast<std::uint32_t>(read_fragment_code(role, bytes, matrix, Width, outer, inner))
+            << shift;
         ASSERT_LT(expected, 1u << 10) << "a subnormal";
       }
       ASSERT_EQ(bits, expected) << Width << " bits, " << outer << ", " << inner;
