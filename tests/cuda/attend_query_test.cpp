@@ -4,6 +4,7 @@
 
 #include "support/attend_item.hpp"
 #include "support/emulated_threads.hpp"
+#include "support/fp16_oracle.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -102,7 +103,7 @@ void expect_operands(const AttendItem& item, const Rows<float>& values) {
       if (own < item.rows.rows) {
         EXPECT_EQ(query.factor[e], std::ldexp(item.arguments.rules.scale, exponents[own]));
       }
-      EXPECT_TRUE(is_finite(query.factor[e]));
+      EXPECT_TRUE(test::is_finite(query.factor[e]));
     }
   });
 }
@@ -128,7 +129,7 @@ TEST(AttendQuery, RowsOfZerosAndExtremesStayFinite) {
       query.load(threads, item.arguments, item.rows);
       if (threads.lane() != 1) return;
       const float back = high_half(query.half[0][1]) / item.arguments.rules.scale;
-      EXPECT_TRUE(is_finite(back)) << value;
+      EXPECT_TRUE(test::is_finite(back)) << value;
     });
   }
 }
