@@ -140,8 +140,11 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
     if (random.chance(4)) options.first_position = random.below(100);
     if (random.chance(4)) options.end_position = options.first_position + random.below(300);
     const DeviceLayer device = sequences.device();
-    const EmulatedLaunch launch{random.between(1, 6), random.between(1, 3), 2,
-                                {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
+    const EmulatedLaunch launch{
+        random.between(1, 6),
+        random.between(1, 3),
+        2,
+        {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
         sequences.recipe == presets::k4v2
             ? emulated_attend<PageTraits<4, 2, dim>>(device, queries, options, launch)

@@ -41,7 +41,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
   constexpr int channel_tiles = ValueDim / tile_extent;
   constexpr int ahead = 8;  // loads in flight: 4 registers each
   const int lane = threads.lane();
-  Scores<1> scores;
+  Scores<1, 1> scores;
   KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
   scores.bias[0][0] = scores.bias[0][1] = 0.0f;
