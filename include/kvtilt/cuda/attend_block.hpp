@@ -140,8 +140,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     const std::byte* block = tile.block + head.offset;
     attend_tile<Traits::key_dim, Traits::value_dim>(
         threads, arguments, rows,
-        block + head.key.codes + tile.index * half_tile_bytes(Traits::key_dim),
-        block + head.value.codes + tile.index * half_tile_bytes(Traits::value_dim),
+        HalfFragments{block + head.key.codes + tile.index * half_tile_bytes(Traits::key_dim)},
+        HalfFragments{block + head.value.codes + tile.index * half_tile_bytes(Traits::value_dim)},
         tile.first_position, tile.tokens, tile.sink,
         is_special(tile.first_position, tile.tokens, tile_extent), query, state);
   }
@@ -160,8 +160,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
       const int held = page.tokens - index;
       const int tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
       attend_tile<Traits::key_dim, Traits::value_dim>(
-          threads, arguments, rows, data, data + Traits::key_bytes, first, tokens, false,
-          is_special(first, tokens, tile_extent), query, state);
+          threads, arguments, rows, HalfFragments{data}, HalfFragments{data + Traits::key_bytes},
+          first, tokens, false, is_special(first, tokens, tile_extent), query, state);
     }
     ring.release(threads);
   }

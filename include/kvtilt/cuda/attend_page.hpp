@@ -44,6 +44,7 @@ struct PageTraits {
   static constexpr std::uint32_t value_metadata = layout().value.metadata;
   static constexpr std::uint32_t bytes = static_cast<std::uint32_t>(layout().value.end());
 
+  static constexpr bool generic = false;
   static constexpr int page_units = 1;
   static constexpr std::uint32_t stage_bytes = bytes;
 
