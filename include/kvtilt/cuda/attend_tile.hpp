@@ -16,17 +16,16 @@ KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
   return static_cast<std::uint32_t>(dim / tile_extent) * 512;
 }
 
-/// Tiles of channels whose words are in flight together: 4 registers each.
-inline constexpr int tiles_ahead = 8;
-
 /// 16 tokens in 16 bits, in global or shared memory.
 struct HalfFragments {
+  static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
+
   const std::byte* from;
 
   /// Tiles of channels from `first` on, as many as there are below `end`.
-  KVTILT_HD void load(int lane, int first, int end, Words (&words)[tiles_ahead]) const {
+  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < tiles_ahead; ++i)
+    for (int i = 0; i < ahead; ++i)
       if (first + i < end) words[i] = load_words(from + (first + i) * 512 + lane * 16);
   }
 };
@@ -56,7 +55,8 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
                            const QueryTile<KeyDim>& query, State& state) {
   constexpr int steps = KeyDim / tile_extent;
   constexpr int channel_tiles = ValueDim / tile_extent;
-  constexpr int ahead = tiles_ahead;
+  static_assert(Keys::ahead == Values::ahead);
+  constexpr int ahead = Keys::ahead;
   const int lane = threads.lane();
   Scores<1> scores;
   KVTILT_DEVICE_UNROLL
