@@ -7,6 +7,7 @@
 #include "support/attend_check.hpp"
 #include "support/device_layer.hpp"
 #include "support/emulated_threads.hpp"
+#include "support/random_input.hpp"
 
 #include <gtest/gtest.h>
 
@@ -86,6 +87,31 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   for (const std::uint32_t arrived : arrivals) EXPECT_EQ(arrived, 0u);
   return output;
 }
+
+/// Options at random for `tokens` queries of a layer, and what they point to.
+struct RandomOptions {
+  std::vector<float> slopes;
+  std::vector<float> sinks;
+  std::vector<std::uint64_t> tree;
+  AttendOptions options;
+
+  RandomOptions(Random& random, const LayerShape& shape, const Rows<float>& queries) {
+    for (int head = 0; head < queries.heads; ++head) {
+      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
+      sinks.push_back(sampled_normal(random) * 3);
+    }
+    for (int i = 0; i < queries.tokens; ++i) tree.push_back(random.next() | random.next());
+    if (random.chance(3)) options.scale = 0.2f;
+    if (random.chance(3)) options.soft_cap = 5.0f;
+    if (random.chance(3)) options.alibi_slopes = slopes;
+    if (random.chance(3)) options.sink_logits = sinks;
+    if (random.chance(3)) options.tree_mask = tree;
+    if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 300);
+    if (random.chance(4)) options.first_position = random.below(100);
+    if (random.chance(4)) options.end_position = options.first_position + random.below(300);
+  }
+  RandomOptions(RandomOptions&&) = default;  // the spans' vectors keep their memory
+};
 
 /// Rows of fp16 operands: within `tolerance` of float64, relative to the row, or to the largest
 /// value where values cancel.

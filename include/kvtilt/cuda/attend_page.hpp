@@ -48,6 +48,7 @@ struct PageTraits {
                     lane_words({ValueDim, PageTokens}, ValueBits) % 4 == 0,
                 "every lane loads its codes 16 bytes at a time");
 
+  static constexpr bool generic = false;
   static constexpr int page_units = 1;
   static constexpr std::uint32_t stage_bytes = bytes;
 

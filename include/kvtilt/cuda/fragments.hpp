@@ -39,6 +39,20 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
 #endif
 }
 
+/// Byte i of the result is byte (selector >> 4i) % 8 of the eight of a, then b.
+KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
+                                             std::uint32_t selector) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(a, b, selector);
+#else
+  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
+#endif
+}
+
 /// Registers of tile `tile` of the Words that hold it: subnormals below 16 bits, the halves
 /// themselves at 16. `tile` must be a constant once loops are unrolled.
 template <int Width>

@@ -51,7 +51,7 @@ std::vector<std::uint16_t> narrowed(const std::vector<float>& values, ElementTyp
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   Result<cuda::Attention> attention =
-      cuda::Attention::create(call.shape, call.recipe, call.layer.page_tokens);
+      cuda::Attention::create(call.shape, call.recipes, call.layer.page_tokens);
   if (!attention) return std::move(attention).take_status();
   const int count = static_cast<int>(call.slots.size());
   const std::size_t outputs = static_cast<std::size_t>(call.rows * call.query_heads) *
@@ -98,6 +98,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
     return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
 
   DeviceAttendResult result;
+  result.generic = attention->is_generic();
   result.lse = lse.read<float>();
   if (call.type == ElementType::F32) {
     result.out = out.read<float>();
