@@ -119,22 +119,22 @@ void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
   const ItemParts parts{3, 3 + blocks - 1, 7};
   test::emulate(blocks, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     Traits::State state = tokens.state(threads.block() * warps + threads.warp(), threads.lane());
-    const BlockPart part = merge_warps<Traits>(threads, shared, state);
-    store_part<Traits>(threads, workspace, parts.slot(3 + threads.block()), part);
+    store_warp<Traits>(threads, shared, state);
+    threads.sync();
+    for (int row = threads.warp(); row < item_rows; row += warps)
+      store_part(threads, workspace, parts.slot(3 + threads.block()), row,
+                 merge_warps<Traits>(threads, shared, row));
   });
   test::emulate(1, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
-    float* memory = reinterpret_cast<float*>(threads.shared());
-    const BlockPart part{memory + shared.outputs / 4,
-                         memory + shared.states / 4 + warps * item_rows * 2,
-                         dim + AttendShared::output_padding};
-    merge_blocks<Traits>(threads, workspace, parts, memory + shared.factors / 4, part);
-    write_item<Traits>(threads, item.arguments, item.rows, part);
+    for (int row = threads.warp(); row < item_rows; row += warps)
+      write_row(threads, item.arguments, item.rows, row,
+                merge_blocks<dim>(threads, workspace, parts, row));
   });
 }
 
 TEST(AttendMerge, AnySplitGivesWhatOnePartGives) {
   Random random(1);
-  for (const int blocks : {1, 2, 5, merged_parts, merged_parts + 1, 70})
+  for (const int blocks : {1, 2, 5, warp_lanes, warp_lanes + 1, 70})
     for (const int warps : {1, 4}) {
       const Tokens tokens(random, 50, blocks * warps);  // often less than one a part
       Item item;
