@@ -3,6 +3,7 @@
 #include <kvtilt/cuda/attend_generic.hpp>
 
 #include "support/device_attention.hpp"
+#include "support/fp16_oracle.hpp"
 #include "support/random_input.hpp"
 
 #include <gtest/gtest.h>
@@ -72,6 +73,87 @@ Format per_token(int bits, int group = 0) {
 }
 Format per_channel(int bits, int group = 0) {
   return key_format(bits, Granularity::PerChannel, group);
+}
+
+/// Every register of every tile against the scalar decoder; metadata of any sign and size.
+template <cuda::Role role, int Dim>
+void expect_values(Random& random, const Format& format, int page_tokens) {
+  constexpr bool keys = role == cuda::Role::Keys;
+  const Format resolved = resolve_format(format, "test", Dim, page_tokens).value();
+  const Recipe recipe = keys ? Recipe{resolved, {}} : Recipe{{}, resolved};
+  const HeadLayout head = head_layout(recipe, Dim, Dim, page_tokens, 0);
+  const TensorLayout& tensor = keys ? head.key : head.value;
+  const CodeMatrix matrix = tensor.matrix;
+  std::vector<std::byte> page(head.bytes());
+  for (std::byte& byte : page) byte = static_cast<std::byte>(random.below(256));
+  for (int band = 0; band < tensor.bands(); ++band)
+    for (int i = 0; i < 2 * tensor.pitch(); ++i)
+      tensor.scales(page.data(), band)[i].bits = static_cast<std::uint16_t>(
+          random.below(0x6c00) | (i >= tensor.pitch() ? random.below(2) << 15 : 0));
+  const auto expected = [&](int outer, int inner) -> std::uint32_t {
+    const std::byte* block = page.data();
+    if (!resolved.quantized()) {
+      std::uint16_t bits = 0;
+      std::memcpy(&bits, block + tensor.codes + cuda::half_offset(role, matrix, outer, inner), 2);
+      return bits;
+    }
+    const int along = tensor.group_along_outer ? outer : inner;
+    const int entry = tensor.group_along_outer ? inner : outer;
+    const F16* scales = tensor.scales(block, along / resolved.group);
+    const int code = cuda::read_fragment_code(
+        role, reinterpret_cast<const std::uint8_t*>(block + tensor.codes), matrix, resolved.bits,
+        outer, inner);
+    const double value = static_cast<double>(to_float(scales[tensor.pitch() + entry])) +
+                         static_cast<double>(to_float(scales[entry])) * code;
+    if (value >= static_cast<double>(f16_max)) return 0x7bff;
+    const double units = value * 0x1p24;  // an integer
+    const Wide whole = static_cast<Wide>(units);
+    return nearest_fp16(absolute(whole), 1) | (whole < 0 ? 0x8000u : 0u);
+  };
+  constexpr int tiles = Dim / cuda::tile_extent;
+  using Fragments = cuda::PageFragments<role, Dim, 4>;
+  int wrong = 0;
+  for (int token_tile = 0; token_tile < page_tokens / cuda::tile_extent; ++token_tile)
+    for (int first = 0; first < tiles; first += Fragments::ahead)
+      for (int lane = 0; lane < cuda::warp_lanes; ++lane) {
+        cuda::Words words[Fragments::ahead];
+        Fragments{&tensor, page.data(), token_tile}.load(lane, first, tiles, words);
+        for (int i = 0; i < Fragments::ahead && first + i < tiles; ++i)
+          for (int a = 0; a < 2; ++a)
+            for (int b = 0; b < 4; ++b) {
+              const int tile_outer = keys ? token_tile : first + i;
+              const int tile_inner = keys ? first + i : token_tile;
+              const int outer = tile_outer * cuda::tile_extent + lane / 4 * 2 + a;
+              const int inner = tile_inner * cuda::tile_extent + lane % 4 * 4 + b;
+              const cuda::FragmentPlace place = cuda::fragment_place(role, outer, inner);
+              const std::uint32_t got = words[i].word[place.reg] >> (16 * place.half) & 0xffffu;
+              const std::uint32_t want = expected(outer, inner);
+              wrong += got != want && ((got | want) & 0x7fffu) != 0;
+            }
+      }
+  EXPECT_EQ(wrong, 0) << (keys ? "keys " : "values ") << format.bits << " bits, "
+                      << (format.granularity == Granularity::PerToken ? "per token" : "per channel")
+                      << ", group " << format.group << ", " << Dim
+                      << " channels, pages of " << page_tokens;
+}
+
+TEST(AttendGeneric, FragmentsAreValuesRoundedOnce) {
+  Random random(9);
+  const auto both = [&]<int Dim>() {
+    for (const int page_tokens : {32, 64, 128})
+      for (const int bits : storage_widths)
+        for (const Format& format :
+             {per_channel(bits), per_channel(bits, 16), per_token(bits), per_token(bits, 48)}) {
+          const Format any = bits == half_bits ? Format{} : format;
+          if (!cuda::supports_order({page_tokens, Dim}, bits)) continue;
+          expect_values<cuda::Role::Keys, Dim>(random, any, page_tokens);
+          expect_values<cuda::Role::Values, Dim>(random, any, page_tokens);
+        }
+  };
+  both.template operator()<64>();
+  both.template operator()<80>();
+  both.template operator()<96>();
+  both.template operator()<192>();
 }
 
 TEST(AttendGeneric, EveryPairOfWidthsIsCloseToFloat64) {
@@ -237,7 +319,7 @@ TEST(AttendGenericHostile, ValuesBeyondFp16AreTheLargest) {
     for (int token = 0; token < 36; ++token)
       for (int channel = 0; channel < 64; ++channel)
         keys.at(token, 0, channel) = values.at(token, 0, channel) =
-            (token + channel) % 2 == 0 ? f16_max : -f16_max;
+            (token + channel) % 4 != 0 ? f16_max : -f16_max;
     KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
     const std::vector<LayerView> views = {cache.view(id, 0).value()};
     const LiveHead live(views[0], 0);
@@ -246,8 +328,8 @@ TEST(AttendGenericHostile, ValuesBeyondFp16AreTheLargest) {
     const Rows<float> queries = random_queries(random, views[0].shape, 1, 2, 1e-6f);
     const Output output =
         emulated_attend<GenericTraits<64>>({views, {min_max}, options}, queries, {});
-    // 64 less of 65568 each, where sums cancel.
-    EXPECT_TRUE(is_close(views, queries, {}, output, 1e-2));
+    // 64 less of 65568 in three of four.
+    EXPECT_TRUE(is_close(views, queries, {}, output, 5e-3));
   }
 }
 

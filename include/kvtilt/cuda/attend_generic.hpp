@@ -40,7 +40,10 @@ struct PageFragments {
       return;
     }
     load_codes(lane, first, end, words);
-    decode(lane, first, end, words);
+    if (layout->format.granularity == Granularity::PerChannel)
+      decode<true>(lane, first, end, words);
+    else
+      decode<false>(lane, first, end, words);
   }
 
  private:
@@ -61,14 +64,27 @@ struct PageFragments {
     for (int width = 8; width > 0; width /= 2) {
       if ((bits & width) == 0) continue;
       const int lane_total = tokens * channel_tiles * width / 4;
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < ahead; ++i)
-        if (first + i < end) {
-          const int at = (index + i * stride) * width;  // in eighths of a word
-          const std::byte* from = plane + word_offset(lane_total, at / 4, lane);
-          words[i].word[2] = load_word(from) >> (at * 4 % 16);
-          if (width == 8) words[i].word[3] = load_word(from + 4);
-        }
+      // One branch for all loads, so that they are in flight together.
+      if (lane_total % 4 == 0) {
+        const std::byte* lane_words = plane + lane * 16;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < end) {
+            const unsigned quarter = static_cast<unsigned>((index + i * stride) * width);
+            const std::byte* from = lane_words + (quarter / 16 * 512 + quarter / 4 % 4 * 4);
+            words[i].word[2] = load_word(from);
+            if (width == 8) words[i].word[3] = load_word(from + 4);
+          }
+      } else {
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < end) {
+            const std::byte* from =
+                plane + lane_word_offset(lane_total, (index + i * stride) * width / 4, lane);
+            words[i].word[2] = load_word(from);
+            if (width == 8) words[i].word[3] = load_word(from + 4);
+          }
+      }
       // Where expand_tile() finds R0 to R3: R1 left of R0, R2 in the next word or right of them.
       const int to_odd = width == 8 ? 0 : width == 1 ? 6 : 4;
       const int to_second = width == 4 ? 8 : width;
@@ -78,6 +94,7 @@ struct PageFragments {
       for (int i = 0; i < ahead; ++i)
         if (first + i < end) {
           std::uint32_t(&word)[4] = words[i].word;
+          word[2] >>= (index + i * stride) * width * 4 % 16;
           if (width != 8) word[3] = word[2] >> to_second;
           KVTILT_DEVICE_UNROLL
           for (int j = 0; j < 2; ++j)
@@ -87,47 +104,56 @@ struct PageFragments {
     }
   }
 
-  /// lane_word_offset(), short where words come in fours.
-  KVTILT_HD static int word_offset(int lane_total, int word, int lane) {
-    if (word < lane_total / 4 * 4) return word / 4 * 512 + lane * 16 + word % 4 * 4;
-    return static_cast<int>(lane_word_offset(lane_total, word, lane));
-  }
-
-  /// Two entries of a tensor's metadata as an operand register wants them.
+  /// Scales or minima of a lane's part of a tile, two by two as its registers want them.
   struct Entries {
-    std::uint32_t low;
-    std::uint32_t high;
+    std::uint32_t pair[4];
+
+    /// Entries follow the inner axis: a half each of every register, and outer neighbours share
+    /// them. Otherwise they follow the outer one: one for R0 and R2, one for R1 and R3.
+    KVTILT_HD static Entries load(const std::byte* from, bool inner) {
+      constexpr bool keys = role == Role::Keys;
+      if (inner) {
+        const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
+        const std::uint32_t low = static_cast<std::uint32_t>(four);
+        const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
+        const std::uint32_t even = keys ? low : permute_bytes(low, high, 0x5410u);
+        const std::uint32_t odd = keys ? high : permute_bytes(low, high, 0x7632u);
+        return {{even, even, odd, odd}};
+      }
+      const std::uint32_t two = load_word(from);
+      const std::uint32_t even = permute_bytes(two, 0, 0x1010u);
+      const std::uint32_t odd = permute_bytes(two, 0, 0x3232u);
+      return {{even, odd, even, odd}};
+    }
   };
 
-  /// Codes to fp16. Scales and minima belong to a token each or to a channel each. Those along the
-  /// inner axis come four at a time, a half of a register each; those along the outer one in pairs,
-  /// a register each.
+  /// Codes to fp16.
+  template <bool PerChannel>
   KVTILT_HD void decode(int lane, int first, int end, Words (&words)[ahead]) const {
-    constexpr bool keys = role == Role::Keys;
-    const bool inner = layout->group_along_outer;  // entries follow the inner axis
-    const bool per_channel = inner == keys;
+    constexpr bool inner = PerChannel == (role == Role::Keys);
     const int tokens = token_tiles() * tile_extent;
     const int group_tiles = layout->format.group / tile_extent;
-    const int band = 4 * (per_channel ? Dim : tokens);  // bytes
-    const int run = per_channel ? 1 : group_tiles;      // tiles of channels with the same entries
-    const int step = per_channel ? 2 * tile_extent : band;
-    const int pair = inner ? 4 : 0;
-    const std::byte* scales = block + layout->metadata +
-                              (inner ? lane % 4 * 8 : lane / 4 * 4) +
-                              (per_channel ? tile / group_tiles * band : tile * 2 * tile_extent) +
-                              first / run * step;
-    const std::uint32_t select[4] = {
-        !inner ? 0x1010u : keys ? 0x3210u : 0x5410u, !inner ? 0x3232u : keys ? 0x3210u : 0x5410u,
-        !inner ? 0x1010u : keys ? 0x7654u : 0x7632u, !inner ? 0x3232u : keys ? 0x7654u : 0x7632u};
-    int left = run - first % run;
+    const int band = 4 * (PerChannel ? Dim : tokens);  // bytes
+    const std::byte* scales = block + layout->metadata + (inner ? lane % 4 * 8 : lane / 4 * 4) +
+                              (PerChannel ? tile / group_tiles * band + first * 2 * tile_extent
+                                          : tile * 2 * tile_extent + first / group_tiles * band);
+    int left = PerChannel ? 0 : first % group_tiles;  // per token: before the band ends
+    Entries scale{};
+    Entries minimum{};
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < end) {
-        const Entries scale{load_word(scales), load_word(scales + pair)};
-        const Entries minimum{load_word(scales + band / 2), load_word(scales + band / 2 + pair)};
-        if (--left == 0) {
-          left = run;
-          scales += step;
+        if constexpr (PerChannel) {
+          scale = Entries::load(scales + i * 2 * tile_extent, inner);
+          minimum = Entries::load(scales + band / 2 + i * 2 * tile_extent, inner);
+        } else {
+          if (i == 0 || left == 0) {
+            scale = Entries::load(scales, inner);
+            minimum = Entries::load(scales + band / 2, inner);
+            scales += band;
+            left = i == 0 ? group_tiles - left : group_tiles;
+          }
+          --left;
         }
         const std::uint32_t codes[2] = {words[i].word[0], words[i].word[1]};
         KVTILT_DEVICE_UNROLL
@@ -137,9 +163,7 @@ struct PageFragments {
               permute_bytes(codes[reg / 2], 0x64646464u, reg % 2 == 0 ? 0x4240u : 0x4341u);
           const std::uint32_t code = fma_halves(raised, 0x3c003c00u, 0xe400e400u);
           words[i].word[reg] =
-              min_halves(fma_halves(code, permute_bytes(scale.low, scale.high, select[reg]),
-                                    permute_bytes(minimum.low, minimum.high, select[reg])),
-                         0x7bff7bffu);
+              min_halves(fma_halves(code, scale.pair[reg], minimum.pair[reg]), 0x7bff7bffu);
         }
       }
   }
