@@ -13,7 +13,7 @@ namespace kvtilt::cuda {
 
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(append_threads, 4)
+__global__ void __launch_bounds__(append_threads, 3)
     append_kernel(const __grid_constant__ AppendArguments arguments) {
   const Threads threads;
   append(threads, arguments);
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(append_threads, 4)
 
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(pack_threads, 4)
+__global__ void __launch_bounds__(pack_threads, 3)
     pack_kernel(const __grid_constant__ AppendArguments arguments, int units) {
   const Threads threads;
   pack(threads, arguments, units);

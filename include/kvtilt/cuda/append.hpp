@@ -52,7 +52,9 @@ struct AppendHead {
 
 /// What the threads of a block share: in registers it would be in the way of the search for scales.
 struct alignas(16) AppendShared {
+  AppendArguments arguments;  ///< as constants they would be kept in registers, all of them
   AppendHead work;
+  InputTask input;  ///< being written
   bool works;
   bool last;  ///< of the sequence's blocks to finish
 };
@@ -74,10 +76,16 @@ namespace detail {
 /// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
 /// whether this block records that tokens do not fit.
 template <class Threads>
-KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& arguments, int index,
+KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constants, int index,
                          int head, bool reports) {
-  const LayerStorage& layer = arguments.layer;
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  constexpr int words = sizeof(AppendArguments) / 4;
+  for (int i = threads.thread(); i < words; i += threads.thread_count())
+    reinterpret_cast<std::uint32_t*>(&shared.arguments)[i] =
+        reinterpret_cast<const std::uint32_t*>(&constants)[i];
+  threads.sync();
+  const AppendArguments& arguments = shared.arguments;
+  const LayerStorage& layer = arguments.layer;
   if (threads.thread() == 0) {
     AppendHead& work = shared.work;
     work.sequence = arguments.batch.slots[index];
@@ -145,20 +153,25 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
                             const NewTokens& added) {
   const LayerStorage& layer = arguments.layer;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
   KVTILT_DEVICE_LOOP
   for (int tensor = 0; tensor < 2; ++tensor) {
-    const bool keys = tensor == 0;
-    const InputTask task{
-        keys ? Role::Keys : Role::Values,
-        keys ? arguments.keys : arguments.values,
-        work.first_row + added.first,
-        largest_magnitude(keys ? sealed.key.format : sealed.value.format),
-        {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
-        keys ? half.key.matrix : half.value.matrix,
-        keys ? to.keys : to.values,
-        added.slot,
-        added.count};
-    write_input(threads, layer, task);
+    threads.sync();
+    if (threads.thread() == 0) {
+      const bool keys = tensor == 0;
+      shared.input = {
+          keys ? Role::Keys : Role::Values,
+          keys ? arguments.keys : arguments.values,
+          work.first_row + added.first,
+          largest_magnitude(keys ? sealed.key.format : sealed.value.format),
+          {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
+          keys ? half.key.matrix : half.value.matrix,
+          keys ? to.keys : to.values,
+          added.slot,
+          added.count};
+    }
+    threads.sync();
+    write_input(threads, layer, shared.input);
   }
 }
 
@@ -240,11 +253,10 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const int index = threads.block() / layer.kv_heads;
   const int head = threads.block() - index * layer.kv_heads;
   if (!detail::plan_head(threads, arguments, index, head, head == 0)) return;
-  const detail::AppendHead& work =
-      reinterpret_cast<const detail::AppendShared*>(threads.shared())->work;
-  detail::fill_blocks(threads, arguments, work, detail::all_blocks(work.plan, layer), {0, 0},
-                      nullptr);
-  detail::arrive(threads, arguments, static_cast<std::uint32_t>(layer.kv_heads));
+  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+  detail::fill_blocks(threads, shared.arguments, shared.work,
+                      detail::all_blocks(shared.work.plan, layer), {0, 0}, nullptr);
+  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(layer.kv_heads));
 }
 
 }  // namespace kvtilt::cuda

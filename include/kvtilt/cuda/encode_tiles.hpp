@@ -185,26 +185,24 @@ KVTILT_HD void encode_fragment(const Fragment& tile, const GroupCode* groups, in
   }
 }
 
-/// Encodes up to encoded_tiles tiles from `first` on, a multiple of that, in the order of the
-/// planes. `groups`: [band][pitch].
+/// Codes of encoded_tiles tiles from `first` on, a multiple of that, in the order of the planes;
+/// zeros beyond the last. `groups`: [band][pitch].
 template <bool AlongOuter>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TensorLayout& packed,
-                            const GroupCode* groups, std::byte* codes, int first, int lane) {
+                            const GroupCode* groups, int first, int lane, EncodedTiles& codes) {
   const int total = tile_count(packed.matrix);
-  EncodedTiles pairs;
   TileWalk at(packed, first);
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < encoded_tiles; ++i) {
     if (first + i < total) {
       encode_fragment<AlongOuter>(half.load(half.index(at.outer, at.inner), lane),
-                                  groups + at.first_group(), lane, packed.format, pairs[i]);
+                                  groups + at.first_group(), lane, packed.format, codes[i]);
     } else {
       KVTILT_DEVICE_UNROLL
-      for (int reg = 0; reg < 4; ++reg) pairs[i][reg] = 0;
+      for (int reg = 0; reg < 4; ++reg) codes[i][reg] = 0;
     }
     at.next();
   }
-  store_codes(pairs, packed.format.bits, codes, packed.matrix, first, lane);
 }
 
 }  // namespace kvtilt::cuda

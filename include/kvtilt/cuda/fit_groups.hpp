@@ -96,7 +96,7 @@ struct ColumnGroups {
 
   KVTILT_HD static void find_range(const Threads& threads, const GroupTiles& tiles, F16& low,
                                    F16& high) {
-    const int lane = threads.lane();
+    const int lane = opaque(threads.lane());
     Fragment tile = tiles.load(0, lane);
     std::uint32_t least[2] = {min_halves(tile.r[0], tile.r[1]), min_halves(tile.r[2], tile.r[3])};
     std::uint32_t most[2] = {max_halves(tile.r[0], tile.r[1]), max_halves(tile.r[2], tile.r[3])};
@@ -123,7 +123,7 @@ struct ColumnGroups {
 
   KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
                               float minimum, float inverse) {
-    const int lane = threads.lane();
+    const int lane = opaque(threads.lane());
     const bool second = (lane & 8) != 0;
     const bool upper = (lane & 16) != 0;
     std::uint32_t errors[min_mse_candidates] = {};  // of the group searched last
@@ -131,14 +131,14 @@ struct ColumnGroups {
         {};  // of the lane's own half of the last register pair
     std::uint32_t first[min_mse_candidates];
     std::uint32_t lower[min_mse_candidates];
-    KVTILT_DEVICE_LOOP
+    KVTILT_DEVICE_UNROLL
     for (int p = 0; p < 2; ++p) {
-      KVTILT_DEVICE_LOOP
+      KVTILT_DEVICE_UNROLL
       for (int half = 0; half < 2; ++half) {
         KVTILT_DEVICE_UNROLL
         for (int k = 0; k < min_mse_candidates; ++k) first[k] = errors[k];
         const int from = lane_of(lane, 2 * p + half);
-        MinMseSearch group(bits, threads.shuffle(minimum, from), threads.shuffle(inverse, from));
+        MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
         KVTILT_DEVICE_LOOP
         for (int i = 0; i < tiles.count; i += 2) {
           const bool two = i + 1 < tiles.count;
@@ -185,7 +185,7 @@ struct RowGroups {
 
   KVTILT_HD static void find_range(const Threads& threads, const GroupTiles& tiles, F16& low,
                                    F16& high) {
-    const int lane = threads.lane();
+    const int lane = opaque(threads.lane());
     Fragment tile = tiles.load(0, lane);
     std::uint32_t least[2] = {min_halves(tile.r[0], tile.r[2]), min_halves(tile.r[1], tile.r[3])};
     std::uint32_t most[2] = {max_halves(tile.r[0], tile.r[2]), max_halves(tile.r[1], tile.r[3])};
@@ -209,16 +209,16 @@ struct RowGroups {
 
   KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
                               float minimum, float inverse) {
-    const int lane = threads.lane();
+    const int lane = opaque(threads.lane());
     const bool odd = (lane & 1) != 0;
     std::uint32_t errors[min_mse_candidates] = {};
     std::uint32_t even[min_mse_candidates];
-    KVTILT_DEVICE_LOOP
+    KVTILT_DEVICE_UNROLL
     for (int row = 0; row < 2; ++row) {
       KVTILT_DEVICE_UNROLL
       for (int k = 0; k < min_mse_candidates; ++k) even[k] = errors[k];
       const int from = lane_of(lane, row);
-      MinMseSearch group(bits, threads.shuffle(minimum, from), threads.shuffle(inverse, from));
+      MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
       KVTILT_DEVICE_LOOP
       for (int i = 0; i < tiles.count; ++i) {
         const Fragment tile = tiles.load(i, lane);
@@ -240,7 +240,7 @@ struct RowGroups {
 template <class Groups, class Threads>
 KVTILT_HD Affine fit_centroid_groups(const Threads& threads, const GroupTiles& tiles,
                                      int elements) {
-  const int lane = threads.lane();
+  const int lane = opaque(threads.lane());
   Affine result{};
   for (int held = 0; held < Groups::held; ++held) {
     const auto for_each = [&](auto&& visit) {

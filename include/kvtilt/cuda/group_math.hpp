@@ -173,7 +173,7 @@ KVTILT_HD inline Affine fast_apply_min_mse(Affine range, float rise, float shrin
 ///
 /// is clamp((y*m + 2^14) >> 15, 0, n): what is rounded lies a quarter of the last place of y*m
 /// above it, so ties go up and nothing else is near one (group_math_test tries every u).
-struct CandidateLine {
+struct alignas(8) CandidateLine {
   float slope;
   float start;
 };

@@ -4,20 +4,12 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/quant/affine.hpp>
 
 #include <cmath>
 #include <cstdint>
 
-// Loops over registers in kernel bodies: unless the device compiler unrolls them, the registers live
-// in memory. LOOP is for those that are not worth their code.
-#if defined(__CUDA_ARCH__)
-#define KVTILT_DEVICE_UNROLL _Pragma("unroll")
-#define KVTILT_DEVICE_LOOP _Pragma("unroll 1")
-#else
-#define KVTILT_DEVICE_UNROLL
-#define KVTILT_DEVICE_LOOP
-#endif
 
 namespace kvtilt::cuda {
 

@@ -69,8 +69,16 @@ struct InputTask {
   }
   [[nodiscard]] KVTILT_HD F16* half(int token, int channel) const {
     const bool keys = role == Role::Keys;
-    return reinterpret_cast<F16*>(codes + half_offset(role, matrix, keys ? slot + token : channel,
-                                                      keys ? channel : slot + token));
+    const int at = slot + token;
+    const FragmentPlace place_in_tile =
+        fragment_place(role, keys ? at : channel, keys ? channel : at);
+    return reinterpret_cast<F16*>(tile(at / tile_extent, channel / tile_extent) +
+                                  place_in_tile.lane * 16 + place_in_tile.reg * 4) +
+           place_in_tile.half;
+  }
+  /// 16-bit tiles of either tensor stand by tokens first.
+  [[nodiscard]] KVTILT_HD std::byte* tile(int token_tile, int channel_tile) const {
+    return codes + (token_tile * tiles_along(dim()) + channel_tile) * fragment_tile_bytes;
   }
 };
 
@@ -82,184 +90,219 @@ KVTILT_HD inline float read_element(const TensorView& rows, std::int64_t index) 
   return to_float(static_cast<const BF16*>(rows.data)[index]);
 }
 
-/// Checks and stores one element.
-template <class Threads>
-KVTILT_HD void store_element(const Threads& threads, const LayerStorage& layer,
-                             const InputTask& task, int token, int channel, float x) {
+/// What is stored for x. NaN becomes 0.
+KVTILT_HD inline float storable(float x, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
   const std::uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude > bit_cast<std::uint32_t>(task.limit)) {
-    InputPlace place = task.place;
-    place.position += token;
-    place.channel += channel;
-    record_error(threads, layer, ErrorCode::InvalidValue, place, x);
-    x = magnitude > 0x7f800000u
-            ? 0.0f
-            : bit_cast<float>(bit_cast<std::uint32_t>(task.limit) | (bits & 0x80000000u));
-  }
-  *task.half(token, channel) = nearest_half(x);
+  if (magnitude <= bit_cast<std::uint32_t>(limit)) return x;
+  return magnitude > 0x7f800000u
+             ? 0.0f
+             : bit_cast<float>(bit_cast<std::uint32_t>(limit) | (bits & 0x80000000u));
 }
 
-/// Tokens `first` to last - 1, element by element: for decoding, for rows that start anywhere, and
-/// for what fills no tile.
+KVTILT_HD inline bool is_storable(float x, float limit) {
+  return (bit_cast<std::uint32_t>(x) & 0x7fffffffu) <= bit_cast<std::uint32_t>(limit);
+}
+
+/// Stores an element that is not storable, and says so.
+template <class Threads>
+KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
+                              const InputTask& task, int token, int channel) {
+  const float x = read_element(task.rows, task.row(token) + channel);
+  if (is_storable(x, task.limit)) return;
+  InputPlace place = task.place;
+  place.position += token;
+  place.channel += channel;
+  record_error(threads, layer, ErrorCode::InvalidValue, place, x);
+  *task.half(token, channel) = nearest_half(storable(x, task.limit));
+}
+
+/// All tokens but those from `first` to last - 1, element by element: for decoding, for rows that
+/// start anywhere, and for what fills no tile.
 template <class Threads>
 KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
                               const InputTask& task, int first, int last) {
   constexpr int together = 4;  // loads on their way
   const int dim = task.dim();
-  const int elements = (last - first) * dim;
+  const int thread = opaque(threads.thread());
+  const int threads_all = opaque(threads.thread_count());
+  const int elements = (task.count - (last - first)) * dim;
   KVTILT_DEVICE_LOOP
-  for (int base = threads.thread(); base < elements; base += together * threads.thread_count()) {
+  for (int base = thread; base < elements; base += together * threads_all) {
     float x[together];
     int token[together];
     int channel[together];
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < together; ++i) {
-      const int element = base + i * threads.thread_count();
+      const int element = base + i * threads_all;
       token[i] = element / dim;
       channel[i] = element - token[i] * dim;
-      token[i] += first;
+      if (token[i] >= first) token[i] += last - first;
       if (element < elements) x[i] = read_element(task.rows, task.row(token[i]) + channel[i]);
     }
+    bool bad = false;
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < together; ++i)
-      if (base + i * threads.thread_count() < elements)
-        store_element(threads, layer, task, token[i], channel[i], x[i]);
+    for (int i = 0; i < together; ++i) {
+      if (base + i * threads_all >= elements) break;
+      bad = bad || !is_storable(x[i], task.limit);
+      *task.half(token[i], channel[i]) = nearest_half(x[i]);
+    }
+    if (!bad) continue;
+    KVTILT_DEVICE_LOOP
+    for (int i = 0; i < together; ++i) {
+      const int element = base + i * threads_all;
+      const int row = element / dim;
+      if (element < elements)
+        repair_element(threads, layer, task, row >= first ? row + last - first : row,
+                       element - row * dim);
+    }
   }
 }
 
-/// Two neighbours of a row.
-template <class T>
-struct alignas(2 * sizeof(T)) InputPair {
-  T low;
-  T high;
-};
-
-/// Bits of the largest magnitude that T may have.
-template <class T>
-KVTILT_HD constexpr std::uint32_t limit_bits(float limit) {
+/// Bits of the largest fp16 or bf16 that is storable.
+KVTILT_HD constexpr std::uint32_t limit_bits(ElementType type, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(limit);
-  if constexpr (sizeof(T) == 4) return bits;
   // 65504 and 32752 are fp16; of bf16 the largest below them is meant.
-  return __is_same(T, F16) ? (((bits >> 23) - 112) << 10) | (bits >> 13 & 1023u) : bits >> 16;
+  return type == ElementType::F16 ? (((bits >> 23) - 112) << 10) | (bits >> 13 & 1023u)
+                                  : bits >> 16;
 }
 
-/// Not 0 if a magnitude is above the limit: it carries into the sign.
-template <class T>
-KVTILT_HD std::uint32_t excess(const InputPair<T>& pair, std::uint32_t limit) {
-  if constexpr (sizeof(T) == 4) {
-    const std::uint32_t carry = 0x7fffffffu - limit;
-    return (((bit_cast<std::uint32_t>(pair.low) & 0x7fffffffu) + carry) |
-            ((bit_cast<std::uint32_t>(pair.high) & 0x7fffffffu) + carry)) &
-           0x80000000u;
-  } else {
-    const std::uint32_t magnitudes = bit_cast<std::uint32_t>(pair) & 0x7fff7fffu;
-    return (magnitudes + (0x7fffu - limit) * 0x10001u) & 0x80008000u;
-  }
+/// Two bf16 to fp16.
+KVTILT_HD inline std::uint32_t halves_of_bf16(std::uint32_t pair) {
+  return pack_halves(bit_cast<float>(pair << 16), bit_cast<float>(pair & 0xffff0000u));
 }
 
-template <class T>
-KVTILT_HD std::uint32_t to_halves(const InputPair<T>& pair) {
-  if constexpr (__is_same(T, F16)) return bit_cast<std::uint32_t>(pair);
-  if constexpr (__is_same(T, float)) return pack_halves(pair.low, pair.high);
-  if constexpr (__is_same(T, BF16)) return pack_halves(to_float(pair.low), to_float(pair.high));
-}
+/// What a lane reads of a tile of 16-bit elements: 2 rows of 4 channels for keys, 4 rows of 2 for
+/// values; in both cases 4 words.
+template <Role R>
+struct RawTile {
+  std::uint32_t word[4];
 
-/// Full tiles of the tokens from `first` on; slot + first and the number of tokens are multiples of
-/// 16. A warp takes a tile at a time: stores are free of bank conflicts, and of global memory whole
-/// sectors are read.
-template <Role R, class T, class Threads>
-KVTILT_HD void write_tiles(const Threads& threads, const LayerStorage& layer, const InputTask& task,
-                           int first, int tokens) {
-  const int lane = threads.lane();
-  const int channel_tiles = tiles_along(task.dim());
-  const int tiles = tiles_along(tokens) * channel_tiles;
-  const int warps = threads.thread_count() / warp_lanes;
-  const std::uint32_t limit = limit_bits<T>(task.limit);
-  const T* const rows = static_cast<const T*>(task.rows.data) + task.row(first);
-  const std::int64_t stride = task.rows.token_stride;
-  // The lane's first element in a tile.
-  const int own_token = R == Role::Keys ? lane / 4 * 2 : lane % 4 * 4;
-  const int own_channel = R == Role::Keys ? lane % 4 * 4 : lane / 4 * 2;
-  int token_tile = 0;
-  int channel_tile = threads.warp();
-#if defined(__CUDACC__)
-#pragma unroll 2
-#endif
-  for (int tile = threads.warp(); tile < tiles; tile += warps, channel_tile += warps) {
-    for (; channel_tile >= channel_tiles; channel_tile -= channel_tiles) ++token_tile;
-    const int token = token_tile * tile_extent + own_token;
-    const int channel = channel_tile * tile_extent + own_channel;
-    const T* const from = rows + token * stride + channel;
-    Fragment words;
-    std::uint32_t bad = 0;
+  KVTILT_HD void load(const std::uint16_t* from, std::int64_t stride) {
     if constexpr (R == Role::Keys) {
-      struct alignas(4 * sizeof(T)) Four {
-        InputPair<T> pair[2];
+      struct alignas(8) Four {
+        std::uint32_t word[2];
       };
       const Four a = *reinterpret_cast<const Four*>(from);
       const Four b = *reinterpret_cast<const Four*>(from + stride);
-      bad = excess(a.pair[0], limit) | excess(a.pair[1], limit) | excess(b.pair[0], limit) |
-            excess(b.pair[1], limit);
-      words = {
-          {to_halves(a.pair[0]), to_halves(b.pair[0]), to_halves(a.pair[1]), to_halves(b.pair[1])}};
+      word[0] = a.word[0];
+      word[1] = b.word[0];
+      word[2] = a.word[1];
+      word[3] = b.word[1];
     } else {
-      std::uint32_t halves[4];
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const auto pair = *reinterpret_cast<const InputPair<T>*>(from + i * stride);
-        bad |= excess(pair, limit);
-        halves[i] = to_halves(pair);
-      }
-      words = {{join_low(halves[0], halves[2]), join_high(halves[0], halves[2]),
-                join_low(halves[1], halves[3]), join_high(halves[1], halves[3])}};
-    }
-    *reinterpret_cast<Fragment*>(task.half(first + token, channel)) = words;
-    if (bad == 0) continue;
-    constexpr int across = R == Role::Keys ? 4 : 2;  // channels of a lane
-    KVTILT_DEVICE_LOOP
-    for (int i = 0; i < 8; ++i) {
-      const int t = token + i / across;
-      const int c = channel + i % across;
-      store_element(threads, layer, task, first + t, c,
-                    read_element(task.rows, task.row(first + t) + c));
+      for (int i = 0; i < 4; ++i)
+        word[i] = *reinterpret_cast<const std::uint32_t*>(from + i * stride);
     }
   }
+  /// Not 0 if a magnitude is above the limit: it carries into the sign. `carry`: 0x7fff - limit.
+  [[nodiscard]] KVTILT_HD std::uint32_t excess(std::uint32_t carry) const {
+    std::uint32_t sums = 0;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) sums |= (word[i] & 0x7fff7fffu) + carry * 0x10001u;
+    return sums & 0x80008000u;
+  }
+  [[nodiscard]] KVTILT_HD Fragment fragment() const {
+    if constexpr (R == Role::Keys) return {{word[0], word[1], word[2], word[3]}};
+    return {{join_low(word[0], word[2]), join_high(word[0], word[2]), join_low(word[1], word[3]),
+             join_high(word[1], word[3])}};
+  }
+};
+
+/// Tiles that a warp has on their way.
+inline constexpr int tiles_in_flight = 4;
+
+/// Full tiles of the tokens from `first` on; slot + first and the number of tokens are multiples of
+/// 16, elements have 16 bits. A warp takes a tile at a time: stores are free of bank conflicts, and of global memory whole
+/// sectors are read. Returns whether this thread met an element that is not storable.
+template <Role R, class Threads>
+KVTILT_HD bool write_tiles(const Threads& threads, const InputTask& task, int first, int tokens) {
+  const int lane = opaque(threads.lane());
+  const int channel_tiles = tiles_along(task.dim());
+  const int tiles = tiles_along(tokens) * channel_tiles;
+  const int warps = opaque(threads.thread_count() / warp_lanes);
+  const bool bf16 = task.rows.type == ElementType::BF16;
+  const std::uint32_t carry = 0x7fffu - limit_bits(task.rows.type, task.limit);
+  const std::int64_t stride = task.rows.token_stride;
+  // From the lane's first element in tile 0.
+  const std::uint16_t* const rows = static_cast<const std::uint16_t*>(task.rows.data) +
+                                    task.row(first) +
+                                    (R == Role::Keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
+                                    (R == Role::Keys ? lane % 4 * 4 : lane / 4 * 2);
+  Fragment* const to =
+      reinterpret_cast<Fragment*>(task.tile((task.slot + first) / tile_extent, 0)) + lane;
+  int token_tile = 0;
+  int channel_tile = opaque(threads.warp());
+  std::uint32_t bad = 0;
+  KVTILT_DEVICE_LOOP
+  for (int tile = channel_tile; tile < tiles; tile += warps * tiles_in_flight) {
+    RawTile<R> raw[tiles_in_flight];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < tiles_in_flight; ++i) {
+      for (; channel_tile >= channel_tiles; channel_tile -= channel_tiles) ++token_tile;
+      if (tile + i * warps < tiles)
+        raw[i].load(rows + token_tile * tile_extent * stride + channel_tile * tile_extent, stride);
+      channel_tile += warps;
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < tiles_in_flight; ++i)
+      if (tile + i * warps < tiles) bad |= raw[i].excess(carry);
+    if (bf16) {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < tiles_in_flight; ++i) {
+        KVTILT_DEVICE_UNROLL
+        for (std::uint32_t& word : raw[i].word) word = halves_of_bf16(word);
+      }
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < tiles_in_flight; ++i)
+      if (tile + i * warps < tiles) to[(tile + i * warps) * warp_lanes] = raw[i].fragment();
+  }
+  return bad != 0;
 }
 
-template <class T, class Threads>
-KVTILT_HD void write_tiles(const Threads& threads, const LayerStorage& layer, const InputTask& task,
-                           int first, int tokens) {
-  if (task.role == Role::Keys)
-    write_tiles<Role::Keys, T>(threads, layer, task, first, tokens);
-  else
-    write_tiles<Role::Values, T>(threads, layer, task, first, tokens);
+/// Looks at the elements again that write_tiles() gave this thread.
+template <class Threads>
+KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
+                            const InputTask& task, int first, int tokens) {
+  const int lane = opaque(threads.lane());
+  const bool keys = task.role == Role::Keys;
+  const int across = keys ? 4 : 2;  // channels of a lane in a tile
+  const int channel_tiles = tiles_along(task.dim());
+  const int tiles = tiles_along(tokens) * channel_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int i = opaque(threads.warp()) * 8; i < tiles * 8; ++i) {
+    const int tile = i / 8;
+    const int token_tile = tile / channel_tiles;
+    repair_element(
+        threads, layer, task,
+        first + token_tile * tile_extent + (keys ? lane / 4 * 2 : lane % 4 * 4) + i % 8 / across,
+        (tile - token_tile * channel_tiles) * tile_extent + (keys ? lane % 4 * 4 : lane / 4 * 2) +
+            i % 8 % across);
+    if (i % 8 == 7) i += (threads.thread_count() / warp_lanes - 1) * 8;
+  }
 }
 
 }  // namespace detail
 
-/// Writes the rows into the slots. All threads of a block take part.
+/// Writes the rows into the slots. All threads of a block take part. Fast are whole tiles of 16-bit
+/// elements whose rows start at multiples of 8 bytes.
 template <class Threads>
 KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
                            const InputTask& task) {
-  const auto address = reinterpret_cast<std::uintptr_t>(task.rows.data) / 2;
-  const int unit = task.rows.type == ElementType::F32 ? 2 : 1;  // in 2 bytes
-  const bool aligned =
-      (static_cast<std::int64_t>(address) + task.row(0) * unit) % (4 * unit) == 0 &&
-      task.rows.token_stride % 4 == 0 && reinterpret_cast<std::uintptr_t>(task.rows.data) % 2 == 0;
-  int tiled = (tile_extent - task.slot % tile_extent) % tile_extent;  // first token in a full tile
-  int rest = task.count - (task.slot + task.count) % tile_extent;     // one past the last
-  if (!aligned || rest <= tiled) tiled = rest = task.count;
-  detail::write_elements(threads, layer, task, 0, tiled);
-  if (rest > tiled) {
-    if (task.rows.type == ElementType::F16)
-      detail::write_tiles<F16>(threads, layer, task, tiled, rest - tiled);
-    else if (task.rows.type == ElementType::BF16)
-      detail::write_tiles<BF16>(threads, layer, task, tiled, rest - tiled);
-    else
-      detail::write_tiles<float>(threads, layer, task, tiled, rest - tiled);
-  }
-  detail::write_elements(threads, layer, task, rest, task.count);
+  const std::int64_t address =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
+  int first = (tile_extent - task.slot % tile_extent) % tile_extent;  // token in a full tile
+  int last = task.count - (task.slot + task.count) % tile_extent;
+  if (task.rows.type == ElementType::F32 || address % 8 != 0 || task.rows.token_stride % 4 != 0 ||
+      last <= first)
+    first = last = task.count;
+  detail::write_elements(threads, layer, task, first, last);
+  if (last <= first) return;
+  const bool bad = task.role == Role::Keys
+                       ? detail::write_tiles<Role::Keys>(threads, task, first, last - first)
+                       : detail::write_tiles<Role::Values>(threads, task, first, last - first);
+  if (bad) detail::repair_tiles(threads, layer, task, first, last - first);
 }
 
 }  // namespace kvtilt::cuda

@@ -51,11 +51,12 @@ class MinMseSearch {
     const std::uint32_t low = join_low(bits[0], bits[1]);
     const std::uint32_t high = join_low(bits[2], bits[3]);
     total_ = dot_words(low, high, 0x01010101u, total_);
+    const SearchGrid& grid = *opaque(&grid_);  // read anew each time: 18 registers less
     KVTILT_DEVICE_UNROLL
     for (int k = 0; k < min_mse_candidates; ++k) {
       std::uint32_t code[4];
       KVTILT_DEVICE_UNROLL
-      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], grid_.lines[k], levels_);
+      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], grid.lines[k], levels_);
       const std::uint32_t bytes = join_bytes(code[0], code[1], code[2], code[3]);
       products_[k] = dot_words(low, high, bytes, products_[k]);
       squares_[k] = dot_bytes(bytes, bytes, squares_[k]);

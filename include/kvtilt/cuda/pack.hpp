@@ -49,21 +49,21 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, in
   const int index = unit_index / units;
   const int unit = unit_index - index * units;
   if (!detail::plan_head(threads, arguments, index, head, unit == 0 && head == 0)) return;
-  const detail::AppendHead& work =
-      reinterpret_cast<const detail::AppendShared*>(threads.shared())->work;
-  const detail::TailBlocks pages = detail::new_pages(work.plan, arguments.layer.page_tokens);
+  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+  const detail::AppendHead& work = shared.work;
+  const detail::TailBlocks pages = detail::new_pages(work.plan, shared.arguments.layer.page_tokens);
   const std::int64_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
   const bool page = unit > 0;
   const std::int64_t own = first + unit - 1;
   const bool idle = page && own >= pages.last;
   if (!idle)
-    detail::fill_blocks(
-        threads, arguments, work,
-        page ? detail::TailBlocks{own, own + 1} : detail::all_blocks(work.plan, arguments.layer),
-        page ? detail::TailBlocks{0, 0} : pages,
-        page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
+    detail::fill_blocks(threads, shared.arguments, work,
+                        page ? detail::TailBlocks{own, own + 1}
+                             : detail::all_blocks(work.plan, shared.arguments.layer),
+                        page ? detail::TailBlocks{0, 0} : pages,
+                        page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
   // Idle blocks arrive too: one that starts late must not find the state that comes after.
-  detail::arrive(threads, arguments, static_cast<std::uint32_t>(units * heads));
+  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(units * heads));
 }
 
 }  // namespace kvtilt::cuda

@@ -16,8 +16,8 @@
 
 namespace kvtilt::cuda {
 
-/// One tensor to seal.
-struct SealTask {
+/// One tensor to seal. In shared memory: threads reload what they need, their registers are full.
+struct alignas(16) SealTask {
   HalfTiles half;
   TensorLayout packed;
   std::byte* block;   ///< of the head, in the page
@@ -29,6 +29,11 @@ struct SealTask {
   [[nodiscard]] KVTILT_HD int across_tiles() const {
     return packed.group_along_outer ? half.inner_tiles : half.outer_tiles;
   }
+  /// What warps share out: 16 groups at a time to fit, then runs of tiles to encode or copy.
+  [[nodiscard]] KVTILT_HD int fits() const { return across_tiles() * packed.bands(); }
+  [[nodiscard]] KVTILT_HD int runs() const {
+    return (half.outer_tiles * half.inner_tiles + encoded_tiles - 1) / encoded_tiles;
+  }
 };
 
 KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
@@ -37,7 +42,8 @@ KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
 
 /// Bytes of shared memory that sealing a head takes, a multiple of 16.
 KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
-  return (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
+  return 2 * sizeof(SealTask) +
+         (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
 }
 
 namespace detail {
@@ -71,7 +77,7 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
       affine = fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
     }
   }
-  const int lane = threads.lane();
+  const int lane = opaque(threads.lane());
   if (!Groups::writes(lane)) return;
   const int group = Groups::group(lane);
   const int first = across * tile_extent;
@@ -88,55 +94,33 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
                                                      inverse_of(affine.scale)};
 }
 
-/// Warps `warp`, warp + warps, ... of the tensor's tiles; returns what is left of `warp` for the
-/// next tensor.
 template <class Threads>
-KVTILT_HD int fit_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
-  if (!task.packed.format.quantized()) return turn;
-  const int across = task.across_tiles();
-  const int tiles = across * task.packed.bands();
-  int tile = turn;
-  for (; tile < tiles; tile += warps) {
-    const int band = tile / across;
-    if (task.packed.group_along_outer)
-      fit_tile<ColumnGroups<Threads>>(threads, task, band, tile - band * across);
-    else
-      fit_tile<RowGroups<Threads>>(threads, task, band, tile - band * across);
-  }
-  return tile - tiles;
+KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, int index) {
+  const int band = index / task.across_tiles();
+  const int across = index - band * task.across_tiles();
+  if (task.packed.group_along_outer)
+    fit_tile<ColumnGroups<Threads>>(threads, task, band, across);
+  else
+    fit_tile<RowGroups<Threads>>(threads, task, band, across);
 }
 
 template <class Threads>
-KVTILT_HD int encode_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
+KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run) {
   std::byte* codes = task.block + task.packed.codes;
-  const int chunks = (tile_count(task.packed.matrix) + encoded_tiles - 1) / encoded_tiles;
-  int chunk = turn;
-  KVTILT_DEVICE_LOOP
-  for (; chunk < chunks; chunk += warps) {
-    if (task.packed.group_along_outer)
-      encode_tiles<true>(task.half, task.packed, task.groups, codes, chunk * encoded_tiles,
-                         threads.lane());
-    else
-      encode_tiles<false>(task.half, task.packed, task.groups, codes, chunk * encoded_tiles,
-                          threads.lane());
+  const int lane = opaque(threads.lane());
+  const int first = run * encoded_tiles;
+  if (!task.packed.format.quantized()) {
+    const int end = task.half.outer_tiles * task.half.inner_tiles;
+    for (int tile = first; tile < first + encoded_tiles && tile < end; ++tile)
+      reinterpret_cast<Fragment*>(codes)[tile * warp_lanes + lane] = task.half.load(tile, lane);
+    return;
   }
-  return chunk - chunks;
-}
-
-template <class Threads>
-KVTILT_HD int copy_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
-  const int runs = static_cast<int>(code_bytes(task.packed.matrix, half_bits)) / 512;
-  int run = turn;
-  for (; run < runs; run += warps)
-    reinterpret_cast<Words*>(task.block + task.packed.codes)[run * warp_lanes + threads.lane()] =
-        reinterpret_cast<const Words*>(task.half.data)[run * warp_lanes + threads.lane()];
-  return run - runs;
-}
-
-template <class Threads>
-KVTILT_HD int fill_tensor(const Threads& threads, const SealTask& task, int turn, int warps) {
-  return task.packed.format.quantized() ? encode_tensor(threads, task, turn, warps)
-                                        : copy_tensor(threads, task, turn, warps);
+  EncodedTiles pairs;
+  if (task.packed.group_along_outer)
+    encode_tiles<true>(task.half, task.packed, task.groups, first, lane, pairs);
+  else
+    encode_tiles<false>(task.half, task.packed, task.groups, first, lane, pairs);
+  store_codes(pairs, task.packed.format.bits, codes, task.packed.matrix, first, lane);
 }
 
 }  // namespace detail
@@ -147,27 +131,33 @@ KVTILT_HD int fill_tensor(const Threads& threads, const SealTask& task, int turn
 template <class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
                          const HeadLayout& packed, std::byte* block, std::byte* shared) {
-  const int warps = threads.thread_count() / warp_lanes;
-  GroupCode* const groups = reinterpret_cast<GroupCode*>(shared);
-  const auto task = [&](int tensor) {
-    const bool first = tensor == 0;
+  SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
+  if (threads.thread() < 2) {
+    const bool first = threads.thread() == 0;
     const TensorLayout& layout = first ? packed.key : packed.value;
-    return SealTask{{first ? Role::Keys : Role::Values, first ? keys : values,
-                     tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
-                    layout,
-                    block,
-                    first ? groups : groups + group_count(packed.key)};
-  };
-  // Loops: the code for keys and for values is the same, and long.
-  int turn = threads.warp();
-  KVTILT_DEVICE_LOOP
-  for (int tensor = 0; tensor < 2; ++tensor)
-    turn = detail::fit_tensor(threads, task(tensor), turn, warps);
+    GroupCode* const groups = reinterpret_cast<GroupCode*>(tasks + 2);
+    tasks[threads.thread()] = {{first ? Role::Keys : Role::Values, first ? keys : values,
+                                tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
+                               layout,
+                               block,
+                               first ? groups : groups + group_count(packed.key)};
+  }
   threads.sync();
-  turn = threads.warp();
+  // Loops: the code for keys and for values is the same, and long.
+  const int warps = threads.thread_count() / warp_lanes;
   KVTILT_DEVICE_LOOP
-  for (int tensor = 0; tensor < 2; ++tensor)
-    turn = detail::fill_tensor(threads, task(tensor), turn, warps);
+  for (int i = threads.warp(); i < tasks[0].fits() + tasks[1].fits(); i += warps) {
+    const int values_from = tasks[0].fits();
+    const int tensor = i < values_from ? 0 : 1;
+    detail::fit_task(threads, tasks[tensor], i - tensor * values_from);
+  }
+  threads.sync();
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.warp(); i < tasks[0].runs() + tasks[1].runs(); i += warps) {
+    const int values_from = tasks[0].runs();
+    const int tensor = i < values_from ? 0 : 1;
+    detail::encode_task(threads, tasks[tensor], i - tensor * values_from);
+  }
 }
 
 }  // namespace kvtilt::cuda
