@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -173,6 +174,24 @@ TEST_F(DeviceAttend, OptionsAndTypes) {
 TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
   expect_close({{presets::k4v2}}, {20000}, 1, 4);
   expect_close({{presets::k16v16}}, {9000, 64}, 1, 4);
+}
+
+TEST(DeviceAttention, NamesWhatTheListLacks) {
+  const auto refusal = [](int dim, const std::vector<Recipe>& recipes, int page_tokens) {
+    const Status status = device_attention_status({2, dim, dim, 0}, recipes, page_tokens);
+    return std::string(status.message());
+  };
+  EXPECT_NE(refusal(96, {presets::k4v2}, 64).find("GenericTraits"), std::string::npos);
+  EXPECT_NE(refusal(96, {presets::k4v2, presets::k3v2}, 64).find("other heads"), std::string::npos);
+  EXPECT_NE(refusal(72, {presets::k4v2}, 64).find("do not fill"), std::string::npos);
+  EXPECT_NE(refusal(128, {presets::k4v2}, 48).find("32, 64 or 128"), std::string::npos);
+  EXPECT_NE(refusal(128, std::vector<Recipe>(3), 64).find("3 recipes"), std::string::npos);
+  EXPECT_NE(refusal(128, {presets::per_channel_keys(9, 2)}, 64).find("bits"), std::string::npos);
+  // These have a kernel: nothing is missing but perhaps a device.
+  for (const std::vector<Recipe>& recipes :
+       {std::vector<Recipe>{presets::k4v2}, {presets::k3v2}, {presets::k4v2, presets::k3v2}})
+    for (const int dim : {64, 128})
+      EXPECT_EQ(refusal(dim, recipes, 64).find("kernel for"), std::string::npos);
 }
 
 }  // namespace

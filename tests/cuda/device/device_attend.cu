@@ -49,6 +49,11 @@ std::vector<std::uint16_t> narrowed(const std::vector<float>& values, ElementTyp
 
 }  // namespace
 
+Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                               int page_tokens) {
+  return cuda::Attention::create(shape, recipes, page_tokens).take_status();
+}
+
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   Result<cuda::Attention> attention =
       cuda::Attention::create(call.shape, call.recipes, call.layer.page_tokens);

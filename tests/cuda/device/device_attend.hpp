@@ -36,4 +36,8 @@ struct DeviceAttendResult {
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call);
 
+/// What creating attention by the default kernels says; without a device, at best that.
+Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                               int page_tokens);
+
 }  // namespace kvtilt::test
