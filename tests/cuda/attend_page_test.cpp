@@ -248,14 +248,14 @@ TEST(AttendPage, WeightsAreThoseOfPlainArithmetic) {
   EXPECT_NEAR(static_cast<double>(state.sum[1]), sums[1], 1e-5 * sums[1]);
 }
 
-/// 64 tokens from position 100 on, of which the last 6 slots are empty; 8 rows of 4 newest tokens,
-/// so that causality cuts as well.
+/// Slots 0 to 49 hold tokens 100 to 149; the rows are of tokens 148 to 151. So the first row does not
+/// see slot 49 yet, and all others would see slots that hold nothing.
 TEST(AttendPage, ShapedLogitsFollowTheRules) {
   Random random(6);
   const float slopes[2] = {0.25f, 0.03f};
   for (const float cap : {0.0f, 5.0f})
     for (const bool sloped : {false, true}) {
-      AttendItem item(Rows<float>(4, 2, 16), 100 + 57);
+      AttendItem item(Rows<float>(4, 2, 16), 100 + 52);
       AttendRules& rules = item.arguments.rules;
       rules.soft_cap = cap;
       rules.window = 30;
@@ -263,14 +263,14 @@ TEST(AttendPage, ShapedLogitsFollowTheRules) {
       const SomeScores before = random_scores(random);
       for (int lane = 0; lane < 32; ++lane) {
         SomeScores scores = before;
-        scores.shape(item.arguments, item.rows, lane, 100, 58, false);
+        scores.shape(item.arguments, item.rows, lane, 100, 50, false);
         for (int tile = 0; tile < tiles; ++tile)
           for (int e = 0; e < 4; ++e) {
             const int column = column_of(lane, e);
             const int slot = tile * tile_extent + outer_of(lane, e);
             const std::int64_t distance = 100 + slot - item.position(column);
             const float got = logit_of(scores, tile, e);
-            if (slot >= 58 || distance > 0 || distance <= -rules.window) {
+            if (slot >= 50 || distance > 0 || distance <= -rules.window) {
               EXPECT_TRUE(test::is_minus_infinity(got)) << slot << ", " << column;
               continue;
             }
