@@ -55,8 +55,7 @@ using DefaultAttendKernels =
                   PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>,
                   GenericTraits<64>, GenericTraits<128>>;
 
-/// AttendOptions whose arrays are in device memory. Slopes and sink logits are base 2: times
-/// log2(e).
+/// AttendOptions whose arrays are in device memory.
 struct DeviceAttendOptions {
   float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;  ///< 0: none
@@ -322,7 +321,6 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
   arguments.out_token_stride = out.token_stride;
   arguments.out_head_stride = out.head_stride;
   arguments.lse = lse;
-  constexpr float log2_e = 1.44269504088896341f;
   const float scale =
       options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(shape_.key_dim));
   arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;

@@ -220,9 +220,10 @@ KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, con
   float total = part.total;
   float factor = 1.0f;
   if (rules.sink_logits != nullptr) {
-    most = std::fmax(part.maximum, rules.sink_logits[head]);
+    const float sink = rules.sink_logits[head] * log2_e;
+    most = std::fmax(part.maximum, sink);
     factor = exp2_fast(part.maximum - most);
-    total = total * factor + exp2_fast(rules.sink_logits[head] - most);
+    total = total * factor + exp2_fast(sink - most);
   }
   factor = total > 0.0f ? factor / total : 0.0f;
   const std::int64_t at = token * arguments.out_token_stride + head * arguments.out_head_stride;

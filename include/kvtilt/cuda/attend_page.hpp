@@ -97,7 +97,7 @@ struct Scores {
           ColumnView::of(arguments, item, item_column, first_position, sink);
       const float slope = rules.alibi_slopes == nullptr
                               ? 0.0f
-                              : rules.alibi_slopes[item.query_head(arguments, item_column)];
+                              : log2_e * rules.alibi_slopes[item.query_head(arguments, item_column)];
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Tiles; ++tile) {
         const int start = tile * tile_extent;
