@@ -146,6 +146,10 @@ int main(int argc, char** argv) {
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 1024), report);
   }
+  for (const char* recipe : {"k6v4", "k5v5", "k3v2", "k4tv4", "k8tv8", "kivi2"}) {  // generic kernel
+    measure(uniform_row(recipe, 32, 8, 16, 32768), report);
+    measure(uniform_row(recipe, 32, 8, 1, 32768), report);
+  }
   for (const char* recipe : {"k16v16", "k4v2"}) {
     measure({recipe, 32, 8, {100, 120000, 9000, 300, 64000, 7777, 1200, 30000, 500, 2000, 18000,
                              33, 5000, 90000, 700, 12000},

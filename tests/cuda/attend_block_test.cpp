@@ -122,26 +122,14 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
                               {random.between(70, 420)});
     const int tokens = random.between(1, 6);
     const Rows<float> queries = random_queries(random, shape, tokens, random.between(1, 4));
-    AttendOptions options;
-    std::vector<float> slopes;
-    std::vector<float> sinks;
-    std::vector<std::uint64_t> tree;
-    for (int head = 0; head < queries.heads; ++head) {
-      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
-      sinks.push_back(sampled_normal(random) * 3);
-    }
-    for (int i = 0; i < tokens; ++i) tree.push_back(random.next() | random.next());
-    if (random.chance(3)) options.scale = 0.2f;
-    if (random.chance(3)) options.soft_cap = 5.0f;
-    if (random.chance(3)) options.alibi_slopes = slopes;
-    if (random.chance(3)) options.sink_logits = sinks;
-    if (random.chance(3)) options.tree_mask = tree;
-    if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 300);
-    if (random.chance(4)) options.first_position = random.below(100);
-    if (random.chance(4)) options.end_position = options.first_position + random.below(300);
+    const RandomOptions asked(random, shape, queries);
+    const AttendOptions& options = asked.options;
     const DeviceLayer device = sequences.device();
-    const EmulatedLaunch launch{random.between(1, 6), random.between(1, 3), 2,
-                                {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
+    const EmulatedLaunch launch{
+        random.between(1, 6),
+        random.between(1, 3),
+        2,
+        {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
         sequences.recipe == presets::k4v2
             ? emulated_attend<PageTraits<4, 2, dim>>(device, queries, options, launch)

@@ -87,6 +87,54 @@ TEST(Half2, TurnsCodesIntoNumbers) {
       expect_product(code, scale);
 }
 
+/// Where the sum is not zero, whose sign is not part of the contract here.
+void expect_fma(std::uint16_t a, std::uint16_t b, std::uint16_t c) {
+  const test::Wide product = test::Wide{test::fp16_to_units(a)} * test::fp16_to_units(b);
+  const test::Wide sum = product + (test::Wide{test::fp16_to_units(c)} << 24);
+  if (sum == 0) return;
+  const std::uint32_t expected =
+      test::nearest_fp16(test::absolute(sum), test::Wide{1} << 24) | (sum < 0 ? 0x8000u : 0u);
+  EXPECT_EQ(fma_halves(pair(a, 0x3c00), pair(b, 0x3c00), pair(c, 0x3c00)), pair(expected, 0x4000))
+      << std::hex << a << " * " << b << " + " << c;
+  EXPECT_EQ(fma_halves(pair(0x3c00, a), pair(0x3c00, b), pair(0x3c00, c)), pair(0x4000, expected));
+}
+
+TEST(Half2, FusesProductAndSum) {
+  test::Random random(3);
+  const auto any = [&] {
+    return static_cast<std::uint16_t>(random.below(0x7c00) | random.below(2) << 15);
+  };
+  for (int i = 0; i < 50000; ++i) {
+    const std::uint16_t a = any();
+    const std::uint16_t b = any();
+    expect_fma(a, b, any());
+    // Near cancellation, and halfway between two.
+    const std::uint32_t product = multiply_halves(a, b) & 0xffffu;
+    if (is_infinite(static_cast<std::uint16_t>(product))) continue;
+    expect_fma(a, b, static_cast<std::uint16_t>(product ^ 0x8000u));
+    expect_fma(a, 0x1000, static_cast<std::uint16_t>(a & 0xfffeu));
+  }
+  expect_fma(0x0001, 0x0001, 0x3c00);  // far below the last bit
+  expect_fma(0x7bff, 0x7bff, 0xfbff);
+  expect_fma(0x3c00, 0x1000, 0x3c00);  // halfway to the next: stays even
+  expect_fma(0x3c01, 0x1000, 0x3c00);  // and a little more
+  for (std::uint16_t code = 0; code < 256; ++code)  // as codes become values
+    expect_fma(static_cast<std::uint16_t>(to_f16(code).bits), any(), any());
+}
+
+TEST(Half2, PicksTheSmallerOfEachHalf) {
+  test::Random random(4);
+  for (int i = 0; i < 10000; ++i) {
+    const std::uint16_t a = static_cast<std::uint16_t>(random.below(0x10000));
+    const std::uint16_t b = static_cast<std::uint16_t>(random.below(0x10000));
+    if (is_nan(a) || is_nan(b) || (a | b) == 0x8000) continue;
+    const std::uint16_t expected = test::fp16_to_units(a) < test::fp16_to_units(b) ? a : b;
+    if (is_infinite(a) || is_infinite(b)) continue;
+    EXPECT_EQ(min_halves(pair(a, b), pair(b, a)), pair(expected, expected));
+  }
+  EXPECT_EQ(min_halves(pair(0x7c00, 0xfbff), 0x7bff7bffu), pair(0x7bff, 0xfbff));
+}
+
 TEST(Half2, PacksToTheNearest) {
   const auto expect_packed = [](float x) {
     const std::uint16_t expected = test::nearest_fp16_to_float(bit_cast<std::uint32_t>(x));

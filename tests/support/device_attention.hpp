@@ -7,6 +7,7 @@
 #include "support/attend_check.hpp"
 #include "support/device_layer.hpp"
 #include "support/emulated_threads.hpp"
+#include "support/random_input.hpp"
 
 #include <gtest/gtest.h>
 
@@ -49,19 +50,16 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   arguments.lse = output.lse.data();
   arguments.stages = launch.stages;
 
-  constexpr float log2_e = 1.44269504088896341f;
   const float scale =
       options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
-  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
-  arguments.rules.soft_cap = options.soft_cap * log2_e;
+  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * cuda::log2_e;
+  arguments.rules.soft_cap = options.soft_cap * cuda::log2_e;
   arguments.rules.window = options.window > 0 ? options.window : layer.window;
   arguments.rules.keep_sinks = layer.keep_sinks;
   arguments.rules.first_position = options.first_position;
   arguments.rules.end_position = options.end_position;
   std::vector<float> slopes(options.alibi_slopes.begin(), options.alibi_slopes.end());
   std::vector<float> sinks(options.sink_logits.begin(), options.sink_logits.end());
-  for (float& x : slopes) x *= log2_e;
-  for (float& x : sinks) x *= log2_e;
   if (!slopes.empty()) arguments.rules.alibi_slopes = slopes.data();
   if (!sinks.empty()) arguments.rules.sink_logits = sinks.data();
   std::vector<std::uint64_t> trees;
@@ -86,6 +84,31 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   for (const std::uint32_t arrived : arrivals) EXPECT_EQ(arrived, 0u);
   return output;
 }
+
+/// Options at random for `tokens` queries of a layer, and what they point to.
+struct RandomOptions {
+  std::vector<float> slopes;
+  std::vector<float> sinks;
+  std::vector<std::uint64_t> tree;
+  AttendOptions options;
+
+  RandomOptions(Random& random, const LayerShape& shape, const Rows<float>& queries) {
+    for (int head = 0; head < queries.heads; ++head) {
+      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
+      sinks.push_back(sampled_normal(random) * 3);
+    }
+    for (int i = 0; i < queries.tokens; ++i) tree.push_back(random.next() | random.next());
+    if (random.chance(3)) options.scale = 0.2f;
+    if (random.chance(3)) options.soft_cap = 5.0f;
+    if (random.chance(3)) options.alibi_slopes = slopes;
+    if (random.chance(3)) options.sink_logits = sinks;
+    if (random.chance(3)) options.tree_mask = tree;
+    if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 300);
+    if (random.chance(4)) options.first_position = random.below(100);
+    if (random.chance(4)) options.end_position = options.first_position + random.below(300);
+  }
+  RandomOptions(RandomOptions&&) = default;  // the spans' vectors keep their memory
+};
 
 /// Rows of fp16 operands: within `tolerance` of float64, relative to the row, or to the largest
 /// value where values cancel.

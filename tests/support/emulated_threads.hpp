@@ -94,6 +94,8 @@ class EmulatedThreads {
     return *from;
   }
 
+  void prefetch(const std::byte*) const {}
+
   // Copies into stages are done at once: their order is the kernel's promise, not the emulator's.
   void hand_over_shared() const {}
   void prepare_stage(std::uint64_t*) const {}

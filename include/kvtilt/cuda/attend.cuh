@@ -14,6 +14,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -24,25 +26,36 @@ inline constexpr int attend_warps = 4;
 /// Sequences in one launch: their starts are in shared memory.
 inline constexpr int max_attend_sequences = 1024;
 
+/// Blocks on a multiprocessor that a kernel leaves registers for.
 template <class Traits>
-__global__ void __launch_bounds__(32 * attend_warps, 3)
+constexpr int attend_blocks() {
+  if constexpr (Traits::generic)
+    return Traits::blocks;
+  else
+    return 3;
+}
+
+template <class Traits>
+__global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
     attend_kernel(const __grid_constant__ AttendArguments arguments) {
   DeviceThreads threads;
   attend_block<Traits>(threads, arguments);
 }
 
-/// The kernels a build carries: a PageTraits or HalfTraits each. One costs 4 to 8 s of nvcc and 20
-/// to 60 KB per architecture.
+/// The kernels a build carries: a PageTraits or HalfTraits for each pair that should be as fast as
+/// can be, a GenericTraits for all other recipes of its head dimensions. One costs 4 to 8 s of nvcc
+/// and 20 to 90 KB per architecture.
 template <class... Traits>
 struct AttendKernels {};
 
-/// Head dimension 128, pages of 64 tokens, default groups.
+/// Any recipe of head dimensions 64 and 128; fast ones at 128, in pages of 64 tokens with default
+/// groups.
 using DefaultAttendKernels =
     AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
-                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>>;
+                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>,
+                  GenericTraits<64>, GenericTraits<128>>;
 
-/// AttendOptions whose arrays are in device memory. Slopes and sink logits are base 2: times
-/// log2(e).
+/// AttendOptions whose arrays are in device memory.
 struct DeviceAttendOptions {
   float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;  ///< 0: none
@@ -57,27 +70,54 @@ struct DeviceAttendOptions {
 /// How a launch fills a multiprocessor. Zeros: what Attention finds best.
 struct AttendTuning {
   int blocks = 0;  ///< on a multiprocessor
-  int stages = 0;  ///< of each warp's ring of pages, 2 to 4; 2 before compute capability 9.0
+  int stages = 0;  ///< of each warp's ring of pages, 2 to 4; 2 before compute capability 9.0; the
+                   ///< generic kernel has no ring
 };
 
-/// Attention over layers of one shape and recipe, for the device that was current at create().
+/// Attention over layers of one shape and the same recipes, for the device that was current at create().
 class Attention {
  public:
-  /// Fails with Unsupported, naming what the list lacks; nothing is ever attended to another way.
+  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
+  /// Unsupported, naming what the list lacks; nothing is ever attended to another way.
   template <class List = DefaultAttendKernels>
   static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
-    Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
-    if (!resolved) return std::move(resolved).take_status();
+    return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens, tuning);
+  }
+
+  /// `recipes` holds one for all kv heads, or one per kv head.
+  template <class List = DefaultAttendKernels>
+  static Result<Attention> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                  int page_tokens = 64, const AttendTuning& tuning = {}) {
+    if (recipes.size() != 1 && recipes.size() != static_cast<std::size_t>(shape.kv_heads))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "%zu recipes for %d kv heads; give one, or one per head", recipes.size(),
+                           shape.kv_heads);
+    std::vector<Recipe> resolved;
+    bool words_filled = true;
+    for (const Recipe& recipe : recipes) {
+      Result<Recipe> one = resolve_recipe(recipe, shape, page_tokens);
+      if (!one) return std::move(one).take_status();
+      resolved.push_back(*one);
+      words_filled = words_filled &&
+                     supports_order({page_tokens, shape.key_dim}, one->key.bits) &&
+                     supports_order({shape.value_dim, page_tokens}, one->value.bits);
+    }
     Attention attention;
     attention.shape_ = shape;
     attention.page_tokens_ = page_tokens;
-    if (!attention.find(List{}, *resolved))
+    if (!attention.find(List{}, resolved))
       return Status::error(
           ErrorCode::Unsupported,
-          "no attention kernel for %s with head dimensions %d and %d in pages of %d tokens: add its "
-          "PageTraits to AttendKernels (keys per channel, values per token, 1, 2, 4, 8 or 16 bits)",
-          to_string(recipe).c_str(), shape.key_dim, shape.value_dim, page_tokens);
+          "no attention kernel for %s%s with head dimensions %d and %d in pages of %d tokens: %s",
+          to_string(recipes[0]).c_str(), recipes.size() > 1 ? " and other heads' recipes" : "",
+          shape.key_dim, shape.value_dim, page_tokens,
+          !is_page_size(page_tokens) ? "pages hold 32, 64 or 128 tokens"
+          : !words_filled
+              ? "codes of such pages do not fill the words of the GPU's order; larger pages, head "
+                "dimensions that are multiples of 32, or 4, 8 or 16 bits do"
+              : "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for all "
+                "heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits)");
     KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
     return attention;
   }
@@ -101,6 +141,9 @@ class Attention {
                               const DeviceAttendOptions& options, void* workspace,
                               cudaStream_t stream) const;
 
+  /// Whether the kernel reads its recipe at run time: it takes several times the instructions of a
+  /// PageTraits or HalfTraits.
+  [[nodiscard]] bool is_generic() const { return generic_; }
   [[nodiscard]] int blocks() const { return blocks_; }
   [[nodiscard]] int stages() const { return stages_; }
 
@@ -108,28 +151,40 @@ class Attention {
   using Kernel = void (*)(AttendArguments);
 
   template <class... Traits>
-  bool find(AttendKernels<Traits...>, const Recipe& recipe) {
-    return (adopt<Traits>(recipe) || ...);
+  bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes) {
+    return (adopt<Traits>(false, recipes) || ...) || (adopt<Traits>(true, recipes) || ...);
   }
 
   template <class Traits>
-  bool adopt(const Recipe& recipe) {
-    if (Traits::key_dim != shape_.key_dim || Traits::value_dim != shape_.value_dim ||
-        Traits::page_tokens != page_tokens_ || Traits::key_bits != recipe.key.bits ||
-        Traits::value_bits != recipe.value.bits)
+  bool adopt(bool generic, const std::vector<Recipe>& recipes) {
+    if (Traits::generic != generic || Traits::key_dim != shape_.key_dim ||
+        Traits::value_dim != shape_.value_dim || !is_page_size(page_tokens_))
       return false;
-    if constexpr (Traits::key_bits != half_bits) {
-      if (recipe.key.granularity != Granularity::PerChannel ||
-          recipe.value.granularity != Granularity::PerToken ||
-          recipe.key.group != Traits::key_group || recipe.value.group != Traits::value_group)
-        return false;
-    }
+    for (const Recipe& recipe : recipes)
+      if (!fits<Traits>(recipe)) return false;
+    generic_ = generic;
     kernel_ = &attend_kernel<Traits>;
     stage_bytes_ = Traits::stage_bytes;
     shared_bytes_ = [](int stages, int sequences) {
       return AttendShared::of<Traits>(attend_warps, stages, sequences).bytes;
     };
     return true;
+  }
+
+  template <class Traits>
+  [[nodiscard]] bool fits(const Recipe& recipe) const {
+    if constexpr (Traits::generic) {
+      return Traits::supports(recipe, page_tokens_);
+    } else if (Traits::page_tokens != page_tokens_ || Traits::key_bits != recipe.key.bits ||
+               Traits::value_bits != recipe.value.bits) {
+      return false;
+    } else if constexpr (Traits::key_bits == half_bits) {
+      return true;
+    } else {
+      return recipe.key.granularity == Granularity::PerChannel &&
+             recipe.value.granularity == Granularity::PerToken &&
+             recipe.key.group == Traits::key_group && recipe.value.group == Traits::value_group;
+    }
   }
 
   /// Two stages a warp, and as many blocks on a multiprocessor as bring about 60 KB under way at a
@@ -155,6 +210,7 @@ class Attention {
     constexpr int wanted_bytes = 60 << 10;
     int wanted = (wanted_bytes + ring_bytes / 2) / ring_bytes;
     wanted = tuning.blocks > 0 ? tuning.blocks : wanted < 1 ? 1 : wanted > 3 ? 3 : wanted;
+    if (generic_) wanted = tuning.blocks > 0 ? tuning.blocks : 3;
     stages_ = tuning.stages > 0 ? tuning.stages : 2;
     int resident = 0;
     for (int blocks = wanted; blocks > 0 && resident == 0; --blocks) {
@@ -205,6 +261,7 @@ class Attention {
 
   LayerShape shape_;
   int page_tokens_ = 0;
+  bool generic_ = false;
   Kernel kernel_ = nullptr;
   std::uint32_t stage_bytes_ = 0;
   std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
@@ -264,7 +321,6 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
   arguments.out_token_stride = out.token_stride;
   arguments.out_head_stride = out.head_stride;
   arguments.lse = lse;
-  constexpr float log2_e = 1.44269504088896341f;
   const float scale =
       options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(shape_.key_dim));
   arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;

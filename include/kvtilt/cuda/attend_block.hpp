@@ -4,12 +4,22 @@
 /// block to finish an item merges what all of them left.
 #pragma once
 
+#include <kvtilt/cuda/attend_generic.hpp>
 #include <kvtilt/cuda/attend_merge.hpp>
 
 #include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {
+
+/// Units of a sealed page.
+template <class Traits>
+KVTILT_HD int units_of_page(const LayerStorage& layer) {
+  if constexpr (Traits::generic)
+    return layer.page_tokens / tile_extent;
+  else
+    return Traits::page_units;
+}
 
 KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
   return ceil_div(arguments.rows(), item_rows);
@@ -46,7 +56,7 @@ KVTILT_HD AttendPlan plan_units(Threads& threads, const AttendArguments& argumen
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count())
     starts[i + 1] = count_units(arguments.layer, arguments.layer.states[arguments.batch.slots[i]],
-                                Traits::page_units)
+                                units_of_page<Traits>(arguments.layer))
                         .total();
   threads.sync();
   if (threads.warp() == 0) {
@@ -148,6 +158,48 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   return segment;
 }
 
+/// One warp's units of a segment, of any kind.
+template <class Traits, class Threads>
+KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arguments,
+                                    const Segment& segment, typename Traits::State& state) {
+  const LayerStorage& layer = arguments.layer;
+  const ItemRows& rows = segment.rows;
+  const int warps = threads.thread_count() / warp_lanes;
+  const int tiles = segment.counts.tiles();
+  const int page_units = units_of_page<Traits>(layer);
+  const int ahead = page_units > warps ? page_units : warps;
+  const PageSlot* table = layer.table(segment.slot) + segment.sequence.first_page;
+  QueryTile<Traits::key_dim> query;
+  query.load(threads, arguments, rows);
+  const PlainRange plain = PlainRange::of(arguments, rows.length);
+  const bool shaped = arguments.rules.soft_cap > 0.0f || arguments.rules.alibi_slopes != nullptr;
+  KVTILT_DEVICE_LOOP
+  for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
+    const int later = unit + ahead - tiles;
+    if (later >= 0 && later < segment.last - tiles)
+      prefetch_unit(threads, layer, layer.head(PageKind::Sealed, rows.kv_head), table, later,
+                    page_units);
+    HalfTile tile;
+    PageKind kind = PageKind::Sealed;
+    if (unit < tiles) {
+      tile = half_tile(layer, segment.slot, segment.sequence, segment.counts, unit);
+      kind = tile.sink ? PageKind::Sinks : PageKind::Tail;
+    } else {
+      tile = sealed_tile(layer, table, unit - tiles, page_units);
+    }
+    const HeadLayout& head = layer.head(kind, rows.kv_head);
+    const std::byte* block = tile.block + head.offset;
+    const bool special = shaped || tile.tokens < tile_extent ||
+                         tile.first_position < plain.begin ||
+                         tile.first_position + tile_extent > plain.end;
+    attend_tile<Traits::key_dim, Traits::value_dim>(
+        threads, arguments, rows,
+        typename Traits::KeyFragments{&head.key, block, tile.index},
+        typename Traits::ValueFragments{&head.value, block, tile.index},
+        tile.first_position, tile.tokens, tile.sink, special, query, state);
+  }
+}
+
 /// One warp's units of a segment, which lies in shared memory: registers are for sums.
 template <class Traits, class Threads>
 KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
@@ -189,7 +241,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
                                              (key_bytes + value_bytes);
     const std::byte* values = keys + tile.of * key_bytes;
     attend_tile<Traits::key_dim, Traits::value_dim>(
-        threads, arguments, rows, keys + tile.index * key_bytes, values + tile.index * value_bytes,
+        threads, arguments, rows, HalfFragments{keys + tile.index * key_bytes},
+        HalfFragments{values + tile.index * value_bytes},
         tile.first_position, tile.tokens, tile.sink,
         is_special(tile.first_position, tile.tokens, tile_extent), query, state);
   }
@@ -208,8 +261,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
       const int held = page.tokens - index;
       const int tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
       attend_tile<Traits::key_dim, Traits::value_dim>(
-          threads, arguments, rows, data, data + Traits::key_bytes, first, tokens, false,
-          is_special(first, tokens, tile_extent), query, state);
+          threads, arguments, rows, HalfFragments{data}, HalfFragments{data + Traits::key_bytes},
+          first, tokens, false, is_special(first, tokens, tile_extent), query, state);
     }
     ring.release(threads);
   }
@@ -249,7 +302,7 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
   KVTILT_DEVICE_LOOP
-  for (int row = threads.warp(); row < item_rows; row += warps) {
+  for (int row = threads.warp(); row < segment.rows.rows; row += warps) {
     const RowPart<Traits::value_dim> part = merge_warps<Traits>(threads, shared, row);
     if (whole)
       write_row(threads, arguments, segment.rows, row, part);
@@ -277,7 +330,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       AttendShared::of<Traits>(warps, arguments.stages, arguments.batch.count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
-  PageRing<Traits> ring(threads, shared, arguments.stages);
+  [[maybe_unused]] PageRing<Traits> ring(threads, shared, Traits::generic ? 0 : arguments.stages);
   const AttendPlan plan = plan_units<Traits>(threads, arguments, starts);
   write_empty_sequences<Traits>(threads, arguments, starts);
   if (plan.total == 0) return;
@@ -288,11 +341,14 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   KVTILT_DEVICE_LOOP
   for (int unit = line.start(threads.block()); unit < end;) {
     if (threads.thread() == 0)
-      segment = find_segment(arguments, starts, Traits::page_units, unit, end);
+      segment = find_segment(arguments, starts, units_of_page<Traits>(arguments.layer), unit, end);
     threads.sync();
     typename Traits::State state;
     state.clear();
-    attend_units<Traits>(threads, arguments, segment, ring, state);
+    if constexpr (Traits::generic)
+      attend_generic_units<Traits>(threads, arguments, segment, state);
+    else
+      attend_units<Traits>(threads, arguments, segment, ring, state);
     finish_segment<Traits>(threads, arguments, shared, line, segment, state);
     const int item_end = segment.item_start + segment.item_units;
     unit = item_end < end ? item_end : end;

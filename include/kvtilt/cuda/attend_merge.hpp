@@ -126,6 +126,22 @@ KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace
   part.total = 0.0f;
   KVTILT_DEVICE_LOOP
   for (int begin = parts.first; begin <= parts.last; begin += warp_lanes) {
+    const int count = parts.last + 1 - begin < warp_lanes ? parts.last + 1 - begin : warp_lanes;
+    Quad more[in_flight][Part::quads];
+    const auto load = [&](int i) {
+      KVTILT_DEVICE_UNROLL
+      for (int ahead = 0; ahead < in_flight; ++ahead) {
+        const int block = i + ahead < count ? begin + i + ahead : parts.last;
+        const float* from = workspace.partial_outputs + place(block) * ValueDim;
+        KVTILT_DEVICE_UNROLL
+        for (int quad = 0; quad < Part::quads; ++quad)
+          more[ahead][quad] = Part::holds(lane, quad)
+                                  ? threads.load_fresh(reinterpret_cast<const Quad*>(
+                                        from + Part::channel(lane, quad)))
+                                  : Quad{};
+      }
+    };
+    load(0);
     // 32 parts: each lane knows one's state.
     const int own = begin + lane;
     float maximum = no_maximum;
@@ -150,21 +166,9 @@ KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) part.sum[quad].value[i] *= before;
 
-    const int count = parts.last + 1 - begin < warp_lanes ? parts.last + 1 - begin : warp_lanes;
     KVTILT_DEVICE_LOOP
     for (int i = 0; i < count; i += in_flight) {
-      Quad more[in_flight][Part::quads];
-      KVTILT_DEVICE_UNROLL
-      for (int ahead = 0; ahead < in_flight; ++ahead) {
-        const int block = i + ahead < count ? begin + i + ahead : parts.last;
-        const float* from = workspace.partial_outputs + place(block) * ValueDim;
-        KVTILT_DEVICE_UNROLL
-        for (int quad = 0; quad < Part::quads; ++quad)
-          more[ahead][quad] = Part::holds(lane, quad)
-                                  ? threads.load_fresh(reinterpret_cast<const Quad*>(
-                                        from + Part::channel(lane, quad)))
-                                  : Quad{};
-      }
+      if (i > 0) load(i);
       KVTILT_DEVICE_UNROLL
       for (int ahead = 0; ahead < in_flight; ++ahead) {
         const float own_factor = threads.shuffle(factor, (i + ahead) % warp_lanes);
@@ -216,9 +220,10 @@ KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, con
   float total = part.total;
   float factor = 1.0f;
   if (rules.sink_logits != nullptr) {
-    most = std::fmax(part.maximum, rules.sink_logits[head]);
+    const float sink = rules.sink_logits[head] * log2_e;
+    most = std::fmax(part.maximum, sink);
     factor = exp2_fast(part.maximum - most);
-    total = total * factor + exp2_fast(rules.sink_logits[head] - most);
+    total = total * factor + exp2_fast(sink - most);
   }
   factor = total > 0.0f ? factor / total : 0.0f;
   const std::int64_t at = token * arguments.out_token_stride + head * arguments.out_head_stride;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// One warp attends to 16 tokens in 16 bits: of the sinks, of the tail, or of a layer that is not
-/// quantized. Words are operands as they lie.
+/// One warp attends to 16 tokens whose fragments hold fp16 values: of the sinks, of the tail and of
+/// layers that are not quantized, where words are operands as they lie, or codes decoded into
+/// registers (attend_generic.hpp).
 #pragma once
 
 #include <kvtilt/cuda/attend_page.hpp>
@@ -15,6 +16,20 @@ KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
   return static_cast<std::uint32_t>(dim / tile_extent) * 512;
 }
 
+/// 16 tokens in 16 bits, in global or shared memory.
+struct HalfFragments {
+  static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
+
+  const std::byte* from;
+
+  /// Tiles of channels from `first` on, as many as there are below `end`.
+  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i < end) words[i] = load_words(from + (first + i) * 512 + lane * 16);
+  }
+};
+
 /// Layers in 16 bits: the sealed pages of such a layer are taken a tile at a time.
 template <int KeyDim, int ValueDim = KeyDim, int PageTokens = 64>
 struct HalfTraits {
@@ -23,6 +38,7 @@ struct HalfTraits {
   static constexpr int key_dim = KeyDim;
   static constexpr int value_dim = ValueDim;
   static constexpr int page_tokens = PageTokens;
+  static constexpr bool generic = false;
   static constexpr int page_units = PageTokens / tile_extent;
   static constexpr std::uint32_t key_bytes = half_tile_bytes(KeyDim);
   static constexpr std::uint32_t value_bytes = half_tile_bytes(ValueDim);
@@ -30,27 +46,26 @@ struct HalfTraits {
   using State = AttendState<ValueDim, 0, 1>;
 };
 
-/// keys, values  the tile's fragments, half_tile_bytes() each, in global or shared memory
+/// keys, values  the tile's fragments: load() like HalfFragments
 /// tokens        slots from `tokens` on may hold anything
-template <int KeyDim, int ValueDim, class Threads, class State>
+template <int KeyDim, int ValueDim, class Threads, class Keys, class Values, class State>
 KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
-                           const ItemRows& item, const std::byte* keys, const std::byte* values,
+                           const ItemRows& item, const Keys& keys, const Values& values,
                            std::int64_t first_position, int tokens, bool sink, bool special,
                            const QueryTile<KeyDim>& query, State& state) {
   constexpr int steps = KeyDim / tile_extent;
   constexpr int channel_tiles = ValueDim / tile_extent;
-  constexpr int ahead = 8;  // loads in flight: 4 registers each
+  static_assert(Keys::ahead == Values::ahead);
+  constexpr int ahead = Keys::ahead;
   const int lane = threads.lane();
-  Scores<1> scores;
+  Scores<1, 1> scores;
   KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
   scores.bias[0][0] = scores.bias[0][1] = 0.0f;
   KVTILT_DEVICE_UNROLL
   for (int first = 0; first < steps; first += ahead) {
     Words words[ahead];
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
-      if (first + i < steps) words[i] = load_words(keys + (first + i) * 512 + lane * 16);
+    keys.load(lane, first, steps, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i == 0)
@@ -81,9 +96,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
   KVTILT_DEVICE_UNROLL
   for (int first = 0; first < channel_tiles; first += ahead) {
     Words words[ahead];
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
-      if (first + i < channel_tiles) words[i] = load_words(values + (first + i) * 512 + lane * 16);
+    values.load(lane, first, channel_tiles, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < channel_tiles) {

@@ -40,7 +40,7 @@ KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const Sequenc
   return counts;
 }
 
-/// A tile of 16 tokens of a 16-bit block.
+/// A tile of 16 tokens of a block.
 struct HalfTile {
   const std::byte* block;       ///< with all kv heads
   std::int64_t first_position;  ///< of the tile's slot 0
@@ -69,6 +69,20 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   found.index = sink ? tile : tile % tiles_in_block;
   found.block = sink ? layer.sinks(sequence)
                      : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
+  return found;
+}
+
+/// The same of a sealed page, from the table of a sequence.
+KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
+                                      int page_units) {
+  const PageSlot slot = table[unit / page_units];
+  HalfTile found;
+  found.index = unit % page_units;
+  found.first_position = slot.first_position + found.index * tile_extent;
+  const int held = slot.tokens - found.index * tile_extent;
+  found.tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
+  found.sink = false;
+  found.block = layer.block(PageKind::Sealed, slot.page);
   return found;
 }
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/fragment_order.hpp>
-#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/half2.hpp>
 
 #include <cstdint>
 
@@ -36,6 +36,20 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
   return __byte_perm(word, 0, 0x4341);
 #else
   return (word >> 8) & 0x00ff00ffu;
+#endif
+}
+
+/// Byte i of the result is byte (selector >> 4i) % 8 of the eight of a, then b.
+KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
+                                             std::uint32_t selector) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(a, b, selector);
+#else
+  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
 #endif
 }
 

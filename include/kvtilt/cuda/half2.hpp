@@ -4,10 +4,12 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/quant/affine.hpp>
 
 #include <cmath>
 #include <cstdint>
+
 
 namespace kvtilt::cuda {
 
@@ -18,6 +20,21 @@ KVTILT_HD constexpr F16 half_of(std::uint32_t pair, int index) {
 }
 KVTILT_HD constexpr std::uint32_t join_halves(F16 low, F16 high) {
   return low.bits | (static_cast<std::uint32_t>(high.bits) << 16);
+}
+
+/// The sum loses bits of a double only where fp16 cannot tell; on the way through float the last
+/// bit stands for all that was cut off, so that nothing is rounded twice.
+inline F16 fma_half(F16 a, F16 b, F16 c) {
+  const double product = static_cast<double>(to_float(a)) * static_cast<double>(to_float(b));
+  const double sum = product + static_cast<double>(to_float(c));
+  const float near = static_cast<float>(sum);
+  std::uint32_t bits = bit_cast<std::uint32_t>(near);
+  const double wide = static_cast<double>(near);
+  if (wide < sum || wide > sum) {
+    if ((wide > sum) == (sum > 0)) --bits;  // cut off instead
+    bits |= 1;
+  }
+  return to_f16(bit_cast<float>(bits));
 }
 
 }  // namespace detail
@@ -80,6 +97,19 @@ KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
 #else
   return detail::join_halves(detail::larger_half(detail::half_of(a, 0), detail::half_of(b, 0)),
                              detail::larger_half(detail::half_of(a, 1), detail::half_of(b, 1)));
+#endif
+}
+
+/// a b + c with one rounding.
+KVTILT_HD inline std::uint32_t fma_halves(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+  return result;
+#else
+  return detail::join_halves(
+      detail::fma_half(detail::half_of(a, 0), detail::half_of(b, 0), detail::half_of(c, 0)),
+      detail::fma_half(detail::half_of(a, 1), detail::half_of(b, 1), detail::half_of(c, 1)));
 #endif
 }
 

@@ -71,6 +71,11 @@ class DeviceThreads {
     return bit_cast<T>(__ldcg(reinterpret_cast<const uint4*>(from)));
   }
 
+  /// Brings a line of 128 bytes closer; nothing depends on it.
+  __device__ void prefetch(const std::byte* from) const {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+  }
+
   /// c = A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
   __device__ void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                             std::uint32_t b1) const {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One attention kernel of each kind: 16 bits, a width that fills words, planes that share them.
+// One attention kernel of each kind: 16 bits, a width that fills words, planes that share them, and
+// any width.
 #include <kvtilt/cuda/attend.cuh>
 
 namespace kvtilt::cuda {
@@ -7,5 +8,6 @@ namespace kvtilt::cuda {
 template __global__ void attend_kernel<HalfTraits<128>>(const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<PageTraits<8, 4, 128>>(const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<PageTraits<4, 2, 128>>(const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<GenericTraits<128>>(const __grid_constant__ AttendArguments);
 
 }  // namespace kvtilt::cuda

@@ -16,6 +16,7 @@ extern "C" __global__ void collectives(std::uint32_t* cells, double* wide) {
   value += threads.max_over_warp(value);
   value += threads.min_over_warp(value);
   wide[threads.thread()] = threads.shuffle(wide[threads.thread()], 3);
+  threads.prefetch(reinterpret_cast<const std::byte*>(wide));
   threads.sync_warp();
   reinterpret_cast<std::uint32_t*>(threads.shared())[threads.thread()] = value;
   threads.sync();

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include <cuda_runtime_api.h>
@@ -58,22 +59,33 @@ class DeviceAttend : public testing::Test {
   }
 };
 
-void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths, int tokens,
+/// Two kv heads.
+struct Attended {
+  std::vector<Recipe> recipes;
+  int dim = 128;
+  int page_tokens = 64;
+  bool generic = false;  ///< by which kernel
+};
+
+void expect_close(const Attended& attended, const std::vector<std::int64_t>& lengths, int tokens,
                   int ratio, ElementType type = ElementType::F32, double tolerance = 2e-3,
                   bool options_on = false) {
-  Random random(static_cast<std::uint64_t>(recipe.key.bits * 10 + tokens));
-  const LayerShape shape{2, 128, 128, 0};
+  const std::vector<Recipe>& recipes = attended.recipes;
+  const int dim = attended.dim;
+  Random random(static_cast<std::uint64_t>(recipes[0].key.bits * 10 + tokens));
+  const LayerShape shape{2, dim, dim, 0};
   CacheOptions cache_options;
-  KVCache cache = make_cache(shape, recipe, cache_options);
+  cache_options.page_tokens = attended.page_tokens;
+  KVCache cache = make_cache(CacheShape{{shape}}, Plan{{recipes}}, cache_options);
   std::vector<LayerView> views;
   for (const std::int64_t length : lengths) {
     const SequenceId id = open_reserved(cache, length);
-    const Rows<float> keys = random_rows(random, length, 2, 128, 1, 0.5f);
-    const Rows<float> values = random_rows(random, length, 2, 128);
+    const Rows<float> keys = random_rows(random, length, 2, dim, 1, 0.5f);
+    const Rows<float> values = random_rows(random, length, 2, dim);
     KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
     views.push_back(cache.view(id, 0).value());
   }
-  const DeviceLayer host(views, {recipe}, cache_options);
+  const DeviceLayer host(views, recipes, cache_options);
   const UploadedLayer uploaded(host);
   const int count = static_cast<int>(lengths.size());
   Rows<float> queries = random_queries(random, shape, count * tokens, ratio);
@@ -81,7 +93,7 @@ void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths
     for (float& x : queries.data)
       x = type == ElementType::F16 ? to_float(to_f16(x)) : to_float(to_bf16(x));
 
-  DeviceAttendCall call{shape,   recipe, uploaded.layer, {host.batch().slots, host.batch().slots + count},
+  DeviceAttendCall call{shape,   recipes, uploaded.layer, {host.batch().slots, host.batch().slots + count},
                         queries.data, count * tokens, queries.heads, type};
   call.launches = 3;
   AttendOptions options;
@@ -97,7 +109,7 @@ void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths
     options.tree_mask = {call.tree_mask.data(), static_cast<std::size_t>(tokens)};
     const Result<DeviceAttendResult> result = device_attend(call);
     ASSERT_TRUE(result.ok()) << result.message();
-    Output output(queries.tokens, queries.heads, 128);
+    Output output(queries.tokens, queries.heads, dim);
     output.out.data = result->out;
     output.lse = result->lse;
     EXPECT_TRUE(is_close(views, queries, options, output, tolerance));
@@ -105,11 +117,12 @@ void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths
   }
   const Result<DeviceAttendResult> result = device_attend(call);
   ASSERT_TRUE(result.ok()) << result.message();
-  Output output(queries.tokens, queries.heads, 128);
+  Output output(queries.tokens, queries.heads, dim);
   output.out.data = result->out;
   output.lse = result->lse;
   EXPECT_TRUE(is_close(views, queries, options, output, tolerance))
-      << recipe.key.bits << " " << recipe.value.bits;
+      << to_string(recipes[0]);
+  EXPECT_EQ(result->generic, attended.generic) << to_string(recipes[0]);
   const Result<DeviceAttendResult> again = device_attend(call);
   EXPECT_EQ(result->out, again->out) << "the order of sums is not fixed";
 }
@@ -117,25 +130,68 @@ void expect_close(const Recipe& recipe, const std::vector<std::int64_t>& lengths
 TEST_F(DeviceAttend, EveryKernelIsCloseToFloat64) {
   for (const Recipe& recipe : {presets::k16v16, presets::k8v8, presets::k8v4, presets::k4v4,
                                presets::k4v2, presets::k2v2}) {
-    expect_close(recipe, {1}, 1, 4);
-    expect_close(recipe, {700, 3, 0, 131, 2000}, 1, 4);
+    expect_close({{recipe}}, {1}, 1, 4);
+    expect_close({{recipe}}, {700, 3, 0, 131, 2000}, 1, 4);
   }
+}
+
+TEST_F(DeviceAttend, AnyOtherRecipeIsCloseToFloat64) {
+  const auto per_token = [](int bits) { return key_format(bits, Granularity::PerToken); };
+  const auto per_channel = [](int bits) { return key_format(bits, Granularity::PerChannel); };
+  const Recipe recipes[] = {presets::k3v2,
+                            presets::k6v4,
+                            presets::kivi2,
+                            presets::per_channel_keys(5, 5),
+                            presets::per_channel_keys(7, 1),
+                            presets::per_channel_keys(16, 4),
+                            {per_token(4), value_format(4)},
+                            {per_token(8), value_format(8)},
+                            {per_token(1), per_channel(3)},
+                            {key_format(6, Granularity::PerChannel, 16), Format{}}};
+  for (const Recipe& recipe : recipes) {
+    expect_close({{recipe}, 128, 64, true}, {1}, 1, 4);
+    expect_close({{recipe}, 128, 64, true}, {700, 3, 0, 131, 2000}, 1, 4);
+    expect_close({{recipe}, 64, 64, true}, {700, 131}, 2, 8);
+    expect_close({{recipe}, 128, 32, true}, {700, 131}, 1, 1);
+    expect_close({{recipe}, 128, 128, true}, {700, 131}, 5, 4, ElementType::F32, 2e-3, true);
+  }
+  expect_close({{presets::k4v2}, 128, 32, true}, {900, 40}, 1, 4);
+  expect_close({{presets::k3v2}, 128, 64, true}, {20000}, 1, 4);
+  expect_close({{presets::k4v2, presets::k8v4}, 128, 64, true}, {900, 40}, 1, 4);
 }
 
 TEST_F(DeviceAttend, SeveralQueriesAndHeads) {
   for (const int tokens : {1, 2, 7})
-    for (const int ratio : {1, 8, 12}) expect_close(presets::k4v2, {900, 40}, tokens, ratio);
+    for (const int ratio : {1, 8, 12}) expect_close({{presets::k4v2}}, {900, 40}, tokens, ratio);
 }
 
 TEST_F(DeviceAttend, OptionsAndTypes) {
-  expect_close(presets::k4v2, {900, 300}, 5, 4, ElementType::F32, 2e-3, true);
-  expect_close(presets::k4v2, {900, 300}, 1, 4, ElementType::F16);
-  expect_close(presets::k4v2, {900, 300}, 1, 4, ElementType::BF16, 6e-3);
+  expect_close({{presets::k4v2}}, {900, 300}, 5, 4, ElementType::F32, 2e-3, true);
+  expect_close({{presets::k4v2}}, {900, 300}, 1, 4, ElementType::F16);
+  expect_close({{presets::k4v2}}, {900, 300}, 1, 4, ElementType::BF16, 6e-3);
 }
 
 TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
-  expect_close(presets::k4v2, {20000}, 1, 4);
-  expect_close(presets::k16v16, {9000, 64}, 1, 4);
+  expect_close({{presets::k4v2}}, {20000}, 1, 4);
+  expect_close({{presets::k16v16}}, {9000, 64}, 1, 4);
+}
+
+TEST(DeviceAttention, NamesWhatTheListLacks) {
+  const auto refusal = [](int dim, const std::vector<Recipe>& recipes, int page_tokens) {
+    const Status status = device_attention_status({2, dim, dim, 0}, recipes, page_tokens);
+    return std::string(status.message());
+  };
+  EXPECT_NE(refusal(96, {presets::k4v2}, 64).find("GenericTraits"), std::string::npos);
+  EXPECT_NE(refusal(96, {presets::k4v2, presets::k3v2}, 64).find("other heads"), std::string::npos);
+  EXPECT_NE(refusal(72, {presets::k4v2}, 64).find("do not fill"), std::string::npos);
+  EXPECT_NE(refusal(128, {presets::k4v2}, 48).find("32, 64 or 128"), std::string::npos);
+  EXPECT_NE(refusal(128, std::vector<Recipe>(3), 64).find("3 recipes"), std::string::npos);
+  EXPECT_NE(refusal(128, {presets::per_channel_keys(9, 2)}, 64).find("bits"), std::string::npos);
+  // These have a kernel: nothing is missing but perhaps a device.
+  for (const std::vector<Recipe>& recipes :
+       {std::vector<Recipe>{presets::k4v2}, {presets::k3v2}, {presets::k4v2, presets::k3v2}})
+    for (const int dim : {64, 128})
+      EXPECT_EQ(refusal(dim, recipes, 64).find("kernel for"), std::string::npos);
 }
 
 }  // namespace

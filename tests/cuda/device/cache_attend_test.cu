@@ -43,7 +43,7 @@ TEST(DeviceCacheAttend, AfterForksAndTruncations) {
     const Rows<float> queries =
         random_queries(random, shape.layers[0], static_cast<std::int64_t>(open.size()), ratio);
     call.shape = shape.layers[0];
-    call.recipe = recipe;
+    call.recipes = {recipe};
     call.layer = both.gpu.view(0).value();
     call.queries = queries.data;
     call.rows = static_cast<int>(queries.tokens);

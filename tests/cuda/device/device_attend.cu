@@ -49,9 +49,14 @@ std::vector<std::uint16_t> narrowed(const std::vector<float>& values, ElementTyp
 
 }  // namespace
 
+Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                               int page_tokens) {
+  return cuda::Attention::create(shape, recipes, page_tokens).take_status();
+}
+
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   Result<cuda::Attention> attention =
-      cuda::Attention::create(call.shape, call.recipe, call.layer.page_tokens);
+      cuda::Attention::create(call.shape, call.recipes, call.layer.page_tokens);
   if (!attention) return std::move(attention).take_status();
   const int count = static_cast<int>(call.slots.size());
   const std::size_t outputs = static_cast<std::size_t>(call.rows * call.query_heads) *
@@ -63,8 +68,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   const Bytes lse(static_cast<std::size_t>(call.rows * call.query_heads) * 4);
   const Bytes workspace(
       attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
-  std::vector<float> sinks = call.sink_logits;
-  for (float& x : sinks) x *= 1.44269504088896341f;
+  const std::vector<float>& sinks = call.sink_logits;
   const Bytes device_sinks(sinks);
   const Bytes trees(call.tree_mask);
 
@@ -98,6 +102,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
     return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
 
   DeviceAttendResult result;
+  result.generic = attention->is_generic();
   result.lse = lse.read<float>();
   if (call.type == ElementType::F32) {
     result.out = out.read<float>();

@@ -15,7 +15,7 @@ namespace kvtilt::test {
 /// Attention by the default kernels over a layer in device memory, with all arrays in host memory.
 struct DeviceAttendCall {
   LayerShape shape;
-  Recipe recipe;
+  std::vector<Recipe> recipes;  ///< one, or one per kv head
   cuda::LayerStorage layer;
   std::vector<std::int32_t> slots;
   std::vector<float> queries;  ///< [rows, query_heads, key_dim]
@@ -31,8 +31,13 @@ struct DeviceAttendCall {
 struct DeviceAttendResult {
   std::vector<float> out;
   std::vector<float> lse;
+  bool generic = false;  ///< kernel
 };
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call);
+
+/// What creating attention by the default kernels says; without a device, at best that.
+Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                               int page_tokens);
 
 }  // namespace kvtilt::test
