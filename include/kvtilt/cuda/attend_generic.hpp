@@ -33,7 +33,8 @@ struct PageFragments {
 
   KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
     if (!layout->format.quantized()) {
-      const std::byte* from = block + layout->codes + tile * half_tile_bytes(Dim) + lane * 16;
+      constexpr int tile_bytes = half_tile_bytes(Dim);
+      const std::byte* from = block + layout->codes + tile * tile_bytes + lane * 16;
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < ahead; ++i)
         if (first + i < end) words[i] = load_words(from + (first + i) * 512);
