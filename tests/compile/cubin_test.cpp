@@ -133,6 +133,22 @@ TEST(Cubin, ChecksBudgets) {
   EXPECT_EQ(rules[3].matches, 0) << "another kernel";
 }
 
+TEST(Cubin, ChecksDifferencesOfTwoKernels) {
+  const std::vector<CubinKernel> kernels = {{"one<4>()", {{"LDG", 3}, {"SHFL", 2}, {"STG", 1}}},
+                                            {"two<4>()", {{"LDG", 8}, {"SHFL", 2}}},
+                                            {"two<8>()", {{"LDG", 1}}}};
+  std::vector<CubinRule> rules = parse_budget(
+      "* two<4> - one<4> LDG=5 SHFL=0 STG<=0 LDG<=4\n"
+      "* two<8> - one<8> LDG=9\n"
+      "* two<4> -\n");
+  ASSERT_EQ(rules.size(), 3u);
+  EXPECT_THAT(check_budget(rules, "x.sm_90.cubin", kernels),
+              ElementsAre(HasSubstr("line 1: two<4>() - one<4>(): LDG<=4, but LDG is 5"),
+                          HasSubstr("line 3: '-' is not")));
+  EXPECT_EQ(rules[0].matches, 1);
+  EXPECT_EQ(rules[1].matches, 0) << "nothing to compare with";
+}
+
 TEST(CubinHostile, ReadsBrokenFilesWithoutHarm) {
   EXPECT_THAT(read_cubin(""), IsEmpty());
   EXPECT_THAT(read_cubin("not a cubin"), IsEmpty());

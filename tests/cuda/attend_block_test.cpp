@@ -125,8 +125,11 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
     const RandomOptions asked(random, shape, queries);
     const AttendOptions& options = asked.options;
     const DeviceLayer device = sequences.device();
-    const EmulatedLaunch launch{random.between(1, 6), random.between(1, 3), 2,
-                                {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
+    const EmulatedLaunch launch{
+        random.between(1, 6),
+        random.between(1, 3),
+        2,
+        {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
         sequences.recipe == presets::k4v2
             ? emulated_attend<PageTraits<4, 2, dim>>(device, queries, options, launch)

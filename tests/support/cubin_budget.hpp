@@ -4,9 +4,11 @@
 ///     # machine  kernel           demands
 ///     *          *                LDL=0 STL=0
 ///     sm_90      attend<4,2>      instructions<=900 HMMA>=16 LDG=LDG.16
+///     sm_90      two<4> - one<4>  instructions<=300
 ///
 /// A machine is a part of the cubin's file name, a kernel a part of its demangled name without
-/// spaces; * is any. Counters are those of CubinKernel; the right side is a number or a counter.
+/// spaces; * is any. Of two kernels, the differences of their counters are meant. Counters are those
+/// of CubinKernel; the right side is a number or a counter.
 #pragma once
 
 #include "cubin.hpp"
@@ -25,6 +27,7 @@ struct CubinRule {
   int line = 0;
   std::string machine;
   std::string kernel;
+  std::string without;  ///< kernel whose counters are taken off; empty: none
   std::vector<std::string> demands;
   int matches = 0;
 };
@@ -39,10 +42,18 @@ inline std::vector<CubinRule> parse_budget(const std::string& text) {
     rule.line = number;
     std::string demand;
     if (!(words >> rule.machine >> rule.kernel)) continue;
-    while (words >> demand) rule.demands.push_back(demand);
+    while (words >> demand)
+      if (demand != "-" || !(words >> rule.without)) rule.demands.push_back(demand);
     rules.push_back(std::move(rule));
   }
   return rules;
+}
+
+/// What `kernel` has more of than `other`.
+inline CubinKernel difference(CubinKernel kernel, const CubinKernel& other) {
+  kernel.name += " - " + other.name;
+  for (const auto& [what, count] : other.counts) kernel.counts[what] -= count;
+  return kernel;
 }
 
 /// Empty where the kernel keeps the demand, else what is wrong.
@@ -82,14 +93,22 @@ inline std::vector<std::string> check_budget(std::vector<CubinRule>& rules,
   const auto part_of = [](const std::string& pattern, const std::string& name) {
     return pattern == "*" || name.find(pattern) != std::string::npos;
   };
+  const auto check = [&](CubinRule& rule, const CubinKernel& kernel) {
+    ++rule.matches;
+    for (const std::string& demand : rule.demands)
+      if (std::string what = broken_demand(kernel, demand); !what.empty())
+        broken.push_back("line " + std::to_string(rule.line) + ": " + what);
+  };
   for (CubinRule& rule : rules) {
     if (!part_of(rule.machine, file_name)) continue;
     for (const CubinKernel& kernel : kernels) {
       if (!part_of(rule.kernel, kernel.name)) continue;
-      ++rule.matches;
-      for (const std::string& demand : rule.demands)
-        if (std::string what = broken_demand(kernel, demand); !what.empty())
-          broken.push_back("line " + std::to_string(rule.line) + ": " + what);
+      if (rule.without.empty()) {
+        check(rule, kernel);
+        continue;
+      }
+      for (const CubinKernel& other : kernels)
+        if (part_of(rule.without, other.name)) check(rule, difference(kernel, other));
     }
   }
   return broken;

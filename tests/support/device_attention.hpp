@@ -50,19 +50,16 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   arguments.lse = output.lse.data();
   arguments.stages = launch.stages;
 
-  constexpr float log2_e = 1.44269504088896341f;
   const float scale =
       options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
-  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
-  arguments.rules.soft_cap = options.soft_cap * log2_e;
+  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * cuda::log2_e;
+  arguments.rules.soft_cap = options.soft_cap * cuda::log2_e;
   arguments.rules.window = options.window > 0 ? options.window : layer.window;
   arguments.rules.keep_sinks = layer.keep_sinks;
   arguments.rules.first_position = options.first_position;
   arguments.rules.end_position = options.end_position;
   std::vector<float> slopes(options.alibi_slopes.begin(), options.alibi_slopes.end());
   std::vector<float> sinks(options.sink_logits.begin(), options.sink_logits.end());
-  for (float& x : slopes) x *= log2_e;
-  for (float& x : sinks) x *= log2_e;
   if (!slopes.empty()) arguments.rules.alibi_slopes = slopes.data();
   if (!sinks.empty()) arguments.rules.sink_logits = sinks.data();
   std::vector<std::uint64_t> trees;

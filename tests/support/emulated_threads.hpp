@@ -97,6 +97,7 @@ class EmulatedThreads {
   void prefetch(const std::byte*) const {}
 
   // Copies into stages are done at once: their order is the kernel's promise, not the emulator's.
+  void hand_over_shared() const {}
   void prepare_stage(std::uint64_t*) const {}
   void begin_stage(std::uint64_t*, std::uint32_t) const {}
   void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,

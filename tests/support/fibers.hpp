@@ -135,8 +135,8 @@ class Fibers {
   std::size_t mapped_ = 0;
   std::size_t running_ = 0;
   ucontext_t caller_;
-  const void* caller_stack_ = nullptr;
-  std::size_t caller_stack_bytes_ = 0;
+  [[maybe_unused]] const void* caller_stack_ = nullptr;
+  [[maybe_unused]] std::size_t caller_stack_bytes_ = 0;
 };
 
 }  // namespace kvtilt::test

@@ -6,6 +6,7 @@
 #include <kvtilt/cache/layer_store.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cache/unpack.hpp>
 #include <kvtilt/cpu/kernels.hpp>
@@ -22,13 +23,6 @@
 #include <vector>
 
 namespace kvtilt {
-
-/// A sequence of a cache. A closed sequence's id never becomes valid again.
-struct SequenceId {
-  std::uint32_t slot = 0;
-  std::uint32_t generation = 0;  ///< 0: no sequence
-  friend constexpr bool operator==(const SequenceId&, const SequenceId&) = default;
-};
 
 /// Threads: open, reserve and close may be called from anywhere at any time. append, truncate,
 /// view, unpack and length of one sequence belong to one thread at a time; different sequences do not

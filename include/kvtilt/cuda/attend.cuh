@@ -55,8 +55,7 @@ using DefaultAttendKernels =
                   PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>,
                   GenericTraits<64>, GenericTraits<128>>;
 
-/// AttendOptions whose arrays are in device memory. Slopes and sink logits are base 2: times
-/// log2(e).
+/// AttendOptions whose arrays are in device memory.
 struct DeviceAttendOptions {
   float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;  ///< 0: none
@@ -167,7 +166,6 @@ class Attention {
     generic_ = generic;
     kernel_ = &attend_kernel<Traits>;
     stage_bytes_ = Traits::stage_bytes;
-    fixed_bytes_ = AttendShared::of<Traits>(attend_warps, 0, max_attend_sequences).bytes;
     shared_bytes_ = [](int stages, int sequences) {
       return AttendShared::of<Traits>(attend_warps, stages, sequences).bytes;
     };
@@ -190,8 +188,9 @@ class Attention {
     }
   }
 
-  /// As many blocks on a multiprocessor as leave each warp three pages in its ring; two pages
-  /// rather than one block. (H200: bulk copies read 4.6 TB/s from 55 KB a multiprocessor on.)
+  /// Two stages a warp, and as many blocks on a multiprocessor as bring about 60 KB under way at a
+  /// time: measured on an H200, more of either costs up to 5 % (bench/cuda/attend_bench.cu, rows
+  /// tuning).
   Status configure(const AttendTuning& tuning) {
     int device = 0;
     int multiprocessors = 0;
@@ -207,28 +206,26 @@ class Attention {
     KVTILT_RETURN_IF_ERROR(
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, per_multiprocessor));
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrComputeCapabilityMajor, major));
-    constexpr int choices[][2] = {{3, 3}, {3, 2}, {2, 3}, {2, 2}, {1, 2}};  // blocks, least stages
     const int most_stages = major >= 9 ? 4 : 2;  // cp.async waits count stages: see wait_stage()
-    int resident = !generic_ ? 0 : tuning.blocks > 0 ? tuning.blocks : 3;
-    for (const auto& choice : choices) {
-      if (generic_) break;
-      const int least = choice[1] < most_stages ? choice[1] : most_stages;
-      int room = per_multiprocessor / choice[0] - 1024;  // the system's own per block
+    const int ring_bytes = attend_warps * static_cast<int>(stage_bytes_);
+    constexpr int wanted_bytes = 60 << 10;
+    int wanted = (wanted_bytes + ring_bytes / 2) / ring_bytes;
+    wanted = tuning.blocks > 0 ? tuning.blocks : wanted < 1 ? 1 : wanted > 3 ? 3 : wanted;
+    if (generic_) wanted = tuning.blocks > 0 ? tuning.blocks : 3;
+    stages_ = tuning.stages > 0 ? tuning.stages : 2;
+    int resident = 0;
+    for (int blocks = wanted; blocks > 0 && resident == 0; --blocks) {
+      int room = per_multiprocessor / blocks - 1024;  // the system's own per block
       if (room > per_block) room = per_block;
-      const int stages = (room - static_cast<int>(fixed_bytes_) - 256) /
-                         (attend_warps * static_cast<int>(stage_bytes_));
-      if (stages < least || (tuning.blocks > 0 && tuning.blocks != choice[0])) continue;
-      if (tuning.stages > 0 && (tuning.stages > stages || tuning.stages > most_stages)) continue;
-      resident = choice[0];
-      stages_ = stages < most_stages ? stages : most_stages;
-      if (tuning.stages > 0) stages_ = tuning.stages;
-      break;
+      if (static_cast<int>(shared_bytes_(stages_, max_attend_sequences)) <= room) resident = blocks;
     }
+    if (stages_ < 2 || stages_ > most_stages || (tuning.blocks > 0 && resident != tuning.blocks))
+      resident = 0;
     if (resident == 0)
       return Status::error(ErrorCode::Unsupported,
-                           "two pages of %u bytes for each of %d warps do not fit the %d bytes of "
+                           "%d pages of %u bytes for each of %d warps do not fit the %d bytes of "
                            "shared memory of this device",
-                           stage_bytes_, attend_warps, per_block);
+                           stages_, stage_bytes_, attend_warps, per_block);
     KVTILT_RETURN_IF_ERROR(check(cudaFuncSetAttribute(
         kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize,
         static_cast<int>(shared_bytes_(stages_, max_attend_sequences)))));
@@ -268,7 +265,6 @@ class Attention {
   bool generic_ = false;
   Kernel kernel_ = nullptr;
   std::uint32_t stage_bytes_ = 0;
-  std::uint32_t fixed_bytes_ = 0;
   std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
   int blocks_ = 0;
   int stages_ = 0;
@@ -326,7 +322,6 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
   arguments.out_token_stride = out.token_stride;
   arguments.out_head_stride = out.head_stride;
   arguments.lse = lse;
-  constexpr float log2_e = 1.44269504088896341f;
   const float scale =
       options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(shape_.key_dim));
   arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;

@@ -10,7 +10,10 @@
 
 namespace kvtilt::cuda {
 
-/// AttendOptions as kernels need them; all pointers are device memory. Logits are base 2.
+/// Kernels work with logits of base 2.
+inline constexpr float log2_e = 1.44269504088896341f;
+
+/// AttendOptions as kernels need them; all pointers are device memory.
 struct AttendRules {
   float scale = 0;     ///< of q.k, with log2(e) in it; under a cap, of tanh's argument
   float soft_cap = 0;  ///< cap * log2(e); 0: none

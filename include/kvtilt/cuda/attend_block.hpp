@@ -21,10 +21,38 @@ KVTILT_HD int units_of_page(const LayerStorage& layer) {
     return Traits::page_units;
 }
 
-/// Units before each sequence of the batch, in shared memory; returns their total. All threads.
+KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
+  return ceil_div(arguments.rows(), item_rows);
+}
+/// Items of one sequence.
+KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
+  return arguments.layer.kv_heads * row_tiles(arguments);
+}
+
+/// The line of a launch, planned anew by each block.
+struct AttendPlan {
+  WorkLine line;
+  int chunk;  ///< items are padded to a multiple of it: no block has parts of two. 1: they are not
+  int total;  ///< units, padded
+};
+
+KVTILT_HD constexpr int padded_units(int units, int chunk) {
+  return ceil_div(units, chunk) * chunk;
+}
+
+/// Sequences up to which chunks are looked for: more of them fill the GPU either way.
+inline constexpr int max_chunked_sequences = 64;
+
+/// Units before each sequence of the batch, in shared memory, and how they are cut. All threads.
+///
+/// An item costs its block some microseconds however short it is. So where there is little to do,
+/// blocks get whole chunks of an item, the smallest for which there are blocks enough; where there
+/// is much, equal stretches whatever item they end in.
 template <class Traits, class Threads>
-KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int* starts) {
+KVTILT_HD AttendPlan plan_units(Threads& threads, const AttendArguments& arguments, int* starts) {
   const int count = arguments.batch.count;
+  const int items = items_per_sequence(arguments);
+  const int warps = threads.thread_count() / warp_lanes;
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count())
     starts[i + 1] = count_units(arguments.layer, arguments.layer.states[arguments.batch.slots[i]],
@@ -32,11 +60,25 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
                         .total();
   threads.sync();
   if (threads.warp() == 0) {
+    int chunk = 1;
+    if (count <= max_chunked_sequences) {
+      const int own = (threads.lane() + 1) * warps;
+      int chunks = 0;
+      KVTILT_DEVICE_LOOP
+      for (int i = 1; i <= count; ++i) chunks += ceil_div(starts[i], own);
+      const std::uint32_t fitting = threads.ballot(chunks * items <= threads.block_count());
+      if (fitting != 0) {
+        int first = 0;
+        while ((fitting >> first & 1u) == 0) ++first;
+        chunk = (first + 1) * warps;
+      }
+      threads.sync_warp();
+    }
     int before = 0;
     KVTILT_DEVICE_LOOP
     for (int first = 0; first < count; first += warp_lanes) {
       const int i = first + threads.lane();
-      int sum = i < count ? starts[i + 1] : 0;
+      int sum = i < count ? padded_units(starts[i + 1], chunk) : 0;
       KVTILT_DEVICE_LOOP
       for (int distance = 1; distance < warp_lanes; distance *= 2) {
         const int other = threads.shuffle(sum, threads.lane() - distance);
@@ -45,10 +87,19 @@ KVTILT_HD int plan_units(Threads& threads, const AttendArguments& arguments, int
       if (i < count) starts[i + 1] = before + sum;
       before += threads.shuffle(sum, warp_lanes - 1);
     }
-    if (threads.lane() == 0) starts[0] = 0;
+    if (threads.lane() == 0) {
+      starts[0] = 0;
+      starts[count + 1] = chunk;
+    }
   }
   threads.sync();
-  return starts[count];
+  AttendPlan plan{};
+  plan.chunk = starts[count + 1];
+  plan.total = starts[count] * items;
+  if (plan.total > 0)
+    plan.line = WorkLine::make(plan.total, plan.chunk > 1 ? plan.total / plan.chunk
+                                                          : threads.block_count());
+  return plan;
 }
 
 /// A block's share of one item.
@@ -62,17 +113,10 @@ struct Segment {
   int slot;   ///< of the sequence
   SequenceState sequence;
   UnitCounts counts;
+  std::uint64_t head_offset;  ///< of the kv head in a sealed page
 };
 
 static_assert(sizeof(Segment) <= AttendShared::segment_bytes);
-
-KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
-  return ceil_div(arguments.rows(), item_rows);
-}
-/// Items of one sequence.
-KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
-  return arguments.layer.kv_heads * row_tiles(arguments);
-}
 
 /// Rows of item `item` of a sequence; their length is for the caller to fill in.
 KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
@@ -102,13 +146,15 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   segment.item_start = sequence_start + item * segment.item_units;
   segment.item = sequence * items + item;
   segment.first = unit - segment.item_start;
-  const int item_end = segment.item_start + segment.item_units;
-  segment.last = segment.first + (item_end < end ? item_end : end) - unit;
   segment.rows = item_rows_of(arguments, sequence, item);
   segment.slot = arguments.batch.slots[sequence];
   segment.sequence = arguments.layer.states[segment.slot];
   segment.rows.length = segment.sequence.length;
   segment.counts = count_units(arguments.layer, segment.sequence, page_units);
+  segment.head_offset =
+      arguments.layer.head(PageKind::Sealed, segment.rows.kv_head).offset;
+  segment.last = end - segment.item_start;
+  if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
   return segment;
 }
 
@@ -168,12 +214,12 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   typename PageRing<Traits>::Source source;
   source.layer = &layer;
   source.table = layer.table(segment.slot) + segment.sequence.first_page;
-  source.head_offset = layer.head(PageKind::Sealed, rows.kv_head).offset;
+  source.head_offset = segment.head_offset;
   source.next = unit - tiles;
   if (source.next < 0) source.next += ceil_div(-source.next, warps) * warps;
   source.end = segment.last - tiles;
   source.stride = warps;
-  source.look_ahead();
+  source.load_slots(threads);
   KVTILT_DEVICE_LOOP
   for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
 
@@ -188,12 +234,15 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last && unit < tiles; unit += warps) {
     const HalfTile tile = half_tile(layer, segment.slot, segment.sequence, segment.counts, unit);
-    const HeadLayout& head = layer.head(tile.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
-    const std::byte* block = tile.block + head.offset;
+    // The layout of 16-bit blocks is known: [kv head][keys | values].
+    constexpr std::uint32_t key_bytes = half_tile_bytes(Traits::key_dim);
+    constexpr std::uint32_t value_bytes = half_tile_bytes(Traits::value_dim);
+    const std::byte* keys = tile.block + static_cast<std::uint32_t>(rows.kv_head * tile.of) *
+                                             (key_bytes + value_bytes);
+    const std::byte* values = keys + tile.of * key_bytes;
     attend_tile<Traits::key_dim, Traits::value_dim>(
-        threads, arguments, rows,
-        HalfFragments{block + head.key.codes + tile.index * half_tile_bytes(Traits::key_dim)},
-        HalfFragments{block + head.value.codes + tile.index * half_tile_bytes(Traits::value_dim)},
+        threads, arguments, rows, HalfFragments{keys + tile.index * key_bytes},
+        HalfFragments{values + tile.index * value_bytes},
         tile.first_position, tile.tokens, tile.sink,
         is_special(tile.first_position, tile.tokens, tile_extent), query, state);
   }
@@ -222,26 +271,56 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
 /// Sequences without a token have no unit: their outputs are written here.
 template <class Traits, class Threads>
 KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& arguments,
-                                     const AttendShared& shared, const int* starts) {
-  const BlockPart part{reinterpret_cast<float*>(threads.shared() + shared.outputs),
-                       reinterpret_cast<float*>(threads.shared() + shared.states),
-                       Traits::value_dim + AttendShared::output_padding};
+                                     const int* starts) {
+  RowPart<Traits::value_dim> nothing;
+  nothing.clear();
+  nothing.maximum = no_maximum;
+  nothing.total = 0.0f;
   KVTILT_DEVICE_LOOP
   for (int sequence = threads.block(); sequence < arguments.batch.count;
        sequence += threads.block_count()) {
     if (starts[sequence + 1] != starts[sequence]) continue;
     KVTILT_DEVICE_LOOP
-    for (int i = threads.thread(); i < item_rows * part.stride; i += threads.thread_count())
-      part.outputs[i] = 0.0f;
-    KVTILT_DEVICE_LOOP
-    for (int i = threads.thread(); i < item_rows * 2; i += threads.thread_count())
-      part.states[i] = i % 2 == 0 ? no_maximum : 0.0f;
-    threads.sync();
-    KVTILT_DEVICE_LOOP
     for (int item = 0; item < items_per_sequence(arguments); ++item)
-      write_item<Traits>(threads, arguments, item_rows_of(arguments, sequence, item), part);
-    threads.sync();
+      KVTILT_DEVICE_LOOP
+      for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes)
+        write_row(threads, arguments, item_rows_of(arguments, sequence, item), row, nothing);
   }
+}
+
+/// The warps' states become the item's output, or the block's part of it.
+template <class Traits, class Threads>
+KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments,
+                              const AttendShared& shared, const WorkLine& line,
+                              const Segment& segment, typename Traits::State& state) {
+  std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
+  const AttendWorkspace& workspace = arguments.workspace;
+  const int warps = threads.thread_count() / warp_lanes;
+  threads.sync();  // all rings are empty
+  store_warp<Traits>(threads, shared, state);
+  threads.sync();
+  const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
+  const bool whole = parts.first == parts.last;
+  KVTILT_DEVICE_LOOP
+  for (int row = threads.warp(); row < segment.rows.rows; row += warps) {
+    const RowPart<Traits::value_dim> part = merge_warps<Traits>(threads, shared, row);
+    if (whole)
+      write_row(threads, arguments, segment.rows, row, part);
+    else
+      store_part(threads, workspace, parts.slot(threads.block()), row, part);
+  }
+  if (whole) return;
+  threads.fence();
+  threads.sync();
+  if (threads.thread() == 0) *flag = threads.atomic_add(workspace.arrivals + segment.item, 1);
+  threads.sync();
+  if (*flag != static_cast<std::uint32_t>(parts.last - parts.first)) return;
+  threads.fence();
+  if (threads.thread() == 0) workspace.arrivals[segment.item] = 0;
+  KVTILT_DEVICE_LOOP
+  for (int row = threads.warp(); row < segment.rows.rows; row += warps)
+    write_row(threads, arguments, segment.rows, row,
+              merge_blocks<Traits::value_dim>(threads, workspace, parts, row));
 }
 
 template <class Traits, class Threads>
@@ -250,14 +329,12 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   const AttendShared shared =
       AttendShared::of<Traits>(warps, arguments.stages, arguments.batch.count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
-  std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   Segment& segment = *reinterpret_cast<Segment*>(threads.shared() + shared.segment);
   [[maybe_unused]] PageRing<Traits> ring(threads, shared, Traits::generic ? 0 : arguments.stages);
-  const int total =
-      plan_units<Traits>(threads, arguments, starts) * items_per_sequence(arguments);
-  write_empty_sequences<Traits>(threads, arguments, shared, starts);
-  if (total == 0) return;
-  const WorkLine line = WorkLine::make(total, threads.block_count(), warps);
+  const AttendPlan plan = plan_units<Traits>(threads, arguments, starts);
+  write_empty_sequences<Traits>(threads, arguments, starts);
+  if (plan.total == 0) return;
+  const WorkLine& line = plan.line;
   if (threads.block() >= line.blocks) return;
 
   const int end = line.start(threads.block() + 1);
@@ -272,27 +349,10 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       attend_generic_units<Traits>(threads, arguments, segment, state);
     else
       attend_units<Traits>(threads, arguments, segment, ring, state);
-    const BlockPart part = merge_warps<Traits>(threads, shared, state);
-
-    const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
-    bool complete = parts.first == parts.last;
-    if (!complete) {
-      store_part<Traits>(threads, arguments.workspace, parts.slot(threads.block()), part);
-      threads.fence();
-      threads.sync();
-      if (threads.thread() == 0)
-        *flag = threads.atomic_add(arguments.workspace.arrivals + segment.item, 1);
-      threads.sync();
-      complete = *flag == static_cast<std::uint32_t>(parts.last - parts.first);
-      if (complete) {
-        threads.fence();
-        if (threads.thread() == 0) arguments.workspace.arrivals[segment.item] = 0;
-        merge_blocks<Traits>(threads, arguments.workspace, parts,
-                             reinterpret_cast<float*>(threads.shared() + shared.factors), part);
-      }
-    }
-    if (complete) write_item<Traits>(threads, arguments, segment.rows, part);
-    unit += segment.last - segment.first;
+    finish_segment<Traits>(threads, arguments, shared, line, segment, state);
+    const int item_end = segment.item_start + segment.item_units;
+    unit = item_end < end ? item_end : end;
+    threads.hand_over_shared();
     threads.sync();
   }
 }

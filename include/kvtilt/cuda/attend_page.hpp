@@ -7,8 +7,8 @@
 ///                                                            into one number per column
 ///
 /// Codes enter the tensor cores as fp16 subnormals (exact and at full rate on an H200:
-/// bench/results/h200-probes.json), so a register of two codes costs one AND. About 650 warp
-/// instructions for 64 tokens of 128 channels, 72 of them mma.
+/// bench/results/h200-probes.json), so a register of two codes costs one AND. About 620 warp
+/// instructions for 64 tokens of 128 channels, 72 of them mma (tests/compile/kernels).
 #pragma once
 
 #include <kvtilt/cuda/attend_query.hpp>
@@ -44,6 +44,10 @@ struct PageTraits {
   static constexpr std::uint32_t value_metadata = layout().value.metadata;
   static constexpr std::uint32_t bytes = static_cast<std::uint32_t>(layout().value.end());
 
+  static_assert(lane_words({PageTokens, KeyDim}, KeyBits) % 4 == 0 &&
+                    lane_words({ValueDim, PageTokens}, ValueBits) % 4 == 0,
+                "every lane loads its codes 16 bytes at a time");
+
   static constexpr bool generic = false;
   static constexpr int page_units = 1;
   static constexpr std::uint32_t stage_bytes = bytes;
@@ -54,23 +58,30 @@ struct PageTraits {
 };
 
 /// Logits of `Tiles` times 16 tokens as mma leaves them, and what makes base-2 logits of them.
-template <int Tiles>
+/// Tiles in a row, as many for each, share a band: a group of the keys.
+template <int Tiles, int Bands>
 struct Scores {
-  float product[Tiles][4];
-  float factor[4];         ///< by element
-  float bias[Tiles][2];    ///< by column
+  static constexpr int band_tiles = Tiles / Bands;
 
+  float product[Tiles][4];
+  float factor[4];       ///< by element; positive
+  float bias[Bands][2];  ///< by column
+
+  /// The largest logits, by column. Factors keep the order of products: one logit a band suffices.
   KVTILT_HD void largest(float (&most)[2]) const {
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       most[column] = no_maximum;
       KVTILT_DEVICE_UNROLL
-      for (int tile = 0; tile < Tiles; ++tile) {
-        const float even = std::fma(product[tile][column], factor[column], bias[tile][column]);
-        const float odd =
-            std::fma(product[tile][column + 2], factor[column + 2], bias[tile][column]);
-        most[column] = std::fmax(most[column], std::fmax(even, odd));
-      }
+      for (int band = 0; band < Bands; ++band)
+        KVTILT_DEVICE_UNROLL
+        for (int e = column; e < 4; e += 2) {
+          float highest = product[band * band_tiles][e];
+          KVTILT_DEVICE_UNROLL
+          for (int tile = 1; tile < band_tiles; ++tile)
+            highest = std::fmax(highest, product[band * band_tiles + tile][e]);
+          most[column] = std::fmax(most[column], std::fma(highest, factor[e], bias[band][column]));
+        }
     }
   }
 
@@ -86,7 +97,7 @@ struct Scores {
           ColumnView::of(arguments, item, item_column, first_position, sink);
       const float slope = rules.alibi_slopes == nullptr
                               ? 0.0f
-                              : rules.alibi_slopes[item.query_head(arguments, item_column)];
+                              : log2_e * rules.alibi_slopes[item.query_head(arguments, item_column)];
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Tiles; ++tile) {
         const int start = tile * tile_extent;
@@ -96,13 +107,14 @@ struct Scores {
         KVTILT_DEVICE_UNROLL
         for (int odd = 0; odd < 2; ++odd) {
           float& logit = product[tile][2 * odd + column];
-          logit = logit * factor[2 * odd + column] + bias[tile][column];
+          logit = logit * factor[2 * odd + column] + bias[tile / band_tiles][column];
           if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
           logit += slope * static_cast<float>(start + row + odd - view.own);
           if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(0xff800000u);
         }
-        bias[tile][column] = 0.0f;
       }
+      KVTILT_DEVICE_UNROLL
+      for (int band = 0; band < Bands; ++band) bias[band][column] = 0.0f;
     }
     KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) factor[e] = 1.0f;
@@ -115,44 +127,57 @@ struct Scores {
     for (int tile = 0; tile < Tiles; ++tile)
       KVTILT_DEVICE_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const float shift = bias[tile][e % 2] - state.maximum[e % 2];
+        const float shift = bias[tile / band_tiles][e % 2] - state.maximum[e % 2];
         product[tile][e] = exp2_fast(std::fma(product[tile][e], factor[e], shift));
         state.sum[e % 2] += product[tile][e];
       }
   }
 };
 
+template <class Traits>
+using PageScores = Scores<Traits::page_tokens / tile_extent, Traits::key_bands>;
+
 /// Products of the page's keys with the query.
 template <class Traits, class Threads>
 KVTILT_HD void score_page(Threads& threads, const std::byte* page,
-                          const QueryTile<Traits::key_dim>& query,
-                          Scores<Traits::page_tokens / tile_extent>& scores) {
+                          const QueryTile<Traits::key_dim>& query, PageScores<Traits>& scores) {
   constexpr int width = Traits::key_bits;
   constexpr int tiles = Traits::page_tokens / tile_extent;
   constexpr int band_tiles = Traits::key_group / tile_extent;
+  constexpr int steps = Traits::key_dim / tile_extent;
   constexpr std::uint32_t inner_factor = half_power(-inner_shift(width)) * 0x10001u;
   const int lane = threads.lane();
   const std::byte* codes = page + Traits::key_codes + lane * 16;
   const std::byte* metadata = page + Traits::key_metadata + lane % 4 * 8;
   KVTILT_DEVICE_UNROLL
   for (int band = 0; band < Traits::key_bands; ++band) {
-    float minimum[4];
+    // The minima of two steps are an A operand as they are loaded: in its even rows each step's
+    // channels 4t and 4t + 1, in its odd rows the others. Both meet their own half of the query in
+    // a product of its own, which leaves every lane its columns' sums; other rows mean nothing.
+    float minimum[2][4];
+    std::uint32_t minima[4] = {};
     Words words{};
     int loaded = -1;
     KVTILT_DEVICE_UNROLL
-    for (int step = 0; step < Traits::key_dim / tile_extent; ++step) {
+    for (int step = 0; step < steps; ++step) {
       const std::byte* group = metadata + band * 4 * Traits::key_dim + step * 2 * tile_extent;
       const std::uint64_t scale = *reinterpret_cast<const std::uint64_t*>(group);
       const std::uint64_t low =
           *reinterpret_cast<const std::uint64_t*>(group + 2 * Traits::key_dim);
-      // Every row of this A operand is the minima, so every lane gets its columns' sums.
-      const std::uint32_t first_minima = static_cast<std::uint32_t>(low);
-      const std::uint32_t second_minima = static_cast<std::uint32_t>(low >> 32);
-      const std::uint32_t rows[4] = {first_minima, first_minima, second_minima, second_minima};
-      if (step == 0)
-        threads.first_mma(minimum, rows, query.half[step][0], query.half[step][1]);
-      else
-        threads.mma(minimum, rows, query.half[step][0], query.half[step][1]);
+      minima[step % 2 * 2] = static_cast<std::uint32_t>(low);
+      minima[step % 2 * 2 + 1] = static_cast<std::uint32_t>(low >> 32);
+      if (step % 2 == 1 || step + 1 == steps) {
+        const int before = step / 2 * 2;
+        KVTILT_DEVICE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const std::uint32_t b0 = query.half[before][half];
+          const std::uint32_t b1 = step == before ? 0 : query.half[step][half];
+          if (before == 0)
+            threads.first_mma(minimum[half], minima, b0, b1);
+          else
+            threads.mma(minimum[half], minima, b0, b1);
+        }
+      }
       const std::uint32_t first =
           multiply_halves(query.half[step][0], static_cast<std::uint32_t>(scale));
       std::uint32_t second =
@@ -174,10 +199,9 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
       }
     }
     KVTILT_DEVICE_UNROLL
-    for (int tile = 0; tile < band_tiles; ++tile)
-      KVTILT_DEVICE_UNROLL
-      for (int column = 0; column < 2; ++column)
-        scores.bias[band * band_tiles + tile][column] = minimum[column] * query.factor[column];
+    for (int column = 0; column < 2; ++column)
+      scores.bias[band][column] =
+          (minimum[0][column] + minimum[1][column + 2]) * query.factor[column];
   }
   KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e)
@@ -218,14 +242,14 @@ struct ValueScales {
 /// Adds the page's values, weighted.
 template <class Traits, class Threads>
 KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
-                        const Scores<Traits::page_tokens / tile_extent>& weights,
+                        const PageScores<Traits>& weights,
                         const ValueScales<Traits>& scales, typename Traits::State& state) {
   constexpr int width = Traits::value_bits;
   constexpr int bands = Traits::value_bands;
   constexpr int value_tiles = Traits::value_dim / tile_extent;
   const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
-  const std::uint32_t normalise =
-      half_power(-state.exponent) | half_power(-state.exponent - inner_shift(width)) << 16;
+  const std::uint32_t normalise = pack_halves(float_power(-state.exponent),
+                                              float_power(-state.exponent - inner_shift(width)));
   KVTILT_DEVICE_UNROLL
   for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
     const float(&weight)[4] = weights.product[tile];
@@ -266,8 +290,7 @@ KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments,
                            const ItemRows& item, const std::byte* page, const PageSlot& slot,
                            bool special, const QueryTile<Traits::key_dim>& query,
                            typename Traits::State& state) {
-  constexpr int tiles = Traits::page_tokens / tile_extent;
-  Scores<tiles> scores;
+  PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
   if (special)
     scores.shape(arguments, item, threads.lane(), slot.first_position, slot.tokens, false);

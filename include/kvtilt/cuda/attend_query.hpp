@@ -126,16 +126,15 @@ struct QueryTile {
         item.query_head(arguments, column) * arguments.query_head_stride;
     const bool present = column < item.rows;
     float channel[steps][4];
+    load_channels(arguments, row + lane_channel, channel);
     float largest = 0.0f;
     KVTILT_DEVICE_UNROLL
-    for (int step = 0; step < steps; ++step) {
-      load_channels(arguments, row + step * tile_extent + lane_channel, channel[step]);
+    for (int step = 0; step < steps; ++step)
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) {
         if (!present) channel[step][i] = 0.0f;
         largest = std::fmax(largest, std::fabs(channel[step][i]));
       }
-    }
     largest = std::fmax(largest, threads.shuffle_xor(largest, 1));
     largest = std::fmax(largest, threads.shuffle_xor(largest, 2));
     int exponent = static_cast<int>(bit_cast<std::uint32_t>(largest) >> 23) - 126;
@@ -153,29 +152,40 @@ struct QueryTile {
   }
 
  private:
-  /// 8-byte loads where the tensor allows them.
+  /// All loads of a branch are in flight together; of 8 bytes where the tensor allows them.
   KVTILT_HD static void load_channels(const AttendArguments& arguments, std::int64_t at,
-                                      float (&channel)[4]) {
+                                      float (&channel)[steps][4]) {
     if (arguments.query_type == ElementType::F32) {
       const float* from = static_cast<const float*>(arguments.query) + at;
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) channel[i] = from[i];
+      for (int step = 0; step < steps; ++step)
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 4; ++i) channel[step][i] = from[step * tile_extent + i];
       return;
     }
     const std::uint16_t* from = static_cast<const std::uint16_t*>(arguments.query) + at;
-    std::uint16_t bits[4];
+    std::uint64_t bits[steps];
     if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
-      const std::uint64_t all = *reinterpret_cast<const std::uint64_t*>(from);
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) bits[i] = static_cast<std::uint16_t>(all >> (16 * i));
+      for (int step = 0; step < steps; ++step)
+        bits[step] = *reinterpret_cast<const std::uint64_t*>(from + step * tile_extent);
     } else {
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) bits[i] = from[i];
+      for (int step = 0; step < steps; ++step) {
+        bits[step] = 0;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 4; ++i)
+          bits[step] |= std::uint64_t{from[step * tile_extent + i]} << (16 * i);
+      }
     }
+    const bool is_f16 = arguments.query_type == ElementType::F16;
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < 4; ++i)
-      channel[i] = arguments.query_type == ElementType::F16 ? low_half(bits[i])
-                                                            : to_float(BF16{bits[i]});
+    for (int step = 0; step < steps; ++step)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const std::uint16_t half = static_cast<std::uint16_t>(bits[step] >> (16 * i));
+        channel[step][i] = is_f16 ? low_half(half) : to_float(BF16{half});
+      }
   }
 };
 

@@ -10,19 +10,14 @@
 
 namespace kvtilt::cuda {
 
-/// Blocks' parts that are merged at a time.
-inline constexpr int merged_parts = 32;
-
 /// Where the parts of a block's shared memory begin.
 struct AttendShared {
-  std::uint32_t barriers;  ///< rings lie before it: [warp][stage]
+  std::uint32_t barriers;  ///< rings lie before it: [warp][stage]; outputs of warps take turns
   std::uint32_t slots;
-  std::uint32_t outputs;  ///< [item_rows][value_dim + output_padding] floats
-  std::uint32_t states;   ///< [warp][item_rows][maximum, sum], then [item_rows][2] of all warps
-  std::uint32_t factors;  ///< [merged_parts][item_rows]
+  std::uint32_t states;  ///< [warp][item_rows][maximum, sum]
   std::uint32_t flag;
   std::uint32_t segment;
-  std::uint32_t starts;  ///< [sequences + 1] units before each
+  std::uint32_t starts;  ///< [sequences + 1] units before each, and the plan's chunk
   std::uint32_t bytes;
 
   static constexpr std::uint32_t segment_bytes = 192;
@@ -34,16 +29,16 @@ struct AttendShared {
   KVTILT_HD static AttendShared of(int warps, int stages, int sequences) {
     const std::uint32_t rings = static_cast<std::uint32_t>(warps * stages);
     AttendShared shared;
-    shared.barriers = rings * Traits::stage_bytes;
+    const std::uint32_t outputs =  // of all warps, once the rings are empty
+        static_cast<std::uint32_t>(warps * item_rows * (Traits::value_dim + output_padding) * 4);
+    const std::uint32_t pages = rings * Traits::stage_bytes;
+    shared.barriers = pages > outputs ? pages : outputs;
     shared.slots = shared.barriers + (rings + 1) / 2 * 16;
-    shared.outputs = shared.slots + rings * 16;
-    shared.states =
-        shared.outputs + item_rows * (Traits::value_dim + output_padding) * 4;
-    shared.factors = shared.states + static_cast<std::uint32_t>(warps + 1) * item_rows * 8;
-    shared.flag = shared.factors + merged_parts * item_rows * 4;
+    shared.states = shared.slots + rings * 16;
+    shared.flag = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
     shared.segment = shared.flag + 16;
     shared.starts = shared.segment + segment_bytes;
-    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
+    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 2) * 4;
     return shared;
   }
 };
@@ -61,7 +56,8 @@ class PageRing {
     threads.sync_warp();
   }
 
-  /// Units `next`, `next` + stride, ... below `end` of a sequence's pages, from `table` on.
+  /// Units `next`, `next` + stride, ... below `end` of a sequence's pages, from `table` on. The
+  /// slots of 32 units to come are in the lanes: a load for each would be waited for each time.
   struct Source {
     const LayerStorage* layer;
     const PageSlot* table;
@@ -69,10 +65,14 @@ class PageRing {
     int next;
     int end;
     int stride;
-    PageSlot ahead;  ///< of unit `next`, loaded long before it is needed
+    int lane_of_next = 0;
+    PageSlot slot;  ///< of unit next + (lane - lane_of_next) * stride
 
-    KVTILT_HD void look_ahead() {
-      if (next < end) ahead = table[next / Traits::page_units];
+    template <class Threads>
+    KVTILT_HD void load_slots(Threads& threads) {
+      const int unit = next + threads.lane() * stride;
+      lane_of_next = 0;
+      if (unit < end) slot = table[unit / Traits::page_units];
     }
   };
 
@@ -82,9 +82,11 @@ class PageRing {
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads, Source& source) {
     if (source.next < source.end) {
-      if (threads.lane() == 0) *slot(threads, fill_) = source.ahead;
+      if (threads.lane() == source.lane_of_next) *slot(threads, fill_) = source.slot;
       const std::byte* page =
-          source.layer->block(PageKind::Sealed, source.ahead.page) + source.head_offset;
+          source.layer->block(PageKind::Sealed,
+                              threads.shuffle(source.slot.page, source.lane_of_next)) +
+          source.head_offset;
       std::byte* to = data(threads, fill_);
       std::uint64_t* arrived = barrier(threads, fill_);
       threads.begin_stage(arrived, Traits::stage_bytes);
@@ -99,7 +101,7 @@ class PageRing {
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
       source.next += source.stride;
-      source.look_ahead();
+      if (++source.lane_of_next == warp_lanes) source.load_slots(threads);
     }
     threads.end_stage();
   }

@@ -58,7 +58,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
   static_assert(Keys::ahead == Values::ahead);
   constexpr int ahead = Keys::ahead;
   const int lane = threads.lane();
-  Scores<1> scores;
+  Scores<1, 1> scores;
   KVTILT_DEVICE_UNROLL
   for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
   scores.bias[0][0] = scores.bias[0][1] = 0.0f;

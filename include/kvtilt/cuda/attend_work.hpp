@@ -45,6 +45,7 @@ struct HalfTile {
   const std::byte* block;       ///< with all kv heads
   std::int64_t first_position;  ///< of the tile's slot 0
   int index;                    ///< of the tile in its block
+  int of;                       ///< tiles in that block
   int tokens;
   bool sink;
 };
@@ -64,6 +65,7 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   found.first_position = first;
   found.tokens = end - first < tile_extent ? static_cast<int>(end - first) : tile_extent;
   found.sink = sink;
+  found.of = sink ? ceil_div(layer.sink_tokens, tile_extent) : tiles_in_block;
   found.index = sink ? tile : tile % tiles_in_block;
   found.block = sink ? layer.sinks(sequence)
                      : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
@@ -90,11 +92,9 @@ struct WorkLine {
   int each;    ///< units of a block
   int longer;  ///< the first blocks have one more
 
-  /// A block should have a unit for each of its warps before there is a second block.
-  [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks, int warps) {
-    const int wanted = ceil_div(total, warps);
+  [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks) {
     WorkLine line;
-    line.blocks = wanted < blocks ? wanted : blocks;
+    line.blocks = total < blocks ? total : blocks;
     line.each = total / line.blocks;
     line.longer = total % line.blocks;
     return line;

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/fragment_order.hpp>
-#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/half2.hpp>
 
 #include <cstdint>
 

@@ -4,9 +4,12 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/quant/affine.hpp>
 
 #include <cmath>
 #include <cstdint>
+
 
 namespace kvtilt::cuda {
 
@@ -67,6 +70,36 @@ KVTILT_HD inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b)
 #endif
 }
 
+namespace detail {
+
+KVTILT_HD constexpr F16 smaller_half(F16 a, F16 b) { return ordered(b) < ordered(a) ? b : a; }
+KVTILT_HD constexpr F16 larger_half(F16 a, F16 b) { return ordered(b) > ordered(a) ? b : a; }
+
+}  // namespace detail
+
+/// Of numbers. Which of two zeros is returned is not said.
+KVTILT_HD inline std::uint32_t min_halves(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("min.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return detail::join_halves(detail::smaller_half(detail::half_of(a, 0), detail::half_of(b, 0)),
+                             detail::smaller_half(detail::half_of(a, 1), detail::half_of(b, 1)));
+#endif
+}
+
+KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  return detail::join_halves(detail::larger_half(detail::half_of(a, 0), detail::half_of(b, 0)),
+                             detail::larger_half(detail::half_of(a, 1), detail::half_of(b, 1)));
+#endif
+}
+
 /// a b + c with one rounding.
 KVTILT_HD inline std::uint32_t fma_halves(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
 #if defined(__CUDA_ARCH__)
@@ -91,34 +124,6 @@ KVTILT_HD inline std::uint32_t pack_halves(float low, float high) {
 #endif
 }
 
-/// The larger of each half. No NaN.
-KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
-#if defined(__CUDA_ARCH__)
-  std::uint32_t result;
-  asm("max.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-#else
-  return detail::join_halves(low_half(a) > low_half(b) ? detail::half_of(a, 0)
-                                                       : detail::half_of(b, 0),
-                             high_half(a) > high_half(b) ? detail::half_of(a, 1)
-                                                         : detail::half_of(b, 1));
-#endif
-}
-
-/// The smaller of each half. No NaN.
-KVTILT_HD inline std::uint32_t min_halves(std::uint32_t a, std::uint32_t b) {
-#if defined(__CUDA_ARCH__)
-  std::uint32_t result;
-  asm("min.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
-  return result;
-#else
-  return detail::join_halves(low_half(a) < low_half(b) ? detail::half_of(a, 0)
-                                                       : detail::half_of(b, 0),
-                             high_half(a) < high_half(b) ? detail::half_of(a, 1)
-                                                         : detail::half_of(b, 1));
-#endif
-}
-
 /// 2^x; two units in the last place on the GPU, where subnormal results become 0.
 KVTILT_HD inline float exp2_fast(float x) {
 #if defined(__CUDA_ARCH__)
@@ -134,6 +139,17 @@ KVTILT_HD inline float exp2_fast(float x) {
 KVTILT_HD inline float hyperbolic_tangent(float x) {
   // 1 - 2 / (1 + e^2x): e^2x may overflow to infinity, where the quotient is 0.
   return 1.0f - 2.0f / (1.0f + exp2_fast(x * 2.88539008177792681f));
+}
+
+/// Two floats to nearest bf16.
+KVTILT_HD inline std::uint32_t pack_bf16(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  return to_bf16(low).bits | static_cast<std::uint32_t>(to_bf16(high).bits) << 16;
+#endif
 }
 
 }  // namespace kvtilt::cuda

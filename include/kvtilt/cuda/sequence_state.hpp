@@ -148,7 +148,7 @@ KVTILT_HD constexpr bool find_pages(const SequenceState& state, const PageSlot* 
 
 /// What appending will do to a sequence: known before anything is written, by every block alike.
 struct AppendPlan {
-  bool fits;  ///< if not, nothing may happen
+  bool fits;                ///< if not, nothing may happen
   std::int64_t length;      ///< before
   std::int64_t tail_start;  ///< before
   std::int64_t tokens;      ///< new
@@ -170,22 +170,19 @@ KVTILT_HD constexpr AppendPlan plan_append(const TokenPlacement& placement,
   plan.tail_start = state.tail_start;
   plan.tokens = tokens;
   plan.first_kept = state.first_kept;
-  plan.seals =
-      static_cast<std::int32_t>(placement.seals(state.tail_start, state.length + tokens));
+  plan.seals = static_cast<std::int32_t>(placement.seals(state.tail_start, state.length + tokens));
   if (placement.window > 0 && plan.seals > 0) {
     const std::int64_t span = static_cast<std::int64_t>(plan.seals) * placement.page_tokens;
     const std::int64_t cut =
         placement.free_until(state.tail_start + span + placement.recent_tokens);
-    const std::int32_t end = entry_at(state, table, cut + 1);
-    // An entry is behind the window if it ends at the cut or before it.
+    const std::int32_t end = entry_at(state, table, cut);
     plan.freed = end - state.first_page;
     const std::int32_t shared =
         state.shared_end > state.first_page ? state.shared_end - state.first_page : 0;
     plan.recycled = plan.freed - detail::smaller(shared, plan.freed);
     if (plan.freed > 0) plan.first_kept = end_of(table[end - 1]);
     if (cut - state.tail_start >= placement.page_tokens) {
-      plan.skipped =
-          static_cast<std::int32_t>((cut - state.tail_start) / placement.page_tokens);
+      plan.skipped = static_cast<std::int32_t>((cut - state.tail_start) / placement.page_tokens);
       plan.first_kept =
           state.tail_start + static_cast<std::int64_t>(plan.skipped) * placement.page_tokens;
     }
@@ -197,9 +194,9 @@ KVTILT_HD constexpr AppendPlan plan_append(const TokenPlacement& placement,
 /// Page of the pool that the `index`-th quantized page goes to.
 KVTILT_HD constexpr std::int32_t page_for(const AppendPlan& plan, const SequenceState& state,
                                           const PageSlot* table, std::int32_t index) {
-  const std::int32_t entry =
-      index < plan.recycled ? state.first_page + plan.freed - plan.recycled + index
-                            : state.page_end + index - plan.recycled;
+  const std::int32_t entry = index < plan.recycled
+                                 ? state.first_page + plan.freed - plan.recycled + index
+                                 : state.page_end + index - plan.recycled;
   return table[entry].page;
 }
 

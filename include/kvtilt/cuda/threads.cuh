@@ -94,6 +94,13 @@ class DeviceThreads {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
+  /// Before asynchronous copies write where threads have read or written: followed by sync().
+  __device__ void hand_over_shared() const {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  }
+
   // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these.
 
   /// Once per stage, before the first copy; followed by sync_warp().

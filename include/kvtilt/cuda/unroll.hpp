@@ -3,6 +3,8 @@
 /// live in memory.
 #pragma once
 
+#include <kvtilt/core/config.hpp>
+
 #if defined(__CUDA_ARCH__)
 #define KVTILT_DEVICE_UNROLL _Pragma("unroll")
 #define KVTILT_DEVICE_LOOP _Pragma("unroll 1")
@@ -10,3 +12,23 @@
 #define KVTILT_DEVICE_UNROLL
 #define KVTILT_DEVICE_LOOP
 #endif
+
+namespace kvtilt::cuda {
+
+/// The value, of which the compiler knows nothing more: what depends on it stays where it is, and is
+/// not computed ahead of a loop around it, to fill registers there.
+KVTILT_HD inline int opaque(int value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+template <class T>
+KVTILT_HD T* opaque(T* value) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(value));
+#endif
+  return value;
+}
+
+}  // namespace kvtilt::cuda

@@ -71,7 +71,7 @@ struct Recipe {
 
 /// Magnitudes above this cannot be stored: fp16's range, and half of it for 1 bit, where the
 /// scale is a difference of means and must itself fit fp16.
-constexpr float largest_magnitude(const Format& format) {
+KVTILT_HD constexpr float largest_magnitude(const Format& format) {
   return format.bits == 1 ? 32752.0f : f16_max;
 }
 

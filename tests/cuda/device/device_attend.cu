@@ -68,8 +68,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   const Bytes lse(static_cast<std::size_t>(call.rows * call.query_heads) * 4);
   const Bytes workspace(
       attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
-  std::vector<float> sinks = call.sink_logits;
-  for (float& x : sinks) x *= 1.44269504088896341f;
+  const std::vector<float>& sinks = call.sink_logits;
   const Bytes device_sinks(sinks);
   const Bytes trees(call.tree_mask);
 

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+//
+// Putting tokens into a device cache and taking them out: 8 kv heads of 128 channels, pages of 64
+// tokens, f16 input. Beside them what this card copies, in the same run. JSON goes to argument 1.
+//
+//   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
+//   unpack/<recipe>   the same tokens as f16 rows
+//   append/<recipe>/batch:<b>  one token for each of b sequences, per layer, in a graph of 32 layers
+//                     that is replayed 64 times: with 64 sequences one seals a page at each step
+
+#include <kvtilt/cuda/kv_cache.cuh>
+#include <kvtilt/quant/recipe.hpp>
+
+#include "layer_data.cuh"
+#include "probe_support.cuh"
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <string>
+#include <vector>
+
+namespace kvtilt::bench {
+namespace {
+
+constexpr int kv_heads = 8;
+constexpr int head_dim = 128;
+constexpr std::int64_t prompt = 32768;
+
+void check(const Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.message().data());
+  std::exit(1);
+}
+template <class T>
+T check(Result<T> result) {
+  check(result.status());
+  return std::move(*result);
+}
+
+/// Random f16 rows in device memory.
+struct DeviceRows {
+  DeviceArray<F16> data;
+  std::int64_t tokens;
+
+  explicit DeviceRows(std::int64_t tokens_, std::uint64_t seed)
+      : data(static_cast<std::size_t>(tokens_) * kv_heads * head_dim), tokens(tokens_) {
+    fill_words<<<2048, 256>>>(reinterpret_cast<std::byte*>(data.data()), 0, 1, 0,
+                              static_cast<std::uint32_t>(tokens * kv_heads * head_dim / 2), 1, 0,
+                              seed);
+    finish();
+  }
+  [[nodiscard]] TensorView view() const { return {data.data(), tokens, kv_heads, head_dim}; }
+  [[nodiscard]] MutableTensorView out() const { return {data.data(), tokens, kv_heads, head_dim}; }
+  [[nodiscard]] double bytes() const {
+    return static_cast<double>(tokens) * kv_heads * head_dim * 2;
+  }
+};
+
+double copy_rate(Report& report) {
+  constexpr std::size_t bytes = std::size_t{1} << 30;
+  DeviceArray<std::byte> from(bytes);
+  DeviceArray<std::byte> to(bytes);
+  const double seconds = median_seconds(15, [&] {
+    KVTILT_CHECK(cudaMemcpyAsync(to.data(), from.data(), bytes, cudaMemcpyDeviceToDevice));
+  });
+  const double rate = 2.0 * bytes / seconds;
+  report.add("copy", rate * 1e-9, "GB/s");
+  return rate;
+}
+
+void measure_prompts(const std::string& name, const Recipe& recipe, double copied, Report& report) {
+  constexpr int sequences = 6;
+  const CacheShape shape = CacheShape::uniform(1, kv_heads, head_dim);
+  cuda::CacheOptions options;
+  options.max_sequences = sequences;
+  options.max_sequence_tokens = prompt;
+  options.token_capacity = sequences * (prompt + 64);
+  cuda::KVCache cache = check(cuda::KVCache::create(shape, Plan::uniform(shape, recipe), options));
+  const DeviceRows keys(prompt, 1);
+  const DeviceRows values(prompt, 2);
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < sequences; ++i) {
+    ids.push_back(check(cache.open()));
+    check(cache.reserve(ids.back(), prompt));
+  }
+  check(cache.append(ids[0], 0, keys.view(), values.view()));  // warms up
+  finish();
+  const double stored = static_cast<double>(cache.memory(ids[0])->bytes_in_use());
+  const double moved = keys.bytes() + values.bytes() + stored;
+  const double packed = seconds_of([&] {
+                          for (int i = 1; i < sequences; ++i)
+                            check(cache.append(ids[static_cast<std::size_t>(i)], 0, keys.view(),
+                                               values.view()));
+                        }) /
+                        (sequences - 1);
+  report.add("pack/" + name + "/time", packed * 1e6, "us");
+  report.add("pack/" + name + "/of_copy", 100 * moved / packed / copied, "%");
+  const double unpacked = median_seconds(15, [&] {
+    check(cache.unpack(ids[1], 0, 0, keys.out(), values.out()));
+  });
+  report.add("unpack/" + name + "/time", unpacked * 1e6, "us");
+  report.add("unpack/" + name + "/of_copy", 100 * moved / unpacked / copied, "%");
+  check(cache.poll(nullptr));
+}
+
+void measure_append(const std::string& name, const Recipe& recipe, int batch_size, Report& report) {
+  constexpr int layers = 32;
+  constexpr int steps = 64;
+  const CacheShape shape = CacheShape::uniform(layers, kv_heads, head_dim);
+  cuda::CacheOptions options;
+  options.max_sequences = batch_size;
+  options.max_sequence_tokens = 1024;
+  options.token_capacity = batch_size * 1088;
+  cuda::KVCache cache = check(cuda::KVCache::create(shape, Plan::uniform(shape, recipe), options));
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < batch_size; ++i) {
+    ids.push_back(check(cache.open()));
+    check(cache.reserve(ids.back(), 1024));
+    // Sequences stand at different places in their pages.
+    const DeviceRows rows(400 + i % 64, static_cast<std::uint64_t>(i));
+    for (int layer = 0; layer < layers; ++layer)
+      check(cache.append(ids.back(), layer, rows.view(), rows.view()));
+    finish();
+  }
+  cudaStream_t stream;
+  KVTILT_CHECK(cudaStreamCreate(&stream));
+  DeviceArray<std::int32_t> slots(static_cast<std::size_t>(batch_size));
+  const cuda::SequenceBatch batch = check(cache.batch(
+      ids, std::span(slots.data(), static_cast<std::size_t>(batch_size)), stream));
+  const DeviceRows rows(batch_size, 99);
+  KVTILT_CHECK(cudaStreamSynchronize(stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  KVTILT_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  for (int layer = 0; layer < layers; ++layer)
+    check(cache.append(batch, layer, rows.view(), rows.view(), nullptr, {}, stream));
+  KVTILT_CHECK(cudaStreamEndCapture(stream, &graph));
+  KVTILT_CHECK(cudaGraphInstantiate(&replay, graph, 0));
+  std::vector<double> times;
+  cudaEvent_t start, stop;
+  KVTILT_CHECK(cudaEventCreate(&start));
+  KVTILT_CHECK(cudaEventCreate(&stop));
+  for (int step = -2; step < steps; ++step) {
+    KVTILT_CHECK(cudaEventRecord(start, stream));
+    KVTILT_CHECK(cudaGraphLaunch(replay, stream));
+    KVTILT_CHECK(cudaEventRecord(stop, stream));
+    KVTILT_CHECK(cudaEventSynchronize(stop));
+    float milliseconds = 0;
+    KVTILT_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
+    if (step >= 0) times.push_back(milliseconds * 1e3 / layers);
+  }
+  KVTILT_CHECK(cudaEventDestroy(start));
+  KVTILT_CHECK(cudaEventDestroy(stop));
+  KVTILT_CHECK(cudaGraphExecDestroy(replay));
+  KVTILT_CHECK(cudaGraphDestroy(graph));
+  check(cache.poll(stream));
+  KVTILT_CHECK(cudaStreamDestroy(stream));
+  const std::string row = "append/" + name + "/batch:" + std::to_string(batch_size);
+  double sum = 0;
+  for (const double time : times) sum += time;
+  report.add(row + "/mean", sum / steps, "us");
+  report.add(row + "/worst", *std::max_element(times.begin(), times.end()), "us");
+}
+
+}  // namespace
+}  // namespace kvtilt::bench
+
+int main(int argc, char** argv) {
+  using namespace kvtilt;
+  using namespace kvtilt::bench;
+  Report report;
+  const double copied = copy_rate(report);
+  Recipe min_max = presets::k4v2;
+  min_max.key.rule = min_max.value.rule = RangeRule::MinMax;
+  const std::pair<const char*, Recipe> rows[] = {{"k4v2", presets::k4v2},
+                                                 {"k4v2-minmax", min_max},
+                                                 {"k4v4", presets::k4v4},
+                                                 {"k8v8", presets::k8v8},
+                                                 {"k16v16", presets::k16v16}};
+  for (const auto& [name, recipe] : rows) measure_prompts(name, recipe, copied, report);
+  for (const auto& [name, recipe] : rows)
+    for (const int batch : {1, 64}) measure_append(name, recipe, batch, report);
+  if (argc > 1 && !report.write(argv[1])) return 1;
+}

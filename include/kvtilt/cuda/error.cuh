@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: MIT
+/// Errors of the CUDA runtime as Status.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+
+#include <utility>
+
+#include <cuda_runtime.h>
+
+namespace kvtilt::cuda {
+
+/// `what` says what was being done.
+inline Status to_status(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return {};
+  const bool memory = error == cudaErrorMemoryAllocation;
+  const bool invalid = error == cudaErrorInvalidValue || error == cudaErrorInvalidResourceHandle;
+  return Status::error(memory    ? ErrorCode::OutOfMemory
+                       : invalid ? ErrorCode::InvalidArgument
+                                 : ErrorCode::Unsupported,
+                       "%s: CUDA says %s (%s)", what, cudaGetErrorName(error),
+                       cudaGetErrorString(error));
+}
+
+/// Whether the kernel just launched was accepted.
+inline Status launched(const char* what) { return to_status(cudaGetLastError(), what); }
+
+inline Result<bool> is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamIsCapturing(stream, &status), "looking at a stream"));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+/// Replays would repeat what changes the host's books, or waits.
+inline Status refuse_capture(cudaStream_t stream, const char* call) {
+  Result<bool> capturing = is_capturing(stream);
+  if (!capturing) return std::move(capturing).take_status();
+  if (!*capturing) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "%s cannot be captured into a graph; only append, pack, unpack and attend "
+                       "can",
+                       call);
+}
+
+}  // namespace kvtilt::cuda

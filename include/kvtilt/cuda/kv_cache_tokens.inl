@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+// Members of cuda::KVCache that put tokens in and look at sequences; included by kv_cache.cuh.
+
+namespace kvtilt::cuda {
+
+inline Result<SequenceBatch> KVCache::batch(std::span<const SequenceId> ids,
+                                            std::span<std::int32_t> memory, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "batch"));
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(ids));
+  if (memory.size() < ids.size())
+    return Status::error(ErrorCode::InvalidArgument,
+                         "a batch of %zu sequences needs as many numbers of device memory; there "
+                         "are %zu",
+                         ids.size(), memory.size());
+  std::vector<std::int32_t> slots;
+  for (const SequenceId& id : ids) slots.push_back(static_cast<std::int32_t>(id.slot));
+  KVTILT_RETURN_IF_ERROR(launch_write_slots(slots, memory.data(), stream));
+  return SequenceBatch{{ids.begin(), ids.end()}, {memory.data(), static_cast<int>(ids.size())}};
+}
+
+inline Result<SequenceBatch> KVCache::batch(SequenceId id) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  return SequenceBatch{{id}, {device_slots() + id.slot, 1}};
+}
+
+inline Status KVCache::check_rows(int layer, const TensorView& keys,
+                                  const TensorView& values) const {
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != of.kv_heads ||
+      values.heads != of.kv_heads || keys.dim != of.key_dim || values.dim != of.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+        "[n, %d, %d]",
+        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim, of.kv_heads, of.key_dim,
+        of.kv_heads, of.value_dim);
+  if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
+  return {};
+}
+
+inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batch, int layer,
+                              const TensorView& keys, const TensorView& values,
+                              const std::int32_t* indptr, std::span<const std::int32_t> tokens,
+                              cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  KVTILT_RETURN_IF_ERROR(check_rows(layer, keys, values));
+  if (ids.empty() || keys.tokens == 0) return {};
+  const std::int64_t sequences = static_cast<std::int64_t>(ids.size());
+  const std::int64_t each = indptr == nullptr ? keys.tokens / sequences : 0;
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (keys.tokens > most || (indptr == nullptr && each * sequences != keys.tokens))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: %lld rows are not as many for each of %lld sequences; give "
+                         "indptr, and at most 2^30 rows",
+                         layer, static_cast<long long>(keys.tokens),
+                         static_cast<long long>(sequences));
+  if (indptr == nullptr) {
+    counts_.assign(ids.size(), static_cast<std::int32_t>(each));
+    tokens = counts_;
+  } else if (!tokens.empty()) {
+    std::int64_t rows = 0;
+    for (const std::int32_t count : tokens) rows += count;
+    if (rows > keys.tokens)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %d: %lld tokens in all, but %lld rows", layer,
+                           static_cast<long long>(rows), static_cast<long long>(keys.tokens));
+  }
+  Result<bool> capturing = is_capturing(stream);
+  if (!capturing) return std::move(capturing).take_status();
+  const bool told = !*capturing && !tokens.empty();
+  if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  const AppendArguments arguments{of,     batch,  keys,
+                                  values, indptr, static_cast<int>(each)};
+  // From a page's worth on, pages of new tokens alone are sealed by blocks of their own.
+  std::int64_t longest = tokens.empty() ? keys.tokens : 0;
+  for (const std::int32_t count : tokens) longest = std::max<std::int64_t>(longest, count);
+  KVTILT_RETURN_IF_ERROR(to_status(longest < of.page_tokens
+                                       ? launch_append(arguments, stream)
+                                       : launch_pack(arguments, longest, stream),
+                                   "appending tokens"));
+  if (told) book_.note_appended(ids, layer, tokens);
+  return {};
+}
+
+inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                              const TensorView& values, const std::int32_t* indptr,
+                              std::span<const std::int32_t> tokens, cudaStream_t stream) {
+  return append(batch.ids, batch.device, layer, keys, values, indptr, tokens, stream);
+}
+
+inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                              const TensorView& values, cudaStream_t stream) {
+  return append(batch.ids, batch.device, layer, keys, values, nullptr, {}, stream);
+}
+
+inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
+                              const TensorView& values, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  return append({&id, 1}, {device_slots() + id.slot, 1}, layer, keys, values, nullptr, {}, stream);
+}
+
+inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
+                              const MutableTensorView& keys, const MutableTensorView& values,
+                              cudaStream_t stream) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  const auto is_wanted = [](const TensorView& rows) {
+    return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
+  };
+  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
+  const auto fits = [&](const TensorView& rows, int dim) {
+    return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == of.kv_heads &&
+                                rows.dim == dim && (rows.data != nullptr || tokens == 0));
+  };
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  if (tokens < 0 || tokens > most || first < 0 || !fits(keys, of.key_dim) ||
+      !fits(values, of.value_dim))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: keys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at "
+                         "%p, from position %lld on; expected [n, %d, %d] and [n, %d, %d], or {} for "
+                         "what is not wanted",
+                         layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+                         keys.data, static_cast<long long>(values.tokens), values.heads, values.dim,
+                         values.data, static_cast<long long>(first), of.kv_heads, of.key_dim,
+                         of.kv_heads, of.value_dim);
+  if (tokens == 0) return {};
+  return to_status(
+      launch_unpack({of, static_cast<int>(id.slot), first, tokens, keys, values}, stream),
+      "unpacking tokens");
+}
+
+inline Result<LayerStorage> KVCache::view(int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return storages_[static_cast<std::size_t>(layer)];
+}
+
+inline Status KVCache::note_appended(const SequenceBatch& batch,
+                                     std::span<const std::int32_t> tokens) {
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
+  if (tokens.size() != batch.ids.size())
+    return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu numbers of tokens",
+                         batch.ids.size(), tokens.size());
+  for (int layer = 0; layer < layers(); ++layer)
+    if (storages_[static_cast<std::size_t>(layer)].kv_heads > 0)
+      book_.note_appended(batch.ids, layer, tokens);
+  return {};
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return book_.state(id.slot, layer).length;
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id, int layer, cudaStream_t stream) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "length"));
+  SequenceState state{};
+  const LayerStorage& storage = storages_[static_cast<std::size_t>(layer)];
+  KVTILT_RETURN_IF_ERROR(to_status(cudaMemcpyAsync(&state, storage.states + id.slot, sizeof state,
+                                                   cudaMemcpyDeviceToHost, stream),
+                                   "reading a length"));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a length"));
+  return state.length;
+}
+
+inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "refresh"));
+  const auto read = [&](void* to, const void* from, std::size_t bytes) {
+    return to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
+                     "reading a sequence");
+  };
+  std::vector<SequenceState> states(storages_.size());
+  std::vector<std::vector<PageSlot>> tables(storages_.size());
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
+    if (storages_[layer].kv_heads > 0)
+      KVTILT_RETURN_IF_ERROR(
+          read(&states[layer], storages_[layer].states + id.slot, sizeof(SequenceState)));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer) {
+    if (storages_[layer].kv_heads == 0) continue;
+    tables[layer].resize(static_cast<std::size_t>(states[layer].page_capacity));
+    KVTILT_RETURN_IF_ERROR(read(tables[layer].data(),
+                                storages_[layer].table(static_cast<int>(id.slot)),
+                                tables[layer].size() * sizeof(PageSlot)));
+  }
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
+    if (storages_[layer].kv_heads > 0)
+      KVTILT_RETURN_IF_ERROR(
+          book_.adopt(id, static_cast<int>(layer), states[layer], tables[layer]));
+  return {};
+}
+
+inline Status KVCache::poll(cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
+  DeviceRecord* record = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
+  DeviceRecord found{};
+  KVTILT_RETURN_IF_ERROR(to_status(
+      cudaMemcpyAsync(&found, record, sizeof found, cudaMemcpyDeviceToHost, stream), "poll"));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "poll"));
+  if (found.code == 0) return {};
+  KVTILT_RETURN_IF_ERROR(to_status(cudaMemsetAsync(record, 0, sizeof found, stream), "poll"));
+  const bool known = found.layer >= 0 && found.layer < layers();
+  return to_status(found, known ? storages_[static_cast<std::size_t>(found.layer)].key_dim : 0);
+}
+
+}  // namespace kvtilt::cuda

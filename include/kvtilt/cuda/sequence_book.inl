@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: MIT
+// Members of SequenceBook; included by sequence_book.hpp.
+
+namespace kvtilt::cuda {
+
+inline SequenceBook::SequenceBook(const std::vector<detail::DeviceLayer>& layers,
+                                  const CacheOptions& options)
+    : layers_(layers),
+      sequences_(static_cast<std::size_t>(options.max_sequences)),
+      longest_(options.longest()) {
+  for (const detail::DeviceLayer& layer : layers_) pages_.emplace_back(layer.pages);
+  for (Sequence& sequence : sequences_) sequence.layers.resize(layers_.size());
+}
+
+inline Status SequenceBook::check(SequenceId id) const {
+  if (id.slot < sequences_.size() && id.generation != 0 && sequences_[id.slot].is_open &&
+      sequences_[id.slot].generation == id.generation)
+    return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "sequence %u (generation %u) is not open in this cache", id.slot,
+                       id.generation);
+}
+
+inline Status SequenceBook::check_layer(int layer) const {
+  if (layer < 0 || layer >= layers())
+    return Status::error(ErrorCode::InvalidArgument, "layer %d does not exist: the cache has %d",
+                         layer, layers());
+  if (!cached(static_cast<std::size_t>(layer)))
+    return Status::error(ErrorCode::InvalidArgument, "layer %d keeps no cache (kv_heads is 0)",
+                         layer);
+  return {};
+}
+
+inline Status SequenceBook::check_tokens(std::int64_t tokens) const {
+  if (tokens >= 0 && tokens <= longest_) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "cannot reserve %lld tokens, only 0 to max_sequence_tokens, which is %lld",
+                       static_cast<long long>(tokens), static_cast<long long>(longest_));
+}
+
+inline Result<std::uint32_t> SequenceBook::free_slot() const {
+  for (std::size_t slot = 0; slot < sequences_.size(); ++slot)
+    if (!sequences_[slot].is_open) return static_cast<std::uint32_t>(slot);
+  return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
+                       sequences_.size());
+}
+
+inline SequenceId SequenceBook::occupy(std::uint32_t slot) {
+  Sequence& sequence = sequences_[slot];
+  sequence.is_open = true;
+  if (++sequence.generation == 0) sequence.generation = 1;  // 0 means no sequence
+  return {slot, sequence.generation};
+}
+
+inline Result<SequenceId> SequenceBook::open() {
+  Result<std::uint32_t> slot = free_slot();
+  if (!slot) return std::move(slot).take_status();
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    sequences_[*slot].layers[layer] = {empty_state(layers_[layer].placement, 0), {}};
+  return occupy(*slot);
+}
+
+/// Pages that a sequence lacks to go on to `tokens` tokens.
+inline std::int64_t SequenceBook::missing_pages(std::size_t layer, const SequenceState& state,
+                                                const PageSlot* table, std::int64_t tokens) const {
+  const detail::DeviceLayer& of = layers_[layer];
+  const std::int64_t spare = state.page_capacity - state.page_end;
+  const std::int64_t seals = of.placement.seals(state.tail_start, tokens);
+  if (of.placement.window == 0) return std::max<std::int64_t>(0, seals - spare);
+  // A page of its own comes back once the window has passed it, a shared one does not. Pages that a
+  // truncation left shorter crowd into a window.
+  const std::int32_t first_own = std::max(state.shared_end, state.first_page);
+  const std::int64_t own = std::max(0, state.page_end - first_own);
+  std::int64_t most = of.window_pages();
+  for (std::int32_t entry = first_own; entry < state.page_end; ++entry)
+    if (table[entry].tokens < of.placement.page_tokens) ++most;
+  return std::max<std::int64_t>(0, std::min(own + seals, std::max(most, own)) - own - spare);
+}
+
+inline Status SequenceBook::check_room(std::size_t layer, std::int64_t missing, std::int32_t held,
+                                       std::int64_t tokens) const {
+  if (missing + held > layers_[layer].table_stride)
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %zu: a table of %lld pages has no room for %lld more; "
+                         "max_sequence_tokens is %lld",
+                         layer, static_cast<long long>(layers_[layer].table_stride),
+                         static_cast<long long>(missing), static_cast<long long>(longest_));
+  if (missing <= pages_[layer].free_pages()) return {};
+  return Status::error(ErrorCode::OutOfMemory,
+                       "layer %zu: %lld tokens need %lld pages more; %lld of its %lld are free",
+                       layer, static_cast<long long>(tokens), static_cast<long long>(missing),
+                       static_cast<long long>(pages_[layer].free_pages()),
+                       static_cast<long long>(pages_[layer].pages()));
+}
+
+inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count,
+                               std::vector<PageRun>& given) {
+  const std::int32_t number = static_cast<std::int32_t>(layer);
+  for (std::int64_t i = 0; i < count; ++i) {
+    const std::int32_t page = pages_[layer].take();
+    own.table.push_back({0, page, 0});
+    ++own.state.page_capacity;
+    if (!given.empty() && given.back().layer == number &&
+        given.back().first + given.back().count == page)
+      ++given.back().count;
+    else
+      given.push_back({number, page, 1});
+  }
+}
+
+/// Entries that have just left the table lie behind it.
+inline void SequenceBook::release_lost(std::size_t layer, Layer& own) {
+  const std::size_t kept = static_cast<std::size_t>(own.state.page_capacity);
+  for (std::size_t entry = kept; entry < own.table.size(); ++entry)
+    pages_[layer].release(own.table[entry].page);
+  own.table.resize(kept);
+}
+
+inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
+                                    std::vector<PageRun>& given) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
+  Sequence& sequence = sequences_[id.slot];
+  const auto missing = [&](std::size_t layer) {
+    const Layer& own = sequence.layers[layer];
+    return cached(layer) ? missing_pages(layer, own.state, own.table.data(), tokens) : 0;
+  };
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    if (cached(layer))
+      KVTILT_RETURN_IF_ERROR(check_room(layer, missing(layer),
+                                        sequence.layers[layer].state.page_capacity, tokens));
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    give(layer, sequence.layers[layer], missing(layer), given);
+  return {};
+}
+
+inline Status SequenceBook::truncate(SequenceId id, std::int64_t length) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  if (length < 0)
+    return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
+                         static_cast<long long>(length));
+  Sequence& sequence = sequences_[id.slot];
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    if (cached(layer) &&
+        lost_before(layers_[layer].placement, sequence.layers[layer].state, length))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot truncate to %lld tokens: the window of layer %zu has freed "
+                           "positions up to %lld that the next token would see",
+                           static_cast<long long>(length), layer,
+                           static_cast<long long>(sequence.layers[layer].state.first_kept) - 1);
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    Layer& own = sequence.layers[layer];
+    cuda::truncate(SingleThread{}, layers_[layer].placement, own.state, own.table.data(), length);
+    release_lost(layer, own);
+  }
+  return {};
+}
+
+inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_t to) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  Sequence& sequence = sequences_[id.slot];
+  std::int32_t first = 0;
+  std::int32_t last = 0;
+  const auto find = [&](std::size_t layer) {
+    const Layer& own = sequence.layers[layer];
+    return find_pages(own.state, own.table.data(), from, to, first, last);
+  };
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    if (cached(layer) && !find(layer))
+      return Status::error(ErrorCode::InvalidArgument,
+                           "layer %zu has no sealed pages that hold exactly positions %lld to %lld",
+                           layer, static_cast<long long>(from), static_cast<long long>(to) - 1);
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    (void)find(layer);
+    Layer& own = sequence.layers[layer];
+    drop_pages(SingleThread{}, own.state, own.table.data(), first, last);
+    release_lost(layer, own);
+  }
+  return {};
+}
+
+inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
+                                             ForkRequest& request, std::vector<PageRun>& given) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  Sequence& parent = sequences_[id.slot];
+  std::int64_t length = -1;
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    const std::int64_t own = parent.layers[layer].state.length;
+    if (length >= 0 && own != length)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot fork: layer %zu holds %lld tokens, an earlier one %lld; "
+                           "truncate to the shorter length first",
+                           layer, static_cast<long long>(own), static_cast<long long>(length));
+    length = own;
+  }
+  length = std::max<std::int64_t>(length, 0);
+  tokens = std::max(tokens, length);
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
+  Result<std::uint32_t> slot = free_slot();
+  if (!slot) return std::move(slot).take_status();
+
+  const auto in_use = [&](std::size_t layer) {
+    const SequenceState& state = parent.layers[layer].state;
+    return state.page_end - state.first_page;
+  };
+  const auto missing = [&](std::size_t layer) {
+    SequenceState shared = parent.layers[layer].state;
+    shared.page_capacity = shared.shared_end = shared.page_end;
+    return missing_pages(layer, shared, nullptr, tokens);
+  };
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+    if (cached(layer))
+      KVTILT_RETURN_IF_ERROR(check_room(layer, missing(layer), in_use(layer), tokens));
+
+  request.from = static_cast<std::int32_t>(id.slot);
+  request.to = static_cast<std::int32_t>(*slot);
+  request.length = length;
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    const std::int64_t count = missing(layer);
+    request.pages[layer] = in_use(layer);
+    Layer& from = parent.layers[layer];
+    Layer& to = sequences_[*slot].layers[layer];
+    to.state = empty_state(layers_[layer].placement, 0);
+    to.table.resize(static_cast<std::size_t>(in_use(layer)));
+    share_pages(SingleThread{}, from.state, from.table.data(), to.state, to.table.data());
+    for (const PageSlot& entry : to.table) pages_[layer].share(entry.page);
+    give(layer, to, count, given);
+  }
+  return occupy(*slot);
+}
+
+inline Status SequenceBook::close(SequenceId id) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  Sequence& sequence = sequences_[id.slot];
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    Layer& own = sequence.layers[layer];
+    own.state = empty_state(layers_[layer].placement, 0);
+    release_lost(layer, own);
+  }
+  sequence.is_open = false;
+  return {};
+}
+
+inline Status SequenceBook::check_batch(std::span<const SequenceId> ids) const {
+  std::vector<bool> named(sequences_.size());
+  for (const SequenceId& id : ids) {
+    KVTILT_RETURN_IF_ERROR(check(id));
+    if (named[id.slot])
+      return Status::error(ErrorCode::InvalidArgument, "sequence %u is twice in a batch", id.slot);
+    named[id.slot] = true;
+  }
+  return {};
+}
+
+inline Status SequenceBook::check_append(std::span<const SequenceId> ids, int layer,
+                                         std::span<const std::int32_t> counts) const {
+  KVTILT_RETURN_IF_ERROR(check_layer(layer));
+  if (ids.size() != counts.size())
+    return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu counts of tokens",
+                         ids.size(), counts.size());
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    KVTILT_RETURN_IF_ERROR(check(ids[i]));
+    if (counts[i] < 0)
+      return Status::error(ErrorCode::InvalidArgument, "cannot append %d tokens to sequence %u",
+                           counts[i], ids[i].slot);
+    const Layer& own = sequences_[ids[i].slot].layers[static_cast<std::size_t>(layer)];
+    const AppendPlan plan = plan_append(layers_[static_cast<std::size_t>(layer)].placement,
+                                        own.state, own.table.data(), counts[i]);
+    if (plan.fits) continue;
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %d: sequence %u holds %lld tokens and lacks pages for %d more; "
+                         "reserve again",
+                         layer, ids[i].slot, static_cast<long long>(own.state.length), counts[i]);
+  }
+  return {};
+}
+
+inline void SequenceBook::note_appended(std::span<const SequenceId> ids, int layer,
+                                        std::span<const std::int32_t> counts) {
+  const TokenPlacement& placement = layers_[static_cast<std::size_t>(layer)].placement;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    Layer& own = sequences_[ids[i].slot].layers[static_cast<std::size_t>(layer)];
+    const AppendPlan plan = plan_append(placement, own.state, own.table.data(), counts[i]);
+    if (!plan.fits) continue;  // nor has the device appended
+    finish_append(SingleThread{}, placement, plan, placement.ring_blocks(), own.state,
+                  own.table.data());
+    release_lost(static_cast<std::size_t>(layer), own);
+  }
+}
+
+inline Status SequenceBook::adopt(SequenceId id, int layer, const SequenceState& state,
+                                  std::span<const PageSlot> table) {
+  KVTILT_RETURN_IF_ERROR(check(id));
+  KVTILT_RETURN_IF_ERROR(check_layer(layer));
+  const std::size_t index = static_cast<std::size_t>(layer);
+  Layer& own = sequences_[id.slot].layers[index];
+  const auto sorted_pages = [](std::span<const PageSlot> entries) {
+    std::vector<std::int32_t> sorted;
+    for (const PageSlot& entry : entries) sorted.push_back(entry.page);
+    std::sort(sorted.begin(), sorted.end());
+    return sorted;
+  };
+  const std::vector<std::int32_t> before = sorted_pages(own.table);
+  const std::vector<std::int32_t> now = sorted_pages(table);
+  if (!std::includes(before.begin(), before.end(), now.begin(), now.end()))
+    return Status::error(ErrorCode::Corrupt,
+                         "layer %d: sequence %u has pages on the device that the host did not give "
+                         "it",
+                         layer, id.slot);
+  std::vector<std::int32_t> lost;
+  std::set_difference(before.begin(), before.end(), now.begin(), now.end(),
+                      std::back_inserter(lost));
+  for (const std::int32_t page : lost) pages_[index].release(page);
+  own.state = state;
+  own.table.assign(table.begin(), table.end());
+  return {};
+}
+
+}  // namespace kvtilt::cuda

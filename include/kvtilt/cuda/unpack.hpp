@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: MIT
+/// Copies tokens of one sequence out of a device cache, as attention sees them: the bits of unpack()
+/// of the CPU. A block takes one kv head of one page, sink block or tail block at a time.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/decode_tiles.hpp>
+#include <kvtilt/cuda/input_rows.hpp>
+#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/cuda/sequence_state.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+struct UnpackArguments {
+  LayerStorage layer;
+  int sequence;        ///< slot
+  std::int64_t first;  ///< position of row 0
+  std::int64_t tokens;
+  /// Device memory, [tokens, kv_heads, dim], any strides; no data: not wanted.
+  MutableTensorView keys;
+  MutableTensorView values;
+};
+
+inline constexpr int unpack_threads = 128;
+
+/// Blocks for each kv head: one for each page that `tokens` tokens can touch, if pages are full.
+KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tokens) {
+  return 3 + static_cast<int>(tokens / layer.page_tokens);
+}
+
+namespace detail {
+
+/// A run of a sequence's tokens that stand in one block.
+struct Piece {
+  PageKind kind;
+  const std::byte* block;
+  std::int64_t first_position;
+  int tokens;
+};
+
+/// Where the pieces of a sequence are: sinks, then pages, then tail blocks.
+struct Pieces {
+  const LayerStorage& layer;
+  const SequenceState& state;
+  int sequence;
+
+  [[nodiscard]] KVTILT_HD int pages() const { return state.page_end - state.first_page; }
+  [[nodiscard]] KVTILT_HD std::int64_t tail_tokens() const {
+    return state.length > state.tail_start ? state.length - state.tail_start : 0;
+  }
+  [[nodiscard]] KVTILT_HD int count() const {
+    return 1 + pages() +
+           static_cast<int>((tail_tokens() + layer.page_tokens - 1) / layer.page_tokens);
+  }
+  /// The first that may hold a token at `position` or behind it.
+  [[nodiscard]] KVTILT_HD int at(std::int64_t position) const {
+    if (position < layer.sink_tokens) return 0;
+    if (position >= state.tail_start)
+      return 1 + pages() + static_cast<int>((position - state.tail_start) / layer.page_tokens);
+    return 1 + entry_at(state, layer.table(sequence), position) - state.first_page;
+  }
+  [[nodiscard]] KVTILT_HD Piece operator[](int index) const {
+    if (index == 0) {
+      const std::int64_t tokens =
+          state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
+      return {PageKind::Sinks, layer.sinks(sequence), 0, static_cast<int>(tokens)};
+    }
+    if (index <= pages()) {
+      const PageSlot slot = layer.table(sequence)[state.first_page + index - 1];
+      return {PageKind::Sealed, layer.block(PageKind::Sealed, slot.page), slot.first_position,
+              slot.tokens};
+    }
+    const int turn = index - 1 - pages();
+    const std::int64_t before = static_cast<std::int64_t>(turn) * layer.page_tokens;
+    const std::int64_t tokens = tail_tokens() - before;
+    return {PageKind::Tail, layer.tail(sequence, state.ring_head, turn), state.tail_start + before,
+            static_cast<int>(tokens < layer.page_tokens ? tokens : layer.page_tokens)};
+  }
+};
+
+/// Where the rows of one head go.
+template <class T>
+class OutputRows {
+ public:
+  KVTILT_HD OutputRows(const MutableTensorView& rows, std::int64_t first_row, int head)
+      : data_(static_cast<T*>(const_cast<void*>(rows.data)) + first_row * rows.token_stride +
+              head * rows.head_stride),
+        stride_(rows.token_stride),
+        aligned_(reinterpret_cast<std::uintptr_t>(data_) % (4 * sizeof(T)) == 0 &&
+                 stride_ % 4 == 0) {}
+
+  /// Count neighbouring channels, a multiple of Count on.
+  template <int Count>
+  KVTILT_HD void store(int token, int channel, const float (&x)[Count]) const {
+    T* to = data_ + token * stride_ + channel;
+    struct alignas(Count * sizeof(T)) Run {
+      std::uint32_t word[Count * sizeof(T) / 4];
+    };
+    Run run;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < Count; i += 2) {
+      if constexpr (sizeof(T) == 4) {
+        run.word[i] = bit_cast<std::uint32_t>(x[i]);
+        run.word[i + 1] = bit_cast<std::uint32_t>(x[i + 1]);
+      } else {
+        run.word[i / 2] =
+            __is_same(T, F16) ? pack_halves(x[i], x[i + 1]) : pack_bf16(x[i], x[i + 1]);
+      }
+    }
+    if (aligned_) {
+      *reinterpret_cast<Run*>(to) = run;
+      return;
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < Count; ++i) {
+      if constexpr (sizeof(T) == 4)
+        to[i] = bit_cast<float>(run.word[i]);
+      else
+        to[i].bits = static_cast<std::uint16_t>(run.word[i / 2] >> (16 * (i % 2)));
+    }
+  }
+
+ private:
+  T* data_;
+  std::int64_t stride_;
+  bool aligned_;
+};
+
+/// Slots `slot` to slot + count - 1 of a block; slot `slot` goes to row 0.
+template <Role R, class T>
+KVTILT_HD void store_tile(const TileNumbers& numbers, int outer_tile, int inner_tile, int lane,
+                          int slot, int count, const OutputRows<T>& rows) {
+  const int outer = outer_tile * tile_extent + lane / 4 * 2;
+  const int inner = inner_tile * tile_extent + lane % 4 * 4;
+  if constexpr (R == Role::Keys) {
+    KVTILT_DEVICE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const int token = outer + row - slot;
+      if (token >= 0 && token < count) rows.template store<4>(token, inner, numbers.x[row]);
+    }
+  } else {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int token = inner + i - slot;
+      const float pair[2] = {numbers.x[0][i], numbers.x[1][i]};
+      if (token >= 0 && token < count) rows.template store<2>(token, outer, pair);
+    }
+  }
+}
+
+template <Role R, class T, class Threads>
+KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
+                             const std::byte* block, int slot, int count,
+                             const OutputRows<T>& rows) {
+  const int lane = threads.lane();
+  const int outer_tiles = tiles_along(tensor.matrix.outer);
+  const int inner_tiles = tiles_along(tensor.matrix.inner);
+  const int tiles = outer_tiles * inner_tiles;
+  const int warps = threads.thread_count() / warp_lanes;
+  const bool quantized = tensor.format.quantized();
+  const bool along_outer = tensor.group_along_outer;
+  // 16-bit keys run along inner first.
+  const bool turned = R == Role::Keys && !quantized;
+  const int fast_tiles = turned ? inner_tiles : outer_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int first = threads.warp() * decoded_tiles; first < tiles; first += warps * decoded_tiles) {
+    CodeTiles registers;
+    if (quantized) {
+      read_code_tiles(tensor, block, first, lane, registers);
+    } else {
+      const HalfTiles half{R, block + tensor.codes, outer_tiles, inner_tiles};
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < decoded_tiles; ++i) {
+        const Fragment tile = first + i < tiles ? half.load(first + i, lane) : Fragment{};
+        KVTILT_DEVICE_UNROLL
+        for (int reg = 0; reg < 4; ++reg) registers[i][reg] = tile.r[reg];
+      }
+    }
+    int slow = first / fast_tiles;
+    int fast = first - slow * fast_tiles;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < decoded_tiles; ++i) {
+      if (first + i >= tiles) break;
+      const int outer_tile = turned ? slow : fast;
+      const int inner_tile = turned ? fast : slow;
+      TileNumbers numbers(R, registers[i]);
+      if (quantized)
+        numbers.decode(LaneScales(tensor, block, outer_tile, inner_tile, lane), along_outer);
+      store_tile<R>(numbers, outer_tile, inner_tile, lane, slot, count, rows);
+      if (++fast == fast_tiles) {
+        fast = 0;
+        ++slow;
+      }
+    }
+  }
+}
+
+template <Role R, class Threads>
+KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
+                           const std::byte* block, int slot, int count,
+                           const MutableTensorView& rows, std::int64_t first_row, int head) {
+  if (rows.data == nullptr) return;
+  if (rows.type == ElementType::F16)
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<F16>(rows, first_row, head));
+  else if (rows.type == ElementType::BF16)
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<BF16>(rows, first_row, head));
+  else
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
+}
+
+/// Whether tokens are missing behind piece `index` that lie before `end`.
+KVTILT_HD inline bool gap_behind(const Pieces& pieces, const Piece& piece, int index,
+                                 std::int64_t end) {
+  const std::int64_t next = piece.first_position + piece.tokens;
+  if (next >= end) return false;
+  return index + 1 >= pieces.count() || pieces[index + 1].first_position != next;
+}
+
+}  // namespace detail
+
+/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads, no shared memory.
+/// Where a token was never appended, was removed or freed, its row is left alone and the record says
+/// InvalidArgument.
+template <class Threads>
+KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) {
+  const LayerStorage& layer = arguments.layer;
+  if (arguments.tokens <= 0) return;
+  const SequenceState state = layer.states[arguments.sequence];
+  const detail::Pieces pieces{layer, state, arguments.sequence};
+  const int unit = threads.block() / layer.kv_heads;
+  const int head = threads.block() - unit * layer.kv_heads;
+  const int units = threads.block_count() / layer.kv_heads;
+  const std::int64_t end = arguments.first + arguments.tokens;
+  const int count = pieces.count();
+  const int start = pieces.at(arguments.first);
+  const bool reports = head == 0 && threads.thread() == 0;
+  const auto report = [&](std::int64_t position) {
+    detail::record_error(threads, layer, ErrorCode::InvalidArgument,
+                         {arguments.sequence, 0, 0, position}, 0.0f);
+  };
+  if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
+    report(arguments.first);
+  KVTILT_DEVICE_LOOP
+  for (int index = start + unit; index < count; index += units) {
+    const detail::Piece piece = pieces[index];
+    if (piece.first_position >= end) return;
+    if (reports && detail::gap_behind(pieces, piece, index, end))
+      report(piece.first_position + piece.tokens);
+    std::int64_t from = arguments.first - piece.first_position;
+    if (from < 0) from = 0;
+    std::int64_t until = end - piece.first_position;
+    if (until > piece.tokens) until = piece.tokens;
+    if (until <= from) continue;
+    const HeadLayout& layout = layer.head(piece.kind, head);
+    const std::byte* block = piece.block + layout.offset;
+    const int slot = static_cast<int>(from);
+    const int rows = static_cast<int>(until - from);
+    const std::int64_t first_row = piece.first_position + from - arguments.first;
+    detail::unpack_rows<Role::Keys>(threads, layout.key, block, slot, rows, arguments.keys,
+                                    first_row, head);
+    detail::unpack_rows<Role::Values>(threads, layout.value, block, slot, rows, arguments.values,
+                                      first_row, head);
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: MIT
+// One and two pages in a row: their difference is what a page costs, without the query, the state's
+// start and its end.
+#include <kvtilt/cuda/attend_page.hpp>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cstddef>
+
+namespace kvtilt::cuda {
+
+/// pages  in global memory, one after the other
+/// query  [lane][step]: two registers of halves each
+/// out    [lane][...]: all that the lane holds in the end
+template <int KeyBits, int ValueBits, int Pages>
+__global__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
+  using Traits = PageTraits<KeyBits, ValueBits, 128>;
+  DeviceThreads threads;
+  QueryTile<Traits::key_dim> tile;
+  constexpr int steps = QueryTile<Traits::key_dim>::steps;
+  KVTILT_DEVICE_UNROLL
+  for (int step = 0; step < steps; ++step) {
+    const uint2 halves = query[threads.lane() * steps + step];
+    tile.half[step][0] = halves.x;
+    tile.half[step][1] = halves.y;
+  }
+  tile.factor[0] = tile.factor[1] = factor;
+  typename Traits::State state;
+  state.clear();
+  state.code_units = true;
+  const AttendArguments unused_arguments{};
+  const ItemRows unused_item{};
+  const PageSlot unused_slot{};
+  KVTILT_DEVICE_UNROLL
+  for (int page = 0; page < Pages; ++page)
+    attend_page<Traits>(threads, unused_arguments, unused_item, pages + page * Traits::bytes,
+                        unused_slot, false, tile, state);
+  state.finish(threads);
+  constexpr int tiles = Traits::State::tiles;
+  float* own = out + threads.lane() * (tiles * 4 + 4);
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < tiles * 4; ++i) own[i] = state.output[i / 4][i % 4];
+  KVTILT_DEVICE_UNROLL
+  for (int column = 0; column < 2; ++column) {
+    own[tiles * 4 + column] = state.sum[column];
+    own[tiles * 4 + 2 + column] = state.maximum[column];
+  }
+}
+
+#define KVTILT_ATTEND_PAGES(key_bits, value_bits)                                                \
+  template __global__ void attend_pages<key_bits, value_bits, 1>(const std::byte*, const uint2*, \
+                                                                 float*, float);                 \
+  template __global__ void attend_pages<key_bits, value_bits, 2>(const std::byte*, const uint2*, \
+                                                                 float*, float)
+
+KVTILT_ATTEND_PAGES(4, 2);
+KVTILT_ATTEND_PAGES(4, 4);
+KVTILT_ATTEND_PAGES(2, 2);
+KVTILT_ATTEND_PAGES(8, 8);
+
+}  // namespace kvtilt::cuda

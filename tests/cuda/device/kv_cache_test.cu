@@ -1,0 +1,430 @@
+// SPDX-License-Identifier: MIT
+#include "support.cuh"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace kvtilt::test {
+namespace {
+
+using testing::HasSubstr;
+
+CacheShape two_layers(int key_dim = 64, int value_dim = 64, int window = 0) {
+  CacheShape shape;
+  shape.layers = {{2, key_dim, value_dim, 0}, {}, {1, 64, 96, window}};
+  return shape;
+}
+
+Recipe recipe_of(int key_bits, int value_bits, Granularity key, Granularity value) {
+  Recipe recipe;
+  recipe.key = {key_bits, key, 0, default_rule(key_bits)};
+  recipe.value = {value_bits, value, 0, default_rule(value_bits)};
+  if (key_bits == half_bits) recipe.key = {};
+  if (value_bits == half_bits) recipe.value = {};
+  return recipe;
+}
+
+TEST(DeviceKVCacheAgreement, BytesOfEveryWidth) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(1);
+  for (const int page_tokens : {32, 64, 128})
+    for (const int bits : {1, 2, 3, 4, 5, 6, 7, 8, 16})
+      for (const Granularity granularity : {Granularity::PerChannel, Granularity::PerToken}) {
+        SCOPED_TRACE(std::to_string(bits) + " bits, pages of " + std::to_string(page_tokens));
+        const CacheShape shape = two_layers();
+        const Granularity other = granularity == Granularity::PerChannel ? Granularity::PerToken
+                                                                         : Granularity::PerChannel;
+        const Recipe recipe = recipe_of(bits, bits, granularity, other);
+        if (!cuda::supports(shape.layers[0], recipe, page_tokens).ok() ||
+            !cuda::supports(shape.layers[2], recipe, page_tokens).ok())
+          continue;
+        cuda::CacheOptions options = few_pages();
+        options.page_tokens = page_tokens;
+        BothCaches both(shape, Plan::uniform(shape, recipe), options);
+        const BothIds id = both.open(600);
+        for (const std::int64_t tokens : {1, 2, 3, 300, 1, 77, 40})
+          both.append(id, random, tokens);
+        EXPECT_TRUE(both.same(id));
+        KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+        if (testing::Test::HasFailure()) return;
+      }
+}
+
+TEST(DeviceKVCacheAgreement, BytesOfEveryShape) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(2);
+  struct Dims {
+    int key;
+    int value;
+  };
+  for (const Dims dims : {Dims{64, 64}, {80, 80}, {96, 96}, {112, 112}, {128, 128}, {192, 128},
+                          {256, 256}, {576, 512}, {16, 16}})
+    for (const Recipe& recipe : {presets::k4v2, recipe_of(8, 4, Granularity::PerToken,
+                                                          Granularity::PerToken)}) {
+      SCOPED_TRACE(std::to_string(dims.key) + "/" + std::to_string(dims.value));
+      const CacheShape shape = two_layers(dims.key, dims.value);
+      BothCaches both(shape, Plan::uniform(shape, recipe), few_pages());
+      const BothIds id = both.open(300);
+      for (const std::int64_t tokens : {150, 1, 33, 64}) both.append(id, random, tokens);
+      EXPECT_TRUE(both.same(id));
+      if (testing::Test::HasFailure()) return;
+    }
+}
+
+TEST(DeviceKVCacheAgreement, EveryTypeAndStride) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(3);
+  const CacheShape shape{{{2, 64, 64, 0}}};
+  const Plan plan = Plan::uniform(shape, presets::k4v2);
+  const Rows<float> keys = random_rows(random, 200, 2, 64);
+  const Rows<float> values = random_rows(random, 200, 2, 64);
+  const auto check = [&](const auto& key_rows, const auto& value_rows) {
+    BothCaches both(shape, plan, few_pages());
+    const BothIds id = both.open(200);
+    const DeviceRows gpu_keys(key_rows);
+    const DeviceRows gpu_values(value_rows);
+    KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, gpu_keys.view(), gpu_values.view(), nullptr));
+    KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, key_rows.view(), value_rows.view()));
+    EXPECT_TRUE(both.same(id));
+    // The same numbers as [heads, tokens, dim], one after the other without alignment.
+    BothCaches strided(shape, plan, few_pages());
+    const BothIds other = strided.open(200);
+    using T = std::remove_cvref_t<decltype(key_rows.data[0])>;
+    std::vector<T> turned(2 * 200 * 65 + 1);
+    const auto turn = [&](const auto& rows) {
+      for (int token = 0; token < 200; ++token)
+        for (int head = 0; head < 2; ++head)
+          for (int c = 0; c < 64; ++c)
+            turned[static_cast<std::size_t>(1 + (head * 200 + token) * 65 + c)] =
+                rows.at(token, head, c);
+      return turned;
+    };
+    const DeviceArray<T> k(turn(key_rows));
+    const DeviceArray<T> v(turn(value_rows));
+    KVTILT_EXPECT_OK(strided.gpu.append(
+        other.gpu, 0, TensorView(k.data() + 1, 200, 2, 64).with_strides(65, 200 * 65),
+        TensorView(v.data() + 1, 200, 2, 64).with_strides(65, 200 * 65), nullptr));
+    KVTILT_EXPECT_OK(strided.cpu.append(other.cpu, 0, key_rows.view(), value_rows.view()));
+    EXPECT_TRUE(strided.same(other));
+  };
+  check(keys, values);
+  check(converted<F16>(keys, to_f16), converted<F16>(values, to_f16));
+  check(converted<BF16>(keys, [](float x) { return to_bf16(x); }),
+        converted<BF16>(values, [](float x) { return to_bf16(x); }));
+}
+
+TEST(DeviceKVCache, RaggedBatchesAreTheirSequences) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(4);
+  const CacheShape shape = two_layers();
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  std::vector<BothIds> open;
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 4; ++i) {
+    open.push_back(both.open(700));
+    ids.push_back(open.back().gpu);
+  }
+  const DeviceArray<std::int32_t> memory(4);
+  const cuda::SequenceBatch batch = both.gpu.batch(ids, memory.span()).value();
+  for (const std::vector<std::int32_t>& counts :
+       {std::vector<std::int32_t>{3, 0, 200, 64}, {100, 1, 1, 32}, {1, 1, 1, 1}, {0, 300, 0, 77}}) {
+    std::vector<std::int32_t> starts = {0};
+    for (const std::int32_t count : counts) starts.push_back(starts.back() + count);
+    const DeviceArray<std::int32_t> indptr(starts);
+    for (const int layer : {0, 2}) {
+      const LayerShape& of = shape.layers[static_cast<std::size_t>(layer)];
+      const Rows<float> keys = random_rows(random, starts.back(), of.kv_heads, of.key_dim);
+      const Rows<float> values = random_rows(random, starts.back(), of.kv_heads, of.value_dim);
+      const DeviceRows<float> gpu_keys(keys);
+      const DeviceRows<float> gpu_values(values);
+      KVTILT_EXPECT_OK(both.gpu.append(batch, layer, gpu_keys.view(), gpu_values.view(),
+                                       indptr.data(), counts, nullptr));
+      for (std::size_t i = 0; i < 4; ++i)
+        KVTILT_EXPECT_OK(both.cpu.append(open[i].cpu, layer, keys.view(starts[i], counts[i]),
+                                         values.view(starts[i], counts[i])));
+      expect_cuda(cudaDeviceSynchronize());
+    }
+    for (const BothIds& id : open) EXPECT_TRUE(both.same(id));
+  }
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+}
+
+TEST(DeviceKVCacheRandom, DoesWhatTheCpuDoes) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  for (std::uint64_t seed = 0; seed < 12; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    const CacheShape shape = two_layers(64, 64, seed % 2 == 0 ? 0 : 100);
+    BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+    std::vector<BothIds> open = {both.open(700)};
+    for (int step = 0; step < 25; ++step) {
+      const std::size_t index =
+          static_cast<std::size_t>(random.below(static_cast<int>(open.size())));
+      const BothIds id = open[index];
+      const std::int64_t length = both.cpu.length(id.cpu).value();
+      const int what = random.below(8);
+      if (what <= 3) {
+        const std::int64_t tokens = 1 + random.below(120);
+        const Status room = both.gpu.reserve(id.gpu, std::min<std::int64_t>(length + tokens, 2048));
+        if (!room.ok() || length + tokens > 2048) continue;
+        KVTILT_EXPECT_OK(both.cpu.reserve(id.cpu, length + tokens));
+        both.append(id, random, tokens);
+      } else if (what == 4) {
+        const std::int64_t cut = random.chance(2) ? std::max<std::int64_t>(0, length - random.below(40))
+                                                  : random.below(static_cast<int>(length) + 1);
+        EXPECT_EQ(both.gpu.truncate(id.gpu, cut).code(), both.cpu.truncate(id.cpu, cut).code());
+      } else if (what == 5) {
+        const std::int64_t from = 4 + 32 * random.below(6);
+        const std::int64_t to = from + 32 * (1 + random.below(2));
+        EXPECT_EQ(both.gpu.remove(id.gpu, from, to).code(),
+                  both.cpu.remove(id.cpu, from, to).code());
+      } else if (what == 6 && open.size() < 6) {
+        const Result<SequenceId> gpu = both.gpu.fork(id.gpu);
+        if (!gpu) continue;
+        open.push_back({*gpu, both.cpu.fork(id.cpu).value()});
+      } else if (what == 7 && open.size() > 1) {
+        KVTILT_EXPECT_OK(both.gpu.close(id.gpu));
+        KVTILT_EXPECT_OK(both.cpu.close(id.cpu));
+        open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
+      }
+      KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+      for (const BothIds& each : open) EXPECT_TRUE(both.same(each));
+      if (testing::Test::HasFailure()) return;
+    }
+  }
+}
+
+TEST(DeviceKVCache, AGraphReplaysAppends) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  constexpr int steps = 200;
+  constexpr int sequences = 3;
+  Random random(6);
+  const CacheShape shape = two_layers(64, 64, 100);
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  std::vector<BothIds> open;
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < sequences; ++i) {
+    open.push_back(both.open(400));
+    both.append(open.back(), random, 5 + 60 * i);
+    ids.push_back(open.back().gpu);
+  }
+  const DeviceArray<std::int32_t> memory(sequences);
+  const cuda::SequenceBatch batch = both.gpu.batch(ids, memory.span()).value();
+  cudaStream_t stream = nullptr;
+  expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  expect_cuda(cudaDeviceSynchronize());
+  DeviceRows<float> keys[] = {{sequences, 2, 64}, {sequences, 1, 64}};
+  DeviceRows<float> values[] = {{sequences, 2, 64}, {sequences, 1, 96}};
+  cudaGraph_t graph = nullptr;
+  expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < 2; ++i)
+    KVTILT_EXPECT_OK(both.gpu.append(batch, 2 * i, keys[i].view(), values[i].view(), stream));
+  EXPECT_EQ(both.gpu.truncate(ids[0], 1, stream).code(), ErrorCode::InvalidArgument);
+  expect_cuda(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t replay = nullptr;
+  expect_cuda(cudaGraphInstantiate(&replay, graph, 0));
+
+  const std::vector<std::int32_t> ones(sequences, 1);
+  for (int step = 0; step < steps; ++step) {
+    for (int i = 0; i < 2; ++i) {
+      const Rows<float> k = random_rows(random, sequences, keys[i].heads, keys[i].dim);
+      const Rows<float> v = random_rows(random, sequences, values[i].heads, values[i].dim);
+      keys[i].array.set(k.data);
+      values[i].array.set(v.data);
+      for (int s = 0; s < sequences; ++s)
+        KVTILT_EXPECT_OK(both.cpu.append(open[static_cast<std::size_t>(s)].cpu, 2 * i,
+                                         k.view(s, 1), v.view(s, 1)));
+    }
+    expect_cuda(cudaDeviceSynchronize());
+    expect_cuda(cudaGraphLaunch(replay, stream));
+    if (step % 2 == 0) {
+      KVTILT_EXPECT_OK(both.gpu.note_appended(batch, ones));
+    } else {
+      for (const SequenceId& id : ids) KVTILT_EXPECT_OK(both.gpu.refresh(id, stream));
+    }
+    expect_cuda(cudaStreamSynchronize(stream));
+  }
+  for (const BothIds& id : open) {
+    EXPECT_TRUE(both.same(id));
+    EXPECT_EQ(both.gpu.length(id.gpu, 2).value(), both.cpu.length(id.cpu, 2).value());
+    EXPECT_EQ(both.gpu.length(id.gpu, 2, stream).value(), both.cpu.length(id.cpu, 2).value());
+  }
+  // What nobody tells is refused on the device.
+  expect_cuda(cudaGraphLaunch(replay, stream));
+  const SequenceId child = both.gpu.fork(ids[0], 0, stream).value();
+  EXPECT_EQ(both.gpu.poll(stream).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(both.gpu.length(child, 0, stream).value(), 0);
+  KVTILT_EXPECT_OK(both.gpu.poll(stream));
+  expect_cuda(cudaGraphExecDestroy(replay));
+  expect_cuda(cudaGraphDestroy(graph));
+  expect_cuda(cudaStreamDestroy(stream));
+}
+
+TEST(DeviceKVCacheAgreement, UnpacksTheBitsOfTheCpu) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(10);
+  for (const Recipe& recipe :
+       {presets::k4v2, recipe_of(3, 5, Granularity::PerToken, Granularity::PerChannel)}) {
+    const CacheShape shape = two_layers();
+    BothCaches both(shape, Plan::uniform(shape, recipe), few_pages());
+    const BothIds id = both.open(400);
+    for (const std::int64_t tokens : {130, 1, 200}) both.append(id, random, tokens);
+    KVTILT_EXPECT_OK(both.gpu.truncate(id.gpu, 250));
+    KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, 250));
+    both.append(id, random, 30);
+    const auto check = [&](auto zero, std::int64_t first, std::int64_t tokens) {
+      using T = decltype(zero);
+      for (const int layer : {0, 2}) {
+        const LayerShape& of = both.layer(layer);
+        const DeviceRows<T> keys(tokens, of.kv_heads, of.key_dim);
+        const DeviceRows<T> values(tokens, of.kv_heads, of.value_dim);
+        Rows<T> cpu_keys(tokens, of.kv_heads, of.key_dim);
+        Rows<T> cpu_values(tokens, of.kv_heads, of.value_dim);
+        KVTILT_EXPECT_OK(both.gpu.unpack(id.gpu, layer, first, keys.out(), values.out(), nullptr));
+        KVTILT_EXPECT_OK(both.cpu.unpack(id.cpu, layer, first, cpu_keys.out(), cpu_values.out()));
+        EXPECT_EQ(std::memcmp(keys.get().data.data(), cpu_keys.data.data(),
+                              cpu_keys.data.size() * sizeof(T)),
+                  0);
+        EXPECT_EQ(std::memcmp(values.get().data.data(), cpu_values.data.data(),
+                              cpu_values.data.size() * sizeof(T)),
+                  0);
+      }
+    };
+    check(float{}, 0, 280);
+    check(F16{}, 3, 100);
+    check(BF16{}, 77, 150);
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+}
+
+TEST(DeviceKVCacheHostile, UnpackingWhatIsNotThereIsRecorded) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(11);
+  const CacheShape shape = two_layers();
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  const BothIds id = both.open(100);
+  both.append(id, random, 20);
+  const DeviceRows<float> keys(10, 2, 64);
+  EXPECT_EQ(both.gpu.unpack(id.gpu, 0, 0, keys.out(), keys.out(), nullptr).code(), ErrorCode::Ok);
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  EXPECT_EQ(both.gpu.unpack(id.gpu, 2, 0, keys.out(), {}, nullptr).code(),
+            ErrorCode::InvalidArgument);
+  KVTILT_EXPECT_OK(both.gpu.unpack(id.gpu, 0, 15, keys.out(), {}, nullptr));
+  const Status status = both.gpu.poll(nullptr);
+  EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("position 20"));
+}
+
+TEST(DeviceKVCache, PromptsArePackedAsTheyAreAppended) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(12);
+  for (const int window : {0, 100}) {
+    const CacheShape shape = two_layers(128, 128, window);
+    BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+    const BothIds id = both.open(2000);
+    for (const std::int64_t tokens : {1000, 3, 31, 500, 64}) {
+      both.append(id, random, tokens);
+      EXPECT_TRUE(both.same(id));
+    }
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+}
+
+TEST(DeviceKVCacheHostile, BadValuesAreRecorded) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  const CacheShape shape{{{2, 64, 64, 0}}};
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  const BothIds id = both.open(300);
+  Random random(7);
+  both.append(id, random, 10);
+  Rows<float> keys = random_rows(random, 5, 2, 64);
+  Rows<float> values = random_rows(random, 5, 2, 64);
+  values.at(3, 1, 7) = std::numeric_limits<float>::quiet_NaN();
+  {
+    const DeviceRows<float> k(keys);
+    const DeviceRows<float> v(values);
+    KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, k.view(), v.view(), nullptr));
+    const Status status = both.gpu.poll(nullptr);
+    EXPECT_EQ(status.code(), ErrorCode::InvalidValue);
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr("layer 0: value of sequence slot 0, position 13, kv head 1, channel 7"));
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+  values.at(3, 1, 7) = 0.0f;
+  KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, keys.view(), values.view()));
+  EXPECT_TRUE(both.same(id));
+  // Magnitudes beyond the format are cut.
+  keys.at(0, 0, 3) = -std::numeric_limits<float>::infinity();
+  keys.at(2, 1, 63) = 1e30f;
+  const DeviceRows<float> k(keys);
+  const DeviceRows<float> v(values);
+  KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, k.view(), v.view(), nullptr));
+  EXPECT_EQ(both.gpu.poll(nullptr).code(), ErrorCode::InvalidValue);
+  const float limit = largest_magnitude(presets::k4v2.key);
+  keys.at(0, 0, 3) = -limit;
+  keys.at(2, 1, 63) = limit;
+  KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, keys.view(), values.view()));
+  EXPECT_TRUE(both.same(id));
+}
+
+TEST(DeviceKVCacheHostile, WrongArgumentsChangeNothing) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  const CacheShape shape = two_layers();
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  const BothIds id = both.open(100);
+  Random random(8);
+  both.append(id, random, 60);
+  const DeviceRows<float> keys(500, 2, 64);
+  const DeviceRows<float> narrow(500, 2, 48);
+  const auto code = [&](int layer, const TensorView& k, const TensorView& v) {
+    return both.gpu.append(id.gpu, layer, k, v, nullptr).code();
+  };
+  EXPECT_EQ(code(1, keys.view(), keys.view()), ErrorCode::InvalidArgument);
+  EXPECT_EQ(code(5, keys.view(), keys.view()), ErrorCode::InvalidArgument);
+  EXPECT_EQ(code(0, keys.view(), narrow.view()), ErrorCode::InvalidArgument);
+  EXPECT_EQ(code(0, {}, keys.view()), ErrorCode::InvalidArgument);
+  EXPECT_EQ(code(0, keys.view(), keys.view()), ErrorCode::OutOfCapacity);
+  EXPECT_EQ(both.gpu.append(SequenceId{3, 9}, 0, keys.view(), keys.view(), nullptr).code(),
+            ErrorCode::InvalidArgument);
+  EXPECT_EQ(both.gpu.reserve(id.gpu, 1 << 20).code(), ErrorCode::InvalidArgument);
+  EXPECT_TRUE(both.same(id));
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+}
+
+TEST(DeviceKVCache, LivesInTheCallersMemory) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  const CacheShape shape = two_layers();
+  const Plan plan = Plan::uniform(shape, presets::k4v2);
+  cuda::CacheOptions options = few_pages();
+  const std::size_t bytes = cuda::plan_memory(shape, plan, options).value().device_bytes();
+  const DeviceArray<std::byte> memory(bytes + 512);
+  expect_cuda(cudaMemset(memory.data(), 0x7e, bytes + 512));
+  options.device_memory = memory.span().subspan(256, bytes - 1);
+  EXPECT_EQ(cuda::KVCache::create(shape, plan, options).code(), ErrorCode::OutOfMemory);
+  options.device_memory = memory.span().subspan(256, bytes);
+  {
+    BothCaches both(shape, plan, options);
+    EXPECT_EQ(both.gpu.memory().reserved_bytes, bytes);
+    const BothIds id = both.open(600);
+    Random random(9);
+    both.append(id, random, 550);
+    EXPECT_TRUE(both.same(id));
+    EXPECT_EQ(both.gpu.memory(id.gpu).value().page_bytes,
+              both.cpu.memory(id.cpu).value().page_bytes);
+  }
+  const std::vector<std::byte> after = memory.get();
+  for (std::size_t i = 0; i < 256; ++i) {
+    EXPECT_EQ(after[i], std::byte{0x7e});
+    EXPECT_EQ(after[256 + bytes + i], std::byte{0x7e});
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt::test

@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: MIT
+/// One item of an attention launch, for the pieces of the kernel: up to 8 query rows of one kv head.
+#pragma once
+
+#include <kvtilt/cuda/attend_query.hpp>
+
+#include "support/rows.hpp"
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// Column and outer neighbour of element e of a lane's four sums.
+inline int column_of(int lane, int e) { return lane % 4 * 2 + e % 2; }
+inline int outer_of(int lane, int e) { return lane / 4 * 2 + e / 2; }
+
+struct AttendItem {
+  Rows<float> queries;  ///< [newest tokens, query heads of one kv head, key_dim]
+  cuda::AttendArguments arguments{};
+  cuda::ItemRows rows{};
+
+  AttendItem(Rows<float> queries_, std::int64_t length) : queries(std::move(queries_)) {
+    arguments.layer.kv_heads = 1;
+    arguments.layer.key_dim = queries.dim;
+    arguments.queries = static_cast<int>(queries.tokens);
+    arguments.query_heads = queries.heads;
+    arguments.query = queries.data.data();
+    arguments.query_type = ElementType::F32;
+    arguments.query_token_stride = queries.heads * queries.dim;
+    arguments.query_head_stride = queries.dim;
+    arguments.rules.scale = 0.125f;
+    arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
+    rows.rows = std::min(cuda::item_rows, arguments.rows());
+    rows.length = length;
+  }
+  AttendItem(const AttendItem&) = delete;
+
+  [[nodiscard]] const float* query(int column) const {
+    return &queries.at(column / queries.heads, column % queries.heads, 0);
+  }
+  [[nodiscard]] std::int64_t position(int column) const {
+    return rows.length - queries.tokens + column / queries.heads;
+  }
+};
+
+}  // namespace kvtilt::test

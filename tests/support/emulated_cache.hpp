@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+/// The memory of a device cache on the host, and the kernels behind its calls by emulation.
+#pragma once
+
+#include <kvtilt/cuda/memory_plan.hpp>
+#include <kvtilt/cuda/sequence_book.hpp>
+#include <kvtilt/cuda/sequence_calls.hpp>
+#include <kvtilt/cuda/sequence_state.hpp>
+
+#include "support/emulated_threads.hpp"
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+class EmulatedCache {
+ public:
+  EmulatedCache(const CacheShape& shape, const Plan& plan, const cuda::CacheOptions& options)
+      : layout_(cuda::detail::make_device_layout(shape, plan, options).value()),
+        memory_(static_cast<std::byte*>(std::aligned_alloc(256, layout_.plan.device_bytes()))) {
+    std::memset(memory_.get(), 0, layout_.plan.device_bytes());
+    for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
+      storages_.push_back(cuda::detail::make_storage(layout_, layer, options, memory_.get()));
+      const cuda::detail::DeviceLayer& of = layout_.layers[layer];
+      for (int kind = 0; of.shape.kv_heads > 0 && kind < page_kinds; ++kind)
+        std::memcpy(memory_.get() + of.heads[kind], of.layouts[kind].heads.data(),
+                    of.layouts[kind].heads.size() * sizeof(HeadLayout));
+    }
+  }
+
+  [[nodiscard]] const cuda::detail::DeviceLayout& layout() const { return layout_; }
+  [[nodiscard]] const cuda::LayerStorage& storage(int layer) const {
+    return storages_[static_cast<std::size_t>(layer)];
+  }
+  [[nodiscard]] const cuda::DeviceRecord& record() const { return *storages_[0].record; }
+  void forget_record() { *storages_[0].record = {}; }
+
+  void give(std::uint32_t slot, const std::vector<cuda::PageRun>& runs) {
+    for (std::size_t first = 0; first < runs.size();) {
+      cuda::GivenPages given{};
+      given.sequence = static_cast<std::int32_t>(slot);
+      for (; first < runs.size() && given.runs < given.capacity; ++first)
+        given.run[given.runs++] = runs[first];
+      emulate(1, 32, 0,
+              [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
+    }
+  }
+  void reset(std::uint32_t slot) {
+    emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      cuda::reset_body(threads, layers(), static_cast<int>(slot));
+    });
+  }
+  void truncate(std::uint32_t slot, std::int64_t length) {
+    emulate(layers().count, 32, 128, [&](EmulatedThreads& threads) {
+      cuda::truncate_body(threads, layers(), static_cast<int>(slot), length);
+    });
+  }
+  void remove(std::uint32_t slot, std::int64_t from, std::int64_t to) {
+    emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      cuda::remove_body(threads, layers(), static_cast<int>(slot), from, to);
+    });
+  }
+  void fork(const cuda::ForkRequest& request) {
+    emulate(2, 32, 0,
+            [&](EmulatedThreads& threads) { cuda::fork_body(threads, layers(), request); });
+    int blocks = 1;
+    for (const cuda::LayerStorage& storage : storages_)
+      blocks = std::max(blocks, storage.ring_blocks + 1);
+    emulate(3, 32, 0, [&](EmulatedThreads& threads) {
+      cuda::fork_blocks_body(threads, layers(), request.from, request.to, blocks);
+    });
+  }
+  /// Lengths and tables alone.
+  void append(std::uint32_t slot, int layer, std::int32_t tokens) {
+    const cuda::LayerStorage& of = storage(layer);
+    cuda::SequenceState& state = of.states[slot];
+    cuda::PageSlot* table = of.table(static_cast<int>(slot));
+    const cuda::AppendPlan plan = cuda::plan_append(of.placement(), state, table, tokens);
+    if (plan.fits)
+      cuda::finish_append(cuda::SingleThread{}, of.placement(), plan, of.ring_blocks, state, table);
+  }
+
+ private:
+  struct Free {
+    void operator()(std::byte* memory) const { std::free(memory); }
+  };
+
+  [[nodiscard]] cuda::Layers layers() const {
+    return {storages_.data(), static_cast<int>(storages_.size())};
+  }
+
+  cuda::detail::DeviceLayout layout_;
+  std::unique_ptr<std::byte, Free> memory_;
+  std::vector<cuda::LayerStorage> storages_;
+};
+
+}  // namespace kvtilt::test

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT
+/// One layer of a device cache in the memory of the host, for kernel bodies in the emulator, and
+/// what a CPU cache with the same history says it must hold.
+#pragma once
+
+#include <kvtilt/cache/kv_cache.hpp>
+#include <kvtilt/cuda/append.hpp>
+#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/cuda/seal_head.hpp>
+#include <kvtilt/cuda/sequence_state.hpp>
+
+#include "support/device_pages.hpp"
+#include "support/page_data.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace kvtilt::test {
+
+class EmulatedLayer {
+ public:
+  /// recipes  resolved: one for all heads, or one per head
+  EmulatedLayer(const LayerShape& shape, const std::vector<Recipe>& recipes,
+              const TokenPlacement& placement, int sequences, int pages_each)
+      : placement_(placement), sequences_(sequences) {
+    const int sink_slots = static_cast<int>(
+        round_up(static_cast<std::size_t>(placement.sink_tokens), cuda::tile_extent));
+    layouts_[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
+    layouts_[static_cast<int>(PageKind::Sealed)] =
+        PageLayout::make(shape, recipes, placement.page_tokens);
+    layouts_[static_cast<int>(PageKind::Tail)] =
+        PageLayout::make_half(shape, placement.page_tokens);
+    storage_.layer = 3;
+    storage_.kv_heads = shape.kv_heads;
+    storage_.key_dim = shape.key_dim;
+    storage_.value_dim = shape.value_dim;
+    storage_.page_tokens = placement.page_tokens;
+    storage_.sink_tokens = placement.sink_tokens;
+    storage_.recent_tokens = placement.recent_tokens;
+    storage_.window = placement.window;
+    storage_.ring_blocks = placement.ring_blocks();
+    for (const HeadLayout& head : layout(PageKind::Sealed).heads)
+      storage_.seal_bytes =
+          std::max(storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)));
+    const int blocks[page_kinds] = {sequences, sequences * pages_each,
+                                    sequences * placement.ring_blocks()};
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      const std::size_t bytes = layouts_[kind].bytes;
+      storage_.heads[kind] = layouts_[kind].heads.data();
+      pools_[kind] = std::make_unique<Block>(bytes * static_cast<std::size_t>(blocks[kind]), 0xff);
+      storage_.pool[kind] = pools_[kind]->data();
+      storage_.block_bytes[kind] = static_cast<std::int64_t>(bytes);
+    }
+    states_.resize(static_cast<std::size_t>(sequences), cuda::empty_state(placement, pages_each));
+    storage_.table_stride = pages_each + 1;
+    tables_.resize(static_cast<std::size_t>(sequences * (pages_each + 1)));
+    arrivals_.resize(static_cast<std::size_t>(sequences));
+    storage_.states = states_.data();
+    storage_.tables = tables_.data();
+    storage_.arrivals = arrivals_.data();
+    storage_.record = &record_;
+    // Pages in no order.
+    for (int sequence = 0; sequence < sequences; ++sequence)
+      for (int i = 0; i < pages_each; ++i)
+        storage_.table(sequence)[i] = {-1, i * sequences + sequence, -1};
+  }
+
+  [[nodiscard]] const cuda::LayerStorage& storage() const { return storage_; }
+  [[nodiscard]] const TokenPlacement& placement() const { return placement_; }
+  [[nodiscard]] const PageLayout& layout(PageKind kind) const {
+    return layouts_[static_cast<int>(kind)];
+  }
+  [[nodiscard]] cuda::SequenceState& state(int sequence) {
+    return states_[static_cast<std::size_t>(sequence)];
+  }
+  [[nodiscard]] cuda::DeviceRecord& record() { return record_; }
+
+  /// Compares a sequence with the view of a CPU cache: all states, all bytes of sealed pages, all
+  /// 16-bit values.
+  void expect_equals(int sequence, const LayerView& view) {
+    const cuda::SequenceState& own = state(sequence);
+    const cuda::PageSlot* table = storage_.table(sequence);
+    ASSERT_EQ(own.length, view.length);
+    ASSERT_EQ(own.first_kept, view.first_kept);
+    ASSERT_EQ(arrivals_[static_cast<std::size_t>(sequence)], 0u);
+    int entry = own.first_page;
+    int tail_blocks = 0;
+    for (int i = 0; i < view.page_count; ++i) {
+      const PageEntry& page = view.pages[i];
+      const std::byte* device = nullptr;
+      if (page.kind == PageKind::Sealed) {
+        ASSERT_LT(entry, own.page_end);
+        ASSERT_EQ(table[entry].first_position, page.first_position);
+        ASSERT_EQ(table[entry].tokens, page.tokens);
+        device = storage_.block(PageKind::Sealed, table[entry++].page);
+        expect_page(device, page.data);
+      } else if (page.kind == PageKind::Sinks) {
+        expect_halves(page, storage_.sinks(sequence));
+      } else {
+        ASSERT_EQ(page.first_position, own.tail_start + tail_blocks * placement_.page_tokens);
+        expect_halves(page, storage_.tail(sequence, own.ring_head, tail_blocks++));
+      }
+      if (testing::Test::HasFailure()) {
+        ADD_FAILURE() << "page " << i << " of " << view.page_count << ", kind "
+                      << static_cast<int>(page.kind) << ", sequence " << sequence;
+        return;
+      }
+    }
+    EXPECT_EQ(entry, own.page_end);
+    EXPECT_LE(own.page_end, own.page_capacity);
+    std::vector<int> pages;
+    for (int i = 0; i < own.page_capacity; ++i) pages.push_back(table[i].page);
+    std::sort(pages.begin(), pages.end());
+    EXPECT_EQ(std::adjacent_find(pages.begin(), pages.end()), pages.end()) << "a page twice";
+    EXPECT_TRUE(pools_[0]->guards_are_whole() && pools_[1]->guards_are_whole() &&
+                pools_[2]->guards_are_whole());
+  }
+
+ private:
+  void expect_page(const std::byte* device, const std::byte* host) const {
+    const PageLayout& sealed = layout(PageKind::Sealed);
+    Block expected(sealed.bytes);
+    for (const HeadLayout& head : sealed.heads)
+      to_fragment_order(head, host + head.offset, expected.data() + head.offset);
+    EXPECT_EQ(std::memcmp(device, expected.data(), sealed.bytes), 0) << "bytes of a sealed page";
+  }
+  void expect_halves(const PageEntry& page, const std::byte* device) const {
+    for (const HeadLayout& head : layout(page.kind).heads)
+      for (const bool keys : {true, false}) {
+        const TensorLayout& tensor = keys ? head.key : head.value;
+        const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
+        for (int token = 0; token < page.tokens; ++token)
+          for (int channel = 0; channel < dim; ++channel) {
+            const int outer = keys ? token : channel;
+            const int inner = keys ? channel : token;
+            const F16 host =
+                halves(page.data + head.offset, tensor)[half_position(tensor.matrix, outer, inner)];
+            F16 own;
+            std::memcpy(&own,
+                        device + head.offset + tensor.codes +
+                            cuda::half_offset(keys ? cuda::Role::Keys : cuda::Role::Values,
+                                              tensor.matrix, outer, inner),
+                        sizeof own);
+            ASSERT_EQ(own.bits, host.bits)
+                << (keys ? "key" : "value") << " of token " << token << ", channel " << channel;
+          }
+      }
+  }
+
+  TokenPlacement placement_;
+  int sequences_;
+  PageLayout layouts_[page_kinds];
+  std::unique_ptr<Block> pools_[page_kinds];
+  std::vector<cuda::SequenceState> states_;
+  std::vector<cuda::PageSlot> tables_;
+  std::vector<std::uint32_t> arrivals_;
+  cuda::DeviceRecord record_{};
+  cuda::LayerStorage storage_{};
+};
+
+}  // namespace kvtilt::test

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+// The part of the CUDA runtime that a cache uses, on the host: device memory is memory, a launch runs
+// the kernel's body in the emulator, a graph is a list of launches. Linked in place of cudart, it runs
+// the tests of tests/cuda/device where there is no GPU: host code, arguments and bodies, though no
+// code of the device compiler.
+#include "support/emulated_runtime.hpp"
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <cuda_runtime_api.h>
+
+namespace kvtilt::test {
+namespace {
+
+struct Stream {
+  std::vector<Launch>* graph = nullptr;  ///< while capturing
+};
+
+Stream default_stream;
+Stream& stream_of(cudaStream_t stream) {
+  return stream == nullptr ? default_stream : *reinterpret_cast<Stream*>(stream);
+}
+
+std::map<const void*, std::string>& kernel_names() {
+  static std::map<const void*, std::string> names;
+  return names;
+}
+
+struct Configuration {
+  dim3 grid;
+  dim3 block;
+  std::size_t shared;
+  cudaStream_t stream;
+};
+Configuration configuration;
+cudaError_t last_error = cudaSuccess;
+
+/// Waiting for a stream ends its capture; so must every test that does it.
+cudaError_t waited(cudaStream_t stream) {
+  return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+
+}  // namespace
+
+const std::string& kernel_name(const void* kernel) { return kernel_names()[kernel]; }
+
+}  // namespace kvtilt::test
+
+using kvtilt::test::stream_of;
+
+extern "C" {
+
+void** __cudaRegisterFatBinary(void*) {
+  static void* handle = nullptr;
+  return &handle;
+}
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name, int, uint3*,
+                            uint3*, dim3*, dim3*, int*) {
+  kvtilt::test::kernel_names()[kernel] = name;
+}
+unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared,
+                                     struct CUstream_st* stream) {
+  kvtilt::test::configuration = {grid, block, shared, stream};
+  return 0;
+}
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* shared,
+                                       void* stream) {
+  *grid = kvtilt::test::configuration.grid;
+  *block = kvtilt::test::configuration.block;
+  *shared = kvtilt::test::configuration.shared;
+  *static_cast<cudaStream_t*>(stream) = kvtilt::test::configuration.stream;
+  return cudaSuccess;
+}
+cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* kernel) {
+  *handle = reinterpret_cast<cudaKernel_t>(const_cast<void*>(kernel));
+  return cudaSuccess;
+}
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
+                               std::size_t shared, cudaStream_t stream) {
+  const kvtilt::test::Binder* bind = 
+      kvtilt::test::emulated_kernel(kvtilt::test::kernel_name(kernel));
+  const bool valid = bind != nullptr && grid.x > 0 && grid.y == 1 && block.x > 0 &&
+                     block.x <= 1024 && shared <= (227u << 10);
+  if (!valid) return kvtilt::test::last_error = cudaErrorInvalidConfiguration;
+  const kvtilt::test::Launch launch = (*bind)({grid.x, block.x, shared}, arguments);
+  if (stream_of(stream).graph != nullptr)
+    stream_of(stream).graph->push_back(launch);
+  else
+    launch();
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
+  return *value = 227 << 10, cudaSuccess;  // only shared memory is asked for
+}
+cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
+const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
+const char* cudaGetErrorString(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+
+cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  const std::size_t padded = (bytes + 255) / 256 * 256;
+  *memory = std::aligned_alloc(256, padded);
+  std::memset(*memory, 0xff, padded);
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
+  if (stream_of(stream).graph != nullptr) return cudaErrorStreamCaptureUnsupported;
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind) {
+  return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+}
+cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
+  if (stream_of(stream).graph != nullptr) return cudaErrorStreamCaptureUnsupported;
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
+  return cudaMemsetAsync(to, value, bytes, nullptr);
+}
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return kvtilt::test::waited(stream); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = reinterpret_cast<cudaStream_t>(new kvtilt::test::Stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete reinterpret_cast<kvtilt::test::Stream*>(stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = stream_of(stream).graph == nullptr ? cudaStreamCaptureStatusNone
+                                               : cudaStreamCaptureStatusActive;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  stream_of(stream).graph = new std::vector<kvtilt::test::Launch>;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = reinterpret_cast<cudaGraph_t>(std::exchange(stream_of(stream).graph, nullptr));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* replay, cudaGraph_t graph, unsigned long long) {
+  const auto* launches = reinterpret_cast<std::vector<kvtilt::test::Launch>*>(graph);
+  *replay = reinterpret_cast<cudaGraphExec_t>(new std::vector<kvtilt::test::Launch>(*launches));
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t replay, cudaStream_t) {
+  for (const auto& launch : *reinterpret_cast<std::vector<kvtilt::test::Launch>*>(replay)) launch();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete reinterpret_cast<std::vector<kvtilt::test::Launch>*>(graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t replay) {
+  delete reinterpret_cast<std::vector<kvtilt::test::Launch>*>(replay);
+  return cudaSuccess;
+}
+
+}  // extern "C"
