@@ -172,7 +172,8 @@ TEST(AttendGeneric, EveryWidthEitherWayAndInGroupsIsCloseToFloat64) {
     for (const int page_tokens : {32, 64, 128}) {
       const std::int64_t length = page_tokens + 9;
       for (const Recipe& recipe :
-           {Recipe{per_token(bits), per_channel(bits)}, Recipe{per_token(bits, 16), per_token(bits, 48)},
+           {Recipe{per_token(bits), per_channel(bits)},
+            Recipe{per_token(bits, 16), per_token(bits, 48)},
             Recipe{per_channel(bits, 16), per_channel(bits, 32)}}) {
         const Layer layer(random, {1, 64, 64, 0}, {recipe}, {length}, page_tokens);
         EXPECT_TRUE(is_close<GenericTraits<64>>(layer, random))
@@ -192,7 +193,8 @@ TEST(AttendGeneric, EveryHeadDimensionIsCloseToFloat64) {
       };
       EXPECT_TRUE(is_close<GenericTraits<96>>(layer(96, 96), random)) << to_string(recipe);
       EXPECT_TRUE(is_close<GenericTraits<128>>(layer(128, 128), random)) << to_string(recipe);
-      EXPECT_TRUE((is_close<GenericTraits<192, 128>>(layer(192, 128), random))) << to_string(recipe);
+      EXPECT_TRUE((is_close<GenericTraits<192, 128>>(layer(192, 128), random)))
+          << to_string(recipe);
       EXPECT_TRUE(is_close<GenericTraits<256>>(layer(256, 256), random)) << to_string(recipe);
     }
   }
@@ -206,8 +208,8 @@ TEST(AttendGeneric, EveryHeadDimensionIsCloseToFloat64) {
 TEST(AttendGeneric, EachHeadHasARecipeOfItsOwn) {
   Random random(4);
   const Layer layer(random, {4, 64, 64, 0},
-                    {with_widths(3, 2), with_widths(16, 4), Recipe{per_token(8), per_channel(5, 32)},
-                     with_widths(1, 16)},
+                    {with_widths(3, 2), with_widths(16, 4),
+                     Recipe{per_token(8), per_channel(5, 32)}, with_widths(1, 16)},
                     {210, 0, 33, 3}, 64);
   for (const int blocks : {1, 5})
     for (const int warps : {1, 4})
@@ -295,8 +297,8 @@ TEST(AttendGenericHostile, SlotsWithoutATokenNeverReachAResult) {
 TEST(AttendGenericProperty, MagnitudesUpToTheLargestKeepTheirAccuracy) {
   for (const float key : {1e-3f, 30.0f, 10000.0f}) {
     Random random(7);
-    const Layer layer(random, {1, 64, 64, 0}, {Recipe{per_token(3), per_channel(6)}}, {100}, 32, key,
-                      0.0f);
+    const Recipe recipe{per_token(3), per_channel(6)};
+    const Layer layer(random, {1, 64, 64, 0}, {recipe}, {100}, 32, key, 0.0f);
     const Rows<float> queries = random_queries(random, layer.shape, 1, 4, 1.0f / key);
     const Output output = emulated_attend<GenericTraits<64>>(layer.device(), queries, {});
     EXPECT_TRUE(is_close(layer.views(), queries, {}, output)) << key;

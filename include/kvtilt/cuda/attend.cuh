@@ -74,7 +74,8 @@ struct AttendTuning {
                    ///< generic kernel has no ring
 };
 
-/// Attention over layers of one shape and the same recipes, for the device that was current at create().
+/// Attention over layers of one shape and the same recipes, for the device that was current at
+/// create().
 class Attention {
  public:
   /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
