@@ -82,9 +82,8 @@ struct Row {
 std::string filter;
 
 void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = {}) {
-  std::string name = "attend/" + std::string(row.recipe) + "/" +
-                           std::to_string(row.query_heads) + "x" + std::to_string(row.kv_heads) +
-                           "/" + row.shape;
+  std::string name = "attend/" + std::string(row.recipe) + "/" + std::to_string(row.query_heads) +
+                     "x" + std::to_string(row.kv_heads) + "/" + row.shape;
   if (name.find(filter) == std::string::npos) return;
   if (tuning.blocks > 0)
     name += "/tuning:" + std::to_string(tuning.blocks) + "x" + std::to_string(tuning.stages);
@@ -100,8 +99,8 @@ void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = 
     bytes += sets.back()->bytes();
   }
   const int sequences = static_cast<int>(row.lengths.size());
-  const std::size_t elements = static_cast<std::size_t>(sequences) *
-                               static_cast<std::size_t>(row.query_heads) * head_dim;
+  const std::size_t elements =
+      static_cast<std::size_t>(sequences) * static_cast<std::size_t>(row.query_heads) * head_dim;
   DeviceArray<F16> queries(elements);
   DeviceArray<F16> out(elements);
   fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
@@ -146,13 +145,17 @@ int main(int argc, char** argv) {
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 1024), report);
   }
-  for (const char* recipe : {"k6v4", "k5v5", "k3v2", "k4tv4", "k8tv8", "kivi2"}) {  // generic kernel
+  for (const char* recipe :
+       {"k6v4", "k5v5", "k3v2", "k4tv4", "k8tv8", "kivi2"}) {  // generic kernel
     measure(uniform_row(recipe, 32, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
   }
   for (const char* recipe : {"k16v16", "k4v2"}) {
-    measure({recipe, 32, 8, {100, 120000, 9000, 300, 64000, 7777, 1200, 30000, 500, 2000, 18000,
-                             33, 5000, 90000, 700, 12000},
+    measure({recipe,
+             32,
+             8,
+             {100, 120000, 9000, 300, 64000, 7777, 1200, 30000, 500, 2000, 18000, 33, 5000, 90000,
+              700, 12000},
              "batch:16/tokens:ragged"},
             report);
     measure(uniform_row(recipe, 64, 8, 16, 32768), report);
@@ -160,7 +163,8 @@ int main(int argc, char** argv) {
     if (!all) continue;
     for (const int batch : {1, 4, 16, 64})
       for (const std::int64_t tokens : {1024, 8192, 32768, 131072})
-        if (batch * tokens <= 64 * 32768) measure(uniform_row(recipe, 32, 8, batch, tokens), report);
+        if (batch * tokens <= 64 * 32768)
+          measure(uniform_row(recipe, 32, 8, batch, tokens), report);
   }
   for (const char* recipe : recipes)
     for (const int blocks : {1, 2, 3})

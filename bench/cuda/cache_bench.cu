@@ -88,17 +88,16 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   finish();
   const double stored = static_cast<double>(cache.memory(ids[0])->bytes_in_use());
   const double moved = keys.bytes() + values.bytes() + stored;
-  const double packed = seconds_of([&] {
-                          for (int i = 1; i < sequences; ++i)
-                            check(cache.append(ids[static_cast<std::size_t>(i)], 0, keys.view(),
-                                               values.view()));
-                        }) /
-                        (sequences - 1);
+  const double packed =
+      seconds_of([&] {
+        for (int i = 1; i < sequences; ++i)
+          check(cache.append(ids[static_cast<std::size_t>(i)], 0, keys.view(), values.view()));
+      }) /
+      (sequences - 1);
   report.add("pack/" + name + "/time", packed * 1e6, "us");
   report.add("pack/" + name + "/of_copy", 100 * moved / packed / copied, "%");
-  const double unpacked = median_seconds(15, [&] {
-    check(cache.unpack(ids[1], 0, 0, keys.out(), values.out()));
-  });
+  const double unpacked =
+      median_seconds(15, [&] { check(cache.unpack(ids[1], 0, 0, keys.out(), values.out())); });
   report.add("unpack/" + name + "/time", unpacked * 1e6, "us");
   report.add("unpack/" + name + "/of_copy", 100 * moved / unpacked / copied, "%");
   check(cache.poll(nullptr));
@@ -126,8 +125,8 @@ void measure_append(const std::string& name, const Recipe& recipe, int batch_siz
   cudaStream_t stream;
   KVTILT_CHECK(cudaStreamCreate(&stream));
   DeviceArray<std::int32_t> slots(static_cast<std::size_t>(batch_size));
-  const cuda::SequenceBatch batch = check(cache.batch(
-      ids, std::span(slots.data(), static_cast<std::size_t>(batch_size)), stream));
+  const cuda::SequenceBatch batch = check(
+      cache.batch(ids, std::span(slots.data(), static_cast<std::size_t>(batch_size)), stream));
   const DeviceRows rows(batch_size, 99);
   KVTILT_CHECK(cudaStreamSynchronize(stream));
   cudaGraph_t graph;

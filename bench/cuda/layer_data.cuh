@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include "probe_support.cuh"
@@ -42,7 +42,8 @@ static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, s
     std::uint32_t word = hash(key);
     if (kind == 1) word = normal_pair(key);
     if (kind == 2)
-      word = cuda::pack_halves(magnitude * (0.5f + uniform(key)), magnitude * (0.5f + uniform(~key)));
+      word =
+          cuda::pack_halves(magnitude * (0.5f + uniform(key)), magnitude * (0.5f + uniform(~key)));
     if (kind == 3)
       word = cuda::pack_halves(-magnitude * (0.5f + uniform(key)),
                                -magnitude * (0.5f + uniform(~key)));
@@ -91,7 +92,8 @@ class LayerData {
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
     std::vector<cuda::SequenceState> states;
-    std::vector<cuda::PageSlot> tables(lengths.size() * static_cast<std::size_t>(layer_.table_stride));
+    std::vector<cuda::PageSlot> tables(lengths.size() *
+                                       static_cast<std::size_t>(layer_.table_stride));
     std::vector<std::int32_t> slots(lengths.size());
     std::iota(slots.begin(), slots.end(), 0);
     std::size_t next = 0;

@@ -68,9 +68,7 @@ testing::AssertionResult is_close(const Layer& layer, Random& random,
 
 Recipe with_widths(int key, int value) { return presets::per_channel_keys(key, value); }
 
-Format per_token(int bits, int group = 0) {
-  return key_format(bits, Granularity::PerToken, group);
-}
+Format per_token(int bits, int group = 0) { return key_format(bits, Granularity::PerToken, group); }
 Format per_channel(int bits, int group = 0) {
   return key_format(bits, Granularity::PerChannel, group);
 }
@@ -100,9 +98,9 @@ void expect_values(Random& random, const Format& format, int page_tokens) {
     const int along = tensor.group_along_outer ? outer : inner;
     const int entry = tensor.group_along_outer ? inner : outer;
     const F16* scales = tensor.scales(block, along / resolved.group);
-    const int code = cuda::read_fragment_code(
-        role, reinterpret_cast<const std::uint8_t*>(block + tensor.codes), matrix, resolved.bits,
-        outer, inner);
+    const int code =
+        cuda::read_fragment_code(role, reinterpret_cast<const std::uint8_t*>(block + tensor.codes),
+                                 matrix, resolved.bits, outer, inner);
     const double value = static_cast<double>(to_float(scales[tensor.pitch() + entry])) +
                          static_cast<double>(to_float(scales[entry])) * code;
     if (value >= static_cast<double>(f16_max)) return 0x7bff;
@@ -133,8 +131,8 @@ void expect_values(Random& random, const Format& format, int page_tokens) {
       }
   EXPECT_EQ(wrong, 0) << (keys ? "keys " : "values ") << format.bits << " bits, "
                       << (format.granularity == Granularity::PerToken ? "per token" : "per channel")
-                      << ", group " << format.group << ", " << Dim
-                      << " channels, pages of " << page_tokens;
+                      << ", group " << format.group << ", " << Dim << " channels, pages of "
+                      << page_tokens;
 }
 
 TEST(AttendGeneric, FragmentsAreValuesRoundedOnce) {
@@ -171,10 +169,9 @@ TEST(AttendGeneric, EveryWidthEitherWayAndInGroupsIsCloseToFloat64) {
     if (bits == half_bits) continue;
     for (const int page_tokens : {32, 64, 128}) {
       const std::int64_t length = page_tokens + 9;
-      for (const Recipe& recipe :
-           {Recipe{per_token(bits), per_channel(bits)},
-            Recipe{per_token(bits, 16), per_token(bits, 48)},
-            Recipe{per_channel(bits, 16), per_channel(bits, 32)}}) {
+      for (const Recipe& recipe : {Recipe{per_token(bits), per_channel(bits)},
+                                   Recipe{per_token(bits, 16), per_token(bits, 48)},
+                                   Recipe{per_channel(bits, 16), per_channel(bits, 32)}}) {
         const Layer layer(random, {1, 64, 64, 0}, {recipe}, {length}, page_tokens);
         EXPECT_TRUE(is_close<GenericTraits<64>>(layer, random))
             << to_string(recipe) << " in pages of " << page_tokens;
@@ -224,14 +221,16 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
     shape.keep_sinks = random.chance(2);
     std::vector<Recipe> recipes;
     for (int head = 0; head < 2; ++head)
-      recipes.push_back({random_format(random, 64, page_tokens),
-                         random_format(random, 64, page_tokens)});
+      recipes.push_back(
+          {random_format(random, 64, page_tokens), random_format(random, 64, page_tokens)});
     const Layer layer(random, shape, recipes, {random.between(70, 420)}, page_tokens);
     const Rows<float> queries =
         random_queries(random, shape, random.between(1, 6), random.between(1, 4));
     const RandomOptions asked(random, shape, queries);
     const EmulatedLaunch launch{
-        random.between(1, 6), random.between(1, 3), 0,
+        random.between(1, 6),
+        random.between(1, 3),
+        0,
         {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
         emulated_attend<GenericTraits<64>>(layer.device(), queries, asked.options, launch);

@@ -277,7 +277,8 @@ TEST(AttendPage, ShapedLogitsFollowTheRules) {
             double expected = static_cast<double>(logit_of(before, tile, e));
             if (cap > 0) expected = 5.0 * std::tanh(expected);
             if (sloped)
-              expected += static_cast<double>(slopes[column % 2]) * 1.4426950408889634 * static_cast<double>(distance);
+              expected += static_cast<double>(slopes[column % 2]) * 1.4426950408889634 *
+                          static_cast<double>(distance);
             EXPECT_NEAR(static_cast<double>(got), expected, 1e-5) << slot << ", " << column;
           }
       }

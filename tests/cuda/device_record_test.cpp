@@ -28,8 +28,8 @@ TEST(DeviceRecord, KeepsOneErrorAndCountsAll) {
 }
 
 TEST(DeviceRecord, NamesThePlace) {
-  DeviceRecord record{static_cast<std::uint32_t>(ErrorCode::InvalidValue), 3, 1, 2, 40, 5, 70,
-                      1e6f};
+  DeviceRecord record{
+      static_cast<std::uint32_t>(ErrorCode::InvalidValue), 3, 1, 2, 40, 5, 70, 1e6f};
   EXPECT_THAT(std::string(to_status(record, 64).message()),
               HasSubstr("layer 1: value of sequence slot 2, position 40, kv head 5, channel 6 is "
                         "1e+06"));
@@ -40,8 +40,9 @@ TEST(DeviceRecord, NamesThePlace) {
 }
 
 TEST(DeviceRecord, SaysWhatToDo) {
-  EXPECT_THAT(std::string(to_status(sequence_error(ErrorCode::OutOfCapacity, 1, 2, 3), 64).message()),
-              HasSubstr("reserve more"));
+  EXPECT_THAT(
+      std::string(to_status(sequence_error(ErrorCode::OutOfCapacity, 1, 2, 3), 64).message()),
+      HasSubstr("reserve more"));
   EXPECT_THAT(std::string(to_status(sequence_error(ErrorCode::Unsupported, 1, 2, 3), 64).message()),
               HasSubstr("page at position 3 is not full"));
   EXPECT_EQ(to_status(sequence_error(ErrorCode::InvalidArgument, 1, 2, 3), 64).code(),

@@ -116,8 +116,8 @@ TEST(Half2, FusesProductAndSum) {
   }
   expect_fma(0x0001, 0x0001, 0x3c00);  // far below the last bit
   expect_fma(0x7bff, 0x7bff, 0xfbff);
-  expect_fma(0x3c00, 0x1000, 0x3c00);  // halfway to the next: stays even
-  expect_fma(0x3c01, 0x1000, 0x3c00);  // and a little more
+  expect_fma(0x3c00, 0x1000, 0x3c00);               // halfway to the next: stays even
+  expect_fma(0x3c01, 0x1000, 0x3c00);               // and a little more
   for (std::uint16_t code = 0; code < 256; ++code)  // as codes become values
     expect_fma(static_cast<std::uint16_t>(to_f16(code).bits), any(), any());
 }

@@ -63,10 +63,12 @@ TEST(Pack, FormatsAndShapes) {
   };
   const Format per_token{3, Granularity::PerToken, 64, RangeRule::MinMse};
   const Format per_channel{5, Granularity::PerChannel, 32, RangeRule::MinMax};
-  for (const Case& one :
-       {Case{128, 128, {key_format(1), value_format(1)}, 128}, {112, 96, {per_token, {}}, 64},
-        {192, 128, {per_channel, per_token}, 64}, {256, 256, {key_format(8), value_format(6)}, 32},
-        {576, 512, {key_format(4), value_format(4)}, 32}, {64, 64, {{}, per_channel}, 64}}) {
+  for (const Case& one : {Case{128, 128, {key_format(1), value_format(1)}, 128},
+                          {112, 96, {per_token, {}}, 64},
+                          {192, 128, {per_channel, per_token}, 64},
+                          {256, 256, {key_format(8), value_format(6)}, 32},
+                          {576, 512, {key_format(4), value_format(4)}, 32},
+                          {64, 64, {{}, per_channel}, 64}}) {
     DeviceProgram program({.shape = LayerShape{1, one.key_dim, one.value_dim},
                            .recipe = one.recipe,
                            .page_tokens = one.page_tokens,

@@ -156,8 +156,8 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
       const std::int64_t length = trio.book.state(id.ours.slot, 0).length;
       std::vector<PageRun> given;
       if (what <= 3) {
-        const Status status =
-            trio.book.reserve(id.ours, std::min<std::int64_t>(length + random.below(300), 768), given);
+        const Status status = trio.book.reserve(
+            id.ours, std::min<std::int64_t>(length + random.below(300), 768), given);
         refusals += status.ok() ? 0 : 1;
         EXPECT_TRUE(status.ok() || given.empty());
         trio.device.give(id.ours.slot, given);

@@ -87,10 +87,10 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
                           static_cast<std::size_t>(storage.block_bytes[0])),
               0);
     for (int i = 0; i < storage.ring_blocks; ++i)
-      EXPECT_EQ(std::memcmp(storage.tail(0, state.ring_head, i),
-                            storage.tail(2, state.ring_head, i),
-                            static_cast<std::size_t>(storage.block_bytes[2])) == 0,
-                i < 2);
+      EXPECT_EQ(
+          std::memcmp(storage.tail(0, state.ring_head, i), storage.tail(2, state.ring_head, i),
+                      static_cast<std::size_t>(storage.block_bytes[2])) == 0,
+          i < 2);
   }
 }
 

@@ -113,9 +113,9 @@ class DeviceLayer {
       for (int token = tokens; token < layout.tokens; ++token) {
         std::byte* at = block + head.offset;
         for (int c = 0; c < head.key.matrix.inner; ++c)
-          std::memset(at + head.key.codes +
-                          cuda::half_offset(cuda::Role::Keys, head.key.matrix, token, c),
-                      0xff, 2);
+          std::memset(
+              at + head.key.codes + cuda::half_offset(cuda::Role::Keys, head.key.matrix, token, c),
+              0xff, 2);
         for (int c = 0; c < head.value.matrix.outer; ++c)
           std::memset(at + head.value.codes +
                           cuda::half_offset(cuda::Role::Values, head.value.matrix, c, token),

@@ -43,8 +43,8 @@ class DeviceProgram {
     EXPECT_TRUE(resolved.ok()) << resolved.message();
     TokenPlacement placement = token_placement(options);
     placement.window = setup.shape.window;
-    device_ = std::make_unique<EmulatedLayer>(setup.shape, std::vector<Recipe>{*resolved}, placement,
-                                            setup.sequences, setup.pages_each);
+    device_ = std::make_unique<EmulatedLayer>(setup.shape, std::vector<Recipe>{*resolved},
+                                              placement, setup.sequences, setup.pages_each);
     Result<KVCache> cache = KVCache::create({{setup.shape}}, {{{setup.recipe}}}, options);
     EXPECT_TRUE(cache.ok()) << cache.message();
     cpu_ = std::make_unique<KVCache>(std::move(*cache));

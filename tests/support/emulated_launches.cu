@@ -31,17 +31,17 @@ std::pair<const std::string, Binder> emulated(void (*kernel)(Arguments...), Body
             const auto values = std::make_shared<std::tuple<std::remove_cv_t<Arguments>...>>(
                 copied(kernel, arguments, std::index_sequence_for<Arguments...>{}));
             return [shape, body, values] {
-              emulate(static_cast<int>(shape.blocks), static_cast<int>(shape.threads),
-                      shape.shared, [&](EmulatedThreads& threads) {
+              emulate(static_cast<int>(shape.blocks), static_cast<int>(shape.threads), shape.shared,
+                      [&](EmulatedThreads& threads) {
                         std::apply([&](const auto&... each) { body(threads, each...); }, *values);
                       });
             };
           }};
 }
 
-#define KVTILT_EMULATED(kernel, body)                                       \
-  emulated(cuda::kernel, [](EmulatedThreads & threads, const auto&... arguments) { \
-    cuda::body(threads, arguments...);                                      \
+#define KVTILT_EMULATED(kernel, body)                                             \
+  emulated(cuda::kernel, [](EmulatedThreads& threads, const auto&... arguments) { \
+    cuda::body(threads, arguments...);                                            \
   })
 
 }  // namespace
@@ -60,12 +60,12 @@ const Binder* emulated_kernel(const std::string& name) {
       KVTILT_EMULATED(unpack_kernel<cuda::DeviceThreads>, unpack),
       KVTILT_EMULATED(detail::import_tables_kernel<128>, import_tables_body),
       KVTILT_EMULATED(detail::export_tables_kernel<256>, export_tables_body),
-      emulated(cuda::detail::write_slots_kernel<small_block>,
-               [](EmulatedThreads& threads, std::int32_t* memory,
-                  const cuda::detail::SlotList& slots) {
-                 for (int i = threads.thread(); i < slots.count; i += threads.thread_count())
-                   memory[i] = slots.slot[i];
-               }),
+      emulated(
+          cuda::detail::write_slots_kernel<small_block>,
+          [](EmulatedThreads& threads, std::int32_t* memory, const cuda::detail::SlotList& slots) {
+            for (int i = threads.thread(); i < slots.count; i += threads.thread_count())
+              memory[i] = slots.slot[i];
+          }),
   };
   const auto found = kernels.find(name);
   return found == kernels.end() ? nullptr : &found->second;

@@ -26,7 +26,7 @@ class EmulatedLayer {
  public:
   /// recipes  resolved: one for all heads, or one per head
   EmulatedLayer(const LayerShape& shape, const std::vector<Recipe>& recipes,
-              const TokenPlacement& placement, int sequences, int pages_each)
+                const TokenPlacement& placement, int sequences, int pages_each)
       : placement_(placement), sequences_(sequences) {
     const int sink_slots = static_cast<int>(
         round_up(static_cast<std::size_t>(placement.sink_tokens), cuda::tile_extent));

@@ -5,6 +5,8 @@
 // code of the device compiler.
 #include "support/emulated_runtime.hpp"
 
+#include <cuda_runtime_api.h>
+
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -12,8 +14,6 @@
 #include <string>
 #include <utility>
 #include <vector>
-
-#include <cuda_runtime_api.h>
 
 namespace kvtilt::test {
 namespace {
@@ -71,8 +71,7 @@ unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared,
   kvtilt::test::configuration = {grid, block, shared, stream};
   return 0;
 }
-cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* shared,
-                                       void* stream) {
+cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* shared, void* stream) {
   *grid = kvtilt::test::configuration.grid;
   *block = kvtilt::test::configuration.block;
   *shared = kvtilt::test::configuration.shared;
@@ -85,7 +84,7 @@ cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* kernel) {
 }
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
                                std::size_t shared, cudaStream_t stream) {
-  const kvtilt::test::Binder* bind = 
+  const kvtilt::test::Binder* bind =
       kvtilt::test::emulated_kernel(kvtilt::test::kernel_name(kernel));
   const bool valid = bind != nullptr && grid.x > 0 && grid.y == 1 && block.x > 0 &&
                      block.x <= 1024 && shared <= (227u << 10);

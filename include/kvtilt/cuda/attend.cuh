@@ -10,14 +10,14 @@
 #include <kvtilt/quant/format.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
+#include <cuda_runtime.h>
+
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <utility>
 #include <vector>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
@@ -57,12 +57,12 @@ using DefaultAttendKernels =
 
 /// AttendOptions whose arrays are in device memory.
 struct DeviceAttendOptions {
-  float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
-  float soft_cap = 0.0f;  ///< 0: none
-  int window = 0;         ///< 0: the layer's own
-  const float* alibi_slopes = nullptr;         ///< [query_heads]
-  const float* sink_logits = nullptr;          ///< [query_heads]
-  const std::uint64_t* tree_mask = nullptr;    ///< [sequences, queries]; at most 64 queries
+  float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;                     ///< 0: none
+  int window = 0;                            ///< 0: the layer's own
+  const float* alibi_slopes = nullptr;       ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
 };
@@ -100,8 +100,7 @@ class Attention {
       Result<Recipe> one = resolve_recipe(recipe, shape, page_tokens);
       if (!one) return std::move(one).take_status();
       resolved.push_back(*one);
-      words_filled = words_filled &&
-                     supports_order({page_tokens, shape.key_dim}, one->key.bits) &&
+      words_filled = words_filled && supports_order({page_tokens, shape.key_dim}, one->key.bits) &&
                      supports_order({shape.value_dim, page_tokens}, one->value.bits);
     }
     Attention attention;
@@ -226,9 +225,9 @@ class Attention {
                            "%d pages of %u bytes for each of %d warps do not fit the %d bytes of "
                            "shared memory of this device",
                            stages_, stage_bytes_, attend_warps, per_block);
-    KVTILT_RETURN_IF_ERROR(check(cudaFuncSetAttribute(
-        kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize,
-        static_cast<int>(shared_bytes_(stages_, max_attend_sequences)))));
+    KVTILT_RETURN_IF_ERROR(check(
+        cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes_(stages_, max_attend_sequences)))));
     int fitting = 0;
     KVTILT_RETURN_IF_ERROR(check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
         &fitting, kernel_, 32 * attend_warps, shared_bytes_(stages_, max_attend_sequences))));

@@ -19,9 +19,9 @@ struct AttendRules {
   float soft_cap = 0;  ///< cap * log2(e); 0: none
   int window = 0;      ///< 0: none
   int keep_sinks = 0;
-  const float* alibi_slopes = nullptr;         ///< [query_heads]
-  const float* sink_logits = nullptr;          ///< [query_heads]
-  const std::uint64_t* tree_mask = nullptr;    ///< [queries] of every sequence: [batch][queries]
+  const float* alibi_slopes = nullptr;       ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;  ///< [queries] of every sequence: [batch][queries]
   std::int64_t first_position = 0;
   std::int64_t end_position = 0;
 };

@@ -56,8 +56,7 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   const bool sink = unit < counts.sink_tiles;
   const int tile = sink ? unit : unit - counts.sink_tiles;
   const std::int64_t start = sink ? 0 : state.tail_start;
-  const std::int64_t sink_end =
-      state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
+  const std::int64_t sink_end = state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
   const std::int64_t end = sink ? sink_end : state.length;
   const std::int64_t first = start + tile * tile_extent;
   const int tiles_in_block = layer.page_tokens / tile_extent;
@@ -67,8 +66,8 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   found.sink = sink;
   found.of = sink ? ceil_div(layer.sink_tokens, tile_extent) : tiles_in_block;
   found.index = sink ? tile : tile % tiles_in_block;
-  found.block = sink ? layer.sinks(sequence)
-                     : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
+  found.block =
+      sink ? layer.sinks(sequence) : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
   return found;
 }
 

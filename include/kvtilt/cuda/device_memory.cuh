@@ -5,12 +5,12 @@
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/memory_plan.hpp>
 
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 

@@ -34,22 +34,25 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
   const ErrorCode code = static_cast<ErrorCode>(record.code);
   const long long token = static_cast<long long>(record.token);
   switch (code) {
-    case ErrorCode::Ok: return {};
+    case ErrorCode::Ok:
+      return {};
     case ErrorCode::InvalidValue: {
       const bool is_key = record.channel < key_dim;
-      return Status::error(code,
-                           "layer %d: %s of sequence slot %d, position %lld, kv head %d, channel %d "
-                           "is %g: NaN was stored as 0, what is too large as the largest that the "
-                           "format holds; %u elements in all",
-                           record.layer, is_key ? "key" : "value", record.sequence, token,
-                           record.head, is_key ? record.channel : record.channel - key_dim,
-                           static_cast<double>(record.value), record.count);
+      return Status::error(
+          code,
+          "layer %d: %s of sequence slot %d, position %lld, kv head %d, channel %d "
+          "is %g: NaN was stored as 0, what is too large as the largest that the "
+          "format holds; %u elements in all",
+          record.layer, is_key ? "key" : "value", record.sequence, token, record.head,
+          is_key ? record.channel : record.channel - key_dim, static_cast<double>(record.value),
+          record.count);
     }
     case ErrorCode::OutOfCapacity:
-      return Status::error(code,
-                           "layer %d: sequence slot %d has no page left for the tokens from position "
-                           "%lld on, they were not stored; reserve more. %u errors in all",
-                           record.layer, record.sequence, token, record.count);
+      return Status::error(
+          code,
+          "layer %d: sequence slot %d has no page left for the tokens from position "
+          "%lld on, they were not stored; reserve more. %u errors in all",
+          record.layer, record.sequence, token, record.count);
     case ErrorCode::InvalidArgument:
       return Status::error(code,
                            "layer %d: a truncation, removal, fork or unpacking of sequence slot %d "
@@ -58,15 +61,17 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
                            "host knows. %u errors in all",
                            record.layer, record.sequence, token, record.count);
     case ErrorCode::Unsupported:
-      return Status::error(code,
-                           "layer %d: sequence slot %d cannot be exported: its page at position %lld "
-                           "is not full. %u errors in all",
-                           record.layer, record.sequence, token, record.count);
+      return Status::error(
+          code,
+          "layer %d: sequence slot %d cannot be exported: its page at position %lld "
+          "is not full. %u errors in all",
+          record.layer, record.sequence, token, record.count);
     case ErrorCode::Corrupt:
-      return Status::error(code,
-                           "layer %d: the engine's table of sequence %d cannot be meant: %lld tokens, "
-                           "or a page outside the pool. %u errors in all",
-                           record.layer, record.sequence, token, record.count);
+      return Status::error(
+          code,
+          "layer %d: the engine's table of sequence %d cannot be meant: %lld tokens, "
+          "or a page outside the pool. %u errors in all",
+          record.layer, record.sequence, token, record.count);
     case ErrorCode::OutOfMemory:
       return Status::error(code,
                            "layer %d: no room for the pages of sequence slot %d in the exported "

@@ -4,9 +4,9 @@
 
 #include <kvtilt/core/status.hpp>
 
-#include <utility>
-
 #include <cuda_runtime.h>
+
+#include <utility>
 
 namespace kvtilt::cuda {
 

@@ -117,14 +117,22 @@ KVTILT_HD constexpr WordPosition word_position(Role role, CodeMatrix matrix, int
   int word = tile * width / 4;
   int shift = 16 * place.half;
   switch (width) {
-    case 16: word += place.reg; break;
+    case 16:
+      word += place.reg;
+      break;
     case 8:
       word += place.reg / 2;
       shift += 8 * (place.reg % 2);
       break;
-    case 4: shift += 4 * place.reg; break;
-    case 2: shift += 8 * (tile % 2) + 2 * field; break;
-    default: shift += 4 * (tile % 4) + field; break;
+    case 4:
+      shift += 4 * place.reg;
+      break;
+    case 2:
+      shift += 8 * (tile % 2) + 2 * field;
+      break;
+    default:
+      shift += 4 * (tile % 4) + field;
+      break;
   }
   return {lane_word_offset(lane_words(matrix, width), word, place.lane), shift};
 }

@@ -10,7 +10,6 @@
 #include <cmath>
 #include <cstdint>
 
-
 namespace kvtilt::cuda {
 
 namespace detail {
@@ -66,7 +65,8 @@ KVTILT_HD inline std::uint32_t multiply_halves(std::uint32_t a, std::uint32_t b)
   asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
   return result;
 #else
-  return detail::join_halves(to_f16(low_half(a) * low_half(b)), to_f16(high_half(a) * high_half(b)));
+  return detail::join_halves(to_f16(low_half(a) * low_half(b)),
+                             to_f16(high_half(a) * high_half(b)));
 #endif
 }
 

@@ -15,13 +15,13 @@
 #include <kvtilt/cuda/sequence_kernels.cuh>
 #include <kvtilt/cuda/unpack.cuh>
 
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <utility>
 #include <vector>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 

@@ -29,13 +29,12 @@ inline Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan
 /// Layouts and empty tables. Zeros everywhere else: padding of pages is never written again.
 inline Status KVCache::upload(cudaStream_t stream) {
   const auto copy = [&](std::size_t offset, const void* from, std::size_t bytes) {
-    return to_status(cudaMemcpyAsync(memory_.data() + offset, from, bytes, cudaMemcpyHostToDevice,
-                                     stream),
-                     "creating a cache");
+    return to_status(
+        cudaMemcpyAsync(memory_.data() + offset, from, bytes, cudaMemcpyHostToDevice, stream),
+        "creating a cache");
   };
-  KVTILT_RETURN_IF_ERROR(
-      to_status(cudaMemsetAsync(memory_.data(), 0, layout_.plan.device_bytes(), stream),
-                "creating a cache"));
+  KVTILT_RETURN_IF_ERROR(to_status(
+      cudaMemsetAsync(memory_.data(), 0, layout_.plan.device_bytes(), stream), "creating a cache"));
   KVTILT_RETURN_IF_ERROR(
       copy(layout_.storages, storages_.data(), storages_.size() * sizeof(LayerStorage)));
   std::vector<std::int32_t> slots;
@@ -128,8 +127,8 @@ inline void KVCache::add_usage(std::uint32_t slot, MemoryReport& report) const {
     report.table_bytes += pages * sizeof(PageSlot) + sizeof(SequenceState);
     report.sink_bytes += static_cast<std::size_t>(sinks) * token_bytes;
     report.tail_bytes += static_cast<std::size_t>(tail) * token_bytes;
-    report.elements += (tokens + sinks + tail) *
-                       static_cast<std::int64_t>(of.shape.elements_per_token());
+    report.elements +=
+        (tokens + sinks + tail) * static_cast<std::int64_t>(of.shape.elements_per_token());
   }
 }
 

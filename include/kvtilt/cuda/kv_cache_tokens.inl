@@ -72,8 +72,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   const bool told = !*capturing && !tokens.empty();
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
-  const AppendArguments arguments{of,     batch,  keys,
-                                  values, indptr, static_cast<int>(each)};
+  const AppendArguments arguments{of, batch, keys, values, indptr, static_cast<int>(each)};
   // From a page's worth on, pages of new tokens alone are sealed by blocks of their own.
   std::int64_t longest = tokens.empty() ? keys.tokens : 0;
   for (const std::int32_t count : tokens) longest = std::max<std::int64_t>(longest, count);
@@ -119,14 +118,14 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (tokens < 0 || tokens > most || first < 0 || !fits(keys, of.key_dim) ||
       !fits(values, of.value_dim))
-    return Status::error(ErrorCode::InvalidArgument,
-                         "layer %d: keys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at "
-                         "%p, from position %lld on; expected [n, %d, %d] and [n, %d, %d], or {} for "
-                         "what is not wanted",
-                         layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-                         keys.data, static_cast<long long>(values.tokens), values.heads, values.dim,
-                         values.data, static_cast<long long>(first), of.kv_heads, of.key_dim,
-                         of.kv_heads, of.value_dim);
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "layer %d: keys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at "
+        "%p, from position %lld on; expected [n, %d, %d] and [n, %d, %d], or {} for "
+        "what is not wanted",
+        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim, keys.data,
+        static_cast<long long>(values.tokens), values.heads, values.dim, values.data,
+        static_cast<long long>(first), of.kv_heads, of.key_dim, of.kv_heads, of.value_dim);
   if (tokens == 0) return {};
   return to_status(
       launch_unpack({of, static_cast<int>(id.slot), first, tokens, keys, values}, stream),

@@ -36,13 +36,13 @@ struct SequenceState {
 
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
 struct DeviceRecord {
-  std::uint32_t code;      ///< ErrorCode
-  std::uint32_t count;     ///< how many elements or sequences
+  std::uint32_t code;   ///< ErrorCode
+  std::uint32_t count;  ///< how many elements or sequences
   std::int32_t layer;
-  std::int32_t sequence;   ///< slot
-  std::int64_t token;      ///< position
-  std::int32_t head;       ///< kv head
-  std::int32_t channel;    ///< of the key, or key_dim + channel of the value
+  std::int32_t sequence;  ///< slot
+  std::int64_t token;     ///< position
+  std::int32_t head;      ///< kv head
+  std::int32_t channel;   ///< of the key, or key_dim + channel of the value
   float value;
 };
 
@@ -61,12 +61,12 @@ struct LayerStorage {
 
   /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
   const HeadLayout* heads[page_kinds];
-  std::byte* pool[page_kinds];          ///< blocks one after the other; 64-byte aligned
+  std::byte* pool[page_kinds];  ///< blocks one after the other; 64-byte aligned
   std::int64_t block_bytes[page_kinds];
-  SequenceState* states;                ///< [sequence slot]
-  PageSlot* tables;                     ///< [sequence slot][table_stride]
+  SequenceState* states;  ///< [sequence slot]
+  PageSlot* tables;       ///< [sequence slot][table_stride]
   std::int64_t table_stride;
-  std::uint32_t* arrivals;              ///< [sequence slot], zero between kernels
+  std::uint32_t* arrivals;  ///< [sequence slot], zero between kernels
   DeviceRecord* record;
 
   [[nodiscard]] KVTILT_HD TokenPlacement placement() const {

@@ -6,12 +6,12 @@
 #include <kvtilt/cuda/page_tables.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
@@ -58,13 +58,13 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
   };
   if (most_pages < 1 || pool_pages < 1 || misplaced(pool) || misplaced(workspace.data()) ||
       workspace.size() < import_workspace_bytes(tables.sequences, std::max(most_pages, 1)))
-    return Status::error(ErrorCode::InvalidArgument,
-                         "a pool of %d pages at %p and a workspace of %zu bytes at %p; both must be "
-                         "at multiples of %d, and %d sequences of %d pages need %zu bytes",
-                         pool_pages, static_cast<void*>(pool), workspace.size(),
-                         static_cast<void*>(workspace.data()), page_alignment, tables.sequences,
-                         most_pages,
-                         import_workspace_bytes(tables.sequences, std::max(most_pages, 1)));
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "a pool of %d pages at %p and a workspace of %zu bytes at %p; both must be "
+        "at multiples of %d, and %d sequences of %d pages need %zu bytes",
+        pool_pages, static_cast<void*>(pool), workspace.size(),
+        static_cast<void*>(workspace.data()), page_alignment, tables.sequences, most_pages,
+        import_workspace_bytes(tables.sequences, std::max(most_pages, 1)));
   ImportedLayer result =
       imported_layer(layer, pool, tables.sequences, most_pages, workspace.data());
   detail::import_tables_kernel<128><<<std::min(tables.sequences, 1024), 128, 0, stream>>>(

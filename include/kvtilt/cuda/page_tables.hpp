@@ -55,8 +55,7 @@ constexpr ImportOffsets import_offsets(int sequences, int most_pages) {
   ImportOffsets offsets{};
   offsets.slots = round_up(count * sizeof(SequenceState), page_alignment);
   offsets.tables = offsets.slots + round_up(count * sizeof(std::int32_t), page_alignment);
-  offsets.bytes =
-      offsets.tables + count * static_cast<std::size_t>(most_pages) * sizeof(PageSlot);
+  offsets.bytes = offsets.tables + count * static_cast<std::size_t>(most_pages) * sizeof(PageSlot);
   return offsets;
 }
 
@@ -124,9 +123,9 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& st
       const std::int64_t left = tokens - first;
       const std::int32_t index = tables.indices[start + page];
       if (index < 0 || index >= pool_pages) foreign = 1;
-      table[page] = {first, index,
-                     left < storage.page_tokens ? static_cast<std::int32_t>(left)
-                                                : storage.page_tokens};
+      table[page] = {
+          first, index,
+          left < storage.page_tokens ? static_cast<std::int32_t>(left) : storage.page_tokens};
     }
     if (threads.thread() == 0) storage.states[i].page_end = 0;  // counts bad entries until the end
     threads.sync();

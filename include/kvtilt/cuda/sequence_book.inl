@@ -127,8 +127,8 @@ inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
   };
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer))
-      KVTILT_RETURN_IF_ERROR(check_room(layer, missing(layer),
-                                        sequence.layers[layer].state.page_capacity, tokens));
+      KVTILT_RETURN_IF_ERROR(
+          check_room(layer, missing(layer), sequence.layers[layer].state.page_capacity, tokens));
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     give(layer, sequence.layers[layer], missing(layer), given);
   return {};

@@ -54,9 +54,9 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
       table[end + page] = {0, run.first + page, 0};
     if (threads.thread() == 0 && fits) state.page_capacity = end + run.count;
     if (threads.thread() == 0 && !fits)
-      record_error(threads, storage.record,
-                   sequence_error(ErrorCode::OutOfCapacity, run.layer, given.sequence,
-                                  state.length));
+      record_error(
+          threads, storage.record,
+          sequence_error(ErrorCode::OutOfCapacity, run.layer, given.sequence, state.length));
     threads.sync();
   }
 }
@@ -113,8 +113,8 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   std::int32_t last = 0;
   for (int layer = 0; layer < layers.count; ++layer) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0 || find_pages(storage.states[sequence], storage.table(sequence), from,
-                                            to, first, last))
+    if (storage.kv_heads == 0 ||
+        find_pages(storage.states[sequence], storage.table(sequence), from, to, first, last))
       continue;
     if (threads.thread() == 0)
       record_error(threads, storage.record,
@@ -148,8 +148,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     const SequenceState& state = storage.states[request.from];  // other blocks change none of this
-    if (state.length == request.length &&
-        state.page_end - state.first_page == request.pages[layer])
+    if (state.length == request.length && state.page_end - state.first_page == request.pages[layer])
       continue;
     if (threads.thread() == 0 && threads.block() == 0)
       record_error(threads, storage.record,

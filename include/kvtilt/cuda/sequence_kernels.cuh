@@ -6,12 +6,12 @@
 #include <kvtilt/cuda/sequence_calls.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
@@ -111,7 +111,7 @@ inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_bl
       <<<layers.count, detail::small_block, 0, stream>>>(layers, request);
   KVTILT_RETURN_IF_ERROR(launched("forking a sequence"));
   constexpr int threads = 256;
-  detail::fork_blocks_kernel<threads><<<layers.count * (ring_blocks + 1), threads, 0, stream>>>(
+  detail::fork_blocks_kernel<threads><<<layers.count*(ring_blocks + 1), threads, 0, stream>>>(
       layers, request.from, request.to, ring_blocks + 1);
   return launched("copying the tail of a sequence");
 }

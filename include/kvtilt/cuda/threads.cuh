@@ -7,10 +7,10 @@
 #include <kvtilt/core/config.hpp>
 #include <kvtilt/core/half.hpp>
 
+#include <cuda_runtime.h>
+
 #include <cstddef>
 #include <cstdint>
-
-#include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
@@ -116,10 +116,10 @@ class DeviceThreads {
   __device__ void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
 #if __CUDA_ARCH__ >= 900
     if (lane() == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(
-                       shared_address(barrier)),
-                   "r"(bytes)
-                   : "memory");
+      asm volatile(
+          "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+          "r"(bytes)
+          : "memory");
 #endif
   }
   /// `bytes` and both addresses are multiples of 16. Read once: L2 need not keep it.

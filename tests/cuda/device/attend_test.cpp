@@ -3,6 +3,7 @@
 #include "device_attend.hpp"
 #include "support/device_attention.hpp"
 
+#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <cstddef>
@@ -10,8 +11,6 @@
 #include <memory>
 #include <string>
 #include <vector>
-
-#include <cuda_runtime_api.h>
 
 namespace kvtilt::test {
 namespace {
@@ -32,8 +31,7 @@ struct UploadedLayer {
   explicit UploadedLayer(const DeviceLayer& host) : layer(host.layer()) {
     for (int kind = 0; kind < page_kinds; ++kind) {
       layer.pool[kind] = move(host.layer().pool[kind], host.pool_bytes(kind));
-      layer.heads[kind] =
-          move(host.layer().heads[kind], static_cast<std::size_t>(layer.kv_heads));
+      layer.heads[kind] = move(host.layer().heads[kind], static_cast<std::size_t>(layer.kv_heads));
     }
     layer.states = move(host.layer().states, static_cast<std::size_t>(host.batch().count));
     layer.tables = move(host.layer().tables,
@@ -93,8 +91,10 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
     for (float& x : queries.data)
       x = type == ElementType::F16 ? to_float(to_f16(x)) : to_float(to_bf16(x));
 
-  DeviceAttendCall call{shape,   recipes, uploaded.layer, {host.batch().slots, host.batch().slots + count},
-                        queries.data, count * tokens, queries.heads, type};
+  DeviceAttendCall call{shape,          recipes,
+                        uploaded.layer, {host.batch().slots, host.batch().slots + count},
+                        queries.data,   count * tokens,
+                        queries.heads,  type};
   call.launches = 3;
   AttendOptions options;
   if (options_on) {
@@ -120,8 +120,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
   Output output(queries.tokens, queries.heads, dim);
   output.out.data = result->out;
   output.lse = result->lse;
-  EXPECT_TRUE(is_close(views, queries, options, output, tolerance))
-      << to_string(recipes[0]);
+  EXPECT_TRUE(is_close(views, queries, options, output, tolerance)) << to_string(recipes[0]);
   EXPECT_EQ(result->generic, attended.generic) << to_string(recipes[0]);
   const Result<DeviceAttendResult> again = device_attend(call);
   EXPECT_EQ(result->out, again->out) << "the order of sums is not fixed";

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-#include "device_attend.hpp"
-
 #include <kvtilt/cuda/attend.cuh>
+
+#include "device_attend.hpp"
 
 #include <cstddef>
 #include <cstring>
@@ -66,8 +66,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   const Bytes narrow(narrowed(call.queries, call.type));
   const Bytes out(outputs * element_bytes(call.type));
   const Bytes lse(static_cast<std::size_t>(call.rows * call.query_heads) * 4);
-  const Bytes workspace(
-      attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
+  const Bytes workspace(attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
   const std::vector<float>& sinks = call.sink_logits;
   const Bytes device_sinks(sinks);
   const Bytes trees(call.tree_mask);

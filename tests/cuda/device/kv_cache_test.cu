@@ -49,8 +49,7 @@ TEST(DeviceKVCacheAgreement, BytesOfEveryWidth) {
         options.page_tokens = page_tokens;
         BothCaches both(shape, Plan::uniform(shape, recipe), options);
         const BothIds id = both.open(600);
-        for (const std::int64_t tokens : {1, 2, 3, 300, 1, 77, 40})
-          both.append(id, random, tokens);
+        for (const std::int64_t tokens : {1, 2, 3, 300, 1, 77, 40}) both.append(id, random, tokens);
         EXPECT_TRUE(both.same(id));
         KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
         if (testing::Test::HasFailure()) return;
@@ -64,10 +63,17 @@ TEST(DeviceKVCacheAgreement, BytesOfEveryShape) {
     int key;
     int value;
   };
-  for (const Dims dims : {Dims{64, 64}, {80, 80}, {96, 96}, {112, 112}, {128, 128}, {192, 128},
-                          {256, 256}, {576, 512}, {16, 16}})
-    for (const Recipe& recipe : {presets::k4v2, recipe_of(8, 4, Granularity::PerToken,
-                                                          Granularity::PerToken)}) {
+  for (const Dims dims : {Dims{64, 64},
+                          {80, 80},
+                          {96, 96},
+                          {112, 112},
+                          {128, 128},
+                          {192, 128},
+                          {256, 256},
+                          {576, 512},
+                          {16, 16}})
+    for (const Recipe& recipe :
+         {presets::k4v2, recipe_of(8, 4, Granularity::PerToken, Granularity::PerToken)}) {
       SCOPED_TRACE(std::to_string(dims.key) + "/" + std::to_string(dims.value));
       const CacheShape shape = two_layers(dims.key, dims.value);
       BothCaches both(shape, Plan::uniform(shape, recipe), few_pages());
@@ -177,8 +183,9 @@ TEST(DeviceKVCacheRandom, DoesWhatTheCpuDoes) {
         KVTILT_EXPECT_OK(both.cpu.reserve(id.cpu, length + tokens));
         both.append(id, random, tokens);
       } else if (what == 4) {
-        const std::int64_t cut = random.chance(2) ? std::max<std::int64_t>(0, length - random.below(40))
-                                                  : random.below(static_cast<int>(length) + 1);
+        const std::int64_t cut = random.chance(2)
+                                     ? std::max<std::int64_t>(0, length - random.below(40))
+                                     : random.below(static_cast<int>(length) + 1);
         EXPECT_EQ(both.gpu.truncate(id.gpu, cut).code(), both.cpu.truncate(id.cpu, cut).code());
       } else if (what == 5) {
         const std::int64_t from = 4 + 32 * random.below(6);
@@ -239,8 +246,8 @@ TEST(DeviceKVCache, AGraphReplaysAppends) {
       keys[i].array.set(k.data);
       values[i].array.set(v.data);
       for (int s = 0; s < sequences; ++s)
-        KVTILT_EXPECT_OK(both.cpu.append(open[static_cast<std::size_t>(s)].cpu, 2 * i,
-                                         k.view(s, 1), v.view(s, 1)));
+        KVTILT_EXPECT_OK(both.cpu.append(open[static_cast<std::size_t>(s)].cpu, 2 * i, k.view(s, 1),
+                                         v.view(s, 1)));
     }
     expect_cuda(cudaDeviceSynchronize());
     expect_cuda(cudaGraphLaunch(replay, stream));

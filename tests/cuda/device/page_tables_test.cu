@@ -30,8 +30,8 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
   const cuda::SequenceBatch batch = both.gpu.batch(ids, slots.span()).value();
 
   const DeviceArray<std::int32_t> indptr(3), last(2), indices(8);
-  KVTILT_EXPECT_OK(cuda::export_tables(layer, batch.device,
-                                       {indptr.data(), last.data(), indices.data(), 8}));
+  KVTILT_EXPECT_OK(
+      cuda::export_tables(layer, batch.device, {indptr.data(), last.data(), indices.data(), 8}));
   EXPECT_THAT(indptr.get(), ElementsAre(0, 5, 5));
   EXPECT_THAT(last.get(), ElementsAre(32, 0));
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
@@ -65,8 +65,8 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
   KVTILT_EXPECT_OK(both.gpu.truncate(long_one.gpu, 4 + 32 * 2 + 7));
   KVTILT_EXPECT_OK(both.cpu.truncate(long_one.cpu, 4 + 32 * 2 + 7));
   both.append(long_one, random, 100);
-  KVTILT_EXPECT_OK(cuda::export_tables(layer, batch.device,
-                                       {indptr.data(), last.data(), indices.data(), 8}));
+  KVTILT_EXPECT_OK(
+      cuda::export_tables(layer, batch.device, {indptr.data(), last.data(), indices.data(), 8}));
   EXPECT_THAT(indptr.get(), ElementsAre(0, 0, 0));
   EXPECT_EQ(both.gpu.poll(nullptr).code(), ErrorCode::Unsupported);
   EXPECT_TRUE(both.same(long_one));

@@ -11,6 +11,7 @@
 #include "support/caches.hpp"
 #include "support/rows.hpp"
 
+#include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
 #include <cstddef>
@@ -20,18 +21,16 @@
 #include <utility>
 #include <vector>
 
-#include <cuda_runtime.h>
-
 namespace kvtilt::test {
 
 /// First line of every test that needs a GPU.
-#define KVTILT_SKIP_WITHOUT_GPU()                                                     \
-  do {                                                                                \
-    int kvtilt_devices = 0;                                                           \
-    const cudaError_t kvtilt_error = cudaGetDeviceCount(&kvtilt_devices);             \
-    if (kvtilt_error != cudaSuccess || kvtilt_devices == 0)                           \
-      GTEST_SKIP() << "no GPU: cudaGetDeviceCount says " << kvtilt_devices << ", "    \
-                   << cudaGetErrorName(kvtilt_error);                                 \
+#define KVTILT_SKIP_WITHOUT_GPU()                                                  \
+  do {                                                                             \
+    int kvtilt_devices = 0;                                                        \
+    const cudaError_t kvtilt_error = cudaGetDeviceCount(&kvtilt_devices);          \
+    if (kvtilt_error != cudaSuccess || kvtilt_devices == 0)                        \
+      GTEST_SKIP() << "no GPU: cudaGetDeviceCount says " << kvtilt_devices << ", " \
+                   << cudaGetErrorName(kvtilt_error);                              \
   } while (false)
 
 inline void expect_cuda(cudaError_t error) {
@@ -208,8 +207,8 @@ class BothCaches {
     for (int index = 0; index < layers(); ++index) {
       if (layer(index).kv_heads == 0) continue;
       const LayerCopy device(gpu.view(index).value(),
-                               layout_.layers[static_cast<std::size_t>(index)],
-                               static_cast<int>(id.gpu.slot));
+                             layout_.layers[static_cast<std::size_t>(index)],
+                             static_cast<int>(id.gpu.slot));
       const LayerView host = cpu.view(id.cpu, index).value();
       testing::AssertionResult result = same_content(device.view(), host);
       if (!result) return result << ", in layer " << index;
