@@ -170,5 +170,5 @@ int main(int argc, char** argv) {
     for (const int blocks : {1, 2, 3})
       for (const int stages : {2, 3, 4})
         measure(uniform_row(recipe, 32, 8, 16, 32768), report, {blocks, stages});
-  if (argc > 1 && !report.write(argv[1])) return 1;
+  if (argc > 1 && !report.write(argv[1], argc, argv)) return 1;
 }

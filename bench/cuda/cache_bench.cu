@@ -180,5 +180,5 @@ int main(int argc, char** argv) {
   for (const auto& [name, recipe] : rows) measure_prompts(name, recipe, copied, report);
   for (const auto& [name, recipe] : rows)
     for (const int batch : {1, 64}) measure_append(name, recipe, batch, report);
-  if (argc > 1 && !report.write(argv[1])) return 1;
+  if (argc > 1 && !report.write(argv[1], argc, argv)) return 1;
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -39,7 +40,18 @@ class Report {
     append(name, '"' + text + '"', "text");
   }
 
-  bool write(const char* path) const {
+  /// With the day, the device and the command that reproduces it.
+  bool write(const char* path, int argc, char** argv) {
+    char day[16] = "";
+    const std::time_t now = std::time(nullptr);
+    std::strftime(day, sizeof day, "%Y-%m-%d", std::gmtime(&now));
+    std::string command;
+    for (int i = 0; i < argc; ++i) command += (i > 0 ? " " : "") + std::string(argv[i]);
+    cudaDeviceProp properties;
+    KVTILT_CHECK(cudaGetDeviceProperties(&properties, 0));
+    append("date", '"' + std::string(day) + '"', "text");
+    append("device", '"' + std::string(properties.name) + '"', "text");
+    append("command", '"' + command + '"', "text");
     std::FILE* file = std::fopen(path, "w");
     if (!file) return false;
     const bool is_written = std::fprintf(file, "{\n%s\n}\n", json_.c_str()) > 0;

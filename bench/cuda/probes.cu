@@ -82,7 +82,7 @@ int main(int argc, char** argv) {
   Rates(report, sms).run();
   time_launches(report);
   Bandwidth(report, sms).run();
-  if (argc > 1 && !report.write(argv[1])) {
+  if (argc > 1 && !report.write(argv[1], argc, argv)) {
     std::fprintf(stderr, "cannot write %s\n", argv[1]);
     return 1;
   }
