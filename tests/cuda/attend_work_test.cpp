@@ -91,11 +91,10 @@ TEST(AttendWork, StretchesCoverTheLineEvenly) {
   for (int round = 0; round < 2000; ++round) {
     const int total = random.chance(2) ? random.between(1, 30) : random.between(1, 5000);
     const int blocks = random.between(1, 400);
-    const int warps = random.between(1, 8);
-    const WorkLine line = WorkLine::make(total, blocks, warps);
+    const WorkLine line = WorkLine::make(total, blocks);
     ASSERT_GE(line.blocks, 1);
     EXPECT_LE(line.blocks, blocks);
-    EXPECT_LE(line.blocks, ceil_div(total, warps)) << "a unit for each warp before a second block";
+    EXPECT_LE(line.blocks, total) << "a unit for each block";
     EXPECT_EQ(line.start(0), 0);
     EXPECT_EQ(line.start(line.blocks), total);
     for (int block = 0; block < line.blocks; ++block) {
@@ -110,7 +109,7 @@ TEST(AttendWork, StretchesCoverTheLineEvenly) {
 
 TEST(AttendWork, LineOfThirtyTwoBitsReachesFar) {
   const int total = 2'000'000'000;
-  const WorkLine line = WorkLine::make(total, 396, 4);
+  const WorkLine line = WorkLine::make(total, 396);
   EXPECT_EQ(line.start(line.blocks), total);
   EXPECT_EQ(line.block_of(total - 1), line.blocks - 1);
 }
@@ -120,17 +119,20 @@ TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
   Random random(3);
   for (int round = 0; round < 1000; ++round) {
     std::vector<int> starts = {0};
+    std::vector<int> ends;
     const int items = random.between(1, 60);
-    for (int i = 0; i < items; ++i)
-      starts.push_back(starts.back() +
-                       (random.chance(4) ? random.between(1, 300) : random.between(1, 9)));
-    const WorkLine line =
-        WorkLine::make(starts.back(), random.between(1, 150), random.between(1, 4));
+    const int padding = random.chance(2) ? 0 : random.between(1, 20);
+    for (int i = 0; i < items; ++i) {
+      ends.push_back(starts.back() +
+                     (random.chance(4) ? random.between(1, 300) : random.between(1, 9)));
+      starts.push_back(ends.back() + padding);
+    }
+    const WorkLine line = WorkLine::make(starts.back(), random.between(1, 150));
     std::map<int, int> owner;  // item by slot
     std::vector<int> parts_of_block(static_cast<std::size_t>(line.blocks));
     for (int item = 0; item < items; ++item) {
       const int start = starts[static_cast<std::size_t>(item)];
-      const int end = starts[static_cast<std::size_t>(item + 1)];
+      const int end = ends[static_cast<std::size_t>(item)];
       const ItemParts parts = ItemParts::of(line, start, end - start);
       EXPECT_EQ(parts.first, line.block_of(start));
       EXPECT_EQ(parts.last, line.block_of(end - 1));
