@@ -89,10 +89,12 @@ void expect_attention(int tokens) {
     query.load(threads, item.arguments, item.rows);
     AttendState<ValueDim, 0, 1> state;
     state.clear();
-    attend_tile<KeyDim, ValueDim>(threads, item.arguments, item.rows, full.key_bytes(),
-                                  full.value_bytes(), 0, 16, false, false, query, state);
-    attend_tile<KeyDim, ValueDim>(threads, item.arguments, item.rows, part.key_bytes(),
-                                  part.value_bytes(), 16, tokens, false, true, query, state);
+    attend_tile<KeyDim, ValueDim>(
+        threads, item.arguments, item.rows, HalfFragments{full.key_bytes()},
+        HalfFragments{full.value_bytes()}, 0, 16, false, false, query, state);
+    attend_tile<KeyDim, ValueDim>(
+        threads, item.arguments, item.rows, HalfFragments{part.key_bytes()},
+        HalfFragments{part.value_bytes()}, 16, tokens, false, true, query, state);
     state.finish(threads);
     for (int tile = 0; tile < ValueDim / 16; ++tile)
       for (int e = 0; e < 4; ++e) {
