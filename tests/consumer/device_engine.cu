@@ -1,40 +1,81 @@
 // SPDX-License-Identifier: MIT
-/// A program with a kernel of its own: an engine's .cu file sees the whole library.
+/// The loop of an engine on a GPU, as README shows it: two sequences of different lengths decode.
 #include <kvtilt/kvtilt.cuh>
 
 #include <cstdint>
 #include <cstdio>
+#include <vector>
 
 namespace {
 
-template <class Threads>
-__device__ void sum_of_lanes(const Threads& threads, std::uint32_t* sum) {
-  std::uint32_t value = static_cast<std::uint32_t>(threads.lane());
-  for (int mask = 16; mask > 0; mask /= 2) value += threads.shuffle_xor(value, mask);
-  if (threads.thread() == 0) *sum = value;
+constexpr int layers = 2;
+constexpr int kv_heads = 2;
+constexpr int query_heads = 8;
+constexpr int head_dim = 128;
+
+int fail(const kvtilt::Status& status) {
+  std::printf("%s\n", status.message().data());
+  return 1;
 }
 
-__global__ void sum_kernel(std::uint32_t* sum) {
-  sum_of_lanes(kvtilt::cuda::DeviceThreads(), sum);
+/// Device memory until the program ends.
+template <class T>
+T* device_array(std::size_t count) {
+  void* memory = nullptr;
+  if (cudaMalloc(&memory, count * sizeof(T)) != cudaSuccess) return nullptr;
+  cudaMemset(memory, 0, count * sizeof(T));
+  return static_cast<T*>(memory);
+}
+
+kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* slots,
+                      cudaStream_t stream) {
+  using namespace kvtilt;
+  const CacheShape shape = CacheShape::uniform(layers, kv_heads, head_dim);
+  Result<cuda::KVCache> cache =
+      cuda::KVCache::create(shape, Plan::uniform(shape, presets::k4v2), {}, stream);
+  if (!cache) return std::move(cache).take_status();
+  Result<cuda::Attention> attention = cuda::Attention::create(shape.layers[0], presets::k4v2);
+  if (!attention) return std::move(attention).take_status();
+
+  std::vector<SequenceId> chats;
+  for (const int prompt : {300, 20}) {
+    Result<SequenceId> chat = cache->open(stream);
+    if (!chat) return std::move(chat).take_status();
+    chats.push_back(*chat);
+    KVTILT_RETURN_IF_ERROR(cache->reserve(*chat, 1000, stream));
+    for (int layer = 0; layer < layers; ++layer)
+      KVTILT_RETURN_IF_ERROR(cache->append(*chat, layer,
+                                           TensorView(rows, prompt, kv_heads, head_dim),
+                                           TensorView(rows, prompt, kv_heads, head_dim), stream));
+  }
+  Result<cuda::SequenceBatch> batch = cache->batch(chats, {slots, 2}, stream);
+  if (!batch) return std::move(batch).take_status();
+  void* workspace = device_array<std::byte>(attention->workspace_bytes(2, 1, query_heads));
+  for (int layer = 0; layer < layers; ++layer) {
+    KVTILT_RETURN_IF_ERROR(cache->append(*batch, layer, TensorView(rows, 2, kv_heads, head_dim),
+                                         TensorView(rows, 2, kv_heads, head_dim), stream));
+    KVTILT_RETURN_IF_ERROR(attention->attend(*cache->view(layer), batch->device,
+                                             TensorView(rows, 2, query_heads, head_dim),
+                                             MutableTensorView(out, 2, query_heads, head_dim),
+                                             nullptr, {}, workspace, stream));
+  }
+  return cache->poll(stream);
 }
 
 }  // namespace
 
 int main() {
-  const kvtilt::Result<kvtilt::Recipe> recipe = kvtilt::parse_recipe("k4v2");
-  if (!recipe || recipe->key.bits != 4) return 1;
-
   int devices = 0;
   if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::puts("no CUDA device: the kernel was compiled and not run");
+    std::puts("no CUDA device: the program was compiled and not run");
     return 77;
   }
-  std::uint32_t* sum = nullptr;
-  std::uint32_t found = 0;
-  if (cudaMalloc(&sum, sizeof *sum) != cudaSuccess) return 1;
-  sum_kernel<<<1, 32>>>(sum);
-  const cudaError_t error = cudaMemcpy(&found, sum, sizeof found, cudaMemcpyDeviceToHost);
-  cudaFree(sum);
-  std::printf("%s, sum of lanes %u\n", cudaGetErrorString(error), found);
-  return error == cudaSuccess && found == 31 * 32 / 2 ? 0 : 1;
+  const std::size_t elements = 300 * query_heads * head_dim;
+  const kvtilt::F16* rows = device_array<kvtilt::F16>(elements);
+  kvtilt::F16* out = device_array<kvtilt::F16>(elements);
+  std::int32_t* slots = device_array<std::int32_t>(2);
+  const kvtilt::Status status = decode(rows, out, slots, nullptr);
+  if (!status.ok()) return fail(status);
+  std::puts("two sequences decoded");
+  return 0;
 }

@@ -23,8 +23,8 @@ class Block {
   explicit Block(std::size_t bytes, std::uint8_t fill = 0)
       : bytes_(round_up(bytes, page_alignment)),
         storage_(static_cast<std::byte*>(::operator new(bytes_ + 2 * guard, alignment))) {
-    for (std::size_t i = 0; i < bytes_ + 2 * guard; ++i) storage_[i] = guard_value;
-    for (std::size_t i = 0; i < bytes_; ++i) data()[i] = std::byte{fill};
+    for (std::size_t i = 0; i < bytes_ + 2 * guard; ++i)
+      storage_[i] = i - guard < bytes_ ? std::byte{fill} : guard_value;
   }
   ~Block() { ::operator delete(storage_, alignment); }
   Block(const Block&) = delete;
