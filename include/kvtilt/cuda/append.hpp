@@ -8,6 +8,7 @@
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/device_record.hpp>
 #include <kvtilt/cuda/input_rows.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/cuda/seal_head.hpp>
@@ -97,8 +98,9 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
     shared.works = tokens > 0 && work.plan.fits;
     if (reports && tokens > 0 && !work.plan.fits)
-      record_error(threads, layer, ErrorCode::OutOfCapacity,
-                   {work.sequence, 0, 0, work.state.length}, 0.0f);
+      record_error(threads, layer.record,
+                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence,
+                                  work.state.length));
   }
   threads.sync();
   return shared.works;

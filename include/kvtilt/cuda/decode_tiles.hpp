@@ -2,7 +2,6 @@
 /// Tiles of a page back to numbers: minimum + scale * code in float32, as decode() gives it.
 #pragma once
 
-#include <kvtilt/cuda/fit_groups.hpp>
 #include <kvtilt/cuda/fragment_order.hpp>
 #include <kvtilt/cuda/fragments.hpp>
 #include <kvtilt/cuda/group_math.hpp>

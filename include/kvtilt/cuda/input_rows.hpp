@@ -7,7 +7,7 @@
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/cuda/fit_groups.hpp>
+#include <kvtilt/cuda/device_record.hpp>
 #include <kvtilt/cuda/fragment_order.hpp>
 #include <kvtilt/cuda/group_math.hpp>
 #include <kvtilt/cuda/input_task.hpp>
@@ -49,10 +49,10 @@ KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
                               const InputTask& task, int token, int channel) {
   const float x = read_element(task.rows, task.row(token) + channel);
   if (is_storable(x, task.limit)) return;
-  InputPlace place = task.place;
-  place.position += token;
-  place.channel += channel;
-  record_error(threads, layer, ErrorCode::InvalidValue, place, x);
+  const InputPlace& place = task.place;
+  record_error(threads, layer.record,
+               {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer, place.sequence,
+                place.position + token, place.head, place.channel + channel, x});
   *task.half(token, channel) = nearest_half(storable(x, task.limit));
 }
 

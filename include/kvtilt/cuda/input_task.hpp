@@ -3,11 +3,9 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
-#include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/fit_groups.hpp>
 #include <kvtilt/cuda/fragment_order.hpp>
-#include <kvtilt/cuda/layer_storage.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -21,26 +19,6 @@ struct InputPlace {
   int channel;            ///< 0 for keys, key_dim for values
   std::int64_t position;  ///< of the first of the tokens
 };
-
-namespace detail {
-
-/// Counts an error; the first is described.
-template <class Threads>
-KVTILT_HD void record_error(const Threads& threads, const LayerStorage& layer, ErrorCode code,
-                            const InputPlace& place, float value) {
-  DeviceRecord* record = layer.record;
-  if (threads.atomic_compare_and_swap(&record->code, 0, static_cast<std::uint32_t>(code)) == 0) {
-    record->layer = layer.layer;
-    record->sequence = place.sequence;
-    record->token = place.position;
-    record->head = place.head;
-    record->channel = place.channel;
-    record->value = value;
-  }
-  threads.atomic_add(&record->count, 1);
-}
-
-}  // namespace detail
 
 /// Rows of one head that go into the slots from `slot` on of a 16-bit tensor.
 struct InputTask {

@@ -6,7 +6,8 @@
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/decode_tiles.hpp>
-#include <kvtilt/cuda/input_rows.hpp>
+#include <kvtilt/cuda/device_record.hpp>
+#include <kvtilt/cuda/fit_groups.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/cuda/sequence_state.hpp>
 
@@ -239,8 +240,9 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   const int start = pieces.at(arguments.first);
   const bool reports = head == 0 && threads.thread() == 0;
   const auto report = [&](std::int64_t position) {
-    detail::record_error(threads, layer, ErrorCode::InvalidArgument,
-                         {arguments.sequence, 0, 0, position}, 0.0f);
+    record_error(threads, layer.record,
+                 sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence,
+                                position));
   };
   if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
     report(arguments.first);

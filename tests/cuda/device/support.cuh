@@ -237,4 +237,11 @@ inline cuda::CacheOptions few_pages() {
   return options;
 }
 
+/// Layers 0 and 2; layer 1 has no cache.
+inline CacheShape two_layers(int key_dim = 64, int value_dim = 64, int window = 0) {
+  CacheShape shape;
+  shape.layers = {{2, key_dim, value_dim, 0}, {}, {1, 64, 96, window}};
+  return shape;
+}
+
 }  // namespace kvtilt::test
