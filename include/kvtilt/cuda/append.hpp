@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// Adds tokens to sequences of a device cache: a block takes one kv head of one sequence. It writes
-/// sinks and tail, and seals its head's part of every page that the new tokens push out of the tail.
-/// The last block of a sequence to finish makes the new state and table visible.
+/// Adds tokens to sequences of a device cache. Teams of blocks take 32 sequences each. A block
+/// writes the sinks and the tail of one kv head of one sequence. What a few tokens push out of the
+/// tail is sealed by all blocks of the team: several share a head's page. Sequences that get more
+/// have their pages sealed where the tokens are written. The last block of a team to finish makes
+/// the new states and tables visible.
 ///
 /// Nothing here depends on the host: lengths, tables and the numbers of new tokens are in device
 /// memory, so a captured graph replays. The bytes do not depend on the order of blocks.
@@ -63,12 +65,46 @@ struct alignas(16) AppendShared {
 
 inline constexpr int append_threads = 128;
 
+/// Sequences that the blocks of a team take together: one for each lane of a warp.
+inline constexpr int append_team = 32;
+/// Blocks that share the sealing of one head's page: with these a warp fits 16 groups, once.
+inline constexpr int append_slices = 4;
+/// A sequence that gets more tokens is not light.
+inline constexpr int append_light_tokens = 8;
+
+namespace detail {
+
+/// What a block knows of the sequences of its team.
+struct alignas(16) TeamShared {
+  SequenceState states[append_team];  ///< before
+  AppendPlan plans[append_team];
+  std::int64_t first_rows[append_team];
+  std::int32_t slots[append_team];
+  std::uint32_t work;   ///< sequences with new tokens, all of which fit
+  std::uint32_t heavy;  ///< those of them that are not light
+  std::uint32_t seals;  ///< light ones that seal a page
+  std::uint32_t frees;  ///< those whose tables change their order
+  bool last;            ///< of the team's blocks to finish
+};
+
+/// Shared memory to append to one head.
+KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerStorage& layer) {
+  return sizeof(AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
+}
+
+KVTILT_HD constexpr int team_blocks(const AppendArguments& arguments) {
+  const int count = arguments.batch.count < append_team ? arguments.batch.count : append_team;
+  return (count > append_slices ? count : append_slices) * arguments.layer.kv_heads;
+}
+
+}  // namespace detail
+
 /// Dynamic shared memory of a block.
 KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
-  return sizeof(detail::AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
+  return sizeof(detail::TeamShared) + detail::head_shared_bytes(layer);
 }
 KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
-  return arguments.batch.count * arguments.layer.kv_heads;
+  return (arguments.batch.count + append_team - 1) / append_team * detail::team_blocks(arguments);
 }
 
 namespace detail {
@@ -244,19 +280,220 @@ KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments,
   if (threads.thread() == 0) layer.states[work.sequence] = state;
 }
 
+/// Whether a sequence's tokens go to their slots one by one, and its page, if one is sealed, holds
+/// none of them and is not written before it is sealed.
+KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerStorage& layer) {
+  if (plan.tokens > append_light_tokens || plan.seals > 1 || plan.skipped > 0) return false;
+  return plan.seals == 0 || (plan.length >= plan.tail_start + layer.page_tokens &&
+                             tail_blocks(plan, layer.page_tokens).last <= layer.ring_blocks);
+}
+
+/// A warp looks at all sequences of a team. `reports`: whether it records that tokens do not fit.
+template <class Threads>
+KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& arguments, int first,
+                         bool reports, TeamShared& team) {
+  const LayerStorage& layer = arguments.layer;
+  const int lane = threads.lane();
+  const int index = first + lane;
+  std::int64_t tokens = 0;
+  AppendPlan plan{};
+  if (index < arguments.batch.count) {
+    const std::int32_t slot = arguments.batch.slots[index];
+    tokens = arguments.tokens(index);
+    const SequenceState state = layer.states[slot];
+    if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
+    team.slots[lane] = slot;
+    team.first_rows[lane] = arguments.first_row(index);
+    team.states[lane] = state;
+    team.plans[lane] = plan;
+    if (reports && tokens > 0 && !plan.fits)
+      record_error(threads, layer, ErrorCode::OutOfCapacity, {slot, 0, 0, state.length}, 0.0f);
+  }
+  const bool works = tokens > 0 && plan.fits;
+  const std::uint32_t work = threads.ballot(works);
+  const std::uint32_t heavy = threads.ballot(works && !is_light(plan, layer));
+  const std::uint32_t seals = threads.ballot(works && plan.seals > 0);
+  const std::uint32_t frees = threads.ballot(works && plan.freed > 0);
+  if (lane != 0) return;
+  team.work = work;
+  team.heavy = heavy;
+  team.seals = seals & ~heavy;
+  team.frees = frees | heavy;
+}
+
+/// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike.
+template <class Threads>
+KVTILT_HD void write_light(const Threads& threads, const AppendArguments& arguments,
+                           const TeamShared& team, int member, int head, float key_limit,
+                           float value_limit) {
+  const LayerStorage& layer = arguments.layer;
+  const AppendPlan& plan = team.plans[member];
+  const int slot_of = team.slots[member];
+  const int elements = layer.key_dim + layer.value_dim;
+  KVTILT_DEVICE_LOOP
+  for (int token = 0; token < static_cast<int>(plan.tokens); ++token) {
+    const std::int64_t position = plan.length + token;
+    const std::int64_t row = team.first_rows[member] + token;
+    const bool sinks = position < layer.sink_tokens;
+    const int kind = static_cast<int>(sinks ? PageKind::Sinks : PageKind::Tail);
+    int slot = static_cast<int>(sinks ? position : position - plan.tail_start);
+    std::byte* to;
+    int block_slots;
+    if (sinks) {
+      to = layer.sinks(slot_of);
+      block_slots = (layer.sink_tokens + tile_extent - 1) / tile_extent * tile_extent;
+    } else {
+      block_slots = layer.page_tokens;
+      const int block = slot / block_slots;
+      slot -= block * block_slots;
+      to = layer.tail(slot_of, team.states[member].ring_head, block);
+    }
+    to += static_cast<std::int64_t>(head) *
+          (static_cast<std::uint32_t>(layer.block_bytes[kind]) /
+           static_cast<std::uint32_t>(layer.kv_heads));
+    constexpr int together = 2;  // loads on their way
+    KVTILT_DEVICE_LOOP
+    for (int base = threads.thread(); base < elements; base += together * threads.thread_count()) {
+      float x[together];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) {
+        const int element = base + i * threads.thread_count();
+        if (element >= elements) continue;
+        const bool keys = element < layer.key_dim;
+        const TensorView& rows = keys ? arguments.keys : arguments.values;
+        x[i] = read_element(rows, row * rows.token_stride + head * rows.head_stride +
+                                      (keys ? element : element - layer.key_dim));
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) {
+        const int element = base + i * threads.thread_count();
+        if (element >= elements) continue;
+        const bool keys = element < layer.key_dim;
+        const int channel = keys ? element : element - layer.key_dim;
+        const float limit = keys ? key_limit : value_limit;
+        if (!is_storable(x[i], limit)) {
+          record_error(threads, layer, ErrorCode::InvalidValue,
+                       {slot_of, head, element, position}, x[i]);
+          x[i] = storable(x[i], limit);
+        }
+        const int dim = keys ? layer.key_dim : layer.value_dim;
+        const FragmentPlace place =
+            fragment_place(keys ? Role::Keys : Role::Values, keys ? slot : channel,
+                           keys ? channel : slot);
+        std::byte* const tile =
+            to + (keys ? 0 : block_slots * layer.key_dim * static_cast<int>(sizeof(F16))) +
+            (slot / tile_extent * tiles_along(dim) + channel / tile_extent) * fragment_tile_bytes;
+        reinterpret_cast<F16*>(tile + place.lane * 16 + place.reg * 4)[place.half] =
+            nearest_half(x[i]);
+      }
+    }
+  }
+}
+
+/// Position of the n-th bit that is set.
+KVTILT_HD constexpr int nth_bit(std::uint32_t mask, int n) {
+  int bit = 0;
+  for (; (mask & 1u) == 0 || n > 0; mask >>= 1, ++bit) n -= static_cast<int>(mask & 1u);
+  return bit;
+}
+KVTILT_HD constexpr int count_bits(std::uint32_t mask) {
+  int count = 0;
+  for (; mask != 0; mask &= mask - 1) ++count;
+  return count;
+}
+
+/// Slice `item` of those in which the team's light sequences seal their pages.
+template <class Threads>
+KVTILT_HD void seal_slice(const Threads& threads, const AppendArguments& arguments,
+                          const TeamShared& team, int item) {
+  const LayerStorage& layer = arguments.layer;
+  const int head_item = item / append_slices;
+  const int nth = head_item / layer.kv_heads;
+  const int head = head_item - nth * layer.kv_heads;
+  const int member = nth_bit(team.seals, nth);
+  const int slot = team.slots[member];
+  const SequenceState& state = team.states[member];
+  const HeadLayout& half = layer.head(PageKind::Tail, head);
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
+  const std::byte* from = layer.tail(slot, state.ring_head, 0) + half.offset;
+  std::byte* to =
+      layer.block(PageKind::Sealed, page_for(team.plans[member], state, layer.table(slot), 0)) +
+      sealed.offset;
+  seal_head(threads, from + half.key.codes, from + half.value.codes, sealed, to,
+            threads.shared() + sizeof(AppendShared), item % append_slices, append_slices);
+  threads.sync();
+}
+
+/// The last of a team's blocks makes visible what all have written. Until then every block finds
+/// the states and the tables as they were.
+template <class Threads>
+KVTILT_HD void arrive_team(const Threads& threads, const AppendArguments& arguments,
+                           TeamShared& team) {
+  const LayerStorage& layer = arguments.layer;
+  threads.sync();
+  if (threads.thread() == 0) {
+    std::uint32_t* arrivals = layer.arrivals + team.slots[0];
+    threads.fence();
+    team.last = threads.atomic_add(arrivals, 1) + 1 ==
+                static_cast<std::uint32_t>(team_blocks(arguments));
+    threads.fence();
+    if (team.last) *arrivals = 0;
+  }
+  threads.sync();
+  if (!team.last) return;
+  const int lane = threads.lane();
+  if (threads.warp() == 0 && ((team.work & ~team.frees) >> lane & 1u) != 0) {
+    SequenceState state = team.states[lane];
+    const int slot = team.slots[lane];
+    finish_append(SingleThread{}, layer.placement(), team.plans[lane], layer.ring_blocks, state,
+                  layer.table(slot));
+    layer.states[slot] = state;
+  }
+  KVTILT_DEVICE_LOOP
+  for (std::uint32_t left = team.frees; left != 0; left &= left - 1) {
+    const int member = nth_bit(left, 0);
+    SequenceState state = team.states[member];
+    const int slot = team.slots[member];
+    finish_append(threads, layer.placement(), team.plans[member], layer.ring_blocks, state,
+                  layer.table(slot));
+    if (threads.thread() == 0) layer.states[slot] = state;
+  }
+}
+
 }  // namespace detail
 
 /// Body of the kernel: append_blocks() blocks of append_threads threads, append_shared_bytes().
 template <class Threads>
 KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) {
   const LayerStorage& layer = arguments.layer;
-  const int index = threads.block() / layer.kv_heads;
-  const int head = threads.block() - index * layer.kv_heads;
-  if (!detail::plan_head(threads, arguments, index, head, head == 0)) return;
-  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
-  detail::fill_blocks(threads, shared.arguments, shared.work,
-                      detail::all_blocks(shared.work.plan, layer), {0, 0}, nullptr);
-  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(layer.kv_heads));
+  auto& team = *reinterpret_cast<detail::TeamShared*>(threads.shared() +
+                                                      detail::head_shared_bytes(layer));
+  const int blocks = detail::team_blocks(arguments);
+  const int team_number = threads.block() / blocks;
+  const int block = threads.block() - team_number * blocks;
+  const int first = team_number * append_team;
+  const int member = block / layer.kv_heads;
+  const int head = block - member * layer.kv_heads;
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
+  const float key_limit = largest_magnitude(sealed.key.format);
+  const float value_limit = largest_magnitude(sealed.value.format);
+  if (threads.warp() == 0) detail::plan_team(threads, arguments, first, block == 0, team);
+  threads.sync();
+  if (member < append_team && (team.work >> member & 1u) != 0) {
+    if ((team.heavy >> member & 1u) == 0) {
+      detail::write_light(threads, arguments, team, member, head, key_limit, value_limit);
+    } else if (detail::plan_head(threads, arguments, first + member, head, false)) {
+      const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+      detail::fill_blocks(threads, shared.arguments, shared.work,
+                          detail::all_blocks(shared.work.plan, layer), {0, 0}, nullptr);
+      threads.sync();
+    }
+  }
+  const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;
+  KVTILT_DEVICE_LOOP
+  for (int item = block; item < items; item += blocks)
+    detail::seal_slice(threads, arguments, team, item);
+  detail::arrive_team(threads, arguments, team);
 }
 
 }  // namespace kvtilt::cuda
