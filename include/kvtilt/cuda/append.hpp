@@ -211,6 +211,59 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
   }
 }
 
+/// A head's part of a page to seal, or a slice of it.
+struct SealJob {
+  const std::byte* keys;
+  const std::byte* values;
+  const HeadLayout* packed;
+  std::byte* block;
+  int slice;
+  int slices;
+};
+
+/// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
+/// tail for a page that is kept: then its tokens are visible to all, and the job is to seal it.
+template <class Threads>
+KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
+                          const AppendHead& work, std::int64_t index, std::byte* staged,
+                          SealJob& job) {
+  const LayerStorage& layer = arguments.layer;
+  const AppendPlan& plan = work.plan;
+  const bool sinks = index < 0;
+  const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
+  const NewTokens added =
+      sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
+            : new_tokens_in(plan, plan.tail_start + index * layer.page_tokens, layer.page_tokens);
+  HalfBlock to;
+  if (staged != nullptr) {
+    to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
+  } else {
+    std::byte* block = sinks ? layer.sinks(work.sequence)
+                             : layer.tail(work.sequence, work.state.ring_head,
+                                          static_cast<int>(index % layer.ring_blocks));
+    block += half.offset;
+    to = {block + half.key.codes, block + half.value.codes};
+  }
+  if (added.count > 0) write_tokens(threads, arguments, work, half, to, added);
+  if (sinks || index >= plan.seals) return false;
+  threads.sync();
+  if (index < plan.skipped) return false;
+  job = {to.keys,
+         to.values,
+         &layer.head(PageKind::Sealed, work.head),
+         sealed_block(layer, work, static_cast<std::int32_t>(index)),
+         0,
+         1};
+  return true;
+}
+
+template <class Threads>
+KVTILT_HD void seal(const Threads& threads, const SealJob& job) {
+  seal_head(threads, job.keys, job.values, *job.packed, job.block,
+            threads.shared() + sizeof(AppendShared), job.slice, job.slices);
+  threads.sync();
+}
+
 /// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
 /// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
 /// but in shared memory: all of its tokens are new, and it is sealed.
@@ -218,37 +271,14 @@ template <class Threads>
 KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
                            const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
                            std::byte* staged) {
-  const LayerStorage& layer = arguments.layer;
-  const AppendPlan& plan = work.plan;
   KVTILT_DEVICE_LOOP
   for (std::int64_t index = range.first; index < range.last; ++index) {
     if (index >= elsewhere.first && index < elsewhere.last) {
       index = elsewhere.last - 1;
       continue;
     }
-    const bool sinks = index < 0;
-    const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
-    const NewTokens added =
-        sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
-              : new_tokens_in(plan, plan.tail_start + index * layer.page_tokens, layer.page_tokens);
-    HalfBlock to;
-    if (staged != nullptr) {
-      to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
-    } else {
-      std::byte* block = sinks ? layer.sinks(work.sequence)
-                               : layer.tail(work.sequence, work.state.ring_head,
-                                            static_cast<int>(index % layer.ring_blocks));
-      block += half.offset;
-      to = {block + half.key.codes, block + half.value.codes};
-    }
-    if (added.count > 0) write_tokens(threads, arguments, work, half, to, added);
-    if (sinks || index >= plan.seals) continue;
-    threads.sync();
-    if (index < plan.skipped) continue;
-    seal_head(threads, to.keys, to.values, layer.head(PageKind::Sealed, work.head),
-              sealed_block(layer, work, static_cast<std::int32_t>(index)),
-              threads.shared() + sizeof(AppendShared));
-    threads.sync();
+    SealJob job;
+    if (fill_block(threads, arguments, work, index, staged, job)) seal(threads, job);
   }
 }
 
@@ -403,9 +433,8 @@ KVTILT_HD constexpr int count_bits(std::uint32_t mask) {
 }
 
 /// Slice `item` of those in which the team's light sequences seal their pages.
-template <class Threads>
-KVTILT_HD void seal_slice(const Threads& threads, const AppendArguments& arguments,
-                          const TeamShared& team, int item) {
+KVTILT_HD inline SealJob light_job(const AppendArguments& arguments, const TeamShared& team,
+                                   int item) {
   const LayerStorage& layer = arguments.layer;
   const int head_item = item / append_slices;
   const int nth = head_item / layer.kv_heads;
@@ -416,12 +445,14 @@ KVTILT_HD void seal_slice(const Threads& threads, const AppendArguments& argumen
   const HeadLayout& half = layer.head(PageKind::Tail, head);
   const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
   const std::byte* from = layer.tail(slot, state.ring_head, 0) + half.offset;
-  std::byte* to =
-      layer.block(PageKind::Sealed, page_for(team.plans[member], state, layer.table(slot), 0)) +
-      sealed.offset;
-  seal_head(threads, from + half.key.codes, from + half.value.codes, sealed, to,
-            threads.shared() + sizeof(AppendShared), item % append_slices, append_slices);
-  threads.sync();
+  return {from + half.key.codes,
+          from + half.value.codes,
+          &sealed,
+          layer.block(PageKind::Sealed,
+                      page_for(team.plans[member], state, layer.table(slot), 0)) +
+              sealed.offset,
+          item % append_slices,
+          append_slices};
 }
 
 /// The last of a team's blocks makes visible what all have written. Until then every block finds
@@ -479,20 +510,30 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const float value_limit = largest_magnitude(sealed.value.format);
   if (threads.warp() == 0) detail::plan_team(threads, arguments, first, block == 0, team);
   threads.sync();
+  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+  detail::TailBlocks own{0, 0};
   if (member < append_team && (team.work >> member & 1u) != 0) {
-    if ((team.heavy >> member & 1u) == 0) {
+    if ((team.heavy >> member & 1u) == 0)
       detail::write_light(threads, arguments, team, member, head, key_limit, value_limit);
-    } else if (detail::plan_head(threads, arguments, first + member, head, false)) {
-      const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
-      detail::fill_blocks(threads, shared.arguments, shared.work,
-                          detail::all_blocks(shared.work.plan, layer), {0, 0}, nullptr);
-      threads.sync();
-    }
+    else if (detail::plan_head(threads, arguments, first + member, head, false))
+      own = detail::all_blocks(shared.work.plan, layer);
   }
   const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;
+  int item = block;
   KVTILT_DEVICE_LOOP
-  for (int item = block; item < items; item += blocks)
-    detail::seal_slice(threads, arguments, team, item);
+  while (true) {  // one call of seal(): its code is long
+    detail::SealJob job;
+    if (own.first < own.last) {
+      if (!detail::fill_block(threads, shared.arguments, shared.work, own.first++, nullptr, job))
+        continue;
+    } else if (item < items) {
+      job = detail::light_job(arguments, team, item);
+      item += blocks;
+    } else {
+      break;
+    }
+    detail::seal(threads, job);
+  }
   detail::arrive_team(threads, arguments, team);
 }
 

@@ -134,14 +134,22 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
   const int first = run * encoded_tiles;
   if (!task.packed.format.quantized()) {
     const int end = task.half.outer_tiles * task.half.inner_tiles;
-    Fragment tiles[encoded_tiles];  // all on their way before the first is stored
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < encoded_tiles; ++i)
-      if (first + i < end) tiles[i] = task.half.load(first + i, lane);
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < encoded_tiles; ++i)
-      if (first + i < end)
-        reinterpret_cast<Fragment*>(codes)[(first + i) * warp_lanes + lane] = tiles[i];
+    // All on their way before the first is stored; beyond the last tile, that once more.
+    const Fragment* from = reinterpret_cast<const Fragment*>(task.half.data) + lane;
+    Fragment* to = reinterpret_cast<Fragment*>(codes) + lane;
+    constexpr int together = 4;
+    KVTILT_DEVICE_LOOP
+    for (int tile = first; tile < first + encoded_tiles; tile += together) {
+      Fragment tiles[together];
+      int at[together];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) {
+        at[i] = (tile + i < end ? tile + i : end - 1) * warp_lanes;
+        tiles[i] = from[at[i]];
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) to[at[i]] = tiles[i];
+    }
     return;
   }
   EncodedTiles pairs;
