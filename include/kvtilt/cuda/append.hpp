@@ -2,8 +2,8 @@
 /// Adds tokens to sequences of a device cache. Teams of blocks take 32 sequences each. A block
 /// writes the sinks and the tail of one kv head of one sequence. What a few tokens push out of the
 /// tail is sealed by all blocks of the team: several share a head's page. Sequences that get more
-/// have their pages sealed where the tokens are written. The last block of a team to finish makes
-/// the new states and tables visible.
+/// have their pages sealed where the tokens are written. The last block of a team that has read the
+/// states and tables changes them. What the others still write is seen by the kernels that follow.
 ///
 /// Nothing here depends on the host: lengths, tables and the numbers of new tokens are in device
 /// memory, so a captured graph replays. The bytes do not depend on the order of blocks.
@@ -80,6 +80,7 @@ struct alignas(16) TeamShared {
   AppendPlan plans[append_team];
   std::int64_t first_rows[append_team];
   std::int32_t slots[append_team];
+  std::int32_t pages[append_team];  ///< that light sequences seal
   std::uint32_t work;   ///< sequences with new tokens, all of which fit
   std::uint32_t heavy;  ///< those of them that are not light
   std::uint32_t seals;  ///< light ones that seal a page
@@ -336,6 +337,9 @@ KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& argument
     team.first_rows[lane] = arguments.first_row(index);
     team.states[lane] = state;
     team.plans[lane] = plan;
+    // Blocks that have arrived look at no table.
+    if (plan.fits && plan.sealed() > 0)
+      team.pages[lane] = page_for(plan, state, layer.table(slot), 0);
     if (reports && tokens > 0 && !plan.fits)
       record_error(threads, layer, ErrorCode::OutOfCapacity, {slot, 0, 0, state.length}, 0.0f);
   }
@@ -351,70 +355,109 @@ KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& argument
   team.frees = frees | heavy;
 }
 
-/// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike.
+/// Elements of one head that a thread writes: the first warp has other things to do.
+class LightElements {
+ public:
+  static constexpr int together = 3;  ///< loads on their way
+
+  template <class Threads>
+  KVTILT_HD LightElements(const Threads& threads, const AppendArguments& arguments, int head)
+      : arguments_(arguments),
+        head_(head),
+        thread_(threads.thread() - warp_lanes),
+        step_(threads.thread_count() - warp_lanes) {}
+
+  [[nodiscard]] KVTILT_HD int first() const { return thread_; }
+  [[nodiscard]] KVTILT_HD int element(int base, int i) const { return base + i * step_; }
+  [[nodiscard]] KVTILT_HD int next(int base) const { return base + together * step_; }
+  [[nodiscard]] KVTILT_HD int count() const {
+    return arguments_.layer.key_dim + arguments_.layer.value_dim;
+  }
+  /// Bits as they are: nobody waits for them yet.
+  KVTILT_HD void load(std::int64_t row, int base) {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i) {
+      const int at = element(base, i);
+      raw_[i] = 0;
+      if (at >= count()) continue;
+      const bool keys = at < arguments_.layer.key_dim;
+      const TensorView& rows = keys ? arguments_.keys : arguments_.values;
+      const std::int64_t index = row * rows.token_stride + head_ * rows.head_stride +
+                                 (keys ? at : at - arguments_.layer.key_dim);
+      if (rows.type == ElementType::F32)
+        raw_[i] = static_cast<const std::uint32_t*>(rows.data)[index];
+      else
+        raw_[i] = static_cast<const std::uint16_t*>(rows.data)[index];
+    }
+  }
+  [[nodiscard]] KVTILT_HD float value(int i, bool keys) const {
+    const ElementType type = keys ? arguments_.keys.type : arguments_.values.type;
+    if (type == ElementType::F32) return bit_cast<float>(raw_[i]);
+    if (type == ElementType::BF16) return bit_cast<float>(raw_[i] << 16);
+    return widen(F16{static_cast<std::uint16_t>(raw_[i])});
+  }
+
+ private:
+  const AppendArguments& arguments_;
+  int head_;
+  int thread_;
+  int step_;
+  std::uint32_t raw_[together];
+};
+
+/// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike. `elements`
+/// has loaded the first ones.
 template <class Threads>
 KVTILT_HD void write_light(const Threads& threads, const AppendArguments& arguments,
                            const TeamShared& team, int member, int head, float key_limit,
-                           float value_limit) {
+                           float value_limit, LightElements& elements) {
   const LayerStorage& layer = arguments.layer;
   const AppendPlan& plan = team.plans[member];
   const int slot_of = team.slots[member];
-  const int elements = layer.key_dim + layer.value_dim;
   KVTILT_DEVICE_LOOP
   for (int token = 0; token < static_cast<int>(plan.tokens); ++token) {
     const std::int64_t position = plan.length + token;
-    const std::int64_t row = team.first_rows[member] + token;
     const bool sinks = position < layer.sink_tokens;
-    const int kind = static_cast<int>(sinks ? PageKind::Sinks : PageKind::Tail);
+    const PageKind kind = sinks ? PageKind::Sinks : PageKind::Tail;
     int slot = static_cast<int>(sinks ? position : position - plan.tail_start);
+    int block_slots = layer.page_tokens;
     std::byte* to;
-    int block_slots;
     if (sinks) {
-      to = layer.sinks(slot_of);
       block_slots = (layer.sink_tokens + tile_extent - 1) / tile_extent * tile_extent;
+      to = layer.sinks(slot_of);
     } else {
-      block_slots = layer.page_tokens;
       const int block = slot / block_slots;
       slot -= block * block_slots;
       to = layer.tail(slot_of, team.states[member].ring_head, block);
     }
     to += static_cast<std::int64_t>(head) *
-          (static_cast<std::uint32_t>(layer.block_bytes[kind]) /
+          (static_cast<std::uint32_t>(layer.block_bytes[static_cast<int>(kind)]) /
            static_cast<std::uint32_t>(layer.kv_heads));
-    constexpr int together = 2;  // loads on their way
     KVTILT_DEVICE_LOOP
-    for (int base = threads.thread(); base < elements; base += together * threads.thread_count()) {
-      float x[together];
+    for (int base = elements.first(); base < elements.count(); base = elements.next(base)) {
+      if (token > 0 || base > elements.first())
+        elements.load(team.first_rows[member] + token, base);
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < together; ++i) {
-        const int element = base + i * threads.thread_count();
-        if (element >= elements) continue;
+      for (int i = 0; i < LightElements::together; ++i) {
+        const int element = elements.element(base, i);
+        if (element >= elements.count()) continue;
         const bool keys = element < layer.key_dim;
-        const TensorView& rows = keys ? arguments.keys : arguments.values;
-        x[i] = read_element(rows, row * rows.token_stride + head * rows.head_stride +
-                                      (keys ? element : element - layer.key_dim));
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < together; ++i) {
-        const int element = base + i * threads.thread_count();
-        if (element >= elements) continue;
-        const bool keys = element < layer.key_dim;
+        const int dim = keys ? layer.key_dim : layer.value_dim;
         const int channel = keys ? element : element - layer.key_dim;
         const float limit = keys ? key_limit : value_limit;
-        if (!is_storable(x[i], limit)) {
-          record_error(threads, layer, ErrorCode::InvalidValue,
-                       {slot_of, head, element, position}, x[i]);
-          x[i] = storable(x[i], limit);
+        float x = elements.value(i, keys);
+        if (!is_storable(x, limit)) {
+          record_error(threads, layer, ErrorCode::InvalidValue, {slot_of, head, element, position},
+                       x);
+          x = storable(x, limit);
         }
-        const int dim = keys ? layer.key_dim : layer.value_dim;
-        const FragmentPlace place =
-            fragment_place(keys ? Role::Keys : Role::Values, keys ? slot : channel,
-                           keys ? channel : slot);
+        const FragmentPlace place = fragment_place(keys ? Role::Keys : Role::Values,
+                                                   keys ? slot : channel, keys ? channel : slot);
         std::byte* const tile =
             to + (keys ? 0 : block_slots * layer.key_dim * static_cast<int>(sizeof(F16))) +
             (slot / tile_extent * tiles_along(dim) + channel / tile_extent) * fragment_tile_bytes;
         reinterpret_cast<F16*>(tile + place.lane * 16 + place.reg * 4)[place.half] =
-            nearest_half(x[i]);
+            nearest_half(x);
       }
     }
   }
@@ -448,38 +491,39 @@ KVTILT_HD inline SealJob light_job(const AppendArguments& arguments, const TeamS
   return {from + half.key.codes,
           from + half.value.codes,
           &sealed,
-          layer.block(PageKind::Sealed,
-                      page_for(team.plans[member], state, layer.table(slot), 0)) +
-              sealed.offset,
+          layer.block(PageKind::Sealed, team.pages[member]) + sealed.offset,
           item % append_slices,
           append_slices};
 }
 
-/// The last of a team's blocks makes visible what all have written. Until then every block finds
-/// the states and the tables as they were.
+/// How many of the team's blocks were here before: for one thread. What the block has read is then
+/// free to be changed by the last one.
 template <class Threads>
-KVTILT_HD void arrive_team(const Threads& threads, const AppendArguments& arguments,
-                           TeamShared& team) {
-  const LayerStorage& layer = arguments.layer;
-  threads.sync();
-  if (threads.thread() == 0) {
-    std::uint32_t* arrivals = layer.arrivals + team.slots[0];
-    threads.fence();
-    team.last = threads.atomic_add(arrivals, 1) + 1 ==
-                static_cast<std::uint32_t>(team_blocks(arguments));
-    threads.fence();
-    if (team.last) *arrivals = 0;
-  }
-  threads.sync();
-  if (!team.last) return;
+KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer,
+                               const TeamShared& team) {
+  threads.fence();
+  return threads.atomic_add(layer.arrivals + team.slots[0], 1);
+}
+
+/// A warp of the last block publishes the states of sequences whose tables keep their order.
+template <class Threads>
+KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
+                             const TeamShared& team) {
   const int lane = threads.lane();
-  if (threads.warp() == 0 && ((team.work & ~team.frees) >> lane & 1u) != 0) {
-    SequenceState state = team.states[lane];
-    const int slot = team.slots[lane];
-    finish_append(SingleThread{}, layer.placement(), team.plans[lane], layer.ring_blocks, state,
-                  layer.table(slot));
-    layer.states[slot] = state;
-  }
+  if (lane == 0) layer.arrivals[team.slots[0]] = 0;
+  if (((team.work & ~team.frees) >> lane & 1u) == 0) return;
+  SequenceState state = team.states[lane];
+  const int slot = team.slots[lane];
+  finish_append(SingleThread{}, layer.placement(), team.plans[lane], layer.ring_blocks, state,
+                layer.table(slot));
+  layer.states[slot] = state;
+}
+
+/// The same for all sequences, by all threads.
+template <class Threads>
+KVTILT_HD void publish_team(const Threads& threads, const LayerStorage& layer,
+                            const TeamShared& team) {
+  if (threads.warp() == 0) publish_light(threads, layer, team);
   KVTILT_DEVICE_LOOP
   for (std::uint32_t left = team.frees; left != 0; left &= left - 1) {
     const int member = nth_bit(left, 0);
@@ -505,18 +549,31 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const int first = team_number * append_team;
   const int member = block / layer.kv_heads;
   const int head = block - member * layer.kv_heads;
+  // What does not depend on the states is on its way while they are.
+  const int index = first + member;
+  const bool exists = member < append_team && index < arguments.batch.count;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
   const float key_limit = largest_magnitude(sealed.key.format);
   const float value_limit = largest_magnitude(sealed.value.format);
-  if (threads.warp() == 0) detail::plan_team(threads, arguments, first, block == 0, team);
+  detail::LightElements elements(threads, arguments, head);
+  if (threads.warp() == 0)
+    detail::plan_team(threads, arguments, first, block == 0, team);
+  else if (exists && arguments.tokens(index) > 0)
+    elements.load(arguments.first_row(index), elements.first());
   threads.sync();
+  // Without heavy sequences the block has read all it needs.
+  const bool early = team.frees == 0;
+  std::uint32_t before = 0;
+  if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
   const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
   detail::TailBlocks own{0, 0};
-  if (member < append_team && (team.work >> member & 1u) != 0) {
-    if ((team.heavy >> member & 1u) == 0)
-      detail::write_light(threads, arguments, team, member, head, key_limit, value_limit);
-    else if (detail::plan_head(threads, arguments, first + member, head, false))
-      own = detail::all_blocks(shared.work.plan, layer);
+  if (exists && (team.work >> member & 1u) != 0) {
+    if ((team.heavy >> member & 1u) != 0) {
+      if (detail::plan_head(threads, arguments, index, head, false))
+        own = detail::all_blocks(shared.work.plan, layer);
+    } else if (threads.warp() > 0) {
+      detail::write_light(threads, arguments, team, member, head, key_limit, value_limit, elements);
+    }
   }
   const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;
   int item = block;
@@ -534,7 +591,20 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     }
     detail::seal(threads, job);
   }
-  detail::arrive_team(threads, arguments, team);
+  const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
+  if (early) {
+    if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
+    threads.fence();
+    detail::publish_light(threads, layer, team);
+    return;
+  }
+  threads.sync();
+  if (threads.thread() == 0) {
+    team.last = detail::arrive(threads, layer, team) == last;
+    threads.fence();
+  }
+  threads.sync();
+  if (team.last) detail::publish_team(threads, layer, team);
 }
 
 }  // namespace kvtilt::cuda
