@@ -77,6 +77,56 @@ TEST(Append, TheOrderOfBlocksDoesNotMatter) {
   }
 }
 
+TEST(Append, BlocksOfATeamShareThePagesOfItsSequences) {
+  struct Case {
+    LayerShape shape;
+    Recipe recipe;
+    int page_tokens;
+    int recent_tokens;
+  };
+  const Format per_token{3, Granularity::PerToken, 32, RangeRule::MinMse};
+  const Format per_channel{5, Granularity::PerChannel, 16, RangeRule::MinMax};
+  for (const Case& one : {Case{{2, 128, 128}, {key_format(4), value_format(2)}, 64, 64},
+                          Case{{1, 112, 80}, {per_token, per_channel}, 64, 1},
+                          Case{{2, 64, 192}, {{}, value_format(1)}, 32, 40},
+                          Case{{1, 64, 64}, {per_channel, {}}, 128, 7}}) {
+    DeviceProgram program({.shape = one.shape,
+                           .recipe = one.recipe,
+                           .page_tokens = one.page_tokens,
+                           .recent_tokens = one.recent_tokens,
+                           .sequences = 3},
+                          7);
+    // Several seal in the same step, by few tokens each; now and then one gets many.
+    const int full = 4 + one.recent_tokens + one.page_tokens;
+    program.append({2, 0, 1}, {full - 1, full - 8, full - 3}, emulate_append);
+    for (std::uint32_t step = 0; step < 12 && !HasFailure(); ++step)
+      program.append({1, 2, 0}, {1, step % 4 == 3 ? 0 : 2, step == 7 ? one.page_tokens + 3 : 3},
+                     emulate_append, {LaunchOrder::Shuffled, step});
+    if (HasFailure()) return;
+  }
+}
+
+TEST(Append, SeveralTeams) {
+  constexpr int sequences = 37;
+  DeviceProgram program({.shape = LayerShape{2, 64, 64},
+                         .recipe = {key_format(4), value_format(2)},
+                         .page_tokens = 32,
+                         .recent_tokens = 32,
+                         .sequences = sequences,
+                         .pages_each = 3},
+                        8);
+  std::vector<std::int32_t> slots;
+  std::vector<std::int32_t> counts;
+  for (int i = 0; i < sequences; ++i) {
+    slots.push_back((i * 5 + 3) % sequences);
+    counts.push_back(i % 11 == 0 ? 0 : 58 + i % 12);
+  }
+  program.append(slots, counts, emulate_append, {LaunchOrder::Backward});
+  for (std::uint32_t step = 0; step < 4 && !HasFailure(); ++step)
+    program.append(slots, std::vector<std::int32_t>(sequences, 1), emulate_append,
+                   {LaunchOrder::Shuffled, step});
+}
+
 /// Appends 100 tokens of zeros except for a few elements; returns the record.
 cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Recipe& recipe,
                                   const std::vector<float>& hostile, std::vector<F16>& stored) {

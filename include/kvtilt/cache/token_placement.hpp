@@ -38,7 +38,7 @@ struct TokenPlacement {
   [[nodiscard]] KVTILT_HD constexpr std::int64_t seals(std::int64_t tail_start,
                                                         std::int64_t length) const {
     const std::int64_t beyond = length - tail_start - recent_tokens;
-    return beyond <= 0 ? 0 : beyond / page_tokens;
+    return beyond < page_tokens ? 0 : beyond / page_tokens;  // kernels divide slowly
   }
   /// Sealed pages that end here or earlier are free once `length` tokens were appended.
   [[nodiscard]] KVTILT_HD constexpr std::int64_t free_until(std::int64_t length) const {

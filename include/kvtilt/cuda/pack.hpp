@@ -17,7 +17,7 @@ inline constexpr int pack_threads = 128;
 
 /// Dynamic shared memory of a block; where it is more than the device has, append has to do.
 KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
-  return append_shared_bytes(layer) +
+  return detail::head_shared_bytes(layer) +
          static_cast<std::size_t>(layer.page_tokens) *
              static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);
 }
@@ -61,7 +61,7 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, in
                         page ? detail::TailBlocks{own, own + 1}
                              : detail::all_blocks(work.plan, shared.arguments.layer),
                         page ? detail::TailBlocks{0, 0} : pages,
-                        page ? threads.shared() + append_shared_bytes(arguments.layer) : nullptr);
+                        page ? threads.shared() + detail::head_shared_bytes(arguments.layer) : nullptr);
   // Idle blocks arrive too: one that starts late must not find the state that comes after.
   detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(units * heads));
 }

@@ -22,17 +22,39 @@ struct alignas(16) SealTask {
   TensorLayout packed;
   std::byte* block;   ///< of the head, in the page
   GroupCode* groups;  ///< scratch for all of the tensor's groups
+  /// The part of the tensor to seal: runs of tiles, and all groups that these belong to.
+  int first_run;
+  int runs;
+  int first_band;
+  int bands;
+  int first_across;
+  int across;
 
   [[nodiscard]] KVTILT_HD int along_tiles() const {
     return packed.group_along_outer ? half.outer_tiles : half.inner_tiles;
   }
-  [[nodiscard]] KVTILT_HD int across_tiles() const {
-    return packed.group_along_outer ? half.inner_tiles : half.outer_tiles;
-  }
   /// What warps share out: 16 groups at a time to fit, then runs of tiles to encode or copy.
-  [[nodiscard]] KVTILT_HD int fits() const { return across_tiles() * packed.bands(); }
-  [[nodiscard]] KVTILT_HD int runs() const {
-    return (half.outer_tiles * half.inner_tiles + encoded_tiles - 1) / encoded_tiles;
+  [[nodiscard]] KVTILT_HD int fits() const { return across * bands; }
+  /// Groups that lie in several parts are fitted for each.
+  KVTILT_HD void take(int first, int last) {
+    first_run = first;
+    runs = last - first;
+    first_band = bands = first_across = across = 0;
+    if (runs == 0 || !packed.format.quantized()) return;
+    const int tiles = half.outer_tiles * half.inner_tiles;
+    const int end = last * encoded_tiles < tiles ? last * encoded_tiles : tiles;
+    const int inner = first * encoded_tiles / half.outer_tiles;
+    const int inner_end = (end + half.outer_tiles - 1) / half.outer_tiles;
+    if (packed.group_along_outer) {
+      bands = packed.bands();
+      first_across = inner;
+      across = inner_end - inner;
+    } else {
+      const int group_tiles = tiles_along(packed.format.group);
+      first_band = inner / group_tiles;
+      bands = (inner_end + group_tiles - 1) / group_tiles - first_band;
+      across = half.outer_tiles;
+    }
   }
 };
 
@@ -96,8 +118,9 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
 
 template <class Threads>
 KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, int index) {
-  const int band = index / task.across_tiles();
-  const int across = index - band * task.across_tiles();
+  const int row = index / task.across;
+  const int band = task.first_band + row;
+  const int across = task.first_across + index - row * task.across;
   if (task.packed.group_along_outer)
     fit_tile<ColumnGroups<Threads>>(threads, task, band, across);
   else
@@ -111,8 +134,22 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
   const int first = run * encoded_tiles;
   if (!task.packed.format.quantized()) {
     const int end = task.half.outer_tiles * task.half.inner_tiles;
-    for (int tile = first; tile < first + encoded_tiles && tile < end; ++tile)
-      reinterpret_cast<Fragment*>(codes)[tile * warp_lanes + lane] = task.half.load(tile, lane);
+    // All on their way before the first is stored; beyond the last tile, that once more.
+    const Fragment* from = reinterpret_cast<const Fragment*>(task.half.data) + lane;
+    Fragment* to = reinterpret_cast<Fragment*>(codes) + lane;
+    constexpr int together = 4;
+    KVTILT_DEVICE_LOOP
+    for (int tile = first; tile < first + encoded_tiles; tile += together) {
+      Fragment tiles[together];
+      int at[together];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) {
+        at[i] = (tile + i < end ? tile + i : end - 1) * warp_lanes;
+        tiles[i] = from[at[i]];
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) to[at[i]] = tiles[i];
+    }
     return;
   }
   EncodedTiles pairs;
@@ -128,9 +165,12 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
 /// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
 /// packed        the head in the page, and `block`, where it begins
 /// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
+/// slice         of `slices` that blocks share out: each writes its part of the codes, and the
+///               metadata that these need
 template <class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
-                         const HeadLayout& packed, std::byte* block, std::byte* shared) {
+                         const HeadLayout& packed, std::byte* block, std::byte* shared,
+                         int slice = 0, int slices = 1) {
   SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
   if (threads.thread() < 2) {
     const bool first = threads.thread() == 0;
@@ -140,7 +180,23 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
                                 tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
                                layout,
                                block,
-                               first ? groups : groups + group_count(packed.key)};
+                               first ? groups : groups + group_count(packed.key),
+                               0,
+                               0,
+                               0,
+                               0,
+                               0,
+                               0};
+    // Runs of keys, then of values, in as many equal parts.
+    const int keys = (tile_count(packed.key.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int all = keys + (tile_count(packed.value.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int begin = (first ? 0 : keys);
+    const int end = first ? keys : all;
+    const auto clamped = [begin, end](int run) {
+      return (run < begin ? begin : run > end ? end : run) - begin;
+    };
+    tasks[threads.thread()].take(clamped(all * slice / slices),
+                                 clamped(all * (slice + 1) / slices));
   }
   threads.sync();
   // Loops: the code for keys and for values is the same, and long.
@@ -153,10 +209,11 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   }
   threads.sync();
   KVTILT_DEVICE_LOOP
-  for (int i = threads.warp(); i < tasks[0].runs() + tasks[1].runs(); i += warps) {
-    const int values_from = tasks[0].runs();
+  for (int i = threads.warp(); i < tasks[0].runs + tasks[1].runs; i += warps) {
+    const int values_from = tasks[0].runs;
     const int tensor = i < values_from ? 0 : 1;
-    detail::encode_task(threads, tasks[tensor], i - tensor * values_from);
+    detail::encode_task(threads, tasks[tensor],
+                        tasks[tensor].first_run + i - tensor * values_from);
   }
 }
 
