@@ -343,7 +343,8 @@ KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& argument
     if (plan.fits && plan.sealed() > 0)
       team.pages[lane] = page_for(plan, state, layer.table(slot), 0);
     if (reports && tokens > 0 && !plan.fits)
-      record_error(threads, layer, ErrorCode::OutOfCapacity, {slot, 0, 0, state.length}, 0.0f);
+      record_error(threads, layer.record,
+                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, slot, state.length));
   }
   const bool works = tokens > 0 && plan.fits;
   const std::uint32_t work = threads.ballot(works);
@@ -449,8 +450,9 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
         const float limit = keys ? key_limit : value_limit;
         float x = elements.value(i, keys);
         if (!is_storable(x, limit)) {
-          record_error(threads, layer, ErrorCode::InvalidValue, {slot_of, head, element, position},
-                       x);
+          record_error(threads, layer.record,
+                       {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer,
+                        slot_of, position, head, element, x});
           x = storable(x, limit);
         }
         const FragmentPlace place = fragment_place(keys ? Role::Keys : Role::Values,
