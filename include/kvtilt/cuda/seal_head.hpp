@@ -212,8 +212,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   for (int i = threads.warp(); i < tasks[0].runs + tasks[1].runs; i += warps) {
     const int values_from = tasks[0].runs;
     const int tensor = i < values_from ? 0 : 1;
-    detail::encode_task(threads, tasks[tensor],
-                        tasks[tensor].first_run + i - tensor * values_from);
+    detail::encode_task(threads, tasks[tensor], tasks[tensor].first_run + i - tensor * values_from);
   }
 }
 
