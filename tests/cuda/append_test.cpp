@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace kvtilt::test {
@@ -83,18 +84,20 @@ TEST(Append, BlocksOfATeamShareThePagesOfItsSequences) {
     Recipe recipe;
     int page_tokens;
     int recent_tokens;
+    ElementType type = ElementType::F16;
   };
   const Format per_token{3, Granularity::PerToken, 32, RangeRule::MinMse};
   const Format per_channel{5, Granularity::PerChannel, 16, RangeRule::MinMax};
   for (const Case& one : {Case{{2, 128, 128}, {key_format(4), value_format(2)}, 64, 64},
-                          Case{{1, 112, 80}, {per_token, per_channel}, 64, 1},
-                          Case{{2, 64, 192}, {{}, value_format(1)}, 32, 40},
+                          Case{{1, 112, 80}, {per_token, per_channel}, 64, 1, ElementType::BF16},
+                          Case{{2, 64, 192}, {{}, value_format(1)}, 32, 40, ElementType::F32},
                           Case{{1, 64, 64}, {per_channel, {}}, 128, 7}}) {
     DeviceProgram program({.shape = one.shape,
                            .recipe = one.recipe,
                            .page_tokens = one.page_tokens,
                            .recent_tokens = one.recent_tokens,
-                           .sequences = 3},
+                           .sequences = 3,
+                           .type = one.type},
                           7);
     // Several seal in the same step, by few tokens each; now and then one gets many.
     const int full = 4 + one.recent_tokens + one.page_tokens;
@@ -127,9 +130,10 @@ TEST(Append, SeveralTeams) {
                    {LaunchOrder::Shuffled, step});
 }
 
-/// Appends 100 tokens of zeros except for a few elements; returns the record.
+/// Appends 100 tokens of zeros except for a few elements, `step` at a time; returns the record.
 cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Recipe& recipe,
-                                  const std::vector<float>& hostile, std::vector<F16>& stored) {
+                                  const std::vector<float>& hostile, std::vector<F16>& stored,
+                                  int step = 100) {
   constexpr int dim = 64;
   constexpr int tokens = 100;
   const LayerShape shape{1, dim, dim};
@@ -149,10 +153,14 @@ cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Reci
   if (type == ElementType::F16) rows = TensorView(f16.data(), tokens, 1, dim);
   if (type == ElementType::BF16) rows = TensorView(bf16.data(), tokens, 1, dim);
   const std::int32_t slot = 0;
-  cuda::AppendArguments arguments{
-      layer.storage(), {&slot, 1}, rows.with_strides(stride, dim), rows.with_strides(stride, dim),
-      nullptr,         tokens};
-  emulate_append(arguments, {});
+  rows = rows.with_strides(stride, dim);
+  for (int done = 0; done < tokens; done += step) {
+    TensorView part = rows;
+    part.tokens = step;
+    part.data = static_cast<const std::byte*>(rows.data) +
+                static_cast<std::size_t>(done * stride) * element_bytes(type);
+    emulate_append({layer.storage(), {&slot, 1}, part, part, nullptr, step}, {});
+  }
   EXPECT_EQ(layer.state(0).length, tokens);
   const HeadLayout& head = layer.layout(PageKind::Tail).heads[0];
   const std::byte* block = layer.storage().tail(0, 0, 0);
@@ -168,11 +176,11 @@ TEST(AppendHostile, UnstorableValuesAreClampedAndRecorded) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const float infinity = std::numeric_limits<float>::infinity();
   for (const ElementType type : {ElementType::F32, ElementType::F16, ElementType::BF16})
-    for (const std::int64_t pad : {0, 1}) {
+    for (const auto& [pad, step] : {std::pair{0, 100}, {1, 100}, {0, 5}, {1, 1}}) {
       std::vector<F16> stored;
       const Recipe recipe{key_format(4), value_format(4)};
       const cuda::DeviceRecord record =
-          append_hostile(type, pad, recipe, {nan, -infinity, 1.0f, infinity, -nan}, stored);
+          append_hostile(type, pad, recipe, {nan, -infinity, 1.0f, infinity, -nan}, stored, step);
       EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::InvalidValue));
       EXPECT_EQ(record.count, 8u);  // keys and values
       EXPECT_EQ(record.layer, 3);
@@ -185,8 +193,9 @@ TEST(AppendHostile, UnstorableValuesAreClampedAndRecorded) {
       EXPECT_EQ(to_float(stored[3]), 65504.0f);
       EXPECT_EQ(to_float(stored[4]), 0.0f);
 
-      const cuda::DeviceRecord one_bit = append_hostile(type, pad, {key_format(8), value_format(1)},
-                                                        {32640.0f, 40000.0f, -40000.0f}, stored);
+      const cuda::DeviceRecord one_bit =
+          append_hostile(type, pad, {key_format(8), value_format(1)},
+                         {32640.0f, 40000.0f, -40000.0f}, stored, step);
       EXPECT_EQ(one_bit.count, 2u);
       EXPECT_GE(one_bit.channel, 64);
       EXPECT_EQ(to_float(stored[0]), 32640.0f);

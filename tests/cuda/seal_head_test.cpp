@@ -30,10 +30,12 @@ void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens,
   to_fragment_order(packed, page.data(), expected.data());
 
   Block sealed(packed.bytes(), 0xee);
-  ASSERT_TRUE(emulate(slices, threads, cuda::seal_shared_bytes(packed), [&](EmulatedThreads& block) {
-    cuda::seal_head(block, device_from.data() + half.key.codes,
-                    device_from.data() + half.value.codes, packed, sealed.data(), block.shared(), block.block(), slices);
-  }));
+  ASSERT_TRUE(
+      emulate(slices, threads, cuda::seal_shared_bytes(packed), [&](EmulatedThreads& block) {
+        cuda::seal_head(block, device_from.data() + half.key.codes,
+                        device_from.data() + half.value.codes, packed, sealed.data(),
+                        block.shared(), block.block(), slices);
+      }));
   EXPECT_EQ(first_difference(sealed, expected), -1)
       << to_string(recipe.key, {key_dim, tokens}) << "; "
       << to_string(recipe.value, {value_dim, tokens}) << "; codes of values at "

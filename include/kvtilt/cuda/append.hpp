@@ -82,11 +82,11 @@ struct alignas(16) TeamShared {
   std::int64_t first_rows[append_team];
   std::int32_t slots[append_team];
   std::int32_t pages[append_team];  ///< that light sequences seal
-  std::uint32_t work;   ///< sequences with new tokens, all of which fit
-  std::uint32_t heavy;  ///< those of them that are not light
-  std::uint32_t seals;  ///< light ones that seal a page
-  std::uint32_t frees;  ///< those whose tables change their order
-  bool last;            ///< of the team's blocks to finish
+  std::uint32_t work;               ///< sequences with new tokens, all of which fit
+  std::uint32_t heavy;              ///< those of them that are not light
+  std::uint32_t seals;              ///< light ones that seal a page
+  std::uint32_t frees;              ///< those whose tables change their order
+  bool last;                        ///< of the team's blocks to finish
 };
 
 /// Shared memory to append to one head.
@@ -376,28 +376,29 @@ class LightElements {
   [[nodiscard]] KVTILT_HD int count() const {
     return arguments_.layer.key_dim + arguments_.layer.value_dim;
   }
-  /// Bits as they are: nobody waits for them yet.
+  /// Bits as they are, halves of 32 apart: nothing here waits for a load. Beyond the last element
+  /// that once more.
   KVTILT_HD void load(std::int64_t row, int base) {
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < together; ++i) {
-      const int at = element(base, i);
-      raw_[i] = 0;
-      if (at >= count()) continue;
+      const int at = element(base, i) < count() ? element(base, i) : count() - 1;
       const bool keys = at < arguments_.layer.key_dim;
       const TensorView& rows = keys ? arguments_.keys : arguments_.values;
+      const bool wide = rows.type == ElementType::F32;
       const std::int64_t index = row * rows.token_stride + head_ * rows.head_stride +
                                  (keys ? at : at - arguments_.layer.key_dim);
-      if (rows.type == ElementType::F32)
-        raw_[i] = static_cast<const std::uint32_t*>(rows.data)[index];
-      else
-        raw_[i] = static_cast<const std::uint16_t*>(rows.data)[index];
+      const std::uint16_t* from =
+          static_cast<const std::uint16_t*>(rows.data) + (wide ? 2 * index : index);
+      low_[i] = from[0];
+      high_[i] = 0;
+      if (wide) high_[i] = from[1];
     }
   }
   [[nodiscard]] KVTILT_HD float value(int i, bool keys) const {
     const ElementType type = keys ? arguments_.keys.type : arguments_.values.type;
-    if (type == ElementType::F32) return bit_cast<float>(raw_[i]);
-    if (type == ElementType::BF16) return bit_cast<float>(raw_[i] << 16);
-    return widen(F16{static_cast<std::uint16_t>(raw_[i])});
+    if (type == ElementType::F32) return bit_cast<float>(low_[i] | high_[i] << 16);
+    if (type == ElementType::BF16) return bit_cast<float>(low_[i] << 16);
+    return widen(F16{static_cast<std::uint16_t>(low_[i])});
   }
 
  private:
@@ -405,7 +406,8 @@ class LightElements {
   int head_;
   int thread_;
   int step_;
-  std::uint32_t raw_[together];
+  std::uint32_t low_[together];
+  std::uint32_t high_[together];
 };
 
 /// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike. `elements`
@@ -545,8 +547,8 @@ KVTILT_HD void publish_team(const Threads& threads, const LayerStorage& layer,
 template <class Threads>
 KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) {
   const LayerStorage& layer = arguments.layer;
-  auto& team = *reinterpret_cast<detail::TeamShared*>(threads.shared() +
-                                                      detail::head_shared_bytes(layer));
+  auto& team =
+      *reinterpret_cast<detail::TeamShared*>(threads.shared() + detail::head_shared_bytes(layer));
   const int blocks = detail::team_blocks(arguments);
   const int team_number = threads.block() / blocks;
   const int block = threads.block() - team_number * blocks;
@@ -557,8 +559,10 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const int index = first + member;
   const bool exists = member < append_team && index < arguments.batch.count;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
-  const float key_limit = largest_magnitude(sealed.key.format);
-  const float value_limit = largest_magnitude(sealed.value.format);
+  Format key_format{};
+  Format value_format{};
+  key_format.bits = sealed.key.format.bits;
+  value_format.bits = sealed.value.format.bits;
   detail::LightElements elements(threads, arguments, head);
   if (threads.warp() == 0)
     detail::plan_team(threads, arguments, first, block == 0, team);
@@ -576,7 +580,10 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
       if (detail::plan_head(threads, arguments, index, head, false))
         own = detail::all_blocks(shared.work.plan, layer);
     } else if (threads.warp() > 0) {
-      detail::write_light(threads, arguments, team, member, head, key_limit, value_limit, elements);
+      key_format.bits = opaque(key_format.bits);  // not looked at before the states are there
+      value_format.bits = opaque(value_format.bits);
+      detail::write_light(threads, arguments, team, member, head, largest_magnitude(key_format),
+                          largest_magnitude(value_format), elements);
     }
   }
   const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;

@@ -57,11 +57,12 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, in
   const std::int64_t own = first + unit - 1;
   const bool idle = page && own >= pages.last;
   if (!idle)
-    detail::fill_blocks(threads, shared.arguments, work,
-                        page ? detail::TailBlocks{own, own + 1}
-                             : detail::all_blocks(work.plan, shared.arguments.layer),
-                        page ? detail::TailBlocks{0, 0} : pages,
-                        page ? threads.shared() + detail::head_shared_bytes(arguments.layer) : nullptr);
+    detail::fill_blocks(
+        threads, shared.arguments, work,
+        page ? detail::TailBlocks{own, own + 1}
+             : detail::all_blocks(work.plan, shared.arguments.layer),
+        page ? detail::TailBlocks{0, 0} : pages,
+        page ? threads.shared() + detail::head_shared_bytes(arguments.layer) : nullptr);
   // Idle blocks arrive too: one that starts late must not find the state that comes after.
   detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(units * heads));
 }

@@ -188,15 +188,15 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
                                0,
                                0};
     // Runs of keys, then of values, in as many equal parts.
-    const int keys = (tile_count(packed.key.matrix) + encoded_tiles - 1) / encoded_tiles;
-    const int all = keys + (tile_count(packed.value.matrix) + encoded_tiles - 1) / encoded_tiles;
-    const int begin = (first ? 0 : keys);
-    const int end = first ? keys : all;
-    const auto clamped = [begin, end](int run) {
+    const int key_runs = (tile_count(packed.key.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int value_runs = (tile_count(packed.value.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int all = key_runs + value_runs;
+    const int begin = first ? 0 : key_runs;
+    const int end = first ? key_runs : all;
+    const auto own = [begin, end](int run) {
       return (run < begin ? begin : run > end ? end : run) - begin;
     };
-    tasks[threads.thread()].take(clamped(all * slice / slices),
-                                 clamped(all * (slice + 1) / slices));
+    tasks[threads.thread()].take(own(all * slice / slices), own(all * (slice + 1) / slices));
   }
   threads.sync();
   // Loops: the code for keys and for values is the same, and long.
@@ -212,8 +212,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   for (int i = threads.warp(); i < tasks[0].runs + tasks[1].runs; i += warps) {
     const int values_from = tasks[0].runs;
     const int tensor = i < values_from ? 0 : 1;
-    detail::encode_task(threads, tasks[tensor],
-                        tasks[tensor].first_run + i - tensor * values_from);
+    detail::encode_task(threads, tasks[tensor], tasks[tensor].first_run + i - tensor * values_from);
   }
 }
 
