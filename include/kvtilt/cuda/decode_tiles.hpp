@@ -23,11 +23,28 @@ using CodeTiles = std::uint32_t[decoded_tiles][4];
 
 namespace detail {
 
-/// Shifts what is there and adds the fields of one plane.
+/// Shifts what is there, unless this is the first plane, and adds the fields of one plane.
+template <int Width, bool First>
+KVTILT_HD void split_words(const std::uint32_t (&words)[Width], CodeTiles& codes) {
+  constexpr std::uint32_t mask = ((1u << Width) - 1) * 0x10001u;
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < decoded_tiles; ++tile) {
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg) {
+      const int field = reg % 2 * 2 + reg / 2;
+      const int word = tile * Width / 4 + (Width == 8 ? reg / 2 : 0);
+      const int shift = Width == 8   ? reg % 2 * 8
+                        : Width == 4 ? reg * 4
+                                     : tile % (4 / Width) * 4 * Width + field * Width;
+      const std::uint32_t bits = words[word] >> shift & mask;
+      codes[tile][reg] = First ? bits : codes[tile][reg] << Width | bits;
+    }
+  }
+}
+
 template <int Width>
 KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
                           CodeTiles& codes) {
-  constexpr std::uint32_t mask = ((1u << Width) - 1) * 0x10001u;
   const int total = lane_words(matrix, Width);
   const int first = first_tile * Width / 4;
   std::uint32_t words[Width];
@@ -47,17 +64,27 @@ KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_t
                                plane + lane_word_offset(total, first + w + i, lane))
                          : 0;
   }
+  split_words<Width, false>(words, codes);
+}
+
+/// Tiles in whole fours: their words are neighbours.
+template <int Width>
+KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
+                                std::uint32_t (&words)[Width]) {
+  constexpr int run = Width < 4 ? Width : 4;
+  struct alignas(run * 4) Run {
+    std::uint32_t word[run];
+  };
+  const int word = first_tile * Width / 4;
+  // Fewer than four words may be the last of the plane, which stand closer together.
+  const std::byte* at =
+      plane + (run == 4 ? static_cast<std::size_t>((word * warp_lanes + lane * run) * 4)
+                        : lane_word_offset(lane_words(matrix, Width), word, lane));
   KVTILT_DEVICE_UNROLL
-  for (int tile = 0; tile < decoded_tiles; ++tile) {
+  for (int w = 0; w < Width; w += run) {
+    const Run loaded = *reinterpret_cast<const Run*>(at + w * warp_lanes * 4);
     KVTILT_DEVICE_UNROLL
-    for (int reg = 0; reg < 4; ++reg) {
-      const int field = reg % 2 * 2 + reg / 2;
-      const int word = tile * Width / 4 + (Width == 8 ? reg / 2 : 0);
-      const int shift = Width == 8   ? reg % 2 * 8
-                        : Width == 4 ? reg * 4
-                                     : tile % (4 / Width) * 4 * Width + field * Width;
-      codes[tile][reg] = codes[tile][reg] << Width | (words[word] >> shift & mask);
-    }
+    for (int i = 0; i < run; ++i) words[w + i] = loaded.word[i];
   }
 }
 
@@ -88,6 +115,30 @@ KVTILT_HD inline void read_code_tiles(const TensorLayout& packed, const std::byt
   if ((bits & 1) != 0) detail::read_plane<1>(plane, packed.matrix, first, lane, codes);
 }
 
+/// The same of codes of Width bits in one plane, where `first` and the number of tiles are multiples
+/// of four.
+template <int Width>
+KVTILT_HD void read_whole_tiles(const std::byte* plane, CodeMatrix matrix, int first, int lane,
+                                CodeTiles& codes) {
+  std::uint32_t words[Width];
+  detail::load_whole_words<Width>(plane, matrix, first, lane, words);
+  detail::split_words<Width, true>(words, codes);
+}
+
+/// As stored: what four inner neighbours have where groups run along outer.
+struct ScaleEntries {
+  struct alignas(8) Four {
+    std::uint32_t pair[2];
+  };
+  Four scale;
+  Four minimum;
+
+  /// Minima stand `pitch` entries behind the scales.
+  KVTILT_HD ScaleEntries(const F16* scales, int pitch)
+      : scale(*reinterpret_cast<const Four*>(scales)),
+        minimum(*reinterpret_cast<const Four*>(scales + pitch)) {}
+};
+
 /// Scales, times 2^24, and minima of what a lane holds of a tile: by inner neighbour where groups
 /// run along outer, by outer neighbour where they run along inner.
 struct LaneScales {
@@ -106,13 +157,22 @@ struct LaneScales {
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 2; ++pair) {
       const bool there = pair == 0 || outer;
-      const std::uint32_t s = there ? scale_pairs[pair] : 0;
-      const std::uint32_t z = there ? minimum_pairs[pair] : 0;
-      scale[2 * pair] = multiply(low_half(s), 0x1p24f);
-      scale[2 * pair + 1] = multiply(high_half(s), 0x1p24f);
-      minimum[2 * pair] = low_half(z);
-      minimum[2 * pair + 1] = high_half(z);
+      set(pair, there ? scale_pairs[pair] : 0, there ? minimum_pairs[pair] : 0);
     }
+  }
+
+  KVTILT_HD explicit LaneScales(const ScaleEntries& entries) {
+    KVTILT_DEVICE_UNROLL
+    for (int pair = 0; pair < 2; ++pair)
+      set(pair, entries.scale.pair[pair], entries.minimum.pair[pair]);
+  }
+
+ private:
+  KVTILT_HD void set(int pair, std::uint32_t scales, std::uint32_t minima) {
+    scale[2 * pair] = multiply(low_half(scales), 0x1p24f);
+    scale[2 * pair + 1] = multiply(high_half(scales), 0x1p24f);
+    minimum[2 * pair] = low_half(minima);
+    minimum[2 * pair + 1] = high_half(minima);
   }
 };
 
@@ -138,7 +198,7 @@ struct TileNumbers {
       for (int inner = 0; inner < 4; ++inner) {
         const float scale = along_outer ? scales.scale[inner] : scales.scale[row];
         const float minimum = along_outer ? scales.minimum[inner] : scales.minimum[row];
-        x[row][inner] = minimum + multiply(x[row][inner], scale);
+        x[row][inner] = minimum + x[row][inner] * scale;
       }
     }
   }

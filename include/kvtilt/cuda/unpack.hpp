@@ -94,28 +94,22 @@ class OutputRows {
         aligned_(reinterpret_cast<std::uintptr_t>(data_) % (4 * sizeof(T)) == 0 &&
                  stride_ % 4 == 0) {}
 
+  /// Whether rows may be stored four channels at a time.
+  [[nodiscard]] KVTILT_HD bool aligned() const { return aligned_; }
+  [[nodiscard]] KVTILT_HD std::int64_t stride() const { return stride_; }
+  [[nodiscard]] KVTILT_HD T* at(int token, int channel) const {
+    return data_ + token * stride_ + channel;
+  }
+
   /// Count neighbouring channels, a multiple of Count on.
   template <int Count>
   KVTILT_HD void store(int token, int channel, const float (&x)[Count]) const {
-    T* to = data_ + token * stride_ + channel;
-    struct alignas(Count * sizeof(T)) Run {
-      std::uint32_t word[Count * sizeof(T) / 4];
-    };
-    Run run;
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; i += 2) {
-      if constexpr (sizeof(T) == 4) {
-        run.word[i] = bit_cast<std::uint32_t>(x[i]);
-        run.word[i + 1] = bit_cast<std::uint32_t>(x[i + 1]);
-      } else {
-        run.word[i / 2] =
-            __is_same(T, F16) ? pack_halves(x[i], x[i + 1]) : pack_bf16(x[i], x[i + 1]);
-      }
-    }
+    T* to = at(token, channel);
     if (aligned_) {
-      *reinterpret_cast<Run*>(to) = run;
+      store_aligned(to, x);
       return;
     }
+    const Run<Count> run(x);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < Count; ++i) {
       if constexpr (sizeof(T) == 4)
@@ -125,7 +119,30 @@ class OutputRows {
     }
   }
 
+  template <int Count>
+  KVTILT_HD static void store_aligned(T* to, const float (&x)[Count]) {
+    *reinterpret_cast<Run<Count>*>(to) = Run<Count>(x);
+  }
+
  private:
+  /// Rounded numbers.
+  template <int Count>
+  struct alignas(Count * sizeof(T)) Run {
+    std::uint32_t word[Count * sizeof(T) / 4];
+
+    KVTILT_HD explicit Run(const float (&x)[Count]) {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < Count; i += 2) {
+        if constexpr (sizeof(T) == 4) {
+          word[i] = bit_cast<std::uint32_t>(x[i]);
+          word[i + 1] = bit_cast<std::uint32_t>(x[i + 1]);
+        } else {
+          word[i / 2] = __is_same(T, F16) ? pack_halves(x[i], x[i + 1]) : pack_bf16(x[i], x[i + 1]);
+        }
+      }
+    }
+  };
+
   T* data_;
   std::int64_t stride_;
   bool aligned_;
@@ -151,6 +168,102 @@ KVTILT_HD void store_tile(const TileNumbers& numbers, int outer_tile, int inner_
       if (token >= 0 && token < count) rows.template store<2>(token, outer, pair);
     }
   }
+}
+
+/// Whether unpack_whole() can do it.
+template <Role R>
+KVTILT_HD bool unpacks_whole(const TensorLayout& tensor, int slot, int count) {
+  const CodeMatrix matrix = tensor.matrix;
+  const int group = tensor.format.group;
+  const int bits = tensor.format.bits;
+  return (bits == 2 || bits == 4 || bits == 8) && tensor.group_along_outer && slot == 0 &&
+         count == (R == Role::Keys ? matrix.outer : matrix.inner) &&
+         matrix.outer % (decoded_tiles * tile_extent) == 0 &&
+         (group % (2 * tile_extent) == 0 || group >= matrix.outer);
+}
+
+/// All tokens of a block, keys per channel or values per token, to aligned rows. A warp takes the
+/// tiles along outer one after the other: a lane keeps its four scales as long as the group lasts.
+template <Role R, int Width, class T, class Threads>
+KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
+                            const std::byte* block, const OutputRows<T>& rows) {
+  constexpr bool keys = R == Role::Keys;
+  const int lane = threads.lane();
+  const std::byte* codes = block + tensor.codes;
+  const CodeMatrix matrix = tensor.matrix;
+  const int pairs_in_band = tensor.format.group / (2 * tile_extent);
+  const int outer_tiles = tiles_along(matrix.outer);
+  const int inner_tiles = tiles_along(matrix.inner);
+  const int warps = threads.thread_count() / warp_lanes;
+  const std::int64_t stride = rows.stride();
+  KVTILT_DEVICE_LOOP
+  for (int inner_tile = threads.warp(); inner_tile < inner_tiles; inner_tile += warps) {
+    const int inner = inner_tile * tile_extent + lane % 4 * 4;
+    const int outer = lane / 4 * 2;
+    const F16* entries = reinterpret_cast<const F16*>(block + tensor.metadata) + inner;
+    T* to = keys ? rows.at(outer, inner) : rows.at(inner, outer);
+    int pairs_left = pairs_in_band;
+    KVTILT_DEVICE_LOOP
+    for (int outer_tile = 0; outer_tile < outer_tiles; outer_tile += decoded_tiles) {
+      // Loaded each time, to be on the way together with the codes.
+      const ScaleEntries loaded(entries, matrix.inner);
+      CodeTiles tiles;
+      read_whole_tiles<Width>(codes, matrix, inner_tile * outer_tiles + outer_tile, lane, tiles);
+      LaneScales scales(loaded);
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < decoded_tiles; ++tile) {
+        if (tile == 2 && --pairs_left == 0) {
+          pairs_left = pairs_in_band;
+          entries += 2 * matrix.inner;
+          scales = LaneScales(ScaleEntries(entries, matrix.inner));
+        }
+        TileNumbers numbers(R, tiles[tile]);
+        numbers.decode(scales, true);
+        if constexpr (keys) {
+          rows.store_aligned(to, numbers.x[0]);
+          rows.store_aligned(to + stride, numbers.x[1]);
+          to += tile_extent * stride;
+        } else {
+          KVTILT_DEVICE_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const float pair[2] = {numbers.x[0][i], numbers.x[1][i]};
+            rows.store_aligned(to + i * stride, pair);
+          }
+          to += tile_extent;
+        }
+      }
+      if (--pairs_left == 0) {
+        pairs_left = pairs_in_band;
+        entries += 2 * matrix.inner;
+      }
+    }
+  }
+}
+
+/// False, and nothing is done, unless this is the fast case.
+template <Role R, class T, class Threads>
+KVTILT_HD bool unpack_whole_tensor(const Threads& threads, const TensorLayout& tensor,
+                                   const std::byte* block, const OutputRows<T>& rows) {
+  if (!rows.aligned()) return false;
+  if (tensor.format.bits == 8)
+    unpack_whole<R, 8>(threads, tensor, block, rows);
+  else if (tensor.format.bits == 4)
+    unpack_whole<R, 4>(threads, tensor, block, rows);
+  else
+    unpack_whole<R, 2>(threads, tensor, block, rows);
+  return true;
+}
+
+template <Role R, class Threads>
+KVTILT_HD bool unpack_whole_rows(const Threads& threads, const TensorLayout& tensor,
+                                 const std::byte* block, int slot, int count,
+                                 const MutableTensorView& rows, std::int64_t first_row, int head) {
+  if (!unpacks_whole<R>(tensor, slot, count)) return false;
+  if (rows.type == ElementType::F16)
+    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<F16>(rows, first_row, head));
+  if (rows.type == ElementType::BF16)
+    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<BF16>(rows, first_row, head));
+  return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<float>(rows, first_row, head));
 }
 
 template <Role R, class T, class Threads>
@@ -204,7 +317,6 @@ template <Role R, class Threads>
 KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
                            const std::byte* block, int slot, int count,
                            const MutableTensorView& rows, std::int64_t first_row, int head) {
-  if (rows.data == nullptr) return;
   if (rows.type == ElementType::F16)
     unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<F16>(rows, first_row, head));
   else if (rows.type == ElementType::BF16)
@@ -220,6 +332,26 @@ KVTILT_HD inline bool gap_behind(const Pieces& pieces, const Piece& piece, int i
   if (next >= end) return false;
   return index + 1 >= pieces.count() || pieces[index + 1].first_position != next;
 }
+
+/// What a request wants of one piece.
+struct PieceRows {
+  const HeadLayout* layout;
+  const std::byte* block;  ///< of the head
+  int slot;
+  int count;  ///< none if not positive
+  std::int64_t first_row;
+
+  KVTILT_HD PieceRows(const UnpackArguments& arguments, const Piece& piece, int head)
+      : layout(&arguments.layer.head(piece.kind, head)), block(piece.block + layout->offset) {
+    std::int64_t from = arguments.first - piece.first_position;
+    if (from < 0) from = 0;
+    std::int64_t until = arguments.first + arguments.tokens - piece.first_position;
+    if (until > piece.tokens) until = piece.tokens;
+    slot = static_cast<int>(from);
+    count = static_cast<int>(until - from);
+    first_row = piece.first_position + from - arguments.first;
+  }
+};
 
 }  // namespace detail
 
@@ -246,26 +378,37 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   };
   if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
     report(arguments.first);
+  // Unless pages hold few tokens a block has one piece. The fast way stays out of the loop: what the
+  // compiler computes ahead of a loop takes registers.
+  bool keys_done = arguments.keys.data == nullptr;
+  bool values_done = arguments.values.data == nullptr;
+  if (start + unit < count) {
+    const detail::PieceRows wanted(arguments, pieces[start + unit], head);
+    if (!keys_done)
+      keys_done = detail::unpack_whole_rows<Role::Keys>(threads, wanted.layout->key, wanted.block,
+                                                        wanted.slot, wanted.count, arguments.keys,
+                                                        wanted.first_row, head);
+    if (!values_done)
+      values_done = detail::unpack_whole_rows<Role::Values>(
+          threads, wanted.layout->value, wanted.block, wanted.slot, wanted.count, arguments.values,
+          wanted.first_row, head);
+  }
   KVTILT_DEVICE_LOOP
   for (int index = start + unit; index < count; index += units) {
     const detail::Piece piece = pieces[index];
     if (piece.first_position >= end) return;
     if (reports && detail::gap_behind(pieces, piece, index, end))
       report(piece.first_position + piece.tokens);
-    std::int64_t from = arguments.first - piece.first_position;
-    if (from < 0) from = 0;
-    std::int64_t until = end - piece.first_position;
-    if (until > piece.tokens) until = piece.tokens;
-    if (until <= from) continue;
-    const HeadLayout& layout = layer.head(piece.kind, head);
-    const std::byte* block = piece.block + layout.offset;
-    const int slot = static_cast<int>(from);
-    const int rows = static_cast<int>(until - from);
-    const std::int64_t first_row = piece.first_position + from - arguments.first;
-    detail::unpack_rows<Role::Keys>(threads, layout.key, block, slot, rows, arguments.keys,
-                                    first_row, head);
-    detail::unpack_rows<Role::Values>(threads, layout.value, block, slot, rows, arguments.values,
-                                      first_row, head);
+    const detail::PieceRows wanted(arguments, piece, head);
+    if (wanted.count <= 0) continue;
+    if (!keys_done)
+      detail::unpack_rows<Role::Keys>(threads, wanted.layout->key, wanted.block, wanted.slot,
+                                      wanted.count, arguments.keys, wanted.first_row, head);
+    if (!values_done)
+      detail::unpack_rows<Role::Values>(threads, wanted.layout->value, wanted.block, wanted.slot,
+                                        wanted.count, arguments.values, wanted.first_row, head);
+    keys_done = arguments.keys.data == nullptr;
+    values_done = arguments.values.data == nullptr;
   }
 }
 
