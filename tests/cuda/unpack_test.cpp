@@ -81,6 +81,32 @@ TEST(UnpackShapes, KeysAndValuesDiffer) {
   expect_unpacked<F16>(program, shape, 1, 3, 397, 0);
 }
 
+TEST(UnpackShapes, WholePages) {
+  struct Case {
+    int bits;
+    int key_group;
+    int value_group;
+    int dim;
+    int page_tokens;
+  };
+  for (const Case& c :
+       {Case{2, 0, 0, 128, 64}, Case{4, 0, 0, 128, 64}, Case{8, 0, 0, 128, 64},
+        Case{2, 32, 32, 64, 64}, Case{4, 64, 64, 256, 128}, Case{8, 32, 96, 192, 64},
+        Case{2, 32, 0, 256, 128}, Case{4, 0, 0, 80, 32}}) {
+    const LayerShape shape{2, c.dim, c.dim};
+    DeviceProgram program({.shape = shape,
+                           .recipe = {key_format(c.bits, Granularity::PerChannel, c.key_group),
+                                      value_format(c.bits, Granularity::PerToken, c.value_group)},
+                           .page_tokens = c.page_tokens,
+                           .recent_tokens = 10},
+                          14);
+    program.append({0}, {3 * c.page_tokens + 20}, emulate_append);
+    expect_all_types(program, shape, 0, 0, 3 * c.page_tokens + 20, 0);
+    expect_all_types(program, shape, 0, 5, 2 * c.page_tokens, 4);
+    EXPECT_FALSE(HasFailure()) << c.bits << " bits, " << c.dim << " channels";
+  }
+}
+
 TEST(UnpackErrors, TokensThatAreNotThere) {
   const LayerShape shape{1, 64, 64, 40};
   DeviceProgram program({.shape = shape,

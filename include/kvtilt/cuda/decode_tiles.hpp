@@ -75,10 +75,14 @@ KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int f
   struct alignas(run * 4) Run {
     std::uint32_t word[run];
   };
+  const int word = first_tile * Width / 4;
+  // Fewer than four words may be the last of the plane, which stand closer together.
+  const std::byte* at =
+      plane + (run == 4 ? static_cast<std::size_t>((word * warp_lanes + lane * run) * 4)
+                        : lane_word_offset(lane_words(matrix, Width), word, lane));
   KVTILT_DEVICE_UNROLL
   for (int w = 0; w < Width; w += run) {
-    const Run loaded = *reinterpret_cast<const Run*>(
-        plane + lane_word_offset(lane_words(matrix, Width), first_tile * Width / 4 + w, lane));
+    const Run loaded = *reinterpret_cast<const Run*>(at + w * warp_lanes * 4);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < run; ++i) words[w + i] = loaded.word[i];
   }
@@ -141,7 +145,6 @@ struct LaneScales {
   float scale[4];
   float minimum[4];
 
-  LaneScales() = default;
   KVTILT_HD LaneScales(const TensorLayout& packed, const std::byte* block, int outer_tile,
                        int inner_tile, int lane) {
     const bool outer = packed.group_along_outer;

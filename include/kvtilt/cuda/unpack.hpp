@@ -202,21 +202,20 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
     const int outer = lane / 4 * 2;
     const F16* entries = reinterpret_cast<const F16*>(block + tensor.metadata) + inner;
     T* to = keys ? rows.at(outer, inner) : rows.at(inner, outer);
-    LaneScales scales;
-    int pairs_left = 0;
+    int pairs_left = pairs_in_band;
     KVTILT_DEVICE_LOOP
     for (int outer_tile = 0; outer_tile < outer_tiles; outer_tile += decoded_tiles) {
+      // Loaded each time, to be on the way together with the codes.
+      const ScaleEntries loaded(entries, matrix.inner);
       CodeTiles tiles;
       read_whole_tiles<Width>(codes, matrix, inner_tile * outer_tiles + outer_tile, lane, tiles);
+      LaneScales scales(loaded);
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < decoded_tiles; ++tile) {
-        if (tile % 2 == 0) {
-          if (pairs_left == 0) {
-            scales = LaneScales(ScaleEntries(entries, matrix.inner));
-            entries += 2 * matrix.inner;
-            pairs_left = pairs_in_band;
-          }
-          --pairs_left;
+        if (tile == 2 && --pairs_left == 0) {
+          pairs_left = pairs_in_band;
+          entries += 2 * matrix.inner;
+          scales = LaneScales(ScaleEntries(entries, matrix.inner));
         }
         TileNumbers numbers(R, tiles[tile]);
         numbers.decode(scales, true);
@@ -232,6 +231,10 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
           }
           to += tile_extent;
         }
+      }
+      if (--pairs_left == 0) {
+        pairs_left = pairs_in_band;
+        entries += 2 * matrix.inner;
       }
     }
   }
