@@ -15,7 +15,7 @@ void emulate_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
   for (int i = 0; i < arguments.batch.count; ++i) most = std::max(most, arguments.tokens(i));
   const int units = cuda::pack_units(arguments.layer, most);
   EXPECT_TRUE(emulate(
-      arguments.batch.count * units * arguments.layer.kv_heads, cuda::pack_threads,
+      cuda::pack_blocks(arguments, units), cuda::pack_threads,
       cuda::pack_shared_bytes(arguments.layer),
       [&](EmulatedThreads& threads) { cuda::pack(threads, arguments, units); }, order));
 }

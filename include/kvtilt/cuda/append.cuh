@@ -47,7 +47,7 @@ inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t mo
   if (pack_shared_bytes(arguments.layer) > static_cast<std::size_t>(limit))
     return launch_append(arguments, stream);
   const int units = pack_units(arguments.layer, most_tokens);
-  return detail::launch(pack_kernel<DeviceThreads>, append_blocks(arguments) * units, pack_threads,
+  return detail::launch(pack_kernel<DeviceThreads>, pack_blocks(arguments, units), pack_threads,
                         pack_shared_bytes(arguments.layer), stream, arguments, units);
 }
 

@@ -39,7 +39,11 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
 
 }  // namespace detail
 
-/// Body of the kernel: batch.count * pack_units() * kv_heads blocks of pack_threads threads,
+KVTILT_HD constexpr int pack_blocks(const AppendArguments& arguments, int units) {
+  return arguments.batch.count * arguments.layer.kv_heads * units;
+}
+
+/// Body of the kernel: pack_blocks() blocks of pack_threads threads,
 /// pack_shared_bytes(). No sequence may get more tokens than `units` was computed for.
 template <class Threads>
 KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, int units) {
