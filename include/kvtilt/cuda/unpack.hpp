@@ -179,11 +179,11 @@ KVTILT_HD bool unpacks_whole(const TensorLayout& tensor, int slot, int count) {
   return (bits == 2 || bits == 4 || bits == 8) && tensor.group_along_outer && slot == 0 &&
          count == (R == Role::Keys ? matrix.outer : matrix.inner) &&
          matrix.outer % (decoded_tiles * tile_extent) == 0 &&
-         (group % (2 * tile_extent) == 0 || group >= matrix.outer);
+         (group % (decoded_tiles * tile_extent) == 0 || group >= matrix.outer);
 }
 
 /// All tokens of a block, keys per channel or values per token, to aligned rows. A warp takes the
-/// tiles along outer one after the other: a lane keeps its four scales as long as the group lasts.
+/// tiles along outer four at a time, which share a lane's four scales.
 template <Role R, int Width, class T, class Threads>
 KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
                             const std::byte* block, const OutputRows<T>& rows) {
@@ -191,7 +191,7 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
   const int lane = threads.lane();
   const std::byte* codes = block + tensor.codes;
   const CodeMatrix matrix = tensor.matrix;
-  const int pairs_in_band = tensor.format.group / (2 * tile_extent);
+  const int runs_in_band = tensor.format.group / (decoded_tiles * tile_extent);
   const int outer_tiles = tiles_along(matrix.outer);
   const int inner_tiles = tiles_along(matrix.inner);
   const int warps = threads.thread_count() / warp_lanes;
@@ -202,7 +202,7 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
     const int outer = lane / 4 * 2;
     const F16* entries = reinterpret_cast<const F16*>(block + tensor.metadata) + inner;
     T* to = keys ? rows.at(outer, inner) : rows.at(inner, outer);
-    int pairs_left = pairs_in_band;
+    int runs_left = runs_in_band;
     KVTILT_DEVICE_LOOP
     for (int outer_tile = 0; outer_tile < outer_tiles; outer_tile += decoded_tiles) {
       // Loaded each time, to be on the way together with the codes.
@@ -212,11 +212,6 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
       LaneScales scales(loaded);
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < decoded_tiles; ++tile) {
-        if (tile == 2 && --pairs_left == 0) {
-          pairs_left = pairs_in_band;
-          entries += 2 * matrix.inner;
-          scales = LaneScales(ScaleEntries(entries, matrix.inner));
-        }
         TileNumbers numbers(R, tiles[tile]);
         numbers.decode(scales, true);
         if constexpr (keys) {
@@ -232,8 +227,8 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
           to += tile_extent;
         }
       }
-      if (--pairs_left == 0) {
-        pairs_left = pairs_in_band;
+      if (--runs_left == 0) {
+        runs_left = runs_in_band;
         entries += 2 * matrix.inner;
       }
     }
