@@ -10,9 +10,16 @@
 
 namespace kvtilt::cuda {
 
+/// Blocks on a multiprocessor that leave each thread the registers it needs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int unpack_resident = 6;
+#else
+inline constexpr int unpack_resident = 7;
+#endif
+
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(unpack_threads, 7)
+__global__ void __launch_bounds__(unpack_threads, unpack_resident)
     unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
   const Threads threads;
   unpack(threads, arguments);
