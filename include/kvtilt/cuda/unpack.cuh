@@ -12,7 +12,7 @@ namespace kvtilt::cuda {
 
 /// Blocks on a multiprocessor that leave each thread the registers it needs.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-inline constexpr int unpack_resident = 6;
+inline constexpr int unpack_resident = 5;
 #else
 inline constexpr int unpack_resident = 7;
 #endif
