@@ -46,7 +46,10 @@ class Report {
     const std::time_t now = std::time(nullptr);
     std::strftime(day, sizeof day, "%Y-%m-%d", std::gmtime(&now));
     std::string command;
-    for (int i = 0; i < argc; ++i) command += (i > 0 ? " " : "") + std::string(argv[i]);
+    for (int i = 0; i < argc; ++i) {
+      if (i > 0) command += ' ';
+      command += argv[i];
+    }
     cudaDeviceProp properties;
     KVTILT_CHECK(cudaGetDeviceProperties(&properties, 0));
     append("date", '"' + std::string(day) + '"', "text");
