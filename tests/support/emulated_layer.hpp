@@ -27,7 +27,7 @@ class EmulatedLayer {
   /// recipes  resolved: one for all heads, or one per head
   EmulatedLayer(const LayerShape& shape, const std::vector<Recipe>& recipes,
                 const TokenPlacement& placement, int sequences, int pages_each)
-      : placement_(placement), sequences_(sequences) {
+      : placement_(placement) {
     const int sink_slots = static_cast<int>(
         round_up(static_cast<std::size_t>(placement.sink_tokens), cuda::tile_extent));
     layouts_[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
@@ -153,7 +153,6 @@ class EmulatedLayer {
   }
 
   TokenPlacement placement_;
-  int sequences_;
   PageLayout layouts_[page_kinds];
   std::unique_ptr<Block> pools_[page_kinds];
   std::vector<cuda::SequenceState> states_;
