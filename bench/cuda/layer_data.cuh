@@ -57,27 +57,19 @@ class LayerData {
   LayerData(const LayerShape& shape, const Recipe& recipe, const std::vector<std::int64_t>& lengths,
             std::uint64_t seed)
       : sequences_(static_cast<int>(lengths.size())) {
-    constexpr int page_tokens = 64;
-    layer_.kv_heads = shape.kv_heads;
-    layer_.key_dim = shape.key_dim;
-    layer_.value_dim = shape.value_dim;
-    layer_.page_tokens = page_tokens;
-    layer_.sink_tokens = 4;
-    layer_.recent_tokens = 128;
-    layer_.ring_blocks = 3;
-    const Recipe resolved = *resolve_recipe(recipe, shape, page_tokens);
-    const PageLayout layouts[page_kinds] = {PageLayout::make_half(shape, 16),
-                                            PageLayout::make(shape, {resolved}, page_tokens),
-                                            PageLayout::make_half(shape, page_tokens)};
+    constexpr TokenPlacement placement{64, 4, 128};
+    const Recipe resolved = *resolve_recipe(recipe, shape, placement.page_tokens);
+    const LayerLayouts layouts =
+        make_layer_layouts(shape, {resolved}, placement.page_tokens, placement.sink_tokens);
+    layer_ = cuda::describe_layer(shape, placement, layouts);
     std::vector<std::int64_t> pages;
     for (const std::int64_t length : lengths)
-      pages.push_back(std::max<std::int64_t>(0, (length - 4 - 128) / page_tokens));
+      pages.push_back(placement.seals(placement.sink_tokens, length));
     const std::int64_t total = std::accumulate(pages.begin(), pages.end(), std::int64_t{0});
     layer_.table_stride = *std::max_element(pages.begin(), pages.end()) + 1;
-    const std::int64_t counts[page_kinds] = {sequences_, total, 3 * sequences_};
+    const std::int64_t counts[page_kinds] = {sequences_, total, sequences_ * layer_.ring_blocks};
     for (int kind = 0; kind < page_kinds; ++kind) {
-      const PageLayout& layout = layouts[kind];
-      layer_.block_bytes[kind] = static_cast<std::int64_t>(layout.bytes);
+      const PageLayout& layout = layouts[static_cast<std::size_t>(kind)];
       pools_[kind] = std::make_unique<DeviceArray<std::byte>>(
           std::max<std::size_t>(64, static_cast<std::size_t>(counts[kind]) * layout.bytes));
       layer_.pool[kind] = pools_[kind]->data();
@@ -100,13 +92,14 @@ class LayerData {
     for (std::size_t i = 0; i < lengths.size(); ++i) {
       cuda::SequenceState state{};
       state.length = lengths[i];
-      state.tail_start = 4 + pages[i] * page_tokens;
+      state.tail_start = placement.sink_tokens + pages[i] * placement.page_tokens;
       state.page_end = static_cast<std::int32_t>(pages[i]);
       states.push_back(state);
       for (std::int64_t page = 0; page < pages[i]; ++page)
         tables[i * static_cast<std::size_t>(layer_.table_stride) + static_cast<std::size_t>(page)] =
-            {4 + page * page_tokens, order[next++], page_tokens};
-      const std::int64_t halves = lengths[i] - pages[i] * page_tokens;
+            {placement.sink_tokens + page * placement.page_tokens, order[next++],
+             placement.page_tokens};
+      const std::int64_t halves = lengths[i] - pages[i] * placement.page_tokens;
       bytes_ += static_cast<std::size_t>(pages[i] * layer_.block_bytes[1]) +
                 static_cast<std::size_t>(halves) * shape.elements_per_token() * 2;
     }

@@ -23,24 +23,14 @@ class DeviceLayer {
               const CacheOptions& options)
       : count_(static_cast<int>(views.size())) {
     const LayerShape& shape = views[0].shape;
-    layouts_[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(
-        shape, static_cast<int>(round_up(static_cast<std::size_t>(options.sink_tokens), 16)));
     std::vector<Recipe> resolved;
     for (const Recipe& recipe : recipes)
       resolved.push_back(resolve_recipe(recipe, shape, options.page_tokens).value());
-    layouts_[static_cast<int>(PageKind::Sealed)] =
-        PageLayout::make(shape, resolved, options.page_tokens);
-    layouts_[static_cast<int>(PageKind::Tail)] = PageLayout::make_half(shape, options.page_tokens);
-
-    layer_.kv_heads = shape.kv_heads;
-    layer_.key_dim = shape.key_dim;
-    layer_.value_dim = shape.value_dim;
-    layer_.page_tokens = options.page_tokens;
-    layer_.sink_tokens = options.sink_tokens;
-    layer_.recent_tokens = options.recent_tokens;
-    layer_.window = shape.window;
-    layer_.keep_sinks = shape.keep_sinks ? 1 : 0;
-    layer_.ring_blocks = token_placement(options).ring_blocks() + 2;
+    layouts_ = make_layer_layouts(shape, resolved, options.page_tokens, options.sink_tokens);
+    TokenPlacement placement = token_placement(options);
+    placement.window = shape.window;
+    layer_ = cuda::describe_layer(shape, placement, layouts_);
+    layer_.ring_blocks += 2;
     std::int64_t pages = 0;
     for (const LayerView& view : views) {
       pages += view.page_count;
@@ -48,10 +38,9 @@ class DeviceLayer {
     }
     const std::int64_t blocks[page_kinds] = {count_, pages, count_ * layer_.ring_blocks};
     for (int kind = 0; kind < page_kinds; ++kind) {
-      layer_.heads[kind] = layouts_[kind].heads.data();
-      layer_.block_bytes[kind] = static_cast<std::int64_t>(layouts_[kind].bytes);
+      layer_.heads[kind] = layouts_[static_cast<std::size_t>(kind)].heads.data();
       // What no token was written to is NaN.
-      pools_[kind].assign(static_cast<std::size_t>(blocks[kind]) * layouts_[kind].bytes + 64,
+      pools_[kind].assign(static_cast<std::size_t>(blocks[kind] * layer_.block_bytes[kind]) + 64,
                           std::byte{0xff});
       layer_.pool[kind] = aligned(pools_[kind]);
     }
@@ -89,7 +78,7 @@ class DeviceLayer {
     int tail_blocks = 0;
     for (std::int32_t i = 0; i < view.page_count; ++i) {
       const PageEntry& entry = view.pages[i];
-      const PageLayout& layout = layouts_[static_cast<int>(entry.kind)];
+      const PageLayout& layout = layouts_[static_cast<std::size_t>(entry.kind)];
       std::byte* to = nullptr;
       if (entry.kind == PageKind::Sinks) {
         to = layer_.sinks(slot);
@@ -124,7 +113,7 @@ class DeviceLayer {
   }
 
   int count_;
-  PageLayout layouts_[page_kinds];
+  LayerLayouts layouts_;
   std::vector<std::byte> pools_[page_kinds];
   std::vector<cuda::SequenceState> states_;
   std::vector<cuda::PageSlot> tables_;

@@ -26,11 +26,12 @@ class EmulatedCache {
         memory_(static_cast<std::byte*>(std::aligned_alloc(256, layout_.plan.device_bytes()))) {
     std::memset(memory_.get(), 0, layout_.plan.device_bytes());
     for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
-      storages_.push_back(cuda::detail::make_storage(layout_, layer, options, memory_.get()));
+      storages_.push_back(cuda::detail::make_storage(layout_, layer, memory_.get()));
       const cuda::detail::DeviceLayer& of = layout_.layers[layer];
       for (int kind = 0; of.shape.kv_heads > 0 && kind < page_kinds; ++kind)
-        std::memcpy(memory_.get() + of.heads[kind], of.layouts[kind].heads.data(),
-                    of.layouts[kind].heads.size() * sizeof(HeadLayout));
+        std::memcpy(memory_.get() + of.heads[kind],
+                    of.layout(static_cast<PageKind>(kind)).heads.data(),
+                    of.layout(static_cast<PageKind>(kind)).heads.size() * sizeof(HeadLayout));
     }
   }
 

@@ -28,33 +28,19 @@ class EmulatedLayer {
   EmulatedLayer(const LayerShape& shape, const std::vector<Recipe>& recipes,
                 const TokenPlacement& placement, int sequences, int pages_each)
       : placement_(placement) {
-    const int sink_slots = static_cast<int>(
-        round_up(static_cast<std::size_t>(placement.sink_tokens), cuda::tile_extent));
-    layouts_[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
-    layouts_[static_cast<int>(PageKind::Sealed)] =
-        PageLayout::make(shape, recipes, placement.page_tokens);
-    layouts_[static_cast<int>(PageKind::Tail)] =
-        PageLayout::make_half(shape, placement.page_tokens);
+    layouts_ = make_layer_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
+    storage_ = cuda::describe_layer(shape, placement, layouts_);
     storage_.layer = 3;
-    storage_.kv_heads = shape.kv_heads;
-    storage_.key_dim = shape.key_dim;
-    storage_.value_dim = shape.value_dim;
-    storage_.page_tokens = placement.page_tokens;
-    storage_.sink_tokens = placement.sink_tokens;
-    storage_.recent_tokens = placement.recent_tokens;
-    storage_.window = placement.window;
-    storage_.ring_blocks = placement.ring_blocks();
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)
       storage_.seal_bytes =
           std::max(storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)));
     const int blocks[page_kinds] = {sequences, sequences * pages_each,
                                     sequences * placement.ring_blocks()};
     for (int kind = 0; kind < page_kinds; ++kind) {
-      const std::size_t bytes = layouts_[kind].bytes;
-      storage_.heads[kind] = layouts_[kind].heads.data();
-      pools_[kind] = std::make_unique<Block>(bytes * static_cast<std::size_t>(blocks[kind]), 0xff);
+      storage_.heads[kind] = layout(static_cast<PageKind>(kind)).heads.data();
+      pools_[kind] = std::make_unique<Block>(
+          static_cast<std::size_t>(blocks[kind] * storage_.block_bytes[kind]), 0xff);
       storage_.pool[kind] = pools_[kind]->data();
-      storage_.block_bytes[kind] = static_cast<std::int64_t>(bytes);
     }
     states_.resize(static_cast<std::size_t>(sequences), cuda::empty_state(placement, pages_each));
     storage_.table_stride = pages_each + 1;
@@ -73,7 +59,7 @@ class EmulatedLayer {
   [[nodiscard]] const cuda::LayerStorage& storage() const { return storage_; }
   [[nodiscard]] const TokenPlacement& placement() const { return placement_; }
   [[nodiscard]] const PageLayout& layout(PageKind kind) const {
-    return layouts_[static_cast<int>(kind)];
+    return layouts_[static_cast<std::size_t>(kind)];
   }
   [[nodiscard]] cuda::SequenceState& state(int sequence) {
     return states_[static_cast<std::size_t>(sequence)];
@@ -153,7 +139,7 @@ class EmulatedLayer {
   }
 
   TokenPlacement placement_;
-  PageLayout layouts_[page_kinds];
+  LayerLayouts layouts_;
   std::unique_ptr<Block> pools_[page_kinds];
   std::vector<cuda::SequenceState> states_;
   std::vector<cuda::PageSlot> tables_;

@@ -34,12 +34,12 @@ inline constexpr int unnumbered_layer = -1;
 
 struct LayerStore {
   LayerShape shape;
-  TokenPlacement placement;        ///< with the layer's window
-  PageLayout layouts[page_kinds];  ///< by PageKind
-  int pools[page_kinds] = {};      ///< index of the pool of each kind's blocks
+  TokenPlacement placement;  ///< with the layer's window
+  LayerLayouts layouts;
+  int pools[page_kinds] = {};  ///< index of the pool of each kind's blocks
 
   [[nodiscard]] const PageLayout& layout(PageKind kind) const {
-    return layouts[static_cast<int>(kind)];
+    return layouts[static_cast<std::size_t>(kind)];
   }
   [[nodiscard]] int pool(PageKind kind) const { return pools[static_cast<int>(kind)]; }
 
@@ -49,13 +49,8 @@ struct LayerStore {
     store.shape = shape;
     store.placement = placement;
     store.placement.window = shape.window;
-    const int sink_slots =
-        static_cast<int>(round_up(static_cast<std::size_t>(placement.sink_tokens), line_lanes));
-    store.layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
-    store.layouts[static_cast<int>(PageKind::Sealed)] =
-        PageLayout::make(shape, recipes, placement.page_tokens);
-    store.layouts[static_cast<int>(PageKind::Tail)] =
-        PageLayout::make_half(shape, placement.page_tokens);
+    store.layouts =
+        make_layer_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
     return store;
   }
 
@@ -64,8 +59,9 @@ struct LayerStore {
     LayerView view;
     view.shape = shape;
     for (int kind = 0; kind < page_kinds; ++kind) {
-      view.heads[kind] = layouts[kind].heads.data();
-      view.max_page_tokens = std::max(view.max_page_tokens, layouts[kind].tokens);
+      const PageLayout& one = layout(static_cast<PageKind>(kind));
+      view.heads[kind] = one.heads.data();
+      view.max_page_tokens = std::max(view.max_page_tokens, one.tokens);
     }
     return view;
   }
@@ -191,7 +187,8 @@ Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const
     stores.push_back(
         LayerStore::make(layer_shape, resolved->recipes[layer], token_placement(options)));
     for (int kind = 0; kind < page_kinds; ++kind)
-      stores.back().pools[kind] = pools.pool_for(stores.back().layouts[kind].bytes);
+      stores.back().pools[kind] =
+          pools.pool_for(stores.back().layout(static_cast<PageKind>(kind)).bytes);
   }
   return stores;
 }

@@ -10,7 +10,7 @@ inline KVCache::KVCache(const CacheOptions& options, detail::DeviceLayout layout
       memory_(std::move(memory)),
       book_(layout_.layers, options) {
   for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer)
-    storages_.push_back(detail::make_storage(layout_, layer, options_, memory_.data()));
+    storages_.push_back(detail::make_storage(layout_, layer, memory_.data()));
 }
 
 inline Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
@@ -42,9 +42,11 @@ inline Status KVCache::upload(cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(copy(layout_.slots, slots.data(), slots.size() * sizeof(slots[0])));
   for (const detail::DeviceLayer& layer : layout_.layers) {
     if (layer.shape.kv_heads == 0) continue;
-    for (int kind = 0; kind < page_kinds; ++kind)
-      KVTILT_RETURN_IF_ERROR(copy(layer.heads[kind], layer.layouts[kind].heads.data(),
-                                  layer.layouts[kind].heads.size() * sizeof(HeadLayout)));
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      const std::vector<HeadLayout>& heads = layer.layout(static_cast<PageKind>(kind)).heads;
+      KVTILT_RETURN_IF_ERROR(
+          copy(layer.heads[kind], heads.data(), heads.size() * sizeof(HeadLayout)));
+    }
     const std::vector<SequenceState> states(static_cast<std::size_t>(options_.max_sequences),
                                             empty_state(layer.placement, 0));
     KVTILT_RETURN_IF_ERROR(

@@ -94,6 +94,26 @@ struct LayerStorage {
 };
 static_assert(std::is_trivially_copyable_v<LayerStorage>);
 
+/// A layer without memory: its numbers. `placement` with the layer's window.
+inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
+                                   const LayerLayouts& layouts) {
+  LayerStorage layer{};
+  layer.kv_heads = shape.kv_heads;
+  if (shape.kv_heads == 0) return layer;
+  layer.key_dim = shape.key_dim;
+  layer.value_dim = shape.value_dim;
+  layer.page_tokens = placement.page_tokens;
+  layer.sink_tokens = placement.sink_tokens;
+  layer.recent_tokens = placement.recent_tokens;
+  layer.window = placement.window;
+  layer.keep_sinks = shape.keep_sinks ? 1 : 0;
+  layer.ring_blocks = placement.ring_blocks();
+  for (int kind = 0; kind < page_kinds; ++kind)
+    layer.block_bytes[kind] =
+        static_cast<std::int64_t>(layouts[static_cast<std::size_t>(kind)].bytes);
+  return layer;
+}
+
 /// Sequences of one launch: slots [count] in device memory.
 struct Batch {
   const std::int32_t* slots;

@@ -39,8 +39,8 @@ inline constexpr std::size_t device_alignment = 256;
 struct DeviceLayer {
   LayerShape shape;
   TokenPlacement placement;
-  PageLayout layouts[page_kinds];  ///< by PageKind
-  std::int32_t pages;              ///< of the pool
+  LayerLayouts layouts;
+  std::int32_t pages;  ///< of the pool
   std::int64_t table_stride;
   std::size_t pools[page_kinds];
   std::size_t heads[page_kinds];
@@ -49,7 +49,7 @@ struct DeviceLayer {
   std::size_t arrivals;
 
   [[nodiscard]] const PageLayout& layout(PageKind kind) const {
-    return layouts[static_cast<int>(kind)];
+    return layouts[static_cast<std::size_t>(kind)];
   }
   [[nodiscard]] std::size_t& pool(PageKind kind) { return pools[static_cast<int>(kind)]; }
 
@@ -95,13 +95,7 @@ inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<
   layer.shape = shape;
   layer.placement = token_placement(options, shape);
   if (shape.kv_heads == 0) return layer;
-  const int sink_slots =
-      static_cast<int>(round_up(static_cast<std::size_t>(options.sink_tokens), tile_extent));
-  layer.layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
-  layer.layouts[static_cast<int>(PageKind::Sealed)] =
-      PageLayout::make(shape, recipes, options.page_tokens);
-  layer.layouts[static_cast<int>(PageKind::Tail)] =
-      PageLayout::make_half(shape, options.page_tokens);
+  layer.layouts = make_layer_layouts(shape, recipes, options.page_tokens, options.sink_tokens);
 
   const std::int64_t total = options.token_capacity / options.page_tokens;
   const std::int64_t own = options.longest() / options.page_tokens;
@@ -170,28 +164,17 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
 }
 
 /// One layer as kernels see it, in memory that starts at `base`.
-inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index,
-                                 const CacheOptions& options, std::byte* base) {
+inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, std::byte* base) {
   const DeviceLayer& layer = layout.layers[index];
-  LayerStorage storage{};
+  LayerStorage storage = describe_layer(layer.shape, layer.placement, layer.layouts);
   storage.layer = static_cast<int>(index);
   storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
-  storage.kv_heads = layer.shape.kv_heads;
   if (layer.shape.kv_heads == 0) return storage;
-  storage.key_dim = layer.shape.key_dim;
-  storage.value_dim = layer.shape.value_dim;
-  storage.page_tokens = options.page_tokens;
-  storage.sink_tokens = options.sink_tokens;
-  storage.recent_tokens = options.recent_tokens;
-  storage.window = layer.shape.window;
-  storage.keep_sinks = layer.shape.keep_sinks ? 1 : 0;
-  storage.ring_blocks = layer.placement.ring_blocks();
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
     storage.seal_bytes = std::max(storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)));
   for (int kind = 0; kind < page_kinds; ++kind) {
     storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
     storage.pool[kind] = base + layer.pools[kind];
-    storage.block_bytes[kind] = static_cast<std::int64_t>(layer.layouts[kind].bytes);
   }
   storage.states = reinterpret_cast<SequenceState*>(base + layer.states);
   storage.tables = reinterpret_cast<PageSlot*>(base + layer.tables);

@@ -5,9 +5,11 @@
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/page/layout.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 namespace kvtilt {
 
@@ -21,6 +23,21 @@ enum class PageKind : std::uint8_t {
   Tail,    ///< the newest tokens, in 16 bits
 };
 inline constexpr int page_kinds = 3;
+
+/// The kinds of pages of a layer, by PageKind.
+using LayerLayouts = std::array<PageLayout, page_kinds>;
+
+/// `recipes` as for PageLayout::make. Sinks have slots for whole lines of tokens.
+inline LayerLayouts make_layer_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                       int page_tokens, int sink_tokens) {
+  const int sink_slots =
+      static_cast<int>(round_up(static_cast<std::size_t>(sink_tokens), line_lanes));
+  LayerLayouts layouts;
+  layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
+  layouts[static_cast<int>(PageKind::Sealed)] = PageLayout::make(shape, recipes, page_tokens);
+  layouts[static_cast<int>(PageKind::Tail)] = PageLayout::make_half(shape, page_tokens);
+  return layouts;
+}
 
 /// One page of a sequence.
 struct PageEntry {
