@@ -31,5 +31,34 @@ TEST(AttendArguments, AskForNothingSpecialUnlessTold) {
   EXPECT_EQ(rules.tree_mask, nullptr);
 }
 
+TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
+  LayerStorage layer{};
+  layer.kv_heads = 2;
+  layer.key_dim = 64;
+  layer.window = 300;
+  layer.keep_sinks = 1;
+  float numbers[1] = {};
+  const TensorView queries(numbers, 6, 8, 64);
+  const MutableTensorView out(numbers, 6, 8, 32);
+  const AttendArguments plain =
+      make_arguments(layer, {nullptr, 3}, queries, out.with_strides(900, 90), numbers, {});
+  EXPECT_EQ(plain.queries, 2);
+  EXPECT_EQ(plain.query_heads, 8);
+  EXPECT_EQ(plain.out_token_stride, 900);
+  EXPECT_EQ(plain.out_head_stride, 90);
+  EXPECT_FLOAT_EQ(plain.rules.scale, 0.125f * log2_e) << "1 / sqrt(key_dim)";
+  EXPECT_EQ(plain.rules.window, 300) << "the layer's";
+  EXPECT_EQ(plain.rules.keep_sinks, 1);
+  DeviceAttendOptions options;
+  options.scale = 2.0f;
+  options.soft_cap = 4.0f;
+  options.window = 7;
+  const AttendRules capped =
+      make_arguments(layer, {nullptr, 3}, queries, out, nullptr, options).rules;
+  EXPECT_FLOAT_EQ(capped.scale, 0.5f) << "of tanh's argument";
+  EXPECT_FLOAT_EQ(capped.soft_cap, 4.0f * log2_e);
+  EXPECT_EQ(capped.window, 7);
+}
+
 }  // namespace
 }  // namespace kvtilt::cuda

@@ -34,38 +34,21 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   const cuda::LayerStorage& layer = device.layer();
   const int count = device.batch().count;
   Output output(queries.tokens, queries.heads, layer.value_dim);
-  cuda::AttendArguments arguments{};
-  arguments.layer = layer;
-  arguments.batch = device.batch();
-  arguments.queries = static_cast<int>(queries.tokens) / count;
-  arguments.query_heads = queries.heads;
-  arguments.query = queries.data.data();
-  arguments.query_type = ElementType::F32;
-  arguments.query_token_stride = queries.heads * queries.dim;
-  arguments.query_head_stride = queries.dim;
-  arguments.out = output.out.data.data();
-  arguments.out_type = ElementType::F32;
-  arguments.out_token_stride = queries.heads * layer.value_dim;
-  arguments.out_head_stride = layer.value_dim;
-  arguments.lse = output.lse.data();
-  arguments.stages = launch.stages;
-
-  const float scale =
-      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
-  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * cuda::log2_e;
-  arguments.rules.soft_cap = options.soft_cap * cuda::log2_e;
-  arguments.rules.window = options.window > 0 ? options.window : layer.window;
-  arguments.rules.keep_sinks = layer.keep_sinks;
-  arguments.rules.first_position = options.first_position;
-  arguments.rules.end_position = options.end_position;
-  std::vector<float> slopes(options.alibi_slopes.begin(), options.alibi_slopes.end());
-  std::vector<float> sinks(options.sink_logits.begin(), options.sink_logits.end());
-  if (!slopes.empty()) arguments.rules.alibi_slopes = slopes.data();
-  if (!sinks.empty()) arguments.rules.sink_logits = sinks.data();
   std::vector<std::uint64_t> trees;
   for (int i = 0; i < count; ++i)
     trees.insert(trees.end(), options.tree_mask.begin(), options.tree_mask.end());
-  if (!trees.empty()) arguments.rules.tree_mask = trees.data();
+  const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
+  const cuda::DeviceAttendOptions rules{options.scale,
+                                        options.soft_cap,
+                                        options.window,
+                                        array(options.alibi_slopes),
+                                        array(options.sink_logits),
+                                        array(trees),
+                                        options.first_position,
+                                        options.end_position};
+  cuda::AttendArguments arguments = cuda::make_arguments(
+      layer, device.batch(), queries.view(), output.out.out(), output.lse.data(), rules);
+  arguments.stages = launch.stages;
 
   const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * cuda::item_rows);
   std::vector<float> outputs(parts * static_cast<std::size_t>(layer.value_dim), std::nanf(""));

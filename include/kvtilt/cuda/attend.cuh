@@ -6,16 +6,15 @@
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/attend_block.hpp>
+#include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/threads.cuh>
 #include <kvtilt/quant/format.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <cuda_runtime.h>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <utility>
 #include <vector>
 
@@ -54,18 +53,6 @@ using DefaultAttendKernels =
     AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
                   PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>,
                   GenericTraits<64>, GenericTraits<128>>;
-
-/// AttendOptions whose arrays are in device memory.
-struct DeviceAttendOptions {
-  float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
-  float soft_cap = 0.0f;                     ///< 0: none
-  int window = 0;                            ///< 0: the layer's own
-  const float* alibi_slopes = nullptr;       ///< [query_heads]
-  const float* sink_logits = nullptr;        ///< [query_heads]
-  const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
-  std::int64_t first_position = 0;
-  std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
-};
 
 /// How a launch fills a multiprocessor. Zeros: what Attention finds best.
 struct AttendTuning {
@@ -196,9 +183,10 @@ class Attention {
     int per_block = 0;
     int per_multiprocessor = 0;
     int major = 0;
-    KVTILT_RETURN_IF_ERROR(check(cudaGetDevice(&device)));
+    constexpr const char* preparing = "preparing attention";
+    KVTILT_RETURN_IF_ERROR(to_status(cudaGetDevice(&device), preparing));
     const auto attribute = [&](cudaDeviceAttr name, int& value) {
-      return check(cudaDeviceGetAttribute(&value, name, device));
+      return to_status(cudaDeviceGetAttribute(&value, name, device), preparing);
     };
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMultiProcessorCount, multiprocessors));
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, per_block));
@@ -225,12 +213,15 @@ class Attention {
                            "%d pages of %u bytes for each of %d warps do not fit the %d bytes of "
                            "shared memory of this device",
                            stages_, stage_bytes_, attend_warps, per_block);
-    KVTILT_RETURN_IF_ERROR(check(
+    KVTILT_RETURN_IF_ERROR(to_status(
         cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes_(stages_, max_attend_sequences)))));
+                             static_cast<int>(shared_bytes_(stages_, max_attend_sequences))),
+        preparing));
     int fitting = 0;
-    KVTILT_RETURN_IF_ERROR(check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-        &fitting, kernel_, 32 * attend_warps, shared_bytes_(stages_, max_attend_sequences))));
+    KVTILT_RETURN_IF_ERROR(to_status(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fitting, kernel_, 32 * attend_warps,
+                                                      shared_bytes_(stages_, max_attend_sequences)),
+        preparing));
     blocks_ = multiprocessors * (fitting < resident ? fitting : resident);
     return {};
   }
@@ -252,11 +243,6 @@ class Attention {
       workspace.arrivals = reinterpret_cast<std::uint32_t*>(floats + outputs + 2 * rows);
     }
     return {workspace, (outputs + 2 * rows + items) * 4};
-  }
-
-  static Status check(cudaError_t error) {
-    if (error == cudaSuccess) return {};
-    return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
   }
 
   LayerShape shape_;
@@ -297,46 +283,25 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                          static_cast<long long>(queries.tokens), queries.heads, shape_.value_dim);
   if (queries.data == nullptr || out.data == nullptr || workspace == nullptr)
     return Status::error(invalid, "queries, output or workspace are null");
-  if (!kvtilt::detail::is_positive_or_zero(options.scale) ||
-      !kvtilt::detail::is_positive_or_zero(options.soft_cap))
-    return Status::error(invalid, "scale %g and soft_cap %g must be positive, or 0",
-                         static_cast<double>(options.scale), static_cast<double>(options.soft_cap));
-  if (options.window < 0 || (layer.window > 0 && options.window > layer.window))
-    return Status::error(invalid, "window is %d; the layer's is %d", options.window, layer.window);
   const int each = static_cast<int>(queries.tokens / batch.count);
+  AttendOptions common;  // what needs no device memory
+  common.scale = options.scale;
+  common.soft_cap = options.soft_cap;
+  common.window = options.window;
+  common.first_position = options.first_position;
+  common.end_position = options.end_position;
+  LayerShape shape = shape_;
+  shape.window = layer.window;
+  KVTILT_RETURN_IF_ERROR(check_attend_options(common, shape, each, queries.heads));
   if (options.tree_mask != nullptr && each > 64)
     return Status::error(invalid, "a tree mask holds at most 64 queries, not %d", each);
 
-  AttendArguments arguments{};
-  arguments.layer = layer;
-  arguments.batch = batch;
-  arguments.queries = each;
-  arguments.query_heads = queries.heads;
-  arguments.query = queries.data;
-  arguments.query_type = queries.type;
-  arguments.query_token_stride = queries.token_stride;
-  arguments.query_head_stride = queries.head_stride;
-  arguments.out = out.address(0, 0);
-  arguments.out_type = out.type;
-  arguments.out_token_stride = out.token_stride;
-  arguments.out_head_stride = out.head_stride;
-  arguments.lse = lse;
-  const float scale =
-      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(shape_.key_dim));
-  arguments.rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
-  arguments.rules.soft_cap = options.soft_cap * log2_e;
-  arguments.rules.window = options.window > 0 ? options.window : layer.window;
-  arguments.rules.keep_sinks = layer.keep_sinks;
-  arguments.rules.alibi_slopes = options.alibi_slopes;
-  arguments.rules.sink_logits = options.sink_logits;
-  arguments.rules.tree_mask = options.tree_mask;
-  arguments.rules.first_position = options.first_position;
-  arguments.rules.end_position = options.end_position;
+  AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
   arguments.workspace = layout_workspace(workspace, batch.count, each, queries.heads).first;
   arguments.stages = stages_;
   kernel_<<<static_cast<unsigned>(blocks_), 32 * attend_warps, shared_bytes_(stages_, batch.count),
             stream>>>(arguments);
-  return check(cudaGetLastError());
+  return launched("attending");
 }
 
 }  // namespace kvtilt::cuda

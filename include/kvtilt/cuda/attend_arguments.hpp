@@ -5,13 +5,27 @@
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace kvtilt::cuda {
 
 /// Kernels work with logits of base 2.
 inline constexpr float log2_e = 1.44269504088896341f;
+
+/// AttendOptions whose arrays are in device memory.
+struct DeviceAttendOptions {
+  float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;                     ///< 0: none
+  int window = 0;                            ///< 0: the layer's own
+  const float* alibi_slopes = nullptr;       ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
+  std::int64_t first_position = 0;
+  std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
+};
 
 /// AttendOptions as kernels need them; all pointers are device memory.
 struct AttendRules {
@@ -54,5 +68,38 @@ struct AttendArguments {
   [[nodiscard]] KVTILT_HD int ratio() const { return query_heads / layer.kv_heads; }
   [[nodiscard]] KVTILT_HD int rows() const { return ratio() * queries; }
 };
+
+/// What is asked for: all but the workspace and the stages, which depend on the launch.
+inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& batch,
+                                      const TensorView& queries, const MutableTensorView& out,
+                                      float* lse, const DeviceAttendOptions& options) {
+  AttendArguments arguments{};
+  arguments.layer = layer;
+  arguments.batch = batch;
+  arguments.queries = static_cast<int>(queries.tokens / batch.count);
+  arguments.query_heads = queries.heads;
+  arguments.query = queries.data;
+  arguments.query_type = queries.type;
+  arguments.query_token_stride = queries.token_stride;
+  arguments.query_head_stride = queries.head_stride;
+  arguments.out = out.address(0, 0);
+  arguments.out_type = out.type;
+  arguments.out_token_stride = out.token_stride;
+  arguments.out_head_stride = out.head_stride;
+  arguments.lse = lse;
+  AttendRules& rules = arguments.rules;
+  const float scale =
+      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
+  rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
+  rules.soft_cap = options.soft_cap * log2_e;
+  rules.window = options.window > 0 ? options.window : layer.window;
+  rules.keep_sinks = layer.keep_sinks;
+  rules.alibi_slopes = options.alibi_slopes;
+  rules.sink_logits = options.sink_logits;
+  rules.tree_mask = options.tree_mask;
+  rules.first_position = options.first_position;
+  rules.end_position = options.end_position;
+  return arguments;
+}
 
 }  // namespace kvtilt::cuda

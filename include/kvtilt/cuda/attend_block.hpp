@@ -179,7 +179,6 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
   QueryTile<Traits::key_dim> query;
   query.load(threads, arguments, rows);
   const PlainRange plain = PlainRange::of(arguments, rows.length);
-  const bool shaped = arguments.rules.soft_cap > 0.0f || arguments.rules.alibi_slopes != nullptr;
   KVTILT_DEVICE_LOOP
   for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
     const int later = unit + ahead - tiles;
@@ -196,9 +195,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
     }
     const HeadLayout& head = layer.head(kind, rows.kv_head);
     const std::byte* block = tile.block + head.offset;
-    const bool special = shaped || tile.tokens < tile_extent ||
-                         tile.first_position < plain.begin ||
-                         tile.first_position + tile_extent > plain.end;
+    const bool special = plain.leaves(tile.first_position, tile.tokens, tile_extent);
     attend_tile<Traits::key_dim, Traits::value_dim>(
         threads, arguments, rows,
         typename Traits::KeyFragments{&head.key, block, tile.index},
@@ -233,10 +230,6 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   QueryTile<Traits::key_dim> query;
   query.load(threads, arguments, rows);
   const PlainRange plain = PlainRange::of(arguments, rows.length);
-  const bool shaped = arguments.rules.soft_cap > 0.0f || arguments.rules.alibi_slopes != nullptr;
-  const auto is_special = [&](std::int64_t first, int tokens, int slots) {
-    return shaped || tokens < slots || first < plain.begin || first + slots > plain.end;
-  };
 
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last && unit < tiles; unit += warps) {
@@ -251,7 +244,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
         threads, arguments, rows, HalfFragments{keys + tile.index * key_bytes},
         HalfFragments{values + tile.index * value_bytes},
         tile.first_position, tile.tokens, tile.sink,
-        is_special(tile.first_position, tile.tokens, tile_extent), query, state);
+        plain.leaves(tile.first_position, tile.tokens, tile_extent), query, state);
   }
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last; unit += warps) {
@@ -260,7 +253,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     const std::byte* data = ring.take(threads, page);
     if constexpr (Traits::page_units == 1) {
       attend_page<Traits>(threads, arguments, rows, data, page,
-                          is_special(page.first_position, page.tokens, Traits::page_tokens), query,
+                          plain.leaves(page.first_position, page.tokens, Traits::page_tokens), query,
                           state);
     } else {
       const int index = (unit - tiles) % Traits::page_units * tile_extent;
@@ -269,7 +262,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
       const int tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
       attend_tile<Traits::key_dim, Traits::value_dim>(
           threads, arguments, rows, HalfFragments{data}, HalfFragments{data + Traits::key_bytes},
-          first, tokens, false, is_special(first, tokens, tile_extent), query, state);
+          first, tokens, false, plain.leaves(first, tokens, tile_extent), query, state);
     }
     ring.release(threads);
   }

@@ -40,11 +40,19 @@ struct ItemRows {
 struct PlainRange {
   std::int64_t begin;
   std::int64_t end;
+  bool shaped;  ///< logits are more than products: no unit is plain
+
+  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is more
+  /// than a plain one.
+  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
+    return shaped || tokens < slots || first < begin || first + slots > end;
+  }
 
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendArguments& arguments,
                                                std::int64_t length) {
     const AttendRules& rules = arguments.rules;
     PlainRange range;
+    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && length - rules.window > range.begin)
       range.begin = length - rules.window;
