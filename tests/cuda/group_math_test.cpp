@@ -52,8 +52,6 @@ TEST(GroupMath, ScalesAreTheSmallest) {
 }
 
 TEST(GroupMath, WordsOfPairsAndBytes) {
-  EXPECT_EQ(join_low(0x12345678u, 0x9abcdef0u), 0xdef05678u);
-  EXPECT_EQ(join_high(0x12345678u, 0x9abcdef0u), 0x9abc1234u);
   EXPECT_EQ(join_bytes(0x111u, 0x222u, 0x333u, 0x444u), 0x44332211u);
   EXPECT_EQ(clamp_pair(0xffff0020u, 15), 0x0000000fu);
   EXPECT_EQ(dot_bytes(0x04030201u, 0xff010203u, 5u), 5u + 3 + 4 + 3 + 4 * 255);

@@ -153,5 +153,11 @@ TEST(Half2, PacksToTheNearest) {
   }
 }
 
+TEST(Half2, BytesOfTwoRegistersInAnyOrder) {
+  EXPECT_EQ(join_low(0x12345678u, 0x9abcdef0u), 0xdef05678u);
+  EXPECT_EQ(join_high(0x12345678u, 0x9abcdef0u), 0x9abc1234u);
+  EXPECT_EQ(permute_bytes(0x33221100u, 0x77665544u, 0x7035u), 0x77003355u);
+}
+
 }  // namespace
 }  // namespace kvtilt::cuda

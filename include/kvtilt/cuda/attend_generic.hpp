@@ -120,8 +120,8 @@ struct PageFragments {
         const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
         const std::uint32_t low = static_cast<std::uint32_t>(four);
         const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
-        const std::uint32_t even = keys ? low : permute_bytes(low, high, 0x5410u);
-        const std::uint32_t odd = keys ? high : permute_bytes(low, high, 0x7632u);
+        const std::uint32_t even = keys ? low : join_low(low, high);
+        const std::uint32_t odd = keys ? high : join_high(low, high);
         return {{even, even, odd, odd}};
       }
       const std::uint32_t two = load_word(from);

@@ -32,25 +32,7 @@ KVTILT_HD constexpr int tiles_in_words(int width) { return 16 / width; }
 
 /// Bytes 1 and 3 of a word, each in the low byte of its half.
 KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(word, 0, 0x4341);
-#else
-  return (word >> 8) & 0x00ff00ffu;
-#endif
-}
-
-/// Byte i of the result is byte (selector >> 4i) % 8 of the eight of a, then b.
-KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
-                                             std::uint32_t selector) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(a, b, selector);
-#else
-  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
-  std::uint32_t result = 0;
-  for (int i = 0; i < 4; ++i)
-    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
-  return result;
-#endif
+  return permute_bytes(word, 0, 0x4341);
 }
 
 /// Registers of tile `tile` of the Words that hold it: subnormals below 16 bits, the halves

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/quant/affine.hpp>
 #include <kvtilt/quant/min_mse.hpp>
 
@@ -82,32 +83,10 @@ KVTILT_HD inline std::uint32_t rounded_bits(float t) {
 #endif
 }
 
-/// The low 16 bits of two words.
-KVTILT_HD inline std::uint32_t join_low(std::uint32_t low, std::uint32_t high) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(low, high, 0x5410);
-#else
-  return (low & 0xffffu) | (high << 16);
-#endif
-}
-
-/// The high 16 bits of two words.
-KVTILT_HD inline std::uint32_t join_high(std::uint32_t low, std::uint32_t high) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(low, high, 0x7632);
-#else
-  return (low >> 16) | (high & 0xffff0000u);
-#endif
-}
-
 /// The low bytes of four words.
 KVTILT_HD inline std::uint32_t join_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t c,
                                           std::uint32_t d) {
-#if defined(__CUDA_ARCH__)
-  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
-#else
-  return (a & 0xffu) | (b & 0xffu) << 8 | (c & 0xffu) << 16 | d << 24;
-#endif
+  return permute_bytes(permute_bytes(a, b, 0x0040), permute_bytes(c, d, 0x0040), 0x5410);
 }
 
 /// Two signed 16-bit integers clamped to 0..highest.

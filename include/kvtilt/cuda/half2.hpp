@@ -38,6 +38,30 @@ inline F16 fma_half(F16 a, F16 b, F16 c) {
 
 }  // namespace detail
 
+/// Byte i of the result is byte (selector >> 4i) % 8 of the eight of a, then b.
+KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
+                                             std::uint32_t selector) {
+#if defined(__CUDA_ARCH__)
+  return __byte_perm(a, b, selector);
+#else
+  const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
+  std::uint32_t result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+  return result;
+#endif
+}
+
+/// The low halves of two registers.
+KVTILT_HD inline std::uint32_t join_low(std::uint32_t low, std::uint32_t high) {
+  return permute_bytes(low, high, 0x5410);
+}
+
+/// The high halves of two registers.
+KVTILT_HD inline std::uint32_t join_high(std::uint32_t low, std::uint32_t high) {
+  return permute_bytes(low, high, 0x7632);
+}
+
 /// Exact.
 KVTILT_HD inline float low_half(std::uint32_t pair) {
 #if defined(__CUDA_ARCH__)
