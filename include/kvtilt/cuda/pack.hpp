@@ -4,7 +4,7 @@
 /// per kv head does what append does with the rest.
 #pragma once
 
-#include <kvtilt/cuda/append.hpp>
+#include <kvtilt/cuda/append_head.hpp>
 #include <kvtilt/cuda/input_rows.hpp>
 #include <kvtilt/cuda/seal_head.hpp>
 

@@ -9,7 +9,8 @@
 #include <kvtilt/cuda/device_record.hpp>
 #include <kvtilt/cuda/fit_groups.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
-#include <kvtilt/cuda/sequence_state.hpp>
+#include <kvtilt/cuda/output_rows.hpp>
+#include <kvtilt/cuda/sequence_pieces.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -34,119 +35,6 @@ KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tok
 }
 
 namespace detail {
-
-/// A run of a sequence's tokens that stand in one block.
-struct Piece {
-  PageKind kind;
-  const std::byte* block;
-  std::int64_t first_position;
-  int tokens;
-};
-
-/// Where the pieces of a sequence are: sinks, then pages, then tail blocks.
-struct Pieces {
-  const LayerStorage& layer;
-  const SequenceState& state;
-  int sequence;
-
-  [[nodiscard]] KVTILT_HD int pages() const { return state.page_end - state.first_page; }
-  [[nodiscard]] KVTILT_HD std::int64_t tail_tokens() const {
-    return state.length > state.tail_start ? state.length - state.tail_start : 0;
-  }
-  [[nodiscard]] KVTILT_HD int count() const {
-    return 1 + pages() +
-           static_cast<int>((tail_tokens() + layer.page_tokens - 1) / layer.page_tokens);
-  }
-  /// The first that may hold a token at `position` or behind it.
-  [[nodiscard]] KVTILT_HD int at(std::int64_t position) const {
-    if (position < layer.sink_tokens) return 0;
-    if (position >= state.tail_start)
-      return 1 + pages() + static_cast<int>((position - state.tail_start) / layer.page_tokens);
-    return 1 + entry_at(state, layer.table(sequence), position) - state.first_page;
-  }
-  [[nodiscard]] KVTILT_HD Piece operator[](int index) const {
-    if (index == 0) {
-      const std::int64_t tokens =
-          state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
-      return {PageKind::Sinks, layer.sinks(sequence), 0, static_cast<int>(tokens)};
-    }
-    if (index <= pages()) {
-      const PageSlot slot = layer.table(sequence)[state.first_page + index - 1];
-      return {PageKind::Sealed, layer.block(PageKind::Sealed, slot.page), slot.first_position,
-              slot.tokens};
-    }
-    const int turn = index - 1 - pages();
-    const std::int64_t before = static_cast<std::int64_t>(turn) * layer.page_tokens;
-    const std::int64_t tokens = tail_tokens() - before;
-    return {PageKind::Tail, layer.tail(sequence, state.ring_head, turn), state.tail_start + before,
-            static_cast<int>(tokens < layer.page_tokens ? tokens : layer.page_tokens)};
-  }
-};
-
-/// Where the rows of one head go.
-template <class T>
-class OutputRows {
- public:
-  KVTILT_HD OutputRows(const MutableTensorView& rows, std::int64_t first_row, int head)
-      : data_(static_cast<T*>(const_cast<void*>(rows.data)) + first_row * rows.token_stride +
-              head * rows.head_stride),
-        stride_(rows.token_stride),
-        aligned_(reinterpret_cast<std::uintptr_t>(data_) % (4 * sizeof(T)) == 0 &&
-                 stride_ % 4 == 0) {}
-
-  /// Whether rows may be stored four channels at a time.
-  [[nodiscard]] KVTILT_HD bool aligned() const { return aligned_; }
-  [[nodiscard]] KVTILT_HD std::int64_t stride() const { return stride_; }
-  [[nodiscard]] KVTILT_HD T* at(int token, int channel) const {
-    return data_ + token * stride_ + channel;
-  }
-
-  /// Count neighbouring channels, a multiple of Count on.
-  template <int Count>
-  KVTILT_HD void store(int token, int channel, const float (&x)[Count]) const {
-    T* to = at(token, channel);
-    if (aligned_) {
-      store_aligned(to, x);
-      return;
-    }
-    const Run<Count> run(x);
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; ++i) {
-      if constexpr (sizeof(T) == 4)
-        to[i] = bit_cast<float>(run.word[i]);
-      else
-        to[i].bits = static_cast<std::uint16_t>(run.word[i / 2] >> (16 * (i % 2)));
-    }
-  }
-
-  template <int Count>
-  KVTILT_HD static void store_aligned(T* to, const float (&x)[Count]) {
-    *reinterpret_cast<Run<Count>*>(to) = Run<Count>(x);
-  }
-
- private:
-  /// Rounded numbers.
-  template <int Count>
-  struct alignas(Count * sizeof(T)) Run {
-    std::uint32_t word[Count * sizeof(T) / 4];
-
-    KVTILT_HD explicit Run(const float (&x)[Count]) {
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < Count; i += 2) {
-        if constexpr (sizeof(T) == 4) {
-          word[i] = bit_cast<std::uint32_t>(x[i]);
-          word[i + 1] = bit_cast<std::uint32_t>(x[i + 1]);
-        } else {
-          word[i / 2] = __is_same(T, F16) ? pack_halves(x[i], x[i + 1]) : pack_bf16(x[i], x[i + 1]);
-        }
-      }
-    }
-  };
-
-  T* data_;
-  std::int64_t stride_;
-  bool aligned_;
-};
 
 /// Slots `slot` to slot + count - 1 of a block; slot `slot` goes to row 0.
 template <Role R, class T>
@@ -318,14 +206,6 @@ KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
     unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<BF16>(rows, first_row, head));
   else
     unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
-}
-
-/// Whether tokens are missing behind piece `index` that lie before `end`.
-KVTILT_HD inline bool gap_behind(const Pieces& pieces, const Piece& piece, int index,
-                                 std::int64_t end) {
-  const std::int64_t next = piece.first_position + piece.tokens;
-  if (next >= end) return false;
-  return index + 1 >= pieces.count() || pieces[index + 1].first_position != next;
 }
 
 /// What a request wants of one piece.
