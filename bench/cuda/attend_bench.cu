@@ -27,12 +27,6 @@ namespace {
 constexpr int head_dim = 128;
 constexpr double sold_bandwidth = 4.8e12;
 
-void check(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.message().data());
-  std::exit(1);
-}
-
 /// Seconds of one launch: a graph of `launches`, replayed until the median stands.
 template <class Launch>
 double replayed_seconds(int launches, Launch launch) {

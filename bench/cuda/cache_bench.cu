@@ -27,17 +27,6 @@ constexpr int kv_heads = 8;
 constexpr int head_dim = 128;
 constexpr std::int64_t prompt = 32768;
 
-void check(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.message().data());
-  std::exit(1);
-}
-template <class T>
-T check(Result<T> result) {
-  check(result.status());
-  return std::move(*result);
-}
-
 /// Random f16 rows in device memory.
 struct DeviceRows {
   DeviceArray<F16> data;

@@ -10,12 +10,27 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 namespace kvtilt::bench {
+
+/// A call that cannot fail in a bench.
+inline void check(const Status& status) {
+  if (status.ok()) return;
+  std::fprintf(stderr, "%s\n", status.message().data());
+  std::exit(1);
+}
+template <class T>
+T check(Result<T> result) {
+  check(result.status());
+  return std::move(*result);
+}
 
 __device__ inline std::uint32_t hash(std::uint64_t x) {
   x = (x ^ (x >> 31)) * 0x9e3779b97f4a7c15u;
@@ -58,7 +73,7 @@ class LayerData {
             std::uint64_t seed)
       : sequences_(static_cast<int>(lengths.size())) {
     constexpr TokenPlacement placement{64, 4, 128};
-    const Recipe resolved = *resolve_recipe(recipe, shape, placement.page_tokens);
+    const Recipe resolved = check(resolve_recipe(recipe, shape, placement.page_tokens));
     const LayerLayouts layouts =
         make_layer_layouts(shape, {resolved}, placement.page_tokens, placement.sink_tokens);
     layer_ = cuda::describe_layer(shape, placement, layouts);
