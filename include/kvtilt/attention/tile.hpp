@@ -32,8 +32,6 @@ inline constexpr int max_blocks = 1024 / line_lanes;
 /// The most pages that are joined.
 inline constexpr int max_joined = cpu::joined_slots / 32;
 
-inline constexpr float log2_e = 1.44269504088896341f;
-
 /// Floats in rows of a multiple of 16, carved out of a caller's workspace.
 class WorkspaceCarver {
  public:

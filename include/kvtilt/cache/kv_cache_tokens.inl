@@ -7,7 +7,7 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
                                     const TensorView& values) const {
   const LayerStore& store = stores_[static_cast<std::size_t>(layer)];
   const SequenceLayer& own = sequence.layer(static_cast<std::size_t>(layer));
-  KVTILT_RETURN_IF_ERROR(store.check_rows(keys, values, layer));
+  KVTILT_RETURN_IF_ERROR(detail::check_rows(store.shape, keys, values, layer));
   if (keys.tokens == 0) return {};
   if (keys.tokens > sequence.capacity - own.length())
     return Status::error(ErrorCode::OutOfCapacity,

@@ -100,7 +100,7 @@ Result<LayerPages> LayerPages::create(const LayerShape& shape, const std::vector
 
 inline Status LayerPages::write(const TensorView& keys, const TensorView& values, int first_slot,
                                 std::byte* block) const {
-  KVTILT_RETURN_IF_ERROR(store_.check_rows(keys, values, unnumbered_layer));
+  KVTILT_RETURN_IF_ERROR(detail::check_rows(store_.shape, keys, values, unnumbered_layer));
   if (first_slot < 0 || first_slot > page_tokens() || keys.tokens > page_tokens() - first_slot)
     return Status::error(ErrorCode::InvalidArgument,
                          "%lld tokens from slot %d on do not fit a block of %d",

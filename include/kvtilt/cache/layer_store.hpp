@@ -6,6 +6,7 @@
 #include <kvtilt/cache/input_check.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cpu/half_rows.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>
@@ -14,23 +15,11 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <utility>
 #include <vector>
 
 namespace kvtilt {
-
-/// How messages begin: "layer 3: ", or nothing where the layer has no number.
-struct LayerName {
-  char text[24] = "";
-  explicit LayerName(int layer) {
-    if (layer >= 0) std::snprintf(text, sizeof text, "layer %d: ", layer);
-  }
-};
-
-/// For messages about a layer that its owner has not numbered.
-inline constexpr int unnumbered_layer = -1;
 
 struct LayerStore {
   LayerShape shape;
@@ -83,25 +72,6 @@ struct LayerStore {
     if (kind == PageKind::Sealed) report.page_bytes += count * layout(kind).bytes;
     if (kind == PageKind::Tail) report.tail_bytes += elements * sizeof(F16);
     if (kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
-  }
-
-  /// InvalidArgument unless they are as many keys and values of this layer.
-  [[nodiscard]] Status check_rows(const TensorView& keys, const TensorView& values,
-                                  int layer) const {
-    if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
-        values.heads != shape.kv_heads || keys.dim != shape.key_dim ||
-        values.dim != shape.value_dim)
-      return Status::error(
-          ErrorCode::InvalidArgument,
-          "%skeys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
-          "[n, %d, %d]",
-          LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-          static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
-          shape.key_dim, shape.kv_heads, shape.value_dim);
-    if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
-      return Status::error(ErrorCode::InvalidArgument, "%skeys or values are null",
-                           LayerName(layer).text);
-    return {};
   }
 
   /// InvalidValue with the place of the first element that cannot be stored.

@@ -2,7 +2,7 @@
 /// Tokens back out of a cache: for exports, for attention of another kind, for a look at the error.
 #pragma once
 
-#include <kvtilt/cache/layer_store.hpp>
+#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>
@@ -10,19 +10,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 namespace kvtilt {
 
 namespace detail {
-
-inline bool is_wanted(const TensorView& rows) {
-  return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
-}
-
-inline bool fits(const TensorView& rows, std::int64_t tokens, int heads, int dim) {
-  return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == heads && rows.dim == dim &&
-                              (rows.data != nullptr || tokens == 0));
-}
 
 /// The page that holds a position, or else the next one.
 inline const PageEntry* page_at(const LayerView& view, std::int64_t position) {
@@ -36,16 +28,9 @@ inline Status check_unpack(const LayerView& view, std::int64_t first, const Tens
   const LayerShape& shape = view.shape;
   if (view.kernels == nullptr || shape.kv_heads == 0)
     return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
-  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
-  if (tokens < 0 || !fits(keys, tokens, shape.kv_heads, shape.key_dim) ||
-      !fits(values, tokens, shape.kv_heads, shape.value_dim))
-    return Status::error(ErrorCode::InvalidArgument,
-                         "%skeys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at %p; "
-                         "expected [n, %d, %d] and [n, %d, %d], or {} for what is not wanted",
-                         LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads,
-                         keys.dim, keys.data, static_cast<long long>(values.tokens), values.heads,
-                         values.dim, values.data, shape.kv_heads, shape.key_dim, shape.kv_heads,
-                         shape.value_dim);
+  Result<std::int64_t> wanted = check_wanted_rows(shape, keys, values, layer);
+  if (!wanted) return std::move(wanted).take_status();
+  const std::int64_t tokens = *wanted;
   if (first < 0 || first > view.length || tokens > view.length - first)
     return Status::error(ErrorCode::InvalidArgument,
                          "%scannot unpack %lld tokens from position %lld on: there are %lld",

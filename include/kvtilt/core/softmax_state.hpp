@@ -10,6 +10,9 @@
 
 namespace kvtilt {
 
+/// Kernels work with logits of base 2.
+inline constexpr float log2_e = 1.44269504088896341f;
+
 // Minus infinity is handled as bits: -ffast-math may drop one it sees computed or compared.
 inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 

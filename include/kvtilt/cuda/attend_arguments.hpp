@@ -2,6 +2,7 @@
 /// What the attention kernels are told: plain data, passed by value.
 #pragma once
 
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/layer_storage.hpp>
 
@@ -11,9 +12,6 @@
 #include <limits>
 
 namespace kvtilt::cuda {
-
-/// Kernels work with logits of base 2.
-inline constexpr float log2_e = 1.44269504088896341f;
 
 /// AttendOptions whose arrays are in device memory.
 struct DeviceAttendOptions {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/cache/memory_report.hpp>
+#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/append.cuh>
@@ -150,8 +151,9 @@ class KVCache {
   KVCache(const CacheOptions& options, detail::DeviceLayout layout, DeviceMemory memory);
 
   Status upload(cudaStream_t stream);
-  [[nodiscard]] Status check_rows(int layer, const TensorView& keys,
-                                  const TensorView& values) const;
+  [[nodiscard]] const LayerShape& shape(int layer) const {
+    return layout_.layers[static_cast<std::size_t>(layer)].shape;
+  }
   Status append(std::span<const SequenceId> ids, const Batch& batch, int layer,
                 const TensorView& keys, const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream);

@@ -23,29 +23,12 @@ inline Result<SequenceBatch> KVCache::batch(SequenceId id) const {
   return SequenceBatch{{id}, {device_slots() + id.slot, 1}};
 }
 
-inline Status KVCache::check_rows(int layer, const TensorView& keys,
-                                  const TensorView& values) const {
-  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
-  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != of.kv_heads ||
-      values.heads != of.kv_heads || keys.dim != of.key_dim || values.dim != of.value_dim)
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "layer %d: keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
-        "[n, %d, %d]",
-        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-        static_cast<long long>(values.tokens), values.heads, values.dim, of.kv_heads, of.key_dim,
-        of.kv_heads, of.value_dim);
-  if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
-    return Status::error(ErrorCode::InvalidArgument, "layer %d: keys or values are null", layer);
-  return {};
-}
-
 inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batch, int layer,
                               const TensorView& keys, const TensorView& values,
                               const std::int32_t* indptr, std::span<const std::int32_t> tokens,
                               cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
-  KVTILT_RETURN_IF_ERROR(check_rows(layer, keys, values));
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_rows(shape(layer), keys, values, layer));
   if (ids.empty() || keys.tokens == 0) return {};
   const std::int64_t sequences = static_cast<std::int64_t>(ids.size());
   const std::int64_t each = indptr == nullptr ? keys.tokens / sequences : 0;
@@ -106,30 +89,22 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
                               cudaStream_t stream) const {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
-  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
-  const auto is_wanted = [](const TensorView& rows) {
-    return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
-  };
-  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
-  const auto fits = [&](const TensorView& rows, int dim) {
-    return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == of.kv_heads &&
-                                rows.dim == dim && (rows.data != nullptr || tokens == 0));
-  };
+  Result<std::int64_t> wanted =
+      kvtilt::detail::check_wanted_rows(shape(layer), keys, values, layer);
+  if (!wanted) return std::move(wanted).take_status();
+  const std::int64_t tokens = *wanted;
   constexpr std::int64_t most = std::int64_t{1} << 30;
-  if (tokens < 0 || tokens > most || first < 0 || !fits(keys, of.key_dim) ||
-      !fits(values, of.value_dim))
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "layer %d: keys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at "
-        "%p, from position %lld on; expected [n, %d, %d] and [n, %d, %d], or {} for "
-        "what is not wanted",
-        layer, static_cast<long long>(keys.tokens), keys.heads, keys.dim, keys.data,
-        static_cast<long long>(values.tokens), values.heads, values.dim, values.data,
-        static_cast<long long>(first), of.kv_heads, of.key_dim, of.kv_heads, of.value_dim);
+  if (first < 0 || tokens > most)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %d: cannot unpack %lld tokens from position %lld on: at most %lld "
+                         "in a call, from 0 on",
+                         layer, static_cast<long long>(tokens), static_cast<long long>(first),
+                         static_cast<long long>(most));
   if (tokens == 0) return {};
-  return to_status(
-      launch_unpack({of, static_cast<int>(id.slot), first, tokens, keys, values}, stream),
-      "unpacking tokens");
+  return to_status(launch_unpack({storages_[static_cast<std::size_t>(layer)],
+                                  static_cast<int>(id.slot), first, tokens, keys, values},
+                                 stream),
+                   "unpacking tokens");
 }
 
 inline Result<LayerStorage> KVCache::view(int layer) const {

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: MIT
+/// Whether tensors have the shape of a layer's rows: the same question, with the same answer, for
+/// caches in host and device memory.
+#pragma once
+
+#include <kvtilt/core/config.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/page/layer_view.hpp>
+
+#include <cstdint>
+#include <cstdio>
+
+namespace kvtilt {
+
+/// How messages begin: "layer 3: ", or nothing where the layer has no number.
+struct LayerName {
+  char text[24] = "";
+  explicit LayerName(int layer) {
+    if (layer >= 0) std::snprintf(text, sizeof text, "layer %d: ", layer);
+  }
+};
+
+/// For messages about a layer that its owner has not numbered.
+inline constexpr int unnumbered_layer = -1;
+
+namespace detail {
+
+/// InvalidArgument unless they are as many keys and values of this layer.
+inline Status check_rows(const LayerShape& shape, const TensorView& keys, const TensorView& values,
+                         int layer) {
+  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
+      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "%skeys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
+        "[n, %d, %d]",
+        LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
+        static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
+        shape.key_dim, shape.kv_heads, shape.value_dim);
+  if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "%skeys or values are null",
+                         LayerName(layer).text);
+  return {};
+}
+
+/// Whether a caller of unpack asks for these rows: {} stands for no.
+inline bool is_wanted(const TensorView& rows) {
+  return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
+}
+
+inline bool fits(const TensorView& rows, std::int64_t tokens, int heads, int dim) {
+  return !is_wanted(rows) || (rows.tokens == tokens && rows.heads == heads && rows.dim == dim &&
+                              (rows.data != nullptr || tokens == 0));
+}
+
+/// How many tokens unpack is asked for; InvalidArgument unless all wanted rows have this layer's
+/// shape.
+inline Result<std::int64_t> check_wanted_rows(const LayerShape& shape, const TensorView& keys,
+                                              const TensorView& values, int layer) {
+  const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;
+  if (tokens < 0 || !fits(keys, tokens, shape.kv_heads, shape.key_dim) ||
+      !fits(values, tokens, shape.kv_heads, shape.value_dim))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%skeys go to [%lld, %d, %d] at %p and values to [%lld, %d, %d] at %p; "
+                         "expected [n, %d, %d] and [n, %d, %d], or {} for what is not wanted",
+                         LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads,
+                         keys.dim, keys.data, static_cast<long long>(values.tokens), values.heads,
+                         values.dim, values.data, shape.kv_heads, shape.key_dim, shape.kv_heads,
+                         shape.value_dim);
+  return tokens;
+}
+
+}  // namespace detail
+}  // namespace kvtilt
