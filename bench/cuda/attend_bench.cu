@@ -10,7 +10,7 @@
 //
 //   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o attend_bench bench/cuda/attend_bench.cu
 
-#include <kvtilt/cuda/attend.cuh>
+#include <kvtilt/cuda/attention/attend.cuh>
 
 #include "layer_data.cuh"
 #include "probe_support.cuh"

@@ -8,7 +8,7 @@
 //   append/<recipe>/batch:<b>  one token for each of b sequences, per layer, in a graph of 32 layers
 //                     that is replayed 64 times: with 64 sequences one seals a page at each step
 
-#include <kvtilt/cuda/kv_cache.cuh>
+#include <kvtilt/cuda/cache/kv_cache.cuh>
 #include <kvtilt/quant/recipe.hpp>
 
 #include "layer_data.cuh"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/half2.hpp>
-#include <kvtilt/cuda/layer_storage.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include "probe_support.cuh"

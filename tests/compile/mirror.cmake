@@ -2,7 +2,8 @@
 cmake_minimum_required(VERSION 3.23)
 
 set(bare "")
-file(GLOB headers RELATIVE ${CMAKE_SOURCE_DIR}/include/kvtilt include/kvtilt/*/*.hpp)
+file(GLOB headers RELATIVE ${CMAKE_SOURCE_DIR}/include/kvtilt include/kvtilt/*/*.hpp
+     include/kvtilt/cuda/*/*.hpp)
 foreach(header IN LISTS headers)
   string(REGEX REPLACE "\\.hpp$" "_test.cpp" test ${header})
   if(NOT EXISTS ${CMAKE_SOURCE_DIR}/tests/${test})

@@ -2,7 +2,7 @@
 /// One item of an attention launch, for the pieces of the kernel: up to 8 query rows of one kv head.
 #pragma once
 
-#include <kvtilt/cuda/attend_query.hpp>
+#include <kvtilt/cuda/attention/query.hpp>
 
 #include "support/rows.hpp"
 

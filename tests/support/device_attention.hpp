@@ -2,7 +2,7 @@
 /// The attention kernel's body in the emulator, against float64.
 #pragma once
 
-#include <kvtilt/cuda/attend_block.hpp>
+#include <kvtilt/cuda/attention/block.hpp>
 
 #include "support/attend_check.hpp"
 #include "support/device_layer.hpp"

@@ -3,8 +3,8 @@
 /// in the emulator.
 #pragma once
 
-#include <kvtilt/cuda/convert_page.hpp>
-#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/page/convert_page.hpp>
 
 #include "support/caches.hpp"
 

@@ -2,7 +2,7 @@
 /// Pages of the CPU as they stand on the GPU, element by element.
 #pragma once
 
-#include <kvtilt/cuda/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>

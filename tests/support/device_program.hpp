@@ -3,7 +3,7 @@
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
-#include <kvtilt/cuda/append.hpp>
+#include <kvtilt/cuda/cache/append.hpp>
 
 #include "support/emulated_layer.hpp"
 #include "support/emulated_threads.hpp"

@@ -2,10 +2,10 @@
 /// The memory of a device cache on the host, and the kernels behind its calls by emulation.
 #pragma once
 
-#include <kvtilt/cuda/memory_plan.hpp>
-#include <kvtilt/cuda/sequence_book.hpp>
-#include <kvtilt/cuda/sequence_calls.hpp>
-#include <kvtilt/cuda/sequence_state.hpp>
+#include <kvtilt/cuda/cache/memory_plan.hpp>
+#include <kvtilt/cuda/cache/sequence_book.hpp>
+#include <kvtilt/cuda/cache/sequence_calls.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
 
 #include "support/emulated_threads.hpp"
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Kernels of a cache and the bodies that the emulator runs for them: see emulated_runtime.cpp.
-#include <kvtilt/cuda/kv_cache.cuh>
-#include <kvtilt/cuda/page_tables.cuh>
+#include <kvtilt/cuda/cache/kv_cache.cuh>
+#include <kvtilt/cuda/cache/page_tables.cuh>
 
 #include "support/emulated_runtime.hpp"
 #include "support/emulated_threads.hpp"

@@ -4,10 +4,10 @@
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
-#include <kvtilt/cuda/append.hpp>
-#include <kvtilt/cuda/layer_storage.hpp>
-#include <kvtilt/cuda/seal_head.hpp>
-#include <kvtilt/cuda/sequence_state.hpp>
+#include <kvtilt/cuda/cache/append.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/page/seal_head.hpp>
 
 #include "support/device_pages.hpp"
 #include "support/page_data.hpp"

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One attention kernel of each kind: 16 bits, a width that fills words, planes that share them, and
 // any width.
-#include <kvtilt/cuda/attend.cuh>
+#include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // One and two pages in a row: their difference is what a page costs, without the query, the state's
 // start and its end.
-#include <kvtilt/cuda/attend_page.hpp>
+#include <kvtilt/cuda/attention/page.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cstddef>

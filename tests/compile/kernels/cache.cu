@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels that put tokens into a device cache, and the one that takes them out.
-#include <kvtilt/cuda/append.cuh>
-#include <kvtilt/cuda/unpack.cuh>
+#include <kvtilt/cuda/cache/append.cuh>
+#include <kvtilt/cuda/cache/unpack.cuh>
 
 cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
                               const kvtilt::cuda::UnpackArguments& unpack) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cuda/attend.cuh>
+#include <kvtilt/cuda/attention/attend.cuh>
 
 #include "device_attend.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/cuda/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/quant/format.hpp>
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cuda/page_tables.cuh>
+#include <kvtilt/cuda/cache/page_tables.cuh>
 
 #include "support.cuh"
 

@@ -3,8 +3,8 @@
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
-#include <kvtilt/cuda/convert_page.hpp>
-#include <kvtilt/cuda/kv_cache.cuh>
+#include <kvtilt/cuda/cache/kv_cache.cuh>
+#include <kvtilt/cuda/page/convert_page.hpp>
 #include <kvtilt/quant/presets.hpp>
 
 #include "support/cache_bytes.hpp"

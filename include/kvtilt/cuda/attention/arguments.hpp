@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+/// What the attention kernels are told: plain data, passed by value.
+#pragma once
+
+#include <kvtilt/core/softmax_state.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace kvtilt::cuda {
+
+/// AttendOptions whose arrays are in device memory.
+struct DeviceAttendOptions {
+  float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;                     ///< 0: none
+  int window = 0;                            ///< 0: the layer's own
+  const float* alibi_slopes = nullptr;       ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
+  std::int64_t first_position = 0;
+  std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
+};
+
+/// AttendOptions as kernels need them; all pointers are device memory.
+struct AttendRules {
+  float scale = 0;     ///< of q.k, with log2(e) in it; under a cap, of tanh's argument
+  float soft_cap = 0;  ///< cap * log2(e); 0: none
+  int window = 0;      ///< 0: none
+  int keep_sinks = 0;
+  const float* alibi_slopes = nullptr;       ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;  ///< [queries] of every sequence: [batch][queries]
+  std::int64_t first_position = 0;
+  std::int64_t end_position = 0;
+};
+
+/// Memory of a launch that needs none of its bytes to survive, but starts as zeros once.
+struct AttendWorkspace {
+  float* partial_outputs = nullptr;   ///< [2 * blocks][8 rows][value_dim]
+  float* partial_states = nullptr;    ///< [2 * blocks][8 rows][maximum, sum]
+  std::uint32_t* arrivals = nullptr;  ///< [items]; zeros between launches
+};
+
+struct AttendArguments {
+  LayerStorage layer;
+  Batch batch;
+  int queries;  ///< newest tokens of each sequence that ask
+  int query_heads;
+  const void* query = nullptr;  ///< [batch * queries, query_heads, key_dim]
+  ElementType query_type = ElementType::F16;
+  std::int64_t query_token_stride = 0;
+  std::int64_t query_head_stride = 0;
+  void* out = nullptr;  ///< [batch * queries, query_heads, value_dim]
+  ElementType out_type = ElementType::F16;
+  std::int64_t out_token_stride = 0;
+  std::int64_t out_head_stride = 0;
+  float* lse = nullptr;  ///< [batch * queries, query_heads]; null: not wanted
+  AttendRules rules;
+  AttendWorkspace workspace;
+  int stages;  ///< of each warp's ring
+
+  [[nodiscard]] KVTILT_HD int ratio() const { return query_heads / layer.kv_heads; }
+  [[nodiscard]] KVTILT_HD int rows() const { return ratio() * queries; }
+};
+
+/// What is asked for: all but the workspace and the stages, which depend on the launch.
+inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& batch,
+                                      const TensorView& queries, const MutableTensorView& out,
+                                      float* lse, const DeviceAttendOptions& options) {
+  AttendArguments arguments{};
+  arguments.layer = layer;
+  arguments.batch = batch;
+  arguments.queries = static_cast<int>(queries.tokens / batch.count);
+  arguments.query_heads = queries.heads;
+  arguments.query = queries.data;
+  arguments.query_type = queries.type;
+  arguments.query_token_stride = queries.token_stride;
+  arguments.query_head_stride = queries.head_stride;
+  arguments.out = out.address(0, 0);
+  arguments.out_type = out.type;
+  arguments.out_token_stride = out.token_stride;
+  arguments.out_head_stride = out.head_stride;
+  arguments.lse = lse;
+  AttendRules& rules = arguments.rules;
+  const float scale =
+      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
+  rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
+  rules.soft_cap = options.soft_cap * log2_e;
+  rules.window = options.window > 0 ? options.window : layer.window;
+  rules.keep_sinks = layer.keep_sinks;
+  rules.alibi_slopes = options.alibi_slopes;
+  rules.sink_logits = options.sink_logits;
+  rules.tree_mask = options.tree_mask;
+  rules.first_position = options.first_position;
+  rules.end_position = options.end_position;
+  return arguments;
+}
+
+}  // namespace kvtilt::cuda

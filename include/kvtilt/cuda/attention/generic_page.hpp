@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: MIT
+/// Sealed pages of any recipe, read through their HeadLayout at run time: widths, granularities and
+/// groups of keys and values are whatever the head has, and heads may differ. One kernel serves all
+/// pairs that have none of their own.
+///
+/// A warp takes 16 tokens at a time (tile.hpp). A fragment is put together from its planes
+/// as bytes, and becomes fp16 in registers: z + s code, exact but for one rounding to 11 bits. A
+/// value that this would round to infinity becomes 65504, the largest that can have been stored: a
+/// scale is rounded up, so the last code may decode to 2^-10 of the range more. All switches are
+/// the same in all lanes.
+///
+/// Cost, counted in the assembler's listing for sm_90: for 16 tokens of 16 channels about 25
+/// instructions a plane and 20 to 25 to decode; for 16 tokens of 128 channels in single planes about
+/// 1150, seven times those of a PageTraits kernel.
+#pragma once
+
+#include <kvtilt/cuda/attention/tile.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// 16 tokens of keys or values as fp16, of any format; source of attend_tile().
+///
+/// Ahead  tiles in flight, up to 8
+template <Role role, int Dim, int Ahead>
+struct PageFragments {
+  static constexpr int ahead = Ahead;
+  static constexpr int channel_tiles = Dim / tile_extent;
+
+  const TensorLayout* layout;
+  const std::byte* block;  ///< of the head
+  int tile;                ///< of 16 tokens in the page
+
+  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
+    if (!layout->format.quantized()) {
+      constexpr int tile_bytes = half_tile_bytes(Dim);
+      const std::byte* from = block + layout->codes + tile * tile_bytes + lane * 16;
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < ahead; ++i)
+        if (first + i < end) words[i] = load_words(from + (first + i) * 512);
+      return;
+    }
+    load_codes(lane, first, end, words);
+    if (layout->format.granularity == Granularity::PerChannel)
+      decode<true>(lane, first, end, words);
+    else
+      decode<false>(lane, first, end, words);
+  }
+
+ private:
+  [[nodiscard]] KVTILT_HD int token_tiles() const {
+    return tiles_along(role == Role::Keys ? layout->matrix.outer : layout->matrix.inner);
+  }
+
+  /// Codes as a plane of 8 bits would hold them, in the first two words of each.
+  KVTILT_HD void load_codes(int lane, int first, int end, Words (&words)[ahead]) const {
+    const int bits = layout->format.bits;
+    const int tokens = token_tiles();
+    const int index = role == Role::Keys ? first * tokens + tile : tile * channel_tiles + first;
+    const int stride = role == Role::Keys ? tokens : 1;
+    const std::byte* plane = block + layout->codes;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i) words[i].word[0] = words[i].word[1] = 0;
+    KVTILT_DEVICE_LOOP
+    for (int width = 8; width > 0; width /= 2) {
+      if ((bits & width) == 0) continue;
+      const int lane_total = tokens * channel_tiles * width / 4;
+      // One branch for all loads, so that they are in flight together.
+      if (lane_total % 4 == 0) {
+        const std::byte* lane_words = plane + lane * 16;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < end) {
+            const unsigned quarter = static_cast<unsigned>((index + i * stride) * width);
+            const std::byte* from = lane_words + (quarter / 16 * 512 + quarter / 4 % 4 * 4);
+            words[i].word[2] = load_word(from);
+            if (width == 8) words[i].word[3] = load_word(from + 4);
+          }
+      } else {
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < end) {
+            const std::byte* from =
+                plane + lane_word_offset(lane_total, (index + i * stride) * width / 4, lane);
+            words[i].word[2] = load_word(from);
+            if (width == 8) words[i].word[3] = load_word(from + 4);
+          }
+      }
+      // Where expand_tile() finds R0 to R3: R1 left of R0, R2 in the next word or right of them.
+      const int to_odd = width == 8 ? 0 : width == 1 ? 6 : 4;
+      const int to_second = width == 4 ? 8 : width;
+      const std::uint32_t even = ((1u << width) - 1) * 0x10001u;
+      const std::uint32_t odd = even << 8;
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < ahead; ++i)
+        if (first + i < end) {
+          std::uint32_t(&word)[4] = words[i].word;
+          word[2] >>= (index + i * stride) * width * 4 % 16;
+          if (width != 8) word[3] = word[2] >> to_second;
+          KVTILT_DEVICE_UNROLL
+          for (int j = 0; j < 2; ++j)
+            word[j] = word[j] << width | (word[2 + j] & even) | ((word[2 + j] << to_odd) & odd);
+        }
+      plane += lane_total * warp_lanes * 4;
+    }
+  }
+
+  /// Scales or minima of a lane's part of a tile, two by two as its registers want them.
+  struct Entries {
+    std::uint32_t pair[4];
+
+    /// Entries follow the inner axis: a half each of every register, and outer neighbours share
+    /// them. Otherwise they follow the outer one: one for R0 and R2, one for R1 and R3.
+    KVTILT_HD static Entries load(const std::byte* from, bool inner) {
+      constexpr bool keys = role == Role::Keys;
+      if (inner) {
+        const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
+        const std::uint32_t low = static_cast<std::uint32_t>(four);
+        const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
+        const std::uint32_t even = keys ? low : join_low(low, high);
+        const std::uint32_t odd = keys ? high : join_high(low, high);
+        return {{even, even, odd, odd}};
+      }
+      const std::uint32_t two = load_word(from);
+      const std::uint32_t even = permute_bytes(two, 0, 0x1010u);
+      const std::uint32_t odd = permute_bytes(two, 0, 0x3232u);
+      return {{even, odd, even, odd}};
+    }
+  };
+
+  /// Codes to fp16.
+  template <bool PerChannel>
+  KVTILT_HD void decode(int lane, int first, int end, Words (&words)[ahead]) const {
+    constexpr bool inner = PerChannel == (role == Role::Keys);
+    const int tokens = token_tiles() * tile_extent;
+    const int group_tiles = layout->format.group / tile_extent;
+    const int band = 4 * (PerChannel ? Dim : tokens);  // bytes
+    const std::byte* scales = block + layout->metadata + (inner ? lane % 4 * 8 : lane / 4 * 4) +
+                              (PerChannel ? tile / group_tiles * band + first * 2 * tile_extent
+                                          : tile * 2 * tile_extent + first / group_tiles * band);
+    int left = PerChannel ? 0 : first % group_tiles;  // per token: before the band ends
+    Entries scale{};
+    Entries minimum{};
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i < end) {
+        if constexpr (PerChannel) {
+          scale = Entries::load(scales + i * 2 * tile_extent, inner);
+          minimum = Entries::load(scales + band / 2 + i * 2 * tile_extent, inner);
+        } else {
+          if (i == 0 || left == 0) {
+            scale = Entries::load(scales, inner);
+            minimum = Entries::load(scales + band / 2, inner);
+            scales += band;
+            left = i == 0 ? group_tiles - left : group_tiles;
+          }
+          --left;
+        }
+        const std::uint32_t codes[2] = {words[i].word[0], words[i].word[1]};
+        KVTILT_DEVICE_UNROLL
+        for (int reg = 0; reg < 4; ++reg) {
+          // 1024 + code, each the low bits of its half.
+          const std::uint32_t raised =
+              permute_bytes(codes[reg / 2], 0x64646464u, reg % 2 == 0 ? 0x4240u : 0x4341u);
+          const std::uint32_t code = fma_halves(raised, 0x3c003c00u, 0xe400e400u);
+          words[i].word[reg] =
+              min_halves(fma_halves(code, scale.pair[reg], minimum.pair[reg]), 0x7bff7bffu);
+        }
+      }
+  }
+
+  KVTILT_HD static std::uint32_t load_word(const std::byte* from) {
+    return *reinterpret_cast<const std::uint32_t*>(from);
+  }
+};
+
+/// Every recipe of these head dimensions, multiples of 16, in pages of 32, 64 or 128 tokens.
+template <int KeyDim, int ValueDim = KeyDim>
+struct GenericTraits {
+  static_assert(KeyDim % tile_extent == 0 && ValueDim % tile_extent == 0);
+  static constexpr int key_dim = KeyDim;
+  static constexpr int value_dim = ValueDim;
+  static constexpr bool generic = true;
+  static constexpr std::uint32_t stage_bytes = 0;  // pages are read where they lie
+  using State = AttendState<ValueDim, 0, 1>;
+
+  // Sums and queries of large heads leave fewer registers for what is in flight, or fewer blocks.
+  static constexpr int blocks = KeyDim + ValueDim > 384 ? 2 : 3;  ///< on a multiprocessor
+  static constexpr int ahead = blocks == 3 && KeyDim + ValueDim > 256 ? 4 : 8;
+  using KeyFragments = PageFragments<Role::Keys, KeyDim, ahead>;
+  using ValueFragments = PageFragments<Role::Values, ValueDim, ahead>;
+
+  /// Whether the codes of a resolved recipe fill whole words.
+  [[nodiscard]] static constexpr bool supports(const Recipe& recipe, int page_tokens) {
+    return supports_order({page_tokens, KeyDim}, recipe.key.bits) &&
+           supports_order({ValueDim, page_tokens}, recipe.value.bits);
+  }
+};
+
+/// Asks for a page's share of the unit that a warp will take later: units of a page share it out.
+template <class Threads>
+KVTILT_HD void prefetch_unit(Threads& threads, const LayerStorage& layer, const HeadLayout& head,
+                             const PageSlot* table, int unit, int page_units) {
+  constexpr int line = 128;
+  const std::byte* block =
+      layer.block(PageKind::Sealed, table[unit / page_units].page) + head.offset;
+  const int bytes = static_cast<int>(head.value.end());
+  KVTILT_DEVICE_LOOP
+  for (int at = (threads.lane() * page_units + unit % page_units) * line; at < bytes;
+       at += warp_lanes * page_units * line)
+    threads.prefetch(block + at);
+}
+
+}  // namespace kvtilt::cuda

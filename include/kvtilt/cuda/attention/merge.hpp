@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: MIT
+/// Partial results of an item become its output: of the warps of a block, then of the blocks. Each
+/// warp owns rows, whose channels its lanes hold four at a time, so results stay in registers from
+/// the first sum to the output. The order of sums is fixed: results do not depend on who is last.
+#pragma once
+
+#include <kvtilt/cuda/attention/ring.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Four channels: one load.
+struct alignas(16) Quad {
+  float value[4];
+};
+
+/// Part of a row, as one lane holds it, and the row's softmax.
+template <int ValueDim>
+struct RowPart {
+  static constexpr int quads = (ValueDim / 4 + warp_lanes - 1) / warp_lanes;
+
+  Quad sum[quads];
+  float maximum;
+  float total;
+
+  /// Lanes beyond a row's end hold nothing.
+  KVTILT_HD static bool holds(int lane, int quad) {
+    return ValueDim / 4 % warp_lanes == 0 || quad * warp_lanes + lane < ValueDim / 4;
+  }
+  KVTILT_HD static int channel(int lane, int quad) { return (quad * warp_lanes + lane) * 4; }
+
+  KVTILT_HD void clear() {
+    KVTILT_DEVICE_UNROLL
+    for (int quad = 0; quad < quads; ++quad) sum[quad] = Quad{};
+  }
+  KVTILT_HD void add(const Quad& more, int quad, float factor) {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) sum[quad].value[i] += more.value[i] * factor;
+  }
+};
+
+/// Leaves a warp's outputs and states in shared memory, where its ring was.
+template <class Traits, class Threads>
+KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared,
+                          typename Traits::State& state) {
+  constexpr int stride = Traits::value_dim + AttendShared::output_padding;
+  const int lane = threads.lane();
+  float* outputs = reinterpret_cast<float*>(threads.shared()) + threads.warp() * item_rows * stride;
+  float* states = reinterpret_cast<float*>(threads.shared() + shared.states);
+  state.finish(threads);
+  if (lane < 4)
+    KVTILT_DEVICE_UNROLL
+    for (int column = 0; column < 2; ++column) {
+      float* own = states + (threads.warp() * item_rows + 2 * lane + column) * 2;
+      own[0] = state.maximum[column];
+      own[1] = state.sum[column];
+    }
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < Traits::State::tiles; ++tile)
+    KVTILT_DEVICE_UNROLL
+    for (int e = 0; e < 4; ++e)
+      outputs[(lane % 4 * 2 + e % 2) * stride + tile * tile_extent + lane / 4 * 2 + e / 2] =
+          state.output[tile][e];
+}
+
+/// One row of all warps' outputs, after a sync().
+template <class Traits, class Threads>
+KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendShared& shared,
+                                                 int row) {
+  using Part = RowPart<Traits::value_dim>;
+  constexpr int stride = Traits::value_dim + AttendShared::output_padding;
+  const int warps = threads.thread_count() / warp_lanes;
+  const float* outputs = reinterpret_cast<const float*>(threads.shared()) + row * stride;
+  const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states) + row * 2;
+  Part part;
+  part.clear();
+  part.maximum = no_maximum;
+  part.total = 0.0f;
+  KVTILT_DEVICE_LOOP
+  for (int warp = 0; warp < warps; ++warp)
+    part.maximum = std::fmax(part.maximum, states[warp * item_rows * 2]);
+  KVTILT_DEVICE_LOOP
+  for (int warp = 0; warp < warps; ++warp) {
+    const float factor = exp2_fast(states[warp * item_rows * 2] - part.maximum);
+    part.total += states[warp * item_rows * 2 + 1] * factor;
+    KVTILT_DEVICE_UNROLL
+    for (int quad = 0; quad < Part::quads; ++quad)
+      if (Part::holds(threads.lane(), quad))
+        part.add(*reinterpret_cast<const Quad*>(outputs + warp * item_rows * stride +
+                                                Part::channel(threads.lane(), quad)),
+                 quad, factor);
+  }
+  return part;
+}
+
+/// Leaves a row where the last block of the item will find it.
+template <int ValueDim, class Threads>
+KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, int slot, int row,
+                          const RowPart<ValueDim>& part) {
+  float* outputs = workspace.partial_outputs + (slot * item_rows + row) * ValueDim;
+  KVTILT_DEVICE_UNROLL
+  for (int quad = 0; quad < RowPart<ValueDim>::quads; ++quad)
+    if (part.holds(threads.lane(), quad))
+      *reinterpret_cast<Quad*>(outputs + part.channel(threads.lane(), quad)) = part.sum[quad];
+  float* states = workspace.partial_states + (slot * item_rows + row) * 2;
+  if (threads.lane() == 0) {
+    states[0] = part.maximum;
+    states[1] = part.total;
+  }
+}
+
+/// One row of all blocks' parts, block by block. Loads of several parts are in flight at a time.
+template <int ValueDim, class Threads>
+KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace& workspace,
+                                         const ItemParts& parts, int row) {
+  using Part = RowPart<ValueDim>;
+  constexpr int in_flight = Part::quads > 2 ? 2 : 8 / Part::quads;
+  const int lane = threads.lane();
+  const auto place = [&](int block) { return parts.slot(block) * item_rows + row; };
+  Part part;
+  part.clear();
+  part.maximum = no_maximum;
+  part.total = 0.0f;
+  KVTILT_DEVICE_LOOP
+  for (int begin = parts.first; begin <= parts.last; begin += warp_lanes) {
+    const int count = parts.last + 1 - begin < warp_lanes ? parts.last + 1 - begin : warp_lanes;
+    Quad more[in_flight][Part::quads];
+    const auto load = [&](int i) {
+      KVTILT_DEVICE_UNROLL
+      for (int ahead = 0; ahead < in_flight; ++ahead) {
+        const int block = i + ahead < count ? begin + i + ahead : parts.last;
+        const float* from = workspace.partial_outputs + place(block) * ValueDim;
+        KVTILT_DEVICE_UNROLL
+        for (int quad = 0; quad < Part::quads; ++quad)
+          more[ahead][quad] = Part::holds(lane, quad)
+                                  ? threads.load_fresh(reinterpret_cast<const Quad*>(
+                                        from + Part::channel(lane, quad)))
+                                  : Quad{};
+      }
+    };
+    load(0);
+    // 32 parts: each lane knows one's state.
+    const int own = begin + lane;
+    float maximum = no_maximum;
+    float total = 0.0f;
+    if (own <= parts.last) {
+      maximum = threads.load_fresh(workspace.partial_states + place(own) * 2);
+      total = threads.load_fresh(workspace.partial_states + place(own) * 2 + 1);
+    }
+    float most = std::fmax(maximum, part.maximum);
+    KVTILT_DEVICE_UNROLL
+    for (int mask = 1; mask < warp_lanes; mask *= 2)
+      most = std::fmax(most, threads.shuffle_xor(most, mask));
+    const float before = exp2_fast(part.maximum - most);
+    const float factor = exp2_fast(maximum - most);
+    float sum = total * factor;
+    KVTILT_DEVICE_UNROLL
+    for (int mask = 1; mask < warp_lanes; mask *= 2) sum += threads.shuffle_xor(sum, mask);
+    part.maximum = most;
+    part.total = part.total * before + sum;
+    KVTILT_DEVICE_UNROLL
+    for (int quad = 0; quad < Part::quads; ++quad)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) part.sum[quad].value[i] *= before;
+
+    KVTILT_DEVICE_LOOP
+    for (int i = 0; i < count; i += in_flight) {
+      if (i > 0) load(i);
+      KVTILT_DEVICE_UNROLL
+      for (int ahead = 0; ahead < in_flight; ++ahead) {
+        const float own_factor = threads.shuffle(factor, (i + ahead) % warp_lanes);
+        KVTILT_DEVICE_UNROLL
+        for (int quad = 0; quad < Part::quads; ++quad)
+          part.add(more[ahead][quad], quad, i + ahead < count ? own_factor : 0.0f);
+      }
+    }
+  }
+  return part;
+}
+
+/// Four channels of the output tensor; one store where the tensor allows it.
+KVTILT_HD inline void store_output(const AttendArguments& arguments, std::int64_t at,
+                                   const Quad& values) {
+  if (arguments.out_type == ElementType::F32) {
+    float* to = static_cast<float*>(arguments.out) + at;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) to[i] = values.value[i];
+    return;
+  }
+  std::uint16_t bits[4];
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < 4; ++i)
+    bits[i] = arguments.out_type == ElementType::F16
+                  ? static_cast<std::uint16_t>(pack_halves(values.value[i], 0.0f))
+                  : to_bf16(values.value[i]).bits;
+  std::uint16_t* to = static_cast<std::uint16_t*>(arguments.out) + at;
+  if (reinterpret_cast<std::uintptr_t>(to) % 8 == 0) {
+    std::uint64_t all = 0;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) all |= std::uint64_t{bits[i]} << (16 * i);
+    *reinterpret_cast<std::uint64_t*>(to) = all;
+    return;
+  }
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < 4; ++i) to[i] = bits[i];
+}
+
+/// Normalises a row and writes it out, its sink logit joined.
+template <int ValueDim, class Threads>
+KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
+                         int row, const RowPart<ValueDim>& part) {
+  if (row >= item.rows) return;
+  const AttendRules& rules = arguments.rules;
+  const int head = item.query_head(arguments, row);
+  const std::int64_t token = item.token_row(arguments, row);
+  float most = part.maximum;
+  float total = part.total;
+  float factor = 1.0f;
+  if (rules.sink_logits != nullptr) {
+    const float sink = rules.sink_logits[head] * log2_e;
+    most = std::fmax(part.maximum, sink);
+    factor = exp2_fast(part.maximum - most);
+    total = total * factor + exp2_fast(sink - most);
+  }
+  factor = total > 0.0f ? factor / total : 0.0f;
+  const std::int64_t at = token * arguments.out_token_stride + head * arguments.out_head_stride;
+  KVTILT_DEVICE_UNROLL
+  for (int quad = 0; quad < RowPart<ValueDim>::quads; ++quad) {
+    if (!part.holds(threads.lane(), quad)) continue;
+    Quad values;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) values.value[i] = part.sum[quad].value[i] * factor;
+    store_output(arguments, at + part.channel(threads.lane(), quad), values);
+  }
+  if (threads.lane() == 0 && arguments.lse != nullptr)
+    arguments.lse[token * arguments.query_heads + head] =
+        total > 0.0f ? (most + std::log2(total)) * 0.693147180559945309f
+                     : bit_cast<float>(0xff800000u);
+}
+
+}  // namespace kvtilt::cuda

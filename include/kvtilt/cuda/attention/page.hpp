@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+/// One warp attends to one sealed page without decoding it. Keys are per channel, values per token:
+///
+///     q.k    = sum_c (q_c s_c) code_c + sum_c q_c z_c        scales go into the query once a page,
+///                                                            minima are one more product
+///     output = sum_t (p_t s_t) code_t + sum_t p_t z_t        scales go into the weights, minima
+///                                                            into one number per column
+///
+/// Codes enter the tensor cores as fp16 subnormals (exact and at full rate on an H200:
+/// bench/results/h200-probes.json), so a register of two codes costs one AND. About 620 warp
+/// instructions for 64 tokens of 128 channels, 72 of them mma (tests/compile/kernels).
+#pragma once
+
+#include <kvtilt/cuda/attention/query.hpp>
+#include <kvtilt/cuda/attention/state.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Everything about a page that a kernel is compiled for.
+template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
+          int KeyGroup = PageTokens, int ValueGroup = (ValueDim < max_group ? ValueDim : max_group)>
+struct PageTraits {
+  static constexpr int key_bits = KeyBits;
+  static constexpr int value_bits = ValueBits;
+  static constexpr int key_dim = KeyDim;
+  static constexpr int value_dim = ValueDim;
+  static constexpr int page_tokens = PageTokens;
+  static constexpr int key_group = KeyGroup;
+  static constexpr int value_group = ValueGroup;
+
+  /// The range rule is not part of a layout.
+  static constexpr HeadLayout layout() {
+    return head_layout({key_format(KeyBits, Granularity::PerChannel, KeyGroup),
+                        value_format(ValueBits, Granularity::PerToken, ValueGroup)},
+                       KeyDim, ValueDim, PageTokens, 0);
+  }
+  static constexpr std::uint32_t key_codes = layout().key.codes;
+  static constexpr std::uint32_t key_metadata = layout().key.metadata;
+  static constexpr std::uint32_t value_codes = layout().value.codes;
+  static constexpr std::uint32_t value_metadata = layout().value.metadata;
+  static constexpr std::uint32_t bytes = static_cast<std::uint32_t>(layout().value.end());
+
+  static_assert(lane_words({PageTokens, KeyDim}, KeyBits) % 4 == 0 &&
+                    lane_words({ValueDim, PageTokens}, ValueBits) % 4 == 0,
+                "every lane loads its codes 16 bytes at a time");
+
+  static constexpr bool generic = false;
+  static constexpr int page_units = 1;
+  static constexpr std::uint32_t stage_bytes = bytes;
+
+  static constexpr int key_bands = PageTokens / KeyGroup;
+  static constexpr int value_bands = ValueDim / ValueGroup;
+  using State = AttendState<ValueDim, outer_shift(ValueBits), value_bands>;
+};
+
+/// Logits of `Tiles` times 16 tokens as mma leaves them, and what makes base-2 logits of them.
+/// Tiles in a row, as many for each, share a band: a group of the keys.
+template <int Tiles, int Bands>
+struct Scores {
+  static constexpr int band_tiles = Tiles / Bands;
+
+  float product[Tiles][4];
+  float factor[4];       ///< by element; positive
+  float bias[Bands][2];  ///< by column
+
+  /// The largest logits, by column. Factors keep the order of products: one logit a band suffices.
+  KVTILT_HD void largest(float (&most)[2]) const {
+    KVTILT_DEVICE_UNROLL
+    for (int column = 0; column < 2; ++column) {
+      most[column] = no_maximum;
+      KVTILT_DEVICE_UNROLL
+      for (int band = 0; band < Bands; ++band)
+        KVTILT_DEVICE_UNROLL
+        for (int e = column; e < 4; e += 2) {
+          float highest = product[band * band_tiles][e];
+          KVTILT_DEVICE_UNROLL
+          for (int tile = 1; tile < band_tiles; ++tile)
+            highest = std::fmax(highest, product[band * band_tiles + tile][e]);
+          most[column] = std::fmax(most[column], std::fma(highest, factor[e], bias[band][column]));
+        }
+    }
+  }
+
+  /// Products become logits: capped, sloped, and minus infinity where a column does not see a token.
+  KVTILT_HD void shape(const AttendArguments& arguments, const ItemRows& item, int lane,
+                       std::int64_t first_position, int tokens, bool sink) {
+    const AttendRules& rules = arguments.rules;
+    const int row = lane / 4 * 2;
+    KVTILT_DEVICE_UNROLL
+    for (int column = 0; column < 2; ++column) {
+      const int item_column = lane % 4 * 2 + column;
+      const ColumnView view =
+          ColumnView::of(arguments, item, item_column, first_position, sink);
+      const float slope = rules.alibi_slopes == nullptr
+                              ? 0.0f
+                              : log2_e * rules.alibi_slopes[item.query_head(arguments, item_column)];
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < Tiles; ++tile) {
+        const int start = tile * tile_extent;
+        const int held = tokens - start;
+        std::uint32_t visible = view.visible(start);
+        if (held < tile_extent) visible &= held <= 0 ? 0u : (1u << held) - 1;
+        KVTILT_DEVICE_UNROLL
+        for (int odd = 0; odd < 2; ++odd) {
+          float& logit = product[tile][2 * odd + column];
+          logit = logit * factor[2 * odd + column] + bias[tile / band_tiles][column];
+          if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
+          logit += slope * static_cast<float>(start + row + odd - view.own);
+          if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+        }
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int band = 0; band < Bands; ++band) bias[band][column] = 0.0f;
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int e = 0; e < 4; ++e) factor[e] = 1.0f;
+  }
+
+  /// Products become weights 2^(logit - maximum), added to the sums.
+  template <class State>
+  KVTILT_HD void weigh(State& state) {
+    KVTILT_DEVICE_UNROLL
+    for (int tile = 0; tile < Tiles; ++tile)
+      KVTILT_DEVICE_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const float shift = bias[tile / band_tiles][e % 2] - state.maximum[e % 2];
+        product[tile][e] = exp2_fast(std::fma(product[tile][e], factor[e], shift));
+        state.sum[e % 2] += product[tile][e];
+      }
+  }
+};
+
+template <class Traits>
+using PageScores = Scores<Traits::page_tokens / tile_extent, Traits::key_bands>;
+
+/// Products of the page's keys with the query.
+template <class Traits, class Threads>
+KVTILT_HD void score_page(Threads& threads, const std::byte* page,
+                          const QueryTile<Traits::key_dim>& query, PageScores<Traits>& scores) {
+  constexpr int width = Traits::key_bits;
+  constexpr int tiles = Traits::page_tokens / tile_extent;
+  constexpr int band_tiles = Traits::key_group / tile_extent;
+  constexpr int steps = Traits::key_dim / tile_extent;
+  constexpr std::uint32_t inner_factor = half_power(-inner_shift(width)) * 0x10001u;
+  const int lane = threads.lane();
+  const std::byte* codes = page + Traits::key_codes + lane * 16;
+  const std::byte* metadata = page + Traits::key_metadata + lane % 4 * 8;
+  KVTILT_DEVICE_UNROLL
+  for (int band = 0; band < Traits::key_bands; ++band) {
+    // The minima of two steps are an A operand as they are loaded: in its even rows each step's
+    // channels 4t and 4t + 1, in its odd rows the others. Both meet their own half of the query in
+    // a product of its own, which leaves every lane its columns' sums; other rows mean nothing.
+    float minimum[2][4];
+    std::uint32_t minima[4] = {};
+    Words words{};
+    int loaded = -1;
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < steps; ++step) {
+      const std::byte* group = metadata + band * 4 * Traits::key_dim + step * 2 * tile_extent;
+      const std::uint64_t scale = *reinterpret_cast<const std::uint64_t*>(group);
+      const std::uint64_t low =
+          *reinterpret_cast<const std::uint64_t*>(group + 2 * Traits::key_dim);
+      minima[step % 2 * 2] = static_cast<std::uint32_t>(low);
+      minima[step % 2 * 2 + 1] = static_cast<std::uint32_t>(low >> 32);
+      if (step % 2 == 1 || step + 1 == steps) {
+        const int before = step / 2 * 2;
+        KVTILT_DEVICE_UNROLL
+        for (int half = 0; half < 2; ++half) {
+          const std::uint32_t b0 = query.half[before][half];
+          const std::uint32_t b1 = step == before ? 0 : query.half[step][half];
+          if (before == 0)
+            threads.first_mma(minimum[half], minima, b0, b1);
+          else
+            threads.mma(minimum[half], minima, b0, b1);
+        }
+      }
+      const std::uint32_t first =
+          multiply_halves(query.half[step][0], static_cast<std::uint32_t>(scale));
+      std::uint32_t second =
+          multiply_halves(query.half[step][1], static_cast<std::uint32_t>(scale >> 32));
+      if constexpr (inner_shift(width) > 0) second = multiply_halves(second, inner_factor);
+      KVTILT_DEVICE_UNROLL
+      for (int in_band = 0; in_band < band_tiles; ++in_band) {
+        const int tile = band * band_tiles + in_band;
+        const int index = step * tiles + tile;
+        const int run = index / tiles_in_words(width);
+        if (run != loaded) words = load_words(codes + run * 512);
+        loaded = run;
+        std::uint32_t a[4];
+        expand_tile<width>(words, index % tiles_in_words(width), a);
+        if (step == 0)
+          threads.first_mma(scores.product[tile], a, first, second);
+        else
+          threads.mma(scores.product[tile], a, first, second);
+      }
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int column = 0; column < 2; ++column)
+      scores.bias[band][column] =
+          (minimum[0][column] + minimum[1][column + 2]) * query.factor[column];
+  }
+  KVTILT_DEVICE_UNROLL
+  for (int e = 0; e < 4; ++e)
+    scores.factor[e] = query.factor[e % 2] * float_power(24 - (e / 2) * outer_shift(width));
+}
+
+/// Scales of a page's values, of this lane's tokens, by group and tile.
+template <class Traits>
+struct ValueScales {
+  static constexpr int tiles = Traits::page_tokens / tile_extent;
+  static constexpr int band_stride = 4 * Traits::page_tokens;  // bytes of scales and minima
+
+  std::uint32_t pair[Traits::value_bands][tiles];
+
+  KVTILT_HD static std::uint32_t load(const std::byte* page, int lane, int band, int tile,
+                                      bool minimum) {
+    return *reinterpret_cast<const std::uint32_t*>(
+        page + Traits::value_metadata + lane / 4 * 4 + band * band_stride +
+        (minimum ? band_stride / 2 : 0) + tile * 2 * tile_extent);
+  }
+
+  /// Returns the exponent of a power of two that none of the page's reaches.
+  template <class Threads>
+  KVTILT_HD int load_all(Threads& threads, const std::byte* page) {
+    std::uint32_t most = 0;
+    KVTILT_DEVICE_UNROLL
+    for (int band = 0; band < Traits::value_bands; ++band)
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < tiles; ++tile) {
+        pair[band][tile] = load(page, threads.lane(), band, tile, false);
+        most = max_halves(most, pair[band][tile]);
+      }
+    most = threads.max_over_warp((most & 0xffffu) > most >> 16 ? most & 0xffffu : most >> 16);
+    return static_cast<int>(most >> 10) - 14;
+  }
+};
+
+/// Adds the page's values, weighted.
+template <class Traits, class Threads>
+KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
+                        const PageScores<Traits>& weights,
+                        const ValueScales<Traits>& scales, typename Traits::State& state) {
+  constexpr int width = Traits::value_bits;
+  constexpr int bands = Traits::value_bands;
+  constexpr int value_tiles = Traits::value_dim / tile_extent;
+  const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
+  const std::uint32_t normalise = pack_halves(float_power(-state.exponent),
+                                              float_power(-state.exponent - inner_shift(width)));
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
+    const float(&weight)[4] = weights.product[tile];
+    std::uint32_t probability[bands][2];
+    KVTILT_DEVICE_UNROLL
+    for (int band = 0; band < bands; ++band) {
+      const std::uint32_t scale = multiply_halves(scales.pair[band][tile], normalise);
+      const std::uint32_t minimum =
+          ValueScales<Traits>::load(page, threads.lane(), band, tile, true);
+      const float even = low_half(scale);
+      const float odd = high_half(scale);
+      KVTILT_DEVICE_UNROLL
+      for (int column = 0; column < 2; ++column)
+        state.minima[band][column] =
+            std::fma(weight[column], low_half(minimum),
+                     std::fma(weight[column + 2], high_half(minimum), state.minima[band][column]));
+      probability[band][0] =
+          threads.transpose(pack_halves(weight[0] * even, weight[1] * even));
+      probability[band][1] = threads.transpose(pack_halves(weight[2] * odd, weight[3] * odd));
+    }
+    Words words{};
+    KVTILT_DEVICE_UNROLL
+    for (int channel_tile = 0; channel_tile < value_tiles; ++channel_tile) {
+      const int index = tile * value_tiles + channel_tile;
+      if (channel_tile == 0 || index % tiles_in_words(width) == 0)
+        words = load_words(codes + index / tiles_in_words(width) * 512);
+      std::uint32_t a[4];
+      expand_tile<width>(words, index % tiles_in_words(width), a);
+      const int band = channel_tile * bands / value_tiles;
+      threads.mma(state.output[channel_tile], a, probability[band][0], probability[band][1]);
+    }
+  }
+}
+
+/// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
+template <class Traits, class Threads>
+KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments,
+                           const ItemRows& item, const std::byte* page, const PageSlot& slot,
+                           bool special, const QueryTile<Traits::key_dim>& query,
+                           typename Traits::State& state) {
+  PageScores<Traits> scores;
+  score_page<Traits>(threads, page, query, scores);
+  if (special)
+    scores.shape(arguments, item, threads.lane(), slot.first_position, slot.tokens, false);
+  float largest[2];
+  scores.largest(largest);
+  ValueScales<Traits> scales;
+  const int exponent = scales.load_all(threads, page);
+  state.use_code_units();
+  state.raise(threads, largest, exponent);
+  scores.weigh(state);
+  mix_page<Traits>(threads, page, scores, scales, state);
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+/// The 8 query rows of an item: in the registers of the mma's B operand, and what each may see.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/attention/work.hpp>
+#include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Which rows of which sequence an item has.
+struct ItemRows {
+  int batch_index;  ///< of the sequence
+  int kv_head;
+  int first_row;  ///< row = query token * ratio + query head of the group
+  int rows;       ///< of this item, 1 to 8
+  std::int64_t length;  ///< positions of the sequence
+
+  [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
+    const int row = column < rows ? first_row + column : first_row;
+    return row / arguments.ratio();
+  }
+  [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
+    const int row = column < rows ? first_row + column : first_row;
+    return kv_head * arguments.ratio() + row % arguments.ratio();
+  }
+  /// Row of the tensors, [batch * queries].
+  [[nodiscard]] KVTILT_HD std::int64_t token_row(const AttendArguments& arguments,
+                                                 int column) const {
+    return static_cast<std::int64_t>(batch_index) * arguments.queries +
+           query_token(arguments, column);
+  }
+};
+
+/// Positions that every row of the item sees whole: units inside need no masks.
+struct PlainRange {
+  std::int64_t begin;
+  std::int64_t end;
+  bool shaped;  ///< logits are more than products: no unit is plain
+
+  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is more
+  /// than a plain one.
+  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
+    return shaped || tokens < slots || first < begin || first + slots > end;
+  }
+
+  [[nodiscard]] KVTILT_HD static PlainRange of(const AttendArguments& arguments,
+                                               std::int64_t length) {
+    const AttendRules& rules = arguments.rules;
+    PlainRange range;
+    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
+    range.begin = rules.first_position;
+    if (rules.window > 0 && length - rules.window > range.begin)
+      range.begin = length - rules.window;
+    const std::int64_t oldest = length - arguments.queries;
+    range.end = rules.tree_mask != nullptr ? oldest : oldest + 1;
+    if (rules.end_position < range.end) range.end = rules.end_position;
+    return range;
+  }
+};
+
+/// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
+/// registers between everything else.
+struct ColumnView {
+  int begin;  ///< first slot seen
+  int end;
+  int tree_start;      ///< from this slot on the tree decides
+  std::uint64_t tree;  ///< its bits
+  int own;             ///< slot of the column's own token
+
+  [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
+                                               const ItemRows& item, int column,
+                                               std::int64_t first, bool sink) {
+    const AttendRules& rules = arguments.rules;
+    const std::int64_t oldest = item.length - arguments.queries;
+    const std::int64_t position = oldest + item.query_token(arguments, column);
+    std::int64_t begin = rules.first_position;
+    if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
+        position - rules.window + 1 > begin)
+      begin = position - rules.window + 1;
+    const bool tree = rules.tree_mask != nullptr;
+    std::int64_t end = tree ? item.length : position + 1;
+    if (rules.end_position < end) end = rules.end_position;
+    ColumnView view;
+    view.begin = slot_of(begin - first);
+    view.end = slot_of(end - first);
+    view.tree_start = slot_of(tree ? oldest - first : std::int64_t{far});
+    view.tree = tree ? rules.tree_mask[item.token_row(arguments, column)] : 0;
+    view.own = slot_of(position - first);
+    return view;
+  }
+
+  /// The slots seen of the 16 from `start` on.
+  [[nodiscard]] KVTILT_HD std::uint32_t visible(int start) const {
+    std::uint32_t mask = slots_before(end - start) & ~slots_before(begin - start);
+    const int shift = start - tree_start;  // bit of the tree that slot `start` stands for
+    if (shift > -tile_extent) {
+      const std::uint64_t bits = shift >= 64 ? 0 : shift >= 0 ? tree >> shift : tree << -shift;
+      mask &= slots_before(-shift) | static_cast<std::uint32_t>(bits);
+    }
+    return mask;
+  }
+
+ private:
+  static constexpr int far = 1 << 30;
+
+  KVTILT_HD static int slot_of(std::int64_t slot) {
+    return slot > far ? far : slot < -far ? -far : static_cast<int>(slot);
+  }
+  KVTILT_HD static std::uint32_t slots_before(int slot) {
+    return (1u << (slot < 0 ? 0 : slot > tile_extent ? tile_extent : slot)) - 1;
+  }
+};
+
+/// Queries as fp16, each row times a power of two that brings its largest channel to 1/2 to 1, so
+/// that products with scales neither overflow nor vanish.
+template <int KeyDim>
+struct QueryTile {
+  static constexpr int steps = KeyDim / tile_extent;
+
+  std::uint32_t half[steps][2];  ///< B registers of each step: channels 4t, 4t+1 and 4t+2, 4t+3
+  float factor[2];               ///< logit of columns 2t, 2t + 1 per unit of product
+
+  template <class Threads>
+  KVTILT_HD void load(Threads& threads, const AttendArguments& arguments, const ItemRows& item) {
+    const int column = threads.lane() / 4;
+    const int lane_channel = threads.lane() % 4 * 4;
+    const std::int64_t row =
+        item.token_row(arguments, column) * arguments.query_token_stride +
+        item.query_head(arguments, column) * arguments.query_head_stride;
+    const bool present = column < item.rows;
+    float channel[steps][4];
+    load_channels(arguments, row + lane_channel, channel);
+    float largest = 0.0f;
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < steps; ++step)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        if (!present) channel[step][i] = 0.0f;
+        largest = std::fmax(largest, std::fabs(channel[step][i]));
+      }
+    largest = std::fmax(largest, threads.shuffle_xor(largest, 1));
+    largest = std::fmax(largest, threads.shuffle_xor(largest, 2));
+    int exponent = static_cast<int>(bit_cast<std::uint32_t>(largest) >> 23) - 126;
+    if (exponent < -100) exponent = -100;
+    if (exponent > 100) exponent = 100;
+    const float normalise = float_power(-exponent);
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < steps; ++step) {
+      half[step][0] = pack_halves(channel[step][0] * normalise, channel[step][1] * normalise);
+      half[step][1] = pack_halves(channel[step][2] * normalise, channel[step][3] * normalise);
+    }
+    const float own = arguments.rules.scale * float_power(exponent);
+    factor[0] = threads.shuffle(own, threads.lane() % 4 * 8);
+    factor[1] = threads.shuffle(own, threads.lane() % 4 * 8 + 4);
+  }
+
+ private:
+  /// All loads of a branch are in flight together; of 8 bytes where the tensor allows them.
+  KVTILT_HD static void load_channels(const AttendArguments& arguments, std::int64_t at,
+                                      float (&channel)[steps][4]) {
+    if (arguments.query_type == ElementType::F32) {
+      const float* from = static_cast<const float*>(arguments.query) + at;
+      KVTILT_DEVICE_UNROLL
+      for (int step = 0; step < steps; ++step)
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 4; ++i) channel[step][i] = from[step * tile_extent + i];
+      return;
+    }
+    const std::uint16_t* from = static_cast<const std::uint16_t*>(arguments.query) + at;
+    std::uint64_t bits[steps];
+    if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
+      KVTILT_DEVICE_UNROLL
+      for (int step = 0; step < steps; ++step)
+        bits[step] = *reinterpret_cast<const std::uint64_t*>(from + step * tile_extent);
+    } else {
+      KVTILT_DEVICE_UNROLL
+      for (int step = 0; step < steps; ++step) {
+        bits[step] = 0;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 4; ++i)
+          bits[step] |= std::uint64_t{from[step * tile_extent + i]} << (16 * i);
+      }
+    }
+    const bool is_f16 = arguments.query_type == ElementType::F16;
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < steps; ++step)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const std::uint16_t half = static_cast<std::uint16_t>(bits[step] >> (16 * i));
+        channel[step][i] = is_f16 ? low_half(half) : to_float(BF16{half});
+      }
+  }
+};
+
+}  // namespace kvtilt::cuda

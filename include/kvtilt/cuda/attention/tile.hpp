@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+/// One warp attends to 16 tokens whose fragments hold fp16 values: of the sinks, of the tail and of
+/// layers that are not quantized, where words are operands as they lie, or codes decoded into
+/// registers (generic_page.hpp).
+#pragma once
+
+#include <kvtilt/cuda/attention/page.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Bytes of 16 tokens of one head in 16 bits.
+KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
+  return static_cast<std::uint32_t>(dim / tile_extent) * 512;
+}
+
+/// 16 tokens in 16 bits, in global or shared memory.
+struct HalfFragments {
+  static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
+
+  const std::byte* from;
+
+  /// Tiles of channels from `first` on, as many as there are below `end`.
+  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i < end) words[i] = load_words(from + (first + i) * 512 + lane * 16);
+  }
+};
+
+/// Layers in 16 bits: the sealed pages of such a layer are taken a tile at a time.
+template <int KeyDim, int ValueDim = KeyDim, int PageTokens = 64>
+struct HalfTraits {
+  static constexpr int key_bits = half_bits;
+  static constexpr int value_bits = half_bits;
+  static constexpr int key_dim = KeyDim;
+  static constexpr int value_dim = ValueDim;
+  static constexpr int page_tokens = PageTokens;
+  static constexpr bool generic = false;
+  static constexpr int page_units = PageTokens / tile_extent;
+  static constexpr std::uint32_t key_bytes = half_tile_bytes(KeyDim);
+  static constexpr std::uint32_t value_bytes = half_tile_bytes(ValueDim);
+  static constexpr std::uint32_t stage_bytes = key_bytes + value_bytes;
+  using State = AttendState<ValueDim, 0, 1>;
+};
+
+/// keys, values  the tile's fragments: load() like HalfFragments
+/// tokens        slots from `tokens` on may hold anything
+template <int KeyDim, int ValueDim, class Threads, class Keys, class Values, class State>
+KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
+                           const ItemRows& item, const Keys& keys, const Values& values,
+                           std::int64_t first_position, int tokens, bool sink, bool special,
+                           const QueryTile<KeyDim>& query, State& state) {
+  constexpr int steps = KeyDim / tile_extent;
+  constexpr int channel_tiles = ValueDim / tile_extent;
+  static_assert(Keys::ahead == Values::ahead);
+  constexpr int ahead = Keys::ahead;
+  const int lane = threads.lane();
+  Scores<1, 1> scores;
+  KVTILT_DEVICE_UNROLL
+  for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
+  scores.bias[0][0] = scores.bias[0][1] = 0.0f;
+  KVTILT_DEVICE_UNROLL
+  for (int first = 0; first < steps; first += ahead) {
+    Words words[ahead];
+    keys.load(lane, first, steps, words);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i == 0)
+        threads.first_mma(scores.product[0], words[i].word, query.half[0][0], query.half[0][1]);
+      else if (first + i < steps)
+        threads.mma(scores.product[0], words[i].word, query.half[first + i][0],
+                    query.half[first + i][1]);
+  }
+  if (special) scores.shape(arguments, item, lane, first_position, tokens, sink);
+  float largest[2];
+  scores.largest(largest);
+  state.use_value_units();
+  state.raise(threads, largest, least_exponent);
+  scores.weigh(state);
+
+  const float(&weight)[4] = scores.product[0];
+  const std::uint32_t even = threads.transpose(pack_halves(weight[0], weight[1]));
+  const std::uint32_t odd = threads.transpose(pack_halves(weight[2], weight[3]));
+  // This lane's values are of tokens 4t to 4t + 3; what lies in unused slots may be NaN.
+  std::uint32_t keep[2] = {0xffffffffu, 0xffffffffu};
+  if (tokens < tile_extent) {
+    const int first = lane % 4 * 4;
+    KVTILT_DEVICE_UNROLL
+    for (int parity = 0; parity < 2; ++parity)
+      keep[parity] = (first + parity < tokens ? 0xffffu : 0u) |
+                     (first + parity + 2 < tokens ? 0xffff0000u : 0u);
+  }
+  KVTILT_DEVICE_UNROLL
+  for (int first = 0; first < channel_tiles; first += ahead) {
+    Words words[ahead];
+    values.load(lane, first, channel_tiles, words);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i < channel_tiles) {
+        if (special) {
+          KVTILT_DEVICE_UNROLL
+          for (int reg = 0; reg < 4; ++reg) words[i].word[reg] &= keep[reg / 2];
+        }
+        threads.mma(state.output[first + i], words[i].word, even, odd);
+      }
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: MIT
+/// Who attends to what. An item is 8 query rows of one sequence and kv head; it is a list of units,
+/// each of which keeps a warp busy for about as long: tiles of 16 tokens in 16 bits (sinks, then
+/// tail), then sealed pages. All units of all items lie on one line, and every block gets an equal
+/// stretch of it (stream-K): ragged batches balance whatever their lengths. Lengths are read from
+/// device memory, so a captured graph plans anew at each replay.
+#pragma once
+
+#include <kvtilt/cuda/attention/arguments.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Query rows of an item: the columns of an mma.
+inline constexpr int item_rows = 8;
+
+KVTILT_HD constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+/// Units of a sequence.
+struct UnitCounts {
+  int sink_tiles = 0;
+  int tail_tiles = 0;
+  int page_units = 0;
+
+  [[nodiscard]] KVTILT_HD int tiles() const { return sink_tiles + tail_tiles; }
+  [[nodiscard]] KVTILT_HD int total() const { return tiles() + page_units; }
+};
+
+/// page_units  a sealed page is as many units
+KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const SequenceState& state,
+                                        int page_units) {
+  UnitCounts counts;
+  const std::int64_t sinks = state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
+  const std::int64_t tail = state.length - state.tail_start;
+  counts.sink_tiles = ceil_div(static_cast<int>(sinks), tile_extent);
+  counts.tail_tiles = tail <= 0 ? 0 : ceil_div(static_cast<int>(tail), tile_extent);
+  counts.page_units = (state.page_end - state.first_page) * page_units;
+  return counts;
+}
+
+/// A tile of 16 tokens of a block.
+struct HalfTile {
+  const std::byte* block;       ///< with all kv heads
+  std::int64_t first_position;  ///< of the tile's slot 0
+  int index;                    ///< of the tile in its block
+  int of;                       ///< tiles in that block
+  int tokens;
+  bool sink;
+};
+
+KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
+                                    const SequenceState& state, const UnitCounts& counts,
+                                    int unit) {
+  const bool sink = unit < counts.sink_tiles;
+  const int tile = sink ? unit : unit - counts.sink_tiles;
+  const std::int64_t start = sink ? 0 : state.tail_start;
+  const std::int64_t sink_end = state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
+  const std::int64_t end = sink ? sink_end : state.length;
+  const std::int64_t first = start + tile * tile_extent;
+  const int tiles_in_block = layer.page_tokens / tile_extent;
+  HalfTile found;
+  found.first_position = first;
+  found.tokens = end - first < tile_extent ? static_cast<int>(end - first) : tile_extent;
+  found.sink = sink;
+  found.of = sink ? ceil_div(layer.sink_tokens, tile_extent) : tiles_in_block;
+  found.index = sink ? tile : tile % tiles_in_block;
+  found.block =
+      sink ? layer.sinks(sequence) : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
+  return found;
+}
+
+/// The same of a sealed page, from the table of a sequence.
+KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
+                                      int page_units) {
+  const PageSlot slot = table[unit / page_units];
+  HalfTile found;
+  found.index = unit % page_units;
+  found.first_position = slot.first_position + found.index * tile_extent;
+  const int held = slot.tokens - found.index * tile_extent;
+  found.tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
+  found.sink = false;
+  found.block = layer.block(PageKind::Sealed, slot.page);
+  return found;
+}
+
+/// The line of all units, cut for `blocks` blocks. A unit is kilobytes: 32-bit numbers do.
+struct WorkLine {
+  int blocks;  ///< of which each has a unit at least; later blocks have nothing to do
+  int each;    ///< units of a block
+  int longer;  ///< the first blocks have one more
+
+  [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks) {
+    WorkLine line;
+    line.blocks = total < blocks ? total : blocks;
+    line.each = total / line.blocks;
+    line.longer = total % line.blocks;
+    return line;
+  }
+  [[nodiscard]] KVTILT_HD int start(int block) const {
+    return block * each + (block < longer ? block : longer);
+  }
+  /// The block whose stretch holds a unit.
+  [[nodiscard]] KVTILT_HD int block_of(int unit) const {
+    const int beyond = unit - longer * (each + 1);
+    return beyond < 0 ? unit / (each + 1) : longer + beyond / each;
+  }
+};
+
+/// The blocks that work on an item, and where each leaves its part. A block has at most two
+/// unfinished items, at the start and at the end of its stretch.
+struct ItemParts {
+  int first;  ///< block
+  int last;
+  int first_slot;
+
+  [[nodiscard]] KVTILT_HD static ItemParts of(const WorkLine& line, int item_start,
+                                              int item_units) {
+    const int first = line.block_of(item_start);
+    return {first, line.block_of(item_start + item_units - 1),
+            2 * first + (line.start(first) < item_start ? 1 : 0)};
+  }
+  [[nodiscard]] KVTILT_HD int slot(int block) const {
+    return block == first ? first_slot : 2 * block;
+  }
+};
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT
+/// Adds tokens to sequences of a device cache. Teams of blocks take 32 sequences each. A block
+/// writes the sinks and the tail of one kv head of one sequence. What a few tokens push out of the
+/// tail is sealed by all blocks of the team: several share a head's page. Sequences that get more
+/// have their pages sealed where the tokens are written. The last block of a team that has read the
+/// states and tables changes them. What the others still write is seen by the kernels that follow.
+///
+/// Nothing here depends on the host: lengths, tables and the numbers of new tokens are in device
+/// memory, so a captured graph replays. The bytes do not depend on the order of blocks.
+#pragma once
+
+#include <kvtilt/cuda/cache/append_head.hpp>
+#include <kvtilt/cuda/cache/append_light.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+inline constexpr int append_threads = 128;
+
+namespace detail {
+
+KVTILT_HD constexpr int team_blocks(const AppendArguments& arguments) {
+  const int count = arguments.batch.count < append_team ? arguments.batch.count : append_team;
+  return (count > append_slices ? count : append_slices) * arguments.layer.kv_heads;
+}
+
+}  // namespace detail
+
+/// Dynamic shared memory of a block.
+KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
+  return sizeof(detail::TeamShared) + detail::head_shared_bytes(layer);
+}
+KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
+  return (arguments.batch.count + append_team - 1) / append_team * detail::team_blocks(arguments);
+}
+
+/// Body of the kernel: append_blocks() blocks of append_threads threads, append_shared_bytes().
+template <class Threads>
+KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) {
+  const LayerStorage& layer = arguments.layer;
+  auto& team =
+      *reinterpret_cast<detail::TeamShared*>(threads.shared() + detail::head_shared_bytes(layer));
+  const int blocks = detail::team_blocks(arguments);
+  const int team_number = threads.block() / blocks;
+  const int block = threads.block() - team_number * blocks;
+  const int first = team_number * append_team;
+  const int member = block / layer.kv_heads;
+  const int head = block - member * layer.kv_heads;
+  // What does not depend on the states is on its way while they are.
+  const int index = first + member;
+  const bool exists = member < append_team && index < arguments.batch.count;
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
+  Format key_format{};
+  Format value_format{};
+  key_format.bits = sealed.key.format.bits;
+  value_format.bits = sealed.value.format.bits;
+  detail::LightElements elements(threads, arguments, head);
+  if (threads.warp() == 0)
+    detail::plan_team(threads, arguments, first, block == 0, team);
+  else if (exists && arguments.tokens(index) > 0)
+    elements.load(arguments.first_row(index), elements.first());
+  threads.sync();
+  // Without heavy sequences the block has read all it needs.
+  const bool early = team.frees == 0;
+  std::uint32_t before = 0;
+  if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
+  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+  detail::TailBlocks own{0, 0};
+  if (exists && (team.work >> member & 1u) != 0) {
+    if ((team.heavy >> member & 1u) != 0) {
+      if (detail::plan_head(threads, arguments, index, head, false))
+        own = detail::all_blocks(shared.work.plan, layer);
+    } else if (threads.warp() > 0) {
+      key_format.bits = opaque(key_format.bits);  // not looked at before the states are there
+      value_format.bits = opaque(value_format.bits);
+      detail::write_light(threads, arguments, team, member, head, largest_magnitude(key_format),
+                          largest_magnitude(value_format), elements);
+    }
+  }
+  const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;
+  int item = block;
+  KVTILT_DEVICE_LOOP
+  while (true) {  // one call of seal(): its code is long
+    detail::SealJob job;
+    if (own.first < own.last) {
+      if (!detail::fill_block(threads, shared.arguments, shared.work, own.first++, nullptr, job))
+        continue;
+    } else if (item < items) {
+      job = detail::light_job(arguments, team, item);
+      item += blocks;
+    } else {
+      break;
+    }
+    detail::seal(threads, job);
+  }
+  const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
+  if (early) {
+    if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
+    threads.fence();
+    detail::publish_light(threads, layer, team);
+    return;
+  }
+  threads.sync();
+  if (threads.thread() == 0) {
+    team.last = detail::arrive(threads, layer, team) == last;
+    threads.fence();
+  }
+  threads.sync();
+  if (team.last) detail::publish_team(threads, layer, team);
+}
+
+}  // namespace kvtilt::cuda

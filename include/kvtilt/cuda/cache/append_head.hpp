@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: MIT
+/// One block adds tokens to one kv head of one sequence: it writes the sinks and the tail, and seals
+/// its head's part of every page that they push out. The last block of a sequence changes its state.
+#pragma once
+
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/cache/device_record.hpp>
+#include <kvtilt/cuda/cache/input_rows.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+struct AppendArguments {
+  LayerStorage layer;
+  Batch batch;  ///< no sequence twice
+  /// Device memory, [rows, kv_heads, dim], any strides.
+  TensorView keys;
+  TensorView values;
+  /// Device: rows of sequence i are indptr[i] to indptr[i + 1] - 1. Null: as many for each.
+  const std::int32_t* indptr;
+  int tokens_per_sequence;
+
+  [[nodiscard]] KVTILT_HD std::int64_t first_row(int sequence) const {
+    return indptr != nullptr ? indptr[sequence]
+                             : static_cast<std::int64_t>(sequence) * tokens_per_sequence;
+  }
+  [[nodiscard]] KVTILT_HD std::int64_t tokens(int sequence) const {
+    return indptr != nullptr ? indptr[sequence + 1] - indptr[sequence] : tokens_per_sequence;
+  }
+};
+
+namespace detail {
+
+/// One kv head of one sequence that tokens are added to.
+struct AppendHead {
+  int sequence;  ///< slot
+  int head;
+  std::int64_t first_row;  ///< of the new tokens
+  SequenceState state;     ///< before
+  PageSlot* table;
+  AppendPlan plan;
+};
+
+/// What the threads of a block share: in registers it would be in the way of the search for scales.
+struct alignas(16) AppendShared {
+  AppendArguments arguments;  ///< as constants they would be kept in registers, all of them
+  AppendHead work;
+  InputTask input;  ///< being written
+  bool works;
+  bool last;  ///< of the sequence's blocks to finish
+};
+
+/// Shared memory to append to one head.
+KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerStorage& layer) {
+  return sizeof(AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
+}
+
+/// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
+/// whether this block records that tokens do not fit.
+template <class Threads>
+KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constants, int index,
+                         int head, bool reports) {
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  constexpr int words = sizeof(AppendArguments) / 4;
+  for (int i = threads.thread(); i < words; i += threads.thread_count())
+    reinterpret_cast<std::uint32_t*>(&shared.arguments)[i] =
+        reinterpret_cast<const std::uint32_t*>(&constants)[i];
+  threads.sync();
+  const AppendArguments& arguments = shared.arguments;
+  const LayerStorage& layer = arguments.layer;
+  if (threads.thread() == 0) {
+    AppendHead& work = shared.work;
+    work.sequence = arguments.batch.slots[index];
+    work.head = head;
+    work.first_row = arguments.first_row(index);
+    work.state = layer.states[work.sequence];
+    work.table = layer.table(work.sequence);
+    const std::int64_t tokens = arguments.tokens(index);
+    if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
+    shared.works = tokens > 0 && work.plan.fits;
+    if (reports && tokens > 0 && !work.plan.fits)
+      record_error(threads, layer.record,
+                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence,
+                                  work.state.length));
+  }
+  threads.sync();
+  return shared.works;
+}
+
+/// Which of the new tokens a 16-bit block holds.
+struct NewTokens {
+  std::int64_t first;
+  int slot;
+  int count;
+};
+
+/// Of a block whose `slots` slots begin at position `start`.
+KVTILT_HD constexpr NewTokens new_tokens_in(const AppendPlan& plan, std::int64_t start, int slots) {
+  const std::int64_t from = plan.length > start ? plan.length : start;
+  const std::int64_t end = plan.length + plan.tokens;
+  const std::int64_t until = end < start + slots ? end : start + slots;
+  return {from - plan.length, static_cast<int>(from - start),
+          until > from ? static_cast<int>(until - from) : 0};
+}
+
+/// Blocks of the tail with new tokens, or that are sealed: numbered from where the tail starts.
+struct TailBlocks {
+  std::int64_t first;
+  std::int64_t last;  ///< one past
+};
+
+KVTILT_HD constexpr TailBlocks tail_blocks(const AppendPlan& plan, int page_tokens) {
+  const std::int64_t in_tail = plan.length + plan.tokens - plan.tail_start;
+  const std::int64_t before = plan.length - plan.tail_start;
+  return {plan.seals > 0 || before < 0 ? 0 : before / page_tokens,
+          in_tail <= 0 ? 0 : (in_tail + page_tokens - 1) / page_tokens};
+}
+
+/// The page of the pool that page `index` is sealed into, at the head's block.
+KVTILT_HD inline std::byte* sealed_block(const LayerStorage& layer, const AppendHead& work,
+                                         std::int32_t index) {
+  const std::int32_t page = page_for(work.plan, work.state, work.table, index - work.plan.skipped);
+  return layer.block(PageKind::Sealed, page) + layer.head(PageKind::Sealed, work.head).offset;
+}
+
+/// Where one head's 16-bit keys and values stand.
+struct HalfBlock {
+  std::byte* keys;
+  std::byte* values;
+};
+
+/// Writes new tokens to the slots of a 16-bit block.
+template <class Threads>
+KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& arguments,
+                            const AppendHead& work, const HeadLayout& half, HalfBlock to,
+                            const NewTokens& added) {
+  const LayerStorage& layer = arguments.layer;
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    threads.sync();
+    if (threads.thread() == 0) {
+      const bool keys = tensor == 0;
+      shared.input = {
+          keys ? Role::Keys : Role::Values,
+          keys ? arguments.keys : arguments.values,
+          work.first_row + added.first,
+          largest_magnitude(keys ? sealed.key.format : sealed.value.format),
+          {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
+          keys ? half.key.matrix : half.value.matrix,
+          keys ? to.keys : to.values,
+          added.slot,
+          added.count};
+    }
+    threads.sync();
+    write_input(threads, layer, shared.input);
+  }
+}
+
+/// A head's part of a page to seal, or a slice of it.
+struct SealJob {
+  const std::byte* keys;
+  const std::byte* values;
+  const HeadLayout* packed;
+  std::byte* block;
+  int slice;
+  int slices;
+};
+
+/// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
+/// tail for a page that is kept: then its tokens are visible to all, and the job is to seal it.
+template <class Threads>
+KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
+                          const AppendHead& work, std::int64_t index, std::byte* staged,
+                          SealJob& job) {
+  const LayerStorage& layer = arguments.layer;
+  const AppendPlan& plan = work.plan;
+  const bool sinks = index < 0;
+  const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
+  const NewTokens added =
+      sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
+            : new_tokens_in(plan, plan.tail_start + index * layer.page_tokens, layer.page_tokens);
+  HalfBlock to;
+  if (staged != nullptr) {
+    to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
+  } else {
+    std::byte* block = sinks ? layer.sinks(work.sequence)
+                             : layer.tail(work.sequence, work.state.ring_head,
+                                          static_cast<int>(index % layer.ring_blocks));
+    block += half.offset;
+    to = {block + half.key.codes, block + half.value.codes};
+  }
+  if (added.count > 0) write_tokens(threads, arguments, work, half, to, added);
+  if (sinks || index >= plan.seals) return false;
+  threads.sync();
+  if (index < plan.skipped) return false;
+  job = {to.keys,
+         to.values,
+         &layer.head(PageKind::Sealed, work.head),
+         sealed_block(layer, work, static_cast<std::int32_t>(index)),
+         0,
+         1};
+  return true;
+}
+
+template <class Threads>
+KVTILT_HD void seal(const Threads& threads, const SealJob& job) {
+  seal_head(threads, job.keys, job.values, *job.packed, job.block,
+            threads.shared() + sizeof(AppendShared), job.slice, job.slices);
+  threads.sync();
+}
+
+/// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
+/// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
+/// but in shared memory: all of its tokens are new, and it is sealed.
+template <class Threads>
+KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
+                           const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
+                           std::byte* staged) {
+  KVTILT_DEVICE_LOOP
+  for (std::int64_t index = range.first; index < range.last; ++index) {
+    if (index >= elsewhere.first && index < elsewhere.last) {
+      index = elsewhere.last - 1;
+      continue;
+    }
+    SealJob job;
+    if (fill_block(threads, arguments, work, index, staged, job)) seal(threads, job);
+  }
+}
+
+/// Everything that append does to a head.
+KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
+  const TailBlocks tail = tail_blocks(plan, layer.page_tokens);
+  return {plan.length < layer.sink_tokens ? -1 : tail.first, tail.last};
+}
+
+/// The last of the `expected` blocks of a sequence makes the rest visible.
+template <class Threads>
+KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments,
+                      std::uint32_t expected) {
+  const LayerStorage& layer = arguments.layer;
+  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
+  const AppendHead& work = shared.work;
+  threads.sync();
+  if (threads.thread() == 0) {
+    std::uint32_t* arrivals = layer.arrivals + work.sequence;
+    threads.fence();
+    shared.last = threads.atomic_add(arrivals, 1) + 1 == expected;
+    threads.fence();
+    if (shared.last) *arrivals = 0;
+  }
+  threads.sync();
+  if (!shared.last) return;
+  SequenceState state = work.state;
+  finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, state, work.table);
+  if (threads.thread() == 0) layer.states[work.sequence] = state;
+}
+
+}  // namespace detail
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+/// One piece of device memory, owned or the caller's.
+#pragma once
+
+#include <kvtilt/cuda/cache/memory_plan.hpp>
+#include <kvtilt/cuda/error.cuh>
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+
+namespace kvtilt::cuda {
+
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(DeviceMemory&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), owned_(std::exchange(other.owned_, nullptr)) {}
+  DeviceMemory& operator=(DeviceMemory&&) = delete;
+  ~DeviceMemory() {
+    if (owned_ != nullptr) (void)cudaFree(owned_);
+  }
+
+  /// `bytes` at a multiple of 256: of `given` if that is not empty, else of the current device.
+  static Result<DeviceMemory> take(std::size_t bytes, std::span<std::byte> given) {
+    DeviceMemory memory;
+    if (given.empty()) {
+      if (Status status = to_status(cudaMalloc(&memory.owned_, bytes), "taking device memory");
+          !status.ok()) {
+        (void)cudaGetLastError();
+        return Result<DeviceMemory>(std::move(status));
+      }
+      memory.data_ = static_cast<std::byte*>(memory.owned_);
+      return Result<DeviceMemory>(std::move(memory));
+    }
+    const std::size_t misaligned =
+        reinterpret_cast<std::uintptr_t>(given.data()) % detail::device_alignment;
+    const std::size_t lost = misaligned == 0 ? 0 : detail::device_alignment - misaligned;
+    if (lost > given.size() || bytes > given.size() - lost)
+      return Status::error(ErrorCode::OutOfMemory,
+                           "the cache takes %zu bytes at a multiple of %zu; device_memory has %zu "
+                           "from %p on",
+                           bytes, detail::device_alignment, given.size(),
+                           static_cast<void*>(given.data()));
+    memory.data_ = given.data() + lost;
+    return Result<DeviceMemory>(std::move(memory));
+  }
+
+  [[nodiscard]] std::byte* data() const { return data_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  void* owned_ = nullptr;
+};
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: MIT
+/// Errors that only the device sees: written by kernels, read by poll().
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// The first error is kept, all are counted. One thread calls it.
+template <class Threads>
+KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
+                            const DeviceRecord& error) {
+  (void)threads.atomic_add(&record->count, error.count);
+  if (threads.atomic_compare_and_swap(&record->code, 0, error.code) != 0) return;
+  record->layer = error.layer;
+  record->sequence = error.sequence;
+  record->token = error.token;
+  record->head = error.head;
+  record->channel = error.channel;
+  record->value = error.value;
+}
+
+/// An error of a whole sequence in one layer.
+KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequence,
+                                             std::int64_t token) {
+  return {static_cast<std::uint32_t>(code), 1, layer, sequence, token, -1, -1, 0.0f};
+}
+
+/// The error in words. `key_dim` is that of the layer.
+inline Status to_status(const DeviceRecord& record, int key_dim) {
+  const ErrorCode code = static_cast<ErrorCode>(record.code);
+  const long long token = static_cast<long long>(record.token);
+  switch (code) {
+    case ErrorCode::Ok:
+      return {};
+    case ErrorCode::InvalidValue: {
+      const bool is_key = record.channel < key_dim;
+      return Status::error(
+          code,
+          "layer %d: %s of sequence slot %d, position %lld, kv head %d, channel %d "
+          "is %g: NaN was stored as 0, what is too large as the largest that the "
+          "format holds; %u elements in all",
+          record.layer, is_key ? "key" : "value", record.sequence, token, record.head,
+          is_key ? record.channel : record.channel - key_dim, static_cast<double>(record.value),
+          record.count);
+    }
+    case ErrorCode::OutOfCapacity:
+      return Status::error(
+          code,
+          "layer %d: sequence slot %d has no page left for the tokens from position "
+          "%lld on, they were not stored; reserve more. %u errors in all",
+          record.layer, record.sequence, token, record.count);
+    case ErrorCode::InvalidArgument:
+      return Status::error(code,
+                           "layer %d: a truncation, removal, fork or unpacking of sequence slot %d "
+                           "from position %lld on was refused on the device: tokens it needs are "
+                           "not there, pages do not end there, or lengths are not those that the "
+                           "host knows. %u errors in all",
+                           record.layer, record.sequence, token, record.count);
+    case ErrorCode::Unsupported:
+      return Status::error(
+          code,
+          "layer %d: sequence slot %d cannot be exported: its page at position %lld "
+          "is not full. %u errors in all",
+          record.layer, record.sequence, token, record.count);
+    case ErrorCode::Corrupt:
+      return Status::error(
+          code,
+          "layer %d: the engine's table of sequence %d cannot be meant: %lld tokens, "
+          "or a page outside the pool. %u errors in all",
+          record.layer, record.sequence, token, record.count);
+    case ErrorCode::OutOfMemory:
+      return Status::error(code,
+                           "layer %d: no room for the pages of sequence slot %d in the exported "
+                           "indices. %u errors in all",
+                           record.layer, record.sequence, record.count);
+    default:
+      return Status::error(code, "layer %d: error in sequence slot %d at position %lld; %u in all",
+                           record.layer, record.sequence, token, record.count);
+  }
+}
+
+}  // namespace kvtilt::cuda

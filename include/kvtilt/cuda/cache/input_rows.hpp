@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+/// Rows of an engine's tensors as 16-bit tensors in fragment order: the only way numbers enter a
+/// device cache. What a recipe cannot hold is changed, since nothing can be refused any more: NaN
+/// becomes 0, larger magnitudes the largest; the record names the first.
+#pragma once
+
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/cache/device_record.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/group_math.hpp>
+#include <kvtilt/cuda/page/input_task.hpp>
+#include <kvtilt/cuda/page/input_tiles.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+KVTILT_HD inline float read_element(const TensorView& rows, std::int64_t index) {
+  if (rows.type == ElementType::F32) return static_cast<const float*>(rows.data)[index];
+  if (rows.type == ElementType::F16) return widen(static_cast<const F16*>(rows.data)[index]);
+  return to_float(static_cast<const BF16*>(rows.data)[index]);
+}
+
+/// What is stored for x. NaN becomes 0.
+KVTILT_HD inline float storable(float x, float limit) {
+  const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  const std::uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude <= bit_cast<std::uint32_t>(limit)) return x;
+  return magnitude > 0x7f800000u
+             ? 0.0f
+             : bit_cast<float>(bit_cast<std::uint32_t>(limit) | (bits & 0x80000000u));
+}
+
+KVTILT_HD inline bool is_storable(float x, float limit) {
+  return (bit_cast<std::uint32_t>(x) & 0x7fffffffu) <= bit_cast<std::uint32_t>(limit);
+}
+
+/// Stores an element that is not storable, and says so.
+template <class Threads>
+KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
+                              const InputTask& task, int token, int channel) {
+  const float x = read_element(task.rows, task.row(token) + channel);
+  if (is_storable(x, task.limit)) return;
+  const InputPlace& place = task.place;
+  record_error(threads, layer.record,
+               {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer, place.sequence,
+                place.position + token, place.head, place.channel + channel, x});
+  *task.half(token, channel) = nearest_half(storable(x, task.limit));
+}
+
+/// All tokens but those from `first` to last - 1, element by element: for decoding, for rows that
+/// start anywhere, and for what fills no tile.
+template <class Threads>
+KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
+                              const InputTask& task, int first, int last) {
+  constexpr int together = 4;  // loads on their way
+  const int dim = task.dim();
+  const int thread = threads.thread();
+  const int threads_all = threads.thread_count();
+  const int elements = (task.count - (last - first)) * dim;
+  KVTILT_DEVICE_LOOP
+  for (int base = thread; base < elements; base += together * threads_all) {
+    float x[together];
+    int token[together];
+    int channel[together];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i) {
+      const int element = base + i * threads_all;
+      token[i] = element / dim;
+      channel[i] = element - token[i] * dim;
+      if (token[i] >= first) token[i] += last - first;
+      if (element < elements) x[i] = read_element(task.rows, task.row(token[i]) + channel[i]);
+    }
+    bool bad = false;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i) {
+      if (base + i * threads_all >= elements) break;
+      bad = bad || !is_storable(x[i], task.limit);
+      *task.half(token[i], channel[i]) = nearest_half(x[i]);
+    }
+    if (!bad) continue;
+    KVTILT_DEVICE_LOOP
+    for (int i = 0; i < together; ++i) {
+      const int element = base + i * threads_all;
+      const int row = element / dim;
+      if (element < elements)
+        repair_element(threads, layer, task, row >= first ? row + last - first : row,
+                       element - row * dim);
+    }
+  }
+}
+
+/// Looks at the elements again that write_tiles() gave this thread.
+template <class Threads>
+KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
+                            const InputTask& task, int first, int tokens) {
+  const int lane = threads.lane();
+  const bool keys = task.role == Role::Keys;
+  const int across = keys ? 4 : 2;  // channels of a lane in a tile
+  const int channel_tiles = tiles_along(task.dim());
+  const int tiles = tiles_along(tokens) * channel_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.warp() * 8; i < tiles * 8; ++i) {
+    const int tile = i / 8;
+    const int token_tile = tile / channel_tiles;
+    repair_element(
+        threads, layer, task,
+        first + token_tile * tile_extent + (keys ? lane / 4 * 2 : lane % 4 * 4) + i % 8 / across,
+        (tile - token_tile * channel_tiles) * tile_extent + (keys ? lane % 4 * 4 : lane / 4 * 2) +
+            i % 8 % across);
+    if (i % 8 == 7) i += (threads.thread_count() / warp_lanes - 1) * 8;
+  }
+}
+
+}  // namespace detail
+
+/// Writes the rows into the slots. All threads of a block take part. Fast are whole tiles of 16-bit
+/// elements whose rows start at multiples of 8 bytes.
+template <class Threads>
+KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
+                           const InputTask& task) {
+  const std::int64_t address =
+      static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
+  int first = (tile_extent - task.slot % tile_extent) % tile_extent;  // token in a full tile
+  int last = task.count - (task.slot + task.count) % tile_extent;
+  if (task.rows.type == ElementType::F32 || address % 8 != 0 || task.rows.token_stride % 4 != 0 ||
+      last <= first)
+    first = last = task.count;
+  detail::write_elements(threads, layer, task, first, last);
+  if (last <= first) return;
+  const bool bad = task.role == Role::Keys
+                       ? detail::write_tiles<Role::Keys>(threads, task, first, last - first)
+                       : detail::write_tiles<Role::Values>(threads, task, first, last - first);
+  if (bad) detail::repair_tiles(threads, layer, task, first, last - first);
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+/// The cache on a GPU: many sequences of one model, keys and values in the bits a plan gives them.
+#pragma once
+
+#include <kvtilt/cache/memory_report.hpp>
+#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/cache/append.cuh>
+#include <kvtilt/cuda/cache/device_memory.cuh>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/memory_plan.hpp>
+#include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/cuda/cache/sequence_book.hpp>
+#include <kvtilt/cuda/cache/sequence_kernels.cuh>
+#include <kvtilt/cuda/cache/unpack.cuh>
+#include <kvtilt/cuda/error.cuh>
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+/// Sequences that are appended to, or attended, in one launch. Made by KVCache::batch; kernels read
+/// the slots in device memory, so that a graph replays for whatever batch is there.
+struct SequenceBatch {
+  std::vector<SequenceId> ids;
+  Batch device;
+};
+
+/// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
+/// call but create allocates device memory. The streams of calls that touch the same sequence must
+/// be ordered, and so must a close, truncate or remove and the reserve or fork after it, which may
+/// hand out the same pages. Neither create nor anything else changes the current device, which must
+/// be the one of create. One thread at a time.
+///
+/// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
+/// be returned: it is recorded, and poll() tells.
+class KVCache {
+ public:
+  /// Checks everything that can be wrong with the arguments, and takes all memory: see plan_memory.
+  /// Waits for the stream.
+  static Result<KVCache> create(const CacheShape& shape, const Plan& plan,
+                                const CacheOptions& options = {}, cudaStream_t stream = nullptr);
+
+  KVCache(KVCache&&) noexcept = default;
+  KVCache& operator=(KVCache&&) = delete;
+
+  /// A new, empty sequence. Fails with OutOfCapacity at max_sequences.
+  Result<SequenceId> open(cudaStream_t stream = nullptr);
+
+  /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
+  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing.
+  Status reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream = nullptr);
+
+  /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
+  /// hold. As on the CPU: exact inside the tail; a cut inside a sealed page leaves that page shorter,
+  /// and can cost a page of the reservation. Fails with InvalidArgument if a window has freed tokens
+  /// that the next one would see.
+  Status truncate(SequenceId id, std::int64_t length, cudaStream_t stream = nullptr);
+
+  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
+  /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
+  /// not end there, and then changes nothing.
+  Status remove(SequenceId id, std::int64_t from, std::int64_t to, cudaStream_t stream = nullptr);
+
+  /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
+  /// reserved for `tokens` tokens, or for those it holds if that is more. Fails as open and reserve
+  /// do, and if layers differ in length. If appends were not told (note_appended), the device
+  /// refuses, the new sequence stays empty, and poll() tells.
+  Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
+
+  /// Returns the pages of a sequence to the cache.
+  Status close(SequenceId id, cudaStream_t stream = nullptr);
+
+  /// Sequences for append and attention.
+  ///
+  /// memory  device, at least ids.size() numbers; belongs to the batch as long as it is used
+  Result<SequenceBatch> batch(std::span<const SequenceId> ids, std::span<std::int32_t> memory,
+                              cudaStream_t stream = nullptr);
+  /// A batch of one needs no memory.
+  Result<SequenceBatch> batch(SequenceId id) const;
+
+  /// Adds tokens to one layer of every sequence of a batch; seals pages as they fill. Keys arrive
+  /// after RoPE. May be captured: then the numbers in device memory count when it is replayed, and
+  /// note_appended() tells the host of each replay.
+  ///
+  /// keys    device, [rows, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// values  device, [rows, kv_heads, value_dim]
+  /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's. Null: as
+  ///         many for each
+  /// tokens  host: the numbers of tokens that indptr holds. Empty: not known, the host is not told.
+  ///         Not read without indptr
+  /// Fails   InvalidArgument (shapes, handles, layer), OutOfCapacity (reserve more, as far as the
+  ///         host knows); then nothing is queued. NaN is stored as 0 and what is too large as the
+  ///         largest that the recipe holds; poll() names it, and a sequence that had no page left
+  ///         and was not appended to
+  /// Cost    one kernel: a small one for less than a page of tokens, else one that shares out pages
+  Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                const TensorView& values, const std::int32_t* indptr,
+                std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);
+  Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
+                const TensorView& values, cudaStream_t stream = nullptr);
+  Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values,
+                cudaStream_t stream = nullptr);
+
+  /// Copies the tokens at positions `first` to first + n - 1 out of one layer, with the bits of
+  /// kvtilt::unpack. May be captured.
+  ///
+  /// keys    device, receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+  /// values  device, receives [n, kv_heads, value_dim], likewise
+  /// Fails   InvalidArgument (shapes, handle, layer), before anything is queued. Rows of positions
+  ///         that were not appended, were removed or freed are left alone, and poll() tells
+  Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
+                const MutableTensorView& values, cudaStream_t stream = nullptr) const;
+
+  /// What kernels see of a layer. Valid as long as the cache, whatever happens to sequences.
+  Result<LayerStorage> view(int layer) const;
+
+  /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers.
+  Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
+
+  /// Tokens in one layer, as the host knows it: not what a graph appended since and nobody told.
+  Result<std::int64_t> length(SequenceId id, int layer) const;
+  /// As the device knows it. Waits for the stream.
+  Result<std::int64_t> length(SequenceId id, int layer, cudaStream_t stream) const;
+
+  /// Learns from the device what a sequence holds, for appends that nobody told. Waits for the
+  /// stream, twice.
+  Status refresh(SequenceId id, cudaStream_t stream);
+
+  /// The first thing that went wrong on the device since the last poll, or Ok. Waits for the stream.
+  Status poll(cudaStream_t stream);
+
+  /// Bytes of one sequence, and of all together, as the host knows it; reserved_bytes is all of the
+  /// device memory.
+  Result<MemoryReport> memory(SequenceId id) const;
+  [[nodiscard]] MemoryReport memory() const;
+
+  /// 8 x bytes of a full page / its unpadded elements, over all layers.
+  [[nodiscard]] double page_bits() const;
+
+  [[nodiscard]] int layers() const { return static_cast<int>(storages_.size()); }
+
+ private:
+  KVCache(const CacheOptions& options, detail::DeviceLayout layout, DeviceMemory memory);
+
+  Status upload(cudaStream_t stream);
+  [[nodiscard]] const LayerShape& shape(int layer) const {
+    return layout_.layers[static_cast<std::size_t>(layer)].shape;
+  }
+  Status append(std::span<const SequenceId> ids, const Batch& batch, int layer,
+                const TensorView& keys, const TensorView& values, const std::int32_t* indptr,
+                std::span<const std::int32_t> tokens, cudaStream_t stream);
+  [[nodiscard]] Layers device_layers() const {
+    return {reinterpret_cast<const LayerStorage*>(memory_.data() + layout_.storages), layers()};
+  }
+  [[nodiscard]] const std::int32_t* device_slots() const {
+    return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
+  }
+  void add_usage(std::uint32_t slot, MemoryReport& report) const;
+
+  CacheOptions options_;
+  detail::DeviceLayout layout_;
+  DeviceMemory memory_;
+  SequenceBook book_;
+  std::vector<LayerStorage> storages_;
+  std::vector<PageRun> given_;        ///< of one call
+  std::vector<std::int32_t> counts_;  ///< of one call
+};
+
+}  // namespace kvtilt::cuda
+
+#include <kvtilt/cuda/cache/kv_cache.inl>
+#include <kvtilt/cuda/cache/kv_cache_tokens.inl>

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT
+/// Where everything of a device cache lies in its memory, before there is one.
+#pragma once
+
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layout.hpp>
+#include <kvtilt/quant/plan.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+/// Bytes that KVCache::create takes, all of them at once, to the byte.
+struct MemoryPlan {
+  std::size_t sink_bytes = 0;   ///< 16-bit blocks of the first tokens, of all sequence slots
+  std::size_t tail_bytes = 0;   ///< 16-bit blocks of the newest tokens, of all sequence slots
+  std::size_t page_bytes = 0;   ///< quantized pages
+  std::size_t table_bytes = 0;  ///< page tables and lengths
+  std::size_t other_bytes = 0;  ///< layouts, the record of errors, padding
+
+  [[nodiscard]] std::size_t device_bytes() const {
+    return sink_bytes + tail_bytes + page_bytes + table_bytes + other_bytes;
+  }
+};
+
+namespace detail {
+
+inline constexpr std::size_t device_alignment = 256;
+
+/// One layer: what it is, and byte offsets from the start of the cache's memory.
+struct DeviceLayer {
+  LayerShape shape;
+  TokenPlacement placement;
+  LayerLayouts layouts;
+  std::int32_t pages;  ///< of the pool
+  std::int64_t table_stride;
+  std::size_t pools[page_kinds];
+  std::size_t heads[page_kinds];
+  std::size_t states;
+  std::size_t tables;
+  std::size_t arrivals;
+
+  [[nodiscard]] const PageLayout& layout(PageKind kind) const {
+    return layouts[static_cast<std::size_t>(kind)];
+  }
+  [[nodiscard]] std::size_t& pool(PageKind kind) { return pools[static_cast<int>(kind)]; }
+
+  /// Most pages that a sequence uses at once: once the window is full, each new page frees one.
+  [[nodiscard]] std::int64_t window_pages() const {
+    return placement.window / placement.page_tokens + 2;
+  }
+  /// Pages that a sequence of `tokens` tokens holds whose tail starts at `tail_start`.
+  [[nodiscard]] std::int64_t pages_for(std::int64_t tail_start, std::int64_t tokens) const {
+    const std::int64_t seals = placement.seals(tail_start, tokens);
+    return placement.window == 0 ? seals : std::min(seals, window_pages());
+  }
+};
+
+struct DeviceLayout {
+  std::vector<DeviceLayer> layers;
+  std::size_t storages = 0;  ///< LayerStorage [layers]
+  std::size_t record = 0;    ///< DeviceRecord
+  std::size_t slots = 0;     ///< 0, 1, 2, ... : batches of one sequence
+  MemoryPlan plan;
+};
+
+/// Hands out offsets, and counts what for.
+class OffsetCounter {
+ public:
+  /// `bytes` of memory for `purpose`; what they lack to a multiple of 256 is counted as other.
+  std::size_t take(std::size_t bytes, std::size_t& purpose, std::size_t& other) {
+    const std::size_t offset = end_;
+    const std::size_t padded = round_up(bytes, device_alignment);
+    purpose += bytes;
+    other += padded - bytes;
+    end_ += padded;
+    return offset;
+  }
+
+ private:
+  std::size_t end_ = 0;
+};
+
+inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                     const CacheOptions& options) {
+  DeviceLayer layer{};
+  layer.shape = shape;
+  layer.placement = token_placement(options, shape);
+  if (shape.kv_heads == 0) return layer;
+  layer.layouts = make_layer_layouts(shape, recipes, options.page_tokens, options.sink_tokens);
+
+  const std::int64_t total = options.token_capacity / options.page_tokens;
+  const std::int64_t own = options.longest() / options.page_tokens;
+  layer.pages = static_cast<std::int32_t>(total);
+  layer.table_stride = own + 1;
+  if (shape.window > 0) {
+    const std::int64_t most = options.max_sequences * layer.window_pages();
+    layer.pages = static_cast<std::int32_t>(std::min(total, most));
+  }
+  return layer;
+}
+
+/// The layout of a cache's memory, or the first thing wrong with the arguments.
+inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Plan& plan,
+                                               const CacheOptions& options) {
+  KVTILT_RETURN_IF_ERROR(check_options(options));
+  KVTILT_RETURN_IF_ERROR(check_shape(shape));
+  if (shape.layers.size() > static_cast<std::size_t>(max_layers))
+    return Status::error(ErrorCode::Unsupported, "the shape has %zu layers; on a GPU at most %d",
+                         shape.layers.size(), max_layers);
+  Result<Plan> resolved = resolve_plan(plan, shape, options.page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+
+  DeviceLayout layout;
+  OffsetCounter offsets;
+  MemoryPlan& bytes = layout.plan;
+  const auto other = [&](std::size_t count) {
+    return offsets.take(count, bytes.other_bytes, bytes.other_bytes);
+  };
+  layout.record = other(sizeof(DeviceRecord));
+  layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
+  const std::size_t sequences = static_cast<std::size_t>(options.max_sequences);
+  layout.slots = other(sequences * sizeof(std::int32_t));
+  for (std::size_t index = 0; index < shape.layers.size(); ++index) {
+    const LayerShape& layer_shape = shape.layers[index];
+    if (layer_shape.kv_heads > 0)
+      for (const Recipe& recipe : plan.recipes[index])
+        if (Status one = supports(layer_shape, recipe, options.page_tokens); !one.ok())
+          return Status::error(one.code(), "layer %zu: %.*s", index,
+                               static_cast<int>(one.message().size()), one.message().data());
+    layout.layers.push_back(make_device_layer(layer_shape, resolved->recipes[index], options));
+    DeviceLayer& layer = layout.layers.back();
+    if (layer_shape.kv_heads == 0) continue;
+
+    const std::size_t ring = sequences * static_cast<std::size_t>(layer.placement.ring_blocks());
+    const std::size_t rows = sequences * static_cast<std::size_t>(layer.table_stride);
+    const auto pool = [&](PageKind kind, std::size_t blocks, std::size_t& purpose) {
+      layer.pool(kind) =
+          offsets.take(blocks * layer.layout(kind).bytes, purpose, bytes.other_bytes);
+    };
+    pool(PageKind::Sinks, sequences, bytes.sink_bytes);
+    pool(PageKind::Tail, ring, bytes.tail_bytes);
+    pool(PageKind::Sealed, static_cast<std::size_t>(layer.pages), bytes.page_bytes);
+    for (std::size_t& heads : layer.heads)
+      heads = other(static_cast<std::size_t>(layer_shape.kv_heads) * sizeof(HeadLayout));
+    layer.states =
+        offsets.take(sequences * sizeof(SequenceState), bytes.table_bytes, bytes.other_bytes);
+    layer.tables = offsets.take(rows * sizeof(PageSlot), bytes.table_bytes, bytes.other_bytes);
+    layer.arrivals = other(sequences * sizeof(std::uint32_t));
+  }
+  if (options.max_bytes != 0 && bytes.device_bytes() > options.max_bytes)
+    return Status::error(ErrorCode::OutOfMemory,
+                         "the cache takes %zu bytes of device memory; the limit is %zu",
+                         bytes.device_bytes(), options.max_bytes);
+  return layout;
+}
+
+/// One layer as kernels see it, in memory that starts at `base`.
+inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, std::byte* base) {
+  const DeviceLayer& layer = layout.layers[index];
+  LayerStorage storage = describe_layer(layer.shape, layer.placement, layer.layouts);
+  storage.layer = static_cast<int>(index);
+  storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
+  if (layer.shape.kv_heads == 0) return storage;
+  for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
+    storage.seal_bytes = std::max(storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)));
+  for (int kind = 0; kind < page_kinds; ++kind) {
+    storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
+    storage.pool[kind] = base + layer.pools[kind];
+  }
+  storage.states = reinterpret_cast<SequenceState*>(base + layer.states);
+  storage.tables = reinterpret_cast<PageSlot*>(base + layer.tables);
+  storage.table_stride = layer.table_stride;
+  storage.arrivals = reinterpret_cast<std::uint32_t*>(base + layer.arrivals);
+  return storage;
+}
+
+}  // namespace detail
+
+/// What KVCache::create with these arguments takes of device memory. A quantized page has as many
+/// bytes as on the CPU. Fails as create does, and with OutOfMemory beyond options.max_bytes.
+inline Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
+                                      const CacheOptions& options = {}) {
+  Result<detail::DeviceLayout> layout = detail::make_device_layout(shape, plan, options);
+  if (!layout) return std::move(layout).take_status();
+  return layout->plan;
+}
+
+}  // namespace kvtilt::cuda

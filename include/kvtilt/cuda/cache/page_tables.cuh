@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT
+/// Attention over an engine's own pages, and a cache's pages for an engine's own kernels.
+#pragma once
+
+#include <kvtilt/cuda/cache/page_tables.hpp>
+#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    import_tables_kernel(const __grid_constant__ LayerStorage storage, std::int32_t* slots,
+                         EngineTables tables, std::int32_t pool_pages) {
+  import_tables_body(DeviceThreads{}, storage, slots, tables, pool_pages);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    export_tables_kernel(const __grid_constant__ LayerStorage storage, Batch batch,
+                         ExportedTables out) {
+  export_tables_body(DeviceThreads{}, storage, batch, out);
+}
+
+}  // namespace detail
+
+/// Makes an engine's own pages ready for attention. Its tables are read on the device, when the
+/// kernel runs: queue it again, or capture it, for each step.
+///
+/// layer       as for imported_layer()
+/// pool        device, at a multiple of 64: pool_pages quantized pages, one after the other
+/// most_pages  of a sequence
+/// workspace   device, at a multiple of 64: import_workspace_bytes(tables.sequences, most_pages)
+/// Fails       InvalidArgument, before anything is queued. A table that cannot be meant (lengths,
+///             pages outside the pool, more than most_pages) leaves its sequence empty; the cache
+///             that `layer` is of tells when polled
+inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const EngineTables& tables,
+                                           std::byte* pool, std::int32_t pool_pages, int most_pages,
+                                           std::span<std::byte> workspace,
+                                           cudaStream_t stream = nullptr) {
+  const bool csr = tables.indptr != nullptr && tables.last_page_tokens != nullptr;
+  if (tables.sequences < 1 || tables.indices == nullptr || tables.is_dense() == csr ||
+      tables.stride < 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%d sequences with indices at %p: give lengths, or indptr and "
+                         "last_page_tokens",
+                         tables.sequences, static_cast<const void*>(tables.indices));
+  const auto misplaced = [](const std::byte* memory) {
+    return memory == nullptr || reinterpret_cast<std::uintptr_t>(memory) % page_alignment != 0;
+  };
+  if (most_pages < 1 || pool_pages < 1 || misplaced(pool) || misplaced(workspace.data()) ||
+      workspace.size() < import_workspace_bytes(tables.sequences, std::max(most_pages, 1)))
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "a pool of %d pages at %p and a workspace of %zu bytes at %p; both must be "
+        "at multiples of %d, and %d sequences of %d pages need %zu bytes",
+        pool_pages, static_cast<void*>(pool), workspace.size(),
+        static_cast<void*>(workspace.data()), page_alignment, tables.sequences, most_pages,
+        import_workspace_bytes(tables.sequences, std::max(most_pages, 1)));
+  ImportedLayer result =
+      imported_layer(layer, pool, tables.sequences, most_pages, workspace.data());
+  detail::import_tables_kernel<128><<<std::min(tables.sequences, 1024), 128, 0, stream>>>(
+      result.storage, const_cast<std::int32_t*>(result.batch.slots), tables, pool_pages);
+  KVTILT_RETURN_IF_ERROR(launched("importing page tables"));
+  return result;
+}
+
+/// The sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them: merge
+/// what attention over those gives.
+///
+/// out    device memory. A sequence with a page that is not full in front of another (after a
+///        truncation), or that finds no room, is left without pages; the cache tells when polled
+/// Fails  InvalidArgument, before anything is queued
+inline Status export_tables(const LayerStorage& layer, const Batch& batch,
+                            const ExportedTables& out, cudaStream_t stream = nullptr) {
+  if (batch.count < 1 || batch.slots == nullptr || out.indptr == nullptr ||
+      out.last_page_tokens == nullptr || out.indices == nullptr || out.capacity < 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "cannot export %d sequences into null arrays or %d indices", batch.count,
+                         out.capacity);
+  detail::export_tables_kernel<256><<<1, 256, 0, stream>>>(layer, batch, out);
+  return launched("exporting page tables");
+}
+
+}  // namespace kvtilt::cuda

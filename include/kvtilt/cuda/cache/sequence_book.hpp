@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: MIT
+/// What the host knows of the sequences of a device cache. It repeats on copies of lengths and
+/// tables what the kernels do to theirs, with the same functions, so that it need not ask.
+#pragma once
+
+#include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/cache/memory_plan.hpp>
+#include <kvtilt/cuda/cache/page_list.hpp>
+#include <kvtilt/cuda/cache/sequence_calls.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <span>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+/// Appends by a replayed graph have to be told (note_appended). What was not told costs pages or a
+/// refusal, never a wrong byte: kernels decide by their own lengths, and refuse a fork of a sequence
+/// that is not as the host believes. Calls that fail change nothing. Plain memory to threads.
+class SequenceBook {
+ public:
+  SequenceBook(const std::vector<detail::DeviceLayer>& layers, const CacheOptions& options);
+
+  [[nodiscard]] int layers() const { return static_cast<int>(layers_.size()); }
+  [[nodiscard]] int max_sequences() const { return static_cast<int>(sequences_.size()); }
+
+  /// InvalidArgument unless the sequence is open, the layer there and cached.
+  [[nodiscard]] Status check(SequenceId id) const;
+  [[nodiscard]] Status check_layer(int layer) const;
+
+  Result<SequenceId> open();
+  /// Appends to `given` the pages that the device must be given.
+  Status reserve(SequenceId id, std::int64_t tokens, std::vector<PageRun>& given);
+  Status truncate(SequenceId id, std::int64_t length);
+  Status remove(SequenceId id, std::int64_t from, std::int64_t to);
+  /// Fills `request`, and `given` as reserve() does.
+  Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
+                          std::vector<PageRun>& given);
+  Status close(SequenceId id);
+
+  /// InvalidArgument if one of them is not open, or is named twice.
+  [[nodiscard]] Status check_batch(std::span<const SequenceId> ids) const;
+  /// Whether counts[i] tokens can be appended to ids[i], a valid batch, in a layer.
+  [[nodiscard]] Status check_append(std::span<const SequenceId> ids, int layer,
+                                    std::span<const std::int32_t> counts) const;
+  /// They were; after check_append().
+  void note_appended(std::span<const SequenceId> ids, int layer,
+                     std::span<const std::int32_t> counts);
+
+  [[nodiscard]] bool is_open(std::uint32_t slot) const { return sequences_[slot].is_open; }
+  /// Layer and sequence must exist.
+  [[nodiscard]] const SequenceState& state(std::uint32_t slot, int layer) const {
+    return sequences_[slot].layers[static_cast<std::size_t>(layer)].state;
+  }
+  [[nodiscard]] std::span<const PageSlot> table(std::uint32_t slot, int layer) const {
+    return sequences_[slot].layers[static_cast<std::size_t>(layer)].table;
+  }
+  [[nodiscard]] const PageList& pages(int layer) const {
+    return pages_[static_cast<std::size_t>(layer)];
+  }
+
+  /// Takes over what the device holds of a sequence in a layer: appends that nobody told, and what
+  /// came of them. `table` has page_capacity entries.
+  Status adopt(SequenceId id, int layer, const SequenceState& state,
+               std::span<const PageSlot> table);
+
+ private:
+  struct Layer {
+    SequenceState state{};
+    std::vector<PageSlot> table;  ///< up to page_capacity
+  };
+  struct Sequence {
+    std::vector<Layer> layers;
+    std::uint32_t generation = 0;
+    bool is_open = false;
+  };
+
+  [[nodiscard]] bool cached(std::size_t layer) const { return layers_[layer].shape.kv_heads > 0; }
+  [[nodiscard]] std::int64_t missing_pages(std::size_t layer, const SequenceState& state,
+                                           const PageSlot* table, std::int64_t tokens) const;
+  [[nodiscard]] Status check_room(std::size_t layer, std::int64_t missing, std::int32_t held,
+                                  std::int64_t tokens) const;
+  [[nodiscard]] Status check_tokens(std::int64_t tokens) const;
+  [[nodiscard]] Result<std::uint32_t> free_slot() const;
+  void give(std::size_t layer, Layer& own, std::int64_t count, std::vector<PageRun>& given);
+  void release_lost(std::size_t layer, Layer& own);
+  SequenceId occupy(std::uint32_t slot);
+
+  std::vector<detail::DeviceLayer> layers_;
+  std::vector<PageList> pages_;      ///< [layer]
+  std::vector<Sequence> sequences_;  ///< [slot]
+  std::int64_t longest_;
+};
+
+}  // namespace kvtilt::cuda
+
+#include <kvtilt/cuda/cache/sequence_book.inl>

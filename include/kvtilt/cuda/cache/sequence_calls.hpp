@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: MIT
+/// Bodies of the small kernels behind reserve, truncate, remove, fork and close: over all layers of
+/// one sequence, none of whose data the host has to wait for. A call that is refused changes no
+/// layer.
+#pragma once
+
+#include <kvtilt/cuda/cache/device_record.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Layers of a cache in device memory.
+struct Layers {
+  const LayerStorage* storages;
+  int count;
+};
+
+/// Pages `first` to first + count - 1 of one layer's pool.
+struct PageRun {
+  std::int32_t layer;
+  std::int32_t first;
+  std::int32_t count;
+};
+
+/// Pages for one sequence, as an argument of a kernel: nothing has to be staged in memory. A launch
+/// takes 4 KiB of arguments.
+struct GivenPages {
+  static constexpr int capacity = 300;
+  std::int32_t sequence;
+  std::int32_t runs;
+  PageRun run[capacity];
+};
+
+/// One block.
+template <class Threads>
+KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
+                               const GivenPages& given) {
+  for (int i = 0; i < given.runs; ++i) {
+    const PageRun& run = given.run[i];
+    const LayerStorage& storage = layers.storages[run.layer];
+    SequenceState& state = storage.states[given.sequence];
+    PageSlot* table = storage.table(given.sequence);
+    const std::int32_t end = state.page_capacity;
+    threads.sync();  // all have read it, and written what an earlier run gave
+    // The host counts what it gives: more is given only where it was not told of appends.
+    const bool fits = end + static_cast<std::int64_t>(run.count) <= storage.table_stride;
+    for (std::int32_t page = threads.thread(); fits && page < run.count;
+         page += threads.thread_count())
+      table[end + page] = {0, run.first + page, 0};
+    if (threads.thread() == 0 && fits) state.page_capacity = end + run.count;
+    if (threads.thread() == 0 && !fits)
+      record_error(
+          threads, storage.record,
+          sequence_error(ErrorCode::OutOfCapacity, run.layer, given.sequence, state.length));
+    threads.sync();
+  }
+}
+
+/// Any number of blocks, a layer each at a time. Serves open and close.
+template <class Threads>
+KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequence) {
+  const int step = threads.block_count() * threads.thread_count();
+  const int first = threads.block() * threads.thread_count() + threads.thread();
+  for (int layer = first; layer < layers.count; layer += step) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads > 0) storage.states[sequence] = empty_state(storage.placement(), 0);
+  }
+}
+
+/// Any number of blocks. 4 bytes of shared memory.
+///
+/// Blocks do not wait for each other: one may look at a layer that another has truncated already, in
+/// whole or in part. That is harmless, because truncating removes what the check looks for.
+template <class Threads>
+KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int sequence,
+                             std::int64_t length) {
+  std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
+  if (threads.thread() == 0) refusing = -1;
+  threads.sync();
+  for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads > 0 && storage.window > 0 &&
+        lost_before(storage.placement(), storage.states[sequence], length))
+      refusing = layer;  // any of them will do
+  }
+  threads.sync();
+  if (refusing >= 0) {
+    if (threads.thread() == 0 && threads.block() == 0)
+      record_error(threads, layers.storages[refusing].record,
+                   sequence_error(ErrorCode::InvalidArgument, refusing, sequence, length));
+    return;
+  }
+  for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads == 0) continue;
+    SequenceState state = storage.states[sequence];
+    truncate(threads, storage.placement(), state, storage.table(sequence), length);
+    threads.sync();
+    if (threads.thread() == 0) storage.states[sequence] = state;
+  }
+}
+
+/// One block.
+template <class Threads>
+KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int sequence,
+                           std::int64_t from, std::int64_t to) {
+  std::int32_t first = 0;
+  std::int32_t last = 0;
+  for (int layer = 0; layer < layers.count; ++layer) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads == 0 ||
+        find_pages(storage.states[sequence], storage.table(sequence), from, to, first, last))
+      continue;
+    if (threads.thread() == 0)
+      record_error(threads, storage.record,
+                   sequence_error(ErrorCode::InvalidArgument, layer, sequence, from));
+    return;
+  }
+  for (int layer = 0; layer < layers.count; ++layer) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads == 0) continue;
+    SequenceState state = storage.states[sequence];
+    (void)find_pages(state, storage.table(sequence), from, to, first, last);
+    threads.sync();  // all have looked
+    drop_pages(threads, state, storage.table(sequence), first, last);
+    if (threads.thread() == 0) storage.states[sequence] = state;
+  }
+}
+
+/// What the host believes of the sequence that is forked: it counts the references to pages, so a
+/// fork of anything else would read pages that nobody keeps.
+struct ForkRequest {
+  std::int32_t from;
+  std::int32_t to;
+  std::int64_t length;
+  std::int32_t pages[max_layers];  ///< in use, by layer
+};
+
+/// Any number of blocks. `to` must be empty.
+template <class Threads>
+KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const ForkRequest& request) {
+  for (int layer = 0; layer < layers.count; ++layer) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads == 0) continue;
+    const SequenceState& state = storage.states[request.from];  // other blocks change none of this
+    if (state.length == request.length && state.page_end - state.first_page == request.pages[layer])
+      continue;
+    if (threads.thread() == 0 && threads.block() == 0)
+      record_error(threads, storage.record,
+                   sequence_error(ErrorCode::InvalidArgument, layer, request.from, state.length));
+    return;
+  }
+  for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
+    const LayerStorage& storage = layers.storages[layer];
+    if (storage.kv_heads == 0) continue;
+    SequenceState from = storage.states[request.from];
+    SequenceState to = storage.states[request.to];
+    share_pages(threads, from, storage.table(request.from), to, storage.table(request.to));
+    threads.sync();
+    if (threads.thread() != 0) continue;
+    storage.states[request.from] = from;
+    storage.states[request.to] = to;
+  }
+}
+
+/// Tail blocks in use.
+KVTILT_HD constexpr int tail_blocks(const LayerStorage& storage, const SequenceState& state) {
+  const std::int64_t tokens = state.length - state.tail_start;
+  return tokens <= 0 ? 0
+                     : static_cast<int>((tokens + storage.page_tokens - 1) / storage.page_tokens);
+}
+
+/// 16 bytes, the unit of copies.
+struct alignas(16) Bytes16 {
+  std::uint32_t word[4];
+};
+
+template <class Threads>
+KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::byte* to,
+                          std::int64_t bytes) {
+  const std::int64_t step = static_cast<std::int64_t>(threads.thread_count()) * 16;
+  for (std::int64_t i = static_cast<std::int64_t>(threads.thread()) * 16; i < bytes; i += step)
+    *reinterpret_cast<Bytes16*>(to + i) = *reinterpret_cast<const Bytes16*>(from + i);
+}
+
+/// After fork_body: the 16-bit blocks. Any number of blocks, each copies a sequence's block at a
+/// time. A refused fork has left `to` empty, and nothing is copied.
+template <class Threads>
+KVTILT_HD void fork_blocks_body(const Threads& threads, const Layers& layers, int from, int to,
+                                int blocks_per_layer) {
+  const int total = layers.count * blocks_per_layer;
+  for (int i = threads.block(); i < total; i += threads.block_count()) {
+    const LayerStorage& storage = layers.storages[i / blocks_per_layer];
+    if (storage.kv_heads == 0) continue;
+    const int index = i % blocks_per_layer;  // 0: sinks
+    const SequenceState& state = storage.states[to];
+    if (index == 0) {
+      if (state.length > 0)
+        copy_block(threads, storage.sinks(from), storage.sinks(to),
+                   storage.block_bytes[static_cast<int>(PageKind::Sinks)]);
+    } else if (index <= tail_blocks(storage, state)) {
+      copy_block(threads, storage.tail(from, state.ring_head, index - 1),
+                 storage.tail(to, state.ring_head, index - 1),
+                 storage.block_bytes[static_cast<int>(PageKind::Tail)]);
+    }
+  }
+}
+
+}  // namespace kvtilt::cuda

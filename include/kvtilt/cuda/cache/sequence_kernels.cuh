@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+/// Launches of the small kernels of sequence_calls.hpp.
+#pragma once
+
+#include <kvtilt/cuda/cache/sequence_calls.hpp>
+#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+inline constexpr int small_block = 128;
+
+/// Sequence slots as an argument of a kernel.
+struct SlotList {
+  static constexpr int capacity = 960;
+  std::int32_t count;
+  std::int32_t slot[capacity];
+};
+
+// Templates, so that all files that include this share one definition.
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    give_pages_kernel(Layers layers, const __grid_constant__ GivenPages given) {
+  give_pages_body(DeviceThreads{}, layers, given);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int sequence) {
+  reset_body(DeviceThreads{}, layers, sequence);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    truncate_kernel(Layers layers, int sequence, std::int64_t length) {
+  truncate_body(DeviceThreads{}, layers, sequence, length);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    remove_kernel(Layers layers, int sequence, std::int64_t from, std::int64_t to) {
+  remove_body(DeviceThreads{}, layers, sequence, from, to);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    fork_kernel(Layers layers, const __grid_constant__ ForkRequest request) {
+  fork_body(DeviceThreads{}, layers, request);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    fork_blocks_kernel(Layers layers, int from, int to, int blocks_per_layer) {
+  fork_blocks_body(DeviceThreads{}, layers, from, to, blocks_per_layer);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    write_slots_kernel(std::int32_t* memory, const __grid_constant__ SlotList slots) {
+  for (int i = static_cast<int>(threadIdx.x); i < slots.count; i += threads)
+    memory[i] = slots.slot[i];
+}
+
+}  // namespace detail
+
+/// Gives pages to a sequence. The runs may be gone when it returns.
+inline Status launch_give_pages(Layers layers, int sequence, std::span<const PageRun> runs,
+                                cudaStream_t stream) {
+  GivenPages given;
+  given.sequence = sequence;
+  while (!runs.empty()) {
+    given.runs = static_cast<std::int32_t>(std::min<std::size_t>(runs.size(), given.capacity));
+    std::copy_n(runs.begin(), given.runs, given.run);
+    runs = runs.subspan(static_cast<std::size_t>(given.runs));
+    detail::give_pages_kernel<detail::small_block>
+        <<<1, detail::small_block, 0, stream>>>(layers, given);
+    KVTILT_RETURN_IF_ERROR(launched("giving pages to a sequence"));
+  }
+  return {};
+}
+
+/// Empties a sequence.
+inline Status launch_reset(Layers layers, int sequence, cudaStream_t stream) {
+  const int blocks = (layers.count + detail::small_block - 1) / detail::small_block;
+  detail::reset_kernel<detail::small_block>
+      <<<blocks, detail::small_block, 0, stream>>>(layers, sequence);
+  return launched("opening or closing a sequence");
+}
+
+inline Status launch_truncate(Layers layers, int sequence, std::int64_t length,
+                              cudaStream_t stream) {
+  detail::truncate_kernel<detail::small_block>
+      <<<layers.count, detail::small_block, sizeof(std::int32_t), stream>>>(layers, sequence,
+                                                                            length);
+  return launched("truncating a sequence");
+}
+
+inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std::int64_t to,
+                            cudaStream_t stream) {
+  detail::remove_kernel<detail::small_block>
+      <<<1, detail::small_block, 0, stream>>>(layers, sequence, from, to);
+  return launched("removing pages of a sequence");
+}
+
+/// Tables, lengths and 16-bit blocks.
+inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_blocks,
+                          cudaStream_t stream) {
+  detail::fork_kernel<detail::small_block>
+      <<<layers.count, detail::small_block, 0, stream>>>(layers, request);
+  KVTILT_RETURN_IF_ERROR(launched("forking a sequence"));
+  constexpr int threads = 256;
+  detail::fork_blocks_kernel<threads><<<layers.count*(ring_blocks + 1), threads, 0, stream>>>(
+      layers, request.from, request.to, ring_blocks + 1);
+  return launched("copying the tail of a sequence");
+}
+
+/// Writes slots to `memory` on the device. They may be gone when it returns.
+inline Status launch_write_slots(std::span<const std::int32_t> slots, std::int32_t* memory,
+                                 cudaStream_t stream) {
+  detail::SlotList list;
+  while (!slots.empty()) {
+    list.count = static_cast<std::int32_t>(std::min<std::size_t>(slots.size(), list.capacity));
+    std::copy_n(slots.begin(), list.count, list.slot);
+    detail::write_slots_kernel<detail::small_block>
+        <<<1, detail::small_block, 0, stream>>>(memory, list);
+    KVTILT_RETURN_IF_ERROR(launched("uploading a batch"));
+    memory += list.count;
+    slots = slots.subspan(static_cast<std::size_t>(list.count));
+  }
+  return {};
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+/// The kernel that takes tokens out of a device cache.
+#pragma once
+
+#include <kvtilt/cuda/cache/unpack.hpp>
+#include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+namespace kvtilt::cuda {
+
+/// Blocks on a multiprocessor that leave each thread the registers it needs.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+inline constexpr int unpack_resident = 5;
+#else
+inline constexpr int unpack_resident = 7;
+#endif
+
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(unpack_threads, unpack_resident)
+    unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
+  const Threads threads;
+  unpack(threads, arguments);
+}
+
+inline cudaError_t launch_unpack(const UnpackArguments& arguments, cudaStream_t stream) {
+  return detail::launch(unpack_kernel<DeviceThreads>,
+                        unpack_units(arguments.layer, arguments.tokens) * arguments.layer.kv_heads,
+                        unpack_threads, 0, stream, arguments);
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: MIT
+/// Copies tokens of one sequence out of a device cache, as attention sees them: the bits of unpack()
+/// of the CPU. A block takes one kv head of one page, sink block or tail block at a time.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/cuda/cache/device_record.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/sequence_pieces.hpp>
+#include <kvtilt/cuda/page/decode_tiles.hpp>
+#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/output_rows.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+struct UnpackArguments {
+  LayerStorage layer;
+  int sequence;        ///< slot
+  std::int64_t first;  ///< position of row 0
+  std::int64_t tokens;
+  /// Device memory, [tokens, kv_heads, dim], any strides; no data: not wanted.
+  MutableTensorView keys;
+  MutableTensorView values;
+};
+
+inline constexpr int unpack_threads = 128;
+
+/// Blocks for each kv head: one for each page that `tokens` tokens can touch, if pages are full.
+KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tokens) {
+  return 3 + static_cast<int>(tokens / layer.page_tokens);
+}
+
+namespace detail {
+
+/// Slots `slot` to slot + count - 1 of a block; slot `slot` goes to row 0.
+template <Role R, class T>
+KVTILT_HD void store_tile(const TileNumbers& numbers, int outer_tile, int inner_tile, int lane,
+                          int slot, int count, const OutputRows<T>& rows) {
+  const int outer = outer_tile * tile_extent + lane / 4 * 2;
+  const int inner = inner_tile * tile_extent + lane % 4 * 4;
+  if constexpr (R == Role::Keys) {
+    KVTILT_DEVICE_UNROLL
+    for (int row = 0; row < 2; ++row) {
+      const int token = outer + row - slot;
+      if (token >= 0 && token < count) rows.template store<4>(token, inner, numbers.x[row]);
+    }
+  } else {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const int token = inner + i - slot;
+      const float pair[2] = {numbers.x[0][i], numbers.x[1][i]};
+      if (token >= 0 && token < count) rows.template store<2>(token, outer, pair);
+    }
+  }
+}
+
+/// Whether unpack_whole() can do it.
+template <Role R>
+KVTILT_HD bool unpacks_whole(const TensorLayout& tensor, int slot, int count) {
+  const CodeMatrix matrix = tensor.matrix;
+  const int group = tensor.format.group;
+  const int bits = tensor.format.bits;
+  return (bits == 2 || bits == 4 || bits == 8) && tensor.group_along_outer && slot == 0 &&
+         count == (R == Role::Keys ? matrix.outer : matrix.inner) &&
+         matrix.outer % (decoded_tiles * tile_extent) == 0 &&
+         (group % (decoded_tiles * tile_extent) == 0 || group >= matrix.outer);
+}
+
+/// All tokens of a block, keys per channel or values per token, to aligned rows. A warp takes the
+/// tiles along outer four at a time, which share a lane's four scales.
+template <Role R, int Width, class T, class Threads>
+KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
+                            const std::byte* block, const OutputRows<T>& rows) {
+  constexpr bool keys = R == Role::Keys;
+  const int lane = threads.lane();
+  const std::byte* codes = block + tensor.codes;
+  const CodeMatrix matrix = tensor.matrix;
+  const int runs_in_band = tensor.format.group / (decoded_tiles * tile_extent);
+  const int outer_tiles = tiles_along(matrix.outer);
+  const int inner_tiles = tiles_along(matrix.inner);
+  const int warps = threads.thread_count() / warp_lanes;
+  const std::int64_t stride = rows.stride();
+  KVTILT_DEVICE_LOOP
+  for (int inner_tile = threads.warp(); inner_tile < inner_tiles; inner_tile += warps) {
+    const int inner = inner_tile * tile_extent + lane % 4 * 4;
+    const int outer = lane / 4 * 2;
+    const F16* entries = reinterpret_cast<const F16*>(block + tensor.metadata) + inner;
+    T* to = keys ? rows.at(outer, inner) : rows.at(inner, outer);
+    int runs_left = runs_in_band;
+    KVTILT_DEVICE_LOOP
+    for (int outer_tile = 0; outer_tile < outer_tiles; outer_tile += decoded_tiles) {
+      // Loaded each time, to be on the way together with the codes.
+      const ScaleEntries loaded(entries, matrix.inner);
+      CodeTiles tiles;
+      read_whole_tiles<Width>(codes, matrix, inner_tile * outer_tiles + outer_tile, lane, tiles);
+      LaneScales scales(loaded);
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < decoded_tiles; ++tile) {
+        TileNumbers numbers(R, tiles[tile]);
+        numbers.decode(scales, true);
+        if constexpr (keys) {
+          rows.store_aligned(to, numbers.x[0]);
+          rows.store_aligned(to + stride, numbers.x[1]);
+          to += tile_extent * stride;
+        } else {
+          KVTILT_DEVICE_UNROLL
+          for (int i = 0; i < 4; ++i) {
+            const float pair[2] = {numbers.x[0][i], numbers.x[1][i]};
+            rows.store_aligned(to + i * stride, pair);
+          }
+          to += tile_extent;
+        }
+      }
+      if (--runs_left == 0) {
+        runs_left = runs_in_band;
+        entries += 2 * matrix.inner;
+      }
+    }
+  }
+}
+
+/// False, and nothing is done, unless this is the fast case.
+template <Role R, class T, class Threads>
+KVTILT_HD bool unpack_whole_tensor(const Threads& threads, const TensorLayout& tensor,
+                                   const std::byte* block, const OutputRows<T>& rows) {
+  if (!rows.aligned()) return false;
+  if (tensor.format.bits == 8)
+    unpack_whole<R, 8>(threads, tensor, block, rows);
+  else if (tensor.format.bits == 4)
+    unpack_whole<R, 4>(threads, tensor, block, rows);
+  else
+    unpack_whole<R, 2>(threads, tensor, block, rows);
+  return true;
+}
+
+template <Role R, class Threads>
+KVTILT_HD bool unpack_whole_rows(const Threads& threads, const TensorLayout& tensor,
+                                 const std::byte* block, int slot, int count,
+                                 const MutableTensorView& rows, std::int64_t first_row, int head) {
+  if (!unpacks_whole<R>(tensor, slot, count)) return false;
+  if (rows.type == ElementType::F16)
+    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<F16>(rows, first_row, head));
+  if (rows.type == ElementType::BF16)
+    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<BF16>(rows, first_row, head));
+  return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<float>(rows, first_row, head));
+}
+
+template <Role R, class T, class Threads>
+KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
+                             const std::byte* block, int slot, int count,
+                             const OutputRows<T>& rows) {
+  const int lane = threads.lane();
+  const int outer_tiles = tiles_along(tensor.matrix.outer);
+  const int inner_tiles = tiles_along(tensor.matrix.inner);
+  const int tiles = outer_tiles * inner_tiles;
+  const int warps = threads.thread_count() / warp_lanes;
+  const bool quantized = tensor.format.quantized();
+  const bool along_outer = tensor.group_along_outer;
+  // 16-bit keys run along inner first.
+  const bool turned = R == Role::Keys && !quantized;
+  const int fast_tiles = turned ? inner_tiles : outer_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int first = threads.warp() * decoded_tiles; first < tiles; first += warps * decoded_tiles) {
+    CodeTiles registers;
+    if (quantized) {
+      read_code_tiles(tensor, block, first, lane, registers);
+    } else {
+      const HalfTiles half{R, block + tensor.codes, outer_tiles, inner_tiles};
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < decoded_tiles; ++i) {
+        const Fragment tile = first + i < tiles ? half.load(first + i, lane) : Fragment{};
+        KVTILT_DEVICE_UNROLL
+        for (int reg = 0; reg < 4; ++reg) registers[i][reg] = tile.r[reg];
+      }
+    }
+    int slow = first / fast_tiles;
+    int fast = first - slow * fast_tiles;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < decoded_tiles; ++i) {
+      if (first + i >= tiles) break;
+      const int outer_tile = turned ? slow : fast;
+      const int inner_tile = turned ? fast : slow;
+      TileNumbers numbers(R, registers[i]);
+      if (quantized)
+        numbers.decode(LaneScales(tensor, block, outer_tile, inner_tile, lane), along_outer);
+      store_tile<R>(numbers, outer_tile, inner_tile, lane, slot, count, rows);
+      if (++fast == fast_tiles) {
+        fast = 0;
+        ++slow;
+      }
+    }
+  }
+}
+
+template <Role R, class Threads>
+KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
+                           const std::byte* block, int slot, int count,
+                           const MutableTensorView& rows, std::int64_t first_row, int head) {
+  if (rows.type == ElementType::F16)
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<F16>(rows, first_row, head));
+  else if (rows.type == ElementType::BF16)
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<BF16>(rows, first_row, head));
+  else
+    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
+}
+
+/// What a request wants of one piece.
+struct PieceRows {
+  const HeadLayout* layout;
+  const std::byte* block;  ///< of the head
+  int slot;
+  int count;  ///< none if not positive
+  std::int64_t first_row;
+
+  KVTILT_HD PieceRows(const UnpackArguments& arguments, const Piece& piece, int head)
+      : layout(&arguments.layer.head(piece.kind, head)), block(piece.block + layout->offset) {
+    std::int64_t from = arguments.first - piece.first_position;
+    if (from < 0) from = 0;
+    std::int64_t until = arguments.first + arguments.tokens - piece.first_position;
+    if (until > piece.tokens) until = piece.tokens;
+    slot = static_cast<int>(from);
+    count = static_cast<int>(until - from);
+    first_row = piece.first_position + from - arguments.first;
+  }
+};
+
+}  // namespace detail
+
+/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads, no shared memory.
+/// Where a token was never appended, was removed or freed, its row is left alone and the record says
+/// InvalidArgument.
+template <class Threads>
+KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) {
+  const LayerStorage& layer = arguments.layer;
+  if (arguments.tokens <= 0) return;
+  const SequenceState state = layer.states[arguments.sequence];
+  const detail::Pieces pieces{layer, state, arguments.sequence};
+  const int unit = threads.block() / layer.kv_heads;
+  const int head = threads.block() - unit * layer.kv_heads;
+  const int units = threads.block_count() / layer.kv_heads;
+  const std::int64_t end = arguments.first + arguments.tokens;
+  const int count = pieces.count();
+  const int start = pieces.at(arguments.first);
+  const bool reports = head == 0 && threads.thread() == 0;
+  const auto report = [&](std::int64_t position) {
+    record_error(threads, layer.record,
+                 sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence,
+                                position));
+  };
+  if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
+    report(arguments.first);
+  // Unless pages hold few tokens a block has one piece. The fast way stays out of the loop: what the
+  // compiler computes ahead of a loop takes registers.
+  bool keys_done = arguments.keys.data == nullptr;
+  bool values_done = arguments.values.data == nullptr;
+  if (start + unit < count) {
+    const detail::PieceRows wanted(arguments, pieces[start + unit], head);
+    if (!keys_done)
+      keys_done = detail::unpack_whole_rows<Role::Keys>(threads, wanted.layout->key, wanted.block,
+                                                        wanted.slot, wanted.count, arguments.keys,
+                                                        wanted.first_row, head);
+    if (!values_done)
+      values_done = detail::unpack_whole_rows<Role::Values>(
+          threads, wanted.layout->value, wanted.block, wanted.slot, wanted.count, arguments.values,
+          wanted.first_row, head);
+  }
+  KVTILT_DEVICE_LOOP
+  for (int index = start + unit; index < count; index += units) {
+    const detail::Piece piece = pieces[index];
+    if (piece.first_position >= end) return;
+    if (reports && detail::gap_behind(pieces, piece, index, end))
+      report(piece.first_position + piece.tokens);
+    const detail::PieceRows wanted(arguments, piece, head);
+    if (wanted.count <= 0) continue;
+    if (!keys_done)
+      detail::unpack_rows<Role::Keys>(threads, wanted.layout->key, wanted.block, wanted.slot,
+                                      wanted.count, arguments.keys, wanted.first_row, head);
+    if (!values_done)
+      detail::unpack_rows<Role::Values>(threads, wanted.layout->value, wanted.block, wanted.slot,
+                                        wanted.count, arguments.values, wanted.first_row, head);
+    keys_done = arguments.keys.data == nullptr;
+    values_done = arguments.values.data == nullptr;
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+/// The search of min_mse.hpp over the elements that a lane sees: one pass, all nine candidates.
+///
+/// With y = u - o, sum (y - c*step)^2 - sum u^2, which has the same order, is
+///
+///     step (step sum c^2 + 2 o sum c - 2 sum u c) + count o^2 - 2 o sum u
+///
+/// and codes are bytes: dot product instructions add up four at a time. Sums are modulo 2^32; the
+/// differences of the errors fit. Cost per element and candidate: two multiply-adds, 3/4 byte
+/// permutes, 3/4 or 1 dot products.
+#pragma once
+
+#include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/cuda/page/group_math.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/quant/min_mse.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+class MinMseSearch {
+ public:
+  /// minimum, inverse  of the group's MinMax metadata
+  KVTILT_HD MinMseSearch(int bits, float minimum, float inverse)
+      : grid_(search_grid(bits)),
+        levels_(static_cast<float>(max_code(bits))),
+        minimum_(minimum),
+        unit_(multiply(inverse, static_cast<float>(1 << (13 - bits)))) {}
+
+  /// Four elements; those from `count` on are as if they were not there.
+  KVTILT_HD void add(std::uint32_t first, std::uint32_t second, int count) {
+    const float values[4] = {low_half(first), high_half(first), low_half(second),
+                             high_half(second)};
+    std::uint32_t bits[4];
+    float units[4];
+    KVTILT_DEVICE_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      bits[e] = rounded_bits(multiply(subtract(values[e], minimum_), unit_));
+#if defined(__CUDA_ARCH__)
+      units[e] = subtract(bit_cast<float>(bits[e]), rounder);
+#else
+      units[e] = static_cast<float>(bits[e]);
+#endif
+      // Code 0 under every candidate: it adds to no sum.
+      if (e >= count) {
+        bits[e] = 0;
+        units[e] = 0.0f;
+      }
+    }
+    const std::uint32_t low = join_low(bits[0], bits[1]);
+    const std::uint32_t high = join_low(bits[2], bits[3]);
+    total_ = dot_words(low, high, 0x01010101u, total_);
+    const SearchGrid& grid = *opaque(&grid_);  // read anew each time: 18 registers less
+    KVTILT_DEVICE_UNROLL
+    for (int k = 0; k < min_mse_candidates; ++k) {
+      std::uint32_t code[4];
+      KVTILT_DEVICE_UNROLL
+      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], grid.lines[k], levels_);
+      const std::uint32_t bytes = join_bytes(code[0], code[1], code[2], code[3]);
+      products_[k] = dot_words(low, high, bytes, products_[k]);
+      squares_[k] = dot_bytes(bytes, bytes, squares_[k]);
+      if (k >= 3) codes_[k] = dot_bytes(bytes, 0x01010101u, codes_[k]);  // the offset is not 0
+    }
+  }
+
+  /// Squared error of a candidate less the sum of u^2, of the `count` elements that were added.
+  [[nodiscard]] KVTILT_HD std::uint32_t error(int k, int count) const {
+    const std::uint32_t step = grid_.steps[k];
+    const std::uint32_t offset = grid_.offsets[k];
+    return step * (step * squares_[k] + 2 * offset * codes_[k] - 2 * products_[k]) +
+           static_cast<std::uint32_t>(count) * offset * offset - 2 * offset * total_;
+  }
+
+ private:
+  const SearchGrid& grid_;
+  float levels_;
+  float minimum_;
+  float unit_;
+  std::uint32_t products_[min_mse_candidates] = {};
+  std::uint32_t squares_[min_mse_candidates] = {};
+  std::uint32_t codes_[min_mse_candidates] = {};
+  std::uint32_t total_ = 0;
+};
+
+/// Index of the least error; of equal ones the first.
+KVTILT_HD inline int least_error(const std::uint32_t (&errors)[min_mse_candidates]) {
+  std::uint32_t least = errors[0];
+  int best = 0;
+  KVTILT_DEVICE_UNROLL
+  for (int k = 1; k < min_mse_candidates; ++k)
+    if (static_cast<std::int32_t>(errors[k] - least) < 0) {
+      least = errors[k];
+      best = k;
+    }
+  return best;
+}
+
+}  // namespace kvtilt::cuda

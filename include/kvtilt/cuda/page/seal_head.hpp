@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT
+/// Quantizes one kv head of a full 16-bit block into its part of a page. All threads of a block work
+/// on it: first they fit all groups of keys and values, a warp 16 groups at a time, then they encode.
+///
+/// Cost   the 16-bit values are read two or three times (from shared memory, or where L1 has them);
+///        instructions: see bench/cuda
+#pragma once
+
+#include <kvtilt/cuda/page/encode_tiles.hpp>
+#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// One tensor to seal. In shared memory: threads reload what they need, their registers are full.
+struct alignas(16) SealTask {
+  HalfTiles half;
+  TensorLayout packed;
+  std::byte* block;   ///< of the head, in the page
+  GroupCode* groups;  ///< scratch for all of the tensor's groups
+  /// The part of the tensor to seal: runs of tiles, and all groups that these belong to.
+  int first_run;
+  int runs;
+  int first_band;
+  int bands;
+  int first_across;
+  int across;
+
+  [[nodiscard]] KVTILT_HD int along_tiles() const {
+    return packed.group_along_outer ? half.outer_tiles : half.inner_tiles;
+  }
+  /// What warps share out: 16 groups at a time to fit, then runs of tiles to encode or copy.
+  [[nodiscard]] KVTILT_HD int fits() const { return across * bands; }
+  /// Groups that lie in several parts are fitted for each.
+  KVTILT_HD void take(int first, int last) {
+    first_run = first;
+    runs = last - first;
+    first_band = bands = first_across = across = 0;
+    if (runs == 0 || !packed.format.quantized()) return;
+    const int tiles = half.outer_tiles * half.inner_tiles;
+    const int end = last * encoded_tiles < tiles ? last * encoded_tiles : tiles;
+    const int inner = first * encoded_tiles / half.outer_tiles;
+    const int inner_end = (end + half.outer_tiles - 1) / half.outer_tiles;
+    if (packed.group_along_outer) {
+      bands = packed.bands();
+      first_across = inner;
+      across = inner_end - inner;
+    } else {
+      const int group_tiles = tiles_along(packed.format.group);
+      first_band = inner / group_tiles;
+      bands = (inner_end + group_tiles - 1) / group_tiles - first_band;
+      across = half.outer_tiles;
+    }
+  }
+};
+
+KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
+  return static_cast<std::size_t>(packed.bands()) * static_cast<std::size_t>(packed.pitch());
+}
+
+/// Bytes of shared memory that sealing a head takes, a multiple of 16.
+KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
+  return 2 * sizeof(SealTask) +
+         (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
+}
+
+namespace detail {
+
+/// Fits the groups of one band in one tile across.
+template <class Groups, class Threads>
+KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, int across) {
+  const Format& format = task.packed.format;
+  const int along = band * tiles_along(format.group);
+  const int end = along + tiles_along(format.group) < task.along_tiles()
+                      ? along + tiles_along(format.group)
+                      : task.along_tiles();
+  const HalfTiles& half = task.half;
+  const bool outer = Groups::along_outer;
+  const bool keys = half.role == Role::Keys;
+  const GroupTiles tiles{half, outer ? half.index(along, across) : half.index(across, along),
+                         end - along,
+                         outer ? (keys ? half.inner_tiles : 1) : (keys ? 1 : half.outer_tiles)};
+  Affine affine;
+  if (format.rule == RangeRule::Centroids) {
+    affine = fit_centroid_groups<Groups>(threads, tiles, tiles.count * tile_extent);
+  } else {
+    F16 low;
+    F16 high;
+    Groups::find_range(threads, tiles, low, high);
+    affine = fast_range_affine(low, high, format.bits);
+    if (format.rule == RangeRule::MinMse) {
+      const int best = Groups::search(threads, tiles, format.bits, widen(affine.minimum),
+                                      inverse_of(affine.scale));
+      const SearchGrid& grid = search_grid(format.bits);
+      affine = fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
+    }
+  }
+  const int lane = opaque(threads.lane());
+  if (!Groups::writes(lane)) return;
+  const int group = Groups::group(lane);
+  const int first = across * tile_extent;
+  int entry = first + lane / 4 * 2 + group;  // along inner
+  int place = entry;
+  if (outer) {
+    place = first + lane % 4 * 4 + group;
+    entry = keys ? place : first + lane % 4 * 4 + group / 2 + group % 2 * 2;
+  }
+  F16* scales = task.packed.scales(task.block, band);
+  scales[entry] = affine.scale;
+  scales[task.packed.pitch() + entry] = affine.minimum;
+  task.groups[band * task.packed.pitch() + place] = {widen(affine.minimum),
+                                                     inverse_of(affine.scale)};
+}
+
+template <class Threads>
+KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, int index) {
+  const int row = index / task.across;
+  const int band = task.first_band + row;
+  const int across = task.first_across + index - row * task.across;
+  if (task.packed.group_along_outer)
+    fit_tile<ColumnGroups<Threads>>(threads, task, band, across);
+  else
+    fit_tile<RowGroups<Threads>>(threads, task, band, across);
+}
+
+template <class Threads>
+KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run) {
+  std::byte* codes = task.block + task.packed.codes;
+  const int lane = opaque(threads.lane());
+  const int first = run * encoded_tiles;
+  if (!task.packed.format.quantized()) {
+    const int end = task.half.outer_tiles * task.half.inner_tiles;
+    // All on their way before the first is stored; beyond the last tile, that once more.
+    const Fragment* from = reinterpret_cast<const Fragment*>(task.half.data) + lane;
+    Fragment* to = reinterpret_cast<Fragment*>(codes) + lane;
+    constexpr int together = 4;
+    KVTILT_DEVICE_LOOP
+    for (int tile = first; tile < first + encoded_tiles; tile += together) {
+      Fragment tiles[together];
+      int at[together];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) {
+        at[i] = (tile + i < end ? tile + i : end - 1) * warp_lanes;
+        tiles[i] = from[at[i]];
+      }
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i) to[at[i]] = tiles[i];
+    }
+    return;
+  }
+  EncodedTiles pairs;
+  if (task.packed.group_along_outer)
+    encode_tiles<true>(task.half, task.packed, task.groups, first, lane, pairs);
+  else
+    encode_tiles<false>(task.half, task.packed, task.groups, first, lane, pairs);
+  store_codes(pairs, task.packed.format.bits, codes, task.packed.matrix, first, lane);
+}
+
+}  // namespace detail
+
+/// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
+/// packed        the head in the page, and `block`, where it begins
+/// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
+/// slice         of `slices` that blocks share out: each writes its part of the codes, and the
+///               metadata that these need
+template <class Threads>
+KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
+                         const HeadLayout& packed, std::byte* block, std::byte* shared,
+                         int slice = 0, int slices = 1) {
+  SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
+  if (threads.thread() < 2) {
+    const bool first = threads.thread() == 0;
+    const TensorLayout& layout = first ? packed.key : packed.value;
+    GroupCode* const groups = reinterpret_cast<GroupCode*>(tasks + 2);
+    tasks[threads.thread()] = {{first ? Role::Keys : Role::Values, first ? keys : values,
+                                tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
+                               layout,
+                               block,
+                               first ? groups : groups + group_count(packed.key),
+                               0,
+                               0,
+                               0,
+                               0,
+                               0,
+                               0};
+    // Runs of keys, then of values, in as many equal parts.
+    const int key_runs = (tile_count(packed.key.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int value_runs = (tile_count(packed.value.matrix) + encoded_tiles - 1) / encoded_tiles;
+    const int all = key_runs + value_runs;
+    const int begin = first ? 0 : key_runs;
+    const int end = first ? key_runs : all;
+    const auto own = [begin, end](int run) {
+      return (run < begin ? begin : run > end ? end : run) - begin;
+    };
+    tasks[threads.thread()].take(own(all * slice / slices), own(all * (slice + 1) / slices));
+  }
+  threads.sync();
+  // Loops: the code for keys and for values is the same, and long.
+  const int warps = threads.thread_count() / warp_lanes;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.warp(); i < tasks[0].fits() + tasks[1].fits(); i += warps) {
+    const int values_from = tasks[0].fits();
+    const int tensor = i < values_from ? 0 : 1;
+    detail::fit_task(threads, tasks[tensor], i - tensor * values_from);
+  }
+  threads.sync();
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.warp(); i < tasks[0].runs + tasks[1].runs; i += warps) {
+    const int values_from = tasks[0].runs;
+    const int tensor = i < values_from ? 0 : 1;
+    detail::encode_task(threads, tasks[tensor], tasks[tensor].first_run + i - tensor * values_from);
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/attention/arguments.hpp>
+
+#include <gtest/gtest.h>
+
+#include <type_traits>
+
+namespace kvtilt::cuda {
+namespace {
+
+/// Kernel parameters: copied as bytes, and at most 4 KB before CUDA 12.1.
+static_assert(std::is_trivially_copyable_v<AttendArguments>);
+static_assert(sizeof(AttendArguments) <= 4096);
+
+TEST(AttendArguments, CountRowsOfAKvHead) {
+  AttendArguments arguments{};
+  arguments.layer.kv_heads = 4;
+  arguments.query_heads = 12;
+  arguments.queries = 5;
+  EXPECT_EQ(arguments.ratio(), 3);
+  EXPECT_EQ(arguments.rows(), 15);
+}
+
+TEST(AttendArguments, AskForNothingSpecialUnlessTold) {
+  const AttendRules rules;
+  EXPECT_EQ(rules.soft_cap, 0.0f);
+  EXPECT_EQ(rules.window, 0);
+  EXPECT_EQ(rules.first_position, 0);
+  EXPECT_EQ(rules.alibi_slopes, nullptr);
+  EXPECT_EQ(rules.sink_logits, nullptr);
+  EXPECT_EQ(rules.tree_mask, nullptr);
+}
+
+TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
+  LayerStorage layer{};
+  layer.kv_heads = 2;
+  layer.key_dim = 64;
+  layer.window = 300;
+  layer.keep_sinks = 1;
+  float numbers[1] = {};
+  const TensorView queries(numbers, 6, 8, 64);
+  const MutableTensorView out(numbers, 6, 8, 32);
+  const AttendArguments plain =
+      make_arguments(layer, {nullptr, 3}, queries, out.with_strides(900, 90), numbers, {});
+  EXPECT_EQ(plain.queries, 2);
+  EXPECT_EQ(plain.query_heads, 8);
+  EXPECT_EQ(plain.out_token_stride, 900);
+  EXPECT_EQ(plain.out_head_stride, 90);
+  EXPECT_FLOAT_EQ(plain.rules.scale, 0.125f * log2_e) << "1 / sqrt(key_dim)";
+  EXPECT_EQ(plain.rules.window, 300) << "the layer's";
+  EXPECT_EQ(plain.rules.keep_sinks, 1);
+  DeviceAttendOptions options;
+  options.scale = 2.0f;
+  options.soft_cap = 4.0f;
+  options.window = 7;
+  const AttendRules capped =
+      make_arguments(layer, {nullptr, 3}, queries, out, nullptr, options).rules;
+  EXPECT_FLOAT_EQ(capped.scale, 0.5f) << "of tanh's argument";
+  EXPECT_FLOAT_EQ(capped.soft_cap, 4.0f * log2_e);
+  EXPECT_EQ(capped.window, 7);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda

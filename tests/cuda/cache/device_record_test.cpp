@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/cache/device_record.hpp>
+
+#include "support/emulated_threads.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace kvtilt::cuda {
+namespace {
+
+using test::EmulatedThreads;
+using testing::HasSubstr;
+
+TEST(DeviceRecord, KeepsOneErrorAndCountsAll) {
+  DeviceRecord record{};
+  test::emulate(2, 32, 0, [&](EmulatedThreads& threads) {
+    if (threads.thread() == 0)
+      record_error(threads, &record,
+                   sequence_error(ErrorCode::OutOfCapacity, 7, threads.block(), 100));
+  });
+  EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
+  EXPECT_EQ(record.count, 2u);
+  EXPECT_EQ(record.layer, 7);
+  EXPECT_EQ(record.token, 100);
+}
+
+TEST(DeviceRecord, NamesThePlace) {
+  DeviceRecord record{
+      static_cast<std::uint32_t>(ErrorCode::InvalidValue), 3, 1, 2, 40, 5, 70, 1e6f};
+  EXPECT_THAT(std::string(to_status(record, 64).message()),
+              HasSubstr("layer 1: value of sequence slot 2, position 40, kv head 5, channel 6 is "
+                        "1e+06"));
+  EXPECT_THAT(std::string(to_status(record, 128).message()), HasSubstr("key of sequence slot 2"));
+  EXPECT_EQ(to_status(record, 128).code(), ErrorCode::InvalidValue);
+  record.code = 0;
+  EXPECT_TRUE(to_status(record, 64).ok());
+}
+
+TEST(DeviceRecord, SaysWhatToDo) {
+  EXPECT_THAT(
+      std::string(to_status(sequence_error(ErrorCode::OutOfCapacity, 1, 2, 3), 64).message()),
+      HasSubstr("reserve more"));
+  EXPECT_THAT(std::string(to_status(sequence_error(ErrorCode::Unsupported, 1, 2, 3), 64).message()),
+              HasSubstr("page at position 3 is not full"));
+  EXPECT_EQ(to_status(sequence_error(ErrorCode::InvalidArgument, 1, 2, 3), 64).code(),
+            ErrorCode::InvalidArgument);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda

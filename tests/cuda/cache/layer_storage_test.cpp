@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <set>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+TEST(LayerStorage, FindsBlocksOfEachPool) {
+  std::vector<std::byte> pools[page_kinds];
+  const std::int64_t bytes[page_kinds] = {128, 192, 64};
+  LayerStorage storage{};
+  storage.ring_blocks = 3;
+  for (int kind = 0; kind < page_kinds; ++kind) {
+    pools[kind].resize(static_cast<std::size_t>(bytes[kind] * 12));
+    storage.pool[kind] = pools[kind].data();
+    storage.block_bytes[kind] = bytes[kind];
+  }
+  for (std::int64_t index = 0; index < 12; ++index) {
+    EXPECT_EQ(storage.block(PageKind::Sinks, index) - pools[0].data(), 128 * index);
+    EXPECT_EQ(storage.block(PageKind::Sealed, index) - pools[1].data(), 192 * index);
+    EXPECT_EQ(storage.block(PageKind::Tail, index) - pools[2].data(), 64 * index);
+  }
+  EXPECT_EQ(storage.sinks(5), storage.block(PageKind::Sinks, 5));
+}
+
+TEST(LayerStorage, TurnsTheRingOfEachSequence) {
+  std::vector<std::byte> pool(4 * 3 * 64);
+  LayerStorage storage{};
+  storage.ring_blocks = 3;
+  storage.pool[static_cast<int>(PageKind::Tail)] = pool.data();
+  storage.block_bytes[static_cast<int>(PageKind::Tail)] = 64;
+  for (int sequence = 0; sequence < 4; ++sequence)
+    for (int head = 0; head < 3; ++head) {
+      std::set<const std::byte*> seen;
+      for (int index = 0; index < 3; ++index) {
+        const std::byte* const block = storage.tail(sequence, head, index);
+        EXPECT_EQ(block - pool.data(), 64 * (3 * sequence + (head + index) % 3));
+        seen.insert(block);
+      }
+      EXPECT_EQ(seen.size(), 3u);
+    }
+  EXPECT_EQ(storage.tail(2, 2, 1), storage.block(PageKind::Tail, 6))
+      << "behind the last: the first";
+}
+
+/// Pools and tables of more than 2^31 bytes: indices are multiplied in 64 bits.
+TEST(LayerStorageHostile, ReachesBeyondFourGigabytes) {
+  LayerStorage storage{};
+  storage.ring_blocks = 1 << 10;
+  storage.block_bytes[static_cast<int>(PageKind::Tail)] = 1 << 20;
+  storage.block_bytes[static_cast<int>(PageKind::Sealed)] = 1 << 20;
+  storage.table_stride = 1 << 20;
+  const std::intptr_t start = 1 << 12;  // nobody reads there
+  for (std::byte*& pool : storage.pool) pool = reinterpret_cast<std::byte*>(start);
+  storage.tables = reinterpret_cast<PageSlot*>(start);
+  const auto distance = [](const void* end) {
+    return reinterpret_cast<std::intptr_t>(end) - start;
+  };
+  EXPECT_EQ(distance(storage.tail(1 << 20, 0, 1)), ((std::intptr_t{1} << 30) + 1) << 20);
+  EXPECT_EQ(distance(storage.block(PageKind::Sealed, 0x7fffffff)), std::intptr_t{0x7fffffff} << 20);
+  EXPECT_EQ(distance(storage.table(1 << 20)), std::intptr_t{1} << 44);
+}
+
+TEST(LayerStorage, FindsTablesAndHeads) {
+  std::vector<PageSlot> tables(3 * 7);
+  LayerStorage storage{};
+  storage.tables = tables.data();
+  storage.table_stride = 7;
+  for (int sequence = 0; sequence < 3; ++sequence)
+    EXPECT_EQ(storage.table(sequence), tables.data() + 7 * sequence);
+  const PageLayout sealed = PageLayout::make(
+      {2, 64, 64},
+      {{key_format(4, Granularity::PerChannel, 64), value_format(2, Granularity::PerToken, 64)}},
+      64);
+  const PageLayout half = PageLayout::make_half({2, 64, 64}, 64);
+  storage.heads[static_cast<int>(PageKind::Sealed)] = sealed.heads.data();
+  storage.heads[static_cast<int>(PageKind::Tail)] = half.heads.data();
+  EXPECT_EQ(&storage.head(PageKind::Sealed, 1), &sealed.heads[1]);
+  EXPECT_EQ(&storage.head(PageKind::Tail, 1), &half.heads[1]);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda

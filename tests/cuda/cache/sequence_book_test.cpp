@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/cache/sequence_book.hpp>
+#include <kvtilt/quant/presets.hpp>
+
+#include "support/caches.hpp"
+#include "support/emulated_cache.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+using test::EmulatedCache;
+using test::Random;
+using testing::HasSubstr;
+
+CacheOptions small_options() {
+  CacheOptions options;
+  options.page_tokens = 32;
+  options.recent_tokens = 40;
+  options.max_sequences = 5;
+  options.token_capacity = 32 * 60;
+  options.max_sequence_tokens = 32 * 24;
+  return options;
+}
+
+/// The book, the tables of the device it stands for, and a CPU cache that does the same.
+struct Trio {
+  CacheShape shape;
+  EmulatedCache device;
+  SequenceBook book;
+  KVCache cpu;
+
+  static kvtilt::CacheOptions cpu_options(const CacheOptions& options) {
+    kvtilt::CacheOptions result;
+    result.page_tokens = options.page_tokens;
+    result.sink_tokens = options.sink_tokens;
+    result.recent_tokens = options.recent_tokens;
+    return result;
+  }
+
+  Trio(CacheShape shape_, const CacheOptions& options)
+      : shape(std::move(shape_)),
+        device(shape, Plan::uniform(shape, presets::k4v2), options),
+        book(device.layout().layers, options),
+        cpu(test::make_cache(shape, Plan::uniform(shape, presets::k4v2), cpu_options(options))) {}
+};
+
+struct Named {
+  SequenceId ours;
+  SequenceId theirs;
+};
+
+CacheShape small_shape() {
+  CacheShape shape;
+  shape.layers = {{1, 16, 16, 0}, {}, {1, 16, 16, 70}};
+  return shape;
+}
+
+void append(Trio& trio, const Named& id, int layer, std::int32_t tokens) {
+  const test::Rows<float> rows(tokens, 1, 16);
+  const SequenceId ids[] = {id.ours};
+  const std::int32_t counts[] = {tokens};
+  const Status ours = trio.book.check_append(ids, layer, counts);
+  (void)trio.cpu.reserve(id.theirs, trio.cpu.length(id.theirs, layer).value() + tokens);
+  if (!ours.ok()) {
+    EXPECT_EQ(ours.code(), ErrorCode::OutOfCapacity);
+    return;
+  }
+  trio.book.note_appended(ids, layer, counts);
+  trio.device.append(id.ours.slot, layer, tokens);
+  KVTILT_EXPECT_OK(trio.cpu.append(id.theirs, layer, rows.view(), rows.view()));
+}
+
+/// The book against the device, entry by entry, and against the CPU cache.
+void expect_equal(const Trio& trio, const Named& id) {
+  for (const int layer : {0, 2}) {
+    const SequenceState& state = trio.book.state(id.ours.slot, layer);
+    const SequenceState& device = trio.device.storage(layer).states[id.ours.slot];
+    EXPECT_EQ(state.length, device.length);
+    EXPECT_EQ(state.tail_start, device.tail_start);
+    EXPECT_EQ(state.first_kept, device.first_kept);
+    EXPECT_EQ(state.page_end, device.page_end);
+    EXPECT_EQ(state.page_capacity, device.page_capacity);
+    EXPECT_EQ(state.shared_end, device.shared_end);
+    EXPECT_EQ(state.ring_head, device.ring_head);
+    const std::span<const PageSlot> table = trio.book.table(id.ours.slot, layer);
+    ASSERT_EQ(table.size(), static_cast<std::size_t>(state.page_capacity));
+    for (std::size_t i = 0; i < table.size(); ++i)
+      EXPECT_EQ(table[i].page,
+                trio.device.storage(layer).table(static_cast<int>(id.ours.slot))[i].page);
+
+    const LayerView view = trio.cpu.view(id.theirs, layer).value();
+    EXPECT_EQ(view.length, state.length);
+    EXPECT_EQ(view.first_kept, state.first_kept);
+    std::int32_t entry = state.first_page;
+    for (std::int32_t page = 0; page < view.page_count; ++page) {
+      if (view.pages[page].kind != PageKind::Sealed) continue;
+      ASSERT_LT(entry, state.page_end);
+      EXPECT_EQ(table[static_cast<std::size_t>(entry)].first_position,
+                view.pages[page].first_position);
+      EXPECT_EQ(table[static_cast<std::size_t>(entry)].tokens, view.pages[page].tokens);
+      ++entry;
+    }
+    EXPECT_EQ(entry, state.page_end);
+  }
+}
+
+/// Every page is free or held, as often as the counts say, and who may write to one is alone.
+void expect_sound(const Trio& trio, const std::vector<Named>& open) {
+  for (const int layer : {0, 2}) {
+    const PageList& pages = trio.book.pages(layer);
+    std::map<std::int32_t, std::uint32_t> held;
+    for (const Named& id : open)
+      for (const PageSlot& entry : trio.book.table(id.ours.slot, layer)) ++held[entry.page];
+    EXPECT_EQ(static_cast<std::int64_t>(held.size()) + pages.free_pages(), pages.pages());
+    for (const auto& [page, count] : held) EXPECT_EQ(pages.references(page), count);
+    for (const Named& id : open) {
+      const SequenceState& state = trio.book.state(id.ours.slot, layer);
+      const auto table = trio.book.table(id.ours.slot, layer);
+      for (std::size_t i = static_cast<std::size_t>(state.shared_end); i < table.size(); ++i)
+        EXPECT_EQ(held[table[i].page], 1u);
+    }
+  }
+}
+
+TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
+  int forks = 0;
+  int removals = 0;
+  int refusals = 0;
+  for (std::uint64_t seed = 0; seed < 40; ++seed) {
+    SCOPED_TRACE(seed);
+    Random random(seed);
+    Trio trio(small_shape(), small_options());
+    std::vector<Named> open;
+    for (int step = 0; step < 80; ++step) {
+      const int what = random.below(12);
+      if (open.empty() || what == 0) {
+        const Result<SequenceId> id = trio.book.open();
+        if (!id) continue;
+        trio.device.reset(id->slot);
+        open.push_back({*id, trio.cpu.open().value()});
+        continue;
+      }
+      const std::size_t index =
+          static_cast<std::size_t>(random.below(static_cast<int>(open.size())));
+      const Named id = open[index];
+      const std::int64_t length = trio.book.state(id.ours.slot, 0).length;
+      std::vector<PageRun> given;
+      if (what <= 3) {
+        const Status status = trio.book.reserve(
+            id.ours, std::min<std::int64_t>(length + random.below(300), 768), given);
+        refusals += status.ok() ? 0 : 1;
+        EXPECT_TRUE(status.ok() || given.empty());
+        trio.device.give(id.ours.slot, given);
+      } else if (what <= 7) {
+        const int tokens = random.below(150);
+        for (const int layer : {0, 2}) append(trio, id, layer, tokens);
+      } else if (what == 8) {
+        const std::int64_t cut = random.below(static_cast<int>(length) + 2);
+        const Status ours = trio.book.truncate(id.ours, cut);
+        const Status theirs = trio.cpu.truncate(id.theirs, cut);
+        EXPECT_EQ(ours.code(), theirs.code());
+        trio.device.truncate(id.ours.slot, cut);
+        EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ours.code()));
+        trio.device.forget_record();
+      } else if (what == 9) {
+        const std::int64_t from = 4 + 32 * random.below(10);
+        const std::int64_t to = from + 32 * random.below(4);
+        const Status ours = trio.book.remove(id.ours, from, to);
+        EXPECT_EQ(ours.code(), trio.cpu.remove(id.theirs, from, to).code());
+        removals += ours.ok() ? 1 : 0;
+        trio.device.remove(id.ours.slot, from, to);
+        EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ours.code()));
+        trio.device.forget_record();
+      } else if (what == 10) {
+        ForkRequest request{};
+        const Result<SequenceId> ours = trio.book.fork(id.ours, random.below(400), request, given);
+        if (!ours) continue;
+        trio.device.reset(ours->slot);
+        trio.device.fork(request);
+        trio.device.give(ours->slot, given);
+        EXPECT_EQ(trio.device.record().code, 0u);
+        open.push_back({*ours, trio.cpu.fork(id.theirs).value()});
+        ++forks;
+      } else {
+        KVTILT_EXPECT_OK(trio.book.close(id.ours));
+        KVTILT_EXPECT_OK(trio.cpu.close(id.theirs));
+        trio.device.reset(id.ours.slot);
+        open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
+      }
+      for (const Named& each : open) expect_equal(trio, each);
+      expect_sound(trio, open);
+      if (testing::Test::HasFailure()) return;
+    }
+  }
+  EXPECT_GT(forks, 20);
+  EXPECT_GT(removals, 5);
+  EXPECT_GT(refusals, 5);
+}
+
+TEST(SequenceBook, ReservedTokensFit) {
+  Trio trio(small_shape(), small_options());
+  const Named id{trio.book.open().value(), trio.cpu.open().value()};
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id.ours, 700, given));
+  ASSERT_EQ(given.size(), 2u);  // one run a layer: pages of a fresh pool are in order
+  EXPECT_EQ(given[0].count, (700 - 4 - 40) / 32);
+  EXPECT_EQ(given[1].layer, 2);
+  EXPECT_EQ(given[1].count, 70 / 32 + 2);
+  trio.device.reset(id.ours.slot);
+  trio.device.give(id.ours.slot, given);
+  for (int i = 0; i < 100; ++i)
+    for (const int layer : {0, 2}) append(trio, id, layer, 7);
+  EXPECT_EQ(trio.book.state(id.ours.slot, 2).length, 700);
+  expect_equal(trio, id);
+}
+
+TEST(SequenceBookHostile, RefusalsChangeNothing) {
+  Trio trio(small_shape(), small_options());
+  std::vector<PageRun> given;
+  ForkRequest request{};
+  const SequenceId id = trio.book.open().value();
+  EXPECT_EQ(trio.book.reserve({9, 1}, 10, given).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.reserve(id, 769, given).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.reserve(id, -1, given).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.truncate(id, -1).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.check_layer(1).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.check_layer(3).code(), ErrorCode::InvalidArgument);
+  const SequenceId twice[] = {id, id};
+  EXPECT_THAT(std::string(trio.book.check_batch(twice).message()), HasSubstr("twice"));
+  const SequenceId ids[] = {id};
+  const std::int32_t many[] = {1000};
+  EXPECT_THAT(std::string(trio.book.check_append(ids, 0, many).message()),
+              HasSubstr("layer 0: sequence 0 holds 0 tokens and lacks pages for 1000 more"));
+  KVTILT_EXPECT_OK(trio.book.close(id));
+  EXPECT_EQ(trio.book.close(id).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(trio.book.fork(id, 0, request, given).code(), ErrorCode::InvalidArgument);
+  EXPECT_TRUE(given.empty());
+  EXPECT_NE(trio.book.open().value(), id);
+}
+
+TEST(SequenceBook, LearnsWhatItWasNotTold) {
+  Trio trio(small_shape(), small_options());
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 500, given));
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  for (const int layer : {0, 2}) trio.device.append(id.slot, layer, 300);
+
+  // The device refuses to fork what the host does not know.
+  ForkRequest request{};
+  std::vector<PageRun> childs;
+  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
+  trio.device.reset(child.slot);
+  trio.device.fork(request);
+  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+  KVTILT_EXPECT_OK(trio.book.close(child));
+
+  for (const int layer : {0, 2}) {
+    const LayerStorage& storage = trio.device.storage(layer);
+    const SequenceState& state = storage.states[id.slot];
+    KVTILT_EXPECT_OK(trio.book.adopt(
+        id, layer, state,
+        {storage.table(static_cast<int>(id.slot)), static_cast<std::size_t>(state.page_capacity)}));
+    EXPECT_EQ(trio.book.state(id.slot, layer).length, 300);
+  }
+  const PageSlot foreign[] = {{0, 59, 0}};
+  EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda
