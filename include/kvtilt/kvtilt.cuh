@@ -3,6 +3,8 @@
 #pragma once
 
 #include <kvtilt/cuda/attention/attend.cuh>
+#include <kvtilt/cuda/attention/attend_prefill.cuh>
+#include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 #include <kvtilt/cuda/page/convert_page.hpp>

@@ -93,8 +93,63 @@ struct RandomOptions {
   RandomOptions(RandomOptions&&) = default;  // the spans' vectors keep their memory
 };
 
-/// Rows of fp16 operands: within `tolerance` of float64, relative to the row, or to the largest
-/// value where values cancel.
+/// Sequences of the given lengths in one layer, and the layer in device order.
+struct DeviceSequences {
+  CacheOptions options;
+  Recipe recipe;
+  KVCache cache;
+  std::vector<LayerView> views;
+
+  DeviceSequences(Random& random, const LayerShape& shape, const Recipe& recipe_,
+                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
+      : options(make_options(page_tokens, recent)),
+        recipe(recipe_),
+        cache(make_cache(shape, recipe, options)) {
+    for (const std::int64_t length : lengths) {
+      const SequenceId id = open_reserved(cache, length);
+      const Rows<float> keys = random_rows(random, length, shape.kv_heads, shape.key_dim, 1, 0.5f);
+      const Rows<float> values = random_rows(random, length, shape.kv_heads, shape.value_dim);
+      KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+      views.push_back(cache.view(id, 0).value());
+    }
+  }
+  [[nodiscard]] DeviceLayer device() const { return {views, {recipe}, options}; }
+
+ private:
+  static CacheOptions make_options(int page_tokens, int recent) {
+    CacheOptions options;
+    options.page_tokens = page_tokens;
+    options.recent_tokens = recent;
+    return options;
+  }
+};
+
+/// A row of fp16 operands: within `tolerance` of float64, relative to the row, or to the largest of
+/// the `values` where they cancel.
+inline testing::AssertionResult is_close(const OracleRow& expected, const float* out, float lse,
+                                         const std::vector<float>& values, double tolerance) {
+  double error = 0;
+  double norm = 0;
+  double largest = 0;
+  for (std::size_t c = 0; c < expected.out.size(); ++c) {
+    const double want = expected.out[c];
+    const double got = static_cast<double>(out[c]);
+    error += (got - want) * (got - want);
+    norm += want * want;
+  }
+  for (const float v : values) largest = std::max(largest, std::abs(static_cast<double>(v)));
+  const double scale = std::max(std::sqrt(norm), 0.1 * largest);
+  const bool lse_close =
+      expected.empty ? is_minus_infinity(lse)
+                     : std::abs(static_cast<double>(lse) - expected.lse) <=
+                           tolerance * (1 + std::abs(expected.lse));
+  if (lse_close && std::sqrt(error) <= tolerance * scale + 1e-30)
+    return testing::AssertionSuccess();
+  return testing::AssertionFailure() << "error " << std::sqrt(error) << " of " << std::sqrt(norm)
+                                     << ", lse " << lse << ", expected " << expected.lse;
+}
+
+/// All rows of a batch.
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                          const Rows<float>& queries, const AttendOptions& options,
                                          const Output& output, double tolerance = 2e-3) {
@@ -111,28 +166,13 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
           const OracleRow expected =
               oracle_row(options, shape, {first + t, first, static_cast<int>(t), head},
                          &queries.at(row, head, 0), live.tokens);
-          const float lse = output.lse[static_cast<std::size_t>(row * queries.heads + head)];
-          double error = 0;
-          double norm = 0;
-          double largest = 0;
-          for (int c = 0; c < shape.value_dim; ++c) {
-            const double want = expected.out[static_cast<std::size_t>(c)];
-            const double got = static_cast<double>(output.out.at(row, head, c));
-            error += (got - want) * (got - want);
-            norm += want * want;
-          }
-          for (const float v : live.values)
-            largest = std::max(largest, std::abs(static_cast<double>(v)));
-          const double scale = std::max(std::sqrt(norm), 0.1 * largest);
-          const bool lse_close = expected.empty
-                                     ? is_minus_infinity(lse)
-                                     : std::abs(static_cast<double>(lse) - expected.lse) <=
-                                           tolerance * (1 + std::abs(expected.lse));
-          if (!lse_close || !(std::sqrt(error) <= tolerance * scale + 1e-30))
-            return testing::AssertionFailure()
-                   << "sequence " << sequence << ", query " << t << ", head " << head << ": error "
-                   << std::sqrt(error) << " of " << std::sqrt(norm) << ", lse " << lse
-                   << ", expected " << expected.lse;
+          const testing::AssertionResult close =
+              is_close(expected, &output.out.at(row, head, 0),
+                       output.lse[static_cast<std::size_t>(row * queries.heads + head)],
+                       live.values, tolerance);
+          if (!close)
+            return testing::AssertionFailure() << "sequence " << sequence << ", query " << t
+                                               << ", head " << head << ": " << close.message();
         }
     }
   return testing::AssertionSuccess();

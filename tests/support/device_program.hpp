@@ -79,7 +79,7 @@ class DeviceProgram {
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
     arguments.keys = view(keys_, rows, setup_.shape.key_dim, pad);
     arguments.values = view(values_, rows, setup_.shape.value_dim, pad);
-    arguments.indptr = indptr.data();
+    arguments.rows = {indptr.data(), 0};
     body(arguments, order);
     for (std::size_t i = 0; i < slots.size(); ++i) {
       const auto part = [&](const TensorView& all) {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Kernels of a cache and the bodies that the emulator runs for them: see emulated_runtime.cpp.
+#include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 
@@ -58,6 +59,7 @@ const Binder* emulated_kernel(const std::string& name) {
       KVTILT_EMULATED(append_kernel<cuda::DeviceThreads>, append),
       KVTILT_EMULATED(pack_kernel<cuda::DeviceThreads>, pack),
       KVTILT_EMULATED(unpack_kernel<cuda::DeviceThreads>, unpack),
+      KVTILT_EMULATED(merge_kernel<cuda::DeviceThreads>, merge_outputs),
       KVTILT_EMULATED(detail::import_tables_kernel<128>, import_tables_body),
       KVTILT_EMULATED(detail::export_tables_kernel<256>, export_tables_body),
       emulated(

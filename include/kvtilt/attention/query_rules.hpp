@@ -4,6 +4,7 @@
 
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
+#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/page/layer_view.hpp>
@@ -21,19 +22,8 @@ inline Status check_attention(const LayerView& view, const TensorView& queries,
   const LayerShape& shape = view.shape;
   if (view.kernels == nullptr || shape.kv_heads == 0)
     return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
-  if (queries.tokens < 0 || queries.dim != shape.key_dim || queries.heads <= 0 ||
-      queries.heads % shape.kv_heads != 0)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "queries are [%lld, %d, %d]; expected [n, a multiple of %d kv heads, %d]",
-                         static_cast<long long>(queries.tokens), queries.heads, queries.dim,
-                         shape.kv_heads, shape.key_dim);
-  if (out.tokens != queries.tokens || out.heads != queries.heads || out.dim != shape.value_dim)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "the output is [%lld, %d, %d]; expected [%lld, %d, %d]",
-                         static_cast<long long>(out.tokens), out.heads, out.dim,
-                         static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
-  if (queries.tokens > 0 && (queries.data == nullptr || out.data == nullptr))
-    return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
+  KVTILT_RETURN_IF_ERROR(
+      check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
   return check_attend_options(options, shape, queries.tokens, queries.heads);
 }
 

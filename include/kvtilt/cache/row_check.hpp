@@ -44,6 +44,25 @@ inline Status check_rows(const LayerShape& shape, const TensorView& keys, const 
   return {};
 }
 
+/// InvalidArgument unless queries and outputs, [tokens, heads, dim], are as many rows of this layer.
+inline Status check_queries(const LayerShape& shape, const TensorView& queries,
+                            std::int64_t out_tokens, int out_heads, int out_dim, const void* out) {
+  if (queries.tokens < 0 || queries.dim != shape.key_dim || queries.heads <= 0 ||
+      queries.heads % shape.kv_heads != 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "queries are [%lld, %d, %d]; expected [n, a multiple of %d kv heads, %d]",
+                         static_cast<long long>(queries.tokens), queries.heads, queries.dim,
+                         shape.kv_heads, shape.key_dim);
+  if (out_tokens != queries.tokens || out_heads != queries.heads || out_dim != shape.value_dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the output is [%lld, %d, %d]; expected [%lld, %d, %d]",
+                         static_cast<long long>(out_tokens), out_heads, out_dim,
+                         static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
+  if (queries.tokens > 0 && (queries.data == nullptr || out == nullptr))
+    return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
+  return {};
+}
+
 /// Whether a caller of unpack asks for these rows: {} stands for no.
 inline bool is_wanted(const TensorView& rows) {
   return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;

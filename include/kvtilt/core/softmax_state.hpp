@@ -16,7 +16,9 @@ inline constexpr float log2_e = 1.44269504088896341f;
 // Minus infinity is handled as bits: -ffast-math may drop one it sees computed or compared.
 inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 
-inline bool is_minus_infinity(float x) { return bit_cast<std::uint32_t>(x) == minus_infinity_bits; }
+KVTILT_HD inline bool is_minus_infinity(float x) {
+  return bit_cast<std::uint32_t>(x) == minus_infinity_bits;
+}
 
 /// Base-2 logits seen so far: their maximum, and the sum of 2^(logit - maximum). Empty: sum = 0.
 struct SoftmaxState {

@@ -52,6 +52,18 @@ KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
 #endif
 }
 
+/// (word & mask) | bits, in one instruction.
+KVTILT_HD inline std::uint32_t mask_and_set(std::uint32_t word, std::uint32_t mask,
+                                            std::uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;  // of two constants the compiler makes two instructions
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
+  return result;
+#else
+  return (word & mask) | bits;
+#endif
+}
+
 /// The low halves of two registers.
 KVTILT_HD inline std::uint32_t join_low(std::uint32_t low, std::uint32_t high) {
   return permute_bytes(low, high, 0x5410);

@@ -17,42 +17,11 @@ using cuda::PageTraits;
 
 constexpr int dim = 64;
 
-/// Sequences of the given lengths in one layer, and the layer in device order.
-struct Sequences {
-  CacheOptions options;
-  Recipe recipe;
-  KVCache cache;
-  std::vector<LayerView> views;
-
-  Sequences(Random& random, const LayerShape& shape, const Recipe& recipe_,
-            const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
-      : options(make_options(page_tokens, recent)),
-        recipe(recipe_),
-        cache(make_cache(shape, recipe, options)) {
-    for (const std::int64_t length : lengths) {
-      const SequenceId id = open_reserved(cache, length);
-      const Rows<float> keys = random_rows(random, length, shape.kv_heads, shape.key_dim, 1, 0.5f);
-      const Rows<float> values = random_rows(random, length, shape.kv_heads, shape.value_dim);
-      KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
-      views.push_back(cache.view(id, 0).value());
-    }
-  }
-  [[nodiscard]] DeviceLayer device() const { return {views, {recipe}, options}; }
-
- private:
-  static CacheOptions make_options(int page_tokens, int recent) {
-    CacheOptions options;
-    options.page_tokens = page_tokens;
-    options.recent_tokens = recent;
-    return options;
-  }
-};
-
 template <class Traits>
 void expect_close(const Recipe& recipe, int page_tokens = 64) {
   Random random(Traits::key_bits * 100 + Traits::value_bits);
   const LayerShape shape{2, Traits::key_dim, Traits::value_dim, 0};
-  const Sequences sequences(random, shape, recipe, {300, 3, 170}, page_tokens);
+  const DeviceSequences sequences(random, shape, recipe, {300, 3, 170}, page_tokens);
   const Rows<float> queries = random_queries(random, shape, 3, 4);
   const Output output = emulated_attend<Traits>(sequences.device(), queries, {});
   EXPECT_TRUE(is_close(sequences.views, queries, {}, output));
@@ -84,7 +53,7 @@ TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
 TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
   Random random(5);
   const LayerShape shape{2, dim, dim, 0};
-  const Sequences sequences(random, shape, presets::k4v2, {200, 90});
+  const DeviceSequences sequences(random, shape, presets::k4v2, {200, 90});
   const DeviceLayer device = sequences.device();
   for (const int ratio : {1, 3, 8, 12})
     for (const int tokens : {1, 5}) {
@@ -97,7 +66,7 @@ TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
 TEST(AttendBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
   Random random(6);
   const LayerShape shape{1, dim, dim, 0};
-  const Sequences sequences(random, shape, presets::k4v2, {700, 0, 40, 1});
+  const DeviceSequences sequences(random, shape, presets::k4v2, {700, 0, 40, 1});
   const DeviceLayer device = sequences.device();
   const Rows<float> queries = random_queries(random, shape, 4, 4);
   for (const int blocks : {1, 2, 7, 40})
@@ -118,7 +87,7 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   for (int round = 0; round < 40; ++round) {
     LayerShape shape{2, dim, dim, random.chance(3) ? random.between(50, 300) : 0};
     shape.keep_sinks = random.chance(2);
-    const Sequences sequences(random, shape, random.chance(2) ? presets::k4v2 : presets::k8v4,
+    const DeviceSequences sequences(random, shape, random.chance(2) ? presets::k4v2 : presets::k8v4,
                               {random.between(70, 420)});
     const int tokens = random.between(1, 6);
     const Rows<float> queries = random_queries(random, shape, tokens, random.between(1, 4));

@@ -122,13 +122,13 @@ void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
     store_warp<Traits>(threads, shared, state);
     threads.sync();
     for (int row = threads.warp(); row < item_rows; row += warps)
-      store_part(threads, workspace, parts.slot(3 + threads.block()), row,
+      store_part(threads, workspace, parts.slot(3 + threads.block()) * item_rows + row,
                  merge_warps<Traits>(threads, shared, row));
   });
   test::emulate(1, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     for (int row = threads.warp(); row < item_rows; row += warps)
-      write_row(threads, item.arguments, item.rows, row,
-                merge_blocks<dim>(threads, workspace, parts, row));
+      write_item_row(threads, item.arguments, item.rows, row,
+                     merge_blocks<dim>(threads, workspace, parts, item_rows, row));
   });
 }
 

@@ -33,7 +33,8 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
-    EXPECT_EQ(item.token_row(arguments, column), 3 * 5 + (8 + column) / 3);
+    EXPECT_EQ(item.place(arguments, column).token, 3 * 5 + (8 + column) / 3);
+    EXPECT_EQ(item.place(arguments, column).head, item.query_head(arguments, column));
   }
   EXPECT_EQ(item.query_token(arguments, 7), 8 / 3) << "columns without a row read another's";
   EXPECT_EQ(item.query_head(arguments, 7), 3 + 8 % 3);
@@ -208,7 +209,7 @@ TEST(AttendQueryRandom, AllOfAPlainRangeIsSeenByAll) {
     const int tokens = random.between(1, 8);
     AttendItem item(Rows<float>(tokens, 1, 16), tokens + random.below(150));
     const RandomRules rules(random, item);
-    const PlainRange range = PlainRange::of(item.arguments, item.rows.length);
+    const PlainRange range = item.rows.plain(item.arguments);
     for (std::int64_t token = std::max<std::int64_t>(range.begin, 0); token < range.end; ++token)
       for (int column = 0; column < tokens; ++column, ++plain)
         ASSERT_TRUE(sees(item, column, token, false)) << "round " << round << ", " << token;
@@ -219,10 +220,10 @@ TEST(AttendQueryRandom, AllOfAPlainRangeIsSeenByAll) {
 /// A step of decode, the case that matters: nothing but the newest tokens needs a mask.
 TEST(AttendQuery, PlainRangeLeavesOutNothingItNeedNot) {
   AttendItem item(Rows<float>(1, 1, 16), 1000);
-  EXPECT_EQ(PlainRange::of(item.arguments, 1000).begin, 0);
-  EXPECT_EQ(PlainRange::of(item.arguments, 1000).end, 1000);
+  EXPECT_EQ(item.rows.plain(item.arguments).begin, 0);
+  EXPECT_EQ(item.rows.plain(item.arguments).end, 1000);
   item.arguments.rules.window = 100;
-  EXPECT_EQ(PlainRange::of(item.arguments, 1000).begin, 900);
+  EXPECT_EQ(item.rows.plain(item.arguments).begin, 900);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@ namespace {
 
 void emulate_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
   std::int64_t most = 0;
-  for (int i = 0; i < arguments.batch.count; ++i) most = std::max(most, arguments.tokens(i));
+  for (int i = 0; i < arguments.batch.count; ++i) most = std::max(most, arguments.rows.count(i));
   const int units = cuda::pack_units(arguments.layer, most);
   EXPECT_TRUE(emulate(
       cuda::pack_blocks(arguments, units), cuda::pack_threads,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Attention on a GPU against float64. Needs a device; see tests/cuda for what runs without one.
 #include "device_attend.hpp"
-#include "support/device_attention.hpp"
+#include "support/device_prefill.hpp"
 
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
@@ -173,6 +173,59 @@ TEST_F(DeviceAttend, OptionsAndTypes) {
 TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
   expect_close({{presets::k4v2}}, {20000}, 1, 4);
   expect_close({{presets::k16v16}}, {9000, 64}, 1, 4);
+}
+
+/// Chunks of any element type.
+void expect_prefill_close(const Attended& attended, const std::vector<std::int64_t>& pasts,
+                          const std::vector<int>& chunk_lengths, int ratio) {
+  Random random(static_cast<std::uint64_t>(attended.recipes[0].key.bits * 10 + ratio));
+  const LayerShape shape{2, attended.dim, attended.dim, 0};
+  CacheOptions cache_options;
+  cache_options.page_tokens = attended.page_tokens;
+  KVCache cache = make_cache(CacheShape{{shape}}, Plan{{attended.recipes}}, cache_options);
+  std::vector<LayerView> views;
+  for (const std::int64_t past : pasts) {
+    const SequenceId id = open_reserved(cache, past);
+    const Rows<float> keys = random_rows(random, past, 2, attended.dim, 1, 0.5f);
+    const Rows<float> values = random_rows(random, past, 2, attended.dim);
+    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+    views.push_back(cache.view(id, 0).value());
+  }
+  const DeviceLayer host(views, attended.recipes, cache_options);
+  const UploadedLayer uploaded(host);
+  const Chunks chunks(random, shape, chunk_lengths, ratio);
+  const auto rows = [](const RandomInput& input) {
+    return HostRows{&input.rows().data, input.view().type};
+  };
+  DevicePrefillCall call{shape,
+                         attended.recipes,
+                         uploaded.layer,
+                         {host.batch().slots, host.batch().slots + pasts.size()},
+                         chunks.indptr,
+                         rows(chunks.queries),
+                         rows(chunks.keys),
+                         rows(chunks.values),
+                         2 * ratio};
+  call.launches = 3;
+  const Result<DeviceAttendResult> result = device_prefill(call);
+  ASSERT_TRUE(result.ok()) << result.message();
+  Output output(chunks.indptr.back(), 2 * ratio, attended.dim);
+  output.out.data = result->out;
+  output.lse = result->lse;
+  EXPECT_TRUE(is_close(views, chunks, {}, output)) << to_string(attended.recipes[0]);
+  EXPECT_EQ(result->generic, attended.generic) << to_string(attended.recipes[0]);
+  EXPECT_EQ(result->out, device_prefill(call)->out) << "the order of sums is not fixed";
+}
+
+TEST_F(DeviceAttend, ChunksOverQuantizedPagesAreCloseToFloat64) {
+  for (const Recipe& recipe : {presets::k16v16, presets::k8v4, presets::k4v4, presets::k4v2}) {
+    expect_prefill_close({{recipe}}, {700, 3, 0, 131}, {30, 1, 200, 64}, 4);
+    expect_prefill_close({{recipe}}, {9000}, {33}, 8);
+  }
+  for (const int ratio : {1, 7, 16})
+    expect_prefill_close({{presets::k4v2}}, {300, 0}, {150, 20}, ratio);
+  expect_prefill_close({{presets::k3v2}, 128, 64, true}, {700, 3, 0}, {30, 1, 70}, 4);
+  expect_prefill_close({{presets::kivi2}, 64, 128, true}, {700, 3, 0}, {30, 1, 70}, 2);
 }
 
 TEST(DeviceAttention, NamesWhatTheListLacks) {

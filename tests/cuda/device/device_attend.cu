@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/attention/attend.cuh>
+#include <kvtilt/cuda/attention/attend_prefill.cuh>
 
 #include "device_attend.hpp"
 
@@ -22,6 +23,7 @@ class Bytes {
   }
   Bytes(const Bytes&) = delete;
   Bytes& operator=(const Bytes&) = delete;
+  Bytes(Bytes&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr; }
   ~Bytes() { cudaFree(data_); }
 
   template <class T>
@@ -47,6 +49,71 @@ std::vector<std::uint16_t> narrowed(const std::vector<float>& values, ElementTyp
   return bits;
 }
 
+/// A copy of contiguous rows on the device, of any type.
+class DeviceRows {
+ public:
+  DeviceRows(const std::vector<float>& values, ElementType type, std::int64_t rows, int heads,
+             int dim)
+      : bytes_(type == ElementType::F32 ? Bytes(values) : Bytes(narrowed(values, type))),
+        view_(bytes_.as<float>(), rows, heads, dim) {
+    view_.type = type;
+  }
+  [[nodiscard]] const TensorView& view() const { return view_; }
+
+ private:
+  Bytes bytes_;
+  TensorView view_;
+};
+
+/// Replays a graph of one call until `launches` have run.
+template <class Call>
+Status replay(int launches, Call call) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t replay;
+  cudaStreamCreate(&stream);
+  cudaDeviceSynchronize();
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+  KVTILT_RETURN_IF_ERROR(call(stream));
+  cudaStreamEndCapture(stream, &graph);
+  cudaGraphInstantiate(&replay, graph, 0);
+  for (int i = 0; i < launches; ++i) cudaGraphLaunch(replay, stream);
+  const cudaError_t error = cudaStreamSynchronize(stream);
+  cudaGraphExecDestroy(replay);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+  if (error == cudaSuccess) return {};
+  return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
+}
+
+/// Output and lse on the device.
+struct DeviceOutput {
+  ElementType type;
+  Bytes out;
+  Bytes lse;
+  MutableTensorView view;
+
+  DeviceOutput(ElementType type_, std::int64_t rows, int heads, int dim)
+      : type(type_),
+        out(static_cast<std::size_t>(rows * heads * dim) * element_bytes(type)),
+        lse(static_cast<std::size_t>(rows * heads) * 4),
+        view(out.as<float>(), rows, heads, dim) {
+    view.type = type;
+  }
+  [[nodiscard]] DeviceAttendResult read(bool generic) const {
+    DeviceAttendResult result;
+    result.generic = generic;
+    result.lse = lse.read<float>();
+    if (type == ElementType::F32) {
+      result.out = out.read<float>();
+    } else {
+      for (const std::uint16_t bits : out.read<std::uint16_t>())
+        result.out.push_back(type == ElementType::F16 ? to_float(F16{bits}) : to_float(BF16{bits}));
+    }
+    return result;
+  }
+};
+
 }  // namespace
 
 Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
@@ -59,58 +126,48 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
       cuda::Attention::create(call.shape, call.recipes, call.layer.page_tokens);
   if (!attention) return std::move(attention).take_status();
   const int count = static_cast<int>(call.slots.size());
-  const std::size_t outputs = static_cast<std::size_t>(call.rows * call.query_heads) *
-                              static_cast<std::size_t>(call.shape.value_dim);
   const Bytes slots(call.slots);
-  const Bytes queries(call.queries);
-  const Bytes narrow(narrowed(call.queries, call.type));
-  const Bytes out(outputs * element_bytes(call.type));
-  const Bytes lse(static_cast<std::size_t>(call.rows * call.query_heads) * 4);
+  const DeviceRows queries(call.queries, call.type, call.rows, call.query_heads,
+                           call.shape.key_dim);
+  const DeviceOutput output(call.type, call.rows, call.query_heads, call.shape.value_dim);
   const Bytes workspace(attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
-  const std::vector<float>& sinks = call.sink_logits;
-  const Bytes device_sinks(sinks);
+  const Bytes sinks(call.sink_logits);
   const Bytes trees(call.tree_mask);
-
-  TensorView query_view(queries.as<float>(), call.rows, call.query_heads, call.shape.key_dim);
-  query_view.type = call.type;
-  if (call.type != ElementType::F32) query_view.data = narrow.as<void>();
-  MutableTensorView out_view(out.as<float>(), call.rows, call.query_heads, call.shape.value_dim);
-  out_view.type = call.type;
   cuda::DeviceAttendOptions options;
   options.soft_cap = call.soft_cap;
-  if (!sinks.empty()) options.sink_logits = device_sinks.as<float>();
+  if (!call.sink_logits.empty()) options.sink_logits = sinks.as<float>();
   if (!call.tree_mask.empty()) options.tree_mask = trees.as<std::uint64_t>();
+  KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
+    return attention->attend(call.layer, {slots.as<std::int32_t>(), count}, queries.view(),
+                             output.view, output.lse.as<float>(), options, workspace.as<void>(),
+                             stream);
+  }));
+  return output.read(attention->is_generic());
+}
 
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t replay;
-  cudaStreamCreate(&stream);
-  cudaDeviceSynchronize();
-  cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
-  KVTILT_RETURN_IF_ERROR(attention->attend(call.layer, {slots.as<std::int32_t>(), count},
-                                           query_view, out_view, lse.as<float>(), options,
-                                           workspace.as<void>(), stream));
-  cudaStreamEndCapture(stream, &graph);
-  cudaGraphInstantiate(&replay, graph, 0);
-  for (int i = 0; i < call.launches; ++i) cudaGraphLaunch(replay, stream);
-  const cudaError_t error = cudaStreamSynchronize(stream);
-  cudaGraphExecDestroy(replay);
-  cudaGraphDestroy(graph);
-  cudaStreamDestroy(stream);
-  if (error != cudaSuccess)
-    return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
-
-  DeviceAttendResult result;
-  result.generic = attention->is_generic();
-  result.lse = lse.read<float>();
-  if (call.type == ElementType::F32) {
-    result.out = out.read<float>();
-  } else {
-    for (const std::uint16_t bits : out.read<std::uint16_t>())
-      result.out.push_back(call.type == ElementType::F16 ? to_float(F16{bits})
-                                                         : to_float(BF16{bits}));
-  }
-  return result;
+Result<DeviceAttendResult> device_prefill(const DevicePrefillCall& call) {
+  Result<cuda::PrefillAttention> attention =
+      cuda::PrefillAttention::create(call.shape, call.recipes, call.layer.page_tokens);
+  if (!attention) return std::move(attention).take_status();
+  const int count = static_cast<int>(call.slots.size());
+  const std::int64_t rows = call.indptr.back();
+  const Bytes slots(call.slots);
+  const Bytes indptr(call.indptr);
+  const auto on_device = [&](const HostRows& host, int heads, int dim) {
+    return DeviceRows(*host.data, host.type, rows, heads, dim);
+  };
+  const DeviceRows queries = on_device(call.queries, call.query_heads, call.shape.key_dim);
+  const DeviceRows keys = on_device(call.keys, call.shape.kv_heads, call.shape.key_dim);
+  const DeviceRows values = on_device(call.values, call.shape.kv_heads, call.shape.value_dim);
+  const DeviceOutput output(ElementType::F32, rows, call.query_heads, call.shape.value_dim);
+  const Bytes workspace(attention->workspace_bytes(count, rows, call.query_heads), 0);
+  KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
+    return attention->attend_prefill(call.layer, {slots.as<std::int32_t>(), count},
+                                     indptr.as<std::int32_t>(), queries.view(), keys.view(),
+                                     values.view(), output.view, output.lse.as<float>(), {},
+                                     workspace.as<void>(), stream);
+  }));
+  return output.read(attention->is_generic());
 }
 
 }  // namespace kvtilt::test

@@ -36,6 +36,28 @@ struct DeviceAttendResult {
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call);
 
+/// A tensor in host memory that is to have another element type on the device.
+struct HostRows {
+  const std::vector<float>* data;  ///< [rows, heads, dim]
+  ElementType type;
+};
+
+/// Chunks by the default kernels, likewise.
+struct DevicePrefillCall {
+  LayerShape shape;
+  std::vector<Recipe> recipes;
+  cuda::LayerStorage layer;
+  std::vector<std::int32_t> slots;
+  std::vector<std::int32_t> indptr;
+  HostRows queries;
+  HostRows keys;
+  HostRows values;
+  int query_heads;
+  int launches = 1;
+};
+
+Result<DeviceAttendResult> device_prefill(const DevicePrefillCall& call);
+
 /// What creating attention by the default kernels says; without a device, at best that.
 Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                int page_tokens);

@@ -45,6 +45,12 @@ struct AttendWorkspace {
   std::uint32_t* arrivals = nullptr;  ///< [items]; zeros between launches
 };
 
+/// One row of queries and of the output.
+struct RowPlace {
+  std::int64_t token;  ///< row of the tensors
+  int head;            ///< of the queries
+};
+
 struct AttendArguments {
   LayerStorage layer;
   Batch batch;
@@ -63,6 +69,10 @@ struct AttendArguments {
   AttendWorkspace workspace;
   int stages;  ///< of each warp's ring
 
+  /// Element offset of an output row.
+  [[nodiscard]] KVTILT_HD std::int64_t output_offset(const RowPlace& place) const {
+    return place.token * out_token_stride + place.head * out_head_stride;
+  }
   [[nodiscard]] KVTILT_HD int ratio() const { return query_heads / layer.kv_heads; }
   [[nodiscard]] KVTILT_HD int rows() const { return ratio() * queries; }
 };

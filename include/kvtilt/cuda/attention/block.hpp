@@ -80,23 +80,12 @@ KVTILT_HD AttendPlan plan_units(Threads& threads, const AttendArguments& argumen
       }
       threads.sync_warp();
     }
-    int before = 0;
     KVTILT_DEVICE_LOOP
-    for (int first = 0; first < count; first += warp_lanes) {
-      const int i = first + threads.lane();
-      int sum = i < count ? padded_units(starts[i + 1], chunk) : 0;
-      KVTILT_DEVICE_LOOP
-      for (int distance = 1; distance < warp_lanes; distance *= 2) {
-        const int other = threads.shuffle(sum, threads.lane() - distance);
-        if (threads.lane() >= distance) sum += other;
-      }
-      if (i < count) starts[i + 1] = before + sum;
-      before += threads.shuffle(sum, warp_lanes - 1);
-    }
-    if (threads.lane() == 0) {
-      starts[0] = 0;
-      starts[count + 1] = chunk;
-    }
+    for (int i = threads.lane() + 1; i <= count; i += warp_lanes)
+      starts[i] = padded_units(starts[i], chunk);
+    threads.sync_warp();
+    sum_up(threads, starts, count);
+    if (threads.lane() == 0) starts[count + 1] = chunk;
   }
   threads.sync();
   AttendPlan plan{};
@@ -139,12 +128,7 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
 KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
                                       int page_units, int unit, int end) {
   const int items = items_per_sequence(arguments);
-  int sequence = 0;
-  KVTILT_DEVICE_LOOP
-  for (int beyond = arguments.batch.count; beyond - sequence > 1;) {
-    const int middle = (sequence + beyond) / 2;
-    (starts[middle] * items <= unit ? sequence : beyond) = middle;
-  }
+  const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
   Segment segment;
   const int item_units = starts[sequence + 1] - starts[sequence];
   const int sequence_start = starts[sequence] * items;
@@ -178,7 +162,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
   const PageSlot* table = layer.table(segment.slot) + segment.sequence.first_page;
   QueryTile<Traits::key_dim> query;
   query.load(threads, arguments, rows);
-  const PlainRange plain = PlainRange::of(arguments, rows.length);
+  const PlainRange plain = rows.plain(arguments);
   KVTILT_DEVICE_LOOP
   for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
     const int later = unit + ahead - tiles;
@@ -229,7 +213,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
 
   QueryTile<Traits::key_dim> query;
   query.load(threads, arguments, rows);
-  const PlainRange plain = PlainRange::of(arguments, rows.length);
+  const PlainRange plain = rows.plain(arguments);
 
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last && unit < tiles; unit += warps) {
@@ -284,7 +268,7 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
     for (int item = 0; item < items_per_sequence(arguments); ++item)
       KVTILT_DEVICE_LOOP
       for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes)
-        write_row(threads, arguments, item_rows_of(arguments, sequence, item), row, nothing);
+        write_item_row(threads, arguments, item_rows_of(arguments, sequence, item), row, nothing);
   }
 }
 
@@ -305,22 +289,16 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   for (int row = threads.warp(); row < segment.rows.rows; row += warps) {
     const RowPart<Traits::value_dim> part = merge_warps<Traits>(threads, shared, row);
     if (whole)
-      write_row(threads, arguments, segment.rows, row, part);
+      write_item_row(threads, arguments, segment.rows, row, part);
     else
-      store_part(threads, workspace, parts.slot(threads.block()), row, part);
+      store_part(threads, workspace, parts.slot(threads.block()) * item_rows + row, part);
   }
-  if (whole) return;
-  threads.fence();
-  threads.sync();
-  if (threads.thread() == 0) *flag = threads.atomic_add(workspace.arrivals + segment.item, 1);
-  threads.sync();
-  if (*flag != static_cast<std::uint32_t>(parts.last - parts.first)) return;
-  threads.fence();
-  if (threads.thread() == 0) workspace.arrivals[segment.item] = 0;
+  if (whole || !last_to_arrive(threads, workspace.arrivals + segment.item, parts, flag)) return;
   KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < segment.rows.rows; row += warps)
-    write_row(threads, arguments, segment.rows, row,
-              merge_blocks<Traits::value_dim>(threads, workspace, parts, row));
+    write_item_row(
+        threads, arguments, segment.rows, row,
+        merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
 }
 
 template <class Traits, class Threads>

@@ -97,29 +97,49 @@ KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendS
 }
 
 /// Leaves a row where the last block of the item will find it.
+///
+/// row  of the workspace
 template <int ValueDim, class Threads>
-KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, int slot, int row,
+KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, std::int64_t row,
                           const RowPart<ValueDim>& part) {
-  float* outputs = workspace.partial_outputs + (slot * item_rows + row) * ValueDim;
+  float* outputs = workspace.partial_outputs + row * ValueDim;
   KVTILT_DEVICE_UNROLL
   for (int quad = 0; quad < RowPart<ValueDim>::quads; ++quad)
     if (part.holds(threads.lane(), quad))
       *reinterpret_cast<Quad*>(outputs + part.channel(threads.lane(), quad)) = part.sum[quad];
-  float* states = workspace.partial_states + (slot * item_rows + row) * 2;
+  float* states = workspace.partial_states + row * 2;
   if (threads.lane() == 0) {
     states[0] = part.maximum;
     states[1] = part.total;
   }
 }
 
+/// Whether this block is the last of an item's to have left its part. All threads; `flag` is shared.
+template <class Threads>
+KVTILT_HD bool last_to_arrive(Threads& threads, std::uint32_t* arrivals, const ItemParts& parts,
+                              std::uint32_t* flag) {
+  threads.fence();
+  threads.sync();
+  if (threads.thread() == 0) *flag = threads.atomic_add(arrivals, 1);
+  threads.sync();
+  if (*flag != static_cast<std::uint32_t>(parts.last - parts.first)) return false;
+  threads.fence();
+  if (threads.thread() == 0) *arrivals = 0;
+  return true;
+}
+
 /// One row of all blocks' parts, block by block. Loads of several parts are in flight at a time.
+///
+/// rows  of a part
 template <int ValueDim, class Threads>
 KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace& workspace,
-                                         const ItemParts& parts, int row) {
+                                         const ItemParts& parts, int rows, int row) {
   using Part = RowPart<ValueDim>;
   constexpr int in_flight = Part::quads > 2 ? 2 : 8 / Part::quads;
   const int lane = threads.lane();
-  const auto place = [&](int block) { return parts.slot(block) * item_rows + row; };
+  const auto place = [&](int block) {
+    return static_cast<std::int64_t>(parts.slot(block)) * rows + row;
+  };
   Part part;
   part.clear();
   part.maximum = no_maximum;
@@ -208,37 +228,53 @@ KVTILT_HD inline void store_output(const AttendArguments& arguments, std::int64_
   for (int i = 0; i < 4; ++i) to[i] = bits[i];
 }
 
-/// Normalises a row and writes it out, its sink logit joined.
-template <int ValueDim, class Threads>
-KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
-                         int row, const RowPart<ValueDim>& part) {
-  if (row >= item.rows) return;
-  const AttendRules& rules = arguments.rules;
-  const int head = item.query_head(arguments, row);
-  const std::int64_t token = item.token_row(arguments, row);
-  float most = part.maximum;
-  float total = part.total;
-  float factor = 1.0f;
-  if (rules.sink_logits != nullptr) {
-    const float sink = rules.sink_logits[head] * log2_e;
-    most = std::fmax(part.maximum, sink);
-    factor = exp2_fast(part.maximum - most);
-    total = total * factor + exp2_fast(sink - most);
+/// A row's softmax once everything has been seen, its sink logit joined.
+struct RowEnd {
+  float factor;  ///< of the row's sums
+  float lse;
+
+  KVTILT_HD static RowEnd of(const AttendRules& rules, int head, float maximum, float total) {
+    float most = maximum;
+    float factor = 1.0f;
+    if (rules.sink_logits != nullptr) {
+      const float sink = rules.sink_logits[head] * log2_e;
+      most = std::fmax(maximum, sink);
+      factor = exp2_fast(maximum - most);
+      total = total * factor + exp2_fast(sink - most);
+    }
+    return {total > 0.0f ? factor / total : 0.0f,
+            total > 0.0f ? (most + std::log2(total)) * 0.693147180559945309f
+                         : bit_cast<float>(0xff800000u)};
   }
-  factor = total > 0.0f ? factor / total : 0.0f;
-  const std::int64_t at = token * arguments.out_token_stride + head * arguments.out_head_stride;
+  /// By one lane of a row.
+  KVTILT_HD void store_lse(const AttendArguments& arguments, const RowPlace& place) const {
+    if (arguments.lse != nullptr)
+      arguments.lse[place.token * arguments.query_heads + place.head] = lse;
+  }
+};
+
+/// Normalises a row and writes it out.
+template <int ValueDim, class Threads>
+KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, const RowPlace& place,
+                         const RowPart<ValueDim>& part) {
+  const RowEnd end = RowEnd::of(arguments.rules, place.head, part.maximum, part.total);
+  const std::int64_t at = arguments.output_offset(place);
   KVTILT_DEVICE_UNROLL
   for (int quad = 0; quad < RowPart<ValueDim>::quads; ++quad) {
     if (!part.holds(threads.lane(), quad)) continue;
     Quad values;
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < 4; ++i) values.value[i] = part.sum[quad].value[i] * factor;
+    for (int i = 0; i < 4; ++i) values.value[i] = part.sum[quad].value[i] * end.factor;
     store_output(arguments, at + part.channel(threads.lane(), quad), values);
   }
-  if (threads.lane() == 0 && arguments.lse != nullptr)
-    arguments.lse[token * arguments.query_heads + head] =
-        total > 0.0f ? (most + std::log2(total)) * 0.693147180559945309f
-                     : bit_cast<float>(0xff800000u);
+  if (threads.lane() == 0) end.store_lse(arguments, place);
+}
+
+/// Row `row` of an item of 8, if it has that many.
+template <int ValueDim, class Threads>
+KVTILT_HD void write_item_row(Threads& threads, const AttendArguments& arguments,
+                              const ItemRows& item, int row, const RowPart<ValueDim>& part) {
+  if (row < item.rows) write_row(threads, arguments, item.place(arguments, row), part);
 }
 
 }  // namespace kvtilt::cuda

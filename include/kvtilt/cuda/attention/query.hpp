@@ -12,6 +12,33 @@
 
 namespace kvtilt::cuda {
 
+/// Positions that every row of an item sees whole: units inside need no masks.
+struct PlainRange {
+  std::int64_t begin;
+  std::int64_t end;
+  bool shaped;  ///< logits are more than products: no unit is plain
+
+  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is more
+  /// than a plain one.
+  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
+    return shaped || tokens < slots || first < begin || first + slots > end;
+  }
+
+  /// oldest, newest  positions of the item's queries
+  /// new_from        first of the new tokens, to which a tree mask applies
+  [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
+                                               std::int64_t newest, std::int64_t new_from) {
+    PlainRange range;
+    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
+    range.begin = rules.first_position;
+    if (rules.window > 0 && newest + 1 - rules.window > range.begin)
+      range.begin = newest + 1 - rules.window;
+    range.end = rules.tree_mask != nullptr ? new_from : oldest + 1;
+    if (rules.end_position < range.end) range.end = rules.end_position;
+    return range;
+  }
+};
+
 /// Which rows of which sequence an item has.
 struct ItemRows {
   int batch_index;  ///< of the sequence
@@ -28,39 +55,30 @@ struct ItemRows {
     const int row = column < rows ? first_row + column : first_row;
     return kv_head * arguments.ratio() + row % arguments.ratio();
   }
-  /// Row of the tensors, [batch * queries].
-  [[nodiscard]] KVTILT_HD std::int64_t token_row(const AttendArguments& arguments,
-                                                 int column) const {
-    return static_cast<std::int64_t>(batch_index) * arguments.queries +
-           query_token(arguments, column);
+  [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
+    return {static_cast<std::int64_t>(batch_index) * arguments.queries +
+                query_token(arguments, column),
+            query_head(arguments, column)};
+  }
+  /// Position of the oldest query.
+  [[nodiscard]] KVTILT_HD std::int64_t oldest(const AttendArguments& arguments) const {
+    return length - arguments.queries;
+  }
+  [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
+    return PlainRange::of(arguments.rules, oldest(arguments), length - 1, oldest(arguments));
   }
 };
 
-/// Positions that every row of the item sees whole: units inside need no masks.
-struct PlainRange {
-  std::int64_t begin;
-  std::int64_t end;
-  bool shaped;  ///< logits are more than products: no unit is plain
+/// The first `count` of 16 slots, as bits.
+KVTILT_HD constexpr std::uint32_t slots_before(int count) {
+  return (1u << (count < 0 ? 0 : count > tile_extent ? tile_extent : count)) - 1;
+}
 
-  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is more
-  /// than a plain one.
-  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
-    return shaped || tokens < slots || first < begin || first + slots > end;
-  }
-
-  [[nodiscard]] KVTILT_HD static PlainRange of(const AttendArguments& arguments,
-                                               std::int64_t length) {
-    const AttendRules& rules = arguments.rules;
-    PlainRange range;
-    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
-    range.begin = rules.first_position;
-    if (rules.window > 0 && length - rules.window > range.begin)
-      range.begin = length - rules.window;
-    const std::int64_t oldest = length - arguments.queries;
-    range.end = rules.tree_mask != nullptr ? oldest : oldest + 1;
-    if (rules.end_position < range.end) range.end = rules.end_position;
-    return range;
-  }
+/// Where a query stands among the new tokens.
+struct QueryPosition {
+  std::int64_t own;
+  std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
+  std::int64_t new_end;
 };
 
 /// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
@@ -72,26 +90,32 @@ struct ColumnView {
   std::uint64_t tree;  ///< its bits
   int own;             ///< slot of the column's own token
 
-  [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
-                                               const ItemRows& item, int column,
-                                               std::int64_t first, bool sink) {
-    const AttendRules& rules = arguments.rules;
-    const std::int64_t oldest = item.length - arguments.queries;
-    const std::int64_t position = oldest + item.query_token(arguments, column);
+  /// row    of the tensors, for the tree mask
+  /// first  position that slot 0 stands for
+  [[nodiscard]] KVTILT_HD static ColumnView of(const AttendRules& rules, const QueryPosition& query,
+                                               std::int64_t row, std::int64_t first, bool sink) {
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
-        position - rules.window + 1 > begin)
-      begin = position - rules.window + 1;
+        query.own - rules.window + 1 > begin)
+      begin = query.own - rules.window + 1;
     const bool tree = rules.tree_mask != nullptr;
-    std::int64_t end = tree ? item.length : position + 1;
+    std::int64_t end = tree ? query.new_end : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
     view.begin = slot_of(begin - first);
     view.end = slot_of(end - first);
-    view.tree_start = slot_of(tree ? oldest - first : std::int64_t{far});
-    view.tree = tree ? rules.tree_mask[item.token_row(arguments, column)] : 0;
-    view.own = slot_of(position - first);
+    view.tree_start = slot_of(tree ? query.new_from - first : std::int64_t{far});
+    view.tree = tree ? rules.tree_mask[row] : 0;
+    view.own = slot_of(query.own - first);
     return view;
+  }
+  [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
+                                               const ItemRows& item, int column,
+                                               std::int64_t first, bool sink) {
+    const std::int64_t oldest = item.oldest(arguments);
+    return of(arguments.rules,
+              {oldest + item.query_token(arguments, column), oldest, item.length},
+              item.place(arguments, column).token, first, sink);
   }
 
   /// The slots seen of the 16 from `start` on.
@@ -111,13 +135,74 @@ struct ColumnView {
   KVTILT_HD static int slot_of(std::int64_t slot) {
     return slot > far ? far : slot < -far ? -far : static_cast<int>(slot);
   }
-  KVTILT_HD static std::uint32_t slots_before(int slot) {
-    return (1u << (slot < 0 ? 0 : slot > tile_extent ? tile_extent : slot)) - 1;
-  }
 };
 
-/// Queries as fp16, each row times a power of two that brings its largest channel to 1/2 to 1, so
-/// that products with scales neither overflow nor vanish.
+/// 4 channels of every 16 of a query row, from channel `first` on. All loads of a branch are in flight
+/// together; of 8 bytes where the tensor allows them.
+template <int Steps>
+KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& place, int first,
+                              float (&channel)[Steps][4]) {
+  const std::int64_t at = place.token * arguments.query_token_stride +
+                          place.head * arguments.query_head_stride + first;
+  if (arguments.query_type == ElementType::F32) {
+    const float* from = static_cast<const float*>(arguments.query) + at;
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < Steps; ++step)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) channel[step][i] = from[step * tile_extent + i];
+    return;
+  }
+  const std::uint16_t* from = static_cast<const std::uint16_t*>(arguments.query) + at;
+  std::uint64_t bits[Steps];
+  if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < Steps; ++step)
+      bits[step] = *reinterpret_cast<const std::uint64_t*>(from + step * tile_extent);
+  } else {
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < Steps; ++step) {
+      bits[step] = 0;
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i)
+        bits[step] |= std::uint64_t{from[step * tile_extent + i]} << (16 * i);
+    }
+  }
+  const bool is_f16 = arguments.query_type == ElementType::F16;
+  KVTILT_DEVICE_UNROLL
+  for (int step = 0; step < Steps; ++step)
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const std::uint16_t half = static_cast<std::uint16_t>(bits[step] >> (16 * i));
+      channel[step][i] = is_f16 ? low_half(half) : to_float(BF16{half});
+    }
+}
+
+/// Makes fp16 of a row that four neighbouring lanes hold, times a power of two that brings its
+/// largest channel to 1/2 to 1: products with scales neither overflow nor vanish. Returns `scale`
+/// over that power.
+template <int Steps, class Threads>
+KVTILT_HD float normalise_query(Threads& threads, float scale, const float (&channel)[Steps][4],
+                                std::uint32_t (&half)[Steps][2]) {
+  float largest = 0.0f;
+  KVTILT_DEVICE_UNROLL
+  for (int step = 0; step < Steps; ++step)
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i) largest = std::fmax(largest, std::fabs(channel[step][i]));
+  largest = std::fmax(largest, threads.shuffle_xor(largest, 1));
+  largest = std::fmax(largest, threads.shuffle_xor(largest, 2));
+  int exponent = static_cast<int>(bit_cast<std::uint32_t>(largest) >> 23) - 126;
+  if (exponent < -100) exponent = -100;
+  if (exponent > 100) exponent = 100;
+  const float normalise = float_power(-exponent);
+  KVTILT_DEVICE_UNROLL
+  for (int step = 0; step < Steps; ++step) {
+    half[step][0] = pack_halves(channel[step][0] * normalise, channel[step][1] * normalise);
+    half[step][1] = pack_halves(channel[step][2] * normalise, channel[step][3] * normalise);
+  }
+  return scale * float_power(exponent);
+}
+
+/// The queries of an item's rows, as normalise_query() leaves them.
 template <int KeyDim>
 struct QueryTile {
   static constexpr int steps = KeyDim / tile_extent;
@@ -128,72 +213,18 @@ struct QueryTile {
   template <class Threads>
   KVTILT_HD void load(Threads& threads, const AttendArguments& arguments, const ItemRows& item) {
     const int column = threads.lane() / 4;
-    const int lane_channel = threads.lane() % 4 * 4;
-    const std::int64_t row =
-        item.token_row(arguments, column) * arguments.query_token_stride +
-        item.query_head(arguments, column) * arguments.query_head_stride;
     const bool present = column < item.rows;
     float channel[steps][4];
-    load_channels(arguments, row + lane_channel, channel);
-    float largest = 0.0f;
+    load_query_row<steps>(arguments, item.place(arguments, column), threads.lane() % 4 * 4,
+                          channel);
     KVTILT_DEVICE_UNROLL
     for (int step = 0; step < steps; ++step)
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
+      for (int i = 0; i < 4; ++i)
         if (!present) channel[step][i] = 0.0f;
-        largest = std::fmax(largest, std::fabs(channel[step][i]));
-      }
-    largest = std::fmax(largest, threads.shuffle_xor(largest, 1));
-    largest = std::fmax(largest, threads.shuffle_xor(largest, 2));
-    int exponent = static_cast<int>(bit_cast<std::uint32_t>(largest) >> 23) - 126;
-    if (exponent < -100) exponent = -100;
-    if (exponent > 100) exponent = 100;
-    const float normalise = float_power(-exponent);
-    KVTILT_DEVICE_UNROLL
-    for (int step = 0; step < steps; ++step) {
-      half[step][0] = pack_halves(channel[step][0] * normalise, channel[step][1] * normalise);
-      half[step][1] = pack_halves(channel[step][2] * normalise, channel[step][3] * normalise);
-    }
-    const float own = arguments.rules.scale * float_power(exponent);
+    const float own = normalise_query<steps>(threads, arguments.rules.scale, channel, half);
     factor[0] = threads.shuffle(own, threads.lane() % 4 * 8);
     factor[1] = threads.shuffle(own, threads.lane() % 4 * 8 + 4);
-  }
-
- private:
-  /// All loads of a branch are in flight together; of 8 bytes where the tensor allows them.
-  KVTILT_HD static void load_channels(const AttendArguments& arguments, std::int64_t at,
-                                      float (&channel)[steps][4]) {
-    if (arguments.query_type == ElementType::F32) {
-      const float* from = static_cast<const float*>(arguments.query) + at;
-      KVTILT_DEVICE_UNROLL
-      for (int step = 0; step < steps; ++step)
-        KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < 4; ++i) channel[step][i] = from[step * tile_extent + i];
-      return;
-    }
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(arguments.query) + at;
-    std::uint64_t bits[steps];
-    if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
-      KVTILT_DEVICE_UNROLL
-      for (int step = 0; step < steps; ++step)
-        bits[step] = *reinterpret_cast<const std::uint64_t*>(from + step * tile_extent);
-    } else {
-      KVTILT_DEVICE_UNROLL
-      for (int step = 0; step < steps; ++step) {
-        bits[step] = 0;
-        KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < 4; ++i)
-          bits[step] |= std::uint64_t{from[step * tile_extent + i]} << (16 * i);
-      }
-    }
-    const bool is_f16 = arguments.query_type == ElementType::F16;
-    KVTILT_DEVICE_UNROLL
-    for (int step = 0; step < steps; ++step)
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const std::uint16_t half = static_cast<std::uint16_t>(bits[step] >> (16 * i));
-        channel[step][i] = is_f16 ? low_half(half) : to_float(BF16{half});
-      }
   }
 };
 

@@ -8,6 +8,7 @@
 
 #include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 
 #include <cstdint>
 
@@ -15,6 +16,37 @@ namespace kvtilt::cuda {
 
 /// Query rows of an item: the columns of an mma.
 inline constexpr int item_rows = 8;
+
+/// The last of the ascending `starts`, [count + 1] from 0 on, that times `factor` is not above `at`.
+KVTILT_HD constexpr int last_not_above(const int* starts, int count, int factor, int at) {
+  int found = 0;
+  KVTILT_DEVICE_LOOP
+  for (int beyond = count; beyond - found > 1;) {
+    const int middle = (found + beyond) / 2;
+    (starts[middle] * factor <= at ? found : beyond) = middle;
+  }
+  return found;
+}
+
+/// Numbers starts[1] to starts[count] become the sums of all up to them, starts[0] becomes 0. One
+/// warp.
+template <class Threads>
+KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
+  int before = 0;
+  KVTILT_DEVICE_LOOP
+  for (int first = 0; first < count; first += warp_lanes) {
+    const int i = first + threads.lane();
+    int sum = i < count ? starts[i + 1] : 0;
+    KVTILT_DEVICE_LOOP
+    for (int distance = 1; distance < warp_lanes; distance *= 2) {
+      const int other = threads.shuffle(sum, threads.lane() - distance);
+      if (threads.lane() >= distance) sum += other;
+    }
+    if (i < count) starts[i + 1] = before + sum;
+    before += threads.shuffle(sum, warp_lanes - 1);
+  }
+  if (threads.lane() == 0) starts[0] = 0;
+}
 
 KVTILT_HD constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 

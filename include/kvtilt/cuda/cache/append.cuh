@@ -5,6 +5,7 @@
 #include <kvtilt/cuda/cache/append.hpp>
 #include <kvtilt/cuda/cache/pack.hpp>
 #include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/machine.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cuda_runtime.h>
@@ -13,7 +14,7 @@ namespace kvtilt::cuda {
 
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(append_threads, 4)
+__global__ void __launch_bounds__(append_threads, compiled_machine.append_blocks)
     append_kernel(const __grid_constant__ AppendArguments arguments) {
   const Threads threads;
   append(threads, arguments);
@@ -21,7 +22,7 @@ __global__ void __launch_bounds__(append_threads, 4)
 
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(pack_threads, 4)
+__global__ void __launch_bounds__(pack_threads, compiled_machine.append_blocks)
     pack_kernel(const __grid_constant__ AppendArguments arguments, int units) {
   const Threads threads;
   pack(threads, arguments, units);

@@ -59,8 +59,8 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   detail::LightElements elements(threads, arguments, head);
   if (threads.warp() == 0)
     detail::plan_team(threads, arguments, first, block == 0, team);
-  else if (exists && arguments.tokens(index) > 0)
-    elements.load(arguments.first_row(index), elements.first());
+  else if (exists && arguments.rows.count(index) > 0)
+    elements.load(arguments.rows.first(index), elements.first());
   threads.sync();
   // Without heavy sequences the block has read all it needs.
   const bool early = team.frees == 0;

@@ -22,17 +22,7 @@ struct AppendArguments {
   /// Device memory, [rows, kv_heads, dim], any strides.
   TensorView keys;
   TensorView values;
-  /// Device: rows of sequence i are indptr[i] to indptr[i + 1] - 1. Null: as many for each.
-  const std::int32_t* indptr;
-  int tokens_per_sequence;
-
-  [[nodiscard]] KVTILT_HD std::int64_t first_row(int sequence) const {
-    return indptr != nullptr ? indptr[sequence]
-                             : static_cast<std::int64_t>(sequence) * tokens_per_sequence;
-  }
-  [[nodiscard]] KVTILT_HD std::int64_t tokens(int sequence) const {
-    return indptr != nullptr ? indptr[sequence + 1] - indptr[sequence] : tokens_per_sequence;
-  }
+  BatchRows rows;
 };
 
 namespace detail {
@@ -78,10 +68,10 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     AppendHead& work = shared.work;
     work.sequence = arguments.batch.slots[index];
     work.head = head;
-    work.first_row = arguments.first_row(index);
+    work.first_row = arguments.rows.first(index);
     work.state = layer.states[work.sequence];
     work.table = layer.table(work.sequence);
-    const std::int64_t tokens = arguments.tokens(index);
+    const std::int64_t tokens = arguments.rows.count(index);
     if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
     shared.works = tokens > 0 && work.plan.fits;
     if (reports && tokens > 0 && !work.plan.fits)

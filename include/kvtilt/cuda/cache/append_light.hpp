@@ -53,11 +53,11 @@ KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& argument
   AppendPlan plan{};
   if (index < arguments.batch.count) {
     const std::int32_t slot = arguments.batch.slots[index];
-    tokens = arguments.tokens(index);
+    tokens = arguments.rows.count(index);
     const SequenceState state = layer.states[slot];
     if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
     team.slots[lane] = slot;
-    team.first_rows[lane] = arguments.first_row(index);
+    team.first_rows[lane] = arguments.rows.first(index);
     team.states[lane] = state;
     team.plans[lane] = plan;
     // Blocks that have arrived look at no table.

@@ -23,12 +23,6 @@ namespace kvtilt::cuda {
 
 namespace detail {
 
-KVTILT_HD inline float read_element(const TensorView& rows, std::int64_t index) {
-  if (rows.type == ElementType::F32) return static_cast<const float*>(rows.data)[index];
-  if (rows.type == ElementType::F16) return widen(static_cast<const F16*>(rows.data)[index]);
-  return to_float(static_cast<const BF16*>(rows.data)[index]);
-}
-
 /// What is stored for x. NaN becomes 0.
 KVTILT_HD inline float storable(float x, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);

@@ -55,7 +55,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   const bool told = !*capturing && !tokens.empty();
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
-  const AppendArguments arguments{of, batch, keys, values, indptr, static_cast<int>(each)};
+  const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
   // From a page's worth on, pages of new tokens alone are sealed by blocks of their own.
   std::int64_t longest = tokens.empty() ? keys.tokens : 0;
   for (const std::int32_t count : tokens) longest = std::max<std::int64_t>(longest, count);

@@ -120,4 +120,17 @@ struct Batch {
   int count;
 };
 
+/// Which rows of a tensor [rows, heads, dim] belong to which sequence of a batch.
+struct BatchRows {
+  const std::int32_t* indptr;  ///< device, [sequences + 1]; null: as many for each
+  int each;
+
+  [[nodiscard]] KVTILT_HD std::int64_t first(int sequence) const {
+    return indptr != nullptr ? indptr[sequence] : static_cast<std::int64_t>(sequence) * each;
+  }
+  [[nodiscard]] KVTILT_HD std::int64_t count(int sequence) const {
+    return indptr != nullptr ? indptr[sequence + 1] - indptr[sequence] : each;
+  }
+};
+
 }  // namespace kvtilt::cuda

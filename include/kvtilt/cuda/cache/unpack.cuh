@@ -4,22 +4,16 @@
 
 #include <kvtilt/cuda/cache/unpack.hpp>
 #include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/machine.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cuda_runtime.h>
 
 namespace kvtilt::cuda {
 
-/// Blocks on a multiprocessor that leave each thread the registers it needs.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-inline constexpr int unpack_resident = 5;
-#else
-inline constexpr int unpack_resident = 7;
-#endif
-
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(unpack_threads, unpack_resident)
+__global__ void __launch_bounds__(unpack_threads, compiled_machine.unpack_blocks)
     unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
   const Threads threads;
   unpack(threads, arguments);

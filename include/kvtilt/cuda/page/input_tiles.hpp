@@ -19,6 +19,12 @@
 
 namespace kvtilt::cuda::detail {
 
+KVTILT_HD inline float read_element(const TensorView& rows, std::int64_t index) {
+  if (rows.type == ElementType::F32) return static_cast<const float*>(rows.data)[index];
+  if (rows.type == ElementType::F16) return widen(static_cast<const F16*>(rows.data)[index]);
+  return to_float(static_cast<const BF16*>(rows.data)[index]);
+}
+
 /// Bits of the largest fp16 or bf16 that is storable.
 KVTILT_HD constexpr std::uint32_t limit_bits(ElementType type, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(limit);

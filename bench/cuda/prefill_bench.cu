@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+//
+// Attention of prompts' chunks on the GPU: microseconds per layer by graph replay, random data. One
+// line a row:
+//
+//   prefill/<recipe>/<query heads>x<kv heads>/batch:<b>/chunk:<n>/past:<n>  us  TFLOP/s
+//
+// counting the products that causality leaves. Rows of 16 bits are the baseline; JSON goes to
+// argument 1, argument 2 is a part of the rows' names.
+//
+//   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o prefill_bench bench/cuda/prefill_bench.cu
+
+#include <kvtilt/cuda/attention/attend_prefill.cuh>
+
+#include "layer_data.cuh"
+#include "probe_support.cuh"
+#include "replay.cuh"
+
+#include <string>
+#include <vector>
+
+namespace kvtilt::bench {
+namespace {
+
+constexpr int head_dim = 128;
+
+std::string filter;
+
+struct Row {
+  const char* recipe;
+  int query_heads;
+  int kv_heads;
+  int batch;
+  int chunk;
+  std::int64_t past;
+};
+
+void fill_normals(DeviceArray<F16>& array, std::size_t elements, std::uint64_t seed) {
+  fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(array.data()), 0, 1, 0,
+                           static_cast<std::uint32_t>(elements / 2), 1, 0, seed);
+}
+
+void measure(const Row& row, Report& report) {
+  const std::string name = "prefill/" + std::string(row.recipe) + "/" +
+                           std::to_string(row.query_heads) + "x" + std::to_string(row.kv_heads) +
+                           "/batch:" + std::to_string(row.batch) +
+                           "/chunk:" + std::to_string(row.chunk) +
+                           "/past:" + std::to_string(row.past);
+  if (name.find(filter) == std::string::npos) return;
+  const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
+  const Recipe recipe = *parse_recipe(row.recipe);
+  const cuda::PrefillAttention attention = check(cuda::PrefillAttention::create(shape, recipe));
+  const LayerData data(
+      shape, recipe, std::vector<std::int64_t>(static_cast<std::size_t>(row.batch), row.past), 77);
+  const std::int64_t rows = std::int64_t{row.batch} * row.chunk;
+  const auto elements = [&](int heads) {
+    return static_cast<std::size_t>(rows) * static_cast<std::size_t>(heads) * head_dim;
+  };
+  DeviceArray<F16> queries(elements(row.query_heads));
+  DeviceArray<F16> keys(elements(row.kv_heads));
+  DeviceArray<F16> values(elements(row.kv_heads));
+  fill_normals(queries, elements(row.query_heads), 1);
+  fill_normals(keys, elements(row.kv_heads), 2);
+  fill_normals(values, elements(row.kv_heads), 3);
+  DeviceArray<F16> out(elements(row.query_heads));
+  const std::size_t workspace_bytes = attention.workspace_bytes(row.batch, rows, row.query_heads);
+  DeviceArray<std::byte> workspace(workspace_bytes);
+  KVTILT_CHECK(cudaMemset(workspace.data(), 0, workspace_bytes));
+  finish();
+  const double seconds = replayed_seconds(4, [&](int, cudaStream_t stream) {
+    check(attention.attend_prefill(
+        data.layer(), data.batch(), nullptr, {queries.data(), rows, row.query_heads, head_dim},
+        {keys.data(), rows, row.kv_heads, head_dim}, {values.data(), rows, row.kv_heads, head_dim},
+        {out.data(), rows, row.query_heads, head_dim}, nullptr, {}, workspace.data(), stream));
+  });
+  const double pairs = static_cast<double>(row.chunk) *
+                       (static_cast<double>(row.past) + (static_cast<double>(row.chunk) + 1) / 2);
+  report.add(name + "/time", seconds * 1e6, "us");
+  report.add(name + "/rate", 4e-12 * row.batch * row.query_heads * head_dim * pairs / seconds,
+             "TFLOP/s");
+}
+
+}  // namespace
+}  // namespace kvtilt::bench
+
+int main(int argc, char** argv) {
+  using namespace kvtilt::bench;
+  Report report;
+  if (argc > 2) filter = argv[2];
+  for (const char* recipe : {"k16v16", "k8v4", "k4v4", "k4v2", "k3v2"}) {
+    measure({recipe, 32, 8, 1, 512, 32768}, report);
+    measure({recipe, 32, 8, 1, 2048, 32768}, report);
+    measure({recipe, 32, 8, 1, 512, 8192}, report);
+    measure({recipe, 32, 8, 1, 4096, 0}, report);
+    measure({recipe, 32, 8, 8, 64, 32768}, report);
+  }
+  for (const char* recipe : {"k16v16", "k4v2"}) {
+    measure({recipe, 64, 8, 1, 512, 32768}, report);
+    measure({recipe, 32, 32, 1, 512, 32768}, report);
+  }
+  if (argc > 1 && !report.write(argv[1], argc, argv)) return 1;
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT
+/// Attention of prompts' chunks on the GPU, in one launch over the quantized past and the chunks
+/// themselves, unquantized. Lengths and tables are read from device memory: a captured graph replays.
+#pragma once
+
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/attention/checks.hpp>
+#include <kvtilt/cuda/attention/device.cuh>
+#include <kvtilt/cuda/attention/prefill_block.hpp>
+#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/machine.hpp>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+/// Fewer where shared memory is small.
+inline constexpr int most_prefill_warps = 4;
+
+template <class Pages>
+__global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.prefill_blocks)
+    attend_prefill_kernel(const __grid_constant__ PrefillArguments arguments) {
+  DeviceThreads threads;
+  attend_prefill_block<PrefillTraits<Pages>>(threads, arguments);
+}
+
+/// Any recipe of head dimensions 64 and 128; some at 128 decoded in half the instructions. A kernel
+/// costs about 6 s of nvcc and 120 KB of code per architecture.
+using DefaultPrefillKernels =
+    AttendKernels<HalfTraits<128>, PageTraits<8, 4, 128>, PageTraits<4, 4, 128>,
+                  PageTraits<4, 2, 128>, GenericTraits<64>, GenericTraits<128>>;
+
+/// Attention of chunks over layers of one shape and the same recipes, for the device that was current
+/// at create().
+class PrefillAttention {
+ public:
+  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
+  /// Unsupported, naming what the list or the device lacks.
+  template <class List = DefaultPrefillKernels>
+  static Result<PrefillAttention> create(const LayerShape& shape, const Recipe& recipe,
+                                         int page_tokens = 64) {
+    return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
+  }
+
+  /// `recipes` holds one for all kv heads, or one per kv head.
+  template <class List = DefaultPrefillKernels>
+  static Result<PrefillAttention> create(const LayerShape& shape,
+                                         const std::vector<Recipe>& recipes, int page_tokens = 64) {
+    Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
+    if (!resolved) return std::move(resolved).take_status();
+    PrefillAttention attention;
+    attention.shape_ = shape;
+    attention.page_tokens_ = page_tokens;
+    if (!attention.find(List{}, *resolved))
+      return no_kernel(shape, *resolved, page_tokens,
+                       "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
+                       "all heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits); values "
+                       "have at most 256 channels");
+    KVTILT_RETURN_IF_ERROR(attention.configure());
+    return attention;
+  }
+
+  /// Bytes of device memory that a launch needs, for chunks of `rows` tokens in all: mostly two
+  /// unfinished row tiles of each block in float32. They must be zeros before the first launch, and
+  /// are left ready for the next one; launches that may overlap need one each.
+  [[nodiscard]] std::size_t workspace_bytes(int sequences, std::int64_t rows,
+                                            int query_heads) const {
+    return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).second;
+  }
+
+  /// The next tokens of each sequence of a batch attend to what its layer holds and causally to
+  /// themselves. Call it before they are appended; cache bytes do not depend on chunking, these
+  /// outputs do.
+  ///
+  /// indptr   device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
+  ///          Null: as many for each
+  /// queries  device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// keys     device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append will
+  /// values   device, [rows, kv_heads, value_dim], likewise
+  /// out      device, [rows, query_heads, value_dim], likewise
+  /// lse      device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
+  /// options  tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
+  /// Error    operands are fp16: 2e-3 of the output's norm
+  /// Fails    InvalidArgument (shapes, options, too many rows), or what the launch says. Values that
+  ///          append would change give undefined outputs; more rows in indptr than the tensors have
+  ///          write nothing, and the layer's record tells (poll)
+  /// Cost     one launch; does not wait
+  [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
+                                      const std::int32_t* indptr, const TensorView& queries,
+                                      const TensorView& keys, const TensorView& values,
+                                      const MutableTensorView& out, float* lse,
+                                      const DeviceAttendOptions& options, void* workspace,
+                                      cudaStream_t stream) const;
+
+  /// Whether the kernel reads its recipes at run time: decoding then takes twice the instructions.
+  [[nodiscard]] bool is_generic() const { return generic_; }
+  [[nodiscard]] int blocks() const { return blocks_; }
+  /// Query rows, tokens times query heads of a kv head, that share what a block decodes.
+  [[nodiscard]] int block_rows() const { return warps_ * warp_rows_; }
+
+ private:
+  using Kernel = void (*)(PrefillArguments);
+
+  template <class... Pages>
+  bool find(AttendKernels<Pages...>, const std::vector<Recipe>& recipes) {
+    return (adopt<Pages>(false, recipes) || ...) || (adopt<Pages>(true, recipes) || ...);
+  }
+
+  template <class Pages>
+  bool adopt(bool generic, const std::vector<Recipe>& recipes) {
+    if (Pages::generic != generic || !fits<Pages>(shape_, recipes, page_tokens_)) return false;
+    generic_ = generic;
+    kernel_ = &attend_prefill_kernel<Pages>;
+    warp_rows_ = PrefillTraits<Pages>::warp_rows;
+    shared_bytes_ = [](int warps, int sequences, int tiles) {
+      return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, tiles).bytes;
+    };
+    return true;
+  }
+
+  Status configure() {
+    Result<DeviceLimits> limits = DeviceLimits::current();
+    if (!limits) return std::move(limits).take_status();
+    most_shared_bytes_ = static_cast<std::uint32_t>(limits->shared_per_block);
+    constexpr int some = 256;  // sequences and row tiles: more take what is left
+    for (warps_ = most_prefill_warps; warps_ > 0; warps_ /= 2)
+      if (shared_bytes_(warps_, some, some) <= most_shared_bytes_) break;
+    if (warps_ == 0)
+      return Status::error(ErrorCode::Unsupported,
+                           "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
+                           "of this device twice",
+                           shape_.key_dim, shape_.value_dim, limits->shared_per_block);
+    Result<int> fitting =
+        blocks_that_fit(kernel_, 32 * warps_, shared_bytes_(warps_, some, some));
+    if (!fitting) return std::move(fitting).take_status();
+    blocks_ = limits->multiprocessors * *fitting;
+    // Launches of many rows may take more than that.
+    return allow_shared(kernel_, most_shared_bytes_);
+  }
+
+  [[nodiscard]] std::int64_t most_tiles(int sequences, std::int64_t rows, int query_heads) const {
+    return sequences + rows / tile_tokens(block_rows(), query_heads / shape_.kv_heads);
+  }
+
+  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(
+      void* memory, std::int64_t tiles) const {
+    const std::size_t rows = 2 * static_cast<std::size_t>(blocks_ * block_rows());
+    const std::size_t outputs = rows * static_cast<std::size_t>(shape_.value_dim);
+    const std::size_t items =
+        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(shape_.kv_heads);
+    float* floats = static_cast<float*>(memory);
+    AttendWorkspace workspace;
+    if (memory != nullptr) {
+      workspace.partial_outputs = floats;
+      workspace.partial_states = floats + outputs;
+      workspace.arrivals = reinterpret_cast<std::uint32_t*>(floats + outputs + 2 * rows);
+    }
+    return {workspace, (outputs + 2 * rows + items) * 4};
+  }
+
+  LayerShape shape_;
+  int page_tokens_ = 0;
+  bool generic_ = false;
+  Kernel kernel_ = nullptr;
+  int warps_ = 0;
+  int warp_rows_ = 0;
+  std::uint32_t (*shared_bytes_)(int warps, int sequences, int tiles) = nullptr;
+  std::uint32_t most_shared_bytes_ = 0;
+  int blocks_ = 0;
+};
+
+inline Status PrefillAttention::attend_prefill(
+    const LayerStorage& layer, const Batch& batch, const std::int32_t* indptr,
+    const TensorView& queries, const TensorView& keys, const TensorView& values,
+    const MutableTensorView& out, float* lse, const DeviceAttendOptions& options, void* workspace,
+    cudaStream_t stream) const {
+  constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
+  const std::int64_t each = indptr == nullptr && batch.count > 0 ? queries.tokens / batch.count : 0;
+  KVTILT_RETURN_IF_ERROR(
+      check_launch(shape_, page_tokens_, layer, batch, queries, out, options, each, workspace));
+  KVTILT_RETURN_IF_ERROR(
+      kvtilt::detail::check_rows(shape_, keys, values, kvtilt::unnumbered_layer));
+  if (keys.tokens != queries.tokens || (indptr == nullptr && each * batch.count != keys.tokens))
+    return Status::error(invalid,
+                         "%lld queries for %lld keys of %d sequences; expected as many, and without "
+                         "indptr as many for each sequence",
+                         static_cast<long long>(queries.tokens),
+                         static_cast<long long>(keys.tokens), batch.count);
+  const int ratio = queries.heads / shape_.kv_heads;
+  if (ratio > block_rows())
+    return Status::error(ErrorCode::Unsupported,
+                         "%d query heads for a kv head; a block holds %d rows", ratio,
+                         block_rows());
+  if (queries.tokens == 0) return {};
+  const std::int64_t tiles = most_tiles(batch.count, queries.tokens, queries.heads);
+  constexpr std::int64_t most = 1 << 16;
+  const std::uint32_t bytes =
+      tiles > most ? ~0u : shared_bytes_(warps_, batch.count, static_cast<int>(tiles));
+  if (bytes > most_shared_bytes_)
+    return Status::error(invalid,
+                         "%lld rows of %d sequences are up to %lld row tiles of %d tokens: too many "
+                         "for one launch, attend to shorter chunks",
+                         static_cast<long long>(queries.tokens), batch.count,
+                         static_cast<long long>(tiles), tile_tokens(block_rows(), ratio));
+  PrefillArguments arguments{};
+  arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
+  arguments.attend.workspace = layout_workspace(workspace, tiles).first;
+  arguments.keys = keys;
+  arguments.values = values;
+  arguments.rows = {indptr, static_cast<int>(each)};
+  arguments.most_tiles = static_cast<int>(tiles);
+  kernel_<<<static_cast<unsigned>(blocks_), static_cast<unsigned>(32 * warps_), bytes, stream>>>(
+      arguments);
+  return launched("attending to a chunk");
+}
+
+}  // namespace kvtilt::cuda

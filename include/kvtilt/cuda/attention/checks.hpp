@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: MIT
+/// What launches of attention check on the host, before anything is queued.
+#pragma once
+
+#include <kvtilt/attention/options.hpp>
+#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/cuda/attention/arguments.hpp>
+#include <kvtilt/cuda/page/convert_page.hpp>
+#include <kvtilt/quant/format.hpp>
+#include <kvtilt/quant/recipe.hpp>
+
+#include <cstddef>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+/// Sequences in one launch: their starts are in shared memory.
+inline constexpr int max_attend_sequences = 1024;
+
+/// Recipes of a layer's heads: one for all, or one per kv head.
+inline Result<std::vector<Recipe>> resolve_recipes(const LayerShape& shape,
+                                                   const std::vector<Recipe>& recipes,
+                                                   int page_tokens) {
+  if (recipes.size() != 1 && recipes.size() != static_cast<std::size_t>(shape.kv_heads))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%zu recipes for %d kv heads; give one, or one per head", recipes.size(),
+                         shape.kv_heads);
+  std::vector<Recipe> resolved;
+  for (const Recipe& recipe : recipes) {
+    Result<Recipe> one = resolve_recipe(recipe, shape, page_tokens);
+    if (!one) return std::move(one).take_status();
+    resolved.push_back(*one);
+  }
+  return resolved;
+}
+
+/// Whether codes of these resolved recipes fill whole words in such pages.
+inline bool supports_order(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                           int page_tokens) {
+  for (const Recipe& recipe : recipes)
+    if (!supports_order({page_tokens, shape.key_dim}, recipe.key.bits) ||
+        !supports_order({shape.value_dim, page_tokens}, recipe.value.bits))
+      return false;
+  return true;
+}
+
+/// The kernels a build carries: a PageTraits or HalfTraits for each pair that should be as fast as can
+/// be, a GenericTraits for all other recipes of its head dimensions.
+template <class... Pages>
+struct AttendKernels {};
+
+/// Whether a kernel for such pages serves these resolved recipes.
+template <class Pages>
+bool fits(const LayerShape& shape, const std::vector<Recipe>& recipes, int page_tokens) {
+  if (Pages::key_dim != shape.key_dim || Pages::value_dim != shape.value_dim ||
+      !is_page_size(page_tokens))
+    return false;
+  for (const Recipe& recipe : recipes)
+    if constexpr (Pages::generic) {
+      if (!Pages::supports(recipe, page_tokens)) return false;
+    } else {
+      if (Pages::page_tokens != page_tokens || Pages::key_bits != recipe.key.bits ||
+          Pages::value_bits != recipe.value.bits)
+        return false;
+      if constexpr (Pages::key_bits != half_bits)
+        if (recipe.key.granularity != Granularity::PerChannel ||
+            recipe.value.granularity != Granularity::PerToken ||
+            recipe.key.group != Pages::key_group || recipe.value.group != Pages::value_group)
+          return false;
+    }
+  return true;
+}
+
+/// Unsupported: a list of kernels has none for these recipes. `remedy`: what to add to it.
+inline Status no_kernel(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                        int page_tokens, const char* remedy) {
+  return Status::error(
+      ErrorCode::Unsupported,
+      "no attention kernel for %s%s with head dimensions %d and %d in pages of %d tokens: %s",
+      to_string(recipes[0]).c_str(), recipes.size() > 1 ? " and other heads' recipes" : "",
+      shape.key_dim, shape.value_dim, page_tokens,
+      !is_page_size(page_tokens) ? "pages hold 32, 64 or 128 tokens"
+      : !supports_order(shape, recipes, page_tokens)
+          ? "codes of such pages do not fill the words of the GPU's order; larger pages, head "
+            "dimensions that are multiples of 32, or 4, 8 or 16 bits do"
+          : remedy);
+}
+
+/// InvalidArgument unless a launch for layers of this shape can mean its arguments.
+///
+/// queries  rows of the tensors
+/// each     the most queries of a sequence, as far as the host knows
+inline Status check_launch(const LayerShape& shape, int page_tokens, const LayerStorage& layer,
+                           const Batch& batch, const TensorView& queries,
+                           const MutableTensorView& out, const DeviceAttendOptions& options,
+                           std::int64_t each, const void* workspace) {
+  constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
+  if (batch.count < 1 || batch.count > max_attend_sequences)
+    return Status::error(invalid, "a launch attends to 1 to %d sequences, not %d",
+                         max_attend_sequences, batch.count);
+  if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
+      layer.value_dim != shape.value_dim || layer.page_tokens != page_tokens)
+    return Status::error(invalid,
+                         "the layer has %d kv heads of %d and %d in pages of %d; this is for %d kv "
+                         "heads of %d and %d in pages of %d",
+                         layer.kv_heads, layer.key_dim, layer.value_dim, layer.page_tokens,
+                         shape.kv_heads, shape.key_dim, shape.value_dim, page_tokens);
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_queries(shape, queries, out.tokens, out.heads,
+                                                       out.dim, out.data));
+  if (workspace == nullptr) return Status::error(invalid, "the workspace is null");
+  AttendOptions common;  // what needs no device memory
+  common.scale = options.scale;
+  common.soft_cap = options.soft_cap;
+  common.window = options.window;
+  common.first_position = options.first_position;
+  common.end_position = options.end_position;
+  LayerShape windowed = shape;
+  windowed.window = layer.window;
+  KVTILT_RETURN_IF_ERROR(check_attend_options(common, windowed, each, queries.heads));
+  if (options.tree_mask != nullptr && each > 64)
+    return Status::error(invalid, "a tree mask holds at most 64 queries, not %lld",
+                         static_cast<long long>(each));
+  return {};
+}
+
+}  // namespace kvtilt::cuda

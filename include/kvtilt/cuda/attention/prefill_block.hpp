@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: MIT
+/// The kernel of a chunk's attention. While a block attends to a unit, its warps stage the next one:
+/// a warp decodes one tile of 16 tokens into shared memory, for all query rows of the block.
+///
+/// For 128 channels, 128 query rows and 64 tokens a block takes 1024 mma, which keep the tensor cores
+/// of an H200 busy for about 1550 cycles (0.66 a cycle: bench/results/h200-probes.json), and reads 144 KB
+/// of shared memory, 1150 cycles. tests/compile/kernels counts the other instructions.
+#pragma once
+
+#include <kvtilt/cuda/attention/prefill_rows.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Where the parts of a block's shared memory begin.
+struct PrefillShared {
+  std::uint32_t stages;  ///< [2][keys, values] of a unit; the warps' queries lie before it, and in
+                         ///< the end the rows of all warps instead of both
+  std::uint32_t tiles;   ///< [2][unit_tiles]
+  std::uint32_t rows;    ///< [row]
+  std::uint32_t states;  ///< [row][score_tiles] masks, in the end [row][2]
+  std::uint32_t segment;
+  std::uint32_t flag;
+  std::uint32_t tile_starts;
+  std::uint32_t unit_starts;
+  std::uint32_t bytes;
+
+  template <class Traits>
+  KVTILT_HD static PrefillShared of(int warps, int sequences, int most_tiles) {
+    const std::uint32_t rows = static_cast<std::uint32_t>(warps * Traits::warp_rows);
+    const std::uint32_t outputs = rows * PrefillState<Traits>::row_stride * 4;
+    PrefillShared shared{};
+    shared.stages = rows * Traits::key_dim * 2;
+    shared.tiles = shared.stages + 2 * Traits::stage_bytes;
+    if (shared.tiles < outputs) shared.tiles = outputs;
+    shared.rows = shared.tiles + 2 * unit_tiles * sizeof(StagedTile);
+    shared.states = shared.rows + rows * static_cast<std::uint32_t>(sizeof(QueryRow));
+    shared.segment = shared.states + rows * Traits::score_tiles * 4;
+    shared.flag = shared.segment + (sizeof(PrefillSegment) + 15) / 16 * 16;
+    shared.tile_starts = shared.flag + 16;
+    shared.unit_starts = shared.tile_starts + static_cast<std::uint32_t>(sequences + 1) * 4;
+    shared.bytes = shared.unit_starts + static_cast<std::uint32_t>(most_tiles + 1) * 4;
+    return shared;
+  }
+};
+
+/// The warps' tiles of one unit, decoded.
+template <class Traits, class Threads>
+KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
+                          const PrefillShared& shared, const PrefillSegment& segment, int unit,
+                          int stage) {
+  std::byte* keys = threads.shared() + shared.stages + stage * Traits::stage_bytes;
+  std::byte* values = keys + unit_tiles * Traits::key_bytes;
+  StagedTile* staged = reinterpret_cast<StagedTile*>(threads.shared() + shared.tiles);
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.warp(); i < unit_tiles; i += threads.thread_count() / warp_lanes) {
+    const SourceTile tile = find_tile(arguments.attend.layer, segment.slot, segment.state,
+                                      segment.rows, segment.list, unit * unit_tiles + i);
+    if (threads.lane() == 0)
+      staged[stage * unit_tiles + i] = {tile.at.first_position, tile.at.tokens, tile.at.sink};
+    stage_tile<Traits>(threads, arguments, segment.rows, tile, keys + i * Traits::key_bytes,
+                       values + i * Traits::value_bytes);
+  }
+}
+
+/// The warps' rows become the item's output, or the block's part of it.
+template <class Traits, class Threads>
+KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
+                           const PrefillShared& shared, const WorkLine& line,
+                           const PrefillSegment& segment, PrefillState<Traits>& state) {
+  using Part = RowPart<Traits::value_dim>;
+  constexpr int stride = PrefillState<Traits>::row_stride;
+  const AttendArguments& attend = arguments.attend;
+  const AttendWorkspace& workspace = attend.workspace;
+  const int warps = threads.thread_count() / warp_lanes;
+  const int block_rows = warps * Traits::warp_rows;
+  const int first = threads.warp() * Traits::warp_rows;
+  const int present = segment.rows.rows(attend.ratio());
+  const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
+  const bool whole = parts.first == parts.last;
+  const auto place = [&](int row) {
+    return RowOfTile::of(segment.rows, attend.ratio(), row).place;
+  };
+  const float* outputs = reinterpret_cast<const float*>(threads.shared());
+  const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states);
+  state.store(threads, reinterpret_cast<float*>(threads.shared()) + first * stride,
+              reinterpret_cast<float*>(threads.shared() + shared.states) + first * 2);
+  threads.sync_warp();
+  KVTILT_DEVICE_LOOP
+  for (int row = first; row < first + Traits::warp_rows && row < present; ++row) {
+    Part part;
+    part.maximum = states[row * 2];
+    part.total = states[row * 2 + 1];
+    KVTILT_DEVICE_UNROLL
+    for (int quad = 0; quad < Part::quads; ++quad)
+      if (Part::holds(threads.lane(), quad))
+        part.sum[quad] = *reinterpret_cast<const Quad*>(outputs + row * stride +
+                                                        Part::channel(threads.lane(), quad));
+    if (whole)
+      write_row(threads, attend, place(row), part);
+    else
+      store_part(threads, workspace,
+                 static_cast<std::int64_t>(parts.slot(threads.block())) * block_rows + row, part);
+  }
+  std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
+  if (whole || !last_to_arrive(threads, workspace.arrivals + segment.item, parts, flag)) return;
+  KVTILT_DEVICE_LOOP
+  for (int row = threads.warp(); row < present; row += warps)
+    write_row(threads, attend, place(row),
+              merge_blocks<Traits::value_dim>(threads, workspace, parts, block_rows, row));
+}
+
+template <class Traits, class Threads>
+KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& arguments) {
+  const int warps = threads.thread_count() / warp_lanes;
+  const int block_rows = warps * Traits::warp_rows;
+  const PrefillShared shared =
+      PrefillShared::of<Traits>(warps, arguments.attend.batch.count, arguments.most_tiles);
+  int* tile_starts = reinterpret_cast<int*>(threads.shared() + shared.tile_starts);
+  int* unit_starts = reinterpret_cast<int*>(threads.shared() + shared.unit_starts);
+  PrefillSegment& segment = *reinterpret_cast<PrefillSegment*>(threads.shared() + shared.segment);
+  const StagedTile* staged = reinterpret_cast<const StagedTile*>(threads.shared() + shared.tiles);
+  const PrefillPlan plan =
+      plan_prefill(threads, arguments, block_rows, tile_starts, unit_starts);
+  if (plan.total == 0 || threads.block() >= plan.line.blocks) return;
+
+  const int first_row = threads.warp() * Traits::warp_rows;
+  QueryRow* rows = reinterpret_cast<QueryRow*>(threads.shared() + shared.rows) + first_row;
+  std::uint32_t* masks = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.states) +
+                         first_row * Traits::score_tiles;
+  std::byte* queries =
+      threads.shared() + static_cast<std::uint32_t>(threads.warp() * Traits::row_tiles) *
+                             Traits::key_bytes;
+  const int end = plan.line.start(threads.block() + 1);
+  KVTILT_DEVICE_LOOP
+  for (int next = plan.line.start(threads.block()); next < end;) {
+    if (threads.thread() == 0)
+      segment = find_segment(arguments, tile_starts, unit_starts, plan.tiles, block_rows, next, end);
+    threads.sync();
+    next = segment.item_start + segment.last;
+    const PlainRange plain =
+        PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
+                       segment.rows.past);
+    PrefillState<Traits> state;
+    state.clear();
+    state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);
+    stage_unit<Traits>(threads, arguments, shared, segment, segment.first, 0);
+    threads.sync();
+    KVTILT_DEVICE_LOOP
+    for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
+      if (unit + 1 < segment.last)
+        stage_unit<Traits>(threads, arguments, shared, segment, unit + 1, stage ^ 1);
+      const std::byte* keys = threads.shared() + shared.stages + stage * Traits::stage_bytes;
+      const std::byte* values = keys + unit_tiles * Traits::key_bytes;
+      KVTILT_DEVICE_LOOP
+      for (int first = 0; first < unit_tiles; first += Traits::score_tiles) {
+        const StagedTile* tiles = staged + stage * unit_tiles + first;
+        bool special = false;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < Traits::score_tiles; ++i)
+          special = special || plain.leaves(tiles[i].first_position, tiles[i].tokens, tile_extent);
+        TileLogits<Traits> logits;
+        state.score(threads, queries, keys + first * Traits::key_bytes, logits);
+        typename PrefillState<Traits>::Factors factors(rows, threads.lane());
+        if (special)
+          state.shape(threads, arguments.attend.rules, segment.rows, rows, tiles, masks, logits,
+                      factors);
+        state.raise(threads, logits, factors);
+        state.mix(threads, values + first * Traits::value_bytes, logits, factors);
+      }
+      threads.sync();
+    }
+    finish_rows<Traits>(threads, arguments, shared, plan.line, segment, state);
+    threads.sync();
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: MIT
+/// What a warp carries through a chunk's attention: the sums and the softmax of its query rows, in
+/// the registers in which mma leaves them, and its queries.
+///
+/// A lane (g = lane / 4, t = lane % 4) holds parts of rows 16 m + 8 h + g of its warp's rows, m < M,
+/// h < 2: of each 16 tokens' logits and each 16 channels' sums the four from 4t on. Element
+/// [m][2 i + parity][2 h + j] of a register array is of tile i, and of its element 4t + 2 j + parity.
+#pragma once
+
+#include <kvtilt/cuda/attention/merge.hpp>
+#include <kvtilt/cuda/attention/prefill_tile.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// What masks need to know of a staged tile.
+struct StagedTile {
+  std::int64_t first_position;
+  std::int32_t tokens;
+  std::int32_t sink;
+};
+
+/// A query row, in shared memory.
+struct QueryRow {
+  float factor;      ///< logit per unit of product
+  float slope;       ///< of ALiBi, base 2
+  std::int32_t token;  ///< of the chunk
+};
+
+/// Which token of the chunk, and where its output goes. Rows that do not exist stand for the first.
+struct RowOfTile {
+  int token;
+  RowPlace place;
+
+  KVTILT_HD static RowOfTile of(const RowTile& tile, int ratio, int row) {
+    const int own = row < tile.rows(ratio) ? row : 0;
+    const int token = own / ratio;
+    return {tile.token + token,
+            {tile.first_row + tile.token + token, tile.kv_head * ratio + own - token * ratio}};
+  }
+};
+
+/// Logits of some tiles of a unit.
+template <class Traits>
+using TileLogits = float[Traits::row_tiles][2 * Traits::score_tiles][4];
+
+template <class Traits>
+struct PrefillState {
+  static constexpr int M = Traits::row_tiles;
+  static constexpr int score_tiles = Traits::score_tiles;
+  /// Floats from row to row in shared memory: neighbouring rows start in different banks.
+  static constexpr int row_stride = Traits::value_dim + 4;
+
+  float output[M][2 * Traits::channel_tiles][4];
+  float maximum[M][2];  ///< base 2
+  float sum[M][2];      ///< of this lane's tokens
+
+  KVTILT_HD void clear() {
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m) {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 2 * Traits::channel_tiles; ++i)
+        KVTILT_DEVICE_UNROLL
+        for (int e = 0; e < 4; ++e) output[m][i][e] = 0.0f;
+      KVTILT_DEVICE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        maximum[m][h] = no_maximum;
+        sum[m][h] = 0.0f;
+      }
+    }
+  }
+
+  /// Leaves the warp's queries at `to`, [m][step][lane] as operands, which each lane reads as it
+  /// wrote them.
+  ///
+  /// first  row of the tile
+  /// rows   shared, [warp_rows]
+  template <class Threads>
+  KVTILT_HD void load_queries(Threads& threads, const AttendArguments& attend, const RowTile& tile,
+                              int first, std::byte* to, QueryRow* rows) {
+    constexpr int steps = Traits::steps;
+    const int lane = threads.lane();
+    KVTILT_DEVICE_LOOP
+    for (int eight = 0; eight < 2 * M; ++eight) {
+      const int own = eight * 8 + lane / 4;
+      const RowOfTile row = RowOfTile::of(tile, attend.ratio(), first + own);
+      float channel[steps][4];
+      std::uint32_t half[steps][2];
+      load_query_row<steps>(attend, row.place, lane % 4 * 4, channel);
+      const float factor = normalise_query<steps>(threads, attend.rules.scale, channel, half);
+      const float* slopes = attend.rules.alibi_slopes;
+      if (lane % 4 == 0)
+        rows[own] = {factor, slopes == nullptr ? 0.0f : log2_e * slopes[row.place.head],
+                     row.token};
+      std::uint32_t* words = reinterpret_cast<std::uint32_t*>(
+          to + (eight / 2 * steps * warp_lanes + lane) * 16 + eight % 2 * 4);
+      KVTILT_DEVICE_UNROLL
+      for (int step = 0; step < steps; ++step) {
+        words[step * warp_lanes * 4] = half[step][0];
+        words[step * warp_lanes * 4 + 2] = half[step][1];
+      }
+    }
+    threads.sync_warp();
+  }
+
+  /// Products with the keys of score_tiles tiles.
+  template <class Threads>
+  KVTILT_HD void score(Threads& threads, const std::byte* queries, const std::byte* keys,
+                       TileLogits<Traits>& logits) const {
+    constexpr int steps = Traits::steps;
+    const int lane = threads.lane() * 16;
+    KVTILT_DEVICE_UNROLL
+    for (int step = 0; step < steps; ++step) {
+      Words query[M];
+      KVTILT_DEVICE_UNROLL
+      for (int m = 0; m < M; ++m)
+        query[m] = load_words(queries + (m * steps + step) * 512 + lane);
+      KVTILT_DEVICE_UNROLL
+      for (int tile = 0; tile < score_tiles; ++tile) {
+        const Words key = load_words(keys + (tile * steps + step) * 512 + lane);
+        KVTILT_DEVICE_UNROLL
+        for (int m = 0; m < M; ++m)
+          KVTILT_DEVICE_UNROLL
+          for (int parity = 0; parity < 2; ++parity) {
+            float(&sums)[4] = logits[m][2 * tile + parity];
+            const std::uint32_t(&pair)[4] = key.word;
+            if (step == 0)
+              threads.first_mma(sums, query[m].word, pair[2 * parity], pair[2 * parity + 1]);
+            else
+              threads.mma(sums, query[m].word, pair[2 * parity], pair[2 * parity + 1]);
+          }
+      }
+    }
+  }
+
+  /// Logits per unit of product; read anew for each score(), or they would fill registers meanwhile.
+  struct Factors {
+    float row[M][2];
+
+    KVTILT_HD Factors(const QueryRow* rows, int lane) {
+      KVTILT_DEVICE_UNROLL
+      for (int m = 0; m < M; ++m)
+        KVTILT_DEVICE_UNROLL
+        for (int h = 0; h < 2; ++h) row[m][h] = rows[m * tile_extent + h * 8 + lane / 4].factor;
+    }
+    KVTILT_HD void clear() {
+      KVTILT_DEVICE_UNROLL
+      for (int m = 0; m < M; ++m) row[m][0] = row[m][1] = 1.0f;
+    }
+  };
+
+  /// Products become logits, whose factors are 1: capped, sloped, and minus infinity where a row does not see a token.
+  ///
+  /// rows   [warp_rows]
+  /// masks  shared, [warp_rows][score_tiles]: each row's view is worked out once, not by four lanes
+  template <class Threads>
+  KVTILT_HD void shape(Threads& threads, const AttendRules& rules, const RowTile& tile,
+                       const QueryRow* rows, const StagedTile* tiles, std::uint32_t* masks,
+                       TileLogits<Traits>& logits, Factors& factors) const {
+    const int lane = threads.lane();
+    threads.sync_warp();  // the masks before have been read
+    KVTILT_DEVICE_LOOP
+    for (int i = lane; i < Traits::warp_rows * score_tiles; i += warp_lanes) {
+      const StagedTile& staged = tiles[i % score_tiles];
+      const int token = rows[i / score_tiles].token;
+      const ColumnView view = ColumnView::of(
+          rules, {tile.past + token, tile.past, tile.past + tile.chunk_tokens},
+          tile.first_row + token, staged.first_position, staged.sink != 0);
+      masks[i] = view.visible(0) & slots_before(staged.tokens);
+    }
+    threads.sync_warp();
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m)
+      KVTILT_DEVICE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const int own = m * tile_extent + h * 8 + lane / 4;
+        const float slope = rows[own].slope;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < score_tiles; ++i) {
+          const std::uint32_t visible = masks[own * score_tiles + i] >> (lane % 4 * 4);
+          const float distance = static_cast<float>(
+              static_cast<int>(tiles[i].first_position - tile.past) + lane % 4 * 4 -
+              rows[own].token);
+          KVTILT_DEVICE_UNROLL
+          for (int slot = 0; slot < 4; ++slot) {
+            float& logit = logits[m][2 * i + slot % 2][2 * h + slot / 2];
+            logit *= factors.row[m][h];
+            if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
+            logit += slope * (distance + static_cast<float>(slot));
+            if ((visible >> slot & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+          }
+        }
+      }
+    factors.clear();
+  }
+
+  /// Raises maxima that logits pass by more than maximum_slack.
+  template <class Threads>
+  KVTILT_HD void raise(Threads& threads, const TileLogits<Traits>& logits, const Factors& factors) {
+    float largest[M][2];
+    bool higher = false;
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m)
+      KVTILT_DEVICE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        float most = std::fmax(logits[m][0][2 * h], logits[m][0][2 * h + 1]);
+        KVTILT_DEVICE_UNROLL
+        for (int i = 1; i < 2 * score_tiles; ++i)
+          most = std::fmax(most, std::fmax(logits[m][i][2 * h], logits[m][i][2 * h + 1]));
+        largest[m][h] = most * factors.row[m][h];
+        higher = higher || largest[m][h] > maximum[m][h] + maximum_slack;
+      }
+    if (threads.ballot(higher) == 0) return;
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m)
+      KVTILT_DEVICE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const float most = std::fmax(maximum[m][h], max_over_quad(threads, largest[m][h]));
+        const float smaller = exp2_fast(maximum[m][h] - most);
+        maximum[m][h] = most;
+        sum[m][h] *= smaller;
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 2 * Traits::channel_tiles; ++i) {
+          output[m][i][2 * h] *= smaller;
+          output[m][i][2 * h + 1] *= smaller;
+        }
+      }
+  }
+
+  /// Adds the tiles' values by the weights of their logits.
+  template <class Threads>
+  KVTILT_HD void mix(Threads& threads, const std::byte* values, TileLogits<Traits>& logits,
+                     const Factors& factors) {
+    const int lane = threads.lane() * 16;
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 2 * score_tiles; ++i)
+        KVTILT_DEVICE_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          logits[m][i][e] = exp2_fast(
+              std::fma(logits[m][i][e], factors.row[m][e / 2], -maximum[m][e / 2]));
+          sum[m][e / 2] += logits[m][i][e];
+        }
+    KVTILT_DEVICE_UNROLL
+    for (int tile = 0; tile < score_tiles; ++tile) {
+      std::uint32_t weights[M][4];
+      KVTILT_DEVICE_UNROLL
+      for (int m = 0; m < M; ++m)
+        KVTILT_DEVICE_UNROLL
+        for (int reg = 0; reg < 4; ++reg) {
+          const float(&from)[4] = logits[m][2 * tile + reg / 2];
+          weights[m][reg] = pack_halves(from[reg % 2 * 2], from[reg % 2 * 2 + 1]);
+        }
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < Traits::channel_tiles; ++i) {
+        const Words value = load_words(values + (tile * Traits::channel_tiles + i) * 512 + lane);
+        KVTILT_DEVICE_UNROLL
+        for (int m = 0; m < M; ++m)
+          KVTILT_DEVICE_UNROLL
+          for (int parity = 0; parity < 2; ++parity)
+            threads.mma(output[m][2 * i + parity], weights[m], value.word[2 * parity],
+                        value.word[2 * parity + 1]);
+      }
+    }
+  }
+
+  /// Leaves the rows in shared memory, where they need no registers.
+  ///
+  /// outputs  [warp_rows][row_stride]
+  /// states   [warp_rows][maximum, sum]
+  template <class Threads>
+  KVTILT_HD void store(Threads& threads, float* outputs, float* states) {
+    const int lane = threads.lane();
+    KVTILT_DEVICE_UNROLL
+    for (int m = 0; m < M; ++m)
+      KVTILT_DEVICE_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        const int own = m * tile_extent + h * 8 + lane / 4;
+        float total = sum[m][h];
+        total += threads.shuffle_xor(total, 1);
+        total += threads.shuffle_xor(total, 2);
+        if (lane % 4 == 0) {
+          states[own * 2] = maximum[m][h];
+          states[own * 2 + 1] = total;
+        }
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < Traits::channel_tiles; ++i) {
+          const float(&even)[4] = output[m][2 * i];
+          const float(&odd)[4] = output[m][2 * i + 1];
+          *reinterpret_cast<Quad*>(outputs + own * row_stride + i * tile_extent + lane % 4 * 4) = {
+              {even[2 * h], odd[2 * h], even[2 * h + 1], odd[2 * h + 1]}};
+        }
+      }
+  }
+
+ private:
+  template <class Threads>
+  KVTILT_HD static float max_over_quad(Threads& threads, float value) {
+    value = std::fmax(value, threads.shuffle_xor(value, 1));
+    return std::fmax(value, threads.shuffle_xor(value, 2));
+  }
+};
+
+}  // namespace kvtilt::cuda

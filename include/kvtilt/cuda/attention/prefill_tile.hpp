@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+/// Tiles of 16 tokens as fp16 fragments in shared memory: codes are decoded once for all query rows
+/// of a block. They hold what mma wants of B: keys of even tokens are {R0, R2}, of odd ones {R1, R3},
+/// values likewise by channels, so nothing is shuffled here either. A lane's words stand in the order
+/// R0 R2 R1 R3: operands are pairs of neighbouring registers, and others would be moved there first.
+#pragma once
+
+#include <kvtilt/cuda/attention/generic_page.hpp>
+#include <kvtilt/cuda/attention/known_page.hpp>
+#include <kvtilt/cuda/attention/prefill_work.hpp>
+#include <kvtilt/cuda/page/input_tiles.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// What a chunk's kernel is compiled for. Pages: PageTraits, HalfTraits or GenericTraits.
+template <class Pages>
+struct PrefillTraits {
+  static_assert(Pages::value_dim <= 256, "16 rows of sums fill a warp's registers");
+  using pages = Pages;
+  static constexpr int key_dim = Pages::key_dim;
+  static constexpr int value_dim = Pages::value_dim;
+  static constexpr int steps = key_dim / tile_extent;
+  static constexpr int channel_tiles = value_dim / tile_extent;
+  static constexpr int row_tiles = value_dim <= 128 ? 2 : 1;  ///< of 16 rows, of a warp
+  static constexpr int warp_rows = row_tiles * tile_extent;
+  static constexpr int score_tiles = 4 / row_tiles;  ///< of a unit whose logits are held at a time
+  static constexpr std::uint32_t key_bytes = half_tile_bytes(key_dim);  ///< of 16 tokens
+  static constexpr std::uint32_t value_bytes = half_tile_bytes(value_dim);
+  static constexpr std::uint32_t stage_bytes = unit_tiles * (key_bytes + value_bytes);
+};
+
+/// 16 tokens of a chunk, in 16 bits and aligned; source of stage_fragments().
+template <Role role>
+struct ChunkFragments {
+  static constexpr int ahead = 4;
+
+  const std::uint16_t* first;  ///< channel 0 of the first token, of the head
+  std::int64_t stride;         ///< elements from token to token
+  bool bf16;
+
+  KVTILT_HD void load(int lane, int begin, int end, Words (&words)[ahead]) const {
+    constexpr bool keys = role == Role::Keys;
+    const std::uint16_t* from = first + (keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
+                                (keys ? lane % 4 * 4 : lane / 4 * 2);
+    detail::RawTile<role> raw[ahead];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (begin + i < end) raw[i].load(from + (begin + i) * tile_extent, stride);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (begin + i < end) {
+        if (bf16) raw[i].widen_bf16();
+        words[i] = bit_cast<Words>(raw[i].fragment());
+      }
+  }
+};
+
+/// `tokens` rows from element `first` on, whatever they are, in `Count` fragments; other slots become
+/// 0. A half at a time: registers are full of sums.
+template <Role role, int Count, class Threads>
+KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int64_t first,
+                              int tokens, std::byte* to) {
+  constexpr bool keys = role == Role::Keys;
+  const int lane = threads.lane();
+  KVTILT_DEVICE_LOOP
+  for (int i = 0; i < Count * 8; ++i) {
+    // Of keys the lane holds 2 tokens of 4 channels, of values 4 tokens of 2.
+    const int token = keys ? lane / 4 * 2 + i % 2 : lane % 4 * 4 + i % 4;
+    const int channel =
+        i / 8 * tile_extent + (keys ? lane % 4 * 4 + i / 2 % 4 : lane / 4 * 2 + i / 4 % 2);
+    const FragmentPlace place =
+        fragment_place(role, keys ? token : channel, keys ? channel : token);
+    const F16 half = token < tokens ? nearest_half(detail::read_element(
+                                          rows, first + token * rows.token_stride + channel))
+                                    : F16{0};
+    const int word = place.reg % 2 * 2 + place.reg / 2;
+    reinterpret_cast<F16*>(to + i / 8 * 512 + lane * 16)[word * 2 + place.half] = half;
+  }
+}
+
+/// Keeps all of a fragment.
+struct KeepAll {
+  KVTILT_HD void operator()(Words&) const {}
+};
+
+/// Makes the values of tokens behind the first `tokens` of a tile 0.
+struct KeepTokens {
+  std::uint32_t keep[2];
+
+  KVTILT_HD KeepTokens(int lane, int tokens) {
+    // The lane holds tokens 4t to 4t + 3, the first and the third of them in R0 and R1.
+    const int held = tokens - lane % 4 * 4;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 2; ++i)
+      keep[i] = (i < held ? 0xffffu : 0u) | (i + 2 < held ? 0xffff0000u : 0u);
+  }
+  KVTILT_HD void operator()(Words& words) const {
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg) words.word[reg] &= keep[reg / 2];
+  }
+};
+
+/// Writes `Count` fragments of a tile, [fragment][lane].
+template <int Count, class Threads, class Source, class Keep = KeepAll>
+KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to,
+                               const Keep& keep = {}) {
+  constexpr int ahead = Source::ahead;
+  const int lane = threads.lane();
+  KVTILT_DEVICE_LOOP
+  for (int first = 0; first < Count; first += ahead) {
+    Words words[ahead];
+    source.load(lane, first, Count, words);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < ahead; ++i)
+      if (first + i < Count) {
+        keep(words[i]);
+        const std::uint32_t(&reg)[4] = words[i].word;
+        *reinterpret_cast<Words*>(to + (first + i) * 512 + lane * 16) = {
+            {reg[0], reg[2], reg[1], reg[3]}};
+      }
+  }
+}
+
+/// A head's tokens of a chunk, rounded to fp16 as append will.
+template <Role role, int Count, class Threads>
+KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_t first_row,
+                           int head, int tokens, std::byte* to) {
+  const std::int64_t first = first_row * rows.token_stride + head * rows.head_stride;
+  const std::uint16_t* halves = static_cast<const std::uint16_t*>(rows.data) + first;
+  if (tokens < tile_extent || rows.type == ElementType::F32 || rows.token_stride % 4 != 0 ||
+      reinterpret_cast<std::uintptr_t>(halves) % 8 != 0)
+    stage_elements<role, Count>(threads, rows, first, tokens, to);
+  else
+    stage_fragments<Count>(
+        threads,
+        ChunkFragments<role>{halves, rows.token_stride, rows.type == ElementType::BF16}, to);
+}
+
+/// 16 tokens of a sealed page. Slots that hold no token any more still hold finite numbers.
+template <class Traits, class Threads>
+KVTILT_HD void stage_sealed(Threads& threads, const HeadLayout& head, const HalfTile& tile,
+                            std::byte* keys, std::byte* values) {
+  using Pages = typename Traits::pages;
+  const std::byte* block = tile.block + head.offset;
+  if constexpr (Pages::generic) {
+    constexpr int ahead = 1;  // registers are full of sums
+    stage_fragments<Traits::steps>(
+        threads,
+        PageFragments<Role::Keys, Traits::key_dim, ahead>{&head.key, block, tile.index}, keys);
+    stage_fragments<Traits::channel_tiles>(
+        threads,
+        PageFragments<Role::Values, Traits::value_dim, ahead>{&head.value, block, tile.index},
+        values);
+  } else if constexpr (Pages::key_bits == half_bits) {
+    const std::byte* page_values = block + Pages::page_units * Traits::key_bytes;
+    const std::uint32_t index = static_cast<std::uint32_t>(tile.index);
+    stage_fragments<Traits::steps>(threads, HalfFragments{block + index * Traits::key_bytes}, keys);
+    stage_fragments<Traits::channel_tiles>(
+        threads, HalfFragments{page_values + index * Traits::value_bytes}, values);
+  } else {
+    stage_fragments<Traits::steps>(threads, KnownKeys<Pages>(block, tile.index, threads.lane()),
+                                   keys);
+    stage_fragments<Traits::channel_tiles>(
+        threads, KnownValues<Pages>(block, tile.index, threads.lane()), values);
+  }
+}
+
+/// One warp's tile. What lies in unused slots may be NaN: keys there may hold anything, as their
+/// logits are replaced, values become 0.
+template <class Traits, class Threads>
+KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, const RowTile& rows,
+                          const SourceTile& tile, std::byte* keys, std::byte* values) {
+  const LayerStorage& layer = arguments.attend.layer;
+  if (tile.source == TileSource::Sealed) {
+    stage_sealed<Traits>(threads, layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys, values);
+  } else if (tile.source == TileSource::Half) {
+    const HeadLayout& head =
+        layer.head(tile.at.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
+    const std::byte* block = tile.at.block + head.offset;
+    const std::uint32_t index = static_cast<std::uint32_t>(tile.at.index);
+    stage_fragments<Traits::steps>(
+        threads, HalfFragments{block + head.key.codes + index * Traits::key_bytes}, keys);
+    stage_fragments<Traits::channel_tiles>(
+        threads, HalfFragments{block + head.value.codes + index * Traits::value_bytes}, values,
+        KeepTokens(threads.lane(), tile.at.tokens));
+  } else if (tile.source == TileSource::Chunk) {
+    const std::int64_t row = rows.first_row + tile.at.index * tile_extent;
+    stage_chunk<Role::Keys, Traits::steps>(threads, arguments.keys, row, rows.kv_head,
+                                           tile.at.tokens, keys);
+    stage_chunk<Role::Values, Traits::channel_tiles>(threads, arguments.values, row, rows.kv_head,
+                                                     tile.at.tokens, values);
+  } else {
+    KVTILT_DEVICE_LOOP
+    for (int tile_index = 0; tile_index < Traits::channel_tiles; ++tile_index)
+      *reinterpret_cast<Words*>(values + tile_index * 512 + threads.lane() * 16) = Words{};
+  }
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: MIT
+/// Numbers that measuring decides, by architecture. Measured is an H200 (bench/cuda, results in
+/// bench/results/h200-*.json); others have its numbers as far as their registers go.
+#pragma once
+
+#include <kvtilt/core/config.hpp>
+
+namespace kvtilt::cuda {
+
+struct MachineTraits {
+  // Blocks on a multiprocessor that kernels leave registers for.
+  int append_blocks = 4;
+  int attend_blocks = 3;
+  int prefill_blocks = 2;
+  int unpack_blocks = 7;
+
+  /// Of a multiprocessor's attention, under way at a time: more of it or more stages cost up to 5 %
+  /// (attend_bench, rows tuning).
+  int attend_bytes = 60 << 10;
+  int attend_stages = 2;  ///< of a warp's ring
+  int most_stages = 4;
+};
+
+/// architecture  compute capability, 10 x major + minor
+KVTILT_HD constexpr MachineTraits machine_traits(int architecture) {
+  MachineTraits traits;
+  if (architecture < 90) traits.most_stages = 2;  // waits for cp.async count stages: wait_stage()
+  if (architecture >= 100) traits.unpack_blocks = 5;  // with 7 registers would spill
+  return traits;
+}
+
+/// Of the pass that compiles; the host's sees sm_90, and asks the device instead.
+#if defined(__CUDA_ARCH__)
+inline constexpr MachineTraits compiled_machine = machine_traits(__CUDA_ARCH__ / 10);
+#else
+inline constexpr MachineTraits compiled_machine = machine_traits(90);
+#endif
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+// Kernels of chunks' attention, and two of their parts once and twice in a row: the difference is what
+// 32 tokens cost a warp of 32 query rows, and what a tile of 16 tokens costs the warp that stages it.
+#include <kvtilt/cuda/attention/attend_prefill.cuh>
+
+#include <cstddef>
+
+namespace kvtilt::cuda {
+
+template __global__ void attend_prefill_kernel<HalfTraits<128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<PageTraits<4, 2, 128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<GenericTraits<128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<PageTraits<4, 2, 256>>(
+    const __grid_constant__ PrefillArguments);
+
+/// memory  [lane][...]: all that the lane holds
+template <int Parts>
+__global__ void attend_parts(float* memory, const QueryRow* rows) {
+  using Traits = PrefillTraits<GenericTraits<128>>;
+  using State = PrefillState<Traits>;
+  constexpr int sums = State::M * 2 * Traits::channel_tiles * 4;
+  DeviceThreads threads;
+  State state;
+  float* own = memory + threads.lane() * (sums + State::M * 4);
+  const auto each = [&](auto&& move) {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < sums; ++i)
+      move(own[i], state.output[i / (8 * Traits::channel_tiles)]
+                               [i / 4 % (2 * Traits::channel_tiles)][i % 4]);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < State::M * 2; ++i) {
+      move(own[sums + i], state.sum[i / 2][i % 2]);
+      move(own[sums + State::M * 2 + i], state.maximum[i / 2][i % 2]);
+    }
+  };
+  each([](float& there, float& here) { here = there; });
+  const std::byte* queries = threads.shared();
+  const std::byte* keys = queries + Traits::row_tiles * Traits::key_bytes;
+  const std::byte* values = keys + unit_tiles * Traits::key_bytes;
+  KVTILT_DEVICE_UNROLL
+  for (int part = 0; part < Parts; ++part) {
+    TileLogits<Traits> logits;
+    state.score(threads, queries, keys + part * Traits::score_tiles * Traits::key_bytes, logits);
+    const typename State::Factors factors(rows, threads.lane());
+    state.raise(threads, logits, factors);
+    state.mix(threads, values + part * Traits::score_tiles * Traits::value_bytes, logits, factors);
+  }
+  each([](float& there, float& here) { there = here; });
+}
+template __global__ void attend_parts<1>(float*, const QueryRow*);
+template __global__ void attend_parts<2>(float*, const QueryRow*);
+
+template <int Tiles>
+__global__ void stage_tiles(const __grid_constant__ PrefillArguments arguments, SourceTile tile) {
+  using Traits = PrefillTraits<PageTraits<4, 2, 128>>;
+  DeviceThreads threads;
+  tile.source = TileSource::Sealed;
+  RowTile rows{};
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < Tiles; ++i) {
+    std::byte* keys = threads.shared() + i * (Traits::key_bytes + Traits::value_bytes);
+    stage_tile<Traits>(threads, arguments, rows, tile, keys, keys + Traits::key_bytes);
+    tile.at.index += 1;
+  }
+}
+template __global__ void stage_tiles<1>(const __grid_constant__ PrefillArguments, SourceTile);
+template __global__ void stage_tiles<2>(const __grid_constant__ PrefillArguments, SourceTile);
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: MIT
+// Chunks in shared memory; prefill_block_test.cpp stages the other sources too.
+#include <kvtilt/cuda/attention/prefill_tile.hpp>
+
+#include "support/emulated_threads.hpp"
+#include "support/random_input.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+using test::EmulatedThreads;
+using test::Random;
+using test::RandomInput;
+
+constexpr int dim = 64;
+using Traits = PrefillTraits<GenericTraits<dim>>;
+
+/// The half that a staged tile holds for an element.
+F16 staged(Role role, const std::byte* tile, int token, int channel) {
+  const bool keys = role == Role::Keys;
+  const FragmentPlace place = fragment_place(role, keys ? token : channel, keys ? channel : token);
+  constexpr int word_of_reg[4] = {0, 2, 1, 3};
+  F16 half;
+  std::memcpy(&half,
+              tile + channel / tile_extent * 512 + place.lane * 16 +
+                  word_of_reg[place.reg] * 4 + place.half * 2,
+              sizeof half);
+  return half;
+}
+
+TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
+  Random random(1);
+  int fast = 0;
+  for (int round = 0; round < 60; ++round) {
+    const int tokens = random.between(1, 50);
+    const RandomInput keys(random, tokens, 2, dim);
+    const RandomInput values(random, tokens, 2, dim);
+    PrefillArguments arguments{};
+    arguments.keys = keys.view();
+    arguments.values = values.view();
+    RowTile rows{};
+    rows.kv_head = random.below(2);
+    SourceTile tile{};
+    tile.source = TileSource::Chunk;
+    tile.at.index = random.below((tokens + 15) / 16);
+    const int first = tile.at.index * tile_extent;
+    tile.at.tokens = std::min(tokens - first, tile_extent);
+    fast += tile.at.tokens == tile_extent && keys.view().type != ElementType::F32;
+    std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
+    test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      stage_tile<Traits>(threads, arguments, rows, tile, to.data(), to.data() + Traits::key_bytes);
+    });
+    int wrong = 0;
+    for (int token = 0; token < tile_extent; ++token)
+      for (int channel = 0; channel < dim; ++channel) {
+        const bool there = token < tile.at.tokens;
+        const F16 key =
+            there ? to_f16(keys.rows().at(first + token, rows.kv_head, channel)) : F16{0};
+        const F16 value =
+            there ? to_f16(values.rows().at(first + token, rows.kv_head, channel)) : F16{0};
+        wrong += staged(Role::Keys, to.data(), token, channel).bits != key.bits;
+        wrong += staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits !=
+                 value.bits;
+      }
+    EXPECT_EQ(wrong, 0) << to_string(arguments.keys.type) << ", "
+                        << to_string(arguments.values.type) << ", " << tile.at.tokens << " tokens";
+  }
+  EXPECT_GT(fast, 5) << "whole tiles of 16-bit elements";
+}
+
+TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
+  // 16-bit blocks whose unused slots are NaN, and a tile that is not there.
+  constexpr int held = 5;
+  const HeadLayout head = head_layout(Recipe{}, dim, dim, 64, 0);
+  std::vector<std::byte> block(head.bytes(), std::byte{0xff});
+  const F16 one = to_f16(1.0f);
+  for (int token = 0; token < held; ++token)
+    for (int channel = 0; channel < dim; ++channel)
+      std::memcpy(block.data() + head.value.codes +
+                      half_offset(Role::Values, head.value.matrix, channel, 16 + token),
+                  &one, sizeof one);
+  PrefillArguments arguments{};
+  arguments.attend.layer.heads[static_cast<int>(PageKind::Tail)] = &head;
+  for (const TileSource source : {TileSource::Half, TileSource::Nothing}) {
+    SourceTile tile{};
+    tile.source = source;
+    tile.at.block = block.data();
+    tile.at.index = 1;
+    tile.at.tokens = source == TileSource::Half ? held : 0;
+    std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
+    test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      stage_tile<Traits>(threads, arguments, {}, tile, to.data(), to.data() + Traits::key_bytes);
+    });
+    for (int token = 0; token < tile_extent; ++token)
+      for (int channel = 0; channel < dim; ++channel)
+        EXPECT_EQ(staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits,
+                  token < tile.at.tokens ? one.bits : 0);
+  }
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda

@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+/// The kernel of a chunk's attention in the emulator, against float64.
+#pragma once
+
+#include <kvtilt/cuda/attention/prefill_block.hpp>
+
+#include "support/device_attention.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <numeric>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// A chunk for each sequence of a batch, in tensors of any strides and element types.
+struct Chunks {
+  std::vector<std::int32_t> indptr{0};
+  RandomInput keys;
+  RandomInput values;
+  RandomInput queries;
+
+  Chunks(Random& random, const LayerShape& shape, const std::vector<int>& lengths, int ratio)
+      : keys(random, sum(lengths), shape.kv_heads, shape.key_dim),
+        values(random, sum(lengths), shape.kv_heads, shape.value_dim),
+        queries(random, sum(lengths), shape.kv_heads * ratio, shape.key_dim) {
+    for (const int length : lengths) indptr.push_back(indptr.back() + length);
+  }
+
+ private:
+  static std::int64_t sum(const std::vector<int>& lengths) {
+    return std::accumulate(lengths.begin(), lengths.end(), 0);
+  }
+};
+
+/// `trees` hold one word per row of the tensors.
+template <class Pages>
+Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
+                        const AttendOptions& options, const std::vector<std::uint64_t>& trees,
+                        const EmulatedLaunch& launch = {}) {
+  using Traits = cuda::PrefillTraits<Pages>;
+  const cuda::LayerStorage& layer = device.layer();
+  const TensorView queries = chunks.queries.view();
+  Output output(queries.tokens, queries.heads, layer.value_dim);
+  const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
+  cuda::PrefillArguments arguments{};
+  arguments.attend = cuda::make_arguments(
+      layer, device.batch(), queries, output.out.out(), output.lse.data(),
+      {options.scale, options.soft_cap, options.window, array(options.alibi_slopes),
+       array(options.sink_logits), array(trees), options.first_position, options.end_position});
+  arguments.keys = chunks.keys.view();
+  arguments.values = chunks.values.view();
+  arguments.rows = {chunks.indptr.data(), 0};
+  const int block_rows = launch.warps * Traits::warp_rows;
+  const int count = device.batch().count;
+  const int ratio = arguments.attend.ratio();
+  arguments.most_tiles =
+      count + static_cast<int>(queries.tokens) / cuda::tile_tokens(block_rows, ratio);
+
+  const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * block_rows);
+  std::vector<float> outputs(parts * static_cast<std::size_t>(layer.value_dim), std::nanf(""));
+  std::vector<float> states(parts * 2, std::nanf(""));
+  std::vector<std::uint32_t> arrivals(
+      static_cast<std::size_t>(arguments.most_tiles * layer.kv_heads));
+  arguments.attend.workspace = {outputs.data(), states.data(), arrivals.data()};
+  const std::size_t shared =
+      cuda::PrefillShared::of<Traits>(launch.warps, count, arguments.most_tiles).bytes;
+  EXPECT_TRUE(emulate(
+      launch.blocks, 32 * launch.warps, shared,
+      [&](EmulatedThreads& threads) { cuda::attend_prefill_block<Traits>(threads, arguments); },
+      launch.order));
+  for (const std::uint32_t arrived : arrivals) EXPECT_EQ(arrived, 0u);
+  return output;
+}
+
+/// Whether an output is attention over what the views hold and, causally, the chunk in fp16. A
+/// query's rounding moves a logit by 2^-12 of its products, so large logits widen the tolerance.
+/// options.tree_mask is that of sequence 0, the only one then.
+inline testing::AssertionResult is_close(const std::vector<LayerView>& views, const Chunks& chunks,
+                                         const AttendOptions& options, const Output& output,
+                                         double tolerance = 2e-3) {
+  const Rows<float> keys = rounded_to_half(chunks.keys.rows());
+  const Rows<float> values = rounded_to_half(chunks.values.rows());
+  const Rows<float>& queries = chunks.queries.rows();
+  const int ratio = queries.heads / keys.heads;
+  for (std::size_t sequence = 0; sequence < views.size(); ++sequence)
+    for (int kv_head = 0; kv_head < keys.heads; ++kv_head) {
+      LiveHead live(views[sequence], kv_head);
+      const std::int64_t past = views[sequence].length;
+      const std::int64_t first = chunks.indptr[sequence];
+      const std::int64_t count = chunks.indptr[sequence + 1] - first;
+      std::vector<float> all = live.values;
+      for (std::int64_t t = 0; t < count; ++t) {
+        live.tokens.push_back({past + t, &keys.at(first + t, kv_head, 0),
+                               &values.at(first + t, kv_head, 0), false});
+        for (int c = 0; c < values.dim; ++c) all.push_back(values.at(first + t, kv_head, c));
+      }
+      for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
+        for (std::int64_t t = 0; t < count; ++t) {
+          const std::int64_t row = first + t;
+          const OracleRow expected =
+              oracle_row(options, views[sequence].shape, {past + t, past, static_cast<int>(t), head},
+                         &queries.at(row, head, 0), live.tokens);
+          const double products = expected.lse_bound * 0x1p21;  // at most, as 8 x 2^-24 bound it
+          const testing::AssertionResult close =
+              is_close(expected, &output.out.at(row, head, 0),
+                       output.lse[static_cast<std::size_t>(row * queries.heads + head)], all,
+                       tolerance * std::max(1.0, products / 32));
+          if (!close)
+            return testing::AssertionFailure() << "sequence " << sequence << ", query " << t
+                                               << ", head " << head << ": " << close.message();
+        }
+    }
+  return testing::AssertionSuccess();
+}
+
+}  // namespace kvtilt::test
