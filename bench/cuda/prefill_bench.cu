@@ -41,11 +41,10 @@ void fill_normals(DeviceArray<F16>& array, std::size_t elements, std::uint64_t s
 }
 
 void measure(const Row& row, Report& report) {
-  const std::string name = "prefill/" + std::string(row.recipe) + "/" +
-                           std::to_string(row.query_heads) + "x" + std::to_string(row.kv_heads) +
-                           "/batch:" + std::to_string(row.batch) +
-                           "/chunk:" + std::to_string(row.chunk) +
-                           "/past:" + std::to_string(row.past);
+  const std::string name =
+      "prefill/" + std::string(row.recipe) + "/" + std::to_string(row.query_heads) + "x" +
+      std::to_string(row.kv_heads) + "/batch:" + std::to_string(row.batch) +
+      "/chunk:" + std::to_string(row.chunk) + "/past:" + std::to_string(row.past);
   if (name.find(filter) == std::string::npos) return;
   const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
   const Recipe recipe = *parse_recipe(row.recipe);

@@ -54,10 +54,9 @@ kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* s
   for (int layer = 0; layer < layers; ++layer) {
     KVTILT_RETURN_IF_ERROR(cache->append(*batch, layer, TensorView(rows, 2, kv_heads, head_dim),
                                          TensorView(rows, 2, kv_heads, head_dim), stream));
-    KVTILT_RETURN_IF_ERROR(attention->attend(*cache->view(layer), batch->device,
-                                             TensorView(rows, 2, query_heads, head_dim),
-                                             MutableTensorView(out, 2, query_heads, head_dim),
-                                             nullptr, {}, workspace, stream));
+    KVTILT_RETURN_IF_ERROR(attention->attend(
+        *cache->view(layer), batch->device, TensorView(rows, 2, query_heads, head_dim),
+        MutableTensorView(out, 2, query_heads, head_dim), nullptr, {}, workspace, stream));
   }
   return cache->poll(stream);
 }

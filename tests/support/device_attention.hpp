@@ -139,10 +139,9 @@ inline testing::AssertionResult is_close(const OracleRow& expected, const float*
   }
   for (const float v : values) largest = std::max(largest, std::abs(static_cast<double>(v)));
   const double scale = std::max(std::sqrt(norm), 0.1 * largest);
-  const bool lse_close =
-      expected.empty ? is_minus_infinity(lse)
-                     : std::abs(static_cast<double>(lse) - expected.lse) <=
-                           tolerance * (1 + std::abs(expected.lse));
+  const bool lse_close = expected.empty ? is_minus_infinity(lse)
+                                        : std::abs(static_cast<double>(lse) - expected.lse) <=
+                                              tolerance * (1 + std::abs(expected.lse));
   if (lse_close && std::sqrt(error) <= tolerance * scale + 1e-30)
     return testing::AssertionSuccess();
   return testing::AssertionFailure() << "error " << std::sqrt(error) << " of " << std::sqrt(norm)

@@ -22,8 +22,7 @@ inline Status check_attention(const LayerView& view, const TensorView& queries,
   const LayerShape& shape = view.shape;
   if (view.kernels == nullptr || shape.kv_heads == 0)
     return Status::error(ErrorCode::InvalidArgument, "the view is empty: it comes from no cache");
-  KVTILT_RETURN_IF_ERROR(
-      check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
+  KVTILT_RETURN_IF_ERROR(check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
   return check_attend_options(options, shape, queries.tokens, queries.heads);
 }
 

@@ -47,7 +47,8 @@ KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
   const std::uint64_t bytes = a | static_cast<std::uint64_t>(b) << 32;
   std::uint32_t result = 0;
   for (int i = 0; i < 4; ++i)
-    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff) << (8 * i);
+    result |= static_cast<std::uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 0xff)
+              << (8 * i);
   return result;
 #endif
 }

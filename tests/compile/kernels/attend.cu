@@ -6,8 +6,10 @@
 namespace kvtilt::cuda {
 
 template __global__ void attend_kernel<HalfTraits<128>>(const __grid_constant__ AttendArguments);
-template __global__ void attend_kernel<PageTraits<8, 4, 128>>(const __grid_constant__ AttendArguments);
-template __global__ void attend_kernel<PageTraits<4, 2, 128>>(const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<PageTraits<8, 4, 128>>(
+    const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<PageTraits<4, 2, 128>>(
+    const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<GenericTraits<128>>(const __grid_constant__ AttendArguments);
 
 }  // namespace kvtilt::cuda

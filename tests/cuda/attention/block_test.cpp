@@ -88,7 +88,7 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
     LayerShape shape{2, dim, dim, random.chance(3) ? random.between(50, 300) : 0};
     shape.keep_sinks = random.chance(2);
     const DeviceSequences sequences(random, shape, random.chance(2) ? presets::k4v2 : presets::k8v4,
-                              {random.between(70, 420)});
+                                    {random.between(70, 420)});
     const int tokens = random.between(1, 6);
     const Rows<float> queries = random_queries(random, shape, tokens, random.between(1, 4));
     const RandomOptions asked(random, shape, queries);

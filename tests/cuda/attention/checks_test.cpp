@@ -31,7 +31,8 @@ TEST(AttendChecks, AKernelFitsWhatItIsCompiledFor) {
   EXPECT_TRUE((fits<PageTraits<4, 2, 64>>(shape, k4v2, 64)));
   EXPECT_FALSE((fits<PageTraits<4, 4, 64>>(shape, k4v2, 64))) << "other width";
   EXPECT_FALSE((fits<PageTraits<4, 2, 128>>(shape, k4v2, 64))) << "other head dimension";
-  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, resolved(presets::k4v2, 32), 32))) << "other page";
+  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, resolved(presets::k4v2, 32), 32)))
+      << "other page";
   for (const char* other : {"k4v2:g32,64", "k4v2:g64,32"})
     EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, resolved(parse_recipe(other).value()), 64)))
         << other;

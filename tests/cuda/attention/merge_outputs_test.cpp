@@ -17,11 +17,11 @@
 namespace kvtilt::cuda {
 namespace {
 
-using ::testing::HasSubstr;
 using test::EmulatedThreads;
 using test::Random;
 using test::random_rows;
 using test::Rows;
+using ::testing::HasSubstr;
 
 constexpr float nothing = -std::numeric_limits<float>::infinity();
 
@@ -29,7 +29,8 @@ struct Part {
   Rows<float> out;
   std::vector<float> lse;
 
-  Part(Random& random, int tokens, int heads, int dim) : out(random_rows(random, tokens, heads, dim)) {
+  Part(Random& random, int tokens, int heads, int dim)
+      : out(random_rows(random, tokens, heads, dim)) {
     for (int i = 0; i < tokens * heads; ++i)
       lse.push_back(random.chance(5) ? nothing : static_cast<float>(random.normal()) * 9);
   }
@@ -84,10 +85,10 @@ TEST(MergeOutputs, TypesAndStridesAreTheTensorsOwn) {
   for (int token = 0; token < 4; ++token)
     for (int head = 0; head < 2; ++head)
       for (int c = 0; c < 16; ++c)
-        EXPECT_NEAR(to_float(into.at(token, head, c)),
-                    (to_float(to_f16(out.at(token, head, c))) +
-                     to_float(part.at(token, head, c))) / 2,
-                    2e-3);
+        EXPECT_NEAR(
+            to_float(into.at(token, head, c)),
+            (to_float(to_f16(out.at(token, head, c))) + to_float(part.at(token, head, c))) / 2,
+            2e-3);
   for (const float x : lse) EXPECT_NEAR(x, 1.0f + std::log(2.0f), 1e-5);
 }
 
@@ -102,7 +103,8 @@ TEST(MergeOutputsHostile, PartsMustFitAndBeThere) {
   EXPECT_TRUE(check({}, nullptr, {}, nullptr).ok()) << "nothing to merge";
   EXPECT_THAT(check(into, numbers, TensorView(numbers, 2, 1, 4), numbers).message(),
               HasSubstr("cannot merge [2, 1, 4] into [1, 2, 4]"));
-  EXPECT_THAT(check(into, nullptr, into, numbers).message(), HasSubstr("carry their output and lse"));
+  EXPECT_THAT(check(into, nullptr, into, numbers).message(),
+              HasSubstr("carry their output and lse"));
   EXPECT_FALSE(check(into, numbers, into, nullptr).ok());
   const MutableTensorView none(static_cast<float*>(nullptr), 1, 2, 4);
   EXPECT_FALSE(check(none, numbers, into, numbers).ok());

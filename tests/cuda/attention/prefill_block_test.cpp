@@ -44,6 +44,7 @@ TEST(PrefillBlock, AnyRecipeIsCloseToFloat64) {
 TEST(PrefillBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_close<PageTraits<4, 2, 128>>(presets::k4v2);
   expect_close<GenericTraits<96>>(presets::k4v2);
+  expect_close<PageTraits<4, 2, 96>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 64, 256>>(presets::k4v2);
   expect_close<PageTraits<4, 2, dim, dim, 32>>(presets::k4v2, 32);

@@ -71,10 +71,9 @@ std::vector<std::byte> staged_keys(const Rows<float>& keys, int tiles) {
       const FragmentPlace place = fragment_place(Role::Keys, token % tile_extent, c);
       constexpr int word_of_reg[4] = {0, 2, 1, 3};
       const F16 half = to_f16(keys.at(token, 0, c));
-      std::byte* to = staged.data() +
-                      static_cast<std::size_t>(token / tile_extent) * Traits::key_bytes +
-                      c / tile_extent * 512 + place.lane * 16 + word_of_reg[place.reg] * 4 +
-                      place.half * 2;
+      std::byte* to =
+          staged.data() + static_cast<std::size_t>(token / tile_extent) * Traits::key_bytes +
+          c / tile_extent * 512 + place.lane * 16 + word_of_reg[place.reg] * 4 + place.half * 2;
       *reinterpret_cast<F16*>(to) = half;
     }
   return staged;
@@ -102,16 +101,14 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
       for (int i = 0; i < 2 * Traits::score_tiles; ++i)
         for (int e = 0; e < 4; ++e) {
           const int row = m * tile_extent + e / 2 * 8 + threads.lane() / 4;
-          const int token =
-              i / 2 * tile_extent + threads.lane() % 4 * 4 + e % 2 * 2 + i % 2;
+          const int token = i / 2 * tile_extent + threads.lane() % 4 * 4 + e % 2 * 2 + i % 2;
           double product = 0;
           for (int c = 0; c < dim; ++c)
             product += static_cast<double>(warp.queries.at(row, 0, c)) *
                        static_cast<double>(keys.at(token, 0, c));
           const bool seen = token <= 3 + row && token < 26;
           const double got = static_cast<double>(logits[m][i][e]);
-          wrong += seen ? std::abs(got - 0.5 * product) > 1e-2
-                        : !(got == -HUGE_VAL);
+          wrong += seen ? std::abs(got - 0.5 * product) > 1e-2 : !(got == -HUGE_VAL);
         }
   });
   EXPECT_EQ(wrong, 0);

@@ -29,8 +29,8 @@ F16 staged(Role role, const std::byte* tile, int token, int channel) {
   constexpr int word_of_reg[4] = {0, 2, 1, 3};
   F16 half;
   std::memcpy(&half,
-              tile + channel / tile_extent * 512 + place.lane * 16 +
-                  word_of_reg[place.reg] * 4 + place.half * 2,
+              tile + channel / tile_extent * 512 + place.lane * 16 + word_of_reg[place.reg] * 4 +
+                  place.half * 2,
               sizeof half);
   return half;
 }
@@ -66,8 +66,8 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
         const F16 value =
             there ? to_f16(values.rows().at(first + token, rows.kv_head, channel)) : F16{0};
         wrong += staged(Role::Keys, to.data(), token, channel).bits != key.bits;
-        wrong += staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits !=
-                 value.bits;
+        wrong +=
+            staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits != value.bits;
       }
     EXPECT_EQ(wrong, 0) << to_string(arguments.keys.type) << ", "
                         << to_string(arguments.values.type) << ", " << tile.at.tokens << " tokens";

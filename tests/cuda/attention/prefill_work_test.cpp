@@ -64,6 +64,7 @@ struct Launch {
     arguments.attend.batch = {slots.data(), count};
     arguments.attend.query_heads = layer.kv_heads * ratio;
     arguments.rows = {indptr.data(), 0};
+    arguments.keys.tokens = indptr.back();
     arguments.most_tiles = count + indptr.back() / tile_tokens(block_rows, ratio);
   }
 };
@@ -162,6 +163,16 @@ TEST(PrefillWork, TheWindowHidesTheChunksFirstTiles) {
   EXPECT_EQ(list.chunk_end, 9) << "up to token 131";
   attend.rules.window = 101;
   EXPECT_EQ(TileList::of(attend, {}, rows).chunk_first, 0);
+  attend.layer.sink_tokens = 4;
+  SequenceState state{};
+  state.length = state.tail_start = 4 + 3 * 64;
+  state.page_end = 3;
+  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 1 + 3 * 4) << "token 100 sees the past";
+  rows.token = 101;
+  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 0);
+  attend.rules.keep_sinks = 1;
+  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 1) << "sinks";
+  rows.token = 100;
   const std::uint64_t tree[1] = {};
   attend.rules.tree_mask = tree;
   EXPECT_EQ(TileList::of(attend, {}, rows).chunk_end, 19) << "trees see any of their tokens";

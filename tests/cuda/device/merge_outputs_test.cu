@@ -47,14 +47,15 @@ TEST(DeviceMergeOutputs, PartsOfManyRowsAreFoldedIn) {
     worst = std::max(worst, std::abs(std::log(a + b) - static_cast<double>(merged_lse[row])));
     for (std::size_t c = 0; c < dim; ++c) {
       const std::size_t at = row * dim + c;
-      const double expected = (a * static_cast<double>(first.data[at]) +
-                               b * static_cast<double>(second.data[at])) / (a + b);
+      const double expected =
+          (a * static_cast<double>(first.data[at]) + b * static_cast<double>(second.data[at])) /
+          (a + b);
       worst = std::max(worst, std::abs(expected - static_cast<double>(merged[at])));
     }
   }
   EXPECT_LT(worst, 1e-5);
-  EXPECT_FALSE(cuda::merge({out.data(), 2, heads, dim}, lse.data(),
-                           {more.data(), 1, heads, dim}, other.data(), nullptr)
+  EXPECT_FALSE(cuda::merge({out.data(), 2, heads, dim}, lse.data(), {more.data(), 1, heads, dim},
+                           other.data(), nullptr)
                    .ok());
 }
 

@@ -149,7 +149,8 @@ class Attention {
       if (room > limits->shared_per_block) room = limits->shared_per_block;
       if (static_cast<int>(shared_bytes_(stages_, max_attend_sequences)) <= room) resident = blocks;
     }
-    if (stages_ < 2 || stages_ > machine.most_stages || (tuning.blocks > 0 && resident != tuning.blocks))
+    if (stages_ < 2 || stages_ > machine.most_stages ||
+        (tuning.blocks > 0 && resident != tuning.blocks))
       resident = 0;
     if (resident == 0)
       return Status::error(ErrorCode::Unsupported,

@@ -58,10 +58,11 @@ class PrefillAttention {
     attention.shape_ = shape;
     attention.page_tokens_ = page_tokens;
     if (!attention.find(List{}, *resolved))
-      return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
-                       "all heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits); values "
-                       "have at most 256 channels");
+      return no_kernel(
+          shape, *resolved, page_tokens,
+          "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
+          "all heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits); values "
+          "have at most 256 channels");
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;
   }
@@ -98,7 +99,8 @@ class PrefillAttention {
                                       const DeviceAttendOptions& options, void* workspace,
                                       cudaStream_t stream) const;
 
-  /// Whether the kernel reads its recipes at run time: decoding then takes twice the instructions.
+  /// Whether the kernel reads recipes at run time (or head dimensions are no multiples of 64):
+  /// decoding then takes twice the instructions.
   [[nodiscard]] bool is_generic() const { return generic_; }
   [[nodiscard]] int blocks() const { return blocks_; }
   /// Query rows, tokens times query heads of a kv head, that share what a block decodes.
@@ -115,13 +117,17 @@ class PrefillAttention {
   template <class Pages>
   bool adopt(bool generic, const std::vector<Recipe>& recipes) {
     if (Pages::generic != generic || !fits<Pages>(shape_, recipes, page_tokens_)) return false;
-    generic_ = generic;
-    kernel_ = &attend_prefill_kernel<Pages>;
-    warp_rows_ = PrefillTraits<Pages>::warp_rows;
-    shared_bytes_ = [](int warps, int sequences, int tiles) {
-      return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, tiles).bytes;
-    };
-    return true;
+    if constexpr (Pages::value_dim > most_prefill_values) {
+      return false;
+    } else {
+      generic_ = !decodes_known_pages<Pages>();
+      kernel_ = &attend_prefill_kernel<Pages>;
+      warp_rows_ = PrefillTraits<Pages>::warp_rows;
+      shared_bytes_ = [](int warps, int sequences, int tiles) {
+        return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, tiles).bytes;
+      };
+      return true;
+    }
   }
 
   Status configure() {
@@ -132,12 +138,12 @@ class PrefillAttention {
     for (warps_ = most_prefill_warps; warps_ > 0; warps_ /= 2)
       if (shared_bytes_(warps_, some, some) <= most_shared_bytes_) break;
     if (warps_ == 0)
-      return Status::error(ErrorCode::Unsupported,
-                           "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
-                           "of this device twice",
-                           shape_.key_dim, shape_.value_dim, limits->shared_per_block);
-    Result<int> fitting =
-        blocks_that_fit(kernel_, 32 * warps_, shared_bytes_(warps_, some, some));
+      return Status::error(
+          ErrorCode::Unsupported,
+          "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
+          "of this device twice",
+          shape_.key_dim, shape_.value_dim, limits->shared_per_block);
+    Result<int> fitting = blocks_that_fit(kernel_, 32 * warps_, shared_bytes_(warps_, some, some));
     if (!fitting) return std::move(fitting).take_status();
     blocks_ = limits->multiprocessors * *fitting;
     // Launches of many rows may take more than that.
@@ -148,8 +154,8 @@ class PrefillAttention {
     return sequences + rows / tile_tokens(block_rows(), query_heads / shape_.kv_heads);
   }
 
-  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(
-      void* memory, std::int64_t tiles) const {
+  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(void* memory,
+                                                                         std::int64_t tiles) const {
     const std::size_t rows = 2 * static_cast<std::size_t>(blocks_ * block_rows());
     const std::size_t outputs = rows * static_cast<std::size_t>(shape_.value_dim);
     const std::size_t items =
@@ -175,11 +181,13 @@ class PrefillAttention {
   int blocks_ = 0;
 };
 
-inline Status PrefillAttention::attend_prefill(
-    const LayerStorage& layer, const Batch& batch, const std::int32_t* indptr,
-    const TensorView& queries, const TensorView& keys, const TensorView& values,
-    const MutableTensorView& out, float* lse, const DeviceAttendOptions& options, void* workspace,
-    cudaStream_t stream) const {
+inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const Batch& batch,
+                                               const std::int32_t* indptr,
+                                               const TensorView& queries, const TensorView& keys,
+                                               const TensorView& values,
+                                               const MutableTensorView& out, float* lse,
+                                               const DeviceAttendOptions& options, void* workspace,
+                                               cudaStream_t stream) const {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   const std::int64_t each = indptr == nullptr && batch.count > 0 ? queries.tokens / batch.count : 0;
   KVTILT_RETURN_IF_ERROR(
@@ -187,11 +195,11 @@ inline Status PrefillAttention::attend_prefill(
   KVTILT_RETURN_IF_ERROR(
       kvtilt::detail::check_rows(shape_, keys, values, kvtilt::unnumbered_layer));
   if (keys.tokens != queries.tokens || (indptr == nullptr && each * batch.count != keys.tokens))
-    return Status::error(invalid,
-                         "%lld queries for %lld keys of %d sequences; expected as many, and without "
-                         "indptr as many for each sequence",
-                         static_cast<long long>(queries.tokens),
-                         static_cast<long long>(keys.tokens), batch.count);
+    return Status::error(
+        invalid,
+        "%lld queries for %lld keys of %d sequences; expected as many, and without "
+        "indptr as many for each sequence",
+        static_cast<long long>(queries.tokens), static_cast<long long>(keys.tokens), batch.count);
   const int ratio = queries.heads / shape_.kv_heads;
   if (ratio > block_rows())
     return Status::error(ErrorCode::Unsupported,
@@ -203,11 +211,12 @@ inline Status PrefillAttention::attend_prefill(
   const std::uint32_t bytes =
       tiles > most ? ~0u : shared_bytes_(warps_, batch.count, static_cast<int>(tiles));
   if (bytes > most_shared_bytes_)
-    return Status::error(invalid,
-                         "%lld rows of %d sequences are up to %lld row tiles of %d tokens: too many "
-                         "for one launch, attend to shorter chunks",
-                         static_cast<long long>(queries.tokens), batch.count,
-                         static_cast<long long>(tiles), tile_tokens(block_rows(), ratio));
+    return Status::error(
+        invalid,
+        "%lld rows of %d sequences are up to %lld row tiles of %d tokens: too many "
+        "for one launch, attend to shorter chunks",
+        static_cast<long long>(queries.tokens), batch.count, static_cast<long long>(tiles),
+        tile_tokens(block_rows(), ratio));
   PrefillArguments arguments{};
   arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
   arguments.attend.workspace = layout_workspace(workspace, tiles).first;

@@ -92,8 +92,8 @@ KVTILT_HD AttendPlan plan_units(Threads& threads, const AttendArguments& argumen
   plan.chunk = starts[count + 1];
   plan.total = starts[count] * items;
   if (plan.total > 0)
-    plan.line = WorkLine::make(plan.total, plan.chunk > 1 ? plan.total / plan.chunk
-                                                          : threads.block_count());
+    plan.line = WorkLine::make(plan.total,
+                               plan.chunk > 1 ? plan.total / plan.chunk : threads.block_count());
   return plan;
 }
 
@@ -102,10 +102,10 @@ struct Segment {
   ItemRows rows;
   int item_start;  ///< on the line
   int item_end;    ///< with its padding
-  int item;   ///< number over the batch
-  int first;  ///< unit of the item
-  int last;   ///< one past
-  int slot;   ///< of the sequence
+  int item;        ///< number over the batch
+  int first;       ///< unit of the item
+  int last;        ///< one past
+  int slot;        ///< of the sequence
   SequenceState sequence;
   UnitCounts counts;
   std::uint64_t head_offset;  ///< of the kv head in a sealed page
@@ -142,8 +142,7 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   segment.sequence = arguments.layer.states[segment.slot];
   segment.rows.length = segment.sequence.length;
   segment.counts = count_units(arguments.layer, segment.sequence, page_units);
-  segment.head_offset =
-      arguments.layer.head(PageKind::Sealed, segment.rows.kv_head).offset;
+  segment.head_offset = arguments.layer.head(PageKind::Sealed, segment.rows.kv_head).offset;
   segment.last = end - segment.item_start;
   if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
   return segment;
@@ -181,10 +180,9 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
     const std::byte* block = tile.block + head.offset;
     const bool special = plain.leaves(tile.first_position, tile.tokens, tile_extent);
     attend_tile<Traits::key_dim, Traits::value_dim>(
-        threads, arguments, rows,
-        typename Traits::KeyFragments{&head.key, block, tile.index},
-        typename Traits::ValueFragments{&head.value, block, tile.index},
-        tile.first_position, tile.tokens, tile.sink, special, query, state);
+        threads, arguments, rows, typename Traits::KeyFragments{&head.key, block, tile.index},
+        typename Traits::ValueFragments{&head.value, block, tile.index}, tile.first_position,
+        tile.tokens, tile.sink, special, query, state);
   }
 }
 
@@ -221,14 +219,13 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     // The layout of 16-bit blocks is known: [kv head][keys | values].
     constexpr std::uint32_t key_bytes = half_tile_bytes(Traits::key_dim);
     constexpr std::uint32_t value_bytes = half_tile_bytes(Traits::value_dim);
-    const std::byte* keys = tile.block + static_cast<std::uint32_t>(rows.kv_head * tile.of) *
-                                             (key_bytes + value_bytes);
+    const std::byte* keys =
+        tile.block + static_cast<std::uint32_t>(rows.kv_head * tile.of) * (key_bytes + value_bytes);
     const std::byte* values = keys + tile.of * key_bytes;
     attend_tile<Traits::key_dim, Traits::value_dim>(
         threads, arguments, rows, HalfFragments{keys + tile.index * key_bytes},
-        HalfFragments{values + tile.index * value_bytes},
-        tile.first_position, tile.tokens, tile.sink,
-        plain.leaves(tile.first_position, tile.tokens, tile_extent), query, state);
+        HalfFragments{values + tile.index * value_bytes}, tile.first_position, tile.tokens,
+        tile.sink, plain.leaves(tile.first_position, tile.tokens, tile_extent), query, state);
   }
   KVTILT_DEVICE_LOOP
   for (; unit < segment.last; unit += warps) {
@@ -237,8 +234,8 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
     const std::byte* data = ring.take(threads, page);
     if constexpr (Traits::page_units == 1) {
       attend_page<Traits>(threads, arguments, rows, data, page,
-                          plain.leaves(page.first_position, page.tokens, Traits::page_tokens), query,
-                          state);
+                          plain.leaves(page.first_position, page.tokens, Traits::page_tokens),
+                          query, state);
     } else {
       const int index = (unit - tiles) % Traits::page_units * tile_extent;
       const std::int64_t first = page.first_position + index;
@@ -296,9 +293,8 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   if (whole || !last_to_arrive(threads, workspace.arrivals + segment.item, parts, flag)) return;
   KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < segment.rows.rows; row += warps)
-    write_item_row(
-        threads, arguments, segment.rows, row,
-        merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
+    write_item_row(threads, arguments, segment.rows, row,
+                   merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
 }
 
 template <class Traits, class Threads>

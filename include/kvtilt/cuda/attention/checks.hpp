@@ -107,8 +107,8 @@ inline Status check_launch(const LayerShape& shape, int page_tokens, const Layer
                          "heads of %d and %d in pages of %d",
                          layer.kv_heads, layer.key_dim, layer.value_dim, layer.page_tokens,
                          shape.kv_heads, shape.key_dim, shape.value_dim, page_tokens);
-  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_queries(shape, queries, out.tokens, out.heads,
-                                                       out.dim, out.data));
+  KVTILT_RETURN_IF_ERROR(
+      kvtilt::detail::check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
   if (workspace == nullptr) return Status::error(invalid, "the workspace is null");
   AttendOptions common;  // what needs no device memory
   common.scale = options.scale;

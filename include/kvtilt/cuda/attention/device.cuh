@@ -28,8 +28,8 @@ struct DeviceLimits {
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMultiProcessorCount, limits.multiprocessors));
     KVTILT_RETURN_IF_ERROR(
         attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, limits.shared_per_block));
-    KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                                     limits.shared_per_multiprocessor));
+    KVTILT_RETURN_IF_ERROR(
+        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, limits.shared_per_multiprocessor));
     int minor = 0;
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrComputeCapabilityMajor, limits.architecture));
     KVTILT_RETURN_IF_ERROR(attribute(cudaDevAttrComputeCapabilityMinor, minor));

@@ -21,7 +21,8 @@ KVTILT_HD void decode_codes(std::uint32_t first, std::uint32_t second, std::uint
     constexpr std::uint32_t low = ((1u << Width) - 1) * 0x10001u;
     int shift = reg % 2 * outer_shift(Width) + reg / 2 * inner_shift(Width);
     if constexpr (Width == 8) {
-      codes[reg] = permute_bytes(reg < 2 ? first : second, raised, reg % 2 == 0 ? 0x7250u : 0x7351u);
+      codes[reg] =
+          permute_bytes(reg < 2 ? first : second, raised, reg % 2 == 0 ? 0x7250u : 0x7351u);
     } else if constexpr (Width == 4) {
       codes[reg] = mask_and_set(reg < 2 ? first : first >> 8, low << shift, raised);
     } else {
@@ -47,8 +48,8 @@ struct KnownKeys {
   static constexpr int ahead = 4;
   static constexpr int width = Pages::key_bits;
   static constexpr int tiles = Pages::page_tokens / tile_extent;
-  static constexpr int quarters = tiles * width;  ///< of a word, from step to step
-  static_assert(quarters % 4 == 0, "a step's tiles fill whole words");
+  static constexpr int quarters = tiles * width;        ///< of a word, from step to step
+  static constexpr bool supported = quarters % 4 == 0;  ///< a step's tiles fill whole words
 
   const std::byte* codes;     ///< the lane's of step 0
   const std::byte* metadata;  ///< scales of the lane's channels in step 0
@@ -99,7 +100,7 @@ struct KnownValues {
   static constexpr int width = Pages::value_bits;
   static constexpr int channel_tiles = Pages::value_dim / tile_extent;
   static constexpr int group_tiles = Pages::value_group / tile_extent;
-  static_assert(channel_tiles % ahead == 0, "what is in flight fills whole words");
+  static constexpr bool supported = channel_tiles % ahead == 0;  ///< `ahead` fill whole words
 
   const std::byte* codes;     ///< the lane's
   const std::byte* metadata;  ///< scales of the lane's tokens in band 0
@@ -128,8 +129,7 @@ struct KnownValues {
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i) {
       if (i % group_tiles == 0) {
-        const std::byte* band =
-            metadata + (first + i) / group_tiles * (4 * Pages::page_tokens);
+        const std::byte* band = metadata + (first + i) / group_tiles * (4 * Pages::page_tokens);
         load_entries(band, scale);
         load_entries(band + 2 * Pages::page_tokens, minimum);
       }

@@ -37,8 +37,7 @@ inline Status merge(const MutableTensorView& into, float* into_lse, const Tensor
   KVTILT_RETURN_IF_ERROR(check_merge(arguments));
   constexpr std::int64_t warps = merge_threads / warp_lanes;
   constexpr std::int64_t most_blocks = 4096;
-  const std::int64_t blocks =
-      std::min(most_blocks, (into.tokens * into.heads + warps - 1) / warps);
+  const std::int64_t blocks = std::min(most_blocks, (into.tokens * into.heads + warps - 1) / warps);
   return to_status(detail::launch(merge_kernel<DeviceThreads>, static_cast<int>(blocks),
                                   merge_threads, 0, stream, arguments),
                    "merging");

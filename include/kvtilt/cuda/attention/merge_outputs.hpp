@@ -79,13 +79,11 @@ KVTILT_HD void merge_outputs(Threads& threads, const MergeArguments& arguments) 
     KVTILT_DEVICE_LOOP
     for (int channel = threads.lane(); channel < into.dim; channel += warp_lanes) {
       float x = detail::read_element(part, from + channel);
-      if (!empty)
-        x = (detail::read_element(into, to + channel) * weight + x * other_weight) / sum;
+      if (!empty) x = (detail::read_element(into, to + channel) * weight + x * other_weight) / sum;
       detail::write_element(into, to + channel, x);
     }
     threads.sync_warp();  // all lanes have read the lse
-    if (threads.lane() == 0)
-      arguments.into_lse[row] = largest + std::log2(sum) / log2_e;
+    if (threads.lane() == 0) arguments.into_lse[row] = largest + std::log2(sum) / log2_e;
   }
 }
 

@@ -93,11 +93,11 @@ struct Scores {
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
       const int item_column = lane % 4 * 2 + column;
-      const ColumnView view =
-          ColumnView::of(arguments, item, item_column, first_position, sink);
-      const float slope = rules.alibi_slopes == nullptr
-                              ? 0.0f
-                              : log2_e * rules.alibi_slopes[item.query_head(arguments, item_column)];
+      const ColumnView view = ColumnView::of(arguments, item, item_column, first_position, sink);
+      const float slope =
+          rules.alibi_slopes == nullptr
+              ? 0.0f
+              : log2_e * rules.alibi_slopes[item.query_head(arguments, item_column)];
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < Tiles; ++tile) {
         const int start = tile * tile_extent;
@@ -241,15 +241,14 @@ struct ValueScales {
 
 /// Adds the page's values, weighted.
 template <class Traits, class Threads>
-KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
-                        const PageScores<Traits>& weights,
+KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScores<Traits>& weights,
                         const ValueScales<Traits>& scales, typename Traits::State& state) {
   constexpr int width = Traits::value_bits;
   constexpr int bands = Traits::value_bands;
   constexpr int value_tiles = Traits::value_dim / tile_extent;
   const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
-  const std::uint32_t normalise = pack_halves(float_power(-state.exponent),
-                                              float_power(-state.exponent - inner_shift(width)));
+  const std::uint32_t normalise =
+      pack_halves(float_power(-state.exponent), float_power(-state.exponent - inner_shift(width)));
   KVTILT_DEVICE_UNROLL
   for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
     const float(&weight)[4] = weights.product[tile];
@@ -266,8 +265,7 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
         state.minima[band][column] =
             std::fma(weight[column], low_half(minimum),
                      std::fma(weight[column + 2], high_half(minimum), state.minima[band][column]));
-      probability[band][0] =
-          threads.transpose(pack_halves(weight[0] * even, weight[1] * even));
+      probability[band][0] = threads.transpose(pack_halves(weight[0] * even, weight[1] * even));
       probability[band][1] = threads.transpose(pack_halves(weight[2] * odd, weight[3] * odd));
     }
     Words words{};
@@ -286,10 +284,9 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page,
 
 /// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
 template <class Traits, class Threads>
-KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments,
-                           const ItemRows& item, const std::byte* page, const PageSlot& slot,
-                           bool special, const QueryTile<Traits::key_dim>& query,
-                           typename Traits::State& state) {
+KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
+                           const std::byte* page, const PageSlot& slot, bool special,
+                           const QueryTile<Traits::key_dim>& query, typename Traits::State& state) {
   PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
   if (special)

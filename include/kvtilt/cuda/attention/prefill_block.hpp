@@ -122,8 +122,7 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
   int* unit_starts = reinterpret_cast<int*>(threads.shared() + shared.unit_starts);
   PrefillSegment& segment = *reinterpret_cast<PrefillSegment*>(threads.shared() + shared.segment);
   const StagedTile* staged = reinterpret_cast<const StagedTile*>(threads.shared() + shared.tiles);
-  const PrefillPlan plan =
-      plan_prefill(threads, arguments, block_rows, tile_starts, unit_starts);
+  const PrefillPlan plan = plan_prefill(threads, arguments, block_rows, tile_starts, unit_starts);
   if (plan.total == 0 || threads.block() >= plan.line.blocks) return;
 
   const int first_row = threads.warp() * Traits::warp_rows;
@@ -131,18 +130,18 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
   std::uint32_t* masks = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.states) +
                          first_row * Traits::score_tiles;
   std::byte* queries =
-      threads.shared() + static_cast<std::uint32_t>(threads.warp() * Traits::row_tiles) *
-                             Traits::key_bytes;
+      threads.shared() +
+      static_cast<std::uint32_t>(threads.warp() * Traits::row_tiles) * Traits::key_bytes;
   const int end = plan.line.start(threads.block() + 1);
   KVTILT_DEVICE_LOOP
   for (int next = plan.line.start(threads.block()); next < end;) {
     if (threads.thread() == 0)
-      segment = find_segment(arguments, tile_starts, unit_starts, plan.tiles, block_rows, next, end);
+      segment =
+          find_segment(arguments, tile_starts, unit_starts, plan.tiles, block_rows, next, end);
     threads.sync();
     next = segment.item_start + segment.last;
-    const PlainRange plain =
-        PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
-                       segment.rows.past);
+    const PlainRange plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
+                                            segment.rows.newest(), segment.rows.past);
     PrefillState<Traits> state;
     state.clear();
     state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);

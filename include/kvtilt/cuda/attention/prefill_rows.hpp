@@ -25,8 +25,8 @@ struct StagedTile {
 
 /// A query row, in shared memory.
 struct QueryRow {
-  float factor;      ///< logit per unit of product
-  float slope;       ///< of ALiBi, base 2
+  float factor;        ///< logit per unit of product
+  float slope;         ///< of ALiBi, base 2
   std::int32_t token;  ///< of the chunk
 };
 
@@ -93,8 +93,7 @@ struct PrefillState {
       const float factor = normalise_query<steps>(threads, attend.rules.scale, channel, half);
       const float* slopes = attend.rules.alibi_slopes;
       if (lane % 4 == 0)
-        rows[own] = {factor, slopes == nullptr ? 0.0f : log2_e * slopes[row.place.head],
-                     row.token};
+        rows[own] = {factor, slopes == nullptr ? 0.0f : log2_e * slopes[row.place.head], row.token};
       std::uint32_t* words = reinterpret_cast<std::uint32_t*>(
           to + (eight / 2 * steps * warp_lanes + lane) * 16 + eight % 2 * 4);
       KVTILT_DEVICE_UNROLL
@@ -116,8 +115,7 @@ struct PrefillState {
     for (int step = 0; step < steps; ++step) {
       Words query[M];
       KVTILT_DEVICE_UNROLL
-      for (int m = 0; m < M; ++m)
-        query[m] = load_words(queries + (m * steps + step) * 512 + lane);
+      for (int m = 0; m < M; ++m) query[m] = load_words(queries + (m * steps + step) * 512 + lane);
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < score_tiles; ++tile) {
         const Words key = load_words(keys + (tile * steps + step) * 512 + lane);
@@ -152,7 +150,8 @@ struct PrefillState {
     }
   };
 
-  /// Products become logits, whose factors are 1: capped, sloped, and minus infinity where a row does not see a token.
+  /// Products become logits, whose factors are 1: capped, sloped, and minus infinity where a row does
+  /// not see a token.
   ///
   /// rows   [warp_rows]
   /// masks  shared, [warp_rows][score_tiles]: each row's view is worked out once, not by four lanes
@@ -166,9 +165,9 @@ struct PrefillState {
     for (int i = lane; i < Traits::warp_rows * score_tiles; i += warp_lanes) {
       const StagedTile& staged = tiles[i % score_tiles];
       const int token = rows[i / score_tiles].token;
-      const ColumnView view = ColumnView::of(
-          rules, {tile.past + token, tile.past, tile.past + tile.chunk_tokens},
-          tile.first_row + token, staged.first_position, staged.sink != 0);
+      const ColumnView view =
+          ColumnView::of(rules, {tile.past + token, tile.past, tile.past + tile.chunk_tokens},
+                         tile.first_row + token, staged.first_position, staged.sink != 0);
       masks[i] = view.visible(0) & slots_before(staged.tokens);
     }
     threads.sync_warp();
@@ -181,9 +180,9 @@ struct PrefillState {
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < score_tiles; ++i) {
           const std::uint32_t visible = masks[own * score_tiles + i] >> (lane % 4 * 4);
-          const float distance = static_cast<float>(
-              static_cast<int>(tiles[i].first_position - tile.past) + lane % 4 * 4 -
-              rows[own].token);
+          const float distance =
+              static_cast<float>(static_cast<int>(tiles[i].first_position - tile.past) +
+                                 lane % 4 * 4 - rows[own].token);
           KVTILT_DEVICE_UNROLL
           for (int slot = 0; slot < 4; ++slot) {
             float& logit = logits[m][2 * i + slot % 2][2 * h + slot / 2];
@@ -241,8 +240,8 @@ struct PrefillState {
       for (int i = 0; i < 2 * score_tiles; ++i)
         KVTILT_DEVICE_UNROLL
         for (int e = 0; e < 4; ++e) {
-          logits[m][i][e] = exp2_fast(
-              std::fma(logits[m][i][e], factors.row[m][e / 2], -maximum[m][e / 2]));
+          logits[m][i][e] =
+              exp2_fast(std::fma(logits[m][i][e], factors.row[m][e / 2], -maximum[m][e / 2]));
           sum[m][e / 2] += logits[m][i][e];
         }
     KVTILT_DEVICE_UNROLL

@@ -15,10 +15,13 @@
 
 namespace kvtilt::cuda {
 
+/// Channels of values: 16 rows of sums then fill half a warp's registers.
+inline constexpr int most_prefill_values = 256;
+
 /// What a chunk's kernel is compiled for. Pages: PageTraits, HalfTraits or GenericTraits.
 template <class Pages>
 struct PrefillTraits {
-  static_assert(Pages::value_dim <= 256, "16 rows of sums fill a warp's registers");
+  static_assert(Pages::value_dim <= most_prefill_values);
   using pages = Pages;
   static constexpr int key_dim = Pages::key_dim;
   static constexpr int value_dim = Pages::value_dim;
@@ -73,9 +76,10 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
         i / 8 * tile_extent + (keys ? lane % 4 * 4 + i / 2 % 4 : lane / 4 * 2 + i / 4 % 2);
     const FragmentPlace place =
         fragment_place(role, keys ? token : channel, keys ? channel : token);
-    const F16 half = token < tokens ? nearest_half(detail::read_element(
-                                          rows, first + token * rows.token_stride + channel))
-                                    : F16{0};
+    const F16 half =
+        token < tokens
+            ? nearest_half(detail::read_element(rows, first + token * rows.token_stride + channel))
+            : F16{0};
     const int word = place.reg % 2 * 2 + place.reg / 2;
     reinterpret_cast<F16*>(to + i / 8 * 512 + lane * 16)[word * 2 + place.half] = half;
   }
@@ -118,8 +122,8 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
       if (first + i < Count) {
         keep(words[i]);
         const std::uint32_t(&reg)[4] = words[i].word;
-        *reinterpret_cast<Words*>(to + (first + i) * 512 + lane * 16) = {
-            {reg[0], reg[2], reg[1], reg[3]}};
+        *reinterpret_cast<Words*>(to + (first + i) * 512 +
+                                  lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
       }
   }
 }
@@ -135,8 +139,19 @@ KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_
     stage_elements<role, Count>(threads, rows, first, tokens, to);
   else
     stage_fragments<Count>(
-        threads,
-        ChunkFragments<role>{halves, rows.token_stride, rows.type == ElementType::BF16}, to);
+        threads, ChunkFragments<role>{halves, rows.token_stride, rows.type == ElementType::BF16},
+        to);
+}
+
+/// Whether addresses and shifts are known to the compiler; if not, they are worked out.
+template <class Pages>
+constexpr bool decodes_known_pages() {
+  if constexpr (Pages::generic)
+    return false;
+  else if constexpr (Pages::key_bits == half_bits)
+    return true;
+  else
+    return KnownKeys<Pages>::supported && KnownValues<Pages>::supported;
 }
 
 /// 16 tokens of a sealed page. Slots that hold no token any more still hold finite numbers.
@@ -145,11 +160,11 @@ KVTILT_HD void stage_sealed(Threads& threads, const HeadLayout& head, const Half
                             std::byte* keys, std::byte* values) {
   using Pages = typename Traits::pages;
   const std::byte* block = tile.block + head.offset;
-  if constexpr (Pages::generic) {
+  if constexpr (!decodes_known_pages<Pages>()) {
     constexpr int ahead = 1;  // registers are full of sums
     stage_fragments<Traits::steps>(
-        threads,
-        PageFragments<Role::Keys, Traits::key_dim, ahead>{&head.key, block, tile.index}, keys);
+        threads, PageFragments<Role::Keys, Traits::key_dim, ahead>{&head.key, block, tile.index},
+        keys);
     stage_fragments<Traits::channel_tiles>(
         threads,
         PageFragments<Role::Values, Traits::value_dim, ahead>{&head.value, block, tile.index},
@@ -175,7 +190,8 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
                           const SourceTile& tile, std::byte* keys, std::byte* values) {
   const LayerStorage& layer = arguments.attend.layer;
   if (tile.source == TileSource::Sealed) {
-    stage_sealed<Traits>(threads, layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys, values);
+    stage_sealed<Traits>(threads, layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys,
+                         values);
   } else if (tile.source == TileSource::Half) {
     const HeadLayout& head =
         layer.head(tile.at.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);

@@ -30,8 +30,8 @@ inline constexpr int unit_tiles = 4;
 struct RowTile {
   int sequence;  ///< of the batch
   int kv_head;
-  int token;             ///< of the chunk: the tile's first
-  int tokens;            ///< of the tile
+  int token;   ///< of the chunk: the tile's first
+  int tokens;  ///< of the tile
   int chunk_tokens;
   std::int64_t first_row;  ///< of the tensors, for the chunk's first token
   std::int64_t past;       ///< position of the chunk's first token
@@ -57,10 +57,13 @@ struct TileList {
                                              const SequenceState& state, const RowTile& rows) {
     const AttendRules& rules = arguments.rules;
     TileList list;
-    list.past =
-        count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
+    list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
     const int hidden = rules.window > 0 ? rows.token - rules.window + 1 : 0;
     list.chunk_first = hidden > 0 ? hidden / tile_extent : 0;
+    if (hidden > 0) {  // and so is all of the past, but for sinks that are kept
+      list.past.page_units = list.past.tail_tiles = 0;
+      if (rules.keep_sinks == 0) list.past.sink_tiles = 0;
+    }
     list.chunk_end = ceil_div(
         rules.tree_mask != nullptr ? rows.chunk_tokens : rows.token + rows.tokens, tile_extent);
     return list;
@@ -104,7 +107,7 @@ struct PrefillPlan {
   int total;  ///< units
 };
 
-/// Row tiles before each sequence, in shared memory; then where row tile `tile` is.
+/// Row tile `tile` of the batch; its kv head is for the caller to fill in.
 KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* tile_starts,
                                   int block_rows, int tile) {
   const int sequence = last_not_above(tile_starts, arguments.attend.batch.count, 1, tile);
@@ -120,6 +123,8 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   return rows;
 }
 
+/// Nothing, and an error in the record, if there are said to be more rows than the tensors have.
+///
 /// tile_starts  [sequences + 1]: row tiles before each
 /// unit_starts  [row tiles + 1]: units before each, of one kv head
 template <class Threads>
@@ -127,6 +132,13 @@ KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arg
                                    int block_rows, int* tile_starts, int* unit_starts) {
   const AttendArguments& attend = arguments.attend;
   const int each = tile_tokens(block_rows, attend.ratio());
+  if (arguments.rows.first(attend.batch.count) > arguments.keys.tokens) {
+    if (threads.block() == 0 && threads.thread() == 0)
+      record_error(threads, attend.layer.record,
+                   sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0,
+                                  arguments.rows.first(attend.batch.count)));
+    return {};
+  }
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < attend.batch.count; i += threads.thread_count())
     tile_starts[i + 1] = ceil_div(static_cast<int>(arguments.rows.count(i)), each);
@@ -135,13 +147,6 @@ KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arg
   threads.sync();
   PrefillPlan plan{};
   plan.tiles = tile_starts[attend.batch.count];
-  if (plan.tiles > arguments.most_tiles) {  // more rows than the host was told of
-    if (threads.block() == 0 && threads.thread() == 0)
-      record_error(threads, attend.layer.record,
-                   sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0,
-                                  arguments.rows.first(attend.batch.count)));
-    return {};
-  }
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < plan.tiles; i += threads.thread_count()) {
     const RowTile rows = row_tile(arguments, tile_starts, block_rows, i);

@@ -43,8 +43,8 @@ struct PlainRange {
 struct ItemRows {
   int batch_index;  ///< of the sequence
   int kv_head;
-  int first_row;  ///< row = query token * ratio + query head of the group
-  int rows;       ///< of this item, 1 to 8
+  int first_row;        ///< row = query token * ratio + query head of the group
+  int rows;             ///< of this item, 1 to 8
   std::int64_t length;  ///< positions of the sequence
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
@@ -56,9 +56,9 @@ struct ItemRows {
     return kv_head * arguments.ratio() + row % arguments.ratio();
   }
   [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
-    return {static_cast<std::int64_t>(batch_index) * arguments.queries +
-                query_token(arguments, column),
-            query_head(arguments, column)};
+    return {
+        static_cast<std::int64_t>(batch_index) * arguments.queries + query_token(arguments, column),
+        query_head(arguments, column)};
   }
   /// Position of the oldest query.
   [[nodiscard]] KVTILT_HD std::int64_t oldest(const AttendArguments& arguments) const {
@@ -110,11 +110,10 @@ struct ColumnView {
     return view;
   }
   [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
-                                               const ItemRows& item, int column,
-                                               std::int64_t first, bool sink) {
+                                               const ItemRows& item, int column, std::int64_t first,
+                                               bool sink) {
     const std::int64_t oldest = item.oldest(arguments);
-    return of(arguments.rules,
-              {oldest + item.query_token(arguments, column), oldest, item.length},
+    return of(arguments.rules, {oldest + item.query_token(arguments, column), oldest, item.length},
               item.place(arguments, column).token, first, sink);
   }
 
@@ -142,8 +141,8 @@ struct ColumnView {
 template <int Steps>
 KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& place, int first,
                               float (&channel)[Steps][4]) {
-  const std::int64_t at = place.token * arguments.query_token_stride +
-                          place.head * arguments.query_head_stride + first;
+  const std::int64_t at =
+      place.token * arguments.query_token_stride + place.head * arguments.query_head_stride + first;
   if (arguments.query_type == ElementType::F32) {
     const float* from = static_cast<const float*>(arguments.query) + at;
     KVTILT_DEVICE_UNROLL

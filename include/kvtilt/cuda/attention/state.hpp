@@ -30,11 +30,11 @@ template <int ValueDim, int ValueShift, int Bands>
 struct AttendState {
   static constexpr int tiles = ValueDim / tile_extent;
 
-  float output[tiles][4];   ///< in code units: 2^(-24 - exponent + shift) of a value, or in values
-  float maximum[2];         ///< by column, base 2
-  float sum[2];             ///< of this lane's tokens
-  float minima[Bands][2];   ///< sums of weight times minimum, of this lane's tokens
-  int exponent;             ///< weights carry scales * 2^-exponent
+  float output[tiles][4];  ///< in code units: 2^(-24 - exponent + shift) of a value, or in values
+  float maximum[2];        ///< by column, base 2
+  float sum[2];            ///< of this lane's tokens
+  float minima[Bands][2];  ///< sums of weight times minimum, of this lane's tokens
+  int exponent;            ///< weights carry scales * 2^-exponent
   bool code_units;
 
   KVTILT_HD void clear() {
@@ -95,7 +95,8 @@ struct AttendState {
       KVTILT_DEVICE_UNROLL
       for (int band = 0; band < Bands; ++band) minima[band][column] *= factor[column];
     }
-    const float to_exponent = needed > exponent && code_units ? float_power(exponent - needed) : 1.0f;
+    const float to_exponent =
+        needed > exponent && code_units ? float_power(exponent - needed) : 1.0f;
     if (needed > exponent) exponent = needed;
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) factor[column] *= to_exponent;

@@ -49,10 +49,10 @@ struct HalfTraits {
 /// keys, values  the tile's fragments: load() like HalfFragments
 /// tokens        slots from `tokens` on may hold anything
 template <int KeyDim, int ValueDim, class Threads, class Keys, class Values, class State>
-KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments,
-                           const ItemRows& item, const Keys& keys, const Values& values,
-                           std::int64_t first_position, int tokens, bool sink, bool special,
-                           const QueryTile<KeyDim>& query, State& state) {
+KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
+                           const Keys& keys, const Values& values, std::int64_t first_position,
+                           int tokens, bool sink, bool special, const QueryTile<KeyDim>& query,
+                           State& state) {
   constexpr int steps = KeyDim / tile_extent;
   constexpr int channel_tiles = ValueDim / tile_extent;
   static_assert(Keys::ahead == Values::ahead);
