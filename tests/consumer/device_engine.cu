@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The loop of an engine on a GPU, as README shows it: two sequences of different lengths decode.
+/// The loop of an engine on a GPU, as README shows it: two prompts, chunk by chunk, then a step of
+/// decoding for both.
 #include <kvtilt/kvtilt.cuh>
 
 #include <cstdint>
@@ -34,8 +35,17 @@ kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* s
   Result<cuda::KVCache> cache =
       cuda::KVCache::create(shape, Plan::uniform(shape, presets::k4v2), {}, stream);
   if (!cache) return std::move(cache).take_status();
-  Result<cuda::Attention> attention = cuda::Attention::create(shape.layers[0], presets::k4v2);
+  // The kernels of this engine and no others.
+  using Kernels = cuda::AttendKernels<cuda::PageTraits<4, 2, head_dim>>;
+  Result<cuda::Attention> attention =
+      cuda::Attention::create<Kernels>(shape.layers[0], presets::k4v2);
   if (!attention) return std::move(attention).take_status();
+  Result<cuda::PrefillAttention> prefill =
+      cuda::PrefillAttention::create<Kernels>(shape.layers[0], presets::k4v2);
+  if (!prefill) return std::move(prefill).take_status();
+  constexpr int chunk = 128;
+  void* prefill_workspace =
+      device_array<std::byte>(prefill->workspace_bytes(1, chunk, query_heads));
 
   std::vector<SequenceId> chats;
   for (const int prompt : {300, 20}) {
@@ -43,10 +53,20 @@ kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* s
     if (!chat) return std::move(chat).take_status();
     chats.push_back(*chat);
     KVTILT_RETURN_IF_ERROR(cache->reserve(*chat, 1000, stream));
-    for (int layer = 0; layer < layers; ++layer)
-      KVTILT_RETURN_IF_ERROR(cache->append(*chat, layer,
-                                           TensorView(rows, prompt, kv_heads, head_dim),
-                                           TensorView(rows, prompt, kv_heads, head_dim), stream));
+    Result<cuda::SequenceBatch> alone = cache->batch(*chat);
+    if (!alone) return std::move(alone).take_status();
+    for (int first = 0; first < prompt; first += chunk) {
+      const int tokens = prompt - first < chunk ? prompt - first : chunk;
+      const TensorView keys(rows, tokens, kv_heads, head_dim);
+      for (int layer = 0; layer < layers; ++layer) {
+        KVTILT_RETURN_IF_ERROR(prefill->attend_prefill(
+            *cache->view(layer), alone->device, nullptr,
+            TensorView(rows, tokens, query_heads, head_dim), keys, keys,
+            MutableTensorView(out, tokens, query_heads, head_dim), nullptr, {}, prefill_workspace,
+            stream));
+        KVTILT_RETURN_IF_ERROR(cache->append(*chat, layer, keys, keys, stream));
+      }
+    }
   }
   Result<cuda::SequenceBatch> batch = cache->batch(chats, {slots, 2}, stream);
   if (!batch) return std::move(batch).take_status();

@@ -145,7 +145,7 @@ KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_
 
 /// Whether addresses and shifts are known to the compiler; if not, they are worked out.
 template <class Pages>
-constexpr bool decodes_known_pages() {
+KVTILT_HD constexpr bool decodes_known_pages() {
   if constexpr (Pages::generic)
     return false;
   else if constexpr (Pages::key_bits == half_bits)
