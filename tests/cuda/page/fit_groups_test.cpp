@@ -66,8 +66,8 @@ void check_groups(Random& random, cuda::Role role, int bits) {
     F16 high;
     Groups::find_range(threads, tiles, low, high);
     mine.range = range_affine(low, high, bits);
-    const int best = Groups::search(threads, tiles, bits, to_float(mine.range.minimum),
-                                    reciprocal(mine.range.scale));
+    const int best = cuda::search_groups<Groups>(threads, tiles, bits, to_float(mine.range.minimum),
+                                                 reciprocal(mine.range.scale));
     mine.least = apply_min_mse(mine.range, min_mse_candidate(bits, best));
   }));
 

@@ -60,6 +60,11 @@ struct GroupTiles {
   }
 };
 
+/// Eight elements of one group: half of what a tile has of it.
+struct GroupShare {
+  std::uint32_t pair[4];
+};
+
 namespace detail {
 
 /// The half of a word that a lane goes on with.
@@ -89,7 +94,6 @@ struct ColumnGroups {
   KVTILT_HD static int group(int lane) { return lane >> 3; }
   /// Two lanes finish each.
   KVTILT_HD static bool writes(int lane) { return (lane & 4) == 0; }
-  KVTILT_HD static int lane_of(int lane, int group) { return (lane & 3) | group << 3; }
   KVTILT_HD static bool mine(int held, int reg, int half) {
     return reg / 2 == held / 2 && half == held % 2;
   }
@@ -121,52 +125,21 @@ struct ColumnGroups {
     high = detail::pick_half(b, lane >> 3 & 1);
   }
 
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
-                              float minimum, float inverse) {
-    const int lane = opaque(threads.lane());
-    const bool second = (lane & 8) != 0;
-    const bool upper = (lane & 16) != 0;
-    std::uint32_t errors[min_mse_candidates] = {};  // of the group searched last
-    std::uint32_t halves[min_mse_candidates] =
-        {};  // of the lane's own half of the last register pair
-    std::uint32_t first[min_mse_candidates];
-    std::uint32_t lower[min_mse_candidates];
+  /// For the search a lane has but one group, and of that every other pair of neighbours.
+  static constexpr int partner = 4;
+  KVTILT_HD static int share(int lane) { return (lane & 7) * 16 + (lane >> 4) * 8; }
+  KVTILT_HD static GroupShare load_share(const std::byte* share, int lane) {
+    struct alignas(8) Two {
+      std::uint32_t word[2];
+    };
+    const std::uint32_t half = (lane & 8) != 0 ? 0x7632u : 0x5410u;
+    GroupShare result;
     KVTILT_DEVICE_UNROLL
-    for (int p = 0; p < 2; ++p) {
-      KVTILT_DEVICE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        KVTILT_DEVICE_UNROLL
-        for (int k = 0; k < min_mse_candidates; ++k) first[k] = errors[k];
-        const int from = lane_of(lane, 2 * p + half);
-        MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
-        KVTILT_DEVICE_LOOP
-        for (int i = 0; i < tiles.count; i += 2) {
-          const bool two = i + 1 < tiles.count;
-          const Fragment a = tiles.load(i, lane);
-          const Fragment b = tiles.load(two ? i + 1 : i, lane);
-          const std::uint32_t words[4] = {p == 0 ? a.r[0] : a.r[2], p == 0 ? a.r[1] : a.r[3],
-                                          p == 0 ? b.r[0] : b.r[2], p == 0 ? b.r[1] : b.r[3]};
-          group.add(half == 0 ? join_low(words[0], words[1]) : join_high(words[0], words[1]),
-                    half == 0 ? join_low(words[2], words[3]) : join_high(words[2], words[3]),
-                    two ? 4 : 2);
-        }
-        KVTILT_DEVICE_UNROLL
-        for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 2 * tiles.count);
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) {
-        lower[k] = halves[k];
-        halves[k] =
-            (second ? errors[k] : first[k]) + threads.shuffle_xor(second ? first[k] : errors[k], 8);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const Two two = *reinterpret_cast<const Two*>(share + i * 128);
+      result.pair[i] = permute_bytes(two.word[0], two.word[1], half);
     }
-    KVTILT_DEVICE_UNROLL
-    for (int k = 0; k < min_mse_candidates; ++k) {
-      errors[k] =
-          (upper ? halves[k] : lower[k]) + threads.shuffle_xor(upper ? lower[k] : halves[k], 16);
-      errors[k] += threads.shuffle_xor(errors[k], 4);
-    }
-    return least_error(errors);
+    return result;
   }
 };
 
@@ -180,7 +153,6 @@ struct RowGroups {
 
   KVTILT_HD static int group(int lane) { return lane & 1; }
   KVTILT_HD static bool writes(int lane) { return (lane & 2) == 0; }
-  KVTILT_HD static int lane_of(int lane, int group) { return (lane & ~3) | group; }
   KVTILT_HD static bool mine(int held, int reg, int) { return reg % 2 == held; }
 
   KVTILT_HD static void find_range(const Threads& threads, const GroupTiles& tiles, F16& low,
@@ -207,34 +179,42 @@ struct RowGroups {
     high = detail::pick_half(b, lane & 1);
   }
 
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
-                              float minimum, float inverse) {
-    const int lane = opaque(threads.lane());
-    const bool odd = (lane & 1) != 0;
-    std::uint32_t errors[min_mse_candidates] = {};
-    std::uint32_t even[min_mse_candidates];
+  static constexpr int partner = 2;
+  KVTILT_HD static int share(int lane) {
+    return ((lane & ~3) + (lane >> 1 & 1)) * 16 + (lane & 1) * 4;
+  }
+  KVTILT_HD static GroupShare load_share(const std::byte* share, int) {
+    GroupShare result;
     KVTILT_DEVICE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) even[k] = errors[k];
-      const int from = lane_of(lane, row);
-      MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
-      KVTILT_DEVICE_LOOP
-      for (int i = 0; i < tiles.count; ++i) {
-        const Fragment tile = tiles.load(i, lane);
-        group.add(row == 0 ? tile.r[0] : tile.r[1], row == 0 ? tile.r[2] : tile.r[3], 4);
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 4 * tiles.count);
-    }
-    KVTILT_DEVICE_UNROLL
-    for (int k = 0; k < min_mse_candidates; ++k) {
-      errors[k] = (odd ? errors[k] : even[k]) + threads.shuffle_xor(odd ? even[k] : errors[k], 1);
-      errors[k] += threads.shuffle_xor(errors[k], 2);
-    }
-    return least_error(errors);
+    for (int i = 0; i < 4; ++i)
+      result.pair[i] = *reinterpret_cast<const std::uint32_t*>(share + i / 2 * 32 + i % 2 * 8);
+    return result;
   }
 };
+
+/// Candidate of least error of the group that a lane finishes.
+template <class Groups, class Threads>
+KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int bits,
+                            float minimum, float inverse) {
+  const int lane = opaque(threads.lane());
+  MinMseSearch search(bits, minimum, inverse);
+  const std::byte* share =
+      tiles.tiles.data + tiles.first * fragment_tile_bytes + Groups::share(lane);
+  KVTILT_DEVICE_LOOP
+  for (int i = 0; i < tiles.count; ++i) {
+    const GroupShare elements = Groups::load_share(share, lane);
+    search.add(elements.pair[0], elements.pair[1]);
+    search.add(elements.pair[2], elements.pair[3]);
+    share += tiles.step * fragment_tile_bytes;
+  }
+  std::uint32_t errors[min_mse_candidates];
+  KVTILT_DEVICE_UNROLL
+  for (int k = 0; k < min_mse_candidates; ++k) {
+    errors[k] = search.error(k, tiles.count * (tile_extent / 2));
+    errors[k] += threads.shuffle_xor(errors[k], Groups::partner);
+  }
+  return least_error(errors);
+}
 
 /// One bit. Rare: exact 64-bit sums, group by group.
 template <class Groups, class Threads>

@@ -93,8 +93,8 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
     Groups::find_range(threads, tiles, low, high);
     affine = fast_range_affine(low, high, format.bits);
     if (format.rule == RangeRule::MinMse) {
-      const int best = Groups::search(threads, tiles, format.bits, widen(affine.minimum),
-                                      inverse_of(affine.scale));
+      const int best = search_groups<Groups>(threads, tiles, format.bits, widen(affine.minimum),
+                                             inverse_of(affine.scale));
       const SearchGrid& grid = search_grid(format.bits);
       affine = fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
     }
