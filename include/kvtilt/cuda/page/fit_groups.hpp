@@ -45,7 +45,7 @@ struct HalfTiles {
 /// What encoding needs of a group.
 struct alignas(8) GroupCode {
   float minimum;
-  float inverse;
+  float inverse;  ///< of the scale, in code units
 };
 
 /// The 16 groups of a warp. `first` and `count`: tiles along the group. `step`: from one of them to

@@ -103,19 +103,6 @@ KVTILT_HD inline std::uint32_t rounded_bits(float t) {
 #endif
 }
 
-/// Two signed 16-bit integers clamped to 0..highest.
-KVTILT_HD inline std::uint32_t clamp_pair(std::uint32_t pair, int highest) {
-#if defined(__CUDA_ARCH__)
-  return __vimin_s16x2_relu(pair, static_cast<std::uint32_t>(highest) * 0x10001u);
-#else
-  const auto clamped = [highest](std::uint32_t bits) {
-    const int value = static_cast<std::int16_t>(static_cast<std::uint16_t>(bits));
-    return static_cast<std::uint32_t>(value < 0 ? 0 : value > highest ? highest : value);
-  };
-  return clamped(pair) | clamped(pair >> 16) << 16;
-#endif
-}
-
 /// sum + a[0] b[0] + a[1] b[1] + a[2] b[2] + a[3] b[3], unsigned bytes.
 KVTILT_HD inline std::uint32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t sum) {
 #if defined(__CUDA_ARCH__)

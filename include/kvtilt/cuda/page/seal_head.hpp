@@ -9,6 +9,7 @@
 #include <kvtilt/cuda/page/encode_tiles.hpp>
 #include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -20,6 +21,7 @@ namespace kvtilt::cuda {
 struct alignas(16) SealTask {
   HalfTiles half;
   TensorLayout packed;
+  TileMap map;
   std::byte* block;   ///< of the head, in the page
   GroupCode* groups;  ///< scratch for all of the tensor's groups
   /// The part of the tensor to seal: runs of tiles, and all groups that these belong to.
@@ -113,7 +115,7 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
   scales[entry] = affine.scale;
   scales[task.packed.pitch() + entry] = affine.minimum;
   task.groups[band * task.packed.pitch() + place] = {widen(affine.minimum),
-                                                     inverse_of(affine.scale)};
+                                                     multiply(inverse_of(affine.scale), code_unit)};
 }
 
 template <class Threads>
@@ -153,11 +155,14 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
     return;
   }
   EncodedTiles pairs;
-  if (task.packed.group_along_outer)
-    encode_tiles<true>(task.half, task.packed, task.groups, first, lane, pairs);
+  const int bits = task.packed.format.bits;
+  if (task.map.fours)
+    encode_tiles<true, 4>(task.half, task.map, bits, task.groups, first, lane, pairs);
+  else if (task.map.along_outer)
+    encode_tiles<true, 1>(task.half, task.map, bits, task.groups, first, lane, pairs);
   else
-    encode_tiles<false>(task.half, task.packed, task.groups, first, lane, pairs);
-  store_codes(pairs, task.packed.format.bits, codes, task.packed.matrix, first, lane);
+    encode_tiles<false, 1>(task.half, task.map, bits, task.groups, first, lane, pairs);
+  store_codes(pairs, bits, codes, task.packed.matrix, first, lane);
 }
 
 }  // namespace detail
@@ -176,9 +181,11 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
     const bool first = threads.thread() == 0;
     const TensorLayout& layout = first ? packed.key : packed.value;
     GroupCode* const groups = reinterpret_cast<GroupCode*>(tasks + 2);
-    tasks[threads.thread()] = {{first ? Role::Keys : Role::Values, first ? keys : values,
-                                tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
+    const HalfTiles half{first ? Role::Keys : Role::Values, first ? keys : values,
+                         tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)};
+    tasks[threads.thread()] = {half,
                                layout,
+                               TileMap(half, layout),
                                block,
                                first ? groups : groups + group_count(packed.key),
                                0,
