@@ -46,12 +46,12 @@ TEST(GroupMath, CodePairsAreRounded) {
   EXPECT_GE(code_pair(131008.0f, 0.0f), 1024u);
 }
 
-/// What a device computes, with the operators of the host.
-Affine device_range_affine(F16 low, F16 high, int bits) {
+/// What a device computes, with the operators of the host and some reciprocal of the levels.
+Affine device_range_affine(F16 low, F16 high, int bits, float inverse) {
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
   const float range = to_float(high) - to_float(minimum);
   const float levels = static_cast<float>(max_code(bits));
-  F16 scale = to_f16(range * (1.0f / levels));
+  F16 scale = to_f16(range * inverse);
   if (to_float(scale) * levels < range) ++scale.bits;
   return {scale, minimum};
 }
@@ -66,8 +66,11 @@ TEST(GroupMath, ScalesAreTheSmallest) {
         const F16 two{static_cast<std::uint16_t>(b)};
         const F16 low = ordered(one) < ordered(two) ? one : two;
         const F16 high = ordered(one) < ordered(two) ? two : one;
-        ASSERT_EQ(device_range_affine(low, high, bits), range_affine(low, high, bits))
-            << bits << " bits, " << a << ", " << b;
+        for (const float off : {0x1p-14f, 0.0f, -0x1p-14f}) {
+          const float inverse = (1.0f + off) / static_cast<float>(max_code(bits));
+          ASSERT_EQ(device_range_affine(low, high, bits, inverse), range_affine(low, high, bits))
+              << bits << " bits, " << a << ", " << b << ", off by " << off;
+        }
       }
     }
 }

@@ -125,13 +125,15 @@ KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t seco
 }
 
 /// range_affine() of affine.hpp: the nearest fp16 of range / n is the smallest scale or the one
-/// below it.
+/// below it, as long as the quotient is off by less than half the distance of two fp16, 2^-12 of it.
 KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
 #if defined(__CUDA_ARCH__)
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
   const float range = subtract(widen(high), widen(minimum));
   const float levels = static_cast<float>(max_code(bits));
-  F16 scale = nearest_half(multiply(range, 1.0f / levels));
+  float part;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(part) : "f"(levels));
+  F16 scale = nearest_half(multiply(range, part));
   if (multiply(widen(scale), levels) < range) ++scale.bits;
   return {scale, minimum};
 #else
