@@ -5,6 +5,8 @@
 ///
 ///     groups along outer   a lane holds 4 groups, 8 lanes hold each (those of equal lane % 4)
 ///     groups along inner   a lane holds 2 groups, 4 lanes hold each (those of equal lane / 4)
+///
+/// A search takes too long to end once for each of these: for it, a lane reads half of one group.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -150,7 +152,8 @@ struct ColumnGroups {
     high = detail::pick_half(range.most, lane >> 3 & 1);
   }
 
-  /// For the search a lane has but one group, and of that every other pair of neighbours.
+  /// Which half of its group a lane searches: bytes to its first pair in a tile. The partner has the
+  /// other.
   static constexpr int partner = 4;
   KVTILT_HD static int share(int lane) { return (lane & 7) * 16 + (lane >> 4) * 8; }
   KVTILT_HD static GroupShare load_share(const std::byte* share, int lane) {

@@ -2,8 +2,9 @@
 /// Quantizes one kv head of a full 16-bit block into its part of a page. All threads of a block work
 /// on it: first they fit all groups of keys and values, a warp 16 groups at a time, then they encode.
 ///
-/// Cost   the 16-bit values are read two or three times (from shared memory, or where L1 has them);
-///        instructions: see bench/cuda
+/// Cost   the 16-bit values are read two or three times (from shared memory, or where L1 has them).
+///        Bound by issued instructions, of a warp for 32 elements on sm_90: 5 to fit with MinMax, 45
+///        with MinMse, 7 to encode (64 tokens of keys in 4 bits and values in 2, 128 channels)
 #pragma once
 
 #include <kvtilt/cuda/page/encode_tiles.hpp>
