@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace kvtilt::cuda {
@@ -133,6 +134,18 @@ TEST(Half2, PicksTheSmallerOfEachHalf) {
     EXPECT_EQ(min_halves(pair(a, b), pair(b, a)), pair(expected, expected));
   }
   EXPECT_EQ(min_halves(pair(0x7c00, 0xfbff), 0x7bff7bffu), pair(0x7bff, 0xfbff));
+}
+
+TEST(Half2, PicksTheLargerMagnitude) {
+  test::Random random(5);
+  for (int i = 0; i < 20000; ++i) {
+    const std::uint16_t a = static_cast<std::uint16_t>(random.below(0x8000));
+    const std::uint16_t b = static_cast<std::uint16_t>(random.below(0x10000));
+    const std::uint16_t larger = std::max<std::uint16_t>(a, b & 0x7fff);
+    const std::uint16_t expected = larger > 0x7c00 ? 0x7fff : larger;
+    EXPECT_EQ(max_magnitudes(pair(a, 5), pair(b, 0x8007)), pair(expected, 7));
+    EXPECT_EQ(max_magnitudes(pair(5, a), pair(0x8007, b)), pair(7, expected));
+  }
 }
 
 TEST(Half2, PacksToTheNearest) {

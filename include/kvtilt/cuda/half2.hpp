@@ -137,6 +137,22 @@ KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
 #endif
 }
 
+/// The larger of a, which holds magnitudes, and the magnitudes of b, as bits; 0x7fff where one is a
+/// NaN. So of bf16 too, whose magnitudes above 2^121 pass for NaN.
+KVTILT_HD inline std::uint32_t max_magnitudes(std::uint32_t a, std::uint32_t b) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("{.reg .b32 m; abs.f16x2 m, %2; max.NaN.f16x2 %0, %1, m;}" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+#else
+  const auto larger = [](std::uint32_t x, std::uint32_t y) {
+    const std::uint32_t most = x > y ? x : y;
+    return most > 0x7c00u ? 0x7fffu : most;
+  };
+  return larger(a & 0xffffu, b & 0x7fffu) | larger(a >> 16, b >> 16 & 0x7fffu) << 16;
+#endif
+}
+
 /// a b + c with one rounding.
 KVTILT_HD inline std::uint32_t fma_halves(std::uint32_t a, std::uint32_t b, std::uint32_t c) {
 #if defined(__CUDA_ARCH__)

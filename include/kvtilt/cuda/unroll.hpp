@@ -23,12 +23,5 @@ KVTILT_HD inline int opaque(int value) {
 #endif
   return value;
 }
-template <class T>
-KVTILT_HD T* opaque(T* value) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+l"(value));
-#endif
-  return value;
-}
 
 }  // namespace kvtilt::cuda

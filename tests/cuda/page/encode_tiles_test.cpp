@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/page/encode_tiles.hpp>
 
+#include "support/group_data.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -68,6 +69,63 @@ TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
         }
       EXPECT_EQ(found.codes, expected.codes) << matrix.outer << " x " << matrix.inner;
     }
+}
+
+/// All codes of a tensor of any fp16 in groups that cover some of them.
+template <bool AlongOuter, int Together>
+void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, int group) {
+  const TensorLayout packed{{bits, {}, group, {}}, matrix, AlongOuter, 0, 0};
+  const int tiles = cuda::tile_count(matrix);
+  std::vector<cuda::Fragment> halves(static_cast<std::size_t>(tiles) * 32);
+  for (cuda::Fragment& fragment : halves)
+    for (std::uint32_t& word : fragment.r)
+      word = any_finite(random) | static_cast<std::uint32_t>(any_finite(random)) << 16;
+  const cuda::HalfTiles half{role, reinterpret_cast<const std::byte*>(halves.data()),
+                             cuda::tiles_along(matrix.outer), cuda::tiles_along(matrix.inner)};
+  alignas(16) static cuda::GroupCode groups[4096];
+  std::vector<float> inverse(4096);  // by [band][pitch], as the metadata
+  std::vector<float> minimum(4096);
+  for (int band = 0; band < packed.bands(); ++band)
+    for (int i = 0; i < packed.pitch(); ++i) {
+      const auto entry = static_cast<std::size_t>(band * packed.pitch() + i);
+      inverse[entry] = reciprocal(F16{static_cast<std::uint16_t>(random.below(0x7c00))});
+      minimum[entry] = to_float(F16{any_finite(random)});
+      int place = i;  // along outer, groups stand as registers do
+      if (AlongOuter && role == cuda::Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
+      groups[band * packed.pitch() + place] = {minimum[entry], inverse[entry] * cuda::code_unit};
+    }
+  const cuda::TileMap map(half, packed);
+  for (int first = 0; first < tiles; first += cuda::encoded_tiles)
+    for (int lane = 0; lane < 32; ++lane) {
+      cuda::EncodedTiles codes;
+      cuda::encode_tiles<AlongOuter, Together>(half, map, bits, groups, first, lane, codes);
+      for_each_element(
+          role, matrix, first, cuda::encoded_tiles, lane,
+          [&](int tile, cuda::FragmentPlace at, int outer, int inner) {
+            const auto entry =
+                static_cast<std::size_t>((AlongOuter ? outer : inner) / group * packed.pitch() +
+                                         (AlongOuter ? inner : outer));
+            const F16 x{static_cast<std::uint16_t>(
+                half.load(half.index(outer / 16, inner / 16), lane).r[at.reg] >> (16 * at.half))};
+            ASSERT_EQ(
+                codes[tile][at.reg] >> (16 * at.half) & 0xffffu,
+                static_cast<std::uint32_t>(encode_clamped(x, minimum[entry], inverse[entry], bits)))
+                << "outer " << outer << ", inner " << inner;
+          });
+    }
+}
+
+TEST_P(EncodeTiles, CodesAreThoseOfTheSpecification) {
+  const int bits = GetParam();
+  Random random(static_cast<std::uint64_t>(bits));
+  for (const cuda::Role role : {cuda::Role::Keys, cuda::Role::Values}) {
+    check_codes<true, 4>(random, role, {64, 128}, bits, 64);
+    check_codes<true, 4>(random, role, {192, 32}, bits, 128);
+    check_codes<true, 1>(random, role, {80, 64}, bits, 64);
+    check_codes<true, 1>(random, role, {64, 64}, bits, 32);
+    check_codes<false, 1>(random, role, {64, 96}, bits, 64);
+    check_codes<false, 1>(random, role, {112, 32}, bits, 16);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Bits, EncodeTiles, testing::Range(1, 9),

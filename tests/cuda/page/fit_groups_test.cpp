@@ -54,7 +54,8 @@ void check_groups(Random& random, cuda::Role role, int bits) {
   const auto index = [&](int tile) {
     return outer ? half.index(tile, column) : half.index(column, tile);
   };
-  const cuda::GroupTiles tiles{half, index(first), count, index(first + 1) - index(first)};
+  const cuda::GroupTiles tiles{block.data() + index(first) * cuda::fragment_tile_bytes, count,
+                               (index(first + 1) - index(first)) * cuda::fragment_tile_bytes};
   Fitted found[cuda::warp_lanes];
   ASSERT_TRUE(emulate(1, cuda::warp_lanes, 0, [&](EmulatedThreads& threads) {
     Fitted& mine = found[threads.lane()];
@@ -66,8 +67,8 @@ void check_groups(Random& random, cuda::Role role, int bits) {
     F16 high;
     Groups::find_range(threads, tiles, low, high);
     mine.range = range_affine(low, high, bits);
-    const int best = Groups::search(threads, tiles, bits, to_float(mine.range.minimum),
-                                    reciprocal(mine.range.scale));
+    const int best = cuda::search_groups<Groups>(threads, tiles, bits, to_float(mine.range.minimum),
+                                                 reciprocal(mine.range.scale));
     mine.least = apply_min_mse(mine.range, min_mse_candidate(bits, best));
   }));
 

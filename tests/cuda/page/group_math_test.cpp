@@ -4,33 +4,54 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace kvtilt::cuda {
 namespace {
 
-TEST(GroupMath, CandidateLinesGiveEveryCodeOfTheSearch) {
+TEST(GroupMath, GridsGiveEveryCodeOfTheSearch) {
   for (int bits = 2; bits <= 5; ++bits)
     for (int index = 0; index < min_mse_candidates; ++index) {
       const MinMseCandidate candidate = min_mse_candidate(bits, index);
-      const CandidateLine line = search_grid(bits).lines[index];
-      for (int units = 0; units <= max_code(bits) << (13 - bits); ++units) {
+      const SearchSteps steps(bits);
+      const int i = index / 3;
+      const int j = index % 3;
+      EXPECT_EQ(steps.step(i + j), candidate.step);
+      EXPECT_EQ(steps.offset(i), candidate.offset);
+      const float slope = search_grid(bits).slopes[i + j];
+      const int last = max_code(bits) << (13 - bits);
+      EXPECT_EQ(steps.top(0), static_cast<float>(last));
+      for (int units = 0; units <= last; ++units) {
         const int y = units - candidate.offset;
         const int code =
             std::clamp((y * candidate.multiplier + (1 << 14)) >> 15, 0, max_code(bits));
-        const std::uint32_t found = candidate_code_bits(static_cast<float>(units), line,
-                                                        static_cast<float>(max_code(bits)));
-        ASSERT_EQ(found & 0xffffu, static_cast<std::uint32_t>(code))
+        const int within = std::min(units, max_code(bits) * steps.step(j));
+        const float part = multiply_add(smaller(static_cast<float>(units), steps.top(j)), slope,
+                                        steps.start(i, slope));
+        ASSERT_EQ(part, std::ldexp((within - candidate.offset) * candidate.multiplier + 0.25, -39));
+        ASSERT_EQ(code_pair(part, part), static_cast<std::uint32_t>(code) * 0x10001u)
             << bits << " bits, candidate " << index << ", u = " << units;
       }
     }
 }
 
-/// What a device computes, with the operators of the host.
-Affine device_range_affine(F16 low, F16 high, int bits) {
+TEST(GroupMath, CodePairsAreRounded) {
+  for (int code = 0; code < 1023; ++code)
+    for (const float rest : {0.0f, 0.25f, 0.5f, 0.75f}) {
+      const float t = static_cast<float>(code) + rest;
+      const std::uint32_t nearest = static_cast<std::uint32_t>(round_half_even(t));
+      EXPECT_EQ(code_pair(t * code_unit, -t * code_unit), nearest) << t;
+      EXPECT_EQ(code_pair(3 * code_unit, t * code_unit), 3 | nearest << 16) << t;
+    }
+  EXPECT_GE(code_pair(131008.0f, 0.0f), 1024u);
+}
+
+/// What a device computes, with the operators of the host and some reciprocal of the levels.
+Affine device_range_affine(F16 low, F16 high, int bits, float inverse) {
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
   const float range = to_float(high) - to_float(minimum);
   const float levels = static_cast<float>(max_code(bits));
-  F16 scale = to_f16(range * (1.0f / levels));
+  F16 scale = to_f16(range * inverse);
   if (to_float(scale) * levels < range) ++scale.bits;
   return {scale, minimum};
 }
@@ -45,15 +66,16 @@ TEST(GroupMath, ScalesAreTheSmallest) {
         const F16 two{static_cast<std::uint16_t>(b)};
         const F16 low = ordered(one) < ordered(two) ? one : two;
         const F16 high = ordered(one) < ordered(two) ? two : one;
-        ASSERT_EQ(device_range_affine(low, high, bits), range_affine(low, high, bits))
-            << bits << " bits, " << a << ", " << b;
+        for (const float off : {0x1p-14f, 0.0f, -0x1p-14f}) {
+          const float inverse = (1.0f + off) / static_cast<float>(max_code(bits));
+          ASSERT_EQ(device_range_affine(low, high, bits, inverse), range_affine(low, high, bits))
+              << bits << " bits, " << a << ", " << b << ", off by " << off;
+        }
       }
     }
 }
 
 TEST(GroupMath, WordsOfPairsAndBytes) {
-  EXPECT_EQ(join_bytes(0x111u, 0x222u, 0x333u, 0x444u), 0x44332211u);
-  EXPECT_EQ(clamp_pair(0xffff0020u, 15), 0x0000000fu);
   EXPECT_EQ(dot_bytes(0x04030201u, 0xff010203u, 5u), 5u + 3 + 4 + 3 + 4 * 255);
   EXPECT_EQ(dot_words(0x00020001u, 0x20000003u, 0x1f030201u, 7u), 7u + 1 + 4 + 9 + 0x2000u * 31);
 }

@@ -7,6 +7,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -80,12 +81,12 @@ void check_tiles(Random& random, ElementType type, float limit) {
         continue;
       }
       const float x = value(wide[static_cast<std::size_t>((1 + token) * stride + dim + channel)]);
-      const int tile = (token - first) / 16 * (dim / 16) + channel / 16;
+      const int run = (token - first) / 16 * ((dim / 16 + 3) / 4) + channel / 64;
       const int lane = cuda::fragment_place(R, outer, inner).lane;
       if (holds(x, limit))
         ASSERT_EQ(stored, to_f16(x).bits) << "token " << token << ", channel " << channel;
       else
-        expected[static_cast<std::size_t>(tile % warps * 32 + lane)] = 1;
+        expected[static_cast<std::size_t>(run % warps * 32 + lane)] = 1;
     }
   ASSERT_EQ(found, expected);
 }
@@ -103,7 +104,7 @@ TEST(InputTilesAgreement, AreFullTilesOfHalves) {
 }
 
 /// The largest that is held and the least that is not; infinity and NaN; of either sign.
-TEST(InputTiles, ExcessIsAMagnitudeAboveTheLimit) {
+TEST(InputTiles, MostTellsWhatIsAboveTheLimit) {
   struct Case {
     ElementType type;
     float limit;
@@ -119,7 +120,11 @@ TEST(InputTiles, ExcessIsAMagnitudeAboveTheLimit) {
       for (int place = 0; place < 8; ++place) {
         cuda::detail::RawTile<cuda::Role::Keys> tile{};
         tile.word[place / 2] = bits << (16 * (place % 2));
-        ASSERT_EQ(tile.excess(0x7fffu - limit) != 0, (bits & 0x7fffu) > limit) << bits;
+        const std::uint32_t most = tile.most(limit * 0x10001u);
+        ASSERT_EQ(most >> (16 * (place % 2)) & 0xffffu,
+                  (bits & 0x7fffu) > 0x7c00u ? 0x7fffu : std::max(bits & 0x7fffu, limit))
+            << bits;
+        ASSERT_EQ(most >> (16 - 16 * (place % 2)) & 0xffffu, limit);
       }
   }
 }

@@ -75,9 +75,9 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
     shared.works = tokens > 0 && work.plan.fits;
     if (reports && tokens > 0 && !work.plan.fits)
-      record_error(threads, layer.record,
-                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence,
-                                  work.state.length));
+      record_error(
+          threads, layer.record,
+          sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence, work.state.length));
   }
   threads.sync();
   return shared.works;
@@ -99,17 +99,18 @@ KVTILT_HD constexpr NewTokens new_tokens_in(const AppendPlan& plan, std::int64_t
           until > from ? static_cast<int>(until - from) : 0};
 }
 
-/// Blocks of the tail with new tokens, or that are sealed: numbered from where the tail starts.
+/// Blocks of the tail with new tokens, or that are sealed: numbered from where the tail starts. One
+/// append has fewer than 2^31 tokens.
 struct TailBlocks {
-  std::int64_t first;
-  std::int64_t last;  ///< one past
+  std::int32_t first;
+  std::int32_t last;  ///< one past
 };
 
 KVTILT_HD constexpr TailBlocks tail_blocks(const AppendPlan& plan, int page_tokens) {
   const std::int64_t in_tail = plan.length + plan.tokens - plan.tail_start;
   const std::int64_t before = plan.length - plan.tail_start;
-  return {plan.seals > 0 || before < 0 ? 0 : before / page_tokens,
-          in_tail <= 0 ? 0 : (in_tail + page_tokens - 1) / page_tokens};
+  return {plan.seals > 0 || before < 0 ? 0 : static_cast<std::int32_t>(before / page_tokens),
+          in_tail <= 0 ? 0 : static_cast<std::int32_t>((in_tail + page_tokens - 1) / page_tokens)};
 }
 
 /// The page of the pool that page `index` is sealed into, at the head's block.
@@ -168,7 +169,7 @@ struct SealJob {
 /// tail for a page that is kept: then its tokens are visible to all, and the job is to seal it.
 template <class Threads>
 KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
-                          const AppendHead& work, std::int64_t index, std::byte* staged,
+                          const AppendHead& work, std::int32_t index, std::byte* staged,
                           SealJob& job) {
   const LayerStorage& layer = arguments.layer;
   const AppendPlan& plan = work.plan;
@@ -176,14 +177,15 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
   const NewTokens added =
       sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
-            : new_tokens_in(plan, plan.tail_start + index * layer.page_tokens, layer.page_tokens);
+            : new_tokens_in(plan, plan.tail_start + std::int64_t{index} * layer.page_tokens,
+                            layer.page_tokens);
   HalfBlock to;
   if (staged != nullptr) {
     to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
   } else {
-    std::byte* block = sinks ? layer.sinks(work.sequence)
-                             : layer.tail(work.sequence, work.state.ring_head,
-                                          static_cast<int>(index % layer.ring_blocks));
+    std::byte* block =
+        sinks ? layer.sinks(work.sequence)
+              : layer.tail(work.sequence, work.state.ring_head, index % layer.ring_blocks);
     block += half.offset;
     to = {block + half.key.codes, block + half.value.codes};
   }
@@ -194,7 +196,7 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   job = {to.keys,
          to.values,
          &layer.head(PageKind::Sealed, work.head),
-         sealed_block(layer, work, static_cast<std::int32_t>(index)),
+         sealed_block(layer, work, index),
          0,
          1};
   return true;
@@ -215,7 +217,7 @@ KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& argume
                            const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
                            std::byte* staged) {
   KVTILT_DEVICE_LOOP
-  for (std::int64_t index = range.first; index < range.last; ++index) {
+  for (std::int32_t index = range.first; index < range.last; ++index) {
     if (index >= elsewhere.first && index < elsewhere.last) {
       index = elsewhere.last - 1;
       continue;

@@ -99,18 +99,15 @@ KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
   const int lane = threads.lane();
   const bool keys = task.role == Role::Keys;
   const int across = keys ? 4 : 2;  // channels of a lane in a tile
-  const int channel_tiles = tiles_along(task.dim());
-  const int tiles = tiles_along(tokens) * channel_tiles;
+  const int token = first + (keys ? lane / 4 * 2 : lane % 4 * 4);
+  const int channel = keys ? lane % 4 * 4 : lane / 4 * 2;
+  TileRuns run(tokens, task.dim(), threads.warp(), threads.thread_count() / warp_lanes);
   KVTILT_DEVICE_LOOP
-  for (int i = threads.warp() * 8; i < tiles * 8; ++i) {
-    const int tile = i / 8;
-    const int token_tile = tile / channel_tiles;
-    repair_element(
-        threads, layer, task,
-        first + token_tile * tile_extent + (keys ? lane / 4 * 2 : lane % 4 * 4) + i % 8 / across,
-        (tile - token_tile * channel_tiles) * tile_extent + (keys ? lane % 4 * 4 : lane / 4 * 2) +
-            i % 8 % across);
-    if (i % 8 == 7) i += (threads.thread_count() / warp_lanes - 1) * 8;
+  for (; run.find(); run.next()) {
+    KVTILT_DEVICE_LOOP
+    for (int i = 0; i < run.length() * 8; ++i)
+      repair_element(threads, layer, task, token + run.token_tile * tile_extent + i % 8 / across,
+                     channel + (run.channel_tile + i / 8) * tile_extent + i % 8 % across);
   }
 }
 
@@ -123,8 +120,8 @@ KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
                            const InputTask& task) {
   const std::int64_t address =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
-  int first = (tile_extent - task.slot % tile_extent) % tile_extent;  // token in a full tile
-  int last = task.count - (task.slot + task.count) % tile_extent;
+  int first = -task.slot & (tile_extent - 1);  // token in a full tile
+  int last = task.count - ((task.slot + task.count) & (tile_extent - 1));
   if (task.rows.type == ElementType::F32 || address % 8 != 0 || task.rows.token_stride % 4 != 0 ||
       last <= first)
     first = last = task.count;

@@ -32,9 +32,8 @@ namespace detail {
 /// Pages of new tokens alone that are kept: numbered from where the tail starts.
 KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens) {
   const std::int64_t before = plan.length - plan.tail_start;
-  std::int64_t first = before <= 0 ? 0 : (before + page_tokens - 1) / page_tokens;
-  if (first > plan.seals) first = plan.seals;
-  return {first, plan.seals};
+  const std::int64_t first = before <= 0 ? 0 : (before + page_tokens - 1) / page_tokens;
+  return {first > plan.seals ? plan.seals : static_cast<std::int32_t>(first), plan.seals};
 }
 
 }  // namespace detail
@@ -48,17 +47,20 @@ KVTILT_HD constexpr int pack_blocks(const AppendArguments& arguments, int units)
 template <class Threads>
 KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, int units) {
   const int heads = arguments.layer.kv_heads;
-  const int unit_index = threads.block() / heads;
+  // Unsigned divisions are shorter.
+  const unsigned block = static_cast<unsigned>(threads.block());
+  const int unit_index = static_cast<int>(block / static_cast<unsigned>(heads));
   const int head = threads.block() - unit_index * heads;
-  const int index = unit_index / units;
+  const int index =
+      static_cast<int>(static_cast<unsigned>(unit_index) / static_cast<unsigned>(units));
   const int unit = unit_index - index * units;
   if (!detail::plan_head(threads, arguments, index, head, unit == 0 && head == 0)) return;
   const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
   const detail::AppendHead& work = shared.work;
   const detail::TailBlocks pages = detail::new_pages(work.plan, shared.arguments.layer.page_tokens);
-  const std::int64_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
+  const std::int32_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
   const bool page = unit > 0;
-  const std::int64_t own = first + unit - 1;
+  const std::int32_t own = first + unit - 1;
   const bool idle = page && own >= pages.last;
   if (!idle)
     detail::fill_blocks(

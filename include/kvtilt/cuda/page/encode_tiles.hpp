@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
+#include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/cuda/unroll.hpp>
 
 #include <cstddef>
@@ -66,17 +67,19 @@ KVTILT_HD void store_plane(const EncodedTiles& codes, int below, std::byte* plan
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg)
       f[reg] = Only ? codes[tile][reg] : codes[tile][reg] >> below & mask;
+    // Sums of bits that do not meet: a shift and an addition are one instruction.
     if constexpr (Width == 8) {
-      words[2 * tile] = f[0] | f[1] << 8;
-      words[2 * tile + 1] = f[2] | f[3] << 8;
+      words[2 * tile] = f[0] + (f[1] << 8);
+      words[2 * tile + 1] = f[2] + (f[3] << 8);
     } else if constexpr (Width == 4) {
-      words[tile] = f[0] | f[1] << 4 | f[2] << 8 | f[3] << 12;
+      words[tile] = f[0] + (f[1] << 4) + (f[2] << 8) + (f[3] << 12);
     } else {
-      const std::uint32_t fields = f[0] | f[2] << Width | f[1] << (2 * Width) | f[3] << (3 * Width);
+      const std::uint32_t fields =
+          f[0] + (f[2] << Width) + (f[1] << (2 * Width)) + (f[3] << (3 * Width));
       constexpr int tiles_a_word = 4 / Width;
       const int place = tile % tiles_a_word;
       std::uint32_t& word = words[tile / tiles_a_word];
-      word = place == 0 ? fields : word | fields << (4 * Width * place);
+      word = place == 0 ? fields : word + (fields << (4 * Width * place));
     }
   }
   store_words<count>(plane, lane_words(matrix, Width), first_tile * Width / 4, lane, words);
@@ -108,100 +111,56 @@ KVTILT_HD inline void store_codes(const EncodedTiles& codes, int bits, std::byte
   if ((bits & 1) != 0) store_plane<1, false>(codes, 0, plane, matrix, first_tile, lane);
 }
 
-/// Walks tiles in the order of the planes.
-struct TileWalk {
-  int outer_tiles;
-  int group_tiles;
-  int pitch;  ///< entries of a band
-  bool along_outer;
-  int outer;
-  int inner;
-  int band;
-  int left;  ///< tiles of the group behind this one, along it
+/// What a lane needs of the groups of a tile. Along outer, groups stand as its registers do: see
+/// ColumnGroups.
+template <bool AlongOuter>
+struct LaneGroups {
+  static constexpr int held = AlongOuter ? 4 : 2;
+  GroupCode group[held];
 
-  KVTILT_HD TileWalk(const TensorLayout& packed, int tile)
-      : outer_tiles(tiles_along(packed.matrix.outer)),
-        group_tiles(tiles_along(packed.format.group)),
-        pitch(packed.pitch()),
-        along_outer(packed.group_along_outer),
-        outer(tile % outer_tiles),
-        inner(tile / outer_tiles) {
-    const int along = along_outer ? outer : inner;
-    band = along / group_tiles;
-    left = group_tiles - 1 - along % group_tiles;
-  }
-  KVTILT_HD int first_group() const {
-    return band * pitch + tile_extent * (along_outer ? inner : outer);
-  }
-  KVTILT_HD void next() {
-    ++outer;
-    const bool wraps = outer == outer_tiles;
-    if (wraps) {
-      outer = 0;
-      ++inner;
+  /// groups  of the tile
+  KVTILT_HD void load(const GroupCode* groups, int lane) {
+    struct alignas(16) Two {
+      GroupCode group[2];
+    };
+    const GroupCode* from = groups + (AlongOuter ? lane % 4 * 4 : lane / 4 * 2);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < held; i += 2) {
+      const Two two = reinterpret_cast<const Two*>(from)[i / 2];
+      group[i] = two.group[0];
+      group[i + 1] = two.group[1];
     }
-    if (along_outer && wraps) {
-      band = 0;
-      left = group_tiles - 1;
-    } else if (along_outer || wraps) {
-      if (--left < 0) {
-        ++band;
-        left = group_tiles - 1;
-      }
+  }
+
+  /// Codes of the four registers of a tile, two to a word. Under MinMax they need no clamp.
+  KVTILT_HD void encode(const Fragment& tile, int highest, std::uint32_t (&codes)[4]) const {
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg) {
+      const GroupCode& low = group[AlongOuter ? reg / 2 * 2 : reg % 2];
+      const GroupCode& high = group[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
+      codes[reg] = min_halves(
+          code_pair(multiply(subtract(low_half(tile.r[reg]), low.minimum), low.inverse),
+                    multiply(subtract(high_half(tile.r[reg]), high.minimum), high.inverse)),
+          static_cast<std::uint32_t>(highest) * 0x10001u);
     }
   }
 };
 
-/// Codes of the four registers of a tile, two to a word.
-template <bool AlongOuter>
-KVTILT_HD void encode_fragment(const Fragment& tile, const GroupCode* groups, int lane,
-                               const Format& format, std::uint32_t (&codes)[4]) {
-  // Along outer, groups stand as a lane's registers do: see ColumnGroups.
-  constexpr int held = AlongOuter ? 4 : 2;
-  GroupCode mine[held];
-  const GroupCode* from = groups + (AlongOuter ? lane % 4 * 4 : lane / 4 * 2);
-  KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < held; i += 2) {
-    struct alignas(16) Two {
-      GroupCode group[2];
-    };
-    const Two two = reinterpret_cast<const Two*>(from)[i / 2];
-    mine[i] = two.group[0];
-    mine[i + 1] = two.group[1];
-  }
-  KVTILT_DEVICE_UNROLL
-  for (int reg = 0; reg < 4; ++reg) {
-    const GroupCode low = mine[AlongOuter ? reg / 2 * 2 : reg % 2];
-    const GroupCode high = mine[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
-    float a = multiply(subtract(low_half(tile.r[reg]), low.minimum), low.inverse);
-    float b = multiply(subtract(high_half(tile.r[reg]), high.minimum), high.inverse);
-    if (format.rule == RangeRule::Centroids) {  // the scale may be tiny beside the range
-      a = a > 1.0f ? 1.0f : a;
-      b = b > 1.0f ? 1.0f : b;
-    }
-    codes[reg] = join_low(rounded_bits(a), rounded_bits(b));
-    if (format.rule != RangeRule::MinMax)
-      codes[reg] = clamp_pair(codes[reg], max_code(format.bits));
-  }
-}
-
 /// Codes of encoded_tiles tiles from `first` on, a multiple of that, in the order of the planes;
-/// zeros beyond the last. `groups`: [band][pitch].
-template <bool AlongOuter>
-KVTILT_HD void encode_tiles(const HalfTiles& half, const TensorLayout& packed,
+/// beyond the last, of some tile once more. `groups`: [band][pitch]. `Together` tiles share groups:
+/// 4 if map.fours.
+template <bool AlongOuter, int Together>
+KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
                             const GroupCode* groups, int first, int lane, EncodedTiles& codes) {
-  const int total = tile_count(packed.matrix);
-  TileWalk at(packed, first);
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < encoded_tiles; ++i) {
-    if (first + i < total) {
-      encode_fragment<AlongOuter>(half.load(half.index(at.outer, at.inner), lane),
-                                  groups + at.first_group(), lane, packed.format, codes[i]);
-    } else {
-      KVTILT_DEVICE_UNROLL
-      for (int reg = 0; reg < 4; ++reg) codes[i][reg] = 0;
-    }
-    at.next();
+  for (int i = 0; i < encoded_tiles; i += Together) {
+    const int from = first + i < map.total ? first + i : map.total - Together;
+    const TilePlace place = map.place<AlongOuter>(from);
+    LaneGroups<AlongOuter> mine;
+    mine.load(groups + place.group, lane);
+    KVTILT_DEVICE_UNROLL
+    for (int t = 0; t < Together; ++t)
+      mine.encode(half.load(place.half + t * map.outer_step, lane), max_code(bits), codes[i + t]);
   }
 }
 

@@ -5,6 +5,8 @@
 ///
 ///     groups along outer   a lane holds 4 groups, 8 lanes hold each (those of equal lane % 4)
 ///     groups along inner   a lane holds 2 groups, 4 lanes hold each (those of equal lane / 4)
+///
+/// A search takes too long to end once for each of these: for it, a lane reads half of one group.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -45,19 +47,39 @@ struct HalfTiles {
 /// What encoding needs of a group.
 struct alignas(8) GroupCode {
   float minimum;
-  float inverse;
+  float inverse;  ///< of the scale, in code units
 };
 
-/// The 16 groups of a warp. `first` and `count`: tiles along the group. `step`: from one of them to
-/// the next in HalfTiles.
+/// The 16 groups of a warp: tiles along the group.
 struct GroupTiles {
-  const HalfTiles& tiles;
-  int first;
+  const std::byte* first;
   int count;
-  int step;
+  int step;  ///< bytes from one to the next
   [[nodiscard]] KVTILT_HD Fragment load(int i, int lane) const {
-    return tiles.load(first + i * step, lane);
+    return reinterpret_cast<const Fragment*>(first + i * step)[lane];
   }
+};
+
+/// Smallest and largest of what a lane holds of two groups in halves, or one.
+struct PairRange {
+  std::uint32_t least;
+  std::uint32_t most;
+
+  KVTILT_HD void include(std::uint32_t a, std::uint32_t b) {
+    least = min_halves(min_halves(least, a), b);
+    most = max_halves(max_halves(most, a), b);
+  }
+  /// That of all lanes that differ in one bit of their number.
+  template <class Threads>
+  KVTILT_HD void join(const Threads& threads, int mask) {
+    least = min_halves(least, threads.shuffle_xor(least, mask));
+    most = max_halves(most, threads.shuffle_xor(most, mask));
+  }
+};
+
+/// Eight elements of one group: half of what a tile has of it.
+struct GroupShare {
+  std::uint32_t pair[4];
 };
 
 namespace detail {
@@ -65,6 +87,26 @@ namespace detail {
 /// The half of a word that a lane goes on with.
 KVTILT_HD inline F16 pick_half(std::uint32_t pair, int index) {
   return F16{static_cast<std::uint16_t>(index == 0 ? pair : pair >> 16)};
+}
+
+/// Ranges of the two pairs of registers that hold the same groups; those of a pair are `Apart`. Two
+/// tiles at a time: of an odd number the last twice.
+template <int Apart>
+KVTILT_HD void range_of_tiles(const GroupTiles& tiles, int lane, PairRange (&ranges)[2]) {
+  constexpr int second = 3 - Apart;  // first register of the other pair
+  ranges[0] = ranges[1] = {0x7c007c00u, 0xfc00fc00u};
+  const std::byte* at = tiles.first + lane * static_cast<int>(sizeof(Fragment));
+  const unsigned step = static_cast<unsigned>(tiles.step);
+  KVTILT_DEVICE_LOOP
+  for (int left = tiles.count; left > 0; left -= 2) {
+    const Fragment a = *reinterpret_cast<const Fragment*>(at);
+    const Fragment b = *reinterpret_cast<const Fragment*>(at + (left > 1 ? step : 0));
+    ranges[0].include(a.r[0], a.r[Apart]);
+    ranges[1].include(a.r[second], a.r[second + Apart]);
+    ranges[0].include(b.r[0], b.r[Apart]);
+    ranges[1].include(b.r[second], b.r[second + Apart]);
+    at += 2 * step;
+  }
 }
 
 /// Over the lanes of a group.
@@ -89,7 +131,6 @@ struct ColumnGroups {
   KVTILT_HD static int group(int lane) { return lane >> 3; }
   /// Two lanes finish each.
   KVTILT_HD static bool writes(int lane) { return (lane & 4) == 0; }
-  KVTILT_HD static int lane_of(int lane, int group) { return (lane & 3) | group << 3; }
   KVTILT_HD static bool mine(int held, int reg, int half) {
     return reg / 2 == held / 2 && half == held % 2;
   }
@@ -97,76 +138,36 @@ struct ColumnGroups {
   KVTILT_HD static void find_range(const Threads& threads, const GroupTiles& tiles, F16& low,
                                    F16& high) {
     const int lane = opaque(threads.lane());
-    Fragment tile = tiles.load(0, lane);
-    std::uint32_t least[2] = {min_halves(tile.r[0], tile.r[1]), min_halves(tile.r[2], tile.r[3])};
-    std::uint32_t most[2] = {max_halves(tile.r[0], tile.r[1]), max_halves(tile.r[2], tile.r[3])};
-    for (int i = 1; i < tiles.count; ++i) {
-      tile = tiles.load(i, lane);
-      KVTILT_DEVICE_UNROLL
-      for (int p = 0; p < 2; ++p) {
-        least[p] = min_halves(least[p], min_halves(tile.r[2 * p], tile.r[2 * p + 1]));
-        most[p] = max_halves(most[p], max_halves(tile.r[2 * p], tile.r[2 * p + 1]));
-      }
-    }
+    PairRange ranges[2];
+    detail::range_of_tiles<1>(tiles, lane, ranges);
+    // A lane goes on with one pair of groups, and gets what its neighbour has of that.
     const bool upper = (lane & 16) != 0;
-    std::uint32_t a = min_halves(upper ? least[1] : least[0],
-                                 threads.shuffle_xor(upper ? least[0] : least[1], 16));
-    std::uint32_t b =
-        max_halves(upper ? most[1] : most[0], threads.shuffle_xor(upper ? most[0] : most[1], 16));
-    a = min_halves(a, threads.shuffle_xor(a, 8));
-    b = max_halves(b, threads.shuffle_xor(b, 8));
-    a = min_halves(a, threads.shuffle_xor(a, 4));
-    b = max_halves(b, threads.shuffle_xor(b, 4));
-    low = detail::pick_half(a, lane >> 3 & 1);
-    high = detail::pick_half(b, lane >> 3 & 1);
+    PairRange range{min_halves(upper ? ranges[1].least : ranges[0].least,
+                               threads.shuffle_xor(upper ? ranges[0].least : ranges[1].least, 16)),
+                    max_halves(upper ? ranges[1].most : ranges[0].most,
+                               threads.shuffle_xor(upper ? ranges[0].most : ranges[1].most, 16))};
+    range.join(threads, 8);
+    range.join(threads, 4);
+    low = detail::pick_half(range.least, lane >> 3 & 1);
+    high = detail::pick_half(range.most, lane >> 3 & 1);
   }
 
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
-                              float minimum, float inverse) {
-    const int lane = opaque(threads.lane());
-    const bool second = (lane & 8) != 0;
-    const bool upper = (lane & 16) != 0;
-    std::uint32_t errors[min_mse_candidates] = {};  // of the group searched last
-    std::uint32_t halves[min_mse_candidates] =
-        {};  // of the lane's own half of the last register pair
-    std::uint32_t first[min_mse_candidates];
-    std::uint32_t lower[min_mse_candidates];
+  /// Which half of its group a lane searches: bytes to its first pair in a tile. The partner has the
+  /// other.
+  static constexpr int partner = 4;
+  KVTILT_HD static int share(int lane) { return (lane & 7) * 16 + (lane >> 4) * 8; }
+  KVTILT_HD static GroupShare load_share(const std::byte* share, int lane) {
+    struct alignas(8) Two {
+      std::uint32_t word[2];
+    };
+    const std::uint32_t half = (lane & 8) != 0 ? 0x7632u : 0x5410u;
+    GroupShare result;
     KVTILT_DEVICE_UNROLL
-    for (int p = 0; p < 2; ++p) {
-      KVTILT_DEVICE_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        KVTILT_DEVICE_UNROLL
-        for (int k = 0; k < min_mse_candidates; ++k) first[k] = errors[k];
-        const int from = lane_of(lane, 2 * p + half);
-        MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
-        KVTILT_DEVICE_LOOP
-        for (int i = 0; i < tiles.count; i += 2) {
-          const bool two = i + 1 < tiles.count;
-          const Fragment a = tiles.load(i, lane);
-          const Fragment b = tiles.load(two ? i + 1 : i, lane);
-          const std::uint32_t words[4] = {p == 0 ? a.r[0] : a.r[2], p == 0 ? a.r[1] : a.r[3],
-                                          p == 0 ? b.r[0] : b.r[2], p == 0 ? b.r[1] : b.r[3]};
-          group.add(half == 0 ? join_low(words[0], words[1]) : join_high(words[0], words[1]),
-                    half == 0 ? join_low(words[2], words[3]) : join_high(words[2], words[3]),
-                    two ? 4 : 2);
-        }
-        KVTILT_DEVICE_UNROLL
-        for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 2 * tiles.count);
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) {
-        lower[k] = halves[k];
-        halves[k] =
-            (second ? errors[k] : first[k]) + threads.shuffle_xor(second ? first[k] : errors[k], 8);
-      }
+    for (int i = 0; i < 4; ++i) {
+      const Two two = *reinterpret_cast<const Two*>(share + i * 128);
+      result.pair[i] = permute_bytes(two.word[0], two.word[1], half);
     }
-    KVTILT_DEVICE_UNROLL
-    for (int k = 0; k < min_mse_candidates; ++k) {
-      errors[k] =
-          (upper ? halves[k] : lower[k]) + threads.shuffle_xor(upper ? lower[k] : halves[k], 16);
-      errors[k] += threads.shuffle_xor(errors[k], 4);
-    }
-    return least_error(errors);
+    return result;
   }
 };
 
@@ -180,61 +181,58 @@ struct RowGroups {
 
   KVTILT_HD static int group(int lane) { return lane & 1; }
   KVTILT_HD static bool writes(int lane) { return (lane & 2) == 0; }
-  KVTILT_HD static int lane_of(int lane, int group) { return (lane & ~3) | group; }
   KVTILT_HD static bool mine(int held, int reg, int) { return reg % 2 == held; }
 
   KVTILT_HD static void find_range(const Threads& threads, const GroupTiles& tiles, F16& low,
                                    F16& high) {
     const int lane = opaque(threads.lane());
-    Fragment tile = tiles.load(0, lane);
-    std::uint32_t least[2] = {min_halves(tile.r[0], tile.r[2]), min_halves(tile.r[1], tile.r[3])};
-    std::uint32_t most[2] = {max_halves(tile.r[0], tile.r[2]), max_halves(tile.r[1], tile.r[3])};
-    for (int i = 1; i < tiles.count; ++i) {
-      tile = tiles.load(i, lane);
-      KVTILT_DEVICE_UNROLL
-      for (int row = 0; row < 2; ++row) {
-        least[row] = min_halves(least[row], min_halves(tile.r[row], tile.r[row + 2]));
-        most[row] = max_halves(most[row], max_halves(tile.r[row], tile.r[row + 2]));
-      }
-    }
-    std::uint32_t a = min_halves(join_low(least[0], least[1]), join_high(least[0], least[1]));
-    std::uint32_t b = max_halves(join_low(most[0], most[1]), join_high(most[0], most[1]));
-    a = min_halves(a, threads.shuffle_xor(a, 1));
-    b = max_halves(b, threads.shuffle_xor(b, 1));
-    a = min_halves(a, threads.shuffle_xor(a, 2));
-    b = max_halves(b, threads.shuffle_xor(b, 2));
-    low = detail::pick_half(a, lane & 1);
-    high = detail::pick_half(b, lane & 1);
+    PairRange ranges[2];
+    detail::range_of_tiles<2>(tiles, lane, ranges);
+    PairRange range{min_halves(join_low(ranges[0].least, ranges[1].least),
+                               join_high(ranges[0].least, ranges[1].least)),
+                    max_halves(join_low(ranges[0].most, ranges[1].most),
+                               join_high(ranges[0].most, ranges[1].most))};
+    range.join(threads, 1);
+    range.join(threads, 2);
+    low = detail::pick_half(range.least, lane & 1);
+    high = detail::pick_half(range.most, lane & 1);
   }
 
-  KVTILT_HD static int search(const Threads& threads, const GroupTiles& tiles, int bits,
-                              float minimum, float inverse) {
-    const int lane = opaque(threads.lane());
-    const bool odd = (lane & 1) != 0;
-    std::uint32_t errors[min_mse_candidates] = {};
-    std::uint32_t even[min_mse_candidates];
+  static constexpr int partner = 2;
+  KVTILT_HD static int share(int lane) {
+    return ((lane & ~3) + (lane >> 1 & 1)) * 16 + (lane & 1) * 4;
+  }
+  KVTILT_HD static GroupShare load_share(const std::byte* share, int) {
+    GroupShare result;
     KVTILT_DEVICE_UNROLL
-    for (int row = 0; row < 2; ++row) {
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) even[k] = errors[k];
-      const int from = lane_of(lane, row);
-      MinMseSearch group(opaque(bits), threads.shuffle(minimum, from), threads.shuffle(inverse, from));
-      KVTILT_DEVICE_LOOP
-      for (int i = 0; i < tiles.count; ++i) {
-        const Fragment tile = tiles.load(i, lane);
-        group.add(row == 0 ? tile.r[0] : tile.r[1], row == 0 ? tile.r[2] : tile.r[3], 4);
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int k = 0; k < min_mse_candidates; ++k) errors[k] = group.error(k, 4 * tiles.count);
-    }
-    KVTILT_DEVICE_UNROLL
-    for (int k = 0; k < min_mse_candidates; ++k) {
-      errors[k] = (odd ? errors[k] : even[k]) + threads.shuffle_xor(odd ? even[k] : errors[k], 1);
-      errors[k] += threads.shuffle_xor(errors[k], 2);
-    }
-    return least_error(errors);
+    for (int i = 0; i < 4; ++i)
+      result.pair[i] = *reinterpret_cast<const std::uint32_t*>(share + i / 2 * 32 + i % 2 * 8);
+    return result;
   }
 };
+
+/// Candidate of least error of the group that a lane finishes.
+template <class Groups, class Threads>
+KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int bits,
+                            float minimum, float inverse) {
+  const int lane = opaque(threads.lane());
+  MinMseSearch search(bits, minimum, inverse);
+  const std::byte* share = tiles.first + Groups::share(lane);
+  KVTILT_DEVICE_LOOP
+  for (int i = 0; i < tiles.count; ++i) {
+    const GroupShare elements = Groups::load_share(share, lane);
+    search.add(elements.pair[0], elements.pair[1]);
+    search.add(elements.pair[2], elements.pair[3]);
+    share += tiles.step;
+  }
+  std::uint32_t errors[min_mse_candidates];
+  KVTILT_DEVICE_UNROLL
+  for (int k = 0; k < min_mse_candidates; ++k) {
+    errors[k] = search.error(k, tiles.count * (tile_extent / 2));
+    errors[k] += threads.shuffle_xor(errors[k], Groups::partner);
+  }
+  return least_error(errors);
+}
 
 /// One bit. Rare: exact 64-bit sums, group by group.
 template <class Groups, class Threads>

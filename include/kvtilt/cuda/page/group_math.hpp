@@ -36,6 +36,26 @@ KVTILT_HD inline float subtract(float a, float b) {
 #endif
 }
 
+KVTILT_HD inline float multiply_add(float a, float b, float c) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(a), "f"(b), "f"(c));
+  return result;
+#else
+  return std::fma(a, b, c);
+#endif
+}
+
+KVTILT_HD inline float smaller(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("min.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return b < a ? b : a;
+#endif
+}
+
 KVTILT_HD inline F16 nearest_half(float x) {
 #if defined(__CUDA_ARCH__)
   F16 result;
@@ -83,25 +103,6 @@ KVTILT_HD inline std::uint32_t rounded_bits(float t) {
 #endif
 }
 
-/// The low bytes of four words.
-KVTILT_HD inline std::uint32_t join_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t c,
-                                          std::uint32_t d) {
-  return permute_bytes(permute_bytes(a, b, 0x0040), permute_bytes(c, d, 0x0040), 0x5410);
-}
-
-/// Two signed 16-bit integers clamped to 0..highest.
-KVTILT_HD inline std::uint32_t clamp_pair(std::uint32_t pair, int highest) {
-#if defined(__CUDA_ARCH__)
-  return __vimin_s16x2_relu(pair, static_cast<std::uint32_t>(highest) * 0x10001u);
-#else
-  const auto clamped = [highest](std::uint32_t bits) {
-    const int value = static_cast<std::int16_t>(static_cast<std::uint16_t>(bits));
-    return static_cast<std::uint32_t>(value < 0 ? 0 : value > highest ? highest : value);
-  };
-  return clamped(pair) | clamped(pair >> 16) << 16;
-#endif
-}
-
 /// sum + a[0] b[0] + a[1] b[1] + a[2] b[2] + a[3] b[3], unsigned bytes.
 KVTILT_HD inline std::uint32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t sum) {
 #if defined(__CUDA_ARCH__)
@@ -124,13 +125,15 @@ KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t seco
 }
 
 /// range_affine() of affine.hpp: the nearest fp16 of range / n is the smallest scale or the one
-/// below it.
+/// below it, as long as the quotient is off by less than half the distance of two fp16, 2^-12 of it.
 KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
 #if defined(__CUDA_ARCH__)
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
   const float range = subtract(widen(high), widen(minimum));
   const float levels = static_cast<float>(max_code(bits));
-  F16 scale = nearest_half(multiply(range, 1.0f / levels));
+  float part;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(part) : "f"(levels));
+  F16 scale = nearest_half(multiply(range, part));
   if (multiply(widen(scale), levels) < range) ++scale.bits;
   return {scale, minimum};
 #else
@@ -146,38 +149,37 @@ KVTILT_HD inline Affine fast_apply_min_mse(Affine range, float rise, float shrin
   return {nearest_half(multiply(scale, shrink)), minimum};
 }
 
-/// A candidate of the MinMse search as two multiply-adds. With u a whole number of units,
-///
-///     code = rint(n * saturate(u * slope + start))
-///
-/// is clamp((y*m + 2^14) >> 15, 0, n): what is rounded lies a quarter of the last place of y*m
-/// above it, so ties go up and nothing else is near one (group_math_test tries every u).
-struct alignas(8) CandidateLine {
-  float slope;
-  float start;
-};
+/// A code as an fp16 is that many of the smallest subnormal: the conversion from float rounds, half to
+/// even, and packs two.
+inline constexpr float code_unit = 0x1p-24f;
 
-KVTILT_HD constexpr CandidateLine candidate_line(const MinMseCandidate& candidate, int bits) {
-  const double unit = 1.0 / (32768.0 * max_code(bits));
-  return {static_cast<float>(candidate.multiplier * unit),
-          static_cast<float>((0.25 - static_cast<double>(candidate.offset) * candidate.multiplier) *
-                             unit)};
+/// Of t code units each, t < 1024: rint(t), 0 if negative. What is above gives no less than 1024.
+KVTILT_HD inline std::uint32_t code_pair(float low, float high) {
+#if defined(__CUDA_ARCH__)
+  std::uint32_t result;
+  asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+#else
+  return pack_halves(low > 0.0f ? low : 0.0f, high > 0.0f ? high : 0.0f);
+#endif
 }
 
-/// All candidates of a width, for kernels that learn the width at run time.
+/// The grid of the MinMse search. A candidate k = 3i + j is a multiply-add: with u a whole number,
+///
+///     code = rint(min(u, top(j)) * slope(i + j) + start(i, i + j)), 0 if negative, in code units
+///
+/// is clamp((y*m + 2^14) >> 15, 0, n). What is rounded is (y*m + 1/4) / 2^15: of fewer than 24 bits,
+/// so exact, never a tie, and ties of y*m go up. A code n ends where the range of the candidate
+/// does, which only j moves: group_math_test tries every u.
 struct SearchGrid {
-  CandidateLine lines[min_mse_candidates] = {};
-  std::uint32_t steps[min_mse_candidates] = {};
-  std::uint32_t offsets[min_mse_candidates] = {};
+  float slopes[5] = {};
   float rises[min_mse_candidates] = {};
   float shrinks[min_mse_candidates] = {};
 
   KVTILT_HD constexpr explicit SearchGrid(int bits) {
     for (int k = 0; k < min_mse_candidates; ++k) {
       const MinMseCandidate candidate = min_mse_candidate(bits, k);
-      lines[k] = candidate_line(candidate, bits);
-      steps[k] = static_cast<std::uint32_t>(candidate.step);
-      offsets[k] = static_cast<std::uint32_t>(candidate.offset);
+      slopes[k / 3 + k % 3] = static_cast<float>(candidate.multiplier) * 0x1p-15f * code_unit;
       rises[k] = candidate.rise;
       shrinks[k] = candidate.shrink;
     }
@@ -191,21 +193,24 @@ KVTILT_HD inline const SearchGrid& search_grid(int bits) {
   return grids[bits - 2];
 }
 
-/// Low 16 bits: the code.
-KVTILT_HD inline std::uint32_t candidate_code_bits(float units, CandidateLine line, float levels) {
-#if defined(__CUDA_ARCH__)
-  float part;
-  float result;
-  asm("fma.rn.sat.f32 %0, %1, %2, %3;" : "=f"(part) : "f"(units), "f"(line.slope), "f"(line.start));
-  asm("fma.rn.f32 %0, %1, %2, %3;" : "=f"(result) : "f"(part), "f"(levels), "f"(rounder));
-  return bit_cast<std::uint32_t>(result);
-#else
-  const float part = std::fma(units, line.slope, line.start);
-  return bit_cast<std::uint32_t>(std::fma(part < 0.0f   ? 0.0f
-                                          : part > 1.0f ? 1.0f
-                                                        : part,
-                                          levels, rounder));
-#endif
-}
+/// The whole numbers of a grid, in units of u.
+struct SearchSteps {
+  int levels;
+  int whole;  ///< step of i = j = 0
+  int pull;   ///< a step loses so much for each of i and j
+
+  KVTILT_HD constexpr explicit SearchSteps(int bits)
+      : levels(max_code(bits)), whole(1 << (13 - bits)), pull(0) {
+    pull = (bits == 2 ? 7 : bits == 3 ? 3 : 1) << (7 - bits);
+  }
+  [[nodiscard]] KVTILT_HD constexpr int step(int sum) const { return whole - sum * pull; }
+  [[nodiscard]] KVTILT_HD constexpr int offset(int i) const { return levels * i * pull; }
+  [[nodiscard]] KVTILT_HD constexpr float top(int j) const {
+    return static_cast<float>(levels * step(j));
+  }
+  [[nodiscard]] KVTILT_HD constexpr float start(int i, float slope) const {
+    return (0.25f * 0x1p-15f * code_unit) - static_cast<float>(offset(i)) * slope;
+  }
+};
 
 }  // namespace kvtilt::cuda

@@ -79,12 +79,11 @@ struct RawTile {
         word[i] = load_input(reinterpret_cast<const std::uint32_t*>(from + i * stride));
     }
   }
-  /// Not 0 if a magnitude is above the limit: it carries into the sign. `carry`: 0x7fff - limit.
-  [[nodiscard]] KVTILT_HD std::uint32_t excess(std::uint32_t carry) const {
-    std::uint32_t sums = 0;
+  /// The largest magnitudes of either half, as bits; 0x7fff where one is a NaN.
+  [[nodiscard]] KVTILT_HD std::uint32_t most(std::uint32_t so_far) const {
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < 4; ++i) sums |= (word[i] & 0x7fff7fffu) + carry * 0x10001u;
-    return sums & 0x80008000u;
+    for (int i = 0; i < 4; ++i) so_far = max_magnitudes(so_far, word[i]);
+    return so_far;
   }
   KVTILT_HD void widen_bf16() {
     KVTILT_DEVICE_UNROLL
@@ -97,68 +96,91 @@ struct RawTile {
   }
 };
 
-/// Full tiles of 16-bit elements, as one lane sees them.
+/// Runs of tiles that are neighbours along channels, shared out among warps.
+struct TileRuns {
+  static constexpr int longest = 4;
+  int token_tiles;
+  int channel_tiles;
+  int warps;
+  int token_tile = 0;
+  int channel_tile;
+
+  KVTILT_HD TileRuns(int tokens, int dim, int warp, int warps_all)
+      : token_tiles(tiles_along(tokens)),
+        channel_tiles(tiles_along(dim)),
+        warps(warps_all),
+        channel_tile(warp * longest) {}
+  /// Whether there is one for this warp. Subtractions: a division takes longer.
+  KVTILT_HD bool find() {
+    const int padded = (channel_tiles + longest - 1) & -longest;
+    KVTILT_DEVICE_LOOP
+    while (channel_tile >= padded) {
+      channel_tile -= padded;
+      ++token_tile;
+    }
+    return token_tile < token_tiles;
+  }
+  KVTILT_HD void next() { channel_tile += warps * longest; }
+  [[nodiscard]] KVTILT_HD int length() const {
+    return channel_tiles - channel_tile < longest ? channel_tiles - channel_tile : longest;
+  }
+};
+
+/// Tiles of 16-bit elements, as one lane sees them.
 template <Role R>
 struct TileCopy {
-  const std::uint16_t* rows;  ///< the lane's first element of tile 0
   std::int64_t stride;
-  Fragment* to;  ///< the lane's of tile 0
-  int channel_tiles;
-  std::uint32_t inverse;  ///< 2^20 / channel_tiles, rounded up: at most 64 x 36 tiles
-  std::uint32_t carry;
   bool bf16;
-  std::uint32_t bad;
+  std::uint32_t most;
 
-  /// Tiles `tile`, tile + step, ...: all are loaded before the first is stored.
+  /// Tiles that follow each other along channels: all are loaded before the first is stored.
   template <int Count>
-  KVTILT_HD void copy(int tile, int step) {
+  KVTILT_HD void copy(const std::uint16_t* from, Fragment* to) {
     RawTile<R> raw[Count];
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; ++i) {
-      const int number = tile + i * step;
-      const int token_tile = static_cast<int>(static_cast<std::uint32_t>(number) * inverse >> 20);
-      const int channel = (number - token_tile * channel_tiles) * tile_extent;
-      raw[i].load(rows + token_tile * (tile_extent * stride) + channel, stride);
+    for (int i = 0; i < Count; ++i) raw[i].load(from + i * tile_extent, stride);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < Count; ++i) most = raw[i].most(most);
+    if (bf16) {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < Count; ++i) raw[i].widen_bf16();
     }
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; ++i) {
-      bad |= raw[i].excess(carry);
-      if (bf16) raw[i].widen_bf16();
-      to[(tile + i * step) * warp_lanes] = raw[i].fragment();
-    }
+    for (int i = 0; i < Count; ++i) to[i * warp_lanes] = raw[i].fragment();
   }
 };
 
 /// Full tiles of the tokens from `first` on; slot + first and the number of tokens are multiples of
-/// 16, elements have 16 bits. A warp takes a tile at a time: stores are free of bank conflicts, and
-/// of global memory whole sectors are read. Returns whether this thread met an element that is not
-/// storable.
+/// 16, elements have 16 bits. A warp takes four tiles at a time: stores are free of bank conflicts,
+/// and of global memory whole sectors are read. Returns whether this thread met an element that is
+/// not storable.
 template <Role R, class Threads>
 KVTILT_HD bool write_tiles(const Threads& threads, const InputTask& task, int first, int tokens) {
   const int lane = threads.lane();
-  const int channel_tiles = tiles_along(task.dim());
-  const int tiles = tiles_along(tokens) * channel_tiles;
-  const int warps = threads.thread_count() / warp_lanes;
   const std::int64_t stride = task.rows.token_stride;
-  TileCopy<R> lane_copy{
-      static_cast<const std::uint16_t*>(task.rows.data) + task.row(first) +
-          (R == Role::Keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
-          (R == Role::Keys ? lane % 4 * 4 : lane / 4 * 2),
-      stride,
-      reinterpret_cast<Fragment*>(task.tile((task.slot + first) / tile_extent, 0)) + lane,
-      channel_tiles,
-      static_cast<std::uint32_t>(((1 << 20) + channel_tiles - 1) / channel_tiles),
-      0x7fffu - limit_bits(task.rows.type, task.limit),
-      task.rows.type == ElementType::BF16,
-      0};
-  constexpr int together = 4;
-  int tile = threads.warp();
+  const std::uint16_t* const rows = static_cast<const std::uint16_t*>(task.rows.data) +
+                                    task.row(first) +
+                                    (R == Role::Keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
+                                    (R == Role::Keys ? lane % 4 * 4 : lane / 4 * 2);
+  Fragment* const slots =
+      reinterpret_cast<Fragment*>(task.tile(tiles_along(task.slot + first), 0)) + lane;
+  TileCopy<R> lane_copy{stride, task.rows.type == ElementType::BF16, 0};
+  TileRuns run(tokens, task.dim(), threads.warp(), threads.thread_count() / warp_lanes);
   KVTILT_DEVICE_LOOP
-  for (; tile + (together - 1) * warps < tiles; tile += together * warps)
-    lane_copy.template copy<together>(tile, warps);
-  KVTILT_DEVICE_LOOP
-  for (; tile < tiles; tile += warps) lane_copy.template copy<1>(tile, warps);
-  return lane_copy.bad != 0;
+  for (; run.find(); run.next()) {
+    const std::uint16_t* from =
+        rows + run.token_tile * (tile_extent * stride) + run.channel_tile * tile_extent;
+    Fragment* to = slots + (run.token_tile * run.channel_tiles + run.channel_tile) * warp_lanes;
+    if (run.length() == TileRuns::longest) {
+      lane_copy.template copy<TileRuns::longest>(from, to);
+      continue;
+    }
+    KVTILT_DEVICE_LOOP
+    for (int i = 0; i < run.length(); ++i)
+      lane_copy.template copy<1>(from + i * tile_extent, to + i * warp_lanes);
+  }
+  const std::uint32_t limit = limit_bits(task.rows.type, task.limit);
+  return (lane_copy.most & 0xffffu) > limit || lane_copy.most >> 16 > limit;
 }
 
 }  // namespace kvtilt::cuda::detail

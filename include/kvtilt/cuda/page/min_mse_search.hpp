@@ -6,8 +6,8 @@
 ///     step (step sum c^2 + 2 o sum c - 2 sum u c) + count o^2 - 2 o sum u
 ///
 /// and codes are bytes: dot product instructions add up four at a time. Sums are modulo 2^32; the
-/// differences of the errors fit. Cost per element and candidate: two multiply-adds, 3/4 byte
-/// permutes, 3/4 or 1 dot products.
+/// differences of the errors fit. Cost per element and candidate: a multiply-add, 1/2 conversion, 1/4
+/// byte permute, 3/4 or 1 dot products.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -23,41 +23,45 @@ class MinMseSearch {
  public:
   /// minimum, inverse  of the group's MinMax metadata
   KVTILT_HD MinMseSearch(int bits, float minimum, float inverse)
-      : grid_(search_grid(bits)),
-        levels_(static_cast<float>(max_code(bits))),
+      : steps_(bits),
         minimum_(minimum),
-        unit_(multiply(inverse, static_cast<float>(1 << (13 - bits)))) {}
+        unit_(multiply(inverse, static_cast<float>(1 << (13 - bits)))) {
+    const SearchGrid& grid = search_grid(bits);
+    KVTILT_DEVICE_UNROLL
+    for (int sum = 0; sum < 5; ++sum) slopes_[sum] = grid.slopes[sum];
+    KVTILT_DEVICE_UNROLL
+    for (int k = 0; k < min_mse_candidates; ++k)
+      starts_[k] = steps_.start(k / 3, slopes_[k / 3 + k % 3]);
+  }
 
-  /// Four elements; those from `count` on are as if they were not there.
-  KVTILT_HD void add(std::uint32_t first, std::uint32_t second, int count) {
+  /// Four elements.
+  KVTILT_HD void add(std::uint32_t first, std::uint32_t second) {
     const float values[4] = {low_half(first), high_half(first), low_half(second),
                              high_half(second)};
     std::uint32_t bits[4];
-    float units[4];
+    float units[3][4];  // up to the top of each j
     KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) {
       bits[e] = rounded_bits(multiply(subtract(values[e], minimum_), unit_));
 #if defined(__CUDA_ARCH__)
-      units[e] = subtract(bit_cast<float>(bits[e]), rounder);
+      units[0][e] = subtract(bit_cast<float>(bits[e]), rounder);
 #else
-      units[e] = static_cast<float>(bits[e]);
+      units[0][e] = static_cast<float>(bits[e]);
 #endif
-      // Code 0 under every candidate: it adds to no sum.
-      if (e >= count) {
-        bits[e] = 0;
-        units[e] = 0.0f;
-      }
+      units[1][e] = smaller(units[0][e], steps_.top(1));
+      units[2][e] = smaller(units[0][e], steps_.top(2));
     }
     const std::uint32_t low = join_low(bits[0], bits[1]);
     const std::uint32_t high = join_low(bits[2], bits[3]);
     total_ = dot_words(low, high, 0x01010101u, total_);
-    const SearchGrid& grid = *opaque(&grid_);  // read anew each time: 18 registers less
     KVTILT_DEVICE_UNROLL
     for (int k = 0; k < min_mse_candidates; ++k) {
-      std::uint32_t code[4];
+      float code[4];
       KVTILT_DEVICE_UNROLL
-      for (int e = 0; e < 4; ++e) code[e] = candidate_code_bits(units[e], grid.lines[k], levels_);
-      const std::uint32_t bytes = join_bytes(code[0], code[1], code[2], code[3]);
+      for (int e = 0; e < 4; ++e)
+        code[e] = multiply_add(units[k % 3][e], slopes_[k / 3 + k % 3], starts_[k]);
+      const std::uint32_t bytes =
+          permute_bytes(code_pair(code[0], code[1]), code_pair(code[2], code[3]), 0x6420);
       products_[k] = dot_words(low, high, bytes, products_[k]);
       squares_[k] = dot_bytes(bytes, bytes, squares_[k]);
       if (k >= 3) codes_[k] = dot_bytes(bytes, 0x01010101u, codes_[k]);  // the offset is not 0
@@ -66,17 +70,18 @@ class MinMseSearch {
 
   /// Squared error of a candidate less the sum of u^2, of the `count` elements that were added.
   [[nodiscard]] KVTILT_HD std::uint32_t error(int k, int count) const {
-    const std::uint32_t step = grid_.steps[k];
-    const std::uint32_t offset = grid_.offsets[k];
+    const std::uint32_t step = static_cast<std::uint32_t>(steps_.step(k / 3 + k % 3));
+    const std::uint32_t offset = static_cast<std::uint32_t>(steps_.offset(k / 3));
     return step * (step * squares_[k] + 2 * offset * codes_[k] - 2 * products_[k]) +
-           static_cast<std::uint32_t>(count) * offset * offset - 2 * offset * total_;
+           offset * (offset * static_cast<std::uint32_t>(count) - 2 * total_);
   }
 
  private:
-  const SearchGrid& grid_;
-  float levels_;
+  SearchSteps steps_;
   float minimum_;
   float unit_;
+  float slopes_[5];
+  float starts_[min_mse_candidates];
   std::uint32_t products_[min_mse_candidates] = {};
   std::uint32_t squares_[min_mse_candidates] = {};
   std::uint32_t codes_[min_mse_candidates] = {};

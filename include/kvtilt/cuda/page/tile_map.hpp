@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+/// Where the tiles of a sealed tensor, in the order of its planes, stand in 16 bits, and which groups
+/// are theirs. Computed once for a tensor: to ask costs a few multiplications and no division.
+#pragma once
+
+#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Divides by 1 to 64 what is at most 2^11: that times the error of the inverse, below 2^-20, is less
+/// than 1/64.
+struct Divisor {
+  int value;
+  std::uint32_t inverse;  ///< 2^20 / value, rounded up
+
+  KVTILT_HD constexpr explicit Divisor(int divisor)
+      : value(divisor),
+        inverse(((1u << 20) + static_cast<std::uint32_t>(divisor) - 1) /
+                static_cast<std::uint32_t>(divisor)) {}
+  [[nodiscard]] KVTILT_HD constexpr int quotient(int a) const {
+    return static_cast<int>(static_cast<std::uint32_t>(a) * inverse >> 20);
+  }
+};
+
+struct TilePlace {
+  int half;   ///< number in HalfTiles
+  int group;  ///< first of the tile's, in [band][pitch]
+};
+
+struct TileMap {
+  Divisor outer_tiles;
+  Divisor group_tiles;
+  int outer_step;  ///< from a tile to its neighbours in HalfTiles
+  int inner_step;
+  int pitch;  ///< groups of a band
+  int total;
+  bool along_outer;
+  /// Whether four tiles from a multiple of four on have the same groups, and are neighbours along
+  /// outer.
+  bool fours;
+
+  KVTILT_HD TileMap(const HalfTiles& half, const TensorLayout& packed)
+      : outer_tiles(half.outer_tiles),
+        group_tiles(packed.format.quantized() ? tiles_along(packed.format.group) : 1),
+        outer_step(half.index(1, 0)),
+        inner_step(half.index(0, 1)),
+        pitch(packed.pitch()),
+        total(half.outer_tiles * half.inner_tiles),
+        along_outer(packed.group_along_outer),
+        fours(along_outer && half.outer_tiles % 4 == 0 && group_tiles.value % 4 == 0) {}
+
+  template <bool AlongOuter>
+  [[nodiscard]] KVTILT_HD TilePlace place(int tile) const {
+    const int inner = outer_tiles.quotient(tile);
+    const int outer = tile - inner * outer_tiles.value;
+    const int band = group_tiles.quotient(AlongOuter ? outer : inner);
+    return {outer * outer_step + inner * inner_step,
+            band * pitch + tile_extent * (AlongOuter ? inner : outer)};
+  }
+};
+
+}  // namespace kvtilt::cuda
