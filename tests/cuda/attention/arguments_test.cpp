@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <type_traits>
+#include <vector>
 
 namespace kvtilt::cuda {
 namespace {
@@ -19,6 +21,19 @@ TEST(AttendArguments, CountRowsOfAKvHead) {
   arguments.queries = 5;
   EXPECT_EQ(arguments.ratio(), 3);
   EXPECT_EQ(arguments.rows(), 15);
+}
+
+TEST(AttendArguments, WorkspacePartsFollowEachOther) {
+  std::vector<float> memory(2 * 3 * 8 * (16 + 2) + 5);
+  const LaidOutWorkspace laid_out(memory.data(), 3, 8, 16, 5);
+  EXPECT_EQ(laid_out.parts.partial_outputs, memory.data());
+  EXPECT_EQ(laid_out.parts.partial_states - laid_out.parts.partial_outputs, 2 * 3 * 8 * 16);
+  EXPECT_EQ(reinterpret_cast<float*>(laid_out.parts.arrivals) - laid_out.parts.partial_states,
+            2 * 3 * 8 * 2);
+  EXPECT_EQ(laid_out.bytes, memory.size() * 4);
+  const LaidOutWorkspace measured(nullptr, 3, 8, 16, 5);
+  EXPECT_EQ(measured.bytes, laid_out.bytes);
+  EXPECT_EQ(measured.parts.arrivals, nullptr);
 }
 
 TEST(AttendArguments, AskForNothingSpecialUnlessTold) {

@@ -40,9 +40,26 @@ struct AttendRules {
 
 /// Memory of a launch that needs none of its bytes to survive, but starts as zeros once.
 struct AttendWorkspace {
-  float* partial_outputs = nullptr;   ///< [2 * blocks][8 rows][value_dim]
-  float* partial_states = nullptr;    ///< [2 * blocks][8 rows][maximum, sum]
+  float* partial_outputs = nullptr;   ///< [2 * blocks][rows][value_dim]
+  float* partial_states = nullptr;    ///< [2 * blocks][rows][maximum, sum]
   std::uint32_t* arrivals = nullptr;  ///< [items]; zeros between launches
+};
+
+/// The same in memory of the caller's; null: only how much it takes.
+struct LaidOutWorkspace {
+  AttendWorkspace parts;
+  std::size_t bytes;
+
+  /// rows  of a part, of which a block leaves two at the most
+  LaidOutWorkspace(void* memory, int blocks, int rows, int value_dim, std::size_t items) {
+    const std::size_t all = 2 * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(rows);
+    const std::size_t outputs = all * static_cast<std::size_t>(value_dim);
+    bytes = (outputs + 2 * all + items) * 4;
+    if (memory == nullptr) return;
+    parts.partial_outputs = static_cast<float*>(memory);
+    parts.partial_states = parts.partial_outputs + outputs;
+    parts.arrivals = reinterpret_cast<std::uint32_t*>(parts.partial_states + 2 * all);
+  }
 };
 
 /// One row of queries and of the output.

@@ -90,7 +90,7 @@ class Attention {
   /// Bytes of device memory that a launch needs. They must be zeros before the first launch, and
   /// are left ready for the next one; launches that may overlap need one each.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, int queries, int query_heads) const {
-    return layout_workspace(nullptr, sequences, queries, query_heads).second;
+    return layout_workspace(nullptr, sequences, queries, query_heads).bytes;
   }
 
   /// The newest `queries` tokens of each sequence ask; they have been appended.
@@ -164,23 +164,13 @@ class Attention {
     return {};
   }
 
-  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(void* memory,
-                                                                         int sequences, int queries,
-                                                                         int query_heads) const {
-    const std::size_t rows = 2 * static_cast<std::size_t>(blocks_) * item_rows;
+  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, int sequences, int queries,
+                                                  int query_heads) const {
     const std::size_t ratio = static_cast<std::size_t>(query_heads / shape_.kv_heads);
     const std::size_t items =
         static_cast<std::size_t>(sequences) * static_cast<std::size_t>(shape_.kv_heads) *
         ((ratio * static_cast<std::size_t>(queries) + item_rows - 1) / item_rows);
-    float* floats = static_cast<float*>(memory);
-    AttendWorkspace workspace;
-    const std::size_t outputs = rows * static_cast<std::size_t>(shape_.value_dim);
-    if (memory != nullptr) {
-      workspace.partial_outputs = floats;
-      workspace.partial_states = floats + outputs;
-      workspace.arrivals = reinterpret_cast<std::uint32_t*>(floats + outputs + 2 * rows);
-    }
-    return {workspace, (outputs + 2 * rows + items) * 4};
+    return LaidOutWorkspace(memory, blocks_, item_rows, shape_.value_dim, items);
   }
 
   LayerShape shape_;
@@ -207,7 +197,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
 
   AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
   arguments.workspace =
-      layout_workspace(workspace, batch.count, arguments.queries, queries.heads).first;
+      layout_workspace(workspace, batch.count, arguments.queries, queries.heads).parts;
   arguments.stages = stages_;
   kernel_<<<static_cast<unsigned>(blocks_), 32 * attend_warps, shared_bytes_(stages_, batch.count),
             stream>>>(arguments);

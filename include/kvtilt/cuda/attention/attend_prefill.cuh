@@ -72,7 +72,7 @@ class PrefillAttention {
   /// are left ready for the next one; launches that may overlap need one each.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, std::int64_t rows,
                                             int query_heads) const {
-    return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).second;
+    return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).bytes;
   }
 
   /// The next tokens of each sequence of a batch attend to what its layer holds and causally to
@@ -154,20 +154,10 @@ class PrefillAttention {
     return sequences + rows / tile_tokens(block_rows(), query_heads / shape_.kv_heads);
   }
 
-  [[nodiscard]] std::pair<AttendWorkspace, std::size_t> layout_workspace(void* memory,
-                                                                         std::int64_t tiles) const {
-    const std::size_t rows = 2 * static_cast<std::size_t>(blocks_ * block_rows());
-    const std::size_t outputs = rows * static_cast<std::size_t>(shape_.value_dim);
-    const std::size_t items =
-        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(shape_.kv_heads);
-    float* floats = static_cast<float*>(memory);
-    AttendWorkspace workspace;
-    if (memory != nullptr) {
-      workspace.partial_outputs = floats;
-      workspace.partial_states = floats + outputs;
-      workspace.arrivals = reinterpret_cast<std::uint32_t*>(floats + outputs + 2 * rows);
-    }
-    return {workspace, (outputs + 2 * rows + items) * 4};
+  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, std::int64_t tiles) const {
+    return LaidOutWorkspace(
+        memory, blocks_, block_rows(), shape_.value_dim,
+        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(shape_.kv_heads));
   }
 
   LayerShape shape_;
@@ -219,7 +209,7 @@ inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const 
         tile_tokens(block_rows(), ratio));
   PrefillArguments arguments{};
   arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
-  arguments.attend.workspace = layout_workspace(workspace, tiles).first;
+  arguments.attend.workspace = layout_workspace(workspace, tiles).parts;
   arguments.keys = keys;
   arguments.values = values;
   arguments.rows = {indptr, static_cast<int>(each)};

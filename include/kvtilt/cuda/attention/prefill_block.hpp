@@ -51,7 +51,8 @@ template <class Traits, class Threads>
 KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
                           const PrefillShared& shared, const PrefillSegment& segment, int unit,
                           int stage) {
-  std::byte* keys = threads.shared() + shared.stages + stage * Traits::stage_bytes;
+  std::byte* keys =
+      threads.shared() + shared.stages + static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
   std::byte* values = keys + unit_tiles * Traits::key_bytes;
   StagedTile* staged = reinterpret_cast<StagedTile*>(threads.shared() + shared.tiles);
   KVTILT_DEVICE_LOOP
@@ -60,8 +61,9 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
                                       segment.rows, segment.list, unit * unit_tiles + i);
     if (threads.lane() == 0)
       staged[stage * unit_tiles + i] = {tile.at.first_position, tile.at.tokens, tile.at.sink};
-    stage_tile<Traits>(threads, arguments, segment.rows, tile, keys + i * Traits::key_bytes,
-                       values + i * Traits::value_bytes);
+    stage_tile<Traits>(threads, arguments, segment.rows, tile,
+                       keys + static_cast<std::uint32_t>(i) * Traits::key_bytes,
+                       values + static_cast<std::uint32_t>(i) * Traits::value_bytes);
   }
 }
 
@@ -151,7 +153,8 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
     for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
       if (unit + 1 < segment.last)
         stage_unit<Traits>(threads, arguments, shared, segment, unit + 1, stage ^ 1);
-      const std::byte* keys = threads.shared() + shared.stages + stage * Traits::stage_bytes;
+      const std::byte* keys = threads.shared() + shared.stages +
+                              static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
       const std::byte* values = keys + unit_tiles * Traits::key_bytes;
       KVTILT_DEVICE_LOOP
       for (int first = 0; first < unit_tiles; first += Traits::score_tiles) {
@@ -161,13 +164,15 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
         for (int i = 0; i < Traits::score_tiles; ++i)
           special = special || plain.leaves(tiles[i].first_position, tiles[i].tokens, tile_extent);
         TileLogits<Traits> logits;
-        state.score(threads, queries, keys + first * Traits::key_bytes, logits);
+        state.score(threads, queries, keys + static_cast<std::uint32_t>(first) * Traits::key_bytes,
+                    logits);
         typename PrefillState<Traits>::Factors factors(rows, threads.lane());
         if (special)
           state.shape(threads, arguments.attend.rules, segment.rows, rows, tiles, masks, logits,
                       factors);
         state.raise(threads, logits, factors);
-        state.mix(threads, values + first * Traits::value_bytes, logits, factors);
+        state.mix(threads, values + static_cast<std::uint32_t>(first) * Traits::value_bytes, logits,
+                  factors);
       }
       threads.sync();
     }

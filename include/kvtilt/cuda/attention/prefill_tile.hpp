@@ -90,23 +90,6 @@ struct KeepAll {
   KVTILT_HD void operator()(Words&) const {}
 };
 
-/// Makes the values of tokens behind the first `tokens` of a tile 0.
-struct KeepTokens {
-  std::uint32_t keep[2];
-
-  KVTILT_HD KeepTokens(int lane, int tokens) {
-    // The lane holds tokens 4t to 4t + 3, the first and the third of them in R0 and R1.
-    const int held = tokens - lane % 4 * 4;
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < 2; ++i)
-      keep[i] = (i < held ? 0xffffu : 0u) | (i + 2 < held ? 0xffff0000u : 0u);
-  }
-  KVTILT_HD void operator()(Words& words) const {
-    KVTILT_DEVICE_UNROLL
-    for (int reg = 0; reg < 4; ++reg) words.word[reg] &= keep[reg / 2];
-  }
-};
-
 /// Writes `Count` fragments of a tile, [fragment][lane].
 template <int Count, class Threads, class Source, class Keep = KeepAll>
 KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to,

@@ -30,6 +30,23 @@ struct HalfFragments {
   }
 };
 
+/// Makes the values of tokens behind the first `tokens` of a tile 0.
+struct KeepTokens {
+  std::uint32_t keep[2];
+
+  KVTILT_HD KeepTokens(int lane, int tokens) {
+    // The lane holds tokens 4t to 4t + 3, the first and the third of them in R0 and R1.
+    const int held = tokens - lane % 4 * 4;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 2; ++i)
+      keep[i] = (i < held ? 0xffffu : 0u) | (i + 2 < held ? 0xffff0000u : 0u);
+  }
+  KVTILT_HD void operator()(Words& words) const {
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg) words.word[reg] &= keep[reg / 2];
+  }
+};
+
 /// Layers in 16 bits: the sealed pages of such a layer are taken a tile at a time.
 template <int KeyDim, int ValueDim = KeyDim, int PageTokens = 64>
 struct HalfTraits {
@@ -84,15 +101,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, c
   const float(&weight)[4] = scores.product[0];
   const std::uint32_t even = threads.transpose(pack_halves(weight[0], weight[1]));
   const std::uint32_t odd = threads.transpose(pack_halves(weight[2], weight[3]));
-  // This lane's values are of tokens 4t to 4t + 3; what lies in unused slots may be NaN.
-  std::uint32_t keep[2] = {0xffffffffu, 0xffffffffu};
-  if (tokens < tile_extent) {
-    const int first = lane % 4 * 4;
-    KVTILT_DEVICE_UNROLL
-    for (int parity = 0; parity < 2; ++parity)
-      keep[parity] = (first + parity < tokens ? 0xffffu : 0u) |
-                     (first + parity + 2 < tokens ? 0xffff0000u : 0u);
-  }
+  const KeepTokens keep(lane, tokens);  // what lies in unused slots may be NaN
   KVTILT_DEVICE_UNROLL
   for (int first = 0; first < channel_tiles; first += ahead) {
     Words words[ahead];
@@ -100,10 +109,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, c
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < channel_tiles) {
-        if (special) {
-          KVTILT_DEVICE_UNROLL
-          for (int reg = 0; reg < 4; ++reg) words[i].word[reg] &= keep[reg / 2];
-        }
+        if (special) keep(words[i]);
         threads.mma(state.output[first + i], words[i].word, even, odd);
       }
   }
