@@ -159,7 +159,7 @@ cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Reci
     part.tokens = step;
     part.data = static_cast<const std::byte*>(rows.data) +
                 static_cast<std::size_t>(done * stride) * element_bytes(type);
-    emulate_append({layer.storage(), {&slot, 1}, part, part, nullptr, step}, {});
+    emulate_append({layer.storage(), {&slot, 1}, part, part, {nullptr, step}}, {});
   }
   EXPECT_EQ(layer.state(0).length, tokens);
   const HeadLayout& head = layer.layout(PageKind::Tail).heads[0];
@@ -217,7 +217,7 @@ TEST(AppendHostile, WhatDoesNotFitChangesNothing) {
   const std::vector<std::int32_t> slots{0, 1};
   const std::vector<std::int32_t> indptr{0, 300, 310};
   const TensorView all(zeros.data(), 310, 2, 64);
-  emulate_append({program.device().storage(), {slots.data(), 2}, all, all, indptr.data(), 0}, {});
+  emulate_append({program.device().storage(), {slots.data(), 2}, all, all, {indptr.data(), 0}}, {});
   const cuda::DeviceRecord& record = program.device().record();
   EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
   EXPECT_EQ(record.count, 1u);
