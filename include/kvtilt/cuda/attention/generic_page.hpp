@@ -4,10 +4,8 @@
 /// pairs that have none of their own.
 ///
 /// A warp takes 16 tokens at a time (tile.hpp). A fragment is put together from its planes
-/// as bytes, and becomes fp16 in registers: z + s code, exact but for one rounding to 11 bits. A
-/// value that this would round to infinity becomes 65504, the largest that can have been stored: a
-/// scale is rounded up, so the last code may decode to 2^-10 of the range more. All switches are
-/// the same in all lanes.
+/// as bytes, and becomes fp16 in registers by decode_value(). All switches are the same in all
+/// lanes.
 ///
 /// Cost, counted in the assembler's listing for sm_90: for 16 tokens of 16 channels about 25
 /// instructions a plane and 20 to 25 to decode; for 16 tokens of 128 channels in single planes about
@@ -166,8 +164,7 @@ struct PageFragments {
           const std::uint32_t raised =
               permute_bytes(codes[reg / 2], 0x64646464u, reg % 2 == 0 ? 0x4240u : 0x4341u);
           const std::uint32_t code = fma_halves(raised, 0x3c003c00u, 0xe400e400u);
-          words[i].word[reg] =
-              min_halves(fma_halves(code, scale.pair[reg], minimum.pair[reg]), 0x7bff7bffu);
+          words[i].word[reg] = decode_value(code, scale.pair[reg], minimum.pair[reg]);
         }
       }
   }

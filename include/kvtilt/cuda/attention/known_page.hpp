@@ -33,12 +33,6 @@ KVTILT_HD void decode_codes(std::uint32_t first, std::uint32_t second, std::uint
   }
 }
 
-/// z + s code with one rounding. What that would make infinite becomes 65504: see generic_page.hpp.
-KVTILT_HD inline std::uint32_t decode_value(std::uint32_t code, std::uint32_t scale,
-                                            std::uint32_t minimum) {
-  return min_halves(fma_halves(code, scale, minimum), 0x7bff7bffu);
-}
-
 /// Word `word` of a lane in a plane whose words are all in runs of four.
 KVTILT_HD constexpr int run_offset(int word) { return word / 4 * 512 + word % 4 * 4; }
 

@@ -71,6 +71,14 @@ KVTILT_HD inline void expand_tile(const Words& words, int tile, std::uint32_t (&
   }
 }
 
+/// Codes to values in fp16: z + s code with one rounding. What that would make infinite becomes 65504,
+/// the largest that can have been stored: a scale is rounded up, so the last code may decode to 2^-10
+/// of the range more.
+KVTILT_HD inline std::uint32_t decode_value(std::uint32_t code, std::uint32_t scale,
+                                            std::uint32_t minimum) {
+  return min_halves(fma_halves(code, scale, minimum), 0x7bff7bffu);
+}
+
 /// Bits of the fp16 2^exponent, for -24 to 15.
 KVTILT_HD constexpr std::uint32_t half_power(int exponent) {
   return exponent >= -14 ? static_cast<std::uint32_t>(exponent + 15) << 10 : 1u << (exponent + 24);
