@@ -28,6 +28,7 @@ struct AttendItem {
     arguments.layer.key_dim = queries.dim;
     arguments.queries = static_cast<int>(queries.tokens);
     arguments.query_heads = queries.heads;
+    arguments.ratio = queries.heads;
     arguments.query = queries.data.data();
     arguments.query_type = ElementType::F32;
     arguments.query_token_stride = queries.heads * queries.dim;

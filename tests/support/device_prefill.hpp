@@ -57,7 +57,7 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   arguments.rows = {chunks.indptr.data(), 0};
   const int block_rows = launch.warps * Traits::warp_rows;
   const int count = device.batch().count;
-  const int ratio = arguments.attend.ratio();
+  const int ratio = arguments.attend.ratio;
   arguments.most_tiles =
       count + static_cast<int>(queries.tokens) / cuda::tile_tokens(block_rows, ratio);
 

@@ -101,15 +101,14 @@ class DeviceThreads {
 #endif
   }
 
-  // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these.
+  // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these, but
+  // for the first.
 
-  /// Once per stage, before the first copy; followed by sync_warp().
+  /// Once per stage, by one thread, before the first copy; followed by sync().
   __device__ void prepare_stage(std::uint64_t* barrier) const {
 #if __CUDA_ARCH__ >= 900
-    if (lane() == 0) {
-      asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)));
-      asm volatile("fence.mbarrier_init.release.cluster;");
-    }
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)));
+    asm volatile("fence.mbarrier_init.release.cluster;");
 #endif
   }
   /// Announces the bytes of the copies that follow, up to end_stage().

@@ -29,11 +29,10 @@ __global__ void attend_pages(const std::byte* pages, const uint2* query, float* 
   state.code_units = true;
   const AttendArguments unused_arguments{};
   const ItemRows unused_item{};
-  const PageSlot unused_slot{};
   KVTILT_DEVICE_UNROLL
   for (int page = 0; page < Pages; ++page)
     attend_page<Traits>(threads, unused_arguments, unused_item, pages + page * Traits::bytes,
-                        unused_slot, false, tile, state);
+                        0, Traits::page_tokens, false, tile, state);
   state.finish(threads);
   constexpr int tiles = Traits::State::tiles;
   float* own = out + threads.lane() * (tiles * 4 + 4);

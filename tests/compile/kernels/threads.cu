@@ -40,7 +40,8 @@ extern "C" __global__ void stages(const std::byte* from, std::uint32_t* sums, in
   const DeviceThreads threads;
   auto* const barriers = reinterpret_cast<std::uint64_t*>(threads.shared());
   std::byte* const room = threads.shared() + 128;
-  for (int stage = 0; stage < 2; ++stage) threads.prepare_stage(barriers + stage);
+  if (threads.thread() < 2) threads.prepare_stage(barriers + threads.thread());
+  threads.sync();
   threads.sync_warp();
   const auto fill = [&](int turn) {
     threads.begin_stage(barriers + turn % 2, 512);

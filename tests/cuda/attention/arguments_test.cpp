@@ -15,11 +15,16 @@ static_assert(std::is_trivially_copyable_v<AttendArguments>);
 static_assert(sizeof(AttendArguments) <= 4096);
 
 TEST(AttendArguments, CountRowsOfAKvHead) {
-  AttendArguments arguments{};
-  arguments.layer.kv_heads = 4;
-  arguments.query_heads = 12;
-  arguments.queries = 5;
-  EXPECT_EQ(arguments.ratio(), 3);
+  LayerStorage layer{};
+  layer.kv_heads = 4;
+  layer.key_dim = 16;
+  const float memory[1] = {};
+  float out[1] = {};
+  const AttendArguments arguments =
+      make_arguments(layer, {nullptr, 2}, TensorView(memory, 10, 12, 16),
+                     MutableTensorView(out, 10, 12, 16), nullptr, {});
+  EXPECT_EQ(arguments.queries, 5);
+  EXPECT_EQ(arguments.ratio, 3);
   EXPECT_EQ(arguments.rows(), 15);
 }
 

@@ -49,6 +49,7 @@ struct Warp {
   explicit Warp(Random& random) : queries(test::random_rows(random, Traits::warp_rows, 1, dim)) {
     arguments.attend.layer.kv_heads = 1;
     arguments.attend.query_heads = 1;
+    arguments.attend.ratio = 1;
     arguments.attend.query = queries.data.data();
     arguments.attend.query_type = ElementType::F32;
     arguments.attend.query_token_stride = dim;

@@ -63,6 +63,7 @@ struct Launch {
     for (std::byte*& pool : layer.pool) pool = memory;
     arguments.attend.batch = {slots.data(), count};
     arguments.attend.query_heads = layer.kv_heads * ratio;
+    arguments.attend.ratio = ratio;
     arguments.rows = {indptr.data(), 0};
     arguments.keys.tokens = indptr.back();
     arguments.most_tiles = count + indptr.back() / tile_tokens(block_rows, ratio);

@@ -28,6 +28,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   AttendArguments arguments{};
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
+  arguments.ratio = 3;
   arguments.queries = 5;
   const ItemRows item{3, 1, 8, 7, 100};
   for (int column = 0; column < item.rows; ++column) {

@@ -26,101 +26,165 @@ TEST(AttendRing, PartsOfSharedMemoryLieSideBySide) {
         const std::uint32_t rows = static_cast<std::uint32_t>(item_rows);
         EXPECT_EQ(Traits::stage_bytes % 16, 0u) << "bulk copies";
         EXPECT_GE(shared.barriers, rings * Traits::stage_bytes);
-        EXPECT_GE(shared.slots, shared.barriers + rings * 8);
+        EXPECT_GE(shared.units, shared.barriers + rings * 8);
         // Outputs of the warps lie where the rings were.
         EXPECT_GE(shared.barriers, static_cast<std::uint32_t>(warps) * rows *
                                        (128 + AttendShared::output_padding) * 4);
-        EXPECT_GE(shared.states, shared.slots + rings * sizeof(PageSlot));
+        EXPECT_GE(shared.states, shared.units + rings * sizeof(RingUnit));
         EXPECT_GE(shared.flag, shared.states + static_cast<std::uint32_t>(warps) * rows * 8);
-        EXPECT_GE(shared.segment, shared.flag + 4);
-        EXPECT_GE(shared.starts, shared.segment + AttendShared::segment_bytes);
-        EXPECT_GE(shared.bytes, shared.starts + static_cast<std::uint32_t>(sequences + 2) * 4);
-        for (const std::uint32_t part :
-             {shared.barriers, shared.slots, shared.states, shared.segment})
+        EXPECT_GE(shared.work, shared.flag + 4);
+        EXPECT_GE(shared.starts, shared.work + sizeof(BlockWork));
+        EXPECT_GE(shared.bytes, shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4);
+        for (const std::uint32_t part : {shared.barriers, shared.units, shared.states, shared.work})
           EXPECT_EQ(part % 16, 0u);
       }
 }
 
-/// A pool whose 16-byte words are numbered, and a table that reads it backwards.
+/// Blocks whose 16-byte words are numbered, and a sequence with a sink tile, three tail tiles and
+/// pages that its table reads backwards.
 template <class Traits>
 struct Pool {
   static constexpr int pages = 9;
-  static constexpr std::size_t head_offset = 64;
+  static constexpr int kv_heads = 3;
+  static constexpr int tail_tiles = 3;
+  static constexpr int sequence = 1;
+  static constexpr std::size_t tile_bytes =
+      half_tile_bytes(Traits::key_dim) + half_tile_bytes(Traits::value_dim);
+
   std::vector<Words> memory;
   std::vector<PageSlot> table;
   LayerStorage layer{};
+  Segment segment{};
 
-  Pool() {
-    const std::size_t block = head_offset + page_bytes();
-    memory.resize(pages * block / sizeof(Words));
+  explicit Pool(int head) : memory(1 << 18), table(2 * pages) {
     for (std::size_t i = 0; i < memory.size(); ++i)
       memory[i].word[0] = static_cast<std::uint32_t>(i);
-    layer.pool[static_cast<int>(PageKind::Sealed)] = reinterpret_cast<std::byte*>(memory.data());
-    layer.block_bytes[static_cast<int>(PageKind::Sealed)] = static_cast<std::int64_t>(block);
-    for (int i = 0; i < pages; ++i) table.push_back({1000 + 64 * i, pages - 1 - i, 64 - i});
+    layer.page_tokens = Traits::page_tokens;
+    layer.sink_tokens = 4;
+    layer.ring_blocks = 2;
+    const std::size_t block_tiles = std::size_t{Traits::page_tokens} / tile_extent;
+    const std::size_t sealed =
+        kv_heads * (Traits::page_units > 1 ? block_tiles * tile_bytes : head_bytes());
+    place(PageKind::Sealed, 0, sealed);
+    place(PageKind::Sinks, pages * sealed, kv_heads * tile_bytes);
+    place(PageKind::Tail, pages * sealed + 2 * kv_heads * tile_bytes,
+          kv_heads * block_tiles * tile_bytes);
+    for (int i = 0; i < pages; ++i)
+      table[static_cast<std::size_t>(pages + i)] = {1000 + 64 * i, pages - 1 - i, 64 - i};
+    layer.tables = table.data();
+    layer.table_stride = pages - 1;
+    segment.slot = sequence;
+    segment.sequence.first_page = 1;
+    segment.sequence.length = 5000;
+    segment.sequence.tail_start = 5000 - (tail_tiles * tile_extent - 1);
+    segment.sequence.ring_head = 1;
+    segment.counts = {1, tail_tiles, pages * Traits::page_units};
+    segment.rows.kv_head = head;
   }
-  static std::size_t page_bytes() { return std::size_t{Traits::page_units} * Traits::stage_bytes; }
-
-  /// Byte of word `word` of a unit in its page: keys of all its tiles lie before the values.
-  static std::size_t byte_in_page(int unit, std::size_t word) {
-    const std::size_t tile = static_cast<std::size_t>(unit % Traits::page_units);
-    const std::size_t at = word * 16;
-    if constexpr (Traits::page_units == 1)
-      return at;
+  static std::size_t head_bytes() {
+    if constexpr (Traits::page_units > 1)
+      return 0;
     else
-      return at < Traits::key_bytes ? tile * Traits::key_bytes + at
-                                    : Traits::page_units * Traits::key_bytes +
-                                          tile * Traits::value_bytes + at - Traits::key_bytes;
+      return Traits::head_bytes;
+  }
+
+  /// Byte of word `word` of a unit.
+  [[nodiscard]] std::size_t byte_of(int unit, std::size_t word) const {
+    const std::size_t head = static_cast<std::size_t>(segment.rows.kv_head);
+    const std::size_t block_tiles = std::size_t{Traits::page_tokens} / tile_extent;
+    const std::size_t at = word * 16;
+    if (unit == 0) return at_block(PageKind::Sinks, sequence) + head * tile_bytes + at;
+    if (unit <= tail_tiles)
+      return at_block(PageKind::Tail, 2 * sequence + 1) +
+             byte_in_tiles(head, block_tiles, static_cast<std::size_t>(unit) - 1, at);
+    const int in_pages = unit - 1 - tail_tiles;
+    const std::size_t page = at_block(PageKind::Sealed, pages - 1 - in_pages / Traits::page_units);
+    if constexpr (Traits::page_units > 1)
+      return page + byte_in_tiles(head, block_tiles,
+                                  static_cast<std::size_t>(in_pages % Traits::page_units), at);
+    else
+      return page + head * head_bytes() + at;
+  }
+  [[nodiscard]] RingUnit expected(int unit) const {
+    if (unit == 0) return {0, 4, 1};
+    if (unit <= tail_tiles)
+      return {segment.sequence.tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, 0};
+    const int in_pages = unit - 1 - tail_tiles;
+    const int page = in_pages / Traits::page_units;
+    const int slots = 64 / Traits::page_units;
+    const int first = in_pages % Traits::page_units * slots;
+    return {1000 + 64 * page + first, std::min(slots, 64 - page - first), 0};
+  }
+
+ private:
+  void place(PageKind kind, std::size_t at, std::size_t bytes) {
+    layer.pool[static_cast<int>(kind)] = reinterpret_cast<std::byte*>(memory.data()) + at;
+    layer.block_bytes[static_cast<int>(kind)] = static_cast<std::int64_t>(bytes);
+  }
+  [[nodiscard]] std::size_t at_block(PageKind kind, int index) const {
+    return static_cast<std::size_t>(layer.block(kind, index) -
+                                    reinterpret_cast<const std::byte*>(memory.data()));
+  }
+  /// Keys of all tiles of a head lie before the values.
+  static std::size_t byte_in_tiles(std::size_t head, std::size_t tiles, std::size_t tile,
+                                   std::size_t at) {
+    const std::size_t keys = half_tile_bytes(Traits::key_dim);
+    const std::size_t values = half_tile_bytes(Traits::value_dim);
+    return head * tiles * (keys + values) +
+           (at < keys ? tile * keys + at : tiles * keys + tile * values + at - keys);
   }
 };
 
 /// Two warps take every other unit, in order, and what they get is theirs until they release it.
 template <class Traits>
-void expect_units_in_order(int stages, int first_unit, int end) {
-  const Pool<Traits> pool;
+void expect_units_in_order(int stages, int first_unit, int last) {
+  Pool<Traits> pool(first_unit % Pool<Traits>::kv_heads);
+  pool.segment.first = first_unit;
+  pool.segment.last = last;
   const AttendShared shared = AttendShared::of<Traits>(2, stages, 1);
   test::emulate(1, 64, shared.bytes, [&](EmulatedThreads& threads) {
-    PageRing<Traits> ring(threads, shared, stages);
-    typename PageRing<Traits>::Source source{};
-    source.layer = &pool.layer;
-    source.table = pool.table.data();
-    source.head_offset = Pool<Traits>::head_offset;
-    source.next = first_unit + threads.warp();
-    source.end = end;
-    source.stride = 2;
+    UnitRing<Traits> ring(threads, shared, stages);
+    if (threads.warp() == 1) UnitRing<Traits>::prepare(threads, shared, stages);
+    threads.sync();
+    typename UnitRing<Traits>::Source source{&pool.layer, &pool.segment,
+                                             first_unit + threads.warp(), 2};
     source.load_slots(threads);
     EXPECT_EQ(ring.stages(), stages);
     for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
-    for (int unit = first_unit + threads.warp(); unit < end; unit += 2) {
+    for (int unit = first_unit + threads.warp(); unit < last; unit += 2) {
       ring.fetch(threads, source);
-      PageSlot slot{};
-      const std::byte* data = ring.take(threads, slot);
-      const PageSlot& expected = pool.table[static_cast<std::size_t>(unit / Traits::page_units)];
-      EXPECT_EQ(slot.page, expected.page) << "unit " << unit;
-      EXPECT_EQ(slot.first_position, expected.first_position);
-      EXPECT_EQ(slot.tokens, expected.tokens);
+      RingUnit taken{};
+      const std::byte* data = ring.take(threads, taken);
+      const RingUnit expected = pool.expected(unit);
+      EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
+      EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
+      EXPECT_EQ(taken.sink, expected.sink) << "unit " << unit;
+      const bool tile = unit <= Pool<Traits>::tail_tiles;
       for (std::size_t word = static_cast<std::size_t>(threads.lane());
-           word < Traits::stage_bytes / 16; word += 32) {
-        const std::size_t byte =
-            static_cast<std::size_t>(slot.page) * (Pool<Traits>::page_bytes() + 64) + 64 +
-            Pool<Traits>::byte_in_page(unit, word);
+           word < (tile ? Pool<Traits>::tile_bytes : Traits::unit_bytes) / 16; word += 32) {
         std::uint32_t number = 0;
         std::memcpy(&number, data + word * 16, sizeof number);
-        ASSERT_EQ(number, byte / 16) << "unit " << unit << ", word " << word;
+        ASSERT_EQ(number, pool.byte_of(unit, word) / 16) << "unit " << unit << ", word " << word;
       }
       ring.release(threads);
     }
-    EXPECT_GE(source.next, end) << "all was fetched";
+    EXPECT_GE(source.next, last) << "all was fetched";
   });
 }
 
 TEST(AttendRing, UnitsArriveInOrder) {
   for (const int stages : {2, 3, 4})
-    for (const int count : {0, 1, 2, 3, 9}) {
+    for (const int count : {0, 1, 2, 3, 9, 13}) {
       expect_units_in_order<PageTraits<4, 2, 64>>(stages, 0, count);
-      expect_units_in_order<PageTraits<4, 2, 64>>(stages, 9 - count, 9);
-      expect_units_in_order<HalfTraits<64, 32>>(stages, 3, 3 + 3 * count);
+      expect_units_in_order<PageTraits<4, 2, 64>>(stages, 13 - count, 13);
+      expect_units_in_order<PageTraits<8, 8, 128>>(stages, 0, count);
+      expect_units_in_order<HalfTraits<64, 32>>(stages, 3, 3 + 2 * count);
     }
+}
+
+TEST(AttendRing, StagesHoldEveryKindOfUnit) {
+  EXPECT_EQ((PageTraits<2, 2, 128>::stage_bytes), 16u * 256 * 2) << "a tile is more than a page";
+  EXPECT_EQ((PageTraits<8, 8, 128>::stage_bytes), (PageTraits<8, 8, 128>::unit_bytes));
 }
 
 }  // namespace

@@ -73,6 +73,7 @@ struct AttendArguments {
   Batch batch;
   int queries;  ///< newest tokens of each sequence that ask
   int query_heads;
+  int ratio;                    ///< query heads of a kv head
   const void* query = nullptr;  ///< [batch * queries, query_heads, key_dim]
   ElementType query_type = ElementType::F16;
   std::int64_t query_token_stride = 0;
@@ -90,8 +91,7 @@ struct AttendArguments {
   [[nodiscard]] KVTILT_HD std::int64_t output_offset(const RowPlace& place) const {
     return place.token * out_token_stride + place.head * out_head_stride;
   }
-  [[nodiscard]] KVTILT_HD int ratio() const { return query_heads / layer.kv_heads; }
-  [[nodiscard]] KVTILT_HD int rows() const { return ratio() * queries; }
+  [[nodiscard]] KVTILT_HD int rows() const { return ratio * queries; }
 };
 
 /// What is asked for: all but the workspace and the stages, which depend on the launch.
@@ -103,6 +103,7 @@ inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& ba
   arguments.batch = batch;
   arguments.queries = static_cast<int>(queries.tokens / batch.count);
   arguments.query_heads = queries.heads;
+  arguments.ratio = queries.heads / layer.kv_heads;
   arguments.query = queries.data;
   arguments.query_type = queries.type;
   arguments.query_token_stride = queries.token_stride;

@@ -125,6 +125,7 @@ class Attention {
     if (Traits::generic != generic || !fits<Traits>(shape_, recipes, page_tokens_)) return false;
     generic_ = generic;
     kernel_ = &attend_kernel<Traits>;
+    unit_bytes_ = Traits::unit_bytes;
     stage_bytes_ = Traits::stage_bytes;
     shared_bytes_ = [](int stages, int sequences) {
       return AttendShared::of<Traits>(attend_warps, stages, sequences).bytes;
@@ -137,7 +138,7 @@ class Attention {
     Result<DeviceLimits> limits = DeviceLimits::current();
     if (!limits) return std::move(limits).take_status();
     const MachineTraits machine = machine_traits(limits->architecture);
-    const int ring_bytes = attend_warps * static_cast<int>(stage_bytes_);
+    const int ring_bytes = attend_warps * static_cast<int>(unit_bytes_);
     int wanted = machine.attend_blocks;
     if (!generic_)
       wanted = std::clamp((machine.attend_bytes + ring_bytes / 2) / ring_bytes, 1, wanted);
@@ -154,7 +155,7 @@ class Attention {
       resident = 0;
     if (resident == 0)
       return Status::error(ErrorCode::Unsupported,
-                           "%d pages of %u bytes for each of %d warps do not fit the %d bytes of "
+                           "%d stages of %u bytes for each of %d warps do not fit the %d bytes of "
                            "shared memory of this device",
                            stages_, stage_bytes_, attend_warps, limits->shared_per_block);
     Result<int> fitting =
@@ -177,7 +178,8 @@ class Attention {
   int page_tokens_ = 0;
   bool generic_ = false;
   Kernel kernel_ = nullptr;
-  std::uint32_t stage_bytes_ = 0;
+  std::uint32_t unit_bytes_ = 0;   ///< of a sealed unit
+  std::uint32_t stage_bytes_ = 0;  ///< of a ring's stage
   std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
   int blocks_ = 0;
   int stages_ = 0;

@@ -118,14 +118,19 @@ KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, st
 template <class Threads>
 KVTILT_HD bool last_to_arrive(Threads& threads, std::uint32_t* arrivals, const ItemParts& parts,
                               std::uint32_t* flag) {
-  threads.fence();
   threads.sync();
-  if (threads.thread() == 0) *flag = threads.atomic_add(arrivals, 1);
+  if (threads.thread() == 0) {
+    threads.fence();  // what others of the block wrote before the sync, too
+    const bool last =
+        threads.atomic_add(arrivals, 1) == static_cast<std::uint32_t>(parts.last - parts.first);
+    if (last) {
+      threads.fence();
+      *arrivals = 0;
+    }
+    *flag = last ? 1 : 0;
+  }
   threads.sync();
-  if (*flag != static_cast<std::uint32_t>(parts.last - parts.first)) return false;
-  threads.fence();
-  if (threads.thread() == 0) *arrivals = 0;
-  return true;
+  return *flag != 0;
 }
 
 /// One row of all blocks' parts, block by block. Loads of several parts are in flight at a time.

@@ -43,6 +43,7 @@ struct PageTraits {
   static constexpr std::uint32_t value_codes = layout().value.codes;
   static constexpr std::uint32_t value_metadata = layout().value.metadata;
   static constexpr std::uint32_t bytes = static_cast<std::uint32_t>(layout().value.end());
+  static constexpr std::uint32_t head_bytes = static_cast<std::uint32_t>(layout().bytes());
 
   static_assert(lane_words({PageTokens, KeyDim}, KeyBits) % 4 == 0 &&
                     lane_words({ValueDim, PageTokens}, ValueBits) % 4 == 0,
@@ -50,7 +51,13 @@ struct PageTraits {
 
   static constexpr bool generic = false;
   static constexpr int page_units = 1;
-  static constexpr std::uint32_t stage_bytes = bytes;
+  static constexpr std::uint32_t unit_bytes = bytes;
+  /// A tile of 16 tokens in 16 bits fits, too.
+  static constexpr std::uint32_t stage_bytes = bytes > half_tile_bytes(KeyDim) +
+                                                           half_tile_bytes(ValueDim)
+                                                   ? bytes
+                                                   : half_tile_bytes(KeyDim) +
+                                                         half_tile_bytes(ValueDim);
 
   static constexpr int key_bands = PageTokens / KeyGroup;
   static constexpr int value_bands = ValueDim / ValueGroup;
@@ -285,12 +292,12 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScore
 /// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
 template <class Traits, class Threads>
 KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
-                           const std::byte* page, const PageSlot& slot, bool special,
-                           const QueryTile<Traits::key_dim>& query, typename Traits::State& state) {
+                           const std::byte* page, std::int64_t first_position, int tokens,
+                           bool special, const QueryTile<Traits::key_dim>& query,
+                           typename Traits::State& state) {
   PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
-  if (special)
-    scores.shape(arguments, item, threads.lane(), slot.first_position, slot.tokens, false);
+  if (special) scores.shape(arguments, item, threads.lane(), first_position, tokens, false);
   float largest[2];
   scores.largest(largest);
   ValueScales<Traits> scales;

@@ -79,11 +79,11 @@ KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
   const int warps = threads.thread_count() / warp_lanes;
   const int block_rows = warps * Traits::warp_rows;
   const int first = threads.warp() * Traits::warp_rows;
-  const int present = segment.rows.rows(attend.ratio());
+  const int present = segment.rows.rows(attend.ratio);
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
   const auto place = [&](int row) {
-    return RowOfTile::of(segment.rows, attend.ratio(), row).place;
+    return RowOfTile::of(segment.rows, attend.ratio, row).place;
   };
   const float* outputs = reinterpret_cast<const float*>(threads.shared());
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states);

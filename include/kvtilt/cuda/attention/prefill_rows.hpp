@@ -86,7 +86,7 @@ struct PrefillState {
     KVTILT_DEVICE_LOOP
     for (int eight = 0; eight < 2 * M; ++eight) {
       const int own = eight * 8 + lane / 4;
-      const RowOfTile row = RowOfTile::of(tile, attend.ratio(), first + own);
+      const RowOfTile row = RowOfTile::of(tile, attend.ratio, first + own);
       float channel[steps][4];
       std::uint32_t half[steps][2];
       load_query_row<steps>(attend, row.place, lane % 4 * 4, channel);

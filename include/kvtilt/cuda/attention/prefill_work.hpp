@@ -88,7 +88,8 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
                            layer.page_tokens / tile_extent);
   } else if (tile < list.past.total()) {
     found.source = TileSource::Half;
-    found.at = half_tile(layer, slot, state, list.past, tile - list.past.page_units);
+    found.at = half_tile(layer, layer.page_tokens, slot, state, list.past,
+                         tile - list.past.page_units);
   } else if (tile < list.total()) {
     found.source = TileSource::Chunk;
     found.at.index = list.chunk_first + tile - list.past.total();
@@ -115,7 +116,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   rows.sequence = sequence;
   rows.chunk_tokens = static_cast<int>(arguments.rows.count(sequence));
   rows.first_row = arguments.rows.first(sequence);
-  const int each = tile_tokens(block_rows, arguments.attend.ratio());
+  const int each = tile_tokens(block_rows, arguments.attend.ratio);
   rows.token = (tile - tile_starts[sequence]) * each;
   const int left = rows.chunk_tokens - rows.token;
   rows.tokens = left < each ? left : each;
@@ -131,7 +132,7 @@ template <class Threads>
 KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arguments,
                                    int block_rows, int* tile_starts, int* unit_starts) {
   const AttendArguments& attend = arguments.attend;
-  const int each = tile_tokens(block_rows, attend.ratio());
+  const int each = tile_tokens(block_rows, attend.ratio);
   if (arguments.rows.first(attend.batch.count) > arguments.keys.tokens) {
     if (threads.block() == 0 && threads.thread() == 0)
       record_error(threads, attend.layer.record,

@@ -49,11 +49,11 @@ struct ItemRows {
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return row / arguments.ratio();
+    return arguments.queries == 1 ? 0 : row / arguments.ratio;
   }
   [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return kv_head * arguments.ratio() + row % arguments.ratio();
+    return kv_head * arguments.ratio + row - query_token(arguments, column) * arguments.ratio;
   }
   [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
     return {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// A warp's private ring of pages on their way from device memory: while one is attended to, the
+/// A warp's private ring of units on their way from device memory: while one is attended to, the
 /// next ones arrive. No other warp is waited for.
 #pragma once
 
+#include <kvtilt/cuda/attention/segment.hpp>
 #include <kvtilt/cuda/attention/tile.hpp>
 
 #include <cstddef>
@@ -10,17 +11,23 @@
 
 namespace kvtilt::cuda {
 
+/// A unit whose bytes are in a ring. 16 bytes: one load.
+struct RingUnit {
+  std::int64_t first_position;  ///< of slot 0 in its text
+  std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
+  std::int32_t sink;            ///< whether it is of the sequence's first tokens
+};
+static_assert(sizeof(RingUnit) == 16);
+
 /// Where the parts of a block's shared memory begin.
 struct AttendShared {
   std::uint32_t barriers;  ///< rings lie before it: [warp][stage]; outputs of warps take turns
-  std::uint32_t slots;
+  std::uint32_t units;
   std::uint32_t states;  ///< [warp][item_rows][maximum, sum]
   std::uint32_t flag;
-  std::uint32_t segment;
-  std::uint32_t starts;  ///< [sequences + 1] units before each, and the plan's chunk
+  std::uint32_t work;    ///< BlockWork
+  std::uint32_t starts;  ///< [sequences + 1] units before each
   std::uint32_t bytes;
-
-  static constexpr std::uint32_t segment_bytes = 192;
 
   /// Makes columns of different lanes start in different banks.
   static constexpr int output_padding = 4;
@@ -33,46 +40,54 @@ struct AttendShared {
         static_cast<std::uint32_t>(warps * item_rows * (Traits::value_dim + output_padding) * 4);
     const std::uint32_t pages = rings * Traits::stage_bytes;
     shared.barriers = pages > outputs ? pages : outputs;
-    shared.slots = shared.barriers + (rings + 1) / 2 * 16;
-    shared.states = shared.slots + rings * 16;
+    shared.units = shared.barriers + (rings + 1) / 2 * 16;
+    shared.states = shared.units + rings * 16;
     shared.flag = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
-    shared.segment = shared.flag + 16;
-    shared.starts = shared.segment + segment_bytes;
-    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 2) * 4;
+    shared.work = shared.flag + 16;
+    shared.starts = shared.work + static_cast<std::uint32_t>(sizeof(BlockWork));
+    shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
     return shared;
   }
 };
 
 template <class Traits>
-class PageRing {
+class UnitRing {
  public:
   template <class Threads>
-  KVTILT_HD PageRing(Threads& threads, const AttendShared& shared, int stages)
+  KVTILT_HD UnitRing(const Threads& threads, const AttendShared& shared, int stages)
       : stages_(stages),
         first_(static_cast<std::uint32_t>(threads.warp() * stages)),
         barriers_(shared.barriers),
-        slots_(shared.slots) {
-    for (int stage = 0; stage < stages_; ++stage) threads.prepare_stage(barrier(threads, stage));
-    threads.sync_warp();
+        units_(shared.units) {}
+
+  /// The rings of all warps of a block: one warp does it, before a sync().
+  template <class Threads>
+  KVTILT_HD static void prepare(Threads& threads, const AttendShared& shared, int stages) {
+    const int rings = threads.thread_count() / warp_lanes * stages;
+    KVTILT_DEVICE_LOOP
+    for (int i = threads.lane(); i < rings; i += warp_lanes)
+      threads.prepare_stage(reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barriers) +
+                            i);
   }
 
-  /// Units `next`, `next` + stride, ... below `end` of a sequence's pages, from `table` on. The
-  /// slots of 32 units to come are in the lanes: a load for each would be waited for each time.
+  /// Units `next`, `next` + stride, ... of a segment. What the table says of 32 units to come is in
+  /// the lanes: a load for each would be waited for each time.
   struct Source {
     const LayerStorage* layer;
-    const PageSlot* table;
-    std::uint64_t head_offset;  ///< of the kv head in a page
+    const Segment* segment;
     int next;
-    int end;
     int stride;
     int lane_of_next = 0;
-    PageSlot slot;  ///< of unit next + (lane - lane_of_next) * stride
+    PageSlot slot{};  ///< of unit next + (lane - lane_of_next) * stride, if that is of a page
 
     template <class Threads>
     KVTILT_HD void load_slots(Threads& threads) {
       const int unit = next + threads.lane() * stride;
+      const int tiles = segment->counts.tiles();
       lane_of_next = 0;
-      if (unit < end) slot = table[unit / Traits::page_units];
+      if (unit >= tiles && unit < segment->last)
+        slot = layer->table(
+            segment->slot)[segment->sequence.first_page + (unit - tiles) / Traits::page_units];
     }
   };
 
@@ -81,23 +96,39 @@ class PageRing {
   /// Starts the next unit on its way, if there is one.
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads, Source& source) {
-    if (source.next < source.end) {
-      if (threads.lane() == source.lane_of_next) *slot(threads, fill_) = source.slot;
-      const std::byte* page =
-          source.layer->block(PageKind::Sealed,
-                              threads.shuffle(source.slot.page, source.lane_of_next)) +
-          source.head_offset;
-      std::byte* to = data(threads, fill_);
-      std::uint64_t* arrived = barrier(threads, fill_);
-      threads.begin_stage(arrived, Traits::stage_bytes);
-      if constexpr (Traits::page_units == 1) {
-        threads.copy_to_stage(to, page, Traits::stage_bytes, arrived);
+    if (source.next < source.segment->last) {
+      const LayerStorage& layer = *source.layer;
+      const Segment& segment = *source.segment;
+      const int in_pages = source.next - segment.counts.tiles();
+      if (in_pages < 0) {
+        const HalfTile tile = half_tile(layer, Traits::page_tokens, segment.slot, segment.sequence,
+                                        segment.counts, source.next);
+        if (threads.lane() == 0)
+          *unit(threads, fill_) = {tile.first_position, tile.tokens, tile.sink ? 1 : 0};
+        copy_tile(threads, tile.block, segment.rows.kv_head, tile.index, tile.of);
       } else {
-        const int tile = source.next % Traits::page_units;
-        const std::byte* values = page + Traits::page_units * Traits::key_bytes;
-        threads.copy_to_stage(to, page + tile * Traits::key_bytes, Traits::key_bytes, arrived);
-        threads.copy_to_stage(to + Traits::key_bytes, values + tile * Traits::value_bytes,
-                              Traits::value_bytes, arrived);
+        const std::byte* page =
+            layer.block(PageKind::Sealed, threads.shuffle(source.slot.page, source.lane_of_next));
+        const int index = in_pages % Traits::page_units;
+        if (threads.lane() == source.lane_of_next) {
+          constexpr int slots = Traits::page_tokens / Traits::page_units;
+          const int held = source.slot.tokens - index * slots;
+          *unit(threads, fill_) = {source.slot.first_position + index * slots,
+                                   held < 0       ? 0
+                                   : held < slots ? held
+                                                  : slots,
+                                   0};
+        }
+        if constexpr (Traits::page_units == 1) {
+          std::uint64_t* arrived = barrier(threads, fill_);
+          threads.begin_stage(arrived, Traits::unit_bytes);
+          threads.copy_to_stage(
+              data(threads, fill_),
+              page + static_cast<std::uint32_t>(segment.rows.kv_head) * Traits::head_bytes,
+              Traits::unit_bytes, arrived);
+        } else {
+          copy_tile(threads, page, segment.rows.kv_head, index, Traits::page_units);
+        }
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
       source.next += source.stride;
@@ -108,10 +139,10 @@ class PageRing {
 
   /// The oldest unit that was fetched, once it is there. Then release() it.
   template <class Threads>
-  KVTILT_HD const std::byte* take(Threads& threads, PageSlot& page) {
+  KVTILT_HD const std::byte* take(Threads& threads, RingUnit& taken) {
     threads.template wait_stage<1>(barrier(threads, use_), parity_);
     threads.sync_warp();
-    page = *slot(threads, use_);
+    taken = *unit(threads, use_);
     return data(threads, use_);
   }
   template <class Threads>
@@ -123,6 +154,24 @@ class PageRing {
   }
 
  private:
+  static constexpr std::uint32_t tile_keys = half_tile_bytes(Traits::key_dim);
+  static constexpr std::uint32_t tile_values = half_tile_bytes(Traits::value_dim);
+
+  /// Tile `index` of a 16-bit block of `of` tiles, laid out [kv head][keys | values]: keys, then
+  /// values.
+  template <class Threads>
+  KVTILT_HD void copy_tile(Threads& threads, const std::byte* block, int kv_head, int index,
+                           int of) {
+    const std::byte* keys =
+        block + static_cast<std::uint32_t>(kv_head * of) * (tile_keys + tile_values);
+    std::uint64_t* arrived = barrier(threads, fill_);
+    std::byte* to = data(threads, fill_);
+    threads.begin_stage(arrived, tile_keys + tile_values);
+    threads.copy_to_stage(to, keys + index * tile_keys, tile_keys, arrived);
+    threads.copy_to_stage(to + tile_keys, keys + of * tile_keys + index * tile_values, tile_values,
+                          arrived);
+  }
+
   // Offsets rather than pointers: they are half as many registers.
   template <class Threads>
   KVTILT_HD std::byte* data(Threads& threads, int stage) const {
@@ -133,14 +182,14 @@ class PageRing {
     return reinterpret_cast<std::uint64_t*>(threads.shared() + barriers_) + first_ + stage;
   }
   template <class Threads>
-  KVTILT_HD PageSlot* slot(Threads& threads, int stage) const {
-    return reinterpret_cast<PageSlot*>(threads.shared() + slots_) + first_ + stage;
+  KVTILT_HD RingUnit* unit(Threads& threads, int stage) const {
+    return reinterpret_cast<RingUnit*>(threads.shared() + units_) + first_ + stage;
   }
 
   int stages_;
   std::uint32_t first_;  ///< stage of all warps'
   std::uint32_t barriers_;
-  std::uint32_t slots_;
+  std::uint32_t units_;
   int fill_ = 0;
   int use_ = 0;
   std::uint32_t parity_ = 0;

@@ -11,11 +11,6 @@
 
 namespace kvtilt::cuda {
 
-/// Bytes of 16 tokens of one head in 16 bits.
-KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
-  return static_cast<std::uint32_t>(dim / tile_extent) * 512;
-}
-
 /// 16 tokens in 16 bits, in global or shared memory.
 struct HalfFragments {
   static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
@@ -59,7 +54,8 @@ struct HalfTraits {
   static constexpr int page_units = PageTokens / tile_extent;
   static constexpr std::uint32_t key_bytes = half_tile_bytes(KeyDim);
   static constexpr std::uint32_t value_bytes = half_tile_bytes(ValueDim);
-  static constexpr std::uint32_t stage_bytes = key_bytes + value_bytes;
+  static constexpr std::uint32_t unit_bytes = key_bytes + value_bytes;
+  static constexpr std::uint32_t stage_bytes = unit_bytes;
   using State = AttendState<ValueDim, 0, 1>;
 };
 

@@ -38,7 +38,7 @@ KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
     const int i = first + threads.lane();
     int sum = i < count ? starts[i + 1] : 0;
     KVTILT_DEVICE_LOOP
-    for (int distance = 1; distance < warp_lanes; distance *= 2) {
+    for (int distance = 1; distance < warp_lanes && distance < count; distance *= 2) {
       const int other = threads.shuffle(sum, threads.lane() - distance);
       if (threads.lane() >= distance) sum += other;
     }
@@ -72,6 +72,11 @@ KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const Sequenc
   return counts;
 }
 
+/// Bytes of 16 tokens of one head in 16 bits.
+KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
+  return static_cast<std::uint32_t>(dim / tile_extent) * 512;
+}
+
 /// A tile of 16 tokens of a block.
 struct HalfTile {
   const std::byte* block;       ///< with all kv heads
@@ -82,7 +87,8 @@ struct HalfTile {
   bool sink;
 };
 
-KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
+/// page_tokens  the layer's: where it is a constant, there is nothing to divide by
+KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, int sequence,
                                     const SequenceState& state, const UnitCounts& counts,
                                     int unit) {
   const bool sink = unit < counts.sink_tiles;
@@ -91,7 +97,7 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int sequence,
   const std::int64_t sink_end = state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
   const std::int64_t end = sink ? sink_end : state.length;
   const std::int64_t first = start + tile * tile_extent;
-  const int tiles_in_block = layer.page_tokens / tile_extent;
+  const int tiles_in_block = page_tokens / tile_extent;
   HalfTile found;
   found.first_position = first;
   found.tokens = end - first < tile_extent ? static_cast<int>(end - first) : tile_extent;

@@ -83,9 +83,10 @@ struct LayerStorage {
   [[nodiscard]] KVTILT_HD std::byte* sinks(int sequence) const {
     return block(PageKind::Sinks, sequence);
   }
-  /// Tail block `index` of a sequence, counted from where its tail starts.
+  /// Tail block `index` of a sequence, 0 to ring_blocks - 1, counted from where its tail starts.
   [[nodiscard]] KVTILT_HD std::byte* tail(int sequence, int ring_head, int index) const {
-    const int turned = (ring_head + index) % ring_blocks;
+    const int beyond = ring_head + index - ring_blocks;
+    const int turned = beyond < 0 ? beyond + ring_blocks : beyond;
     return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + turned);
   }
   [[nodiscard]] KVTILT_HD PageSlot* table(int sequence) const {

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+/// What a block has to do: its stretch of the line of units (work.hpp), item by item.
+#pragma once
+
+#include <kvtilt/cuda/attention/query.hpp>
+#include <kvtilt/cuda/attention/work.hpp>
+
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// Units of a sealed page.
+template <class Traits>
+KVTILT_HD int units_of_page(const LayerStorage& layer) {
+  if constexpr (Traits::generic)
+    return layer.page_tokens / tile_extent;
+  else
+    return Traits::page_units;
+}
+
+KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
+  return ceil_div(arguments.rows(), item_rows);
+}
+/// Items of one sequence.
+KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
+  return arguments.layer.kv_heads * row_tiles(arguments);
+}
+
+/// The line of a launch, planned anew by each block.
+struct AttendPlan {
+  WorkLine line;
+  int total;  ///< units, padded
+};
+
+/// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to
+/// load, the first units to wait for, parts to merge. About 8 us on an H200, at 0.5 us a unit.
+inline constexpr int item_cost = 16;
+
+/// Sequences up to which chunks are looked for: more of them fill the GPU either way.
+inline constexpr int max_chunked_sequences = 64;
+
+/// Whole chunks of an item that a block can take. A division would be 30 instructions, one after the
+/// other.
+struct Chunk {
+  int units;
+  float inverse;
+
+  KVTILT_HD explicit Chunk(int units_)
+      : units(units_), inverse(1.0f / static_cast<float>(units_)) {}
+
+  /// ceil(of / units), exact below 2^21 with chunks of up to 128.
+  [[nodiscard]] KVTILT_HD int count(int of) const {
+    return static_cast<int>((static_cast<float>(of + units - 1) + 0.5f) * inverse);
+  }
+};
+
+/// The smallest chunk, a multiple of `warps`, such that there is a block for each of `units`, [count],
+/// of `items` items; 0 if there is none. One warp. What Chunk does not count exactly is more than
+/// there are blocks, whatever the last digit.
+template <class Threads>
+KVTILT_HD int find_chunk(Threads& threads, const int* units, int count, int items, int warps) {
+  const int blocks = threads.block_count();
+  if (count > max_chunked_sequences || count * items > blocks) return 0;
+  const Chunk own((threads.lane() + 1) * warps);
+  int chunks = 0;
+  for (int i = 0; i < count; ++i) chunks += own.count(units[i]);
+  constexpr std::uint32_t none = 0xffffffffu;
+  const std::uint32_t least = threads.min_over_warp(
+      chunks * items <= blocks ? static_cast<std::uint32_t>(own.units) : none);
+  return least == none ? 0 : static_cast<int>(least);
+}
+
+/// How the line is cut, and units before each sequence of the batch, padding included. One warp;
+/// `starts`, shared, [sequences + 1], holds the units of each from index 1 on.
+///
+/// An item costs its block some microseconds however short it is. So where there is little to do,
+/// blocks get whole chunks of an item, the smallest for which there are blocks enough: no block has
+/// parts of two. Where there is much, they get equal stretches whatever item they end in.
+template <class Threads>
+KVTILT_HD AttendPlan plan_line(Threads& threads, int items, int count, int* starts) {
+  const int warps = threads.thread_count() / warp_lanes;
+  const int found = find_chunk(threads, starts + 1, count, items, warps);
+  const Chunk chunk(found > 0 ? found : 1);
+  threads.sync_warp();
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane() + 1; i <= count; i += warp_lanes) {
+    const int units = starts[i];
+    starts[i] = units == 0 ? 0 : found > 0 ? chunk.count(units) * chunk.units : units + item_cost;
+  }
+  threads.sync_warp();
+  sum_up(threads, starts, count);
+  threads.sync_warp();
+  AttendPlan plan{};
+  plan.total = starts[count] * items;
+  if (plan.total == 0) return plan;
+  if (found > 0)
+    plan.line = {chunk.count(starts[count]) * items, chunk.units, 0};
+  else
+    plan.line = WorkLine::make(plan.total, threads.block_count());
+  return plan;
+}
+
+/// A block's share of one item.
+struct Segment {
+  ItemRows rows;
+  int item_start;  ///< on the line
+  int item_end;    ///< with its padding
+  int item;        ///< number over the batch
+  int first;       ///< unit of the item
+  int last;        ///< one past
+  int slot;        ///< of the sequence
+  SequenceState sequence;
+  UnitCounts counts;
+};
+
+/// Rows of item `item` of a sequence; their length is for the caller to fill in.
+KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
+  ItemRows rows{};
+  rows.batch_index = sequence;
+  const int tiles = row_tiles(arguments);
+  rows.kv_head = tiles == 1 ? item : item / tiles;
+  rows.first_row = (item - rows.kv_head * tiles) * item_rows;
+  const int left = arguments.rows() - rows.first_row;
+  rows.rows = left < item_rows ? left : item_rows;
+  return rows;
+}
+
+/// The segment that begins at `unit` of the line.
+KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
+                                      int page_units, int unit, int end) {
+  const int items = items_per_sequence(arguments);
+  const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
+  Segment segment;
+  segment.slot = arguments.batch.slots[sequence];
+  segment.sequence = arguments.layer.states[segment.slot];
+  const int item_units = starts[sequence + 1] - starts[sequence];
+  const int sequence_start = starts[sequence] * items;
+  const int item = (unit - sequence_start) / item_units;
+  segment.item_start = sequence_start + item * item_units;
+  segment.item_end = segment.item_start + item_units;
+  segment.item = sequence * items + item;
+  segment.first = unit - segment.item_start;
+  segment.rows = item_rows_of(arguments, sequence, item);
+  segment.rows.length = segment.sequence.length;
+  segment.counts = count_units(arguments.layer, segment.sequence, page_units);
+  segment.last = end - segment.item_start;
+  if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
+  return segment;
+}
+
+/// What the threads of a block have to know: in shared memory, registers are for sums.
+struct BlockWork {
+  AttendPlan plan;
+  Segment segment;  ///< if there is one
+};
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/attention/segment.hpp>
+
+#include "support/emulated_threads.hpp"
+#include "support/random.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <tuple>
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+using test::EmulatedThreads;
+using test::Random;
+
+TEST(AttendSegment, ChunksAreCountedExactlyBelowTwoMillionUnits) {
+  Random random(1);
+  for (int units = 1; units <= 128; ++units) {
+    const Chunk chunk(units);
+    const auto expect = [&](int of) { ASSERT_EQ(chunk.count(of), ceil_div(of, units)) << of; };
+    for (int of = 0; of < 1000; ++of) expect(of);
+    const int last = (1 << 21) - 1;
+    for (int i = 0; i < 1000; ++i) expect(random.between(0, last));
+    for (int multiple = last / units * units, i = 0; i < 100; ++i, multiple -= units)
+      for (int of = multiple - 1; of <= multiple + 1 && of <= last; ++of) expect(of);
+  }
+}
+
+/// Sequences of a layer in the pages of 64 tokens that Traits stands for, one unit each.
+struct Launch {
+  std::vector<SequenceState> states;
+  std::vector<std::int32_t> slots;
+  AttendArguments arguments{};
+
+  Launch(const std::vector<std::int64_t>& lengths, int kv_heads, int ratio, int queries) {
+    LayerStorage& layer = arguments.layer;
+    layer.kv_heads = kv_heads;
+    layer.page_tokens = 64;
+    layer.sink_tokens = 4;
+    for (const std::int64_t length : lengths) {
+      slots.push_back(static_cast<std::int32_t>(states.size()));
+      SequenceState state{};
+      state.length = length;
+      state.tail_start = 4;
+      while (length - state.tail_start > 192) {
+        state.tail_start += 64;
+        ++state.page_end;
+      }
+      states.push_back(state);
+    }
+    layer.states = states.data();
+    arguments.batch = {slots.data(), static_cast<int>(slots.size())};
+    arguments.queries = queries;
+    arguments.ratio = ratio;
+    arguments.query_heads = ratio * kv_heads;
+  }
+  [[nodiscard]] int units(int sequence) const {
+    return count_units(arguments.layer, states[static_cast<std::size_t>(sequence)], 1).total();
+  }
+};
+
+/// What the blocks of a launch do, as one of them after the other plans it.
+struct Cover {
+  std::set<std::tuple<int, int, int, int>> seen;  // sequence, kv head, first row, unit
+  int blocks = 0;                                 // that have something to do
+  int most = 0;                                   // units of a block
+  int least = 0;
+  int most_items = 0;  // of a block
+
+  Cover(const Launch& launch, int block_count, int warps) {
+    const int count = launch.arguments.batch.count;
+    const std::size_t shared = static_cast<std::size_t>(count + 1) * 4;
+    test::emulate(block_count, 32 * warps, shared, [&](EmulatedThreads& threads) {
+      int* starts = reinterpret_cast<int*>(threads.shared());
+      for (int i = threads.thread(); i < count; i += threads.thread_count())
+        starts[i + 1] = launch.units(i);
+      threads.sync();
+      if (threads.warp() != 0) return;
+      const AttendPlan plan =
+          plan_line(threads, items_per_sequence(launch.arguments), count, starts);
+      if (threads.lane() == 0 && threads.block() < plan.line.blocks)
+        walk(launch, starts, plan.line, threads.block());
+    });
+  }
+
+ private:
+  void walk(const Launch& launch, const int* starts, const WorkLine& line, int block) {
+    int units = 0;
+    int items = 0;
+    for (int unit = line.start(block); unit < line.start(block + 1);) {
+      const Segment segment =
+          find_segment(launch.arguments, starts, 1, unit, line.start(block + 1));
+      EXPECT_EQ(segment.item_start + segment.first, unit);
+      EXPECT_EQ(segment.slot, segment.rows.batch_index);
+      EXPECT_EQ(segment.counts.total(), launch.units(segment.slot));
+      for (int i = segment.first; i < segment.last; ++i) {
+        EXPECT_TRUE(
+            seen.emplace(segment.slot, segment.rows.kv_head, segment.rows.first_row, i).second)
+            << "unit " << i << " twice";
+        ++units;
+      }
+      items += segment.first < segment.last ? 1 : 0;
+      unit = segment.item_end;
+    }
+    if (items == 0) return;
+    least = blocks == 0 || units < least ? units : least;
+    most = units > most ? units : most;
+    most_items = items > most_items ? items : most_items;
+    ++blocks;
+  }
+};
+
+TEST(AttendSegmentRandom, BlocksShareOutEveryUnitOnce) {
+  Random random(2);
+  for (int round = 0; round < 300; ++round) {
+    std::vector<std::int64_t> lengths;
+    const int count = random.chance(4) ? random.between(33, 80) : random.between(1, 12);
+    for (int i = 0; i < count; ++i)
+      lengths.push_back(random.chance(4) ? 0 : random.below(random.chance(3) ? 9000 : 400));
+    const Launch launch(lengths, random.between(1, 4), random.between(1, 12), random.between(1, 3));
+    const Cover cover(launch, random.between(1, 60), random.between(1, 4));
+    std::size_t expected = 0;
+    for (int i = 0; i < count; ++i)
+      expected += static_cast<std::size_t>(launch.units(i)) *
+                  static_cast<std::size_t>(items_per_sequence(launch.arguments));
+    EXPECT_EQ(cover.seen.size(), expected) << "round " << round;
+  }
+}
+
+TEST(AttendSegment, LittleWorkIsCutIntoWholeChunks) {
+  // 1 sink tile, 12 of the tail, 13 pages: 26 units for each of 8 heads.
+  const Launch launch({1024}, 8, 4, 1);
+  ASSERT_EQ(launch.units(0), 26);
+  const Cover wide(launch, 264, 4);
+  EXPECT_EQ(wide.blocks, 8 * 7) << "a unit for each warp";
+  EXPECT_EQ(wide.most, 4);
+  EXPECT_EQ(wide.most_items, 1);
+  const Cover narrow(launch, 20, 4);
+  EXPECT_EQ(narrow.blocks, 8 * 2) << "a third of a head for each would be 24 blocks";
+  EXPECT_EQ(narrow.most, 16);
+  EXPECT_EQ(narrow.most_items, 1);
+}
+
+TEST(AttendSegment, MuchWorkIsCutEvenly) {
+  const Launch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
+  const Cover cover(launch, 264, 4);
+  EXPECT_EQ(cover.blocks, 264);
+  EXPECT_LE(cover.most - cover.least, item_cost + 1) << "but for what an item costs";
+}
+
+TEST(AttendSegment, NothingToDoIsNoLine) {
+  const Launch launch({0, 0}, 2, 1, 1);
+  EXPECT_EQ(Cover(launch, 5, 2).blocks, 0);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda
