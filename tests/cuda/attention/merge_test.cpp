@@ -119,7 +119,9 @@ void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
   const ItemParts parts{3, 3 + blocks - 1, 7};
   test::emulate(blocks, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     Traits::State state = tokens.state(threads.block() * warps + threads.warp(), threads.lane());
-    store_warp<Traits>(threads, shared, state);
+    const int stage = 2 * threads.warp() + threads.warp() % 2;  // one of the ring's two
+    store_warp<Traits>(threads, shared, static_cast<std::uint32_t>(stage) * Traits::stage_bytes,
+                       state);
     threads.sync();
     for (int row = threads.warp(); row < item_rows; row += warps)
       store_part(threads, workspace, parts.slot(3 + threads.block()) * item_rows + row,

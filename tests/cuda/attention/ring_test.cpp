@@ -26,12 +26,11 @@ TEST(AttendRing, PartsOfSharedMemoryLieSideBySide) {
         const std::uint32_t rows = static_cast<std::uint32_t>(item_rows);
         EXPECT_EQ(Traits::stage_bytes % 16, 0u) << "bulk copies";
         EXPECT_GE(shared.barriers, rings * Traits::stage_bytes);
+        EXPECT_GE(Traits::stage_bytes, output_bytes(Traits::value_dim));
         EXPECT_GE(shared.units, shared.barriers + rings * 8);
-        // Outputs of the warps lie where the rings were.
-        EXPECT_GE(shared.barriers, static_cast<std::uint32_t>(warps) * rows *
-                                       (128 + AttendShared::output_padding) * 4);
         EXPECT_GE(shared.states, shared.units + rings * sizeof(RingUnit));
-        EXPECT_GE(shared.flag, shared.states + static_cast<std::uint32_t>(warps) * rows * 8);
+        EXPECT_GE(shared.outputs, shared.states + static_cast<std::uint32_t>(warps) * rows * 8);
+        EXPECT_GE(shared.flag, shared.outputs + static_cast<std::uint32_t>(warps) * 4);
         EXPECT_GE(shared.work, shared.flag + 4);
         EXPECT_GE(shared.starts, shared.work + sizeof(BlockWork));
         EXPECT_GE(shared.bytes, shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4);
@@ -48,15 +47,15 @@ struct Pool {
   static constexpr int kv_heads = 3;
   static constexpr int tail_tiles = 3;
   static constexpr int sequence = 1;
+  static constexpr std::int64_t tail_start = 5000 - (tail_tiles * tile_extent - 1);
   static constexpr std::size_t tile_bytes =
       half_tile_bytes(Traits::key_dim) + half_tile_bytes(Traits::value_dim);
 
   std::vector<Words> memory;
   std::vector<PageSlot> table;
   LayerStorage layer{};
-  Segment segment{};
 
-  explicit Pool(int head) : memory(1 << 18), table(2 * pages) {
+  Pool() : memory(1 << 18), table(2 * pages) {
     for (std::size_t i = 0; i < memory.size(); ++i)
       memory[i].word[0] = static_cast<std::uint32_t>(i);
     layer.page_tokens = Traits::page_tokens;
@@ -73,13 +72,20 @@ struct Pool {
       table[static_cast<std::size_t>(pages + i)] = {1000 + 64 * i, pages - 1 - i, 64 - i};
     layer.tables = table.data();
     layer.table_stride = pages - 1;
+  }
+  /// Units `first` to last - 1 of a kv head.
+  static Segment segment(int head, int first, int last) {
+    Segment segment{};
     segment.slot = sequence;
     segment.sequence.first_page = 1;
     segment.sequence.length = 5000;
-    segment.sequence.tail_start = 5000 - (tail_tiles * tile_extent - 1);
+    segment.sequence.tail_start = tail_start;
     segment.sequence.ring_head = 1;
     segment.counts = {1, tail_tiles, pages * Traits::page_units};
     segment.rows.kv_head = head;
+    segment.first = first;
+    segment.last = last;
+    return segment;
   }
   static std::size_t head_bytes() {
     if constexpr (Traits::page_units > 1)
@@ -89,8 +95,7 @@ struct Pool {
   }
 
   /// Byte of word `word` of a unit.
-  [[nodiscard]] std::size_t byte_of(int unit, std::size_t word) const {
-    const std::size_t head = static_cast<std::size_t>(segment.rows.kv_head);
+  [[nodiscard]] std::size_t byte_of(std::size_t head, int unit, std::size_t word) const {
     const std::size_t block_tiles = std::size_t{Traits::page_tokens} / tile_extent;
     const std::size_t at = word * 16;
     if (unit == 0) return at_block(PageKind::Sinks, sequence) + head * tile_bytes + at;
@@ -105,10 +110,9 @@ struct Pool {
     else
       return page + head * head_bytes() + at;
   }
-  [[nodiscard]] RingUnit expected(int unit) const {
+  static RingUnit expected(int unit) {
     if (unit == 0) return {0, 4, 1};
-    if (unit <= tail_tiles)
-      return {segment.sequence.tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, 0};
+    if (unit <= tail_tiles) return {tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, 0};
     const int in_pages = unit - 1 - tail_tiles;
     const int page = in_pages / Traits::page_units;
     const int slots = 64 / Traits::page_units;
@@ -135,50 +139,88 @@ struct Pool {
   }
 };
 
-/// Two warps take every other unit, in order, and what they get is theirs until they release it.
 template <class Traits>
-void expect_units_in_order(int stages, int first_unit, int last) {
-  Pool<Traits> pool(first_unit % Pool<Traits>::kv_heads);
-  pool.segment.first = first_unit;
-  pool.segment.last = last;
+void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit, const RingUnit& taken,
+                 const std::byte* data, int lane) {
+  const RingUnit expected = pool.expected(unit);
+  EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
+  EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
+  EXPECT_EQ(taken.sink, expected.sink) << "unit " << unit;
+  const bool tile = unit <= Pool<Traits>::tail_tiles;
+  for (std::size_t word = static_cast<std::size_t>(lane);
+       word < (tile ? Pool<Traits>::tile_bytes : Traits::unit_bytes) / 16; word += 32) {
+    std::uint32_t number = 0;
+    std::memcpy(&number, data + word * 16, sizeof number);
+    ASSERT_EQ(number, pool.byte_of(static_cast<std::size_t>(segment.rows.kv_head), unit, word) / 16)
+        << "unit " << unit << ", word " << word;
+  }
+}
+
+/// Two warps take every other unit of each segment, in order; what they get is theirs until they
+/// release it, and the free stage is, too, between segments.
+template <class Traits>
+void expect_units_in_order(int stages, const std::vector<Segment>& segments) {
+  const Pool<Traits> pool;
   const AttendShared shared = AttendShared::of<Traits>(2, stages, 1);
   test::emulate(1, 64, shared.bytes, [&](EmulatedThreads& threads) {
-    UnitRing<Traits> ring(threads, shared, stages);
+    UnitRing<Traits> ring(threads, shared, pool.layer, stages);
     if (threads.warp() == 1) UnitRing<Traits>::prepare(threads, shared, stages);
     threads.sync();
-    typename UnitRing<Traits>::Source source{&pool.layer, &pool.segment,
-                                             first_unit + threads.warp(), 2};
-    source.load_slots(threads);
-    EXPECT_EQ(ring.stages(), stages);
-    for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
-    for (int unit = first_unit + threads.warp(); unit < last; unit += 2) {
-      ring.fetch(threads, source);
-      RingUnit taken{};
-      const std::byte* data = ring.take(threads, taken);
-      const RingUnit expected = pool.expected(unit);
-      EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
-      EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
-      EXPECT_EQ(taken.sink, expected.sink) << "unit " << unit;
-      const bool tile = unit <= Pool<Traits>::tail_tiles;
-      for (std::size_t word = static_cast<std::size_t>(threads.lane());
-           word < (tile ? Pool<Traits>::tile_bytes : Traits::unit_bytes) / 16; word += 32) {
-        std::uint32_t number = 0;
-        std::memcpy(&number, data + word * 16, sizeof number);
-        ASSERT_EQ(number, pool.byte_of(unit, word) / 16) << "unit " << unit << ", word " << word;
+    const auto units_of = [&](const Segment& segment) {
+      return (segment.last - segment.first - threads.warp() + 1) / 2;
+    };
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      const Segment& segment = segments[i];
+      const std::uint32_t before = ring.free_stage();
+      ring.enter(threads, segment);
+      ring.fill(threads);
+      if (i > 0 && units_of(segments[i - 1]) >= stages - 1 && units_of(segment) >= stages - 1) {
+        EXPECT_EQ(ring.free_stage(), before) << "all but one stage were full";
       }
-      ring.release(threads);
+      ring.follow(i + 1 < segments.size() ? &segments[i + 1] : nullptr);
+      for (int unit = segment.first + threads.warp(); unit < segment.last; unit += 2) {
+        ring.fetch(threads);
+        RingUnit taken{};
+        const std::byte* data = ring.take(threads, taken);
+        expect_unit(pool, segment, unit, taken, data, threads.lane());
+        ring.release(threads);
+      }
+      std::byte* free = threads.shared() + ring.free_stage();
+      for (std::uint32_t at = static_cast<std::uint32_t>(threads.lane()); at < Traits::stage_bytes;
+           at += 32)
+        free[at] = std::byte{0xff};
+      threads.sync();
     }
-    EXPECT_GE(source.next, last) << "all was fetched";
   });
 }
 
 TEST(AttendRing, UnitsArriveInOrder) {
   for (const int stages : {2, 3, 4})
     for (const int count : {0, 1, 2, 3, 9, 13}) {
-      expect_units_in_order<PageTraits<4, 2, 64>>(stages, 0, count);
-      expect_units_in_order<PageTraits<4, 2, 64>>(stages, 13 - count, 13);
-      expect_units_in_order<PageTraits<8, 8, 128>>(stages, 0, count);
-      expect_units_in_order<HalfTraits<64, 32>>(stages, 3, 3 + 2 * count);
+      using Pages = PageTraits<4, 2, 64>;
+      expect_units_in_order<Pages>(stages, {Pool<Pages>::segment(0, 0, count)});
+      expect_units_in_order<Pages>(stages, {Pool<Pages>::segment(1, 13 - count, 13)});
+      using Large = PageTraits<8, 8, 128>;
+      expect_units_in_order<Large>(stages, {Pool<Large>::segment(2, 0, count)});
+      using Halves = HalfTraits<64, 32>;
+      expect_units_in_order<Halves>(stages, {Pool<Halves>::segment(1, 3, 3 + 2 * count)});
+    }
+}
+
+TEST(AttendRing, RunsAheadIntoTheSegmentsThatFollow) {
+  using Pages = PageTraits<4, 2, 64>;
+  using Halves = HalfTraits<64, 32>;
+  const auto cut = [](auto pool, const std::vector<int>& ends) {
+    std::vector<Segment> segments;
+    for (std::size_t i = 0; i + 1 < ends.size(); ++i)
+      segments.push_back(pool.segment(static_cast<int>(i) % 3, ends[i], ends[i + 1]));
+    return segments;
+  };
+  for (const int stages : {2, 3, 4})
+    for (const std::vector<int>& ends : std::vector<std::vector<int>>{
+             {0, 5, 9, 13}, {0, 1, 2, 3, 4, 5}, {2, 3, 5, 6, 13}, {0, 4, 6}}) {
+      expect_units_in_order<Pages>(stages, cut(Pool<Pages>(), ends));
+      expect_units_in_order<Halves>(stages, cut(Pool<Halves>(), ends));
     }
 }
 

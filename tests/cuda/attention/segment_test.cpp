@@ -92,20 +92,21 @@ struct Cover {
   void walk(const Launch& launch, const int* starts, const WorkLine& line, int block) {
     int units = 0;
     int items = 0;
-    for (int unit = line.start(block); unit < line.start(block + 1);) {
-      const Segment segment =
-          find_segment(launch.arguments, starts, 1, unit, line.start(block + 1));
-      EXPECT_EQ(segment.item_start + segment.first, unit);
+    const int end = line.start(block + 1);
+    BlockWork work{};
+    work.plan.line = line;
+    for (int turn = 0;; ++turn, ++items) {
+      work.find_segments(launch.arguments, starts, 1, block, turn);
+      const Segment& segment = work.segments[turn % 2];
+      if (!segment.exists()) break;
+      EXPECT_GE(segment.item_start + segment.first, line.start(block));
+      EXPECT_LE(segment.item_start + segment.last, end);
       EXPECT_EQ(segment.slot, segment.rows.batch_index);
       EXPECT_EQ(segment.counts.total(), launch.units(segment.slot));
-      for (int i = segment.first; i < segment.last; ++i) {
+      for (int i = segment.first; i < segment.last; ++i, ++units)
         EXPECT_TRUE(
             seen.emplace(segment.slot, segment.rows.kv_head, segment.rows.first_row, i).second)
             << "unit " << i << " twice";
-        ++units;
-      }
-      items += segment.first < segment.last ? 1 : 0;
-      unit = segment.item_end;
     }
     if (items == 0) return;
     least = blocks == 0 || units < least ? units : least;

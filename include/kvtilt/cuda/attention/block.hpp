@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 /// The attention kernel: one launch over sinks, sealed pages and tail of a batch. Each block takes
 /// its stretch of the line of units (work.hpp), its warps take units in turn, and the last
-/// block to finish an item merges what all of them left.
+/// block to finish an item merges what all of them left. While one segment of the stretch is
+/// finished, the first units of the next are on their way.
 #pragma once
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
@@ -15,7 +16,8 @@ namespace kvtilt::cuda {
 /// One warp's units of a segment, of any kind.
 template <class Traits, class Threads>
 KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arguments,
-                                    const Segment& segment, typename Traits::State& state) {
+                                    const Segment& segment, const QueryTile<Traits::key_dim>& query,
+                                    typename Traits::State& state) {
   const LayerStorage& layer = arguments.layer;
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
@@ -23,8 +25,6 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
   const int page_units = units_of_page<Traits>(layer);
   const int ahead = page_units > warps ? page_units : warps;
   const PageSlot* table = layer.table(segment.slot) + segment.sequence.first_page;
-  QueryTile<Traits::key_dim> query;
-  query.load(threads, arguments, rows);
   const PlainRange plain = rows.plain(arguments);
   KVTILT_DEVICE_LOOP
   for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
@@ -54,23 +54,14 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
 /// One warp's units of a segment.
 template <class Traits, class Threads>
 KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
-                            const Segment& segment, UnitRing<Traits>& ring,
-                            typename Traits::State& state) {
+                            const Segment& segment, const QueryTile<Traits::key_dim>& query,
+                            UnitRing<Traits>& ring, typename Traits::State& state) {
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
-  int unit = segment.first + threads.warp();
-
-  typename UnitRing<Traits>::Source source{&arguments.layer, &segment, unit, warps};
-  source.load_slots(threads);
-  KVTILT_DEVICE_LOOP
-  for (int stage = 1; stage < ring.stages(); ++stage) ring.fetch(threads, source);
-  QueryTile<Traits::key_dim> query;  // arrives no later than the first unit
-  query.load(threads, arguments, rows);
   const PlainRange plain = rows.plain(arguments);
-
   KVTILT_DEVICE_LOOP
-  for (; unit < segment.last; unit += warps) {
-    ring.fetch(threads, source);
+  for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
+    ring.fetch(threads);
     RingUnit taken;
     const std::byte* data = ring.take(threads, taken);
     const bool is_tile = Traits::page_units > 1 || unit < segment.counts.tiles();
@@ -110,15 +101,17 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
 }
 
 /// The warps' states become the item's output, or the block's part of it.
+///
+/// free  offset in shared memory: the warp leaves its outputs there
 template <class Traits, class Threads>
 KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments,
                               const AttendShared& shared, const WorkLine& line,
-                              const Segment& segment, typename Traits::State& state) {
+                              const Segment& segment, std::uint32_t free,
+                              typename Traits::State& state) {
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   const AttendWorkspace& workspace = arguments.workspace;
   const int warps = threads.thread_count() / warp_lanes;
-  threads.sync();  // all rings are empty
-  store_warp<Traits>(threads, shared, state);
+  store_warp<Traits>(threads, shared, free, state);
   threads.sync();
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.counts.total());
   const bool whole = parts.first == parts.last;
@@ -145,8 +138,6 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       AttendShared::of<Traits>(threads.thread_count() / warp_lanes, arguments.stages, count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   BlockWork& work = *reinterpret_cast<BlockWork*>(threads.shared() + shared.work);
-  [[maybe_unused]] UnitRing<Traits> ring(threads, shared, arguments.stages);
-
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count())
     starts[i + 1] =
@@ -158,36 +149,38 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       UnitRing<Traits>::prepare(threads, shared, arguments.stages);
   if (threads.warp() == 0) {
     const AttendPlan plan = plan_line(threads, items_per_sequence(arguments), count, starts);
-    if (threads.thread() == 0) {
-      work.plan = plan;
-      if (threads.block() < plan.line.blocks)
-        work.segment = find_segment(arguments, starts, page_units, plan.line.start(threads.block()),
-                                    plan.line.start(threads.block() + 1));
-    }
+    if (threads.lane() == 0) work.plan = plan;
   }
-  threads.sync();
-  write_empty_sequences<Traits>(threads, arguments, starts);
-  if (threads.block() >= work.plan.line.blocks) return;
 
-  const Segment& segment = work.segment;
+  [[maybe_unused]] UnitRing<Traits> ring(threads, shared, arguments.layer, arguments.stages);
+  std::uint32_t free = static_cast<std::uint32_t>(threads.warp()) * Traits::stage_bytes;
   KVTILT_DEVICE_LOOP
-  while (true) {
-    if (segment.first < segment.last) {  // not padding alone
-      typename Traits::State state;
-      state.clear();
-      if constexpr (Traits::generic)
-        attend_generic_units<Traits>(threads, arguments, segment, state);
-      else
-        attend_units<Traits>(threads, arguments, segment, ring, state);
-      finish_segment<Traits>(threads, arguments, shared, work.plan.line, segment, state);
-    }
-    const int next = segment.item_end;
-    if (next >= work.plan.line.start(threads.block() + 1)) return;
-    threads.hand_over_shared();
-    threads.sync();
+  for (int turn = 0;; ++turn) {
     if (threads.thread() == 0)
-      work.segment = find_segment(arguments, starts, page_units, next,
-                                  work.plan.line.start(threads.block() + 1));
+      work.find_segments(arguments, starts, page_units, threads.block(), turn);
+    threads.sync();
+    if (turn == 0) write_empty_sequences<Traits>(threads, arguments, starts);
+    const Segment& segment = work.segments[turn % 2];
+    const Segment& after = work.segments[(turn + 1) % 2];
+    if (!segment.exists()) return;
+    if constexpr (!Traits::generic) {
+      ring.enter(threads, segment);
+      ring.fill(threads);
+      ring.follow(after.exists() ? &after : nullptr);
+    }
+    QueryTile<Traits::key_dim> query;  // arrives no later than the first unit
+    query.load(threads, arguments, segment.rows);
+    typename Traits::State state;
+    state.clear();
+    if constexpr (Traits::generic) {
+      attend_generic_units<Traits>(threads, arguments, segment, query, state);
+    } else {
+      attend_units<Traits>(threads, arguments, segment, query, ring, state);
+      free = ring.free_stage();
+    }
+    finish_segment<Traits>(threads, arguments, shared, work.plan.line, segment, free, state);
+    if (!after.exists()) return;
+    threads.hand_over_shared();  // outputs lay where units will
     threads.sync();
   }
 }

@@ -181,9 +181,9 @@ struct GenericTraits {
   static constexpr int key_dim = KeyDim;
   static constexpr int value_dim = ValueDim;
   static constexpr bool generic = true;
-  // Pages are read where they lie.
+  // Pages are read where they lie: a stage is for outputs alone.
   static constexpr std::uint32_t unit_bytes = 0;
-  static constexpr std::uint32_t stage_bytes = 0;
+  static constexpr std::uint32_t stage_bytes = output_bytes(ValueDim);
   using State = AttendState<ValueDim, 0, 1>;
 
   // Sums and queries of large heads leave fewer registers for what is in flight, or fewer blocks.

@@ -42,15 +42,17 @@ struct RowPart {
   }
 };
 
-/// Leaves a warp's outputs and states in shared memory, where its ring was.
+/// Leaves a warp's outputs and states in shared memory, the outputs at offset `to`.
 template <class Traits, class Threads>
-KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared,
+KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared, std::uint32_t to,
                           typename Traits::State& state) {
-  constexpr int stride = Traits::value_dim + AttendShared::output_padding;
+  constexpr int stride = output_stride(Traits::value_dim);
   const int lane = threads.lane();
-  float* outputs = reinterpret_cast<float*>(threads.shared()) + threads.warp() * item_rows * stride;
+  float* outputs = reinterpret_cast<float*>(threads.shared() + to);
   float* states = reinterpret_cast<float*>(threads.shared() + shared.states);
   state.finish(threads);
+  if (lane == 0)
+    reinterpret_cast<std::uint32_t*>(threads.shared() + shared.outputs)[threads.warp()] = to;
   if (lane < 4)
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
@@ -71,9 +73,9 @@ template <class Traits, class Threads>
 KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendShared& shared,
                                                  int row) {
   using Part = RowPart<Traits::value_dim>;
-  constexpr int stride = Traits::value_dim + AttendShared::output_padding;
   const int warps = threads.thread_count() / warp_lanes;
-  const float* outputs = reinterpret_cast<const float*>(threads.shared()) + row * stride;
+  const std::uint32_t* outputs =
+      reinterpret_cast<const std::uint32_t*>(threads.shared() + shared.outputs);
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states) + row * 2;
   Part part;
   part.clear();
@@ -86,12 +88,13 @@ KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendS
   for (int warp = 0; warp < warps; ++warp) {
     const float factor = exp2_fast(states[warp * item_rows * 2] - part.maximum);
     part.total += states[warp * item_rows * 2 + 1] * factor;
+    const float* own = reinterpret_cast<const float*>(threads.shared() + outputs[warp]) +
+                       row * output_stride(Traits::value_dim);
     KVTILT_DEVICE_UNROLL
     for (int quad = 0; quad < Part::quads; ++quad)
       if (Part::holds(threads.lane(), quad))
-        part.add(*reinterpret_cast<const Quad*>(outputs + warp * item_rows * stride +
-                                                Part::channel(threads.lane(), quad)),
-                 quad, factor);
+        part.add(*reinterpret_cast<const Quad*>(own + Part::channel(threads.lane(), quad)), quad,
+                 factor);
   }
   return part;
 }

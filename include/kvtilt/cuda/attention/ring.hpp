@@ -19,30 +19,28 @@ struct RingUnit {
 };
 static_assert(sizeof(RingUnit) == 16);
 
-/// Where the parts of a block's shared memory begin.
+/// Where the parts of a block's shared memory begin. Stages of rings come first: [warp][stage].
 struct AttendShared {
-  std::uint32_t barriers;  ///< rings lie before it: [warp][stage]; outputs of warps take turns
-  std::uint32_t units;
-  std::uint32_t states;  ///< [warp][item_rows][maximum, sum]
+  std::uint32_t barriers;  ///< [warp][stage]
+  std::uint32_t units;     ///< [warp][stage]
+  std::uint32_t states;    ///< [warp][item_rows][maximum, sum]
+  std::uint32_t outputs;   ///< [warp]: where its outputs lie, in a stage that is free
   std::uint32_t flag;
   std::uint32_t work;    ///< BlockWork
   std::uint32_t starts;  ///< [sequences + 1] units before each
   std::uint32_t bytes;
 
-  /// Makes columns of different lanes start in different banks.
-  static constexpr int output_padding = 4;
-
+  /// stages  of a ring; a generic kernel has none, but one for outputs
   template <class Traits>
   KVTILT_HD static AttendShared of(int warps, int stages, int sequences) {
-    const std::uint32_t rings = static_cast<std::uint32_t>(warps * stages);
+    static_assert(Traits::stage_bytes >= output_bytes(Traits::value_dim));
+    const std::uint32_t all = static_cast<std::uint32_t>(Traits::generic ? warps : warps * stages);
     AttendShared shared;
-    const std::uint32_t outputs =  // of all warps, once the rings are empty
-        static_cast<std::uint32_t>(warps * item_rows * (Traits::value_dim + output_padding) * 4);
-    const std::uint32_t pages = rings * Traits::stage_bytes;
-    shared.barriers = pages > outputs ? pages : outputs;
-    shared.units = shared.barriers + (rings + 1) / 2 * 16;
-    shared.states = shared.units + rings * 16;
-    shared.flag = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
+    shared.barriers = all * Traits::stage_bytes;
+    shared.units = shared.barriers + (all + 1) / 2 * 16;
+    shared.states = shared.units + all * 16;
+    shared.outputs = shared.states + static_cast<std::uint32_t>(warps) * item_rows * 8;
+    shared.flag = shared.outputs + (static_cast<std::uint32_t>(warps) + 3) / 4 * 16;
     shared.work = shared.flag + 16;
     shared.starts = shared.work + static_cast<std::uint32_t>(sizeof(BlockWork));
     shared.bytes = shared.starts + static_cast<std::uint32_t>(sequences + 1) * 4;
@@ -50,12 +48,15 @@ struct AttendShared {
   }
 };
 
+/// It runs ahead of its warp, from the end of a segment into the one that follows.
 template <class Traits>
 class UnitRing {
  public:
   template <class Threads>
-  KVTILT_HD UnitRing(const Threads& threads, const AttendShared& shared, int stages)
-      : stages_(stages),
+  KVTILT_HD UnitRing(const Threads& threads, const AttendShared& shared, const LayerStorage& layer,
+                     int stages)
+      : layer_(layer),
+        stages_(stages),
         first_(static_cast<std::uint32_t>(threads.warp() * stages)),
         barriers_(shared.barriers),
         units_(shared.units) {}
@@ -70,50 +71,40 @@ class UnitRing {
                             i);
   }
 
-  /// Units `next`, `next` + stride, ... of a segment. What the table says of 32 units to come is in
-  /// the lanes: a load for each would be waited for each time.
-  struct Source {
-    const LayerStorage* layer;
-    const Segment* segment;
-    int next;
-    int stride;
-    int lane_of_next = 0;
-    PageSlot slot{};  ///< of unit next + (lane - lane_of_next) * stride, if that is of a page
-
-    template <class Threads>
-    KVTILT_HD void load_slots(Threads& threads) {
-      const int unit = next + threads.lane() * stride;
-      const int tiles = segment->counts.tiles();
-      lane_of_next = 0;
-      if (unit >= tiles && unit < segment->last)
-        slot = layer->table(
-            segment->slot)[segment->sequence.first_page + (unit - tiles) / Traits::page_units];
-    }
-  };
-
-  [[nodiscard]] KVTILT_HD int stages() const { return stages_; }
+  /// What is fetched from now on is of this segment: of its units those of the warp, one in as many
+  /// as there are warps.
+  template <class Threads>
+  KVTILT_HD void enter(Threads& threads, const Segment& segment) {
+    if (segment_ == &segment) return;
+    segment_ = &segment;
+    after_ = nullptr;
+    next_ = segment.first + threads.warp();
+    load_slots(threads);
+  }
+  /// What comes behind the segment that was entered; null: nothing.
+  KVTILT_HD void follow(const Segment* after) { after_ = after; }
 
   /// Starts the next unit on its way, if there is one.
   template <class Threads>
-  KVTILT_HD void fetch(Threads& threads, Source& source) {
-    if (source.next < source.segment->last) {
-      const LayerStorage& layer = *source.layer;
-      const Segment& segment = *source.segment;
-      const int in_pages = source.next - segment.counts.tiles();
+  KVTILT_HD void fetch(Threads& threads) {
+    if (next_ >= segment_->last && after_ != nullptr) enter(threads, *after_);
+    if (next_ < segment_->last) {
+      const Segment& segment = *segment_;
+      const int in_pages = next_ - segment.counts.tiles();
       if (in_pages < 0) {
-        const HalfTile tile = half_tile(layer, Traits::page_tokens, segment.slot, segment.sequence,
-                                        segment.counts, source.next);
+        const HalfTile tile = half_tile(layer_, Traits::page_tokens, segment.slot, segment.sequence,
+                                        segment.counts, next_);
         if (threads.lane() == 0)
           *unit(threads, fill_) = {tile.first_position, tile.tokens, tile.sink ? 1 : 0};
         copy_tile(threads, tile.block, segment.rows.kv_head, tile.index, tile.of);
       } else {
         const std::byte* page =
-            layer.block(PageKind::Sealed, threads.shuffle(source.slot.page, source.lane_of_next));
+            layer_.block(PageKind::Sealed, threads.shuffle(slot_.page, lane_of_next_));
         const int index = in_pages % Traits::page_units;
-        if (threads.lane() == source.lane_of_next) {
+        if (threads.lane() == lane_of_next_) {
           constexpr int slots = Traits::page_tokens / Traits::page_units;
-          const int held = source.slot.tokens - index * slots;
-          *unit(threads, fill_) = {source.slot.first_position + index * slots,
+          const int held = slot_.tokens - index * slots;
+          *unit(threads, fill_) = {slot_.first_position + index * slots,
                                    held < 0       ? 0
                                    : held < slots ? held
                                                   : slots,
@@ -131,10 +122,18 @@ class UnitRing {
         }
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
-      source.next += source.stride;
-      if (++source.lane_of_next == warp_lanes) source.load_slots(threads);
+      next_ += threads.thread_count() / warp_lanes;
+      if (++lane_of_next_ == warp_lanes) load_slots(threads);
     }
     threads.end_stage();
+  }
+
+  /// Fetches until one stage alone is free.
+  template <class Threads>
+  KVTILT_HD void fill(Threads& threads) {
+    const int ahead = fill_ - use_ + (fill_ < use_ ? stages_ : 0);
+    KVTILT_DEVICE_LOOP
+    for (int i = ahead + 1; i < stages_; ++i) fetch(threads);
   }
 
   /// The oldest unit that was fetched, once it is there. Then release() it.
@@ -151,6 +150,11 @@ class UnitRing {
     if (++use_ < stages_) return;
     use_ = 0;
     parity_ ^= 1;
+  }
+
+  /// Where a stage is free, from the start of shared memory, until the next fetch().
+  [[nodiscard]] KVTILT_HD std::uint32_t free_stage() const {
+    return (first_ + static_cast<std::uint32_t>(fill_)) * Traits::stage_bytes;
   }
 
  private:
@@ -172,6 +176,18 @@ class UnitRing {
                           arrived);
   }
 
+  /// What the table says of 32 units to come is in the lanes: a load for each would be waited for
+  /// each time.
+  template <class Threads>
+  KVTILT_HD void load_slots(Threads& threads) {
+    const int unit = next_ + threads.lane() * (threads.thread_count() / warp_lanes);
+    const int in_pages = unit - segment_->counts.tiles();
+    lane_of_next_ = 0;
+    if (in_pages >= 0 && unit < segment_->last)
+      slot_ = layer_.table(
+          segment_->slot)[segment_->sequence.first_page + in_pages / Traits::page_units];
+  }
+
   // Offsets rather than pointers: they are half as many registers.
   template <class Threads>
   KVTILT_HD std::byte* data(Threads& threads, int stage) const {
@@ -186,6 +202,7 @@ class UnitRing {
     return reinterpret_cast<RingUnit*>(threads.shared() + units_) + first_ + stage;
   }
 
+  const LayerStorage& layer_;
   int stages_;
   std::uint32_t first_;  ///< stage of all warps'
   std::uint32_t barriers_;
@@ -193,6 +210,12 @@ class UnitRing {
   int fill_ = 0;
   int use_ = 0;
   std::uint32_t parity_ = 0;
+
+  const Segment* segment_ = nullptr;
+  const Segment* after_ = nullptr;
+  int next_ = 0;  ///< unit of the segment
+  int lane_of_next_ = 0;
+  PageSlot slot_{};  ///< of this lane's unit to come, if that is of a page
 };
 
 }  // namespace kvtilt::cuda

@@ -111,6 +111,8 @@ struct Segment {
   int slot;        ///< of the sequence
   SequenceState sequence;
   UnitCounts counts;
+
+  [[nodiscard]] KVTILT_HD bool exists() const { return first < last; }
 };
 
 /// Rows of item `item` of a sequence; their length is for the caller to fill in.
@@ -125,33 +127,51 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
   return rows;
 }
 
-/// The segment that begins at `unit` of the line.
+/// The first segment with a unit of the stretch from `unit` of the line to `end`. None: an empty one
+/// that ends there.
 KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
                                       int page_units, int unit, int end) {
   const int items = items_per_sequence(arguments);
-  const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
-  Segment segment;
-  segment.slot = arguments.batch.slots[sequence];
-  segment.sequence = arguments.layer.states[segment.slot];
-  const int item_units = starts[sequence + 1] - starts[sequence];
-  const int sequence_start = starts[sequence] * items;
-  const int item = (unit - sequence_start) / item_units;
-  segment.item_start = sequence_start + item * item_units;
-  segment.item_end = segment.item_start + item_units;
-  segment.item = sequence * items + item;
-  segment.first = unit - segment.item_start;
-  segment.rows = item_rows_of(arguments, sequence, item);
-  segment.rows.length = segment.sequence.length;
-  segment.counts = count_units(arguments.layer, segment.sequence, page_units);
-  segment.last = end - segment.item_start;
-  if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
+  Segment segment{};
+  segment.item_end = end;
+  KVTILT_DEVICE_LOOP
+  while (unit < end && !segment.exists()) {
+    const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
+    segment.slot = arguments.batch.slots[sequence];
+    segment.sequence = arguments.layer.states[segment.slot];
+    const int item_units = starts[sequence + 1] - starts[sequence];
+    const int sequence_start = starts[sequence] * items;
+    const int item = (unit - sequence_start) / item_units;
+    segment.item_start = sequence_start + item * item_units;
+    segment.item_end = segment.item_start + item_units;
+    segment.item = sequence * items + item;
+    segment.first = unit - segment.item_start;
+    segment.rows = item_rows_of(arguments, sequence, item);
+    segment.rows.length = segment.sequence.length;
+    segment.counts = count_units(arguments.layer, segment.sequence, page_units);
+    segment.last = end - segment.item_start;
+    if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
+    unit = segment.item_end;
+  }
   return segment;
 }
 
 /// What the threads of a block have to know: in shared memory, registers are for sums.
 struct BlockWork {
   AttendPlan plan;
-  Segment segment;  ///< if there is one
+  Segment segments[2];  ///< the one of a turn, and the one of the next
+
+  /// Before a turn, by one thread, then sync(): what comes behind the segment of that turn. Before
+  /// turn 0 that one, too.
+  KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int page_units,
+                               int block, int turn) {
+    const int end = block < plan.line.blocks ? plan.line.start(block + 1) : 0;
+    KVTILT_DEVICE_LOOP
+    for (int i = turn == 0 ? 0 : turn + 1; i < turn + 2; ++i)
+      segments[i % 2] =
+          find_segment(arguments, starts, page_units,
+                       i == 0 ? plan.line.start(block) : segments[(i + 1) % 2].item_end, end);
+  }
 };
 
 }  // namespace kvtilt::cuda

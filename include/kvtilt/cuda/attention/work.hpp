@@ -17,6 +17,14 @@ namespace kvtilt::cuda {
 /// Query rows of an item: the columns of an mma.
 inline constexpr int item_rows = 8;
 
+/// Floats from row to row of outputs in shared memory: columns of different lanes start in different
+/// banks.
+KVTILT_HD constexpr int output_stride(int value_dim) { return value_dim + 4; }
+/// Bytes of one warp's outputs of an item.
+KVTILT_HD constexpr std::uint32_t output_bytes(int value_dim) {
+  return static_cast<std::uint32_t>(item_rows * output_stride(value_dim) * 4);
+}
+
 /// The last of the ascending `starts`, [count + 1] from 0 on, that times `factor` is not above `at`.
 KVTILT_HD constexpr int last_not_above(const int* starts, int count, int factor, int at) {
   int found = 0;
