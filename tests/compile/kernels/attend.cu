@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One attention kernel of each kind: 16 bits, a width that fills words, planes that share them, and
-// any width.
+// One attention kernel of each kind: 16 bits, a width that fills words, one that shares them, one in
+// two planes, and any width.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {
@@ -9,6 +9,8 @@ template __global__ void attend_kernel<HalfTraits<128>>(const __grid_constant__ 
 template __global__ void attend_kernel<PageTraits<8, 4, 128>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<PageTraits<4, 2, 128>>(
+    const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<PageTraits<3, 2, 128>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<GenericTraits<128>>(const __grid_constant__ AttendArguments);
 

@@ -35,12 +35,17 @@ TEST(AttendBlock, EveryWidthOfCodesIsCloseToFloat64) {
   expect_close<PageTraits<2, 2, dim>>(presets::k2v2);
   expect_close<PageTraits<2, 8, dim>>(presets::per_channel_keys(2, 8));
   expect_close<PageTraits<1, 1, dim>>(presets::per_channel_keys(1, 1));
+  expect_close<PageTraits<3, 7, dim>>(presets::per_channel_keys(3, 7));
+  expect_close<PageTraits<5, 6, dim>>(presets::per_channel_keys(5, 6));
+  expect_close<PageTraits<6, 5, dim>>(presets::per_channel_keys(6, 5));
+  expect_close<PageTraits<7, 3, dim>>(presets::per_channel_keys(7, 3));
   expect_close<HalfTraits<dim>>(presets::k16v16);
 }
 
 TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_close<PageTraits<4, 2, 128>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 96>>(presets::k4v2);
+  expect_close<PageTraits<3, 2, 128>>(presets::k3v2);
   expect_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 256>>(presets::k4v2);
   expect_close<PageTraits<4, 2, dim, dim, 32>>(presets::k4v2, 32);

@@ -88,6 +88,10 @@ struct SealedPage {
   check<PageTraits<2, 2, 64>>();                 \
   check<PageTraits<4, 4, 64>>();                 \
   check<PageTraits<8, 8, 64>>();                 \
+  check<PageTraits<3, 6, 64>>();                 \
+  check<PageTraits<5, 3, 64>>();                 \
+  check<PageTraits<6, 7, 64>>();                 \
+  check<PageTraits<7, 5, 64>>();                 \
   check<PageTraits<4, 4, 80>>();                 \
   check<PageTraits<8, 8, 16>>();                 \
   check<PageTraits<4, 2, 64, 128, 32>>();        \

@@ -32,6 +32,7 @@ TEST(PrefillBlock, KnownWidthsAreCloseToFloat64) {
   expect_close<PageTraits<8, 4, dim>>(presets::k8v4);
   expect_close<PageTraits<2, 8, dim>>(presets::per_channel_keys(2, 8));
   expect_close<PageTraits<1, 1, dim>>(presets::per_channel_keys(1, 1));
+  expect_close<PageTraits<3, 2, dim>>(presets::k3v2);
   expect_close<HalfTraits<dim>>(presets::k16v16);
 }
 

@@ -9,7 +9,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace kvtilt::cuda {
@@ -19,41 +18,39 @@ using test::Random;
 
 constexpr CodeMatrix matrix = {64, 64};
 
-/// A plane of random bytes as lanes load it: run by run.
-template <int Width>
-std::vector<Words> random_plane(Random& random) {
-  std::vector<Words> plane(fragment_plane_bytes(matrix, Width) / sizeof(Words));
-  for (Words& words : plane)
+/// Random bytes in the place of all planes, as lanes load them.
+std::vector<Words> random_codes(Random& random, int bits) {
+  std::vector<Words> codes(code_bytes(matrix, bits) / sizeof(Words));
+  for (Words& words : codes)
     for (std::uint32_t& word : words.word) word = static_cast<std::uint32_t>(random.next() >> 32);
-  return plane;
+  return codes;
 }
 
-template <int Width>
+template <int Bits>
 void expect_registers_hold_codes(Role role) {
-  Random random(Width);
-  const std::vector<Words> plane = random_plane<Width>(random);
-  const std::uint8_t* bytes = reinterpret_cast<const std::uint8_t*>(plane.data());
-  for (int outer = 0; outer < matrix.outer; ++outer)
-    for (int inner = 0; inner < matrix.inner; ++inner) {
-      const FragmentPlace place = fragment_place(role, outer, inner);
-      const int index = tile_index(role, matrix, Width, outer / tile_extent, inner / tile_extent);
-      const int run = index / tiles_in_words(Width);
-      const Words words =
-          load_words(reinterpret_cast<const std::byte*>(bytes) + run * 512 + place.lane * 16);
-      std::uint32_t a[4];
-      expand_tile<Width>(words, index % tiles_in_words(Width), a);
-      const std::uint32_t bits = a[place.reg] >> (16 * place.half) & 0xffff;
-      std::uint32_t expected = 0;
-      if constexpr (Width == 16) {
-        std::memcpy(&expected, bytes + half_offset(role, matrix, outer, inner), 2);
-      } else {
-        const int shift = place.reg % 2 * outer_shift(Width) + place.reg / 2 * inner_shift(Width);
-        expected =
-            static_cast<std::uint32_t>(read_fragment_code(role, bytes, matrix, Width, outer, inner))
-            << shift;
-        ASSERT_LT(expected, 1u << 10) << "a subnormal";
-      }
-      ASSERT_EQ(bits, expected) << Width << " bits, " << outer << ", " << inner;
+  Random random(Bits);
+  const std::vector<Words> codes = random_codes(random, Bits);
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(codes.data());
+  std::vector<TileReader<Bits, tile_count(matrix)>> readers(warp_lanes);
+  for (int inner_tile = 0; inner_tile < tiles_along(matrix.inner); ++inner_tile)
+    for (int outer_tile = 0; outer_tile < tiles_along(matrix.outer); ++outer_tile) {
+      std::uint32_t a[warp_lanes][4];
+      for (int lane = 0; lane < warp_lanes; ++lane)
+        readers[static_cast<std::size_t>(lane)].read(
+            reinterpret_cast<const std::byte*>(bytes) + lane * 16,
+            tile_index(role, matrix, Bits, outer_tile, inner_tile), a[lane]);
+      for (int row = 0; row < tile_extent; ++row)
+        for (int column = 0; column < tile_extent; ++column) {
+          const int outer = outer_tile * tile_extent + row;
+          const int inner = inner_tile * tile_extent + column;
+          const FragmentPlace place = fragment_place(role, outer, inner);
+          const int shift = place.reg % 2 * outer_shift(Bits) + place.reg / 2 * inner_shift(Bits);
+          const auto code = static_cast<std::uint32_t>(
+              read_fragment_code(role, bytes, matrix, Bits, outer, inner));
+          ASSERT_LT(code << shift, 1u << 10) << "a subnormal";
+          ASSERT_EQ(a[place.lane][place.reg] >> (16 * place.half) & 0xffff, code << shift)
+              << Bits << " bits, " << outer << ", " << inner;
+        }
     }
 }
 
@@ -61,9 +58,12 @@ TEST(Fragments, RegistersAreCodesTimesPowersOfTwo) {
   for (const Role role : {Role::Keys, Role::Values}) {
     expect_registers_hold_codes<1>(role);
     expect_registers_hold_codes<2>(role);
+    expect_registers_hold_codes<3>(role);
     expect_registers_hold_codes<4>(role);
+    expect_registers_hold_codes<5>(role);
+    expect_registers_hold_codes<6>(role);
+    expect_registers_hold_codes<7>(role);
     expect_registers_hold_codes<8>(role);
-    expect_registers_hold_codes<16>(role);
   }
 }
 

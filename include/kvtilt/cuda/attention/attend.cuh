@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
 /// groups. A kernel costs 1 to 2 s of nvcc and 150 KB of object file, code and PTX, per architecture.
 using DefaultAttendKernels =
     AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
-                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<2, 2, 128>,
-                  GenericTraits<64>, GenericTraits<128>>;
+                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<3, 2, 128>,
+                  PageTraits<2, 2, 128>, GenericTraits<64>, GenericTraits<128>>;
 
 /// How a launch fills a multiprocessor. Zeros: what Attention finds best.
 struct AttendTuning {
@@ -82,7 +82,7 @@ class Attention {
     if (!attention.find(List{}, *resolved))
       return no_kernel(shape, *resolved, page_tokens,
                        "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
-                       "all heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits)");
+                       "all heads, keys per channel, values per token)");
     KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
     return attention;
   }

@@ -61,7 +61,7 @@ class PrefillAttention {
       return no_kernel(
           shape, *resolved, page_tokens,
           "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
-          "all heads, keys per channel, values per token, 1, 2, 4, 8 or 16 bits); values "
+          "all heads, keys per channel, values per token); values "
           "have at most 256 channels");
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;

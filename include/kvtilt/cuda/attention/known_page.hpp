@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Sealed pages of one PageTraits as fp16, 16 tokens at a time: what generic_page.hpp does for any
+/// Sealed pages of one PageTraits, in single planes, as fp16, 16 tokens at a time: what generic_page.hpp does for any
 /// recipe, with addresses, shifts and masks known to the compiler. About 20 instructions a fragment.
 #pragma once
 
@@ -43,7 +43,8 @@ struct KnownKeys {
   static constexpr int width = Pages::key_bits;
   static constexpr int tiles = Pages::page_tokens / tile_extent;
   static constexpr int quarters = tiles * width;        ///< of a word, from step to step
-  static constexpr bool supported = quarters % 4 == 0;  ///< a step's tiles fill whole words
+  /// A step's tiles fill whole words of one plane.
+  static constexpr bool supported = planes(width).count == 1 && quarters % 4 == 0;
 
   const std::byte* codes;     ///< the lane's of step 0
   const std::byte* metadata;  ///< scales of the lane's channels in step 0
@@ -94,7 +95,8 @@ struct KnownValues {
   static constexpr int width = Pages::value_bits;
   static constexpr int channel_tiles = Pages::value_dim / tile_extent;
   static constexpr int group_tiles = Pages::value_group / tile_extent;
-  static constexpr bool supported = channel_tiles % ahead == 0;  ///< `ahead` fill whole words
+  /// `ahead` tiles fill whole words of one plane.
+  static constexpr bool supported = planes(width).count == 1 && channel_tiles % ahead == 0;
 
   const std::byte* codes;     ///< the lane's
   const std::byte* metadata;  ///< scales of the lane's tokens in band 0

@@ -8,7 +8,8 @@
 ///
 /// Codes enter the tensor cores as fp16 subnormals (exact and at full rate on an H200:
 /// bench/results/h200-probes.json), so a register of two codes costs one AND. About 620 warp
-/// instructions for 64 tokens of 128 channels, 72 of them mma (tests/compile/kernels).
+/// instructions for 64 tokens of 128 channels, 72 of them mma (tests/compile/kernels); widths in
+/// several planes cost 260 to 600 more a tensor.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -44,10 +45,6 @@ struct PageTraits {
   static constexpr std::uint32_t value_metadata = layout().value.metadata;
   static constexpr std::uint32_t bytes = static_cast<std::uint32_t>(layout().value.end());
   static constexpr std::uint32_t head_bytes = static_cast<std::uint32_t>(layout().bytes());
-
-  static_assert(lane_words({PageTokens, KeyDim}, KeyBits) % 4 == 0 &&
-                    lane_words({ValueDim, PageTokens}, ValueBits) % 4 == 0,
-                "every lane loads its codes 16 bytes at a time");
 
   static constexpr bool generic = false;
   static constexpr int page_units = 1;
@@ -163,8 +160,7 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
     // a product of its own, which leaves every lane its columns' sums; other rows mean nothing.
     float minimum[2][4];
     std::uint32_t minima[4] = {};
-    Words words{};
-    int loaded = -1;
+    TileReader<width, tiles * steps> reader;
     KVTILT_DEVICE_UNROLL
     for (int step = 0; step < steps; ++step) {
       const std::byte* group = metadata + band * 4 * Traits::key_dim + step * 2 * tile_extent;
@@ -193,12 +189,8 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
       KVTILT_DEVICE_UNROLL
       for (int in_band = 0; in_band < band_tiles; ++in_band) {
         const int tile = band * band_tiles + in_band;
-        const int index = step * tiles + tile;
-        const int run = index / tiles_in_words(width);
-        if (run != loaded) words = load_words(codes + run * 512);
-        loaded = run;
         std::uint32_t a[4];
-        expand_tile<width>(words, index % tiles_in_words(width), a);
+        reader.read(codes, step * tiles + tile, a);
         if (step == 0)
           threads.first_mma(scores.product[tile], a, first, second);
         else
@@ -256,6 +248,7 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScore
   const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
   const std::uint32_t normalise =
       pack_halves(float_power(-state.exponent), float_power(-state.exponent - inner_shift(width)));
+  TileReader<width, ValueScales<Traits>::tiles * value_tiles> reader;
   KVTILT_DEVICE_UNROLL
   for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
     const float(&weight)[4] = weights.product[tile];
@@ -275,14 +268,10 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScore
       probability[band][0] = threads.transpose(pack_halves(weight[0] * even, weight[1] * even));
       probability[band][1] = threads.transpose(pack_halves(weight[2] * odd, weight[3] * odd));
     }
-    Words words{};
     KVTILT_DEVICE_UNROLL
     for (int channel_tile = 0; channel_tile < value_tiles; ++channel_tile) {
-      const int index = tile * value_tiles + channel_tile;
-      if (channel_tile == 0 || index % tiles_in_words(width) == 0)
-        words = load_words(codes + index / tiles_in_words(width) * 512);
       std::uint32_t a[4];
-      expand_tile<width>(words, index % tiles_in_words(width), a);
+      reader.read(codes, tile * value_tiles + channel_tile, a);
       const int band = channel_tile * bands / value_tiles;
       threads.mma(state.output[channel_tile], a, probability[band][0], probability[band][1]);
     }

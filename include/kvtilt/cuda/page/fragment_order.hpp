@@ -32,7 +32,8 @@
 ///      2   2 tiles a word: R0 R2 R1 R3 in bits 0-1, 2-3, 4-5, 6-7, the next tile in 8-15
 ///      1   4 tiles a word: R0 R2 R1 R3 in bits 0, 1, 2, 3, the next tiles in 4-7, 8-11, 12-15
 ///
-/// So (word >> 0 or 8) & mask is a register of fp16 subnormals, codes times a power of two.
+/// So (word >> 0 or 8) & mask is a register of fp16 subnormals, codes times a power of two; of a width
+/// in several planes, the sum of as many.
 ///
 /// Tiles follow each other inner tile by inner tile, the outer ones of each together; keys in 16
 /// bits token by token tile, so that 16 tokens are one run of bytes for either tensor. The words of
@@ -101,6 +102,28 @@ KVTILT_HD constexpr std::size_t lane_word_offset(int words, int word, int lane) 
   return static_cast<std::size_t>(first * warp_lanes + lane * stride + (word - first)) * 4;
 }
 
+/// A field of a lane's words of a plane, in the low half of its word.
+struct LaneField {
+  int word;
+  int shift;
+};
+
+KVTILT_HD constexpr LaneField lane_field(int width, int tile, int reg) {
+  const int field = reg % 2 * 2 + reg / 2;
+  switch (width) {
+    case 16:
+      return {4 * tile + reg, 0};
+    case 8:
+      return {2 * tile + reg / 2, 8 * (reg % 2)};
+    case 4:
+      return {tile, 4 * reg};
+    case 2:
+      return {tile / 2, 8 * (tile % 2) + 2 * field};
+    default:
+      return {tile / 4, 4 * (tile % 4) + field};
+  }
+}
+
 /// A field of a 32-bit word: `byte` counts from the start of the plane.
 struct WordPosition {
   std::size_t byte;
@@ -113,28 +136,9 @@ KVTILT_HD constexpr WordPosition word_position(Role role, CodeMatrix matrix, int
                                                int inner) {
   const FragmentPlace place = fragment_place(role, outer, inner);
   const int tile = tile_index(role, matrix, width, outer / tile_extent, inner / tile_extent);
-  const int field = place.reg % 2 * 2 + place.reg / 2;
-  int word = tile * width / 4;
-  int shift = 16 * place.half;
-  switch (width) {
-    case 16:
-      word += place.reg;
-      break;
-    case 8:
-      word += place.reg / 2;
-      shift += 8 * (place.reg % 2);
-      break;
-    case 4:
-      shift += 4 * place.reg;
-      break;
-    case 2:
-      shift += 8 * (tile % 2) + 2 * field;
-      break;
-    default:
-      shift += 4 * (tile % 4) + field;
-      break;
-  }
-  return {lane_word_offset(lane_words(matrix, width), word, place.lane), shift};
+  const LaneField field = lane_field(width, tile, place.reg);
+  return {lane_word_offset(lane_words(matrix, width), field.word, place.lane),
+          field.shift + 16 * place.half};
 }
 
 /// Whether a tensor's tiles fill whole words. Both extents are then multiples of 16, and a tensor

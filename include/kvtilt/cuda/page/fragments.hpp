@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace kvtilt::cuda {
 
@@ -20,14 +21,15 @@ KVTILT_HD inline Words load_words(const std::byte* from) {
   return *reinterpret_cast<const Words*>(from);
 }
 
-/// Places that scale a code of a plane of this width: an element in an odd register (the odd outer
-/// neighbour) counts 2^outer_shift as much, one in R2 or R3 2^inner_shift.
-KVTILT_HD constexpr int outer_shift(int width) {
-  return width == 4 || width == 2 ? 4 : width == 1 ? 2 : 0;
+/// Places that scale a code of so many bits in its register: an element in an odd register (the odd
+/// outer neighbour) counts 2^outer_shift as much, one in R2 or R3 2^inner_shift. Of a single plane the
+/// places are those that it is stored in; any code stays below 2^10, a subnormal.
+KVTILT_HD constexpr int outer_shift(int bits) { return bits > 6 ? 0 : bits == 1 ? 2 : 4; }
+KVTILT_HD constexpr int inner_shift(int bits) {
+  return bits == 1 ? 1 : bits == 2 || bits == 3 ? 2 : 0;
 }
-KVTILT_HD constexpr int inner_shift(int width) { return width == 2 ? 2 : width == 1 ? 1 : 0; }
 
-/// Tiles in one Words.
+/// Tiles in one Words of a plane.
 KVTILT_HD constexpr int tiles_in_words(int width) { return 16 / width; }
 
 /// Bytes 1 and 3 of a word, each in the low byte of its half.
@@ -35,41 +37,55 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
   return permute_bytes(word, 0, 0x4341);
 }
 
-/// Registers of tile `tile` of the Words that hold it: subnormals below 16 bits, the halves
-/// themselves at 16. `tile` must be a constant once loops are unrolled.
-template <int Width>
-KVTILT_HD inline void expand_tile(const Words& words, int tile, std::uint32_t (&a)[4]) {
-  if constexpr (Width == 16) {
-    KVTILT_DEVICE_UNROLL
-    for (int reg = 0; reg < 4; ++reg) a[reg] = words.word[reg];
-  } else if constexpr (Width == 8) {
-    KVTILT_DEVICE_UNROLL
-    for (int pair = 0; pair < 2; ++pair) {
-      a[2 * pair] = words.word[2 * tile + pair] & 0x00ff00ffu;
-      a[2 * pair + 1] = odd_bytes(words.word[2 * tile + pair]);
-    }
-  } else if constexpr (Width == 4) {
-    const std::uint32_t low = words.word[tile];
-    const std::uint32_t high = low >> 8;
-    a[0] = low & 0x000f000fu;
-    a[1] = low & 0x00f000f0u;
-    a[2] = high & 0x000f000fu;
-    a[3] = high & 0x00f000f0u;
-  } else if constexpr (Width == 2) {
-    const std::uint32_t bits = words.word[tile / 2] >> (8 * (tile % 2));
-    a[0] = bits & 0x00030003u;
-    a[2] = bits & 0x000c000cu;
-    a[1] = bits & 0x00300030u;
-    a[3] = bits & 0x00c000c0u;
-  } else {
-    static_assert(Width == 1);
-    const std::uint32_t bits = words.word[tile / 4] >> (4 * (tile % 4));
-    a[0] = bits & 0x00010001u;
-    a[2] = bits & 0x00020002u;
-    a[1] = bits & 0x00040004u;
-    a[3] = bits & 0x00080008u;
-  }
+/// Moves the bits of a word to the left; to the right if negative.
+KVTILT_HD constexpr std::uint32_t moved(std::uint32_t word, int places) {
+  return places < 0 ? word >> -places : word << places;
 }
+
+/// Reads the codes of a tensor tile by tile, as registers of subnormals: code times
+/// 2^(outer_shift + inner_shift). A single plane costs one AND a register and at most one shift for
+/// two, others two instructions and about one shift a register and plane.
+///
+/// Bits   1 to 8; planes lie one behind the other
+/// Tiles  of the tensor; words of a lane fill runs of four
+/// Left   bits of the planes that are still to be read
+template <int Bits, int Tiles, int Left = Bits>
+class TileReader {
+ public:
+  static constexpr int width = planes(Left).width[0];
+  static_assert(Tiles % tiles_in_words(width) == 0,
+                "every lane loads its codes 16 bytes at a time");
+
+  /// codes  the lane's first 16 bytes
+  /// index  of the tile: a constant once loops are unrolled
+  KVTILT_HD void read(const std::byte* codes, int index, std::uint32_t (&a)[4]) {
+    const int run = index / tiles_in_words(width);
+    if (run != loaded_) words_ = load_words(codes + run * 512);
+    loaded_ = run;
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; ++reg) {
+      const LaneField from = lane_field(width, index % tiles_in_words(width), reg);
+      const std::uint32_t word = words_.word[from.word];
+      const int to = Left - width + reg % 2 * outer_shift(Bits) + reg / 2 * inner_shift(Bits);
+      const std::uint32_t mask = (((1u << width) - 1) * 0x10001u) << to;
+      const std::uint32_t field = moved(word, to - from.shift) & mask;
+      if constexpr (Left < Bits)
+        a[reg] |= field;
+      else
+        a[reg] = width == 8 && reg % 2 == 1 ? odd_bytes(word) : field;
+    }
+    if constexpr (Left > width) behind_.read(codes + Tiles * width * warp_lanes, index, a);
+  }
+
+ private:
+  struct Nothing {};
+
+  Words words_;
+  int loaded_ = -1;
+  std::conditional_t<(Left > width), TileReader<Bits, Tiles, (Left > width ? Left - width : 1)>,
+                     Nothing>
+      behind_;
+};
 
 /// Codes to values in fp16: z + s code with one rounding. What that would make infinite becomes 65504,
 /// the largest that can have been stored: a scale is rounded up, so the last code may decode to 2^-10
