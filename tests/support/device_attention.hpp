@@ -96,15 +96,18 @@ struct RandomOptions {
 /// Sequences of the given lengths in one layer, and the layer in device order.
 struct DeviceSequences {
   CacheOptions options;
-  Recipe recipe;
+  std::vector<Recipe> recipes;  ///< one, or one per kv head
   KVCache cache;
   std::vector<LayerView> views;
 
-  DeviceSequences(Random& random, const LayerShape& shape, const Recipe& recipe_,
+  DeviceSequences(Random& random, const LayerShape& shape, const Recipe& recipe,
+                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
+      : DeviceSequences(random, shape, std::vector<Recipe>{recipe}, lengths, page_tokens, recent) {}
+  DeviceSequences(Random& random, const LayerShape& shape, const std::vector<Recipe>& recipes_,
                   const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
       : options(make_options(page_tokens, recent)),
-        recipe(recipe_),
-        cache(make_cache(shape, recipe, options)) {
+        recipes(recipes_),
+        cache(make_cache(CacheShape{{shape}}, Plan{{recipes}}, options)) {
     for (const std::int64_t length : lengths) {
       const SequenceId id = open_reserved(cache, length);
       const Rows<float> keys = random_rows(random, length, shape.kv_heads, shape.key_dim, 1, 0.5f);
@@ -113,7 +116,7 @@ struct DeviceSequences {
       views.push_back(cache.view(id, 0).value());
     }
   }
-  [[nodiscard]] DeviceLayer device() const { return {views, {recipe}, options}; }
+  [[nodiscard]] DeviceLayer device() const { return {views, recipes, options}; }
 
  private:
   static CacheOptions make_options(int page_tokens, int recent) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // One attention kernel of each kind: 16 bits, a width that fills words, one that shares them, one in
-// two planes, and any width.
+// two planes, several of them in one, and any width.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {
@@ -11,6 +11,9 @@ template __global__ void attend_kernel<PageTraits<8, 4, 128>>(
 template __global__ void attend_kernel<PageTraits<4, 2, 128>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<PageTraits<3, 2, 128>>(
+    const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<
+    MixedTraits<PageTraits<4, 2, 128>, PageTraits<4, 4, 128>, PageTraits<3, 2, 128>>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<GenericTraits<128>>(const __grid_constant__ AttendArguments);
 

@@ -105,7 +105,7 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
         2,
         {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
-        sequences.recipe == presets::k4v2
+        sequences.recipes[0] == presets::k4v2
             ? emulated_attend<PageTraits<4, 2, dim>>(device, queries, options, launch)
             : emulated_attend<PageTraits<8, 4, dim>>(device, queries, options, launch);
     EXPECT_TRUE(is_close(sequences.views, queries, options, output, 4e-3)) << "round " << round;

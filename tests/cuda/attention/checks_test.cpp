@@ -42,6 +42,17 @@ TEST(AttendChecks, AKernelFitsWhatItIsCompiledFor) {
   EXPECT_FALSE((fits<GenericTraits<64>>(shape, k4v2, 63)));
 }
 
+TEST(AttendChecks, AMixedKernelFitsHeadsOfItsOwnRecipes) {
+  using Mixed = MixedTraits<PageTraits<4, 2, 64>, PageTraits<8, 4, 64>>;
+  const auto of = [](const Recipe& a, const Recipe& b) {
+    return resolve_recipes(shape, {a, b}, 64).value();
+  };
+  EXPECT_TRUE(fits<Mixed>(shape, of(presets::k4v2, presets::k8v4), 64));
+  EXPECT_TRUE(fits<Mixed>(shape, resolved(presets::k8v4), 64));
+  EXPECT_FALSE(fits<Mixed>(shape, of(presets::k4v2, presets::k3v2), 64));
+  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, of(presets::k4v2, presets::k8v4), 64)));
+}
+
 TEST(AttendChecks, NoKernelSaysWhatIsMissing) {
   EXPECT_THAT(no_kernel(shape, resolved(presets::k4v2), 64, "add it").message(),
               HasSubstr("head dimensions 64 and 64 in pages of 64 tokens: add it"));

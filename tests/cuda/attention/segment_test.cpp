@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/attention/page.hpp>
 #include <kvtilt/cuda/attention/segment.hpp>
 
 #include "support/emulated_threads.hpp"
@@ -96,7 +97,7 @@ struct Cover {
     BlockWork work{};
     work.plan.line = line;
     for (int turn = 0;; ++turn, ++items) {
-      work.find_segments(launch.arguments, starts, 1, block, turn);
+      work.find_segments<PageTraits<4, 2, 64>>(launch.arguments, starts, block, turn);
       const Segment& segment = work.segments[turn % 2];
       if (!segment.exists()) break;
       EXPECT_GE(segment.item_start + segment.first, line.start(block));

@@ -156,7 +156,12 @@ TEST_F(DeviceAttend, AnyOtherRecipeIsCloseToFloat64) {
   }
   expect_close({{presets::k4v2}, 128, 32, true}, {900, 40}, 1, 4);
   expect_close({{presets::k3v2}, 64, 64, true}, {20000}, 1, 4);
-  expect_close({{presets::k4v2, presets::k8v4}, 128, 64, true}, {900, 40}, 1, 4);
+  expect_close({{presets::k4v2, presets::kivi2}, 128, 64, true}, {900, 40}, 1, 4);
+}
+
+TEST_F(DeviceAttend, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
+  expect_close({{presets::k4v2, presets::k8v4}}, {900, 40, 0}, 1, 4);
+  expect_close({{presets::k3v2, presets::k4v4}}, {20000, 300}, 2, 8);
 }
 
 TEST_F(DeviceAttend, SeveralQueriesAndHeads) {

@@ -7,6 +7,7 @@
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
 #include <kvtilt/cuda/attention/merge.hpp>
+#include <kvtilt/cuda/attention/mixed_pages.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -52,10 +53,10 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
 }
 
 /// One warp's units of a segment.
-template <class Traits, class Threads>
+template <class Traits, class Ring, class Threads>
 KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
                             const Segment& segment, const QueryTile<Traits::key_dim>& query,
-                            UnitRing<Traits>& ring, typename Traits::State& state) {
+                            Ring& ring, typename Traits::State& state) {
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
   const PlainRange plain = rows.plain(arguments);
@@ -80,6 +81,31 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   }
 }
 
+/// One warp's part of a segment; it leaves what it has summed up in the ring's free stage.
+template <class Traits, class Ring, class Threads>
+KVTILT_HD void attend_segment(Traits, Threads& threads, const AttendArguments& arguments,
+                              const AttendShared& shared, const Segment& segment,
+                              const QueryTile<Traits::key_dim>& query, Ring& ring) {
+  typename Traits::State state;
+  state.clear();
+  if constexpr (Traits::generic)
+    attend_generic_units<Traits>(threads, arguments, segment, query, state);
+  else
+    attend_units<Traits>(threads, arguments, segment, query, ring, state);
+  store_warp<Traits>(threads, shared, ring.free_stage(), state);
+}
+template <class... Pages, class Ring, class Threads>
+KVTILT_HD void attend_segment(MixedTraits<Pages...>, Threads& threads,
+                              const AttendArguments& arguments, const AttendShared& shared,
+                              const Segment& segment,
+                              const QueryTile<MixedTraits<Pages...>::key_dim>& query, Ring& ring) {
+  int kind = 0;
+  ((segment.kind == kind++
+        ? attend_segment(Pages{}, threads, arguments, shared, segment, query, ring)
+        : void()),
+   ...);
+}
+
 /// Sequences without a token have no unit: their outputs are written here.
 template <class Traits, class Threads>
 KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& arguments,
@@ -100,18 +126,14 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
   }
 }
 
-/// The warps' states become the item's output, or the block's part of it.
-///
-/// free  offset in shared memory: the warp leaves its outputs there
+/// What the warps have left becomes the item's output, or the block's part of it.
 template <class Traits, class Threads>
 KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments,
                               const AttendShared& shared, const WorkLine& line,
-                              const Segment& segment, std::uint32_t free,
-                              typename Traits::State& state) {
+                              const Segment& segment) {
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   const AttendWorkspace& workspace = arguments.workspace;
   const int warps = threads.thread_count() / warp_lanes;
-  store_warp<Traits>(threads, shared, free, state);
   threads.sync();
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.counts.total());
   const bool whole = parts.first == parts.last;
@@ -152,12 +174,11 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     if (threads.lane() == 0) work.plan = plan;
   }
 
-  [[maybe_unused]] UnitRing<Traits> ring(threads, shared, arguments.layer, arguments.stages);
-  std::uint32_t free = static_cast<std::uint32_t>(threads.warp()) * Traits::stage_bytes;
+  UnitRing<Traits> ring(threads, shared, arguments.layer, Traits::generic ? 1 : arguments.stages);
   KVTILT_DEVICE_LOOP
   for (int turn = 0;; ++turn) {
     if (threads.thread() == 0)
-      work.find_segments(arguments, starts, page_units, threads.block(), turn);
+      work.template find_segments<Traits>(arguments, starts, threads.block(), turn);
     threads.sync();
     if (turn == 0) write_empty_sequences<Traits>(threads, arguments, starts);
     const Segment& segment = work.segments[turn % 2];
@@ -170,15 +191,8 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     }
     QueryTile<Traits::key_dim> query;  // arrives no later than the first unit
     query.load(threads, arguments, segment.rows);
-    typename Traits::State state;
-    state.clear();
-    if constexpr (Traits::generic) {
-      attend_generic_units<Traits>(threads, arguments, segment, query, state);
-    } else {
-      attend_units<Traits>(threads, arguments, segment, query, ring, state);
-      free = ring.free_stage();
-    }
-    finish_segment<Traits>(threads, arguments, shared, work.plan.line, segment, free, state);
+    attend_segment(Traits{}, threads, arguments, shared, segment, query, ring);
+    finish_segment<Traits>(threads, arguments, shared, work.plan.line, segment);
     if (!after.exists()) return;
     threads.hand_over_shared();  // outputs lay where units will
     threads.sync();

@@ -5,10 +5,12 @@
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/cuda/attention/arguments.hpp>
+#include <kvtilt/cuda/attention/mixed_pages.hpp>
 #include <kvtilt/cuda/page/convert_page.hpp>
 #include <kvtilt/quant/format.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <string>
 #include <utility>
@@ -47,30 +49,32 @@ inline bool supports_order(const LayerShape& shape, const std::vector<Recipe>& r
 }
 
 /// The kernels a build carries: a PageTraits or HalfTraits for each pair that should be as fast as can
-/// be, a GenericTraits for all other recipes of its head dimensions.
+/// be, a MixedTraits for pairs that heads of one layer share out, a GenericTraits for all other
+/// recipes of its head dimensions.
 template <class... Pages>
 struct AttendKernels {};
 
-/// Whether a kernel for such pages serves these resolved recipes.
+/// Whether a kernel for such pages serves one of a head's resolved recipes.
+template <class Pages>
+bool serves(Pages, const Recipe& recipe, int page_tokens) {
+  if constexpr (Pages::generic)
+    return Pages::supports(recipe, page_tokens);
+  else
+    return Pages::page_tokens == page_tokens && Pages::describes(recipe.key, recipe.value);
+}
+template <class... Pages>
+bool serves(MixedTraits<Pages...>, const Recipe& recipe, int page_tokens) {
+  return (serves(Pages{}, recipe, page_tokens) || ...);
+}
+
+/// The same of all heads, which have one recipe unless the kernel is made for several.
 template <class Pages>
 bool fits(const LayerShape& shape, const std::vector<Recipe>& recipes, int page_tokens) {
   if (Pages::key_dim != shape.key_dim || Pages::value_dim != shape.value_dim ||
       !is_page_size(page_tokens))
     return false;
-  for (const Recipe& recipe : recipes)
-    if constexpr (Pages::generic) {
-      if (!Pages::supports(recipe, page_tokens)) return false;
-    } else {
-      if (Pages::page_tokens != page_tokens || Pages::key_bits != recipe.key.bits ||
-          Pages::value_bits != recipe.value.bits)
-        return false;
-      if constexpr (Pages::key_bits != half_bits)
-        if (recipe.key.granularity != Granularity::PerChannel ||
-            recipe.value.granularity != Granularity::PerToken ||
-            recipe.key.group != Pages::key_group || recipe.value.group != Pages::value_group)
-          return false;
-    }
-  return true;
+  return std::all_of(recipes.begin(), recipes.end(),
+                     [&](const Recipe& recipe) { return serves(Pages{}, recipe, page_tokens); });
 }
 
 /// Unsupported: a list of kernels has none for these recipes. `remedy`: what to add to it.

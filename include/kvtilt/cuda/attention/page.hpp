@@ -47,6 +47,7 @@ struct PageTraits {
   static constexpr std::uint32_t head_bytes = static_cast<std::uint32_t>(layout().bytes());
 
   static constexpr bool generic = false;
+  static constexpr bool mixed = false;
   static constexpr int page_units = 1;
   static constexpr std::uint32_t unit_bytes = bytes;
   /// A tile of 16 tokens in 16 bits fits, too.
@@ -55,6 +56,14 @@ struct PageTraits {
                                                    ? bytes
                                                    : half_tile_bytes(KeyDim) +
                                                          half_tile_bytes(ValueDim);
+
+  /// Whether pages of these resolved formats look like this.
+  [[nodiscard]] KVTILT_HD static constexpr bool describes(const Format& key, const Format& value) {
+    return key.bits == KeyBits && value.bits == ValueBits &&
+           key.granularity == Granularity::PerChannel &&
+           value.granularity == Granularity::PerToken && key.group == KeyGroup &&
+           value.group == ValueGroup;
+  }
 
   static constexpr int key_bands = PageTokens / KeyGroup;
   static constexpr int value_bands = ValueDim / ValueGroup;

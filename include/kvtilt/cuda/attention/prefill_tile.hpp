@@ -129,7 +129,7 @@ KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_
 /// Whether addresses and shifts are known to the compiler; if not, they are worked out.
 template <class Pages>
 KVTILT_HD constexpr bool decodes_known_pages() {
-  if constexpr (Pages::generic)
+  if constexpr (Pages::generic || Pages::mixed)
     return false;
   else if constexpr (Pages::key_bits == half_bits)
     return true;

@@ -110,16 +110,14 @@ class UnitRing {
                                                   : slots,
                                    0};
         }
-        if constexpr (Traits::page_units == 1) {
-          std::uint64_t* arrived = barrier(threads, fill_);
-          threads.begin_stage(arrived, Traits::unit_bytes);
-          threads.copy_to_stage(
-              data(threads, fill_),
-              page + static_cast<std::uint32_t>(segment.rows.kv_head) * Traits::head_bytes,
-              Traits::unit_bytes, arrived);
-        } else {
+        if constexpr (Traits::page_units > 1)
           copy_tile(threads, page, segment.rows.kv_head, index, Traits::page_units);
-        }
+        else if constexpr (Traits::mixed)
+          copy_page(threads, page + segment.head_offset, Traits::bytes_of(segment.kind));
+        else
+          copy_page(threads,
+                    page + static_cast<std::uint32_t>(segment.rows.kv_head) * Traits::head_bytes,
+                    Traits::unit_bytes);
       }
       fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
       next_ += threads.thread_count() / warp_lanes;
@@ -160,6 +158,13 @@ class UnitRing {
  private:
   static constexpr std::uint32_t tile_keys = half_tile_bytes(Traits::key_dim);
   static constexpr std::uint32_t tile_values = half_tile_bytes(Traits::value_dim);
+
+  template <class Threads>
+  KVTILT_HD void copy_page(Threads& threads, const std::byte* from, std::uint32_t bytes) {
+    std::uint64_t* arrived = barrier(threads, fill_);
+    threads.begin_stage(arrived, bytes);
+    threads.copy_to_stage(data(threads, fill_), from, bytes, arrived);
+  }
 
   /// Tile `index` of a 16-bit block of `of` tiles, laid out [kv head][keys | values]: keys, then
   /// values.

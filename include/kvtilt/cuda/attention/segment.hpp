@@ -111,6 +111,9 @@ struct Segment {
   int slot;        ///< of the sequence
   SequenceState sequence;
   UnitCounts counts;
+  // Where heads have recipes of their own:
+  int kind;                   ///< of MixedTraits
+  std::uint64_t head_offset;  ///< in a sealed page
 
   [[nodiscard]] KVTILT_HD bool exists() const { return first < last; }
 };
@@ -163,14 +166,22 @@ struct BlockWork {
 
   /// Before a turn, by one thread, then sync(): what comes behind the segment of that turn. Before
   /// turn 0 that one, too.
-  KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int page_units,
-                               int block, int turn) {
+  template <class Traits>
+  KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int block,
+                               int turn) {
+    const LayerStorage& layer = arguments.layer;
     const int end = block < plan.line.blocks ? plan.line.start(block + 1) : 0;
     KVTILT_DEVICE_LOOP
-    for (int i = turn == 0 ? 0 : turn + 1; i < turn + 2; ++i)
-      segments[i % 2] =
-          find_segment(arguments, starts, page_units,
-                       i == 0 ? plan.line.start(block) : segments[(i + 1) % 2].item_end, end);
+    for (int i = turn == 0 ? 0 : turn + 1; i < turn + 2; ++i) {
+      Segment& segment = segments[i % 2];
+      segment = find_segment(arguments, starts, units_of_page<Traits>(layer),
+                             i == 0 ? plan.line.start(block) : segments[(i + 1) % 2].item_end, end);
+      if constexpr (Traits::mixed) {
+        const HeadLayout& head = layer.head(PageKind::Sealed, segment.rows.kv_head);
+        segment.kind = Traits::kind_of(head);
+        segment.head_offset = head.offset;
+      }
+    }
   }
 };
 

@@ -51,12 +51,17 @@ struct HalfTraits {
   static constexpr int value_dim = ValueDim;
   static constexpr int page_tokens = PageTokens;
   static constexpr bool generic = false;
+  static constexpr bool mixed = false;
   static constexpr int page_units = PageTokens / tile_extent;
   static constexpr std::uint32_t key_bytes = half_tile_bytes(KeyDim);
   static constexpr std::uint32_t value_bytes = half_tile_bytes(ValueDim);
   static constexpr std::uint32_t unit_bytes = key_bytes + value_bytes;
   static constexpr std::uint32_t stage_bytes = unit_bytes;
   using State = AttendState<ValueDim, 0, 1>;
+
+  [[nodiscard]] KVTILT_HD static constexpr bool describes(const Format& key, const Format& value) {
+    return key.bits == half_bits && value.bits == half_bits;
+  }
 };
 
 /// keys, values  the tile's fragments: load() like HalfFragments

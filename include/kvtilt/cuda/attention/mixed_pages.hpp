@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: MIT
+/// Layers whose kv heads have recipes of their own, as plans by head give them: one kernel holds the
+/// code of several PageTraits, and a block takes the one of the head that it works on.
+#pragma once
+
+#include <kvtilt/cuda/attention/page.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <tuple>
+
+namespace kvtilt::cuda {
+
+/// Pages  PageTraits of the same head dimensions and tokens a page
+template <class... Pages>
+struct MixedTraits {
+  using First = std::tuple_element_t<0, std::tuple<Pages...>>;
+  static constexpr int key_dim = First::key_dim;
+  static constexpr int value_dim = First::value_dim;
+  static constexpr int page_tokens = First::page_tokens;
+  static_assert(((Pages::key_dim == key_dim && Pages::value_dim == value_dim &&
+                  Pages::page_tokens == page_tokens && Pages::page_units == 1) &&
+                 ...));
+
+  static constexpr bool generic = false;
+  static constexpr bool mixed = true;
+  static constexpr int page_units = 1;
+  static constexpr std::uint32_t unit_bytes = std::max({Pages::unit_bytes...});
+  static constexpr std::uint32_t stage_bytes = std::max({Pages::stage_bytes...});
+
+  /// Number of the traits that a head's pages have; one of them fits (checks.hpp).
+  KVTILT_HD static int kind_of(const HeadLayout& head) {
+    int kind = 0;
+    int found = 0;
+    ((found = Pages::describes(head.key.format, head.value.format) ? kind : found, ++kind), ...);
+    return found;
+  }
+  KVTILT_HD static std::uint32_t bytes_of(int kind) {
+    int i = 0;
+    std::uint32_t bytes = 0;
+    ((bytes = i++ == kind ? Pages::unit_bytes : bytes), ...);
+    return bytes;
+  }
+};
+
+}  // namespace kvtilt::cuda
