@@ -69,13 +69,16 @@ static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, s
 /// One layer of a batch of sequences with random contents, each page anywhere in its pool.
 class LayerData {
  public:
-  LayerData(const LayerShape& shape, const Recipe& recipe, const std::vector<std::int64_t>& lengths,
-            std::uint64_t seed)
+  /// recipes  one for all kv heads, or one for each
+  LayerData(const LayerShape& shape, const std::vector<Recipe>& recipes,
+            const std::vector<std::int64_t>& lengths, std::uint64_t seed)
       : sequences_(static_cast<int>(lengths.size())) {
     constexpr TokenPlacement placement{64, 4, 128};
-    const Recipe resolved = check(resolve_recipe(recipe, shape, placement.page_tokens));
+    std::vector<Recipe> resolved;
+    for (const Recipe& recipe : recipes)
+      resolved.push_back(check(resolve_recipe(recipe, shape, placement.page_tokens)));
     const LayerLayouts layouts =
-        make_layer_layouts(shape, {resolved}, placement.page_tokens, placement.sink_tokens);
+        make_layer_layouts(shape, resolved, placement.page_tokens, placement.sink_tokens);
     layer_ = cuda::describe_layer(shape, placement, layouts);
     std::vector<std::int64_t> pages;
     for (const std::int64_t length : lengths)

@@ -49,8 +49,9 @@ void measure(const Row& row, Report& report) {
   const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
   const Recipe recipe = *parse_recipe(row.recipe);
   const cuda::PrefillAttention attention = check(cuda::PrefillAttention::create(shape, recipe));
-  const LayerData data(
-      shape, recipe, std::vector<std::int64_t>(static_cast<std::size_t>(row.batch), row.past), 77);
+  const LayerData data(shape, {recipe},
+                       std::vector<std::int64_t>(static_cast<std::size_t>(row.batch), row.past),
+                       77);
   const std::int64_t rows = std::int64_t{row.batch} * row.chunk;
   const auto elements = [&](int heads) {
     return static_cast<std::size_t>(rows) * static_cast<std::size_t>(heads) * head_dim;
