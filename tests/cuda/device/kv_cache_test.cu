@@ -92,7 +92,13 @@ TEST(DeviceKVCacheRandom, DoesWhatTheCpuDoes) {
         open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
       }
       KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
-      for (const BothIds& each : open) EXPECT_TRUE(both.same(each));
+      for (const BothIds& each : open) {
+        EXPECT_TRUE(both.same(each));
+        EXPECT_EQ(both.gpu.length(each.gpu).value(), both.cpu.length(each.cpu).value());
+        for (const int layer : {0, 2})
+          EXPECT_EQ(both.gpu.tokens_before_seal(each.gpu, layer).value(),
+                    both.cpu.tokens_before_seal(each.cpu, layer).value());
+      }
       if (testing::Test::HasFailure()) return;
     }
   }

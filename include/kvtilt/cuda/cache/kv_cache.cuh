@@ -125,8 +125,13 @@ class KVCache {
   /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers.
   Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
 
-  /// Tokens in one layer, as the host knows it: not what a graph appended since and nobody told.
+  /// Tokens that append takes before it seals a page of this layer: see kvtilt::KVCache. As the host
+  /// knows it: without what a graph appended since and nobody told.
+  Result<std::int64_t> tokens_before_seal(SequenceId id, int layer) const;
+
+  /// Tokens in one layer, and in the shortest layer that keeps a cache, as the host knows it.
   Result<std::int64_t> length(SequenceId id, int layer) const;
+  Result<std::int64_t> length(SequenceId id) const;
   /// As the device knows it. Waits for the stream.
   Result<std::int64_t> length(SequenceId id, int layer, cudaStream_t stream) const;
 

@@ -124,10 +124,28 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
   return {};
 }
 
+inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return cuda::tokens_before_seal(storages_[static_cast<std::size_t>(layer)].placement(),
+                                  book_.state(id.slot, layer));
+}
+
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   return book_.state(id.slot, layer).length;
+}
+
+inline Result<std::int64_t> KVCache::length(SequenceId id) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  std::int64_t shortest = -1;
+  for (int layer = 0; layer < layers(); ++layer) {
+    if (storages_[static_cast<std::size_t>(layer)].kv_heads == 0) continue;
+    const std::int64_t length = book_.state(id.slot, layer).length;
+    shortest = shortest < 0 ? length : std::min(shortest, length);
+  }
+  return std::max<std::int64_t>(shortest, 0);
 }
 
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer, cudaStream_t stream) const {
