@@ -1,14 +1,15 @@
 # kvtilt_test(<path>_test.cpp [LIBRARIES <target>...])
 #
-# One executable per file under tests/; its ctest names are <path>/<Suite.Test>. A suite or test
-# whose name ends in Golden, Hostile, Property, Agreement or Random has that label in lower case, all
-# others have the label unit. With KVTILT_TEST_MATRIX the file also runs once per forced instruction
-# set, without its random tests.
+# One executable per file under tests/, or per folder with KVTILT_TEST_TOGETHER; its ctest names are
+# <path>/<Suite.Test> in both. A suite or test whose name ends in Golden, Hostile, Property, Agreement
+# or Random has that label in lower case, all others have the label unit. With KVTILT_TEST_MATRIX the
+# file also runs once per forced instruction set, without its random tests.
 include(GoogleTest)
 
-# Off where sources are edited: each change to a header would rebuild all tests, and a test that
-# forgets an include would compile.
-option(KVTILT_TEST_PCH "Compile the headers that tests share once, ahead of them" OFF)
+# Less than half the time where everything is built once, since most of each file's code is the
+# library's; names in a folder must then differ. Off where sources are edited: a change to one file
+# would rebuild its neighbours, and a test that forgets an include would compile.
+option(KVTILT_TEST_TOGETHER "Build the tests of a folder together, several files at a time" OFF)
 
 # Where no built GoogleTest fits (cross compilers), Debian's package googletest is its source.
 find_package(GTest QUIET)
@@ -24,10 +25,6 @@ add_library(kvtilt_test_support STATIC EXCLUDE_FROM_ALL tests/support/all_format
 target_include_directories(kvtilt_test_support PUBLIC tests)
 target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt GTest::gmock
                                           PRIVATE kvtilt_warnings)
-if(KVTILT_TEST_PCH)
-  target_precompile_headers(kvtilt_test_support PRIVATE
-                            <gmock/gmock.h> <gtest/gtest.h> <kvtilt/kvtilt.hpp>)
-endif()
 
 # The weakest instruction sets: those that any machine runs.
 set(KVTILT_FORCED_ISAS scalar avx2)
@@ -39,37 +36,55 @@ function(kvtilt_test source)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "" "LIBRARIES")
 
   string(REGEX REPLACE "_test\\.cpp$" "" path ${source})
-  string(REPLACE "/" "_" target "test_${path}")
-  if(TARGET ${target})
+  set(source ${PROJECT_SOURCE_DIR}/tests/${source})
+  # A file that replaces operator new would replace it for its neighbours.
+  file(STRINGS ${source} own_new REGEX "^void\\* operator new")
+  set(program ${path})
+  if(KVTILT_TEST_TOGETHER AND NOT own_new)
+    cmake_path(GET path PARENT_PATH program)
+  endif()
+  string(REPLACE "/" "_" target "test_${program}")
+  # In these folders a test reaches no kernel: it has nothing to share, and nothing to force.
+  string(REGEX MATCH "^(core|quant|page|io)/" without_kernels ${path})
+
+  if(NOT TARGET ${target})
+    add_executable(${target})
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ${KVTILT_TEST_TOGETHER})
+    target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
+                                            GTest::gtest_main)
+    if(path MATCHES "^examples/")
+      # The code under test is in a library of its own: optimizing the test only takes time.
+      target_compile_options(${target} PRIVATE -O1)
+    elseif(NOT without_kernels)
+      target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
+    endif()
+    if(path MATCHES "^cuda/" AND CMAKE_CXX_FLAGS MATCHES "-fsanitize=address")
+      # Each thread of an emulated block is a fiber: a fake stack for each takes most of the time.
+      target_compile_options(${target} PRIVATE -fsanitize-address-use-after-return=never)
+    endif()
+  endif()
+  get_target_property(sources ${target} SOURCES)
+  if(source IN_LIST sources)
     return()
   endif()
+  target_sources(${target} PRIVATE ${source})
 
-  add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/${source})
-  target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
-                                          GTest::gtest_main)
-  if(KVTILT_TEST_PCH)
-    target_precompile_headers(${target} REUSE_FROM kvtilt_test_support)
-  endif()
-  gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests
+  # The tests of this file: all of its suites, some of which take parameters.
+  file(STRINGS ${source} suites REGEX "^TEST(_F|_P)?\\(")
+  list(TRANSFORM suites REPLACE "^[A-Z_]+\\(([A-Za-z0-9]+),.*" "\\1.*:*/\\1.*")
+  list(REMOVE_DUPLICATES suites)
+  list(JOIN suites ":" suites)
+  gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests TEST_FILTER ${suites}
                        NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120
                        PROPERTIES TIMEOUT 300)
   # Read by ctest right after the list that the line above makes it read.
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
 
-  # In these folders a test reaches no kernel: it has nothing to share, and nothing to force.
-  if(path MATCHES "^(core|quant|page|io)/")
-    return()
-  endif()
-  if(path MATCHES "^examples/")
-    # The code under test is in a library of its own: optimizing the test only takes time.
-    target_compile_options(${target} PRIVATE -O1)
-  else()
-    target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
-  endif()
-  if(KVTILT_TEST_MATRIX AND NOT path MATCHES "^cuda/")
+  if(KVTILT_TEST_MATRIX AND NOT without_kernels AND NOT path MATCHES "^cuda/")
     foreach(isa IN LISTS KVTILT_FORCED_ISAS)
-      add_test(NAME ${path}/isa:${isa} COMMAND ${target} --gtest_brief=1 --gtest_filter=-*Random*)
+      add_test(NAME ${path}/isa:${isa}
+               COMMAND ${target} --gtest_brief=1 --gtest_filter=${suites}:-*Random*)
       set_tests_properties(${path}/isa:${isa} PROPERTIES ENVIRONMENT KVTILT_ISA=${isa} LABELS isa
                                                          TIMEOUT 600)
     endforeach()

@@ -90,6 +90,6 @@ cmake --workflow --list-presets &>/dev/null || {
 
 jobs=$(nproc)
 export CMAKE_BUILD_PARALLEL_LEVEL=$jobs CTEST_PARALLEL_LEVEL=$jobs
-step configure cmake --preset release -DKVTILT_TEST_MATRIX=ON
+step configure cmake --preset release -DKVTILT_TEST_MATRIX=ON -DKVTILT_TEST_TOGETHER=ON
 step build cmake --build --preset release
 exec ctest --preset release

@@ -18,13 +18,13 @@ using test::Random;
 using test::Rows;
 
 /// A cache whose keys and values are small enough that codes do not cancel.
-struct Filled {
+struct SmallRows {
   LayerShape shape;
   KVCache cache;
   SequenceId id;
 
-  Filled(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
-         CacheOptions options = {})
+  SmallRows(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
+            CacheOptions options = {})
       : shape(shape_),
         cache(test::make_cache(shape_, parse_recipe(recipe).value(), options)),
         id(test::open_reserved(cache, tokens)) {
@@ -40,7 +40,7 @@ constexpr double codes_may_cancel = 4.0;
 TEST(AttendOptionsAgreement, SoftCapBendsTheLogits) {
   Random random(1);
   for (const char* recipe : {"k16v16", "k8v8", "k4v2"}) {
-    const Filled filled({2, 64, 64}, recipe, 300, random);
+    const SmallRows filled({2, 64, 64}, recipe, 300, random);
     for (const float cap : {0.5f, 5.0f, 30.0f, 50.0f})
       for (const float spread : {0.01f, 1.0f, 20.0f}) {
         const Rows<float> queries = test::random_queries(random, filled.shape, 3, 2, spread);
@@ -56,7 +56,7 @@ TEST(AttendOptionsAgreement, SoftCapBendsTheLogits) {
 
 TEST(AttendOptionsAgreement, AlibiFallsWithDistance) {
   Random random(2);
-  const Filled filled({2, 64, 64}, "k8v8", 700, random);
+  const SmallRows filled({2, 64, 64}, "k8v8", 700, random);
   const std::vector<float> slopes = {0.5f, 0.25f, 0.0f, 0.0078125f};
   const Rows<float> queries = test::random_queries(random, filled.shape, 5, 2);
   AttendOptions options = test::exact_options();
@@ -75,7 +75,7 @@ TEST(AttendOptionsAgreement, AlibiFallsWithDistanceInPagesThatLostTokens) {
       cache_options.page_tokens = page;
       cache_options.recent_tokens = 0;
       cache_options.sink_tokens = 0;
-      Filled filled({2, 64, 64}, "k8v8", 512, random, cache_options);
+      SmallRows filled({2, 64, 64}, "k8v8", 512, random, cache_options);
       KVTILT_EXPECT_OK(filled.cache.truncate(filled.id, left));
       const std::vector<float> slopes = {0.5f, 0.25f, 0.0f, 0.0078125f, 0.125f, 1.0f};
       const Rows<float> queries = test::random_queries(random, filled.shape, 1, 3);
@@ -90,7 +90,7 @@ TEST(AttendOptionsAgreement, AlibiFallsWithDistanceInPagesThatLostTokens) {
 
 TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
   Random random(3);
-  const Filled filled({1, 64, 64}, "k8v8", 200, random);
+  const SmallRows filled({1, 64, 64}, "k8v8", 200, random);
   const std::vector<float> sinks = {-40.0f, 0.0f, 3.0f, 90.0f};
   const Rows<float> queries = test::random_queries(random, filled.shape, 2, 4);
   AttendOptions options = test::exact_options();
@@ -107,8 +107,8 @@ TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
   Random random(4);
   for (const std::int64_t drafts : {1, 2, 5, 17, 40, 64})
     for (const std::int64_t tokens : {drafts, drafts + 3, drafts + 250}) {
-      const Filled filled({1, 64, 64}, "k8v8", tokens, random,
-                          {.page_tokens = 32, .sink_tokens = 3, .recent_tokens = 11});
+      const SmallRows filled({1, 64, 64}, "k8v8", tokens, random,
+                             {.page_tokens = 32, .sink_tokens = 3, .recent_tokens = 11});
       std::vector<std::uint64_t> mask;
       for (std::int64_t i = 0; i < drafts; ++i) mask.push_back(random.next());
       const Rows<float> queries = test::random_queries(random, filled.shape, drafts, 2);
@@ -123,7 +123,7 @@ TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
 
 TEST(AttendOptionsAgreement, AChainAsTreeIsCausal) {
   Random random(5);
-  const Filled filled({2, 64, 64}, "k4v2", 300, random);
+  const SmallRows filled({2, 64, 64}, "k4v2", 300, random);
   const Rows<float> queries = test::random_queries(random, filled.shape, 6, 2);
   std::vector<std::uint64_t> chain;
   for (int i = 0; i < 6; ++i) chain.push_back((std::uint64_t{2} << i) - 1);
@@ -141,10 +141,10 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
     shape.keep_sinks = random.chance(2);
     const int ratio = random.between(1, 5);
     const int tokens = random.between(1, 500);
-    const Filled filled(shape, random.chance(2) ? "k16v16" : "k8v8", tokens, random,
-                        {.page_tokens = 32 << random.below(3),
-                         .sink_tokens = random.below(20),
-                         .recent_tokens = random.between(8, 100)});
+    const SmallRows filled(shape, random.chance(2) ? "k16v16" : "k8v8", tokens, random,
+                           {.page_tokens = 32 << random.below(3),
+                            .sink_tokens = random.below(20),
+                            .recent_tokens = random.between(8, 100)});
     const int queries_count = random.between(1, std::min(8, tokens));
     const Rows<float> queries = test::random_queries(random, shape, queries_count, ratio);
     std::vector<float> slopes;
@@ -173,8 +173,8 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
 
 TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
   Random random(7);
-  const Filled filled({1, 64, 64, 50}, "k4v4", 300, random,
-                      {.page_tokens = 32, .sink_tokens = 0, .recent_tokens = 32});
+  const SmallRows filled({1, 64, 64, 50}, "k4v4", 300, random,
+                         {.page_tokens = 32, .sink_tokens = 0, .recent_tokens = 32});
   const Rows<float> queries = test::random_queries(random, filled.shape, 2, 2);
   test::Output output(2, 2, 64);
   std::vector<std::byte> workspace(attend_workspace_bytes(filled.view()));
@@ -199,7 +199,7 @@ TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
   // A chunk attended before it is appended, at 16 bits, is the same as after.
   Random random(8);
   const LayerShape shape{2, 64, 72};
-  Filled filled(shape, "k16v16", 100, random);
+  SmallRows filled(shape, "k16v16", 100, random);
   KVTILT_EXPECT_OK(filled.cache.reserve(filled.id, 200));
   const Rows<float> keys = test::random_rows(random, 20, 2, 64);
   const Rows<float> values = test::random_rows(random, 20, 2, 72);

@@ -45,7 +45,7 @@ TEST(AttendOptions, ScaleMultipliesTheLogits) {
                                  test::attended(layer.view(), layer.queries, {0.31f})));
 }
 
-TEST(AttendOptionsHostile, AScaleThatIsNoPositiveNumberIsRefused) {
+TEST(AttendScaleHostile, AScaleThatIsNoPositiveNumberIsRefused) {
   const TwoTokens layer;
   std::vector<std::byte> workspace(attend_workspace_bytes(layer.view()));
   for (const std::uint32_t bits :

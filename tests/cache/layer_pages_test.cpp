@@ -2,6 +2,7 @@
 // Pages in the engine's hands against the same tokens in a KVCache.
 #include <kvtilt/cache/layer_pages.hpp>
 
+#include "support/aligned_memory.hpp"
 #include "support/cache_bytes.hpp"
 #include "support/caches.hpp"
 
@@ -19,28 +20,13 @@
 namespace kvtilt {
 namespace {
 
+using test::AlignedMemory;
 using test::attended;
 using test::Random;
 using test::random_queries;
 using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
-
-/// Memory at a multiple of page_alignment, full of NaN patterns.
-class Memory {
- public:
-  explicit Memory(std::size_t bytes)
-      : bytes_(bytes), memory_(bytes + page_alignment, std::byte{0xff}) {}
-  std::byte* data() {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-    return memory_.data() + (page_alignment - address % page_alignment);
-  }
-  [[nodiscard]] std::vector<std::byte> copy() { return {data(), data() + bytes_}; }
-
- private:
-  std::size_t bytes_;
-  std::vector<std::byte> memory_;
-};
 
 /// An engine that keeps one sequence as a KVCache would: sinks, sealed pages, 16-bit tail.
 class Engine {
@@ -78,14 +64,14 @@ class Engine {
   [[nodiscard]] std::size_t slots(int tokens) const {
     return static_cast<std::size_t>(tokens / options_.page_tokens + 2);
   }
-  [[nodiscard]] std::byte* next(Memory& memory, PageKind kind, std::size_t index) const {
+  [[nodiscard]] std::byte* next(AlignedMemory& memory, PageKind kind, std::size_t index) const {
     return memory.data() + index * pages_.bytes(kind);
   }
 
   LayerPages pages_;
   CacheOptions options_;
-  Memory blocks_;
-  Memory sealed_;
+  AlignedMemory blocks_;
+  AlignedMemory sealed_;
   std::vector<PageEntry> table_;
   int length_ = 0;
   int count_ = 0;  ///< sealed pages
@@ -204,8 +190,8 @@ TEST(LayerPages, SeveralTokensAreWrittenLikeOneAfterTheOther) {
   const LayerPages pages = LayerPages::create({2, 24, 40}, {presets::k4v2}, 32).value();
   const Rows<float> keys = random_rows(random, 32, 2, 24);
   const Rows<float> values = random_rows(random, 32, 2, 40);
-  Memory together(pages.bytes(PageKind::Tail));
-  Memory alone(pages.bytes(PageKind::Tail));
+  AlignedMemory together(pages.bytes(PageKind::Tail));
+  AlignedMemory alone(pages.bytes(PageKind::Tail));
   KVTILT_EXPECT_OK(pages.write(keys.view(0, 5), values.view(0, 5), 0, together.data()));
   KVTILT_EXPECT_OK(pages.write(keys.view(5, 27), values.view(5, 27), 5, together.data()));
   for (int t = 31; t >= 0; --t)  // the order is the engine's
@@ -234,7 +220,7 @@ TEST(LayerPagesHostile, WhatACacheRefusesIsRefused) {
 
 TEST(LayerPagesHostile, RowsAndSlotsThatDoNotFitWriteNothing) {
   const LayerPages pages = LayerPages::create({2, 64, 32}, {presets::k4v2}, 32).value();
-  Memory memory(pages.bytes(PageKind::Tail));
+  AlignedMemory memory(pages.bytes(PageKind::Tail));
   Random random(9);
   Rows<float> keys = random_rows(random, 3, 2, 64);
   Rows<float> values = random_rows(random, 3, 2, 32);
@@ -271,7 +257,7 @@ TEST(LayerPagesHostile, PagesAreNotSealedIntoTheirOwnBlock) {
   const LayerPages pages = LayerPages::create({1, 64, 64}, {presets::k4v2}, 32).value();
   const std::size_t block_bytes = pages.bytes(PageKind::Tail);
   const std::size_t page_bytes = pages.bytes(PageKind::Sealed);
-  Memory memory(2 * block_bytes);
+  AlignedMemory memory(2 * block_bytes);
   std::byte* start = memory.data();
   const std::vector<std::byte> before = memory.copy();
   const auto refused = [&](const std::byte* block, std::byte* page) {
@@ -295,7 +281,7 @@ TEST(LayerPagesHostile, PagesAreNotSealedIntoTheirOwnBlock) {
 
 TEST(LayerPagesHostile, TablesThatAreNoneAreRefused) {
   const LayerPages pages = LayerPages::create({1, 64, 64}, {presets::k4v2}, 32).value();
-  Memory memory(pages.bytes(PageKind::Tail));
+  AlignedMemory memory(pages.bytes(PageKind::Tail));
   const PageEntry first{memory.data(), 0, 32, PageKind::Sealed};
   const PageEntry second{memory.data(), 32, 10, PageKind::Tail};
   const auto message = [&](const std::vector<PageEntry>& table, std::int64_t length) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cache/layer_store.hpp>
 
+#include "support/aligned_memory.hpp"
 #include "support/caches.hpp"
 
 #include <gmock/gmock.h>
@@ -15,23 +16,11 @@
 namespace kvtilt {
 namespace {
 
+using test::AlignedMemory;
 using test::Random;
 using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
-
-/// Memory for a block, aligned as pools align theirs, full of NaN patterns.
-class Block {
- public:
-  explicit Block(std::size_t bytes) : memory_(bytes + page_alignment, std::byte{0xff}) {}
-  std::byte* data() {
-    const auto address = reinterpret_cast<std::uintptr_t>(memory_.data());
-    return memory_.data() + (page_alignment - address % page_alignment);
-  }
-
- private:
-  std::vector<std::byte> memory_;
-};
 
 LayerStore make_store(const LayerShape& shape, const std::vector<std::string>& recipes,
                       const TokenPlacement& placement) {
@@ -68,7 +57,7 @@ TEST(LayerStore, TokensAreWrittenWhereTheLayoutSays) {
   const Rows<float> keys = random_rows(random, 3, 2, 24);
   const Rows<float> values = random_rows(random, 3, 2, 40);
   for (const Isa isa : test::usable_isas()) {
-    Block block(store.layout(PageKind::Tail).bytes);
+    AlignedMemory block(store.layout(PageKind::Tail).bytes);
     const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
     store.write_tokens(kernels, keys.view(), values.view(), 0, 1, PageKind::Tail, block.data(), 0);
     store.write_tokens(kernels, keys.view(), values.view(), 1, 2, PageKind::Tail, block.data(), 1);
@@ -97,8 +86,8 @@ TEST(LayerStore, PagesOfOneBlockHaveTheSameBytesOnEveryInstructionSet) {
   for (const Isa isa : test::usable_isas())
     for (const int poison : {0xff, 0x00, 0x7e}) {
       const cpu::Kernels& kernels = *cpu::kernels<AllFormats>(isa);
-      Block block(store.layout(PageKind::Tail).bytes);
-      Block page(store.layout(PageKind::Sealed).bytes);
+      AlignedMemory block(store.layout(PageKind::Tail).bytes);
+      AlignedMemory page(store.layout(PageKind::Sealed).bytes);
       std::memset(page.data(), poison, store.layout(PageKind::Sealed).bytes);
       store.write_tokens(kernels, keys.view(), values.view(), 0, 32, PageKind::Tail, block.data(),
                          0);

@@ -53,7 +53,7 @@ TEST(CacheOptionsHostile, NumbersOutOfRangeAreNamed) {
     refuses(&CacheOptions::max_sequences, "max_sequences", sequences);
 }
 
-TEST(Supports, EveryPairOfWidthsUnlessTheListIsShorter) {
+TEST(CacheOptionsSupports, EveryPairOfWidthsUnlessTheListIsShorter) {
   const LayerShape shape{2, 128, 128, 0};
   for (const int key : {1, 2, 3, 4, 5, 6, 7, 8, 16})
     for (const int value : {1, 2, 3, 4, 5, 6, 7, 8, 16})
@@ -70,7 +70,7 @@ TEST(Supports, EveryPairOfWidthsUnlessTheListIsShorter) {
   EXPECT_THAT(std::string(values.message()), HasSubstr("values of 8 bits"));
 }
 
-TEST(SupportsHostile, WhatCannotBeIsRefusedWithTheNumbers) {
+TEST(CacheOptionsSupportsHostile, WhatCannotBeIsRefusedWithTheNumbers) {
   const auto refuses = [](const LayerShape& shape, const Recipe& recipe, int page,
                           const char* words) {
     const Status status = supports(shape, recipe, page);

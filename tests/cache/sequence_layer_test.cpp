@@ -109,7 +109,7 @@ class Layer {
 
 using Table = std::vector<std::pair<PageKind, int>>;
 
-TEST(TokenPlacement, TheRingHoldsRecentTokensAndOneMorePage) {
+TEST(SequenceLayerPlacement, TheRingHoldsRecentTokensAndOneMorePage) {
   EXPECT_EQ((TokenPlacement{64, 0, 0}.ring_blocks()), 1);
   EXPECT_EQ((TokenPlacement{64, 0, 1}.ring_blocks()), 2);
   EXPECT_EQ((TokenPlacement{64, 0, 64}.ring_blocks()), 2);

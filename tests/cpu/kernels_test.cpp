@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cpu/kernels.hpp>
 
+#include "support/all_formats.hpp"
 #include "support/kernel_tables.hpp"
 
 #include <gtest/gtest.h>
@@ -51,15 +52,12 @@ void expect_widths(const bool (&expected)[width_slots]) {
 
 TEST(Kernels, CoverTheWidthsOfTheirList) {
   expect_widths<AllFormats>({true, true, true, true, true, true, true, true, true});
-  expect_widths<Formats<Keys<4>, Values<2>>>(
-      {true, false, true, false, true, false, false, false, false});
-  expect_widths<Formats<Keys<8, 3>, Values<3, 16>>>(
-      {true, false, false, true, false, false, false, false, true});
+  expect_widths<test::FewFormats>({true, false, true, false, true, false, false, false, false});
+  expect_widths<test::UnequalFormats>({true, false, false, true, false, false, false, false, true});
 }
 
 TEST(Kernels, AlwaysServeTheTail) {
-  expect_widths<Formats<Keys<>, Values<>>>(
-      {true, false, false, false, false, false, false, false, false});
+  expect_widths<test::NoFormats>({true, false, false, false, false, false, false, false, false});
 }
 
 TEST(Kernels, AreTheSameTableEachTime) {

@@ -23,7 +23,7 @@ using test::Block;
 using test::Extents;
 using test::Random;
 
-constexpr F16 poison{0xffff};  // NaN
+constexpr F16 no_half{0xffff};  // NaN
 
 /// A tensor that can hold any bytes: codes, scales and minima of all kinds. What belongs to slots
 /// outside of `live` alone is NaN, or random codes.
@@ -37,7 +37,7 @@ void fill(Random& random, Role role, const TensorLayout& tensor, cpu::Range live
     for (int outer = 0; outer < tensor.matrix.outer; ++outer)
       for (int inner = 0; inner < tensor.matrix.inner; ++inner)
         test::halves(block, tensor)[half_position(tensor.matrix, outer, inner)] =
-            is_live(outer, inner) ? F16{test::any_finite(random)} : poison;
+            is_live(outer, inner) ? F16{test::any_finite(random)} : no_half;
     return;
   }
   const std::size_t bytes = code_bytes(tensor.matrix, tensor.format.bits);
@@ -47,8 +47,8 @@ void fill(Random& random, Role role, const TensorLayout& tensor, cpu::Range live
     bool used = false;
     for (int i = 0; i < count; ++i) used = used || is_live(position(i).first, position(i).second);
     F16* scale = tensor.scales(block, band) + entry;
-    *scale = used ? F16{static_cast<std::uint16_t>(random.below(0x7c00))} : poison;
-    scale[tensor.pitch()] = used ? F16{test::any_finite(random)} : poison;
+    *scale = used ? F16{static_cast<std::uint16_t>(random.below(0x7c00))} : no_half;
+    scale[tensor.pitch()] = used ? F16{test::any_finite(random)} : no_half;
   });
 }
 

@@ -22,7 +22,7 @@ using test::TemporaryFolder;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-std::string open(const std::filesystem::path& path) {
+std::string open_error(const std::filesystem::path& path) {
   return std::string(Checkpoint::open(path).message());
 }
 
@@ -35,11 +35,11 @@ std::string one_tensor(const std::string& name) {
 constexpr const char* index_file = "model.safetensors.index.json";
 
 /// A folder with two shards and an index with this map.
-std::string open_index(const TemporaryFolder& folder, const std::string& weight_map) {
+std::string index_error(const TemporaryFolder& folder, const std::string& weight_map) {
   folder.write("one.safetensors", one_tensor("a"));
   folder.write("two.safetensors", one_tensor("b"));
   folder.write(index_file, "{\n\"metadata\": {},\n\"weight_map\": {\n" + weight_map + "}}");
-  return open(folder.path());
+  return open_error(folder.path());
 }
 
 TEST(Checkpoint, ReadsAFolderWithOneFile) {
@@ -57,7 +57,7 @@ TEST(Checkpoint, ReadsAFolderWithOneFile) {
 
 TEST(Checkpoint, ReadsAFolderWithShards) {
   const TemporaryFolder folder;
-  EXPECT_EQ(open_index(folder, R"("a": "one.safetensors", "b": "two.safetensors")"), "");
+  EXPECT_EQ(index_error(folder, R"("a": "one.safetensors", "b": "two.safetensors")"), "");
   const Checkpoint checkpoint = Checkpoint::open(folder.path()).value();
   EXPECT_THAT(checkpoint.names(), ElementsAre("a", "b"));
   EXPECT_THAT(checkpoint.find("b")->file, HasSubstr("two.safetensors"));
@@ -65,7 +65,7 @@ TEST(Checkpoint, ReadsAFolderWithShards) {
 
 TEST(Checkpoint, TakesFromShardsWhatTheIndexNames) {
   const TemporaryFolder folder;
-  EXPECT_EQ(open_index(folder, R"("b": "two.safetensors")"), "");
+  EXPECT_EQ(index_error(folder, R"("b": "two.safetensors")"), "");
   EXPECT_THAT(Checkpoint::open(folder.path()).value().names(), ElementsAre("b"));
 }
 
@@ -87,13 +87,14 @@ TEST(Checkpoint, ReadsSingleFiles) {
 
 TEST(CheckpointHostile, SaysWhatIsMissing) {
   const TemporaryFolder folder;
-  EXPECT_THAT(open(folder.path()),
+  EXPECT_THAT(open_error(folder.path()),
               HasSubstr("neither model.safetensors nor model.safetensors.index.json is there"));
-  EXPECT_THAT(open(folder.path() / "nowhere"),
+  EXPECT_THAT(open_error(folder.path() / "nowhere"),
               HasSubstr("nowhere: there is no such file or folder"));
-  EXPECT_THAT(open(folder.write("model.bin", "")),
+  EXPECT_THAT(open_error(folder.write("model.bin", "")),
               HasSubstr("model.bin: is neither a folder nor a .safetensors or .gguf file"));
-  EXPECT_THAT(open(folder.path() / "nowhere.gguf"), HasSubstr("nowhere.gguf: cannot be opened"));
+  EXPECT_THAT(open_error(folder.path() / "nowhere.gguf"),
+              HasSubstr("nowhere.gguf: cannot be opened"));
   folder.write("model.safetensors", one_tensor("a"));
   const Checkpoint checkpoint = Checkpoint::open(folder.path()).value();
   const auto absent = checkpoint.get("b");
@@ -104,44 +105,45 @@ TEST(CheckpointHostile, SaysWhatIsMissing) {
 
 TEST(CheckpointHostile, RefusesDamagedIndexes) {
   const TemporaryFolder folder;
-  EXPECT_THAT(open_index(folder, R"("a": 3)"),
+  EXPECT_THAT(index_error(folder, R"("a": 3)"),
               HasSubstr("index.json:4: key 'a' of 'weight_map' is 3, not a string"));
   for (const std::string name : {"../one.safetensors", "/etc/passwd", "..", ".", "", "a/b",
                                  "one.safetensors\\u0000", "a\\\\b"})
-    EXPECT_THAT(open_index(folder, "\"a\": \"" + name + "\""), HasSubstr("not a plain file name"));
-  EXPECT_THAT(open_index(folder, R"("a": "absent.safetensors")"),
+    EXPECT_THAT(index_error(folder, "\"a\": \"" + name + "\""), HasSubstr("not a plain file name"));
+  EXPECT_THAT(index_error(folder, R"("a": "absent.safetensors")"),
               HasSubstr("absent.safetensors: cannot be opened"));
   EXPECT_THAT(
-      open_index(folder, "\"b\": \"two.safetensors\",\n\"x\": \"one.safetensors\""),
+      index_error(folder, "\"b\": \"two.safetensors\",\n\"x\": \"one.safetensors\""),
       HasSubstr("index.json:5: key 'x' of 'weight_map' is in the index, but not in its shard "
                 "one.safetensors"));
   folder.write(index_file, "{\n}");
-  EXPECT_THAT(open(folder.path()), HasSubstr("index.json:1: the document has no key 'weight_map'"));
+  EXPECT_THAT(open_error(folder.path()),
+              HasSubstr("index.json:1: the document has no key 'weight_map'"));
   folder.write(index_file, "{\"weight_map\": []}");
-  EXPECT_THAT(open(folder.path()), HasSubstr("is a list, not an object"));
+  EXPECT_THAT(open_error(folder.path()), HasSubstr("is a list, not an object"));
   folder.write(index_file, "{");
-  EXPECT_THAT(open(folder.path()), HasSubstr("index.json:1: not valid JSON"));
+  EXPECT_THAT(open_error(folder.path()), HasSubstr("index.json:1: not valid JSON"));
 }
 
 TEST(CheckpointHostile, RefusesADamagedShard) {
   const TemporaryFolder folder;
   const std::string map = R"("a": "one.safetensors", "b": "two.safetensors")";
-  EXPECT_EQ(open_index(folder, map), "");
+  EXPECT_EQ(index_error(folder, map), "");
   folder.write("two.safetensors", folder.read("two.safetensors").substr(0, 30));
-  EXPECT_THAT(open(folder.path()), HasSubstr("two.safetensors: the header should have"));
+  EXPECT_THAT(open_error(folder.path()), HasSubstr("two.safetensors: the header should have"));
 }
 
 TEST(CheckpointHostile, RefusesOnePartOfAGguf) {
   const TemporaryFolder folder;
   const auto with_parts = [&](std::uint16_t parts) {
-    return open(
+    return open_error(
         folder.write("a.gguf", GgufBytes(0, 1).pair("split.count", 2).number(parts).bytes()));
   };
   EXPECT_EQ(with_parts(1), "");
   EXPECT_EQ(with_parts(0), "");
   EXPECT_THAT(with_parts(3), HasSubstr("a.gguf: is one of 3 parts; merge them first"));
   EXPECT_THAT(
-      open(folder.write("b.gguf", GgufBytes(0, 1).pair("split.count", 8).string("").bytes())),
+      open_error(folder.write("b.gguf", GgufBytes(0, 1).pair("split.count", 8).string("").bytes())),
       HasSubstr("key 'split.count' is string, not an integer"));
 }
 

@@ -3,6 +3,7 @@
 #include <kvtilt/io/gguf_metadata.hpp>
 
 #include "support/golden_file.hpp"
+#include "support/message.hpp"
 #include "support/tensor_files.hpp"
 
 #include <gmock/gmock.h>
@@ -18,22 +19,18 @@ namespace kvtilt {
 namespace {
 
 using test::GgufBytes;
+using test::message;
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-constexpr std::uint32_t u8 = 0, u32 = 4, f32 = 6, boolean = 7, text = 8, array = 9, u64 = 10;
+constexpr std::uint32_t u8 = 0, u32 = 4, float32 = 6, boolean = 7, text = 8, array = 9, u64 = 10;
 
 /// The error of a file with these bytes; "" when it opens.
-std::string open(const GgufBytes& bytes) {
+std::string metadata_error(const GgufBytes& bytes) {
   const std::vector<std::byte> tight = test::tight_copy(bytes.bytes());
   const auto file = GgufFile::parse(tight, "f");
   EXPECT_TRUE(file.ok() || file.code() == ErrorCode::Corrupt);
   return std::string(file.message());
-}
-
-template <class T>
-std::string message(const Result<T>& result) {
-  return std::string(result.message());
 }
 
 TEST(GgufMetadataGolden, ReadsWhatThePackageWrote) {
@@ -88,19 +85,22 @@ TEST(GgufMetadataHostile, NamesKeysThatAreAbsentOrOfAnotherType) {
 }
 
 TEST(GgufMetadataHostile, RefusesPairsThatAreNone) {
-  EXPECT_EQ(open(GgufBytes(0, 1).pair("k", u8).number<std::uint8_t>(1)), "");
-  EXPECT_EQ(open(GgufBytes(0, 1).pair("k", 13)), "f: key 'k', 1 of 1, has the unknown type 13");
-  EXPECT_EQ(open(GgufBytes(0, 1).pair("k", array).number(13u).number<std::uint64_t>(0)),
+  EXPECT_EQ(metadata_error(GgufBytes(0, 1).pair("k", u8).number<std::uint8_t>(1)), "");
+  EXPECT_EQ(metadata_error(GgufBytes(0, 1).pair("k", 13)),
             "f: key 'k', 1 of 1, has the unknown type 13");
-  EXPECT_THAT(open(GgufBytes(0, 1).pair("k", boolean).number<std::uint8_t>(2)),
+  EXPECT_EQ(metadata_error(GgufBytes(0, 1).pair("k", array).number(13u).number<std::uint64_t>(0)),
+            "f: key 'k', 1 of 1, has the unknown type 13");
+  EXPECT_THAT(metadata_error(GgufBytes(0, 1).pair("k", boolean).number<std::uint8_t>(2)),
               HasSubstr("is a bool other than 0 and 1"));
   EXPECT_THAT(
-      open(GgufBytes(0, 2).pair("k", u8).number<std::uint8_t>(1).pair("k", u8).number<std::uint8_t>(
-          1)),
+      metadata_error(
+          GgufBytes(0, 2).pair("k", u8).number<std::uint8_t>(1).pair("k", u8).number<std::uint8_t>(
+              1)),
       HasSubstr("f: key 'k', 2 of 2, appears twice"));
-  EXPECT_THAT(open(GgufBytes(0, 1)), HasSubstr("f: key '', 1 of 1, reaches beyond the end"));
-  EXPECT_THAT(open(GgufBytes(0, ~std::uint64_t{0})), HasSubstr("reaches beyond the end"));
-  EXPECT_THAT(open(GgufBytes(0, 1).pair("k", text).number(~std::uint64_t{0}).data("abc")),
+  EXPECT_THAT(metadata_error(GgufBytes(0, 1)),
+              HasSubstr("f: key '', 1 of 1, reaches beyond the end"));
+  EXPECT_THAT(metadata_error(GgufBytes(0, ~std::uint64_t{0})), HasSubstr("reaches beyond the end"));
+  EXPECT_THAT(metadata_error(GgufBytes(0, 1).pair("k", text).number(~std::uint64_t{0}).data("abc")),
               HasSubstr("reaches beyond the end"));
 }
 
@@ -108,15 +108,18 @@ TEST(GgufMetadataHostile, RefusesArraysThatDoNotFit) {
   const auto with_array = [](std::uint32_t type, std::uint64_t count) {
     return GgufBytes(0, 1).pair("k", array).number(type).number(count);
   };
-  EXPECT_EQ(open(with_array(u64, 0)), "");
-  EXPECT_EQ(open(with_array(u32, 1).number(7u)), "");
+  EXPECT_EQ(metadata_error(with_array(u64, 0)), "");
+  EXPECT_EQ(metadata_error(with_array(u32, 1).number(7u)), "");
   for (const std::uint64_t count : {2ull, 1ull << 62, ~0ull}) {
-    EXPECT_THAT(open(with_array(u32, count).number(7u)), HasSubstr("reaches beyond the end"));
-    EXPECT_THAT(open(with_array(text, count).string("a")), HasSubstr("reaches beyond the end"));
-    EXPECT_THAT(open(with_array(array, count).number(f32).number<std::uint64_t>(0)),
+    EXPECT_THAT(metadata_error(with_array(u32, count).number(7u)),
+                HasSubstr("reaches beyond the end"));
+    EXPECT_THAT(metadata_error(with_array(text, count).string("a")),
+                HasSubstr("reaches beyond the end"));
+    EXPECT_THAT(metadata_error(with_array(array, count).number(float32).number<std::uint64_t>(0)),
                 HasSubstr("reaches beyond the end"));
   }
-  EXPECT_THAT(open(with_array(boolean, 2).number<std::uint16_t>(0x0301)), HasSubstr("is a bool"));
+  EXPECT_THAT(metadata_error(with_array(boolean, 2).number<std::uint16_t>(0x0301)),
+              HasSubstr("is a bool"));
 }
 
 TEST(GgufMetadataHostile, RefusesDeepNesting) {
@@ -124,13 +127,13 @@ TEST(GgufMetadataHostile, RefusesDeepNesting) {
   nested.pair("k", array);
   for (int depth = 1; depth < 4; ++depth) nested.number(array).number<std::uint64_t>(1);
   GgufBytes deeper = nested;
-  EXPECT_EQ(open(nested.number(u8).number<std::uint64_t>(2).data("ab")), "");
+  EXPECT_EQ(metadata_error(nested.number(u8).number<std::uint64_t>(2).data("ab")), "");
   deeper.number(array).number<std::uint64_t>(1).number(u8).number<std::uint64_t>(0);
-  EXPECT_THAT(open(deeper), HasSubstr("is an array nested too deep"));
+  EXPECT_THAT(metadata_error(deeper), HasSubstr("is an array nested too deep"));
   GgufBytes bomb(0, 1);
   bomb.pair("k", array);
   for (int depth = 0; depth < 100000; ++depth) bomb.number(array).number<std::uint64_t>(1);
-  EXPECT_THAT(open(bomb), HasSubstr("is an array nested too deep"));
+  EXPECT_THAT(metadata_error(bomb), HasSubstr("is an array nested too deep"));
 }
 
 }  // namespace

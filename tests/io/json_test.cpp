@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/io/json.hpp>
 
+#include "support/message.hpp"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -11,17 +13,13 @@
 namespace kvtilt {
 namespace {
 
+using test::message;
 using testing::HasSubstr;
 
 JsonDocument parse(const std::string& text) {
   auto document = JsonDocument::parse(text, "f.json");
   EXPECT_TRUE(document.ok()) << document.message();
   return std::move(document).value();
-}
-
-template <class T>
-std::string message(const Result<T>& result) {
-  return std::string(result.message());
 }
 
 const char* const everything = R"({

@@ -24,20 +24,20 @@ using testing::HasSubstr;
 const std::string eight_bytes = "12345678";
 
 /// The error of a file with these bytes; "" when it opens.
-std::string open(const std::string& bytes) {
+std::string safetensors_error(const std::string& bytes) {
   const std::vector<std::byte> tight = test::tight_copy(bytes);
   const auto file = SafetensorsFile::parse(tight, "f");
   EXPECT_TRUE(file.ok() || file.code() == ErrorCode::Corrupt);
   return std::string(file.message());
 }
 
-std::string open(const std::string& header, const std::string& data) {
-  return open(safetensors_bytes(header, data));
+std::string safetensors_error(const std::string& header, const std::string& data) {
+  return safetensors_error(safetensors_bytes(header, data));
 }
 
 /// The error of a file with one tensor "t" described by `entry` over eight bytes of data.
-std::string open_entry(const std::string& entry) {
-  return open(R"({"t":)" + entry + "}", eight_bytes);
+std::string entry_error(const std::string& entry) {
+  return safetensors_error(R"({"t":)" + entry + "}", eight_bytes);
 }
 
 TEST(Safetensors, CutsTensorsOutOfTheFile) {
@@ -77,53 +77,57 @@ TEST(SafetensorsHostile, RefusesFilesThatAreNone) {
   const auto absent = SafetensorsFile::open(folder.path() / "absent");
   EXPECT_EQ(absent.code(), ErrorCode::FileAccess);
   EXPECT_THAT(std::string(absent.message()), AllOf(HasSubstr("absent"), HasSubstr("No such file")));
-  EXPECT_THAT(open(""), HasSubstr("0 bytes are too few"));
-  EXPECT_THAT(open("1234567"), HasSubstr("7 bytes are too few"));
-  EXPECT_THAT(open("a text of some length"), HasSubstr("not a safetensors file?"));
+  EXPECT_THAT(safetensors_error(""), HasSubstr("0 bytes are too few"));
+  EXPECT_THAT(safetensors_error("1234567"), HasSubstr("7 bytes are too few"));
+  EXPECT_THAT(safetensors_error("a text of some length"), HasSubstr("not a safetensors file?"));
 }
 
 TEST(SafetensorsHostile, RefusesHeadersThatDoNotFitTheFile) {
   const std::string good = safetensors_bytes("{}", "");
-  EXPECT_EQ(open(good), "");
-  EXPECT_THAT(open(good.substr(0, 9)), HasSubstr("should have 2 bytes, but only 1 follow"));
-  EXPECT_THAT(open(std::string(8, '\xFF') + "{}"), HasSubstr("18446744073709551615 bytes"));
+  EXPECT_EQ(safetensors_error(good), "");
+  EXPECT_THAT(safetensors_error(good.substr(0, 9)),
+              HasSubstr("should have 2 bytes, but only 1 follow"));
+  EXPECT_THAT(safetensors_error(std::string(8, '\xFF') + "{}"),
+              HasSubstr("18446744073709551615 bytes"));
   std::string at_limit = good;
   at_limit[7] = '\x7F';
-  EXPECT_THAT(open(at_limit), HasSubstr("the format allows 100000000"));
+  EXPECT_THAT(safetensors_error(at_limit), HasSubstr("the format allows 100000000"));
 }
 
 TEST(SafetensorsHostile, RefusesHeadersThatAreNotAJsonObject) {
-  EXPECT_THAT(open("{\"a\":", ""), HasSubstr("f header:1: not valid JSON"));
-  EXPECT_THAT(open("[]", ""), HasSubstr("f header:1: the document is a list, not an object"));
-  EXPECT_THAT(open("{} x", ""), HasSubstr("not valid JSON"));
-  EXPECT_THAT(open("{\"a\":\"\xFF\"}", ""), HasSubstr("not valid JSON"));
-  EXPECT_THAT(open(std::string(200000, '['), ""), HasSubstr("more than 64 deep"));
-  EXPECT_THAT(open(R"({"t":1,"t":2})", ""), HasSubstr("key 't' appears twice"));
-  EXPECT_THAT(open(R"({"__metadata__":{"a":1}})", ""),
+  EXPECT_THAT(safetensors_error("{\"a\":", ""), HasSubstr("f header:1: not valid JSON"));
+  EXPECT_THAT(safetensors_error("[]", ""),
+              HasSubstr("f header:1: the document is a list, not an object"));
+  EXPECT_THAT(safetensors_error("{} x", ""), HasSubstr("not valid JSON"));
+  EXPECT_THAT(safetensors_error("{\"a\":\"\xFF\"}", ""), HasSubstr("not valid JSON"));
+  EXPECT_THAT(safetensors_error(std::string(200000, '['), ""), HasSubstr("more than 64 deep"));
+  EXPECT_THAT(safetensors_error(R"({"t":1,"t":2})", ""), HasSubstr("key 't' appears twice"));
+  EXPECT_THAT(safetensors_error(R"({"__metadata__":{"a":1}})", ""),
               HasSubstr("key 'a' of '__metadata__' is 1, not a string"));
-  EXPECT_THAT(open(R"({"__metadata__":"a"})", ""), HasSubstr("is \"a\", not an object"));
+  EXPECT_THAT(safetensors_error(R"({"__metadata__":"a"})", ""),
+              HasSubstr("is \"a\", not an object"));
 }
 
 TEST(SafetensorsHostile, RefusesEntriesThatDescribeNoTensor) {
-  EXPECT_THAT(open_entry("7"), HasSubstr("key 't' is 7, not an object"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1})"),
+  EXPECT_THAT(entry_error("7"), HasSubstr("key 't' is 7, not an object"));
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2],"data_offsets":[0,8],"x":1})"),
               HasSubstr("key 'x' of 't' is not known"));
-  EXPECT_THAT(open_entry(R"({"shape":[2],"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"shape":[2],"data_offsets":[0,8]})"),
               HasSubstr("key 't' has no key 'dtype'"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F33","shape":[2],"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F33","shape":[2],"data_offsets":[0,8]})"),
               HasSubstr("tensor 't' has the unknown dtype \"F33\""));
-  EXPECT_THAT(open_entry(R"({"dtype":32,"shape":[2],"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":32,"shape":[2],"data_offsets":[0,8]})"),
               HasSubstr("key 'dtype' of 't' is 32, not a string"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","data_offsets":[0,8]})"), HasSubstr("no key 'shape'"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2]})"), HasSubstr("no key 'data_offsets'"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":2,"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","data_offsets":[0,8]})"), HasSubstr("no key 'shape'"));
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2]})"), HasSubstr("no key 'data_offsets'"));
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":2,"data_offsets":[0,8]})"),
               HasSubstr("key 'shape' of 't' is 2, not a list"));
   for (const std::string shape : {"[-2]", "[2.0]", "[\"2\"]", "[null]"}) {
-    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
+    EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
                 HasSubstr("element 0 of key 'shape' of 't' is"));
   }
   for (const std::string offsets : {"[0]", "[0,8,8]", "[-8,8]", "[0.5,8]", "8"}) {
-    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":)" + offsets + "}"),
+    EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2],"data_offsets":)" + offsets + "}"),
                 HasSubstr("data_offsets"));
   }
 }
@@ -132,42 +136,44 @@ TEST(SafetensorsHostile, RefusesShapesThatOverflow) {
   for (const std::string shape :
        {"[4611686018427387904,2]", "[9223372036854775807]", "[4294967296,4294967296,4294967296]",
         "[4294967296,4294967296,0]"}) {
-    EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
+    EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":)" + shape + R"(,"data_offsets":[0,8]})"),
                 HasSubstr("which no file of F32 can hold"));
   }
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]})"),
               HasSubstr("is 1.84467440737e+19, not a whole number"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[3],"data_offsets":[0,8]})"),
               HasSubstr("has 8 bytes, but F32 of shape [3] needs 12"));
 }
 
 TEST(SafetensorsHostile, RefusesOffsetsThatLeaveTheFileOrCross) {
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[8,0]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2],"data_offsets":[8,0]})"),
               HasSubstr("element 1 of key 'data_offsets' of 't' is 0, not a whole number from 8"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[4,12]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2],"data_offsets":[4,12]})"),
               HasSubstr("ends at byte 12 of the data, but the file has only 8"));
-  EXPECT_THAT(open_entry(R"({"dtype":"F32","shape":[2],"data_offsets":[0,9223372036854775807]})"),
+  EXPECT_THAT(entry_error(R"({"dtype":"F32","shape":[2],"data_offsets":[0,9223372036854775807]})"),
               HasSubstr("ends at byte 9223372036854775807"));
   const auto two = [](const std::string& a, const std::string& b) {
-    return open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + a +
-                    R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)" + b + "}}",
-                eight_bytes);
+    return safetensors_error(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + a +
+                                 R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)" + b + "}}",
+                             eight_bytes);
   };
   EXPECT_EQ(two("[4,8]", "[0,4]"), "");
   EXPECT_THAT(two("[0,4]", "[3,7]"), HasSubstr("tensor 'b' overlaps tensor 'a'"));
   EXPECT_THAT(two("[0,4]", "[0,4]"), HasSubstr("overlaps"));
-  EXPECT_THAT(open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight_bytes),
-              HasSubstr("4 bytes before tensor 'a' belong to nothing"));
-  EXPECT_THAT(open(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", eight_bytes),
-              HasSubstr("4 bytes after the last tensor belong to nothing"));
+  EXPECT_THAT(
+      safetensors_error(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", eight_bytes),
+      HasSubstr("4 bytes before tensor 'a' belong to nothing"));
+  EXPECT_THAT(
+      safetensors_error(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}})", eight_bytes),
+      HasSubstr("4 bytes after the last tensor belong to nothing"));
 }
 
 TEST(SafetensorsHostile, EveryTruncationAndAdditionIsRefused) {
   const std::string whole = test::read_file(test::golden_file("tensors.safetensors"));
-  EXPECT_EQ(open(whole), "");
+  EXPECT_EQ(safetensors_error(whole), "");
   for (std::size_t size = 0; size < whole.size(); ++size)
-    EXPECT_NE(open(whole.substr(0, size)), "") << size;
-  EXPECT_NE(open(whole + '\0'), "");
+    EXPECT_NE(safetensors_error(whole.substr(0, size)), "") << size;
+  EXPECT_NE(safetensors_error(whole + '\0'), "");
 }
 
 TEST(SafetensorsHostile, AnyFlippedBitOfTheHeaderIsRefusedOrRead) {

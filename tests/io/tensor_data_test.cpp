@@ -19,7 +19,7 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 constexpr std::int64_t huge = std::numeric_limits<std::int64_t>::max();
-constexpr StoredType q8_0{"Q8_0", 32, 34, Encoding::Q8_0};
+constexpr StoredType q8_rows{"Q8_0", 32, 34, Encoding::Q8_0};
 
 template <class T>
 StoredTensor tensor(const StoredType& type, std::vector<std::int64_t> shape,
@@ -45,9 +45,9 @@ TEST(TensorData, CountsBytes) {
   using Shape = std::vector<std::int64_t>;
   EXPECT_EQ(stored_bytes(element_f16, Shape{}), 2);
   EXPECT_EQ(stored_bytes(element_f32, Shape{3, 5}), 60);
-  EXPECT_EQ(stored_bytes(q8_0, Shape{3, 64}), 3 * 2 * 34);
-  EXPECT_EQ(stored_bytes(q8_0, Shape{64, 3}), std::nullopt);
-  EXPECT_EQ(stored_bytes(q8_0, Shape{}), std::nullopt);
+  EXPECT_EQ(stored_bytes(q8_rows, Shape{3, 64}), 3 * 2 * 34);
+  EXPECT_EQ(stored_bytes(q8_rows, Shape{64, 3}), std::nullopt);
+  EXPECT_EQ(stored_bytes(q8_rows, Shape{}), std::nullopt);
   EXPECT_EQ(stored_bytes(element_f32, Shape{0, 5}), 0);
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4}), huge / 4 * 4);
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4 + 1}), std::nullopt);
@@ -88,7 +88,7 @@ TEST(TensorData, ReadsEveryEncoding) {
     for (std::size_t i = 0; i < 32; ++i)
       blocks[block * 34 + 2 + i] = static_cast<std::uint8_t>(240 + i);
   }
-  const StoredTensor q8 = tensor(q8_0, {2, 64}, blocks);
+  const StoredTensor q8 = tensor(q8_rows, {2, 64}, blocks);
   const std::vector<float> values = read_floats(q8).value();
   for (std::size_t i = 0; i < 128; ++i)
     EXPECT_EQ(values[i], static_cast<float>(1 << (i / 32)) * (static_cast<float>(i % 32) - 16));

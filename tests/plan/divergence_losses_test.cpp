@@ -16,8 +16,8 @@ namespace {
 
 using testing::HasSubstr;
 
-const CacheShape shape = CacheShape::uniform(2, 2, 64);
-const FormatChoices choices{
+const CacheShape probed_shape = CacheShape::uniform(2, 2, 64);
+const FormatChoices probed_choices{
     {key_format(2), key_format(3), key_format(4), key_format(8), Format{}},
     {value_format(2), value_format(4), value_format(4, Granularity::PerChannel, 32)}};
 
@@ -41,16 +41,18 @@ TEST(DivergenceLosses, OneProbeScalesWithTheLaw) {
   const auto probes = probes_of({-1}, {4}, [](int layer, int, Tensor tensor, int) {
     return 0.25 * (layer + 1) * (tensor == Tensor::Keys ? 10 : 1);
   });
-  const auto losses = losses_from_divergence(shape, 64, choices, probes);
+  const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
-  ASSERT_TRUE(check_losses(*losses, shape, choices).ok());
+  ASSERT_TRUE(check_losses(*losses, probed_shape, probed_choices).ok());
   for (std::size_t layer = 0; layer < 2; ++layer) {
     const HeadLosses& entry = losses->layers[layer][0];
     const double kl = 0.25 * static_cast<double>(layer + 1);
     EXPECT_EQ(entry.keys[2], 10 * kl) << "measured";
-    for (std::size_t i = 0; i < choices.keys.size(); ++i)
-      EXPECT_NEAR(entry.keys[i], 10 * kl * law(choices.keys[i]) / law(choices.keys[2]), 1e-12);
-    EXPECT_NEAR(entry.values[2], kl * law(choices.values[2]) / law(choices.values[1]), 1e-12);
+    for (std::size_t i = 0; i < probed_choices.keys.size(); ++i)
+      EXPECT_NEAR(entry.keys[i],
+                  10 * kl * law(probed_choices.keys[i]) / law(probed_choices.keys[2]), 1e-12);
+    EXPECT_NEAR(entry.values[2], kl * law(probed_choices.values[2]) / law(probed_choices.values[1]),
+                1e-12);
   }
 }
 
@@ -58,7 +60,7 @@ TEST(DivergenceLosses, MeasuredFormatsAreExactAndOthersLieBetween) {
   const auto probes = probes_of({-1}, {2, 4, 8}, [](int, int, Tensor, int bits) {
     return bits == 2 ? 7.0 : bits == 4 ? 0.1 : 1e-5;
   });
-  const auto losses = losses_from_divergence(shape, 64, choices, probes);
+  const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   const std::vector<double>& keys = losses->layers[0][0].keys;
   EXPECT_EQ(keys[0], 7);
@@ -75,23 +77,25 @@ TEST(DivergenceLosses, MeasuredFormatsAreExactAndOthersLieBetween) {
 
 TEST(DivergenceLosses, ProbesNeedNotBeChoices) {
   const auto probes = probes_of({-1}, {5}, [](int, int, Tensor, int) { return 1.0; });
-  const auto losses = losses_from_divergence(shape, 64, choices, probes);
+  const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   EXPECT_NEAR(losses->layers[1][0].keys[2], law(key_format(4)) / law(key_format(5)), 1e-12);
 }
 
 TEST(DivergenceLosses, HeadsHaveTheirOwnOrShareTheLayers) {
   auto probes = probes_of({0, 1}, {4}, [](int, int head, Tensor, int) { return head + 1.0; });
-  const auto own = losses_from_divergence(shape, 64, choices, probes, {}, RecipePer::Head);
+  const auto own =
+      losses_from_divergence(probed_shape, 64, probed_choices, probes, {}, RecipePer::Head);
   ASSERT_TRUE(own.ok()) << own.message();
   EXPECT_EQ(own->layers[0][0].keys[2], 1);
   EXPECT_EQ(own->layers[0][1].keys[2], 2);
-  const auto layer = losses_from_divergence(shape, 64, choices, probes);
+  const auto layer = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   EXPECT_THAT(std::string(layer.message()),
               HasSubstr("layer 0, keys: no divergence was measured with all heads"));
 
   probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 3.0; });
-  const auto shared = losses_from_divergence(shape, 64, choices, probes, {}, RecipePer::Head);
+  const auto shared =
+      losses_from_divergence(probed_shape, 64, probed_choices, probes, {}, RecipePer::Head);
   ASSERT_TRUE(shared.ok()) << shared.message();
   EXPECT_DOUBLE_EQ(shared->layers[0][0].keys[2], 1.5) << "without captured data, evenly";
 }
@@ -113,22 +117,24 @@ CapturedLayer captured_layer(std::uint64_t seed) {
 
 // Outlier channels cost per-token groups much and per-channel groups nothing: only data tells.
 TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
-  FormatChoices both = choices;
+  FormatChoices both = probed_choices;
   both.keys.push_back(value_format(4));  // per token
   const auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
   const std::vector captured{captured_layer(81), captured_layer(82)};
-  const auto losses = losses_from_divergence(shape, 64, both, probes, captured);
+  const auto losses = losses_from_divergence(probed_shape, 64, both, probes, captured);
   ASSERT_TRUE(losses.ok()) << losses.message();
-  const auto statistics = losses_from_statistics(shape, 64, both, captured);
+  const auto statistics = losses_from_statistics(probed_shape, 64, both, captured);
   for (std::size_t i = 0; i < both.keys.size(); ++i)
     EXPECT_NEAR(losses->layers[0][0].keys[i],
                 statistics->layers[0][0].keys[i] / statistics->layers[0][0].keys[2],
                 1e-9 * losses->layers[0][0].keys[i])
         << i;
   EXPECT_GT(losses->layers[0][0].keys.back(), 2);
-  EXPECT_NEAR(losses_from_divergence(shape, 64, both, probes)->layers[0][0].keys.back(), 1, 1e-12);
+  EXPECT_NEAR(losses_from_divergence(probed_shape, 64, both, probes)->layers[0][0].keys.back(), 1,
+              1e-12);
 
-  const auto heads = losses_from_divergence(shape, 64, both, probes, captured, RecipePer::Head);
+  const auto heads =
+      losses_from_divergence(probed_shape, 64, both, probes, captured, RecipePer::Head);
   ASSERT_TRUE(heads.ok()) << heads.message();
   EXPECT_NEAR(heads->layers[0][0].keys[2] + heads->layers[0][1].keys[2], 1, 1e-12);
   EXPECT_NEAR(heads->layers[0][1].keys[2] / heads->layers[0][0].keys[2], 4, 2);
@@ -137,9 +143,9 @@ TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
 TEST(DivergenceLosses, ZeroesStayZeroes) {
   const auto probes =
       probes_of({-1}, {2, 4}, [](int, int, Tensor, int bits) { return bits == 2 ? 1.0 : 0.0; });
-  const auto losses = losses_from_divergence(shape, 64, choices, probes);
+  const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
-  ASSERT_TRUE(check_losses(*losses, shape, choices).ok());
+  ASSERT_TRUE(check_losses(*losses, probed_shape, probed_choices).ok());
   EXPECT_EQ(losses->layers[0][0].keys[2], 0);
   EXPECT_EQ(losses->layers[0][0].keys[3], 0);
   EXPECT_GT(losses->layers[0][0].keys[1], 0);
@@ -148,7 +154,7 @@ TEST(DivergenceLosses, ZeroesStayZeroes) {
 TEST(DivergenceLossesHostile, NameTheProbe) {
   const auto good = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
   const auto message = [](const std::vector<Divergence>& probes) {
-    return std::string(losses_from_divergence(shape, 64, choices, probes).message());
+    return std::string(losses_from_divergence(probed_shape, 64, probed_choices, probes).message());
   };
   EXPECT_EQ(message(good), "");
   for (const double bad :
@@ -172,8 +178,10 @@ TEST(DivergenceLossesHostile, NameTheProbe) {
   EXPECT_THAT(message(probes), HasSubstr("layer 0, keys: a probe: 4 bits, group 48"));
   EXPECT_THAT(message({}), HasSubstr("layer 0, keys: no divergence"));
   const std::vector captured{captured_layer(83)};
-  EXPECT_THAT(std::string(losses_from_divergence(shape, 64, choices, good, captured).message()),
-              HasSubstr("captured 1 layers for a shape of 2"));
+  EXPECT_THAT(
+      std::string(
+          losses_from_divergence(probed_shape, 64, probed_choices, good, captured).message()),
+      HasSubstr("captured 1 layers for a shape of 2"));
 }
 
 }  // namespace

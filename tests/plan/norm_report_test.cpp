@@ -9,7 +9,7 @@
 namespace kvtilt {
 namespace {
 
-const LayerShape shape{2, 4 * 8, 32};
+const LayerShape report_shape{2, 4 * 8, 32};
 
 LayerNorms norms_of(double key_frobenius, double key_spectral, double value_frobenius,
                     double value_spectral) {
@@ -22,18 +22,18 @@ LayerNorms norms_of(double key_frobenius, double key_spectral, double value_frob
 }
 
 TEST(NormReport, TheoremAndGapsHaveTheSignOfTheLargerNorm) {
-  const LayerReport llama = layer_report(norms_of(40, 8, 10, 1), shape);
+  const LayerReport llama = layer_report(norms_of(40, 8, 10, 1), report_shape);
   EXPECT_TRUE(llama.theorem_holds);
   EXPECT_TRUE(llama.spectral_holds);
   EXPECT_DOUBLE_EQ(llama.frobenius_gap, 2);
   EXPECT_DOUBLE_EQ(llama.spectral_gap, 3);
   EXPECT_FALSE(llama.contradicted);
   EXPECT_FALSE(llama.measured_gap.has_value());
-  const LayerReport qwen = layer_report(norms_of(20, 4, 40, 2), shape);
+  const LayerReport qwen = layer_report(norms_of(20, 4, 40, 2), report_shape);
   EXPECT_FALSE(qwen.theorem_holds);
   EXPECT_TRUE(qwen.spectral_holds);
   EXPECT_DOUBLE_EQ(qwen.frobenius_gap, -1);
-  EXPECT_EQ(layer_report(norms_of(20, 0, 40, 2), shape).spectral_gap, 0) << "unknown";
+  EXPECT_EQ(layer_report(norms_of(20, 0, 40, 2), report_shape).spectral_gap, 0) << "unknown";
 }
 
 // Keys 4 bits wider than values err like values under 4^-4: losses of one width tell that gap.
@@ -49,19 +49,20 @@ TEST(NormReport, TheMeasuredGapEqualisesLosses) {
 
 TEST(NormReport, WarnsWhereNormsContradictMeasurement) {
   const LayerNorms qwen = norms_of(20, 4, 40, 2);
-  EXPECT_TRUE(layer_report(qwen, shape, 1.5).contradicted) << "other sign";
-  EXPECT_FALSE(layer_report(qwen, shape, -0.5).contradicted);
-  EXPECT_TRUE(layer_report(norms_of(20, 4, 10, 2), shape, 2.5).contradicted) << "over a bit apart";
-  EXPECT_FALSE(layer_report(norms_of(20, 4, 10, 2), shape, 1.5).contradicted);
+  EXPECT_TRUE(layer_report(qwen, report_shape, 1.5).contradicted) << "other sign";
+  EXPECT_FALSE(layer_report(qwen, report_shape, -0.5).contradicted);
+  EXPECT_TRUE(layer_report(norms_of(20, 4, 10, 2), report_shape, 2.5).contradicted)
+      << "over a bit apart";
+  EXPECT_FALSE(layer_report(norms_of(20, 4, 10, 2), report_shape, 1.5).contradicted);
 }
 
 TEST(NormReport, GainsSpeakForNormedKeys) {
   LayerNorms layer = norms_of(20, 4, 32, 2);
   layer.key_norm = true;
-  EXPECT_TRUE(layer_report(layer, shape).key_norm);
-  EXPECT_FALSE(layer_report(layer, shape).gain_gap.has_value());
+  EXPECT_TRUE(layer_report(layer, report_shape).key_norm);
+  EXPECT_FALSE(layer_report(layer, report_shape).gain_gap.has_value());
   layer.key_gains.assign(32, 8.0f);  // 2 heads x 32 channels x 64 = 64^2
-  const LayerReport report = layer_report(layer, shape, 1.5);
+  const LayerReport report = layer_report(layer, report_shape, 1.5);
   ASSERT_TRUE(report.gain_gap.has_value());
   EXPECT_DOUBLE_EQ(*report.gain_gap, 1);
   EXPECT_LT(report.frobenius_gap, 0);

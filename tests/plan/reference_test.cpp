@@ -125,7 +125,7 @@ TEST(ReferenceGolden, GroupsOfAllPublishedModels) {
   EXPECT_EQ(cases, 12 * 6);
 }
 
-constexpr int page_tokens = 64;
+constexpr int reference_page = 64;
 
 /// Every width from 1 to 8, default groups: what differs between plans is where the bits go.
 FormatChoices default_choices() {
@@ -149,8 +149,8 @@ Outcome outcome_of(const CacheShape& shape, const ModelLosses& losses,
   for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
     const Recipe recipe =
         *resolve_recipe({key_format(key_bits[layer]), value_format(value_bits[layer])},
-                        shape.layers[layer], page_tokens);
-    outcome.bytes += PageLayout::make(shape.layers[layer], {recipe}, page_tokens).bytes;
+                        shape.layers[layer], reference_page);
+    outcome.bytes += PageLayout::make(shape.layers[layer], {recipe}, reference_page).bytes;
     outcome.loss += losses.layers[layer][0].keys[static_cast<std::size_t>(key_bits[layer] - 1)] +
                     losses.layers[layer][0].values[static_cast<std::size_t>(value_bits[layer] - 1)];
   }
@@ -169,7 +169,7 @@ Result<BitPlan> plan_within(const PublishedModel& model, const ModelLosses& loss
                             std::size_t bytes) {
   BitBudget budget;
   budget.page_bytes = bytes;
-  return plan_bits(model.shape, page_tokens, default_choices(), losses, budget);
+  return plan_bits(model.shape, reference_page, default_choices(), losses, budget);
 }
 
 std::string widths(const BitPlan& plan, Tensor tensor) {
@@ -192,8 +192,8 @@ TEST(Reference, PlansPredictNoMoreErrorThanTheReferenceOrUniform) {
     const std::size_t layers = model.shape.layers.size();
     for (const Json& allocation : model.answers.at("bit_allocations")) {
       const Norm norm = norm_of(allocation);
-      const auto losses =
-          losses_from_norms(model.shape, page_tokens, default_choices(), model.layer_norms(), norm);
+      const auto losses = losses_from_norms(model.shape, reference_page, default_choices(),
+                                            model.layer_norms(), norm);
       ASSERT_TRUE(losses.ok()) << losses.message();
       const std::string where = model.name + " " + allocation.dump();
 
@@ -227,10 +227,11 @@ TEST(Reference, PlansPredictNoMoreErrorThanTheReferenceOrUniform) {
 // model of the paper's tables.
 TEST(Reference, PlansKeepTheFloorOfKeys) {
   for (const PublishedModel& model : published_models()) {
-    const auto losses = losses_from_norms(model.shape, page_tokens, default_choices(),
+    const auto losses = losses_from_norms(model.shape, reference_page, default_choices(),
                                           model.layer_norms(), Norm::Frobenius);
     ASSERT_TRUE(losses.ok());
-    const auto plan = plan_bits(model.shape, page_tokens, default_choices(), *losses, {3.375, 3});
+    const auto plan =
+        plan_bits(model.shape, reference_page, default_choices(), *losses, {3.375, 3});
     ASSERT_TRUE(plan.ok()) << plan.message();
     for (const auto& recipes : plan->plan.recipes) EXPECT_GE(recipes[0].key.bits, 3);
   }

@@ -1,7 +1,14 @@
 // SPDX-License-Identifier: MIT
 #include "support/all_formats.hpp"
 
-template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+namespace kvtilt::cpu {
+
+template const Kernels* kernels<AllFormats>(Isa);
+template const Kernels* kernels<test::FewFormats>(Isa);
+template const Kernels* kernels<test::UnequalFormats>(Isa);
+template const Kernels* kernels<test::NoFormats>(Isa);
+
+}  // namespace kvtilt::cpu
 
 #if KVTILT_X86
 KVTILT_TARGET_BEGIN("avx512f,avx512vl,avx512vnni,avx2,fma,f16c")

@@ -6,7 +6,23 @@
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/quant/format.hpp>
 
-extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+namespace kvtilt::test {
+
+/// Lists that leave out some widths, or all but the tail's.
+using FewFormats = Formats<Keys<4>, Values<2>>;
+using UnequalFormats = Formats<Keys<8, 3>, Values<3, 16>>;
+using NoFormats = Formats<Keys<>, Values<>>;
+
+}  // namespace kvtilt::test
+
+namespace kvtilt::cpu {
+
+extern template const Kernels* kernels<AllFormats>(Isa);
+extern template const Kernels* kernels<test::FewFormats>(Isa);
+extern template const Kernels* kernels<test::UnequalFormats>(Isa);
+extern template const Kernels* kernels<test::NoFormats>(Isa);
+
+}  // namespace kvtilt::cpu
 
 namespace kvtilt::test {
 

@@ -15,8 +15,6 @@ namespace {
 using cuda::HalfTraits;
 using cuda::PageTraits;
 
-constexpr int dim = 64;
-
 template <class Traits>
 void expect_close(const Recipe& recipe, int page_tokens = 64) {
   Random random(Traits::key_bits * 100 + Traits::value_bits);
@@ -28,18 +26,18 @@ void expect_close(const Recipe& recipe, int page_tokens = 64) {
 }
 
 TEST(AttendBlock, EveryWidthOfCodesIsCloseToFloat64) {
-  expect_close<PageTraits<4, 2, dim>>(presets::k4v2);
-  expect_close<PageTraits<4, 4, dim>>(presets::k4v4);
-  expect_close<PageTraits<8, 8, dim>>(presets::k8v8);
-  expect_close<PageTraits<8, 4, dim>>(presets::k8v4);
-  expect_close<PageTraits<2, 2, dim>>(presets::k2v2);
-  expect_close<PageTraits<2, 8, dim>>(presets::per_channel_keys(2, 8));
-  expect_close<PageTraits<1, 1, dim>>(presets::per_channel_keys(1, 1));
-  expect_close<PageTraits<3, 7, dim>>(presets::per_channel_keys(3, 7));
-  expect_close<PageTraits<5, 6, dim>>(presets::per_channel_keys(5, 6));
-  expect_close<PageTraits<6, 5, dim>>(presets::per_channel_keys(6, 5));
-  expect_close<PageTraits<7, 3, dim>>(presets::per_channel_keys(7, 3));
-  expect_close<HalfTraits<dim>>(presets::k16v16);
+  expect_close<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_close<PageTraits<4, 4, 64>>(presets::k4v4);
+  expect_close<PageTraits<8, 8, 64>>(presets::k8v8);
+  expect_close<PageTraits<8, 4, 64>>(presets::k8v4);
+  expect_close<PageTraits<2, 2, 64>>(presets::k2v2);
+  expect_close<PageTraits<2, 8, 64>>(presets::per_channel_keys(2, 8));
+  expect_close<PageTraits<1, 1, 64>>(presets::per_channel_keys(1, 1));
+  expect_close<PageTraits<3, 7, 64>>(presets::per_channel_keys(3, 7));
+  expect_close<PageTraits<5, 6, 64>>(presets::per_channel_keys(5, 6));
+  expect_close<PageTraits<6, 5, 64>>(presets::per_channel_keys(6, 5));
+  expect_close<PageTraits<7, 3, 64>>(presets::per_channel_keys(7, 3));
+  expect_close<HalfTraits<64>>(presets::k16v16);
 }
 
 TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
@@ -48,39 +46,39 @@ TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_close<PageTraits<3, 2, 128>>(presets::k3v2);
   expect_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 256>>(presets::k4v2);
-  expect_close<PageTraits<4, 2, dim, dim, 32>>(presets::k4v2, 32);
-  expect_close<PageTraits<4, 2, dim, dim, 128>>(presets::k4v2, 128);
-  expect_close<HalfTraits<dim, 128, 32>>(presets::k16v16, 32);
-  expect_close<PageTraits<4, 4, dim, dim, 64, 32, 32>>(presets::kivi4);
+  expect_close<PageTraits<4, 2, 64, 64, 32>>(presets::k4v2, 32);
+  expect_close<PageTraits<4, 2, 64, 64, 128>>(presets::k4v2, 128);
+  expect_close<HalfTraits<64, 128, 32>>(presets::k16v16, 32);
+  expect_close<PageTraits<4, 4, 64, 64, 64, 32, 32>>(presets::kivi4);
   expect_close<PageTraits<2, 2, 128, 128, 64, 32, 32>>(presets::kivi2);
 }
 
 TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
   Random random(5);
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {200, 90});
   const DeviceLayer device = sequences.device();
   for (const int ratio : {1, 3, 8, 12})
     for (const int tokens : {1, 5}) {
       const Rows<float> queries = random_queries(random, shape, 2 * tokens, ratio);
-      const Output output = emulated_attend<PageTraits<4, 2, dim>>(device, queries, {});
+      const Output output = emulated_attend<PageTraits<4, 2, 64>>(device, queries, {});
       EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << ratio << " x " << tokens;
     }
 }
 
 TEST(AttendBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
   Random random(6);
-  const LayerShape shape{1, dim, dim, 0};
+  const LayerShape shape{1, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {700, 0, 40, 1});
   const DeviceLayer device = sequences.device();
   const Rows<float> queries = random_queries(random, shape, 4, 4);
   for (const int blocks : {1, 2, 7, 40})
     for (const int warps : {1, 4})
       for (const int stages : {2, 3}) {
-        const Output output = emulated_attend<PageTraits<4, 2, dim>>(
+        const Output output = emulated_attend<PageTraits<4, 2, 64>>(
             device, queries, {}, {blocks, warps, stages, {LaunchOrder::Forward}});
         EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << blocks << " " << warps;
-        const Output backward = emulated_attend<PageTraits<4, 2, dim>>(
+        const Output backward = emulated_attend<PageTraits<4, 2, 64>>(
             device, queries, {}, {blocks, warps, stages, {LaunchOrder::Backward}});
         EXPECT_EQ(output.out.data, backward.out.data);
         EXPECT_EQ(output.lse, backward.lse);
@@ -90,7 +88,7 @@ TEST(AttendBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
 TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   Random random(7);
   for (int round = 0; round < 40; ++round) {
-    LayerShape shape{2, dim, dim, random.chance(3) ? random.between(50, 300) : 0};
+    LayerShape shape{2, 64, 64, random.chance(3) ? random.between(50, 300) : 0};
     shape.keep_sinks = random.chance(2);
     const DeviceSequences sequences(random, shape, random.chance(2) ? presets::k4v2 : presets::k8v4,
                                     {random.between(70, 420)});
@@ -106,8 +104,8 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
         {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
         sequences.recipes[0] == presets::k4v2
-            ? emulated_attend<PageTraits<4, 2, dim>>(device, queries, options, launch)
-            : emulated_attend<PageTraits<8, 4, dim>>(device, queries, options, launch);
+            ? emulated_attend<PageTraits<4, 2, 64>>(device, queries, options, launch)
+            : emulated_attend<PageTraits<8, 4, 64>>(device, queries, options, launch);
     EXPECT_TRUE(is_close(sequences.views, queries, options, output, 4e-3)) << "round " << round;
   }
 }
@@ -116,18 +114,18 @@ TEST(AttendBlockProperty, MagnitudesFarFromOneKeepTheirAccuracy) {
   for (const float key : {1e-3f, 30.0f, 2000.0f})
     for (const float value : {1e-3f, 1.0f, 10000.0f}) {
       Random random(8);
-      const LayerShape shape{1, dim, dim, 0};
+      const LayerShape shape{1, 64, 64, 0};
       CacheOptions options;
       options.recent_tokens = 0;
       KVCache cache = make_cache(shape, presets::k4v2, options);
       const SequenceId id = open_reserved(cache, 400);
-      const Rows<float> keys = random_rows(random, 400, 1, dim, key);
-      const Rows<float> values = random_rows(random, 400, 1, dim, value);
+      const Rows<float> keys = random_rows(random, 400, 1, 64, key);
+      const Rows<float> values = random_rows(random, 400, 1, 64, value);
       KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
       const std::vector<LayerView> views = {cache.view(id, 0).value()};
       const DeviceLayer device(views, {presets::k4v2}, options);
       const Rows<float> queries = random_queries(random, shape, 1, 4, 1.0f / key);
-      const Output output = emulated_attend<PageTraits<4, 2, dim>>(device, queries, {});
+      const Output output = emulated_attend<PageTraits<4, 2, 64>>(device, queries, {});
       EXPECT_TRUE(is_close(views, queries, {}, output)) << key << " " << value;
     }
 }

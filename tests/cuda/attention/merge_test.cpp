@@ -25,8 +25,8 @@ using test::outer_of;
 using test::Random;
 using test::Rows;
 
-using Traits = HalfTraits<16, 48>;
-constexpr int dim = Traits::value_dim;
+using MergedTraits = HalfTraits<16, 48>;
+constexpr int merged_dim = MergedTraits::value_dim;
 
 /// Logits and values of an item's tokens, of which each part has some.
 struct Tokens {
@@ -36,13 +36,13 @@ struct Tokens {
 
   Tokens(Random& random, int count, int parts)
       : logits(test::random_rows(random, count, item_rows, 1, 4.0f)),
-        values(test::random_rows(random, count, 1, dim)) {
+        values(test::random_rows(random, count, 1, merged_dim)) {
     for (int i = 0; i < count; ++i) part_of.push_back(random.below(parts));
   }
 
   /// A lane's state after the tokens of one part; lanes take them in turn.
-  [[nodiscard]] Traits::State state(int part, int lane) const {
-    Traits::State state;
+  [[nodiscard]] MergedTraits::State state(int part, int lane) const {
+    MergedTraits::State state;
     state.clear();
     for (int e = 0; e < 4; ++e) {
       const int row = column_of(lane, e);
@@ -58,7 +58,7 @@ struct Tokens {
         const float weight =
             std::exp2(logits.at(token, column_of(lane, e), 0) - state.maximum[e % 2]);
         if (e < 2 && token % 8 == lane / 4) state.sum[e] += weight;
-        for (int tile = 0; tile < Traits::State::tiles; ++tile)
+        for (int tile = 0; tile < MergedTraits::State::tiles; ++tile)
           state.output[tile][e] += weight * values.at(token, 0, tile * 16 + outer_of(lane, e));
       }
     }
@@ -68,12 +68,12 @@ struct Tokens {
 
 /// Where an item's output goes: two tokens of four heads, with gaps between heads.
 struct Item : AttendItem {
-  static constexpr int head_stride = dim + 3;
+  static constexpr int head_stride = merged_dim + 3;
   std::vector<float> out;
   std::vector<float> lse;
 
   Item() : AttendItem(Rows<float>(2, 4, 16), 100), out(8 * head_stride, 77.0f), lse(8, 77.0f) {
-    arguments.layer.value_dim = dim;
+    arguments.layer.value_dim = merged_dim;
     arguments.out = out.data();
     arguments.out_type = ElementType::F32;
     arguments.out_head_stride = head_stride;
@@ -84,19 +84,19 @@ struct Item : AttendItem {
   void expect(const Tokens& tokens, const std::vector<float>& sinks = {}) const {
     for (int row = 0; row < 8; ++row) {
       double sum = sinks.empty() ? 0 : std::exp(static_cast<double>(sinks[row % 4]));
-      std::vector<double> expected(dim);
+      std::vector<double> expected(merged_dim);
       for (int t = 0; t < tokens.logits.tokens; ++t) {
         const double weight = std::exp2(static_cast<double>(tokens.logits.at(t, row, 0)));
         sum += weight;
-        for (int c = 0; c < dim; ++c)
+        for (int c = 0; c < merged_dim; ++c)
           expected[static_cast<std::size_t>(c)] +=
               weight * static_cast<double>(tokens.values.at(t, 0, c));
       }
-      for (int c = 0; c < dim; ++c)
+      for (int c = 0; c < merged_dim; ++c)
         EXPECT_NEAR(static_cast<double>(out[static_cast<std::size_t>(row * head_stride + c)]),
                     sum > 0 ? expected[static_cast<std::size_t>(c)] / sum : 0.0, 1e-5)
             << "row " << row;
-      for (int c = dim; c < head_stride; ++c)
+      for (int c = merged_dim; c < head_stride; ++c)
         EXPECT_EQ(out[static_cast<std::size_t>(row * head_stride + c)], 77.0f) << "a gap";
       const float got = lse[static_cast<std::size_t>(row)];
       if (sum > 0)
@@ -110,27 +110,28 @@ struct Item : AttendItem {
 /// Part `block` * warps + `warp` of the tokens is that of a warp; blocks leave theirs in the
 /// workspace, and one block merges and writes them.
 void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
-  const AttendShared shared = AttendShared::of<Traits>(warps, 2, 1);
-  std::vector<float> outputs(static_cast<std::size_t>(2 * (blocks + 3) * item_rows * dim),
+  const AttendShared shared = AttendShared::of<MergedTraits>(warps, 2, 1);
+  std::vector<float> outputs(static_cast<std::size_t>(2 * (blocks + 3) * item_rows * merged_dim),
                              std::nanf(""));
   std::vector<float> states(static_cast<std::size_t>(2 * (blocks + 3) * item_rows * 2),
                             std::nanf(""));
   const AttendWorkspace workspace{outputs.data(), states.data(), nullptr};
   const ItemParts parts{3, 3 + blocks - 1, 7};
   test::emulate(blocks, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
-    Traits::State state = tokens.state(threads.block() * warps + threads.warp(), threads.lane());
+    MergedTraits::State state =
+        tokens.state(threads.block() * warps + threads.warp(), threads.lane());
     const int stage = 2 * threads.warp() + threads.warp() % 2;  // one of the ring's two
-    store_warp<Traits>(threads, shared, static_cast<std::uint32_t>(stage) * Traits::stage_bytes,
-                       state);
+    store_warp<MergedTraits>(threads, shared,
+                             static_cast<std::uint32_t>(stage) * MergedTraits::stage_bytes, state);
     threads.sync();
     for (int row = threads.warp(); row < item_rows; row += warps)
       store_part(threads, workspace, parts.slot(3 + threads.block()) * item_rows + row,
-                 merge_warps<Traits>(threads, shared, row));
+                 merge_warps<MergedTraits>(threads, shared, row));
   });
   test::emulate(1, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     for (int row = threads.warp(); row < item_rows; row += warps)
       write_item_row(threads, item.arguments, item.rows, row,
-                     merge_blocks<dim>(threads, workspace, parts, item_rows, row));
+                     merge_blocks<merged_dim>(threads, workspace, parts, item_rows, row));
   });
 }
 
@@ -196,7 +197,7 @@ TEST(AttendMerge, WritesOnlyRowsOfTheItemInTheTypeAskedFor) {
         const std::size_t at = static_cast<std::size_t>(row * Item::head_stride + c);
         const std::uint16_t expected =
             type == ElementType::F16 ? to_f16(whole.out[at]).bits : to_bf16(whole.out[at]).bits;
-        EXPECT_EQ(out[at], row < 5 && c < dim ? expected : 0xabcd) << row << ", " << c;
+        EXPECT_EQ(out[at], row < 5 && c < merged_dim ? expected : 0xabcd) << row << ", " << c;
       }
     EXPECT_EQ(item.lse[0], 77.0f);
   }

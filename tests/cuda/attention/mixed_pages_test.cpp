@@ -16,28 +16,26 @@ namespace {
 using cuda::MixedTraits;
 using cuda::PageTraits;
 
-constexpr int dim = 64;
+using Mixed = MixedTraits<PageTraits<4, 2, 64>, PageTraits<8, 4, 64>, PageTraits<3, 2, 64>>;
 
-using Mixed = MixedTraits<PageTraits<4, 2, dim>, PageTraits<8, 4, dim>, PageTraits<3, 2, dim>>;
-
-HeadLayout layout_of(const Recipe& recipe) {
-  const LayerShape shape{1, dim, dim, 0};
-  return head_layout(resolve_recipe(recipe, shape, 64).value(), dim, dim, 64, 0);
+HeadLayout mixed_layout(const Recipe& recipe) {
+  const LayerShape shape{1, 64, 64, 0};
+  return head_layout(resolve_recipe(recipe, shape, 64).value(), 64, 64, 64, 0);
 }
 
 TEST(MixedPages, TellHeadsApart) {
-  EXPECT_EQ(Mixed::kind_of(layout_of(presets::k4v2)), 0);
-  EXPECT_EQ(Mixed::kind_of(layout_of(presets::k8v4)), 1);
-  EXPECT_EQ(Mixed::kind_of(layout_of(presets::k3v2)), 2);
-  EXPECT_EQ(Mixed::bytes_of(0), (PageTraits<4, 2, dim>::unit_bytes));
-  EXPECT_EQ(Mixed::bytes_of(1), (PageTraits<8, 4, dim>::unit_bytes));
-  EXPECT_EQ(Mixed::bytes_of(2), (PageTraits<3, 2, dim>::unit_bytes));
+  EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k4v2)), 0);
+  EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k8v4)), 1);
+  EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k3v2)), 2);
+  EXPECT_EQ(Mixed::bytes_of(0), (PageTraits<4, 2, 64>::unit_bytes));
+  EXPECT_EQ(Mixed::bytes_of(1), (PageTraits<8, 4, 64>::unit_bytes));
+  EXPECT_EQ(Mixed::bytes_of(2), (PageTraits<3, 2, 64>::unit_bytes));
   EXPECT_GE(Mixed::stage_bytes, Mixed::bytes_of(1));
 }
 
 TEST(MixedPages, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
   Random random(1);
-  const LayerShape shape{4, dim, dim, 0};
+  const LayerShape shape{4, 64, 64, 0};
   const DeviceSequences sequences(random, shape,
                                   {presets::k8v4, presets::k3v2, presets::k4v2, presets::k3v2},
                                   {700, 3, 0, 170});
@@ -53,11 +51,11 @@ TEST(MixedPages, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
 
 TEST(MixedPages, GiveTheBitsOfAKernelForOneRecipe) {
   Random random(2);
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k3v2, {500, 90});
   const DeviceLayer device = sequences.device();
   const Rows<float> queries = random_queries(random, shape, 2, 4);
-  const Output one = emulated_attend<PageTraits<3, 2, dim>>(device, queries, {});
+  const Output one = emulated_attend<PageTraits<3, 2, 64>>(device, queries, {});
   const Output mixed = emulated_attend<Mixed>(device, queries, {});
   EXPECT_EQ(one.out.data, mixed.out.data);
   EXPECT_EQ(one.lse, mixed.lse);
@@ -65,7 +63,7 @@ TEST(MixedPages, GiveTheBitsOfAKernelForOneRecipe) {
 
 TEST(MixedPages, ChunksTakeThemOneByOne) {
   Random random(3);
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, {presets::k8v4, presets::k3v2}, {300, 0});
   const Chunks chunks(random, shape, {30, 17}, 2);
   const Output output = emulated_prefill<Mixed>(sequences.device(), chunks, {}, {});

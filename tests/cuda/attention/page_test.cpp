@@ -196,9 +196,9 @@ TEST(AttendPage, ExponentBoundsEveryScaleOfThePage) {
 
 // --- Between the products ----------------------------------------------------------------------
 
-constexpr int tiles = 4;
-constexpr int bands = 2;
-using SomeScores = Scores<tiles, bands>;
+constexpr int score_tiles = 4;
+constexpr int score_bands = 2;
+using SomeScores = Scores<score_tiles, score_bands>;
 
 SomeScores random_scores(Random& random) {
   SomeScores scores;
@@ -213,7 +213,7 @@ SomeScores random_scores(Random& random) {
 /// The logit of an element, without rules.
 float logit_of(const SomeScores& scores, int tile, int e) {
   return std::fma(scores.product[tile][e], scores.factor[e],
-                  scores.bias[tile * bands / tiles][e % 2]);
+                  scores.bias[tile * score_bands / score_tiles][e % 2]);
 }
 
 TEST(AttendPage, LargestLogitIsThatOfPlainArithmetic) {
@@ -221,7 +221,7 @@ TEST(AttendPage, LargestLogitIsThatOfPlainArithmetic) {
   for (int round = 0; round < 200; ++round) {
     const SomeScores scores = random_scores(random);
     float expected[2] = {no_maximum, no_maximum};
-    for (int tile = 0; tile < tiles; ++tile)
+    for (int tile = 0; tile < score_tiles; ++tile)
       for (int e = 0; e < 4; ++e)
         expected[e % 2] = std::fmax(expected[e % 2], logit_of(scores, tile, e));
     float largest[2];
@@ -241,7 +241,7 @@ TEST(AttendPage, WeightsAreThoseOfPlainArithmetic) {
   SomeScores weights = scores;
   weights.weigh(state);
   double sums[2] = {};
-  for (int tile = 0; tile < tiles; ++tile)
+  for (int tile = 0; tile < score_tiles; ++tile)
     for (int e = 0; e < 4; ++e) {
       const double expected = std::exp2(static_cast<double>(logit_of(scores, tile, e)) -
                                         static_cast<double>(state.maximum[e % 2]));
@@ -268,7 +268,7 @@ TEST(AttendPage, ShapedLogitsFollowTheRules) {
       for (int lane = 0; lane < 32; ++lane) {
         SomeScores scores = before;
         scores.shape(item.arguments, item.rows, lane, 100, 50, false);
-        for (int tile = 0; tile < tiles; ++tile)
+        for (int tile = 0; tile < score_tiles; ++tile)
           for (int e = 0; e < 4; ++e) {
             const int column = column_of(lane, e);
             const int slot = tile * tile_extent + outer_of(lane, e);

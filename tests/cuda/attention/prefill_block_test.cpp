@@ -15,10 +15,8 @@ using cuda::GenericTraits;
 using cuda::HalfTraits;
 using cuda::PageTraits;
 
-constexpr int dim = 64;
-
 template <class Pages>
-void expect_close(const Recipe& recipe, int page_tokens = 64) {
+void expect_chunks_close(const Recipe& recipe, int page_tokens = 64) {
   Random random(static_cast<std::uint64_t>(Pages::key_dim + page_tokens));
   const LayerShape shape{2, Pages::key_dim, Pages::value_dim, 0};
   const DeviceSequences sequences(random, shape, recipe, {230, 0, 97}, page_tokens);
@@ -28,57 +26,57 @@ void expect_close(const Recipe& recipe, int page_tokens = 64) {
 }
 
 TEST(PrefillBlock, KnownWidthsAreCloseToFloat64) {
-  expect_close<PageTraits<4, 2, dim>>(presets::k4v2);
-  expect_close<PageTraits<8, 4, dim>>(presets::k8v4);
-  expect_close<PageTraits<2, 8, dim>>(presets::per_channel_keys(2, 8));
-  expect_close<PageTraits<1, 1, dim>>(presets::per_channel_keys(1, 1));
-  expect_close<PageTraits<3, 2, dim>>(presets::k3v2);
-  expect_close<HalfTraits<dim>>(presets::k16v16);
+  expect_chunks_close<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_chunks_close<PageTraits<8, 4, 64>>(presets::k8v4);
+  expect_chunks_close<PageTraits<2, 8, 64>>(presets::per_channel_keys(2, 8));
+  expect_chunks_close<PageTraits<1, 1, 64>>(presets::per_channel_keys(1, 1));
+  expect_chunks_close<PageTraits<3, 2, 64>>(presets::k3v2);
+  expect_chunks_close<HalfTraits<64>>(presets::k16v16);
 }
 
 TEST(PrefillBlock, AnyRecipeIsCloseToFloat64) {
-  expect_close<GenericTraits<dim>>(presets::k4v2);
-  expect_close<GenericTraits<dim>>(presets::k16v16);
-  expect_close<GenericTraits<dim>>(parse_recipe("k5tv7c:g32,32").value());
+  expect_chunks_close<GenericTraits<64>>(presets::k4v2);
+  expect_chunks_close<GenericTraits<64>>(presets::k16v16);
+  expect_chunks_close<GenericTraits<64>>(parse_recipe("k5tv7c:g32,32").value());
 }
 
 TEST(PrefillBlock, EveryShapeOfPagesIsCloseToFloat64) {
-  expect_close<PageTraits<4, 2, 128>>(presets::k4v2);
-  expect_close<GenericTraits<96>>(presets::k4v2);
-  expect_close<PageTraits<4, 2, 96>>(presets::k4v2);
-  expect_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
-  expect_close<PageTraits<4, 2, 64, 256>>(presets::k4v2);
-  expect_close<PageTraits<4, 2, dim, dim, 32>>(presets::k4v2, 32);
-  expect_close<PageTraits<4, 4, dim, dim, 64, 32, 32>>(presets::kivi4);
-  expect_close<HalfTraits<dim, dim, 128>>(presets::k16v16, 128);
+  expect_chunks_close<PageTraits<4, 2, 128>>(presets::k4v2);
+  expect_chunks_close<GenericTraits<96>>(presets::k4v2);
+  expect_chunks_close<PageTraits<4, 2, 96>>(presets::k4v2);
+  expect_chunks_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
+  expect_chunks_close<PageTraits<4, 2, 64, 256>>(presets::k4v2);
+  expect_chunks_close<PageTraits<4, 2, 64, 64, 32>>(presets::k4v2, 32);
+  expect_chunks_close<PageTraits<4, 4, 64, 64, 64, 32, 32>>(presets::kivi4);
+  expect_chunks_close<HalfTraits<64, 64, 128>>(presets::k16v16, 128);
 }
 
 TEST(PrefillBlock, RowsFillTilesAndGoBeyondThem) {
   Random random(5);
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {150, 0, 90});
   const DeviceLayer device = sequences.device();
   for (const int ratio : {1, 7, 8, 24})
     for (const std::vector<int>& lengths :
          {std::vector<int>{1, 1, 1}, {0, 75, 3}, {16, 17, 31}, {0, 0, 0}}) {
       const Chunks chunks(random, shape, lengths, ratio);
-      const Output output = emulated_prefill<PageTraits<4, 2, dim>>(device, chunks, {}, {});
+      const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
       EXPECT_TRUE(is_close(sequences.views, chunks, {}, output)) << ratio;
     }
 }
 
 TEST(PrefillBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
   Random random(6);
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {500, 0, 40});
   const DeviceLayer device = sequences.device();
   const Chunks chunks(random, shape, {30, 70, 9}, 4);
   for (const int blocks : {2, 9, 40})
     for (const int warps : {1, 4}) {
-      const Output output = emulated_prefill<PageTraits<4, 2, dim>>(
+      const Output output = emulated_prefill<PageTraits<4, 2, 64>>(
           device, chunks, {}, {}, {blocks, warps, 2, {LaunchOrder::Forward}});
       EXPECT_TRUE(is_close(sequences.views, chunks, {}, output)) << blocks << " " << warps;
-      const Output backward = emulated_prefill<PageTraits<4, 2, dim>>(
+      const Output backward = emulated_prefill<PageTraits<4, 2, 64>>(
           device, chunks, {}, {}, {blocks, warps, 2, {LaunchOrder::Backward}});
       EXPECT_EQ(output.out.data, backward.out.data);
       EXPECT_EQ(output.lse, backward.lse);
@@ -87,14 +85,14 @@ TEST(PrefillBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
 
 TEST(PrefillBlock, MoreRowsThanTheHostWasToldOfWriteNothing) {
   Random random(9);
-  const LayerShape shape{1, dim, dim, 0};
+  const LayerShape shape{1, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {70});
   Chunks chunks(random, shape, {100}, 1);
   chunks.indptr.back() = 1000;
   DeviceLayer device = sequences.device();
   cuda::DeviceRecord record{};
   device.set_record(&record);
-  const Output output = emulated_prefill<PageTraits<4, 2, dim>>(device, chunks, {}, {});
+  const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
   for (const float x : output.out.data) EXPECT_EQ(x, 77.0f);
   EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
   EXPECT_EQ(record.token, 1000);
@@ -103,7 +101,7 @@ TEST(PrefillBlock, MoreRowsThanTheHostWasToldOfWriteNothing) {
 TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   Random random(7);
   for (int round = 0; round < 24; ++round) {
-    LayerShape shape{2, dim, dim, random.chance(2) ? random.between(20, 200) : 0};
+    LayerShape shape{2, 64, 64, random.chance(2) ? random.between(20, 200) : 0};
     shape.keep_sinks = random.chance(2);
     const DeviceSequences sequences(random, shape, presets::k4v2, {random.below(300)});
     const int tokens = random.between(1, 90);
@@ -111,7 +109,7 @@ TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
     const RandomOptions asked(random, shape, chunks.queries.rows());
     AttendOptions options = asked.options;
     if (tokens > 64) options.tree_mask = {};
-    const Output output = emulated_prefill<PageTraits<4, 2, dim>>(
+    const Output output = emulated_prefill<PageTraits<4, 2, 64>>(
         sequences.device(), chunks, options, {options.tree_mask.begin(), options.tree_mask.end()},
         {random.between(1, 6),
          random.between(1, 4),

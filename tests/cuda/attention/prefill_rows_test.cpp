@@ -19,9 +19,9 @@ using test::EmulatedThreads;
 using test::Random;
 using test::Rows;
 
-constexpr int dim = 32;
-using Traits = PrefillTraits<GenericTraits<dim>>;
-using State = PrefillState<Traits>;
+constexpr int row_dim = 32;
+using RowTraits = PrefillTraits<GenericTraits<row_dim>>;
+using RowState = PrefillState<RowTraits>;
 
 TEST(PrefillRows, RowsAreTokensTimesTheHeadsOfAGroup) {
   RowTile tile{};
@@ -43,22 +43,24 @@ struct Warp {
   Rows<float> queries;
   PrefillArguments arguments{};
   RowTile tile{};
-  std::vector<std::byte> operands = std::vector<std::byte>(Traits::row_tiles * Traits::key_bytes);
-  std::vector<QueryRow> rows = std::vector<QueryRow>(Traits::warp_rows);
+  std::vector<std::byte> operands =
+      std::vector<std::byte>(RowTraits::row_tiles * RowTraits::key_bytes);
+  std::vector<QueryRow> rows = std::vector<QueryRow>(RowTraits::warp_rows);
 
-  explicit Warp(Random& random) : queries(test::random_rows(random, Traits::warp_rows, 1, dim)) {
+  explicit Warp(Random& random)
+      : queries(test::random_rows(random, RowTraits::warp_rows, 1, row_dim)) {
     arguments.attend.layer.kv_heads = 1;
     arguments.attend.query_heads = 1;
     arguments.attend.ratio = 1;
     arguments.attend.query = queries.data.data();
     arguments.attend.query_type = ElementType::F32;
-    arguments.attend.query_token_stride = dim;
+    arguments.attend.query_token_stride = row_dim;
     arguments.attend.rules.scale = 0.5f;
     arguments.attend.rules.end_position = 1000;
-    tile.tokens = tile.chunk_tokens = Traits::warp_rows;
+    tile.tokens = tile.chunk_tokens = RowTraits::warp_rows;
     tile.past = 3;
   }
-  void load(EmulatedThreads& threads, State& state) {
+  void load(EmulatedThreads& threads, RowState& state) {
     state.clear();
     state.load_queries(threads, arguments.attend, tile, 0, operands.data(), rows.data());
   }
@@ -66,14 +68,14 @@ struct Warp {
 
 /// 16 tokens' keys in the order of a staged tile.
 std::vector<std::byte> staged_keys(const Rows<float>& keys, int tiles) {
-  std::vector<std::byte> staged(static_cast<std::size_t>(tiles) * Traits::key_bytes);
+  std::vector<std::byte> staged(static_cast<std::size_t>(tiles) * RowTraits::key_bytes);
   for (int token = 0; token < tiles * tile_extent; ++token)
-    for (int c = 0; c < dim; ++c) {
+    for (int c = 0; c < row_dim; ++c) {
       const FragmentPlace place = fragment_place(Role::Keys, token % tile_extent, c);
       constexpr int word_of_reg[4] = {0, 2, 1, 3};
       const F16 half = to_f16(keys.at(token, 0, c));
       std::byte* to =
-          staged.data() + static_cast<std::size_t>(token / tile_extent) * Traits::key_bytes +
+          staged.data() + static_cast<std::size_t>(token / tile_extent) * RowTraits::key_bytes +
           c / tile_extent * 512 + place.lane * 16 + word_of_reg[place.reg] * 4 + place.half * 2;
       *reinterpret_cast<F16*>(to) = half;
     }
@@ -83,28 +85,28 @@ std::vector<std::byte> staged_keys(const Rows<float>& keys, int tiles) {
 TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
   Random random(1);
   Warp warp(random);
-  constexpr int tokens = Traits::score_tiles * tile_extent;
-  const Rows<float> keys = test::random_rows(random, tokens, 1, dim);
-  const std::vector<std::byte> staged = staged_keys(keys, Traits::score_tiles);
+  constexpr int tokens = RowTraits::score_tiles * tile_extent;
+  const Rows<float> keys = test::random_rows(random, tokens, 1, row_dim);
+  const std::vector<std::byte> staged = staged_keys(keys, RowTraits::score_tiles);
   // The second tile lacks its last 6 tokens.
   const StagedTile tiles[] = {{0, 16, 0}, {16, 10, 0}};
-  std::vector<std::uint32_t> masks(Traits::warp_rows * Traits::score_tiles);
+  std::vector<std::uint32_t> masks(RowTraits::warp_rows * RowTraits::score_tiles);
   int wrong = 0;
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-    State state;
+    RowState state;
     warp.load(threads, state);
-    TileLogits<Traits> logits;
+    TileLogits<RowTraits> logits;
     state.score(threads, warp.operands.data(), staged.data(), logits);
-    State::Factors factors(warp.rows.data(), threads.lane());
+    RowState::Factors factors(warp.rows.data(), threads.lane());
     state.shape(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(), tiles,
                 masks.data(), logits, factors);
-    for (int m = 0; m < State::M; ++m)
-      for (int i = 0; i < 2 * Traits::score_tiles; ++i)
+    for (int m = 0; m < RowState::M; ++m)
+      for (int i = 0; i < 2 * RowTraits::score_tiles; ++i)
         for (int e = 0; e < 4; ++e) {
           const int row = m * tile_extent + e / 2 * 8 + threads.lane() / 4;
           const int token = i / 2 * tile_extent + threads.lane() % 4 * 4 + e % 2 * 2 + i % 2;
           double product = 0;
-          for (int c = 0; c < dim; ++c)
+          for (int c = 0; c < row_dim; ++c)
             product += static_cast<double>(warp.queries.at(row, 0, c)) *
                        static_cast<double>(keys.at(token, 0, c));
           const bool seen = token <= 3 + row && token < 26;
@@ -116,42 +118,42 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
 }
 
 TEST(PrefillRows, RowsReachSharedMemoryWithTheirSums) {
-  std::vector<float> outputs(Traits::warp_rows * State::row_stride);
-  std::vector<float> states(Traits::warp_rows * 2);
+  std::vector<float> outputs(RowTraits::warp_rows * RowState::row_stride);
+  std::vector<float> states(RowTraits::warp_rows * 2);
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-    State state;
+    RowState state;
     state.clear();
     const int g = threads.lane() / 4;
     const int t = threads.lane() % 4;
-    for (int m = 0; m < State::M; ++m)
+    for (int m = 0; m < RowState::M; ++m)
       for (int h = 0; h < 2; ++h) {
         const int row = m * tile_extent + h * 8 + g;
         state.maximum[m][h] = static_cast<float>(row);
         state.sum[m][h] = static_cast<float>(1 + t);
-        for (int i = 0; i < 2 * Traits::channel_tiles; ++i)
+        for (int i = 0; i < 2 * RowTraits::channel_tiles; ++i)
           for (int j = 0; j < 2; ++j)
             state.output[m][i][2 * h + j] =
                 static_cast<float>(1000 * row + i / 2 * tile_extent + 4 * t + 2 * j + i % 2);
       }
     state.store(threads, outputs.data(), states.data());
   });
-  for (int row = 0; row < Traits::warp_rows; ++row) {
+  for (int row = 0; row < RowTraits::warp_rows; ++row) {
     EXPECT_EQ(states[static_cast<std::size_t>(2 * row)], static_cast<float>(row));
     EXPECT_EQ(states[static_cast<std::size_t>(2 * row + 1)], 10.0f);
-    for (int c = 0; c < dim; ++c)
-      EXPECT_EQ(outputs[static_cast<std::size_t>(row * State::row_stride + c)],
+    for (int c = 0; c < row_dim; ++c)
+      EXPECT_EQ(outputs[static_cast<std::size_t>(row * RowState::row_stride + c)],
                 static_cast<float>(1000 * row + c));
   }
 }
 
 TEST(PrefillRows, MaximaRiseOnlyBeyondTheSlack) {
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-    State state;
+    RowState state;
     state.clear();
-    QueryRow rows[Traits::warp_rows];
+    QueryRow rows[RowTraits::warp_rows];
     for (QueryRow& row : rows) row.factor = 1.0f;
-    const State::Factors factors(rows, threads.lane());
-    TileLogits<Traits> logits;
+    const RowState::Factors factors(rows, threads.lane());
+    TileLogits<RowTraits> logits;
     const auto raise = [&](float logit) {
       for (auto& m : logits)
         for (auto& i : m)

@@ -19,8 +19,8 @@ using test::EmulatedThreads;
 using test::Random;
 using test::RandomInput;
 
-constexpr int dim = 64;
-using Traits = PrefillTraits<GenericTraits<dim>>;
+constexpr int tile_dim = 64;
+using TileTraits = PrefillTraits<GenericTraits<tile_dim>>;
 
 /// The half that a staged tile holds for an element.
 F16 staged(Role role, const std::byte* tile, int token, int channel) {
@@ -40,8 +40,8 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
   int fast = 0;
   for (int round = 0; round < 60; ++round) {
     const int tokens = random.between(1, 50);
-    const RandomInput keys(random, tokens, 2, dim);
-    const RandomInput values(random, tokens, 2, dim);
+    const RandomInput keys(random, tokens, 2, tile_dim);
+    const RandomInput values(random, tokens, 2, tile_dim);
     PrefillArguments arguments{};
     arguments.keys = keys.view();
     arguments.values = values.view();
@@ -53,21 +53,22 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
     const int first = tile.at.index * tile_extent;
     tile.at.tokens = std::min(tokens - first, tile_extent);
     fast += tile.at.tokens == tile_extent && keys.view().type != ElementType::F32;
-    std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
+    std::vector<std::byte> to(TileTraits::key_bytes + TileTraits::value_bytes, std::byte{0xff});
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      stage_tile<Traits>(threads, arguments, rows, tile, to.data(), to.data() + Traits::key_bytes);
+      stage_tile<TileTraits>(threads, arguments, rows, tile, to.data(),
+                             to.data() + TileTraits::key_bytes);
     });
     int wrong = 0;
     for (int token = 0; token < tile_extent; ++token)
-      for (int channel = 0; channel < dim; ++channel) {
+      for (int channel = 0; channel < tile_dim; ++channel) {
         const bool there = token < tile.at.tokens;
         const F16 key =
             there ? to_f16(keys.rows().at(first + token, rows.kv_head, channel)) : F16{0};
         const F16 value =
             there ? to_f16(values.rows().at(first + token, rows.kv_head, channel)) : F16{0};
         wrong += staged(Role::Keys, to.data(), token, channel).bits != key.bits;
-        wrong +=
-            staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits != value.bits;
+        wrong += staged(Role::Values, to.data() + TileTraits::key_bytes, token, channel).bits !=
+                 value.bits;
       }
     EXPECT_EQ(wrong, 0) << to_string(arguments.keys.type) << ", "
                         << to_string(arguments.values.type) << ", " << tile.at.tokens << " tokens";
@@ -78,11 +79,11 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
 TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
   // 16-bit blocks whose unused slots are NaN, and a tile that is not there.
   constexpr int held = 5;
-  const HeadLayout head = head_layout(Recipe{}, dim, dim, 64, 0);
+  const HeadLayout head = head_layout(Recipe{}, tile_dim, tile_dim, 64, 0);
   std::vector<std::byte> block(head.bytes(), std::byte{0xff});
   const F16 one = to_f16(1.0f);
   for (int token = 0; token < held; ++token)
-    for (int channel = 0; channel < dim; ++channel)
+    for (int channel = 0; channel < tile_dim; ++channel)
       std::memcpy(block.data() + head.value.codes +
                       half_offset(Role::Values, head.value.matrix, channel, 16 + token),
                   &one, sizeof one);
@@ -94,13 +95,14 @@ TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
     tile.at.block = block.data();
     tile.at.index = 1;
     tile.at.tokens = source == TileSource::Half ? held : 0;
-    std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
+    std::vector<std::byte> to(TileTraits::key_bytes + TileTraits::value_bytes, std::byte{0xff});
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      stage_tile<Traits>(threads, arguments, {}, tile, to.data(), to.data() + Traits::key_bytes);
+      stage_tile<TileTraits>(threads, arguments, {}, tile, to.data(),
+                             to.data() + TileTraits::key_bytes);
     });
     for (int token = 0; token < tile_extent; ++token)
-      for (int channel = 0; channel < dim; ++channel)
-        EXPECT_EQ(staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits,
+      for (int channel = 0; channel < tile_dim; ++channel)
+        EXPECT_EQ(staged(Role::Values, to.data() + TileTraits::key_bytes, token, channel).bits,
                   token < tile.at.tokens ? one.bits : 0);
   }
 }

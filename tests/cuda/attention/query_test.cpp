@@ -43,7 +43,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
 
 // --- Operands ----------------------------------------------------------------------------------
 
-constexpr int dim = 48;
+constexpr int query_dim = 48;
 
 /// Query rows of a type, anywhere in memory.
 struct StoredQueries {
@@ -57,7 +57,7 @@ struct StoredQueries {
     std::byte* base = reinterpret_cast<std::byte*>(memory.data()) + offset * size;
     for (int token = 0; token < values.tokens; ++token)
       for (int head = 0; head < values.heads; ++head)
-        for (int c = 0; c < dim; ++c) {
+        for (int c = 0; c < query_dim; ++c) {
           float& value = values.at(token, head, c);
           std::byte* to = base + (token * token_stride + head * head_stride + c) * size;
           const F16 half = to_f16(value);
@@ -81,16 +81,16 @@ void expect_operands(const AttendItem& item, const Rows<float>& values) {
   int exponents[8] = {};
   for (int column = 0; column < item.rows.rows; ++column) {
     float largest = 0.0f;
-    for (int c = 0; c < dim; ++c)
+    for (int c = 0; c < query_dim; ++c)
       largest =
           std::fmax(largest, std::fabs(values.at(column / values.heads, column % values.heads, c)));
     std::frexp(largest, &exponents[column]);  // 2^exponent: from its half on
   }
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-    QueryTile<dim> query;
+    QueryTile<query_dim> query;
     query.load(threads, item.arguments, item.rows);
     const int column = threads.lane() / 4;
-    for (int step = 0; step < dim / 16; ++step)
+    for (int step = 0; step < query_dim / 16; ++step)
       for (int i = 0; i < 4; ++i) {
         const int channel = 16 * step + threads.lane() % 4 * 4 + i;
         float expected = 0.0f;
@@ -117,18 +117,19 @@ TEST(AttendQuery, OperandsAreRowsTimesPowersOfTwo) {
     for (const float spread : {1e-3f, 1.0f, 3000.0f})
       for (const int shift : {0, 1, 3})  // 8-byte loads, and tensors that do not allow them
         for (const int tokens : {1, 2}) {
-          AttendItem item(test::random_rows(random, tokens, 3, dim, spread), 100);
-          const StoredQueries stored(item, type, shift, dim + 5 * shift, 4 * dim + 16 * shift);
+          AttendItem item(test::random_rows(random, tokens, 3, query_dim, spread), 100);
+          const StoredQueries stored(item, type, shift, query_dim + 5 * shift,
+                                     4 * query_dim + 16 * shift);
           expect_operands(item, stored.values);
         }
 }
 
 TEST(AttendQuery, RowsOfZerosAndExtremesStayFinite) {
   for (const float value : {0.0f, 1e-42f, 1e-30f, 1e30f}) {
-    AttendItem item(Rows<float>(1, 1, dim), 10);
+    AttendItem item(Rows<float>(1, 1, query_dim), 10);
     item.queries.at(0, 0, 7) = value;
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      QueryTile<dim> query;
+      QueryTile<query_dim> query;
       query.load(threads, item.arguments, item.rows);
       if (threads.lane() != 1) return;
       const float back = high_half(query.half[0][1]) / item.arguments.rules.scale;
