@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 
 #include "support/device_pages.hpp"
 #include "support/page_data.hpp"
@@ -32,8 +33,9 @@ class EmulatedLayer {
     storage_ = cuda::describe_layer(shape, placement, layouts_);
     storage_.layer = 3;
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)
-      storage_.seal_bytes =
-          std::max(storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)));
+      storage_.seal_bytes = std::max({storage_.seal_bytes,
+                                      static_cast<int>(cuda::seal_shared_bytes(head)),
+                                      static_cast<int>(cuda::slice_shared_bytes(head))});
     const int blocks[page_kinds] = {sequences, sequences * pages_each,
                                     sequences * placement.ring_blocks()};
     for (int kind = 0; kind < page_kinds; ++kind) {

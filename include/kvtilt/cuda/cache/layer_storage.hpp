@@ -57,7 +57,7 @@ struct LayerStorage {
   int window;  ///< 0: none
   int keep_sinks;
   int ring_blocks;  ///< tail blocks of a sequence
-  int seal_bytes;   ///< of shared memory: the most that seal_shared_bytes() gives for a kv head
+  int seal_bytes;   ///< of shared memory: the most that sealing a kv head takes, whole or in slices
 
   /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
   const HeadLayout* heads[page_kinds];

@@ -6,6 +6,7 @@
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
@@ -171,7 +172,9 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, 
   storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
   if (layer.shape.kv_heads == 0) return storage;
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
-    storage.seal_bytes = std::max(storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)));
+    storage.seal_bytes = std::max(
+        {storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
+         static_cast<int>(slice_shared_bytes(head))});
   for (int kind = 0; kind < page_kinds; ++kind) {
     storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
     storage.pool[kind] = base + layer.pools[kind];
