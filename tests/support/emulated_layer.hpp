@@ -36,6 +36,8 @@ class EmulatedLayer {
       storage_.seal_bytes = std::max({storage_.seal_bytes,
                                       static_cast<int>(cuda::seal_shared_bytes(head)),
                                       static_cast<int>(cuda::slice_shared_bytes(head))});
+    for (const HeadLayout& head : layout(PageKind::Sealed).heads) slices_.emplace_back(head);
+    storage_.slices = slices_.data();
     const int blocks[page_kinds] = {sequences, sequences * pages_each,
                                     sequences * placement.ring_blocks()};
     for (int kind = 0; kind < page_kinds; ++kind) {
@@ -143,6 +145,7 @@ class EmulatedLayer {
   TokenPlacement placement_;
   LayerLayouts layouts_;
   std::unique_ptr<Block> pools_[page_kinds];
+  std::vector<cuda::HeadSlices> slices_;
   std::vector<cuda::SequenceState> states_;
   std::vector<cuda::PageSlot> tables_;
   std::vector<std::uint32_t> arrivals_;

@@ -45,20 +45,9 @@ TEST(AppendLight, APageIsSealedThatHoldsNoNewToken) {
   EXPECT_FALSE(is_light(plan_of(191, 1, 1, 1), layer())) << "the window frees it at once";
 }
 
-TEST(AppendLight, APageHasSlicesOfEightElementsForAThread) {
+TEST(AppendLight, ATeamHasABlockForEachSequenceAndForEachSlice) {
   LayerStorage shape = layer();
-  const auto expect = [&](int tokens, int dim, int slices) {
-    shape.page_tokens = tokens;
-    shape.key_dim = shape.value_dim = dim;
-    EXPECT_EQ(append_slices(shape), slices) << tokens << " tokens of " << dim;
-  };
-  expect(64, 128, 16);
-  expect(32, 16, 1);
-  expect(32, 64, 4);
-  expect(64, 80, 16);
-  expect(128, 576, append_team);
-  EXPECT_EQ(team_members(shape, 3), append_team);
-  expect(32, 64, 4);
+  shape.seal_slices = 4;
   EXPECT_EQ(team_members(shape, 3), 4);
   EXPECT_EQ(team_members(shape, 20), 20);
   EXPECT_EQ(team_members(shape, 50), append_team);
@@ -87,10 +76,9 @@ TEST(AppendLight, PagesAreSharedOutAmongAllMembers) {
       }
 }
 
-TEST(AppendLight, NumbersOfBits) {
+TEST(AppendLight, BitsOfATeamAreCounted) {
   EXPECT_EQ(count_bits(0x80000412u), 4);
   EXPECT_EQ(count_bits(0), 0);
-  for (const int bits : {5, 6, 7}) EXPECT_EQ(bits_below(1 << bits), bits);
 }
 
 }  // namespace

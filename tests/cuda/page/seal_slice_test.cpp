@@ -9,7 +9,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 namespace kvtilt::test {
 namespace {
@@ -18,14 +17,9 @@ namespace {
 void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens, int slices,
                    std::uint64_t seed, int threads = 128, LaunchOrder order = {}) {
   SealedHead head(recipe, key_dim, value_dim, tokens, seed);
+  const cuda::HeadSlices plan(head.packed);
   const auto body = [&](EmulatedThreads& block) {
-    if (block.warp() == 0) {
-      if (block.lane() < 2) cuda::prepare_slices(block.lane(), head.packed, block.shared());
-      block.sync_warp();
-      if (block.lane() < 2)
-        cuda::take_slice(block.lane(), block.shared(), block.block(), slices,
-                         block.thread_count());
-    }
+    if (block.warp() == 0) cuda::prepare_slice(block, plan, block.shared(), block.block(), slices);
     block.sync();
     cuda::detail::SliceFit fit;
     cuda::begin_slice(block, head.keys(), head.values(), block.shared(), fit);
@@ -83,27 +77,28 @@ TEST(SealSliceShapes, TheLargestHead) {
   expect_sealed({narrow, across}, 576, 576, 128, 32, 2);
 }
 
-std::vector<cuda::SliceTensor> slice_of(const HeadLayout& head, int slice, int slices) {
-  std::vector<std::byte> memory(cuda::slice_shared_bytes(head) + 16);
-  const auto address = reinterpret_cast<std::uintptr_t>(memory.data());
-  std::byte* shared = memory.data() + (16 - address % 16) % 16;
-  for (const int tensor : {0, 1}) cuda::prepare_slices(tensor, head, shared);
-  for (const int tensor : {0, 1}) cuda::take_slice(tensor, shared, slice, slices, 128);
-  const auto* tensors = reinterpret_cast<const cuda::SliceTensor*>(shared);
-  return {tensors[0], tensors[1]};
+cuda::HeadSlices slice_of(const HeadLayout& head, int slice, int slices) {
+  cuda::HeadSlices plan(head);
+  for (const int tensor : {0, 1})
+    cuda::take_slice(tensor, reinterpret_cast<std::byte*>(&plan), slice, slices, 128);
+  return plan;
 }
 
 TEST(SealSliceShapes, AThreadHasEightElementsOfAFineSlice) {
   const HeadLayout head =
       head_layout(*resolve_recipe(presets::k4v2, {1, 128, 128}, 64), 128, 128, 64, 0);
   for (int slice = 0; slice < 16; ++slice) {
-    const std::vector<cuda::SliceTensor> tensors = slice_of(head, slice, 16);
-    const cuda::SliceTensor& own = tensors[slice < 8 ? 0 : 1];
-    EXPECT_EQ(tensors[slice < 8 ? 1 : 0].own_units, 0) << slice;
+    const cuda::HeadSlices plan = slice_of(head, slice, 16);
+    const cuda::SliceTensor& own = plan.tensors[slice < 8 ? 0 : 1];
+    EXPECT_EQ(plan.tensors[slice < 8 ? 1 : 0].own_units, 0) << slice;
     EXPECT_EQ(own.rounds, 1) << slice;
     EXPECT_EQ(own.own_groups << own.lane_bits, 128) << slice;
     EXPECT_EQ(2 * own.map.group_tiles.value, 1 << own.lane_bits) << slice;
   }
+}
+
+TEST(SealSliceShapes, PowersOfTwo) {
+  for (int bits = 0; bits < 20; ++bits) EXPECT_EQ(cuda::bits_below(1 << bits), bits);
 }
 
 }  // namespace

@@ -55,31 +55,22 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   // What does not depend on the states is on its way, or done, while they are.
   const int index = first + member;
   const bool exists = member < append_team && index < arguments.batch.count;
-  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
   std::byte* const seal_memory = threads.shared() + sizeof(detail::AppendShared);
-  const int most_slices = append_slices(layer);
-  Format key_format{};
-  Format value_format{};
-  key_format.bits = sealed.key.format.bits;
-  value_format.bits = sealed.value.format.bits;
+  const HeadSlices& sealed = *reinterpret_cast<const HeadSlices*>(seal_memory);
   detail::LightElements elements(threads, arguments, head);
   std::int32_t page = -1;
   if (threads.warp() == 0)
     page = detail::plan_team(threads, arguments, place, block == 0, team);
   else if (exists && arguments.rows.count(index) > 0)
     elements.load(arguments.rows.first(index), elements.first());
-  if (threads.warp() == 1) {
-    if (threads.lane() < 2) prepare_slices(threads.lane(), sealed, seal_memory);
-    threads.sync_warp();
-    if (threads.lane() < 2)
-      take_slice(threads.lane(), seal_memory, member & (most_slices - 1), most_slices,
-                 threads.thread_count());
-  }
+  if (threads.warp() == 1)
+    prepare_slice(threads, layer.slices[head], seal_memory, member & (layer.seal_slices - 1),
+                  layer.seal_slices);
   threads.sync();
   const bool seals = team.seal.slices > 0;
   detail::SliceFit fit;
   if (seals) {
-    if (team.seal.slices != most_slices) {
+    if (team.seal.slices != layer.seal_slices) {
       if (threads.thread() < 2)
         take_slice(threads.thread(), seal_memory, team.seal.slice, team.seal.slices,
                    threads.thread_count());
@@ -97,12 +88,10 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   }
   const bool works = exists && (team.work >> member & 1u) != 0;
   const bool heavy = works && (team.heavy >> member & 1u) != 0;
-  if (works && !heavy && threads.warp() > 0) {
-    key_format.bits = opaque(key_format.bits);  // not looked at before the states are there
-    value_format.bits = opaque(value_format.bits);
-    detail::write_light(threads, arguments, team, member, head, largest_magnitude(key_format),
-                        largest_magnitude(value_format), elements);
-  }
+  if (works && !heavy && threads.warp() > 0)
+    detail::write_light(threads, arguments, team, member, head,
+                        largest_magnitude(sealed.tensors[0].packed.format),
+                        largest_magnitude(sealed.tensors[1].packed.format), elements);
   if (seals) {
     threads.sync();
     detail::seal_light(threads, team, fit);

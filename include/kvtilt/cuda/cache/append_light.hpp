@@ -16,24 +16,14 @@ namespace kvtilt::cuda {
 
 /// Sequences that the blocks of a team take together: one for each lane of a warp.
 inline constexpr int append_team = 32;
+static_assert(append_team == most_slices);
 /// A sequence that gets more tokens is not light.
 inline constexpr int append_light_tokens = 8;
-
-/// Blocks that share the sealing of one head's page, a power of two up to the members of a team: so
-/// many that each thread of append_threads has eight elements to fit.
-KVTILT_HD constexpr int append_slices(const LayerStorage& layer) {
-  constexpr int elements = 1024;
-  const int all = layer.page_tokens * (layer.key_dim + layer.value_dim);
-  int slices = 1;
-  while (slices < append_team && slices * elements < all) slices *= 2;
-  return slices;
-}
 
 /// Blocks of a team for each kv head: one for each sequence, and for each slice of a page.
 KVTILT_HD constexpr int team_members(const LayerStorage& layer, int sequences) {
   const int count = sequences < append_team ? sequences : append_team;
-  const int slices = append_slices(layer);
-  return count > slices ? count : slices;
+  return count > layer.seal_slices ? count : layer.seal_slices;
 }
 
 namespace detail {
@@ -109,13 +99,16 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   const LayerStorage& layer = arguments.layer;
   const int lane = threads.lane();
   const int index = place.first + lane;
+  const bool exists = index < arguments.batch.count;
   std::int64_t tokens = 0;
+  std::int64_t first_row = 0;
   std::int32_t slot = 0;
   AppendPlan plan{};
   SequenceState state{};
-  if (index < arguments.batch.count) {
+  if (exists) {
     slot = arguments.batch.slots[index];
     tokens = arguments.rows.count(index);
+    first_row = arguments.rows.first(index);
     state = layer.states[slot];
     if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
     if (reports && tokens > 0 && !plan.fits)
@@ -136,7 +129,7 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   }
   threads.sync_warp();
   if ((seals >> lane & 1u) != 0) {
-    const SealShare share(count_bits(seals), place.member, place.members, append_slices(layer));
+    const SealShare share(count_bits(seals), place.member, place.members, layer.seal_slices);
     if (share.slices > 0 && share.page == count_bits(seals & ((1u << lane) - 1))) {
       // Blocks that have arrived look at no table: it is read here, by the one lane that may.
       page = page_for(plan, state, layer.table(slot), 0);
@@ -152,9 +145,9 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
       team.seal = {keys, keys + key_bytes, nullptr, share.slice, share.slices};
     }
   }
-  if (index < arguments.batch.count) {
+  if (exists) {
     team.slots[lane] = slot;
-    team.first_rows[lane] = arguments.rows.first(index);
+    team.first_rows[lane] = first_row;
     team.states[lane] = state;
     team.plans[lane] = plan;
   }
@@ -212,15 +205,6 @@ class LightElements {
   std::uint32_t low_[together];
   std::uint32_t high_[together];
 };
-
-/// n of 2^n.
-KVTILT_HD inline int bits_below(int power) {
-#if defined(__CUDA_ARCH__)
-  return 31 - __clz(power);
-#else
-  return std::countr_zero(static_cast<unsigned>(power));
-#endif
-}
 
 /// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike. `elements`
 /// has loaded the first ones.

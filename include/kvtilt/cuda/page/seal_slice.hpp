@@ -22,20 +22,22 @@
 #include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/page/layout.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace kvtilt::cuda {
 
-/// A tensor of a head, and the part of it that one block seals. In shared memory.
+/// A tensor of a head, and the part of it that one block seals.
 struct alignas(16) SliceTensor {
   HalfTiles half;  ///< whose data is not known yet
   TensorLayout packed;
   TileMap map;
-  GroupCode* groups;  ///< scratch for all of the tensor's groups
-  int columns;        ///< tiles of a unit that stand side by side
+  int scratch;  ///< of GroupCodes for all of the tensor's groups, the first
+  int columns;  ///< tiles of a unit that stand side by side
   int units;
-  int weight;      ///< of a unit: fragments / 8
+  Divisor weight;  ///< of a unit: fragments / 8
   Divisor bands;   ///< of groups
   Divisor across;  ///< tiles across the groups, of a unit
   Divisor runs;    ///< of tiles that fill whole words, in a unit
@@ -46,11 +48,11 @@ struct alignas(16) SliceTensor {
   int lane_bits;   ///< 2^lane_bits lanes for each
   int rounds;      ///< of all threads, to fit them
 
-  KVTILT_HD SliceTensor(Role role, const TensorLayout& layout, GroupCode* scratch)
+  KVTILT_HD SliceTensor(Role role, const TensorLayout& layout, int scratch_)
       : half{role, nullptr, tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
         packed(layout),
         map(half, layout),
-        groups(scratch),
+        scratch(scratch_),
         columns(1),
         units(map.total),
         weight(4),
@@ -68,12 +70,12 @@ struct alignas(16) SliceTensor {
     if (map.along_outer) {
       while (columns * half.outer_tiles % together != 0) columns *= 2;
       units = half.inner_tiles / columns * 4;
-      weight = columns * half.outer_tiles;
+      weight = Divisor(columns * half.outer_tiles);
       across = Divisor(columns);
-      runs = Divisor(weight / together);
+      runs = Divisor(weight.value / together);
     } else {
       units = 8;
-      weight = map.total / 2;
+      weight = Divisor(map.total / 2);
       across = Divisor(half.outer_tiles);
       runs = Divisor(map.total / together);
     }
@@ -100,38 +102,66 @@ struct alignas(16) SliceTensor {
 
  private:
   [[nodiscard]] KVTILT_HD int unit_at(int place) const {
-    const int unit = (place + weight / 2) / weight;
-    return place <= 0 ? 0 : unit < units ? unit : units;
+    const int unit = weight.quotient(place + weight.value / 2);
+    return place <= 0 ? 0 : place >= total() ? units : unit;
   }
 };
 
+/// A head's tensors. Computed where a cache is made: a kernel that waits for it would divide too long.
+struct alignas(16) HeadSlices {
+  SliceTensor tensors[2];
+  std::uint64_t offset;  ///< of the head's block, from the start of the page
+
+  KVTILT_HD explicit HeadSlices(const HeadLayout& packed)
+      : tensors{{Role::Keys, packed.key, 0},
+                {Role::Values, packed.value, packed.key.bands() * packed.key.pitch()}},
+        offset(packed.offset) {}
+};
+static_assert(std::is_trivially_copyable_v<HeadSlices>);
+
 /// Bytes of shared memory that sealing a slice takes, a multiple of 16.
 KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
-  return 2 * sizeof(SliceTensor) +
+  return sizeof(HeadSlices) +
          (static_cast<std::size_t>(head.key.bands()) * static_cast<std::size_t>(head.key.pitch()) +
           static_cast<std::size_t>(head.value.bands()) *
               static_cast<std::size_t>(head.value.pitch())) *
              sizeof(GroupCode);
 }
 
-/// For the first two threads of a warp or a block, one tensor each: followed by a sync.
-KVTILT_HD inline void prepare_slices(int thread, const HeadLayout& packed, std::byte* shared) {
-  SliceTensor* const tensors = reinterpret_cast<SliceTensor*>(shared);
-  GroupCode* groups = reinterpret_cast<GroupCode*>(tensors + 2);
-  const bool keys = thread == 0;
-  if (!keys) groups += packed.key.bands() * packed.key.pitch();
-  tensors[thread] =
-      SliceTensor(keys ? Role::Keys : Role::Values, keys ? packed.key : packed.value, groups);
+/// n of 2^n.
+KVTILT_HD inline int bits_below(int power) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(power);
+#else
+  return std::countr_zero(static_cast<unsigned>(power));
+#endif
 }
 
-/// For the same threads: the tensors' parts of slice `slice` of `slices`, a power of two up to 32.
+/// The first two threads of a warp or a block choose slice `slice` of `slices`, a power of two up to
+/// 32, of one tensor each. `shared` is theirs alone.
 KVTILT_HD inline void take_slice(int thread, std::byte* shared, int slice, int slices,
                                  int threads) {
-  SliceTensor* const tensors = reinterpret_cast<SliceTensor*>(shared);
-  // Of the other tensor nothing changes that is read here.
-  const int before = thread == 0 ? 0 : tensors[0].total();
+  SliceTensor* const tensors = reinterpret_cast<HeadSlices*>(shared)->tensors;
   const int all = tensors[0].total() + tensors[1].total();
-  tensors[thread].take(all * slice / slices - before, all * (slice + 1) / slices - before, threads);
+  const int before = thread == 0 ? 0 : tensors[0].total();
+  const int shift = bits_below(slices);
+  tensors[thread].take((all * slice >> shift) - before, (all * (slice + 1) >> shift) - before,
+                       threads);
+}
+
+/// A warp brings what begin_slice() needs into shared memory: followed by a sync.
+template <class Threads>
+KVTILT_HD void prepare_slice(const Threads& threads, const HeadSlices& head, std::byte* shared,
+                             int slice, int slices) {
+  struct alignas(16) Chunk {
+    std::uint32_t word[4];
+  };
+  constexpr int chunks = static_cast<int>(sizeof(HeadSlices) / sizeof(Chunk));
+  for (int i = threads.lane(); i < chunks; i += warp_lanes)
+    reinterpret_cast<Chunk*>(shared)[i] = reinterpret_cast<const Chunk*>(&head)[i];
+  threads.sync_warp();
+  if (threads.lane() < 2)
+    take_slice(threads.lane(), shared, slice, slices, threads.thread_count());
 }
 
 namespace detail {
@@ -195,7 +225,7 @@ struct SliceFit {
 
   /// Writes scale and minimum to the page and to the scratch.
   template <class Threads>
-  KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors,
+  KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
                         std::byte* block) const {
     const SliceTensor& task = tensors[tensor];
     const Affine affine = fit_shares(threads, task.packed.format, run, first);
@@ -207,28 +237,28 @@ struct SliceFit {
                         band * 2 * task.map.pitch + stored;
     scales[0] = affine.scale;
     scales[task.map.pitch] = affine.minimum;
-    task.groups[band * task.map.pitch + entry] = {widen(affine.minimum),
-                                                  multiply(inverse_of(affine.scale), code_unit)};
+    groups[task.scratch + band * task.map.pitch + entry] = {
+        widen(affine.minimum), multiply(inverse_of(affine.scale), code_unit)};
   }
 };
 
 /// Codes of a lane's fragments of `Tiles` tiles.
 template <int Tiles>
-KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, std::byte* codes,
-                           int first_tile, int lane) {
+KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half,
+                           const GroupCode* groups, std::byte* codes, int first_tile, int lane) {
   TileCodes<Tiles> tiles;
   const int bits = task.packed.format.bits;
   if (task.map.along_outer)
-    encode_tiles<true, 1>(half, task.map, bits, task.groups, first_tile, lane, tiles);
+    encode_tiles<true, 1>(half, task.map, bits, groups, first_tile, lane, tiles);
   else
-    encode_tiles<false, 1>(half, task.map, bits, task.groups, first_tile, lane, tiles);
+    encode_tiles<false, 1>(half, task.map, bits, groups, first_tile, lane, tiles);
   store_codes(tiles, bits, codes, task.packed.matrix, first_tile, lane);
 }
 
 /// Encodes or copies what the block has of a tensor.
 template <class Threads>
 KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, const std::byte* data,
-                            std::byte* codes) {
+                            const GroupCode* groups, std::byte* codes) {
   const int bits = task.packed.format.bits;
   const int count = threads.thread_count();
   if (!task.packed.format.quantized()) {
@@ -263,15 +293,15 @@ KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, con
     int tile = (rest - own_unit * task.runs.value) * together;
     int lane = unit * 4 + part;
     if (task.map.along_outer) {
-      tile += (unit >> 2) * task.weight;
+      tile += (unit >> 2) * task.weight.value;
       lane = part * 4 + (unit & 3);
     }
     if (together == 1)
-      encode_lane<1>(task, half, codes, tile, lane);
+      encode_lane<1>(task, half, groups, codes, tile, lane);
     else if (together == 2)
-      encode_lane<2>(task, half, codes, tile, lane);
+      encode_lane<2>(task, half, groups, codes, tile, lane);
     else
-      encode_lane<4>(task, half, codes, tile, lane);
+      encode_lane<4>(task, half, groups, codes, tile, lane);
   }
 }
 
@@ -280,11 +310,11 @@ KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, con
 /// What a block begins with: its first loads are on their way. All threads take part.
 ///
 /// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
-/// shared        slice_shared_bytes() after prepare_slices() and take_slice(), 16-byte aligned
+/// shared        slice_shared_bytes() after prepare_slice(), 16-byte aligned
 template <class Threads>
 KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const std::byte* values,
                            const std::byte* shared, detail::SliceFit& fit) {
-  const SliceTensor* const tensors = reinterpret_cast<const SliceTensor*>(shared);
+  const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
   if (detail::fit_rounds(tensors) > 0) fit.begin(threads, tensors, keys, values, 0);
 }
 
@@ -294,18 +324,21 @@ KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const 
 template <class Threads>
 KVTILT_HD void seal_slice(const Threads& threads, const std::byte* keys, const std::byte* values,
                           std::byte* block, std::byte* shared, detail::SliceFit& fit) {
-  const SliceTensor* const tensors = reinterpret_cast<const SliceTensor*>(shared);
+  const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
+  GroupCode* const groups = reinterpret_cast<GroupCode*>(shared + sizeof(HeadSlices));
   const int rounds = detail::fit_rounds(tensors);
   KVTILT_DEVICE_LOOP
   for (int round = 0; round < rounds;) {
-    fit.finish(threads, tensors, block);
+    fit.finish(threads, tensors, groups, block);
     if (++round < rounds) fit.begin(threads, tensors, keys, values, round);
   }
   if (rounds > 0) threads.sync();
   KVTILT_DEVICE_LOOP
-  for (int tensor = 0; tensor < 2; ++tensor)
-    detail::encode_slice(threads, tensors[tensor], tensor == 0 ? keys : values,
-                         block + tensors[tensor].packed.codes);
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    const SliceTensor& task = tensors[tensor];
+    detail::encode_slice(threads, task, tensor == 0 ? keys : values, groups + task.scratch,
+                         block + task.packed.codes);
+  }
 }
 
 }  // namespace kvtilt::cuda
