@@ -94,7 +94,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
                         largest_magnitude(sealed.tensors[1].packed.format), elements);
   if (seals) {
     threads.sync();
-    detail::seal_light(threads, team, fit);
+    detail::finish_seal(threads, team, fit);
   }
   if (heavy && detail::plan_head(threads, arguments, index, head, false)) {
     const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
@@ -103,7 +103,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     for (std::int32_t i = own.first; i < own.last; ++i) {
       detail::SealJob job;
       if (detail::fill_block(threads, shared.arguments, shared.work, i, nullptr, job))
-        detail::seal_heavy(threads, job);
+        detail::seal_page(threads, job, team);
     }
   }
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;

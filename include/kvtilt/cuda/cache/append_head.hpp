@@ -158,8 +158,7 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
 struct SealJob {
   const std::byte* keys;
   const std::byte* values;
-  const HeadLayout* packed;
-  std::byte* block;
+  std::byte* block;  ///< of the head, in the page
 };
 
 /// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
@@ -190,8 +189,7 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   if (sinks || index >= plan.seals) return false;
   threads.sync();
   if (index < plan.skipped) return false;
-  job = {to.keys, to.values, &layer.head(PageKind::Sealed, work.head),
-         sealed_block(layer, work, index)};
+  job = {to.keys, to.values, sealed_block(layer, work, index)};
   return true;
 }
 

@@ -268,23 +268,25 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
   }
 }
 
-/// Seals the block's slice, which it has begun.
+/// Seals what the block has begun.
 template <class Threads>
-KVTILT_HD void seal_light(const Threads& threads, const TeamShared& team, SliceFit& fit) {
+KVTILT_HD void finish_seal(const Threads& threads, const TeamShared& team, SliceFit& fit) {
   seal_slice(threads, team.seal.keys, team.seal.values, team.seal.block,
              threads.shared() + sizeof(AppendShared), fit);
 }
 
-/// A whole page, of a sequence that is not light.
+/// Seals a whole page, of a sequence that is not light. The code is there twice: in one loop with
+/// this, a slice would have no registers.
 template <class Threads>
-KVTILT_HD void seal_heavy(const Threads& threads, const SealJob& job) {
+KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared& team) {
   std::byte* const shared = threads.shared() + sizeof(AppendShared);
-  threads.sync();
+  threads.sync();  // of what was sealed before nothing is in use
   if (threads.thread() < 2) take_slice(threads.thread(), shared, 0, 1, threads.thread_count());
+  if (threads.thread() == 0) team.seal = {job.keys, job.values, job.block, 0, 1};
   threads.sync();
   SliceFit fit;
-  begin_slice(threads, job.keys, job.values, shared, fit);
-  seal_slice(threads, job.keys, job.values, job.block, shared, fit);
+  begin_slice(threads, team.seal.keys, team.seal.values, shared, fit);
+  finish_seal(threads, team, fit);
 }
 
 /// How many of the team's blocks were here before: for one thread. What the block has read is then

@@ -37,8 +37,8 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
 }
 
 template <class Threads>
-KVTILT_HD void seal(const Threads& threads, const SealJob& job) {
-  seal_head(threads, job.keys, job.values, *job.packed, job.block,
+KVTILT_HD void seal(const Threads& threads, const HeadLayout& packed, const SealJob& job) {
+  seal_head(threads, job.keys, job.values, packed, job.block,
             threads.shared() + sizeof(AppendShared));
   threads.sync();
 }
@@ -57,7 +57,8 @@ KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& argume
       continue;
     }
     SealJob job;
-    if (fill_block(threads, arguments, work, index, staged, job)) seal(threads, job);
+    if (fill_block(threads, arguments, work, index, staged, job))
+      seal(threads, arguments.layer.head(PageKind::Sealed, work.head), job);
   }
 }
 

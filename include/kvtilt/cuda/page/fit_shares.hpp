@@ -16,36 +16,48 @@
 
 namespace kvtilt::cuda {
 
+/// A share as it came: along outer with what stands beside it. Nothing waits for it yet.
+struct LoadedShare {
+  std::uint32_t word[8];
+};
+
 /// What a lane reads of a group: shares `share`, share + lanes and so on, two for each tile.
 struct ShareRun {
   const std::byte* at;  ///< of the group's first pair or word in its first tile
   int step;             ///< bytes from a tile to the next
+  int half_step;        ///< from a half to the other
   bool along_outer;
   bool upper;  ///< along outer: the group has the high halves of its words
   int shares;
   int share;
   int lanes;  ///< of the group: neighbours, a power of two
 
-  [[nodiscard]] KVTILT_HD GroupShare load(int index) const {
-    const std::byte* from = at + (index >> 1) * step;
-    GroupShare result;
+  [[nodiscard]] KVTILT_HD LoadedShare load(int index) const {
+    const std::byte* from = at + (index >> 1) * step + (index & 1) * half_step;
+    LoadedShare result{};
     if (along_outer) {
       struct alignas(8) Two {
         std::uint32_t word[2];
       };
-      from += (index & 1) * 64;
-      Two two[4];
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i) two[i] = *reinterpret_cast<const Two*>(from + i * 128);
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i)
-        result.pair[i] = permute_bytes(two[i].word[0], two[i].word[1], upper ? 0x7632u : 0x5410u);
+      for (int i = 0; i < 4; ++i) {
+        const Two two = *reinterpret_cast<const Two*>(from + i * 128);
+        result.word[i] = two.word[0];
+        result.word[4 + i] = two.word[1];
+      }
     } else {
-      from += (index & 1) * 16;
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i)
-        result.pair[i] = *reinterpret_cast<const std::uint32_t*>(from + i / 2 * 32 + i % 2 * 8);
+        result.word[i] = *reinterpret_cast<const std::uint32_t*>(from + i / 2 * 32 + i % 2 * 8);
     }
+    return result;
+  }
+  [[nodiscard]] KVTILT_HD GroupShare share_of(const LoadedShare& loaded) const {
+    const std::uint32_t chosen = !along_outer ? 0x3210u : upper ? 0x7632u : 0x5410u;
+    GroupShare result;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i)
+      result.pair[i] = permute_bytes(loaded.word[i], loaded.word[4 + i], chosen);
     return result;
   }
 };
@@ -60,7 +72,7 @@ KVTILT_HD void for_each_share(const ShareRun& run, const GroupShare& first, Visi
   for (int i = run.share; i < run.shares;) {
     visit(share);
     i += run.lanes;
-    if (i < run.shares) share = run.load(i);
+    if (i < run.shares) share = run.share_of(run.load(i));
   }
 }
 
@@ -120,12 +132,16 @@ KVTILT_HD std::uint32_t range_of_shares(const Threads& threads, const ShareRun& 
 /// Candidate of least error.
 template <class Threads>
 KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const GroupShare& first,
-                            int bits, float minimum, float inverse) {
-  MinMseSearch search(bits, minimum, inverse);
+                            int bits, const SearchGrid& grid, float minimum, float inverse) {
+  MinMseSearch search(bits, grid, minimum, inverse);
   int count = 0;
-  for_each_share(run, first, [&](const GroupShare& share) {
-    search.add(share.pair[0], share.pair[1]);
-    search.add(share.pair[2], share.pair[3]);
+  for_each_share(run, first, [&](GroupShare share) {
+    KVTILT_DEVICE_LOOP  // side by side they take more registers than there are
+    for (int half = 0; half < 2; ++half) {
+      search.add(share.pair[0], share.pair[1]);
+      share.pair[0] = share.pair[2];
+      share.pair[1] = share.pair[3];
+    }
     count += 8;
   });
   std::uint32_t errors[min_mse_candidates];
@@ -142,20 +158,20 @@ KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const G
 
 }  // namespace detail
 
+/// grid    search_grid(), near by
 /// first   the share `run.share`, or of a lane that has none any of the group's
 /// Returns the same for all lanes of a group. The whole warp calls it.
 template <class Threads>
-KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const ShareRun& run,
-                            const GroupShare& first) {
+KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const SearchGrid& grid,
+                            const ShareRun& run, const GroupShare& first) {
   if (format.rule == RangeRule::Centroids) return detail::fit_centroid_shares(threads, run, first);
   const std::uint32_t range = detail::range_of_shares(threads, run, first);
   const Affine affine =
       fast_range_affine(detail::pick_half(range, 0), detail::pick_half(range ^ 0x80000000u, 1),
                         format.bits);
   if (format.rule != RangeRule::MinMse) return affine;
-  const int best = detail::search_shares(threads, run, first, format.bits, widen(affine.minimum),
-                                         inverse_of(affine.scale));
-  const SearchGrid& grid = search_grid(format.bits);
+  const int best = detail::search_shares(threads, run, first, format.bits, grid,
+                                         widen(affine.minimum), inverse_of(affine.scale));
   return fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
 }
 

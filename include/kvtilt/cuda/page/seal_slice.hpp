@@ -20,6 +20,7 @@
 #include <kvtilt/cuda/page/fit_shares.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/tile_map.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <bit>
@@ -34,8 +35,18 @@ struct alignas(16) SliceTensor {
   HalfTiles half;  ///< whose data is not known yet
   TensorLayout packed;
   TileMap map;
-  int scratch;  ///< of GroupCodes for all of the tensor's groups, the first
-  int columns;  ///< tiles of a unit that stand side by side
+  SearchGrid grid;  ///< if there is a search
+  int scratch;      ///< of GroupCodes for all of the tensor's groups, the first
+
+  /// A unit has 2^group_bits groups of a tile across, of 2^unit_bits units that share tiles it is one.
+  int group_bits;
+  int unit_bits;
+  int unit_bytes;   ///< from a unit to the next in a tile
+  int share_bytes;  ///< from a half of a tile to the other
+  int columns;      ///< tiles of a unit that stand side by side, across
+  int along_tiles;  ///< of the tensor, along groups
+  int along_step;   ///< from a tile to the next, in tiles
+  int across_step;
   int units;
   Divisor weight;  ///< of a unit: fragments / 8
   Divisor bands;   ///< of groups
@@ -52,8 +63,16 @@ struct alignas(16) SliceTensor {
       : half{role, nullptr, tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
         packed(layout),
         map(half, layout),
+        grid(layout.format.rule == RangeRule::MinMse ? layout.format.bits : 2),
         scratch(scratch_),
+        group_bits(map.along_outer ? 2 : 1),
+        unit_bits(map.along_outer ? 2 : 3),
+        unit_bytes(map.along_outer ? 16 : 64),
+        share_bytes(map.along_outer ? 64 : 16),
         columns(1),
+        along_tiles(map.along_outer ? half.outer_tiles : half.inner_tiles),
+        along_step(map.along_outer ? map.outer_step : map.inner_step),
+        across_step(map.along_outer ? map.inner_step : map.outer_step),
         units(map.total),
         weight(4),
         bands(1),
@@ -83,21 +102,21 @@ struct alignas(16) SliceTensor {
 
   /// The weight of all units.
   [[nodiscard]] KVTILT_HD int total() const { return 4 * map.total; }
-  /// A unit has 2^bits groups of a tile across.
-  [[nodiscard]] KVTILT_HD int group_bits() const { return map.along_outer ? 2 : 1; }
 
   /// What lies between two weights, counted from the tensor's first unit, for a block of `threads`.
   KVTILT_HD void take(int begin, int end, int threads) {
     first_unit = unit_at(begin);
     own_units = unit_at(end) - first_unit;
     own_groups =
-        packed.format.quantized() ? own_units * across.value * bands.value << group_bits() : 0;
+        packed.format.quantized() ? own_units * across.value * bands.value << group_bits : 0;
     const int shares = 2 * map.group_tiles.value;
     const int most = shares < warp_lanes ? shares : warp_lanes;
-    lane_bits = 0;
-    while (1 << lane_bits < most && own_groups << lane_bits < threads) ++lane_bits;
-    rounds = 0;
-    for (int left = own_groups << lane_bits; left > 0; left -= threads) ++rounds;
+    int bits = 0;
+    while (1 << bits < most && own_groups << bits < threads) ++bits;
+    lane_bits = bits;
+    int all = 0;
+    for (int left = own_groups << bits; left > 0; left -= threads) ++all;
+    rounds = all;
   }
 
  private:
@@ -171,67 +190,73 @@ KVTILT_HD inline int fit_rounds(const SliceTensor* tensors) {
   return tensors[0].rounds + tensors[1].rounds;
 }
 
-/// What a thread has of a round: a group's shares from one on.
+/// What a thread has of a round: its first share of a group. What else there is to know of the group
+/// is in shared memory: registers are short where this lives.
 struct SliceFit {
-  int tensor;
   int band;
   int entry;  ///< of the group, in its band
-  ShareRun run;
-  GroupShare first;  ///< loaded
-  bool writes;       ///< for its lanes
+  const std::byte* at;
+  LoadedShare first;
+
+  /// Which tensor a round is for, and its number there.
+  KVTILT_HD static int tensor_of(const SliceTensor* tensors, int& round) {
+    if (round < tensors[0].rounds) return 0;
+    round -= tensors[0].rounds;
+    return 1;
+  }
 
   /// Its first share is on its way.
   template <class Threads>
   KVTILT_HD void begin(const Threads& threads, const SliceTensor* tensors, const std::byte* keys,
                        const std::byte* values, int round) {
-    tensor = round < tensors[0].rounds ? 0 : 1;
+    const int tensor = tensor_of(tensors, round);
     const SliceTensor& task = tensors[tensor];
-    const TileMap& map = task.map;
-    if (tensor == 1) round -= tensors[0].rounds;
-    const int place = round * threads.thread_count() + threads.thread();
-    const int wanted = place >> task.lane_bits;
+    const int wanted = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
     const int index = wanted < task.own_groups ? wanted : task.own_groups - 1;
-    const int lanes = 1 << task.lane_bits;
-    const int share = place & (lanes - 1);
-    writes = wanted < task.own_groups && share == 0;
-
-    const int rest = index >> task.group_bits();
-    const int group = index - (rest << task.group_bits());
+    const int rest = index >> task.group_bits;
+    const int group = index - (rest << task.group_bits);
     const int row = task.bands.quotient(rest);
     band = rest - row * task.bands.value;
     const int own_unit = task.across.quotient(row);
     const int unit = task.first_unit + own_unit;
-    int across = row - own_unit * task.across.value;
-    if (map.along_outer) {
-      across += (unit >> 2) * task.columns;
-      entry = across * tile_extent + (unit & 3) * 4 + group;
-    } else {
-      entry = across * tile_extent + unit * 2 + group;
-    }
-    const int along = band * map.group_tiles.value;
-    const int left = (map.along_outer ? task.half.outer_tiles : task.half.inner_tiles) - along;
-    const int step = map.along_outer ? map.outer_step : map.inner_step;
-    const int tile = along * step + across * (map.along_outer ? map.inner_step : map.outer_step);
-    run = {(tensor == 0 ? keys : values) + tile * fragment_tile_bytes +
-               (map.along_outer ? (unit & 3) * 16 + (group >> 1) * 8 : unit * 64 + group * 4),
-           step * fragment_tile_bytes,
-           map.along_outer,
-           (group & 1) != 0,
-           2 * (left < map.group_tiles.value ? left : map.group_tiles.value),
-           share,
-           lanes};
-    first = run.load(share < run.shares ? share : run.shares - 1);
+    const int place = unit >> task.unit_bits;
+    const int part = unit - (place << task.unit_bits);
+    const int across = row - own_unit * task.across.value + place * task.columns;
+    entry = across * tile_extent + (part << task.group_bits) + group;
+    const int tile =
+        band * task.map.group_tiles.value * task.along_step + across * task.across_step;
+    at = (tensor == 0 ? keys : values) + tile * fragment_tile_bytes + part * task.unit_bytes +
+         (task.map.along_outer ? group & 2 : group) * 4;
+    const ShareRun run = run_of(threads, task);
+    first = run.load(run.share < run.shares ? run.share : run.shares - 1);
+  }
+
+  template <class Threads>
+  [[nodiscard]] KVTILT_HD ShareRun run_of(const Threads& threads, const SliceTensor& task) const {
+    const int left = task.along_tiles - band * task.map.group_tiles.value;
+    const int lanes = 1 << task.lane_bits;
+    return {at,
+            task.along_step * fragment_tile_bytes,
+            task.share_bytes,
+            task.map.along_outer,
+            (entry & 1) != 0,
+            2 * (left < task.map.group_tiles.value ? left : task.map.group_tiles.value),
+            threads.thread() & (lanes - 1),
+            lanes};
   }
 
   /// Writes scale and minimum to the page and to the scratch.
   template <class Threads>
   KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
-                        std::byte* block) const {
-    const SliceTensor& task = tensors[tensor];
-    const Affine affine = fit_shares(threads, task.packed.format, run, first);
-    if (!writes) return;
+                        std::byte* block, int round) const {
+    const SliceTensor& task = tensors[tensor_of(tensors, round)];
+    const ShareRun run = run_of(threads, task);
+    const Affine affine =
+        fit_shares(threads, task.packed.format, task.grid, run, run.share_of(first));
+    const int group = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
+    if (group >= task.own_groups || run.share != 0) return;
     int stored = entry;  // values stand as registers do
-    if (run.along_outer && task.half.role == Role::Values)
+    if (task.map.along_outer && task.half.role == Role::Values)
       stored = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
     F16* const scales = reinterpret_cast<F16*>(block + task.packed.metadata) +
                         band * 2 * task.map.pitch + stored;
@@ -261,14 +286,14 @@ KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, con
                             const GroupCode* groups, std::byte* codes) {
   const int bits = task.packed.format.bits;
   const int count = threads.thread_count();
+  const int thread = opaque(threads.thread());  // what follows from it is in the way of the search
   if (!task.packed.format.quantized()) {
     constexpr int together = 4;  // loads on their way
     const int end = (task.first_unit + task.own_units) * warp_lanes;
     const Fragment* from = reinterpret_cast<const Fragment*>(data);
     Fragment* to = reinterpret_cast<Fragment*>(codes);
     KVTILT_DEVICE_LOOP
-    for (int at = task.first_unit * warp_lanes + threads.thread(); at < end;
-         at += together * count) {
+    for (int at = task.first_unit * warp_lanes + thread; at < end; at += together * count) {
       Fragment fragments[together];
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < together; ++i)
@@ -282,10 +307,10 @@ KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, con
   HalfTiles half = task.half;
   half.data = data;
   const int together = tiles_of_words(bits);
-  const int lane_bits = task.map.along_outer ? 3 : 2;  // of a unit
+  const int lane_bits = 5 - task.unit_bits;  // of a unit
   const int items = task.own_units * task.runs.value << lane_bits;
   KVTILT_DEVICE_LOOP
-  for (int item = threads.thread(); item < items; item += count) {
+  for (int item = thread; item < items; item += count) {
     const int rest = item >> lane_bits;
     const int part = item - (rest << lane_bits);
     const int own_unit = task.runs.quotient(rest);
@@ -318,18 +343,19 @@ KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const 
   if (detail::fit_rounds(tensors) > 0) fit.begin(threads, tensors, keys, values, 0);
 }
 
-/// The rest.
+/// The rest. References: in shared memory they take no registers while there are none to spare.
 ///
 /// block  where the head begins in the page
 template <class Threads>
-KVTILT_HD void seal_slice(const Threads& threads, const std::byte* keys, const std::byte* values,
-                          std::byte* block, std::byte* shared, detail::SliceFit& fit) {
+KVTILT_HD void seal_slice(const Threads& threads, const std::byte* const& keys,
+                          const std::byte* const& values, std::byte* const& block,
+                          std::byte* shared, detail::SliceFit& fit) {
   const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
   GroupCode* const groups = reinterpret_cast<GroupCode*>(shared + sizeof(HeadSlices));
   const int rounds = detail::fit_rounds(tensors);
   KVTILT_DEVICE_LOOP
   for (int round = 0; round < rounds;) {
-    fit.finish(threads, tensors, groups, block);
+    fit.finish(threads, tensors, groups, block, round);
     if (++round < rounds) fit.begin(threads, tensors, keys, values, round);
   }
   if (rounds > 0) threads.sync();
