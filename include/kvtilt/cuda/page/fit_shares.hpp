@@ -75,6 +75,13 @@ KVTILT_HD void for_each_share(const ShareRun& run, const GroupShare& first, Visi
     if (i < run.shares) share = run.share_of(run.load(i));
   }
 }
+/// The same without the first.
+template <class Visit>
+KVTILT_HD void for_each_other_share(const ShareRun& run, Visit visit) {
+  KVTILT_DEVICE_LOOP
+  for (int i = run.share + run.lanes; i < run.shares; i += run.lanes)
+    visit(run.share_of(run.load(i)));
+}
 
 /// Over the lanes of a group.
 template <class Threads>
@@ -117,7 +124,7 @@ KVTILT_HD std::uint32_t range_of_shares(const Threads& threads, const ShareRun& 
   PairRange range{first.pair[0], first.pair[0]};
   range.include(first.pair[1], first.pair[2]);
   range.include(first.pair[3], first.pair[3]);
-  for_each_share(run, first, [&](const GroupShare& share) {
+  for_each_other_share(run, [&](const GroupShare& share) {
     range.include(share.pair[0], share.pair[1]);
     range.include(share.pair[2], share.pair[3]);
   });
@@ -164,14 +171,15 @@ KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const G
 template <class Threads>
 KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const SearchGrid& grid,
                             const ShareRun& run, const GroupShare& first) {
-  if (format.rule == RangeRule::Centroids) return detail::fit_centroid_shares(threads, run, first);
+  const int bits = format.bits;
+  const RangeRule rule = format.rule;
+  if (rule == RangeRule::Centroids) return detail::fit_centroid_shares(threads, run, first);
   const std::uint32_t range = detail::range_of_shares(threads, run, first);
-  const Affine affine =
-      fast_range_affine(detail::pick_half(range, 0), detail::pick_half(range ^ 0x80000000u, 1),
-                        format.bits);
-  if (format.rule != RangeRule::MinMse) return affine;
-  const int best = detail::search_shares(threads, run, first, format.bits, grid,
-                                         widen(affine.minimum), inverse_of(affine.scale));
+  const Affine affine = fast_range_affine(detail::pick_half(range, 0),
+                                          detail::pick_half(range ^ 0x80000000u, 1), bits);
+  if (rule != RangeRule::MinMse) return affine;
+  const int best = detail::search_shares(threads, run, first, bits, grid, widen(affine.minimum),
+                                         inverse_of(affine.scale));
   return fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
 }
 

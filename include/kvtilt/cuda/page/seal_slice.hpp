@@ -44,6 +44,7 @@ struct alignas(16) SliceTensor {
   int unit_bytes;   ///< from a unit to the next in a tile
   int share_bytes;  ///< from a half of a tile to the other
   int columns;      ///< tiles of a unit that stand side by side, across
+  int turned;       ///< whether groups stand as registers do, in the scratch: values along outer
   int along_tiles;  ///< of the tensor, along groups
   int along_step;   ///< from a tile to the next, in tiles
   int across_step;
@@ -70,6 +71,7 @@ struct alignas(16) SliceTensor {
         unit_bytes(map.along_outer ? 16 : 64),
         share_bytes(map.along_outer ? 64 : 16),
         columns(1),
+        turned(map.along_outer && role == Role::Values ? 1 : 0),
         along_tiles(map.along_outer ? half.outer_tiles : half.inner_tiles),
         along_step(map.along_outer ? map.outer_step : map.inner_step),
         across_step(map.along_outer ? map.inner_step : map.outer_step),
@@ -245,25 +247,29 @@ struct SliceFit {
             lanes};
   }
 
-  /// Writes scale and minimum to the page and to the scratch.
+  /// Writes scale and minimum to the scratch and to the page.
   template <class Threads>
   KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
                         std::byte* block, int round) const {
     const SliceTensor& task = tensors[tensor_of(tensors, round)];
     const ShareRun run = run_of(threads, task);
+    const int group = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
+    const bool writes = group < task.own_groups && run.share == 0;
+    // Read while something else is waited for: behind the first store it would be waited for itself.
+    const int pitch = task.map.pitch;
+    const int turned = task.turned;
+    GroupCode* const code = groups + task.scratch + band * pitch + entry;
+    std::byte* const metadata = block + task.packed.metadata;
     const Affine affine =
         fit_shares(threads, task.packed.format, task.grid, run, run.share_of(first));
-    const int group = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
-    if (group >= task.own_groups || run.share != 0) return;
-    int stored = entry;  // values stand as registers do
-    if (task.map.along_outer && task.half.role == Role::Values)
-      stored = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
-    F16* const scales = reinterpret_cast<F16*>(block + task.packed.metadata) +
-                        band * 2 * task.map.pitch + stored;
+    const GroupCode found{widen(affine.minimum), multiply(inverse_of(affine.scale), code_unit)};
+    if (!writes) return;
+    *code = found;
+    const int swapped = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
+    F16* const scales =
+        reinterpret_cast<F16*>(metadata) + band * 2 * pitch + (turned != 0 ? swapped : entry);
     scales[0] = affine.scale;
-    scales[task.map.pitch] = affine.minimum;
-    groups[task.scratch + band * task.map.pitch + entry] = {
-        widen(affine.minimum), multiply(inverse_of(affine.scale), code_unit)};
+    scales[pitch] = affine.minimum;
   }
 };
 
@@ -362,6 +368,7 @@ KVTILT_HD void seal_slice(const Threads& threads, const std::byte* const& keys,
   KVTILT_DEVICE_LOOP
   for (int tensor = 0; tensor < 2; ++tensor) {
     const SliceTensor& task = tensors[tensor];
+    if (task.own_units == 0) continue;
     detail::encode_slice(threads, task, tensor == 0 ? keys : values, groups + task.scratch,
                          block + task.packed.codes);
   }
