@@ -33,9 +33,9 @@ class EmulatedLayer {
     storage_ = cuda::describe_layer(shape, placement, layouts_);
     storage_.layer = 3;
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)
-      storage_.seal_bytes = std::max({storage_.seal_bytes,
-                                      static_cast<int>(cuda::seal_shared_bytes(head)),
-                                      static_cast<int>(cuda::slice_shared_bytes(head))});
+      storage_.seal_bytes =
+          std::max({storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)),
+                    static_cast<int>(cuda::slice_shared_bytes(head))});
     for (const HeadLayout& head : layout(PageKind::Sealed).heads) slices_.emplace_back(head);
     storage_.slices = slices_.data();
     const int blocks[page_kinds] = {sequences, sequences * pages_each,

@@ -43,8 +43,8 @@ struct SealedHead {
     EXPECT_EQ(first_difference(sealed, expected), -1)
         << to_string(packed.key.format, {packed.key.matrix.inner, packed.key.matrix.outer}) << "; "
         << to_string(packed.value.format, {packed.value.matrix.outer, packed.value.matrix.inner})
-        << "; codes of values at " << packed.value.codes << ", metadata at "
-        << packed.key.metadata << " and " << packed.value.metadata;
+        << "; codes of values at " << packed.value.codes << ", metadata at " << packed.key.metadata
+        << " and " << packed.value.metadata;
     EXPECT_TRUE(sealed.guards_are_whole());
   }
 };

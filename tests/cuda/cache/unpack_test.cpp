@@ -125,7 +125,8 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     program.device().record() = {};
     const cuda::UnpackArguments arguments{
         program.device().storage(), 0, range.first, range.tokens, keys.view, {}};
-    ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads, cuda::unpack_shared_bytes,
+    ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads,
+                        cuda::unpack_shared_bytes,
                         [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
     EXPECT_EQ(program.device().record().code,
               static_cast<std::uint32_t>(ErrorCode::InvalidArgument));

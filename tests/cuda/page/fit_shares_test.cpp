@@ -33,9 +33,8 @@ void check_groups(Random& random, cuda::Role role, bool along_outer, int tiles, 
                largest_magnitude(format));
     groups[g] = to_halves(drawn);
     for (int i = 0; i < 16 * tiles; ++i)
-      *reinterpret_cast<F16*>(block.data() +
-                              cuda::half_offset(role, matrix, along_outer ? i : g,
-                                                along_outer ? g : i)) =
+      *reinterpret_cast<F16*>(block.data() + cuda::half_offset(role, matrix, along_outer ? i : g,
+                                                               along_outer ? g : i)) =
           groups[g][static_cast<std::size_t>(i)];
   }
   const cuda::SearchGrid grid(format.rule == RangeRule::MinMse ? format.bits : 2);

@@ -15,11 +15,11 @@ namespace {
 void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens, int threads,
                    std::uint64_t seed) {
   SealedHead head(recipe, key_dim, value_dim, tokens, seed);
-  ASSERT_TRUE(emulate(1, threads, cuda::seal_shared_bytes(head.packed),
-                      [&](EmulatedThreads& block) {
-                        cuda::seal_head(block, head.keys(), head.values(), head.packed,
-                                        head.sealed.data(), block.shared());
-                      }));
+  ASSERT_TRUE(
+      emulate(1, threads, cuda::seal_shared_bytes(head.packed), [&](EmulatedThreads& block) {
+        cuda::seal_head(block, head.keys(), head.values(), head.packed, head.sealed.data(),
+                        block.shared());
+      }));
   head.expect_equal();
 }
 

@@ -54,8 +54,7 @@ void check_rows(int bits, int group, int dim, int tokens, int threads) {
   for (T& element : rows) element.bits = 0x1234;
   MutableTensorView view(rows, tokens, 1, dim);
   view = view.with_strides(stride, dim);
-  const std::size_t shared =
-      static_cast<std::size_t>(threads / 32) * cuda::line_buffer_bytes;
+  const std::size_t shared = static_cast<std::size_t>(threads / 32) * cuda::line_buffer_bytes;
   ASSERT_TRUE(emulate(1, threads, shared, [&](EmulatedThreads& block) {
     const cuda::detail::OutputRows<T> out(view, 0, 0);
     cuda::detail::unpack_lines<R>(block, tensor, head.expected.data(), out,
@@ -71,8 +70,8 @@ void check_rows(int bits, int group, int dim, int tokens, int threads) {
             R, reinterpret_cast<const std::uint8_t*>(head.expected.data() + tensor.codes),
             tensor.matrix, bits, outer, inner);
         const F16* scales = tensor.scales(head.expected.data(), outer / group) + inner;
-        const float value = to_float(scales[tensor.pitch()]) +
-                            to_float(scales[0]) * static_cast<float>(code);
+        const float value =
+            to_float(scales[tensor.pitch()]) + to_float(scales[0]) * static_cast<float>(code);
         if constexpr (__is_same(T, F16))
           expected = to_f16(value);
         else

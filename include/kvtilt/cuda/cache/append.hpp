@@ -47,11 +47,15 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   int first = 0;
   KVTILT_DEVICE_LOOP
   for (; block >= blocks; block -= blocks) first += append_team;
-  const int member = static_cast<int>(static_cast<unsigned>(block) /
-                                      static_cast<unsigned>(layer.kv_heads));
+  // The first of three loads in a row leaves before anything is divided.
+  const int looked_at = first + threads.thread();
+  std::int32_t slot = -1;
+  if (threads.thread() < append_team && looked_at < arguments.batch.count)
+    slot = arguments.batch.slots[looked_at];
+  const int member =
+      static_cast<int>(static_cast<unsigned>(block) / static_cast<unsigned>(layer.kv_heads));
   const int head = block - member * layer.kv_heads;
-  const detail::TeamPlace place{first, member,
-                                team_members(layer, arguments.batch.count), head};
+  const detail::TeamPlace place{first, member, team_members(layer, arguments.batch.count), head};
   // What does not depend on the states is on its way, or done, while they are.
   const int index = first + member;
   const bool exists = member < append_team && index < arguments.batch.count;
@@ -60,7 +64,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   detail::LightElements elements(threads, arguments, head);
   std::int32_t page = -1;
   if (threads.warp() == 0)
-    page = detail::plan_team(threads, arguments, place, block == 0, team);
+    page = detail::plan_team(threads, arguments, place, slot, block == 0, team);
   else if (exists && arguments.rows.count(index) > 0)
     elements.load(arguments.rows.first(index), elements.first());
   if (threads.warp() == 1)
@@ -86,9 +90,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     threads.sync_warp();
     if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
   }
-  const bool works = exists && (team.work >> member & 1u) != 0;
-  const bool heavy = works && (team.heavy >> member & 1u) != 0;
-  if (works && !heavy && threads.warp() > 0)
+  if (exists && ((team.work & ~team.heavy) >> member & 1u) != 0 && threads.warp() > 0)
     detail::write_light(threads, arguments, team, member, head,
                         largest_magnitude(sealed.tensors[0].packed.format),
                         largest_magnitude(sealed.tensors[1].packed.format), elements);
@@ -96,7 +98,8 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     threads.sync();
     detail::finish_seal(threads, team, fit);
   }
-  if (heavy && detail::plan_head(threads, arguments, index, head, false)) {
+  if (team.own_heavy &&
+      detail::plan_head(threads, arguments, team.own_index, team.own_head, false)) {
     const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
     const detail::TailBlocks own = detail::all_blocks(shared.work.plan, layer);
     KVTILT_DEVICE_LOOP

@@ -47,6 +47,10 @@ struct alignas(16) TeamShared {
   std::uint32_t heavy;  ///< those of them that are not light
   std::uint32_t frees;  ///< those whose tables change their order
   LightSeal seal;
+  // The block's own sequence, if it is not light: while a slice is sealed registers are short.
+  bool own_heavy;
+  int own_index;
+  int own_head;
   bool last;  ///< of the team's blocks to finish
 };
 
@@ -90,23 +94,22 @@ struct TeamPlace {
   int head;
 };
 
-/// A warp looks at all sequences of a team. `reports`: whether it records that tokens do not fit.
+/// A warp looks at all sequences of a team, each lane at that of `slot`, if there is one. `reports`: whether it records that tokens do not fit.
 /// Returns, to the lane whose sequence it is, the page that the block seals into, to others -1: not
 /// waited for before it is looked at.
 template <class Threads>
 KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& arguments,
-                                 const TeamPlace& place, bool reports, TeamShared& team) {
+                                 const TeamPlace& place, std::int32_t slot, bool reports,
+                                 TeamShared& team) {
   const LayerStorage& layer = arguments.layer;
   const int lane = threads.lane();
   const int index = place.first + lane;
-  const bool exists = index < arguments.batch.count;
+  const bool exists = slot >= 0;
   std::int64_t tokens = 0;
   std::int64_t first_row = 0;
-  std::int32_t slot = 0;
   AppendPlan plan{};
   SequenceState state{};
   if (exists) {
-    slot = arguments.batch.slots[index];
     tokens = arguments.rows.count(index);
     first_row = arguments.rows.first(index);
     state = layer.states[slot];
@@ -126,6 +129,9 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
     team.heavy = heavy;
     team.frees = frees | heavy;
     team.seal.slices = 0;
+    team.own_heavy = place.member < append_team && (heavy >> place.member & 1u) != 0;
+    team.own_index = place.first + place.member;
+    team.own_head = place.head;
   }
   threads.sync_warp();
   if ((seals >> lane & 1u) != 0) {

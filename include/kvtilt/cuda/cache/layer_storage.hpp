@@ -64,7 +64,7 @@ struct LayerStorage {
 
   /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
   const HeadLayout* heads[page_kinds];
-  const HeadSlices* slices;          ///< device, [kv head]: how pages are sealed in slices
+  const HeadSlices* slices;     ///< device, [kv head]: how pages are sealed in slices
   std::byte* pool[page_kinds];  ///< blocks one after the other; 64-byte aligned
   std::int64_t block_bytes[page_kinds];
   SequenceState* states;  ///< [sequence slot]

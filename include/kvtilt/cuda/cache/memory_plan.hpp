@@ -181,9 +181,8 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, 
   storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
   if (layer.shape.kv_heads == 0) return storage;
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
-    storage.seal_bytes = std::max(
-        {storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
-         static_cast<int>(slice_shared_bytes(head))});
+    storage.seal_bytes = std::max({storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
+                                   static_cast<int>(slice_shared_bytes(head))});
   for (int kind = 0; kind < page_kinds; ++kind) {
     storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
     storage.pool[kind] = base + layer.pools[kind];

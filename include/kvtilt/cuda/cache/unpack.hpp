@@ -131,8 +131,8 @@ KVTILT_HD bool unpack_whole_tensor(const Threads& threads, const TensorLayout& t
                                    const std::byte* block, int slot, int count,
                                    const OutputRows<T>& rows) {
   if constexpr (sizeof(T) == 2) {
-    const bool all = slot == 0 && count == (R == Role::Keys ? tensor.matrix.outer
-                                                            : tensor.matrix.inner);
+    const bool all =
+        slot == 0 && count == (R == Role::Keys ? tensor.matrix.outer : tensor.matrix.inner);
     if (all && fills_lines<R>(tensor) && rows.aligned_to_16()) {
       unpack_lines<R>(threads, tensor, block, rows,
                       threads.shared() + threads.warp() * line_buffer_bytes);

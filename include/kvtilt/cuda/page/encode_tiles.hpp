@@ -25,7 +25,9 @@ using TileCodes = std::uint32_t[Tiles][4];
 using EncodedTiles = TileCodes<encoded_tiles>;
 
 /// The fewest tiles that fill whole words of all planes.
-KVTILT_HD constexpr int tiles_of_words(int bits) { return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1; }
+KVTILT_HD constexpr int tiles_of_words(int bits) {
+  return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
+}
 
 struct alignas(8) Words2 {
   std::uint32_t w[2];
@@ -155,8 +157,7 @@ struct LaneGroups {
 /// map.fours.
 template <bool AlongOuter, int Together, int Tiles>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
-                            const GroupCode* groups, int first, int lane,
-                            TileCodes<Tiles>& codes) {
+                            const GroupCode* groups, int first, int lane, TileCodes<Tiles>& codes) {
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; i += Together) {
     const int from = first + i < map.total ? first + i : map.total - Together;

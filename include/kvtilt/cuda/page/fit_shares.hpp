@@ -157,8 +157,7 @@ KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const G
   KVTILT_DEVICE_LOOP
   for (int mask = 1; mask < run.lanes; mask *= 2) {
     KVTILT_DEVICE_UNROLL
-    for (int k = 0; k < min_mse_candidates; ++k)
-      errors[k] += threads.shuffle_xor(errors[k], mask);
+    for (int k = 0; k < min_mse_candidates; ++k) errors[k] += threads.shuffle_xor(errors[k], mask);
   }
   return least_error(errors);
 }

@@ -58,7 +58,7 @@ KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tens
                                 const std::byte* block, const OutputRows<T>& rows,
                                 std::byte* buffer) {
   using Four = ScaleEntries::Four;
-  constexpr int count = Width / 2;                // words of two tiles
+  constexpr int count = Width / 2;              // words of two tiles
   constexpr int together = Width == 8 ? 2 : 4;  // tiles on their way: as registers allow
   struct alignas(4 * count) Run {
     std::uint32_t word[count];
@@ -107,9 +107,8 @@ KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tens
           numbers.decode(scales, true);
           KVTILT_DEVICE_UNROLL
           for (int row = 0; row < 2; ++row)
-            rows.store_aligned(
-                reinterpret_cast<T*>(to + (tile * tile_extent + row) * line_pitch),
-                numbers.x[row]);
+            rows.store_aligned(reinterpret_cast<T*>(to + (tile * tile_extent + row) * line_pitch),
+                               numbers.x[row]);
         }
       }
     }
