@@ -32,6 +32,11 @@ class EmulatedCache {
         std::memcpy(memory_.get() + of.heads[kind],
                     of.layout(static_cast<PageKind>(kind)).heads.data(),
                     of.layout(static_cast<PageKind>(kind)).heads.size() * sizeof(HeadLayout));
+      const std::vector<cuda::HeadSlices> slices =
+          cuda::detail::make_slices(of.layout(PageKind::Sealed));
+      if (!slices.empty())
+        std::memcpy(memory_.get() + of.slices, slices.data(),
+                    slices.size() * sizeof(cuda::HeadSlices));
     }
   }
 

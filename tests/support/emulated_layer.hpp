@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 
 #include "support/device_pages.hpp"
 #include "support/page_data.hpp"
@@ -33,7 +34,10 @@ class EmulatedLayer {
     storage_.layer = 3;
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)
       storage_.seal_bytes =
-          std::max(storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)));
+          std::max({storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)),
+                    static_cast<int>(cuda::slice_shared_bytes(head))});
+    for (const HeadLayout& head : layout(PageKind::Sealed).heads) slices_.emplace_back(head);
+    storage_.slices = slices_.data();
     const int blocks[page_kinds] = {sequences, sequences * pages_each,
                                     sequences * placement.ring_blocks()};
     for (int kind = 0; kind < page_kinds; ++kind) {
@@ -141,6 +145,7 @@ class EmulatedLayer {
   TokenPlacement placement_;
   LayerLayouts layouts_;
   std::unique_ptr<Block> pools_[page_kinds];
+  std::vector<cuda::HeadSlices> slices_;
   std::vector<cuda::SequenceState> states_;
   std::vector<cuda::PageSlot> tables_;
   std::vector<std::uint32_t> arrivals_;

@@ -38,7 +38,9 @@ struct TokenPlacement {
   [[nodiscard]] KVTILT_HD constexpr std::int64_t seals(std::int64_t tail_start,
                                                         std::int64_t length) const {
     const std::int64_t beyond = length - tail_start - recent_tokens;
-    return beyond < page_tokens ? 0 : beyond / page_tokens;  // kernels divide slowly
+    if (beyond < 2 * std::int64_t{page_tokens})  // kernels divide slowly
+      return beyond < page_tokens ? 0 : 1;
+    return beyond / page_tokens;
   }
   /// Sealed pages that end here or earlier are free once `length` tokens were appended.
   [[nodiscard]] KVTILT_HD constexpr std::int64_t free_until(std::int64_t length) const {

@@ -12,7 +12,7 @@ struct MachineTraits {
   int append_blocks = 4;
   int attend_blocks = 3;
   int prefill_blocks = 2;
-  int unpack_blocks = 7;
+  int unpack_blocks = 6;
 
   /// Of a multiprocessor's attention, under way at a time: more of it or more stages cost up to 5 %
   /// (attend_bench, rows tuning).
@@ -25,7 +25,7 @@ struct MachineTraits {
 KVTILT_HD constexpr MachineTraits machine_traits(int architecture) {
   MachineTraits traits;
   if (architecture < 90) traits.most_stages = 2;  // waits for cp.async count stages: wait_stage()
-  if (architecture >= 100) traits.unpack_blocks = 5;  // with 7 registers would spill
+  if (architecture / 10 != 9) traits.unpack_blocks = 5;  // with 6 registers would spill
   return traits;
 }
 

@@ -57,6 +57,16 @@ class DeviceThreads {
   __device__ std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
     return atomicAdd(where, value);
   }
+  /// What the block read or wrote before it happens before what another does that finds the sum, behind
+  /// its own fence(). Without the half of a fence() that forgets what L1 holds.
+  __device__ std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {
+    std::uint32_t before;
+    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(where), "r"(value)
+                 : "memory");
+    return before;
+  }
   __device__ std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
                                                    std::uint32_t value) const {
     return atomicCAS(where, expected, value);

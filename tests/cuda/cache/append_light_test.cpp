@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT
-// The whole is tested in append_test; here is who is light, and the bits of teams.
+// The whole is tested in append_test; here is who is light, and who seals what.
 #include <kvtilt/cuda/cache/append_light.hpp>
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace kvtilt::cuda::detail {
 namespace {
@@ -43,13 +45,39 @@ TEST(AppendLight, APageIsSealedThatHoldsNoNewToken) {
   EXPECT_FALSE(is_light(plan_of(191, 1, 1, 1), layer())) << "the window frees it at once";
 }
 
-TEST(AppendLight, MembersOfATeamAreBits) {
-  constexpr std::uint32_t mask = 0x80000412u;
-  EXPECT_EQ(count_bits(mask), 4);
-  EXPECT_EQ(nth_bit(mask, 0), 1);
-  EXPECT_EQ(nth_bit(mask, 1), 4);
-  EXPECT_EQ(nth_bit(mask, 2), 10);
-  EXPECT_EQ(nth_bit(mask, 3), 31);
+TEST(AppendLight, ATeamHasABlockForEachSequenceAndForEachSlice) {
+  LayerStorage shape = layer();
+  shape.seal_slices = 4;
+  EXPECT_EQ(team_members(shape, 3), 4);
+  EXPECT_EQ(team_members(shape, 20), 20);
+  EXPECT_EQ(team_members(shape, 50), append_team);
+}
+
+TEST(AppendLight, PagesAreSharedOutAmongAllMembers) {
+  for (const int members : {1, 4, 16, 20, 32})
+    for (int most = 1; most <= members; most *= 2)
+      for (int seals = 0; seals <= members; ++seals) {
+        std::vector<int> found(static_cast<std::size_t>(seals));
+        int slices = 0;
+        for (int member = 0; member < members; ++member) {
+          const SealShare share(seals, member, members, most);
+          if (share.slices == 0) continue;
+          slices = share.slices;
+          ASSERT_LT(share.page, seals);
+          ASSERT_LT(share.slice, share.slices);
+          // Every slice once, in this order.
+          EXPECT_EQ(share.slice, found[static_cast<std::size_t>(share.page)]++);
+        }
+        for (const int count : found) EXPECT_EQ(count, slices) << seals << " of " << members;
+        if (seals > 0) {
+          EXPECT_TRUE(slices == most || 2 * slices * seals > members)
+              << "slices are finer where there are members for it";
+        }
+      }
+}
+
+TEST(AppendLight, BitsOfATeamAreCounted) {
+  EXPECT_EQ(count_bits(0x80000412u), 4);
   EXPECT_EQ(count_bits(0), 0);
 }
 

@@ -68,6 +68,14 @@ TEST(LayerStorageHostile, ReachesBeyondFourGigabytes) {
   EXPECT_EQ(distance(storage.table(1 << 20)), std::intptr_t{1} << 44);
 }
 
+TEST(LayerStorage, APageHasSlicesOfEightElementsForAThread) {
+  EXPECT_EQ(append_slices(64, 128, 128), 16);
+  EXPECT_EQ(append_slices(32, 16, 16), 1);
+  EXPECT_EQ(append_slices(32, 64, 64), 4);
+  EXPECT_EQ(append_slices(64, 80, 80), 16);
+  EXPECT_EQ(append_slices(128, 576, 512), most_slices);
+}
+
 TEST(LayerStorage, FindsTablesAndHeads) {
   std::vector<PageSlot> tables(3 * 7);
   LayerStorage storage{};

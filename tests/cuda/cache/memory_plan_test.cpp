@@ -66,6 +66,8 @@ TEST(DeviceMemoryPlan, NothingOverlapsAndAllIsCounted) {
       pieces.emplace_back(layer.heads[kind],
                           static_cast<std::size_t>(layer.shape.kv_heads) * sizeof(HeadLayout));
     }
+    pieces.emplace_back(layer.slices,
+                        static_cast<std::size_t>(layer.shape.kv_heads) * sizeof(HeadSlices));
     pieces.emplace_back(layer.states, 3 * sizeof(SequenceState));
     pieces.emplace_back(layer.tables,
                         3 * static_cast<std::size_t>(layer.table_stride) * sizeof(PageSlot));

@@ -34,7 +34,7 @@ void expect_unpacked(DeviceProgram& program, const LayerShape& shape, int sequen
   const cuda::UnpackArguments arguments{
       program.device().storage(), sequence, first, tokens, device_keys.view, device_values.view};
   const int blocks = cuda::unpack_units(arguments.layer, tokens) * shape.kv_heads;
-  ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, 0,
+  ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, cuda::unpack_shared_bytes,
                       [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
   EXPECT_EQ(program.device().record().code, 0u);
   EXPECT_TRUE(device_keys.bytes == keys.bytes)
@@ -125,7 +125,8 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     program.device().record() = {};
     const cuda::UnpackArguments arguments{
         program.device().storage(), 0, range.first, range.tokens, keys.view, {}};
-    ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads, 0,
+    ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads,
+                        cuda::unpack_shared_bytes,
                         [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
     EXPECT_EQ(program.device().record().code,
               static_cast<std::uint32_t>(ErrorCode::InvalidArgument));

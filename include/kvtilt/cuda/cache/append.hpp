@@ -22,8 +22,7 @@ inline constexpr int append_threads = 128;
 namespace detail {
 
 KVTILT_HD constexpr int team_blocks(const AppendArguments& arguments) {
-  const int count = arguments.batch.count < append_team ? arguments.batch.count : append_team;
-  return (count > append_slices ? count : append_slices) * arguments.layer.kv_heads;
+  return team_members(arguments.layer, arguments.batch.count) * arguments.layer.kv_heads;
 }
 
 }  // namespace detail
@@ -43,57 +42,72 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   auto& team =
       *reinterpret_cast<detail::TeamShared*>(threads.shared() + detail::head_shared_bytes(layer));
   const int blocks = detail::team_blocks(arguments);
-  const int team_number = threads.block() / blocks;
-  const int block = threads.block() - team_number * blocks;
-  const int first = team_number * append_team;
-  const int member = block / layer.kv_heads;
+  // Subtractions: a division takes longer than the few that it is worth.
+  int block = threads.block();
+  int first = 0;
+  KVTILT_DEVICE_LOOP
+  for (; block >= blocks; block -= blocks) first += append_team;
+  // The first of three loads in a row leaves before anything is divided.
+  const int looked_at = first + threads.thread();
+  std::int32_t slot = -1;
+  if (threads.thread() < append_team && looked_at < arguments.batch.count)
+    slot = arguments.batch.slots[looked_at];
+  const int member =
+      static_cast<int>(static_cast<unsigned>(block) / static_cast<unsigned>(layer.kv_heads));
   const int head = block - member * layer.kv_heads;
-  // What does not depend on the states is on its way while they are.
+  const detail::TeamPlace place{first, member, team_members(layer, arguments.batch.count), head};
+  // What does not depend on the states is on its way, or done, while they are.
   const int index = first + member;
   const bool exists = member < append_team && index < arguments.batch.count;
-  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
-  Format key_format{};
-  Format value_format{};
-  key_format.bits = sealed.key.format.bits;
-  value_format.bits = sealed.value.format.bits;
+  std::byte* const seal_memory = threads.shared() + sizeof(detail::AppendShared);
+  const HeadSlices& sealed = *reinterpret_cast<const HeadSlices*>(seal_memory);
   detail::LightElements elements(threads, arguments, head);
+  std::int32_t page = -1;
   if (threads.warp() == 0)
-    detail::plan_team(threads, arguments, first, block == 0, team);
+    page = detail::plan_team(threads, arguments, place, slot, block == 0, team);
   else if (exists && arguments.rows.count(index) > 0)
     elements.load(arguments.rows.first(index), elements.first());
+  if (threads.warp() == 1)
+    prepare_slice(threads, layer.slices[head], seal_memory, member & (layer.seal_slices - 1),
+                  layer.seal_slices);
   threads.sync();
-  // Without heavy sequences the block has read all it needs.
+  const bool seals = team.seal.slices > 0;
+  detail::SliceFit fit;
+  if (seals) {
+    if (team.seal.slices != layer.seal_slices) {
+      if (threads.thread() < 2)
+        take_slice(threads.thread(), seal_memory, team.seal.slice, team.seal.slices,
+                   threads.thread_count());
+      threads.sync();
+    }
+    begin_slice(threads, team.seal.keys, team.seal.values, seal_memory, fit);
+  }
+  // Without heavy sequences the block has then read all it needs.
   const bool early = team.frees == 0;
   std::uint32_t before = 0;
-  if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
-  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
-  detail::TailBlocks own{0, 0};
-  if (exists && (team.work >> member & 1u) != 0) {
-    if ((team.heavy >> member & 1u) != 0) {
-      if (detail::plan_head(threads, arguments, index, head, false))
-        own = detail::all_blocks(shared.work.plan, layer);
-    } else if (threads.warp() > 0) {
-      key_format.bits = opaque(key_format.bits);  // not looked at before the states are there
-      value_format.bits = opaque(value_format.bits);
-      detail::write_light(threads, arguments, team, member, head, largest_magnitude(key_format),
-                          largest_magnitude(value_format), elements);
-    }
+  if (threads.warp() == 0) {
+    if (page >= 0) team.seal.block = layer.block(PageKind::Sealed, page) + sealed.offset;
+    threads.sync_warp();
+    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
   }
-  const int items = detail::count_bits(team.seals) * layer.kv_heads * append_slices;
-  int item = block;
-  KVTILT_DEVICE_LOOP
-  while (true) {  // one call of seal(): its code is long
-    detail::SealJob job;
-    if (own.first < own.last) {
-      if (!detail::fill_block(threads, shared.arguments, shared.work, own.first++, nullptr, job))
-        continue;
-    } else if (item < items) {
-      job = detail::light_job(arguments, team, item);
-      item += blocks;
-    } else {
-      break;
+  if (exists && ((team.work & ~team.heavy) >> member & 1u) != 0 && threads.warp() > 0)
+    detail::write_light(threads, arguments, team, member, head,
+                        largest_magnitude(sealed.tensors[0].packed.format),
+                        largest_magnitude(sealed.tensors[1].packed.format), elements);
+  if (seals) {
+    threads.sync();
+    detail::finish_seal(threads, team, fit);
+  }
+  if (team.own_heavy &&
+      detail::plan_head(threads, arguments, team.own_index, team.own_head, false)) {
+    const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
+    const detail::TailBlocks own = detail::all_blocks(shared.work.plan, layer);
+    KVTILT_DEVICE_LOOP
+    for (std::int32_t i = own.first; i < own.last; ++i) {
+      detail::SealJob job;
+      if (detail::fill_block(threads, shared.arguments, shared.work, i, nullptr, job))
+        detail::seal_page(threads, job, team);
     }
-    detail::seal(threads, job);
   }
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
   if (early) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// One block adds tokens to one kv head of one sequence: it writes the sinks and the tail, and seals
-/// its head's part of every page that they push out. The last block of a sequence changes its state.
+/// One block adds tokens to one kv head of one sequence: it writes the sinks and the tail, and says
+/// what is to be sealed. The last block of a sequence changes its state.
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
@@ -8,7 +8,6 @@
 #include <kvtilt/cuda/cache/input_rows.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
-#include <kvtilt/cuda/page/seal_head.hpp>
 #include <kvtilt/quant/format.hpp>
 
 #include <cstddef>
@@ -155,14 +154,11 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
   }
 }
 
-/// A head's part of a page to seal, or a slice of it.
+/// A head's part of a page to seal.
 struct SealJob {
   const std::byte* keys;
   const std::byte* values;
-  const HeadLayout* packed;
-  std::byte* block;
-  int slice;
-  int slices;
+  std::byte* block;  ///< of the head, in the page
 };
 
 /// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
@@ -193,38 +189,8 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   if (sinks || index >= plan.seals) return false;
   threads.sync();
   if (index < plan.skipped) return false;
-  job = {to.keys,
-         to.values,
-         &layer.head(PageKind::Sealed, work.head),
-         sealed_block(layer, work, index),
-         0,
-         1};
+  job = {to.keys, to.values, sealed_block(layer, work, index)};
   return true;
-}
-
-template <class Threads>
-KVTILT_HD void seal(const Threads& threads, const SealJob& job) {
-  seal_head(threads, job.keys, job.values, *job.packed, job.block,
-            threads.shared() + sizeof(AppendShared), job.slice, job.slices);
-  threads.sync();
-}
-
-/// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
-/// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
-/// but in shared memory: all of its tokens are new, and it is sealed.
-template <class Threads>
-KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
-                           const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
-                           std::byte* staged) {
-  KVTILT_DEVICE_LOOP
-  for (std::int32_t index = range.first; index < range.last; ++index) {
-    if (index >= elsewhere.first && index < elsewhere.last) {
-      index = elsewhere.last - 1;
-      continue;
-    }
-    SealJob job;
-    if (fill_block(threads, arguments, work, index, staged, job)) seal(threads, job);
-  }
 }
 
 /// Everything that append does to a head.

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 /// Sequences that get a few tokens, 32 at a time: a team of blocks. A warp of each block looks at all
-/// of them; tokens go to their slots one by one; pages that leave the tail are sealed in slices, which
-/// the team shares out.
+/// of them; tokens go to their slots one by one; pages that leave the tail are sealed in slices, one
+/// for a block. A step waits for the block that seals: between the launch and its last store lie
+/// three loads, one after the other (slots, states, the tail), and what one slice takes.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -13,12 +16,26 @@ namespace kvtilt::cuda {
 
 /// Sequences that the blocks of a team take together: one for each lane of a warp.
 inline constexpr int append_team = 32;
-/// Blocks that share the sealing of one head's page: with these a warp fits 16 groups, once.
-inline constexpr int append_slices = 4;
+static_assert(append_team == most_slices);
 /// A sequence that gets more tokens is not light.
 inline constexpr int append_light_tokens = 8;
 
+/// Blocks of a team for each kv head: one for each sequence, and for each slice of a page.
+KVTILT_HD constexpr int team_members(const LayerStorage& layer, int sequences) {
+  const int count = sequences < append_team ? sequences : append_team;
+  return count > layer.seal_slices ? count : layer.seal_slices;
+}
+
 namespace detail {
+
+/// What one block of a team seals: a slice of its head's part of a page.
+struct LightSeal {
+  const std::byte* keys;
+  const std::byte* values;
+  std::byte* block;  ///< of the head, in the page
+  int slice;
+  int slices;  ///< 0: nothing to do
+};
 
 /// What a block knows of the sequences of its team.
 struct alignas(16) TeamShared {
@@ -26,43 +43,77 @@ struct alignas(16) TeamShared {
   AppendPlan plans[append_team];
   std::int64_t first_rows[append_team];
   std::int32_t slots[append_team];
-  std::int32_t pages[append_team];  ///< that light sequences seal
-  std::uint32_t work;               ///< sequences with new tokens, all of which fit
-  std::uint32_t heavy;              ///< those of them that are not light
-  std::uint32_t seals;              ///< light ones that seal a page
-  std::uint32_t frees;              ///< those whose tables change their order
-  bool last;                        ///< of the team's blocks to finish
+  std::uint32_t work;   ///< sequences with new tokens, all of which fit
+  std::uint32_t heavy;  ///< those of them that are not light
+  std::uint32_t frees;  ///< those whose tables change their order
+  LightSeal seal;
+  // The block's own sequence, if it is not light: while a slice is sealed registers are short.
+  bool own_heavy;
+  int own_index;
+  int own_head;
+  bool last;  ///< of the team's blocks to finish
 };
 
 /// Whether a sequence's tokens go to their slots one by one, and its page, if one is sealed, holds
 /// none of them and is not written before it is sealed.
 KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerStorage& layer) {
   if (plan.tokens > append_light_tokens || plan.seals > 1 || plan.skipped > 0) return false;
-  return plan.seals == 0 || (plan.length >= plan.tail_start + layer.page_tokens &&
-                             tail_blocks(plan, layer.page_tokens).last <= layer.ring_blocks);
+  const std::int64_t in_tail = plan.length - plan.tail_start;
+  const std::int64_t room = static_cast<std::int64_t>(layer.ring_blocks) * layer.page_tokens;
+  return plan.seals == 0 || (in_tail >= layer.page_tokens && in_tail + plan.tokens <= room);
 }
 
-/// A warp looks at all sequences of a team. `reports`: whether it records that tokens do not fit.
+KVTILT_HD inline int count_bits(std::uint32_t mask) {
+#if defined(__CUDA_ARCH__)
+  return __popc(mask);
+#else
+  return std::popcount(mask);
+#endif
+}
+
+/// Shares out pages, `seals` of them, among the members of a team: which one, and which slice of it,
+/// `member` seals, in slices as fine as there are members for. Without slices: none.
+struct SealShare {
+  int page;
+  int slice;
+  int slices;
+
+  KVTILT_HD constexpr SealShare(int seals, int member, int members, int most_slices)
+      : page(0), slice(member), slices(most_slices) {
+    while (slices > 1 && seals * slices > members) slices /= 2;
+    for (; slice >= slices && page < seals; ++page) slice -= slices;
+    if (page == seals) slices = 0;
+  }
+};
+
+/// A block of a team.
+struct TeamPlace {
+  int first;   ///< of the team's sequences
+  int member;  ///< of `members`, each with blocks for all kv heads
+  int members;
+  int head;
+};
+
+/// A warp looks at all sequences of a team, each lane at that of `slot`, if there is one. `reports`: whether it records that tokens do not fit.
+/// Returns, to the lane whose sequence it is, the page that the block seals into, to others -1: not
+/// waited for before it is looked at.
 template <class Threads>
-KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& arguments, int first,
-                         bool reports, TeamShared& team) {
+KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& arguments,
+                                 const TeamPlace& place, std::int32_t slot, bool reports,
+                                 TeamShared& team) {
   const LayerStorage& layer = arguments.layer;
   const int lane = threads.lane();
-  const int index = first + lane;
+  const int index = place.first + lane;
+  const bool exists = slot >= 0;
   std::int64_t tokens = 0;
+  std::int64_t first_row = 0;
   AppendPlan plan{};
-  if (index < arguments.batch.count) {
-    const std::int32_t slot = arguments.batch.slots[index];
+  SequenceState state{};
+  if (exists) {
     tokens = arguments.rows.count(index);
-    const SequenceState state = layer.states[slot];
+    first_row = arguments.rows.first(index);
+    state = layer.states[slot];
     if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
-    team.slots[lane] = slot;
-    team.first_rows[lane] = arguments.rows.first(index);
-    team.states[lane] = state;
-    team.plans[lane] = plan;
-    // Blocks that have arrived look at no table.
-    if (plan.fits && plan.sealed() > 0)
-      team.pages[lane] = page_for(plan, state, layer.table(slot), 0);
     if (reports && tokens > 0 && !plan.fits)
       record_error(threads, layer.record,
                    sequence_error(ErrorCode::OutOfCapacity, layer.layer, slot, state.length));
@@ -70,13 +121,43 @@ KVTILT_HD void plan_team(const Threads& threads, const AppendArguments& argument
   const bool works = tokens > 0 && plan.fits;
   const std::uint32_t work = threads.ballot(works);
   const std::uint32_t heavy = threads.ballot(works && !is_light(plan, layer));
-  const std::uint32_t seals = threads.ballot(works && plan.seals > 0);
+  const std::uint32_t seals = threads.ballot(works && plan.seals > 0) & ~heavy;
   const std::uint32_t frees = threads.ballot(works && plan.freed > 0);
-  if (lane != 0) return;
-  team.work = work;
-  team.heavy = heavy;
-  team.seals = seals & ~heavy;
-  team.frees = frees | heavy;
+  std::int32_t page = -1;
+  if (lane == 0) {
+    team.work = work;
+    team.heavy = heavy;
+    team.frees = frees | heavy;
+    team.seal.slices = 0;
+    team.own_heavy = place.member < append_team && (heavy >> place.member & 1u) != 0;
+    team.own_index = place.first + place.member;
+    team.own_head = place.head;
+  }
+  threads.sync_warp();
+  if ((seals >> lane & 1u) != 0) {
+    const SealShare share(count_bits(seals), place.member, place.members, layer.seal_slices);
+    if (share.slices > 0 && share.page == count_bits(seals & ((1u << lane) - 1))) {
+      // Blocks that have arrived look at no table: it is read here, by the one lane that may.
+      page = page_for(plan, state, layer.table(slot), 0);
+      // 16-bit blocks of all heads are alike, keys first.
+      const std::int64_t key_bytes =
+          static_cast<std::int64_t>(layer.page_tokens) * layer.key_dim * 2;
+      const std::int64_t head_bytes =
+          static_cast<std::int64_t>(layer.page_tokens) * (layer.key_dim + layer.value_dim) * 2;
+      const std::byte* keys =
+          layer.block(PageKind::Tail,
+                      static_cast<std::int64_t>(slot) * layer.ring_blocks + state.ring_head) +
+          place.head * head_bytes;
+      team.seal = {keys, keys + key_bytes, nullptr, share.slice, share.slices};
+    }
+  }
+  if (exists) {
+    team.slots[lane] = slot;
+    team.first_rows[lane] = first_row;
+    team.states[lane] = state;
+    team.plans[lane] = plan;
+  }
+  return page;
 }
 
 /// Elements of one head that a thread writes: the first warp has other things to do.
@@ -144,7 +225,6 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
   for (int token = 0; token < static_cast<int>(plan.tokens); ++token) {
     const std::int64_t position = plan.length + token;
     const bool sinks = position < layer.sink_tokens;
-    const PageKind kind = sinks ? PageKind::Sinks : PageKind::Tail;
     int slot = static_cast<int>(sinks ? position : position - plan.tail_start);
     int block_slots = layer.page_tokens;
     std::byte* to;
@@ -152,13 +232,17 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
       block_slots = (layer.sink_tokens + tile_extent - 1) / tile_extent * tile_extent;
       to = layer.sinks(slot_of);
     } else {
-      const int block = slot / block_slots;
-      slot -= block * block_slots;
-      to = layer.tail(slot_of, team.states[member].ring_head, block);
+      // Divisions take longer: pages have 2^n tokens, and blocks of the ring follow its head.
+      const int block = slot >> bits_below(block_slots);
+      slot &= block_slots - 1;
+      int turned = team.states[member].ring_head + block;
+      if (turned >= layer.ring_blocks) turned -= layer.ring_blocks;
+      to = layer.block(PageKind::Tail,
+                       static_cast<std::int64_t>(slot_of) * layer.ring_blocks + turned);
     }
-    to += static_cast<std::int64_t>(head) *
-          (static_cast<std::uint32_t>(layer.block_bytes[static_cast<int>(kind)]) /
-           static_cast<std::uint32_t>(layer.kv_heads));
+    const int key_bytes = block_slots * layer.key_dim * static_cast<int>(sizeof(F16));
+    const int value_bytes = block_slots * layer.value_dim * static_cast<int>(sizeof(F16));
+    to += static_cast<std::int64_t>(head) * (key_bytes + value_bytes);
     KVTILT_DEVICE_LOOP
     for (int base = elements.first(); base < elements.count(); base = elements.next(base)) {
       if (token > 0 || base > elements.first())
@@ -181,7 +265,7 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
         const FragmentPlace place = fragment_place(keys ? Role::Keys : Role::Values,
                                                    keys ? slot : channel, keys ? channel : slot);
         std::byte* const tile =
-            to + (keys ? 0 : block_slots * layer.key_dim * static_cast<int>(sizeof(F16))) +
+            to + (keys ? 0 : key_bytes) +
             (slot / tile_extent * tiles_along(dim) + channel / tile_extent) * fragment_tile_bytes;
         reinterpret_cast<F16*>(tile + place.lane * 16 + place.reg * 4)[place.half] =
             nearest_half(x);
@@ -190,37 +274,25 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
   }
 }
 
-/// Position of the n-th bit that is set.
-KVTILT_HD constexpr int nth_bit(std::uint32_t mask, int n) {
-  int bit = 0;
-  for (; (mask & 1u) == 0 || n > 0; mask >>= 1, ++bit) n -= static_cast<int>(mask & 1u);
-  return bit;
-}
-KVTILT_HD constexpr int count_bits(std::uint32_t mask) {
-  int count = 0;
-  for (; mask != 0; mask &= mask - 1) ++count;
-  return count;
+/// Seals what the block has begun.
+template <class Threads>
+KVTILT_HD void finish_seal(const Threads& threads, const TeamShared& team, SliceFit& fit) {
+  seal_slice(threads, team.seal.keys, team.seal.values, team.seal.block,
+             threads.shared() + sizeof(AppendShared), fit);
 }
 
-/// Slice `item` of those in which the team's light sequences seal their pages.
-KVTILT_HD inline SealJob light_job(const AppendArguments& arguments, const TeamShared& team,
-                                   int item) {
-  const LayerStorage& layer = arguments.layer;
-  const int head_item = item / append_slices;
-  const int nth = head_item / layer.kv_heads;
-  const int head = head_item - nth * layer.kv_heads;
-  const int member = nth_bit(team.seals, nth);
-  const int slot = team.slots[member];
-  const SequenceState& state = team.states[member];
-  const HeadLayout& half = layer.head(PageKind::Tail, head);
-  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
-  const std::byte* from = layer.tail(slot, state.ring_head, 0) + half.offset;
-  return {from + half.key.codes,
-          from + half.value.codes,
-          &sealed,
-          layer.block(PageKind::Sealed, team.pages[member]) + sealed.offset,
-          item % append_slices,
-          append_slices};
+/// Seals a whole page, of a sequence that is not light. The code is there twice: in one loop with
+/// this, a slice would have no registers.
+template <class Threads>
+KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared& team) {
+  std::byte* const shared = threads.shared() + sizeof(AppendShared);
+  threads.sync();  // of what was sealed before nothing is in use
+  if (threads.thread() < 2) take_slice(threads.thread(), shared, 0, 1, threads.thread_count());
+  if (threads.thread() == 0) team.seal = {job.keys, job.values, job.block, 0, 1};
+  threads.sync();
+  SliceFit fit;
+  begin_slice(threads, team.seal.keys, team.seal.values, shared, fit);
+  finish_seal(threads, team, fit);
 }
 
 /// How many of the team's blocks were here before: for one thread. What the block has read is then
@@ -228,8 +300,7 @@ KVTILT_HD inline SealJob light_job(const AppendArguments& arguments, const TeamS
 template <class Threads>
 KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer,
                                const TeamShared& team) {
-  threads.fence();
-  return threads.atomic_add(layer.arrivals + team.slots[0], 1);
+  return threads.atomic_add_release(layer.arrivals + team.slots[0], 1);
 }
 
 /// A warp of the last block publishes the states of sequences whose tables keep their order.
@@ -253,7 +324,7 @@ KVTILT_HD void publish_team(const Threads& threads, const LayerStorage& layer,
   if (threads.warp() == 0) publish_light(threads, layer, team);
   KVTILT_DEVICE_LOOP
   for (std::uint32_t left = team.frees; left != 0; left &= left - 1) {
-    const int member = nth_bit(left, 0);
+    const int member = count_bits((left & -left) - 1);
     SequenceState state = team.states[member];
     const int slot = team.slots[member];
     finish_append(threads, layer.placement(), team.plans[member], layer.ring_blocks, state,

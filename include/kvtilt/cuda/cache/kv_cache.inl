@@ -47,6 +47,8 @@ inline Status KVCache::upload(cudaStream_t stream) {
       KVTILT_RETURN_IF_ERROR(
           copy(layer.heads[kind], heads.data(), heads.size() * sizeof(HeadLayout)));
     }
+    const std::vector<HeadSlices> slices = detail::make_slices(layer.layout(PageKind::Sealed));
+    KVTILT_RETURN_IF_ERROR(copy(layer.slices, slices.data(), slices.size() * sizeof(HeadSlices)));
     const std::vector<SequenceState> states(static_cast<std::size_t>(options_.max_sequences),
                                             empty_state(layer.placement, 0));
     KVTILT_RETURN_IF_ERROR(

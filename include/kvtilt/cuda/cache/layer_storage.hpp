@@ -13,6 +13,8 @@
 
 namespace kvtilt::cuda {
 
+struct HeadSlices;
+
 /// A sealed page of a sequence. 16 bytes: one load.
 struct PageSlot {
   std::int64_t first_position;  ///< of slot 0 in its text
@@ -57,10 +59,12 @@ struct LayerStorage {
   int window;  ///< 0: none
   int keep_sinks;
   int ring_blocks;  ///< tail blocks of a sequence
-  int seal_bytes;   ///< of shared memory: the most that seal_shared_bytes() gives for a kv head
+  int seal_bytes;   ///< of shared memory: the most that sealing a kv head takes, whole or in slices
+  int seal_slices;  ///< blocks that share out a head's page: append_slices()
 
   /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
   const HeadLayout* heads[page_kinds];
+  const HeadSlices* slices;     ///< device, [kv head]: how pages are sealed in slices
   std::byte* pool[page_kinds];  ///< blocks one after the other; 64-byte aligned
   std::int64_t block_bytes[page_kinds];
   SequenceState* states;  ///< [sequence slot]
@@ -95,6 +99,19 @@ struct LayerStorage {
 };
 static_assert(std::is_trivially_copyable_v<LayerStorage>);
 
+/// Most slices of a page: a member of a team of blocks seals one.
+inline constexpr int most_slices = 32;
+
+/// Blocks that share the sealing of one head's page, a power of two: so many that each of 128 threads
+/// has eight elements to fit.
+KVTILT_HD constexpr int append_slices(int page_tokens, int key_dim, int value_dim) {
+  constexpr int elements = 1024;
+  int slices = 1;
+  while (slices < most_slices && slices * elements < page_tokens * (key_dim + value_dim))
+    slices *= 2;
+  return slices;
+}
+
 /// A layer without memory: its numbers. `placement` with the layer's window.
 inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                    const LayerLayouts& layouts) {
@@ -109,6 +126,7 @@ inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement
   layer.window = placement.window;
   layer.keep_sinks = shape.keep_sinks ? 1 : 0;
   layer.ring_blocks = placement.ring_blocks();
+  layer.seal_slices = append_slices(layer.page_tokens, layer.key_dim, layer.value_dim);
   for (int kind = 0; kind < page_kinds; ++kind)
     layer.block_bytes[kind] =
         static_cast<std::int64_t>(layouts[static_cast<std::size_t>(kind)].bytes);

@@ -6,6 +6,7 @@
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
@@ -44,6 +45,7 @@ struct DeviceLayer {
   std::int64_t table_stride;
   std::size_t pools[page_kinds];
   std::size_t heads[page_kinds];
+  std::size_t slices;
   std::size_t states;
   std::size_t tables;
   std::size_t arrivals;
@@ -88,6 +90,13 @@ class OffsetCounter {
  private:
   std::size_t end_ = 0;
 };
+
+/// How the pages of a layer are sealed in slices, for LayerStorage::slices.
+inline std::vector<HeadSlices> make_slices(const PageLayout& sealed) {
+  std::vector<HeadSlices> slices;
+  for (const HeadLayout& head : sealed.heads) slices.emplace_back(head);
+  return slices;
+}
 
 inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                      const CacheOptions& options) {
@@ -151,6 +160,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
     pool(PageKind::Sealed, static_cast<std::size_t>(layer.pages), bytes.page_bytes);
     for (std::size_t& heads : layer.heads)
       heads = other(static_cast<std::size_t>(layer_shape.kv_heads) * sizeof(HeadLayout));
+    layer.slices = other(static_cast<std::size_t>(layer_shape.kv_heads) * sizeof(HeadSlices));
     layer.states =
         offsets.take(sequences * sizeof(SequenceState), bytes.table_bytes, bytes.other_bytes);
     layer.tables = offsets.take(rows * sizeof(PageSlot), bytes.table_bytes, bytes.other_bytes);
@@ -171,11 +181,13 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, 
   storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
   if (layer.shape.kv_heads == 0) return storage;
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
-    storage.seal_bytes = std::max(storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)));
+    storage.seal_bytes = std::max({storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
+                                   static_cast<int>(slice_shared_bytes(head))});
   for (int kind = 0; kind < page_kinds; ++kind) {
     storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
     storage.pool[kind] = base + layer.pools[kind];
   }
+  storage.slices = reinterpret_cast<const HeadSlices*>(base + layer.slices);
   storage.states = reinterpret_cast<SequenceState*>(base + layer.states);
   storage.tables = reinterpret_cast<PageSlot*>(base + layer.tables);
   storage.table_stride = layer.table_stride;

@@ -36,6 +36,32 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
   return {first > plan.seals ? plan.seals : static_cast<std::int32_t>(first), plan.seals};
 }
 
+template <class Threads>
+KVTILT_HD void seal(const Threads& threads, const HeadLayout& packed, const SealJob& job) {
+  seal_head(threads, job.keys, job.values, packed, job.block,
+            threads.shared() + sizeof(AppendShared));
+  threads.sync();
+}
+
+/// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
+/// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
+/// but in shared memory: all of its tokens are new, and it is sealed.
+template <class Threads>
+KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
+                           const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
+                           std::byte* staged) {
+  KVTILT_DEVICE_LOOP
+  for (std::int32_t index = range.first; index < range.last; ++index) {
+    if (index >= elsewhere.first && index < elsewhere.last) {
+      index = elsewhere.last - 1;
+      continue;
+    }
+    SealJob job;
+    if (fill_block(threads, arguments, work, index, staged, job))
+      seal(threads, arguments.layer.head(PageKind::Sealed, work.head), job);
+  }
+}
+
 }  // namespace detail
 
 KVTILT_HD constexpr int pack_blocks(const AppendArguments& arguments, int units) {

@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(unpack_threads, compiled_machine.unpack_blocks
 inline cudaError_t launch_unpack(const UnpackArguments& arguments, cudaStream_t stream) {
   return detail::launch(unpack_kernel<DeviceThreads>,
                         unpack_units(arguments.layer, arguments.tokens) * arguments.layer.kv_heads,
-                        unpack_threads, 0, stream, arguments);
+                        unpack_threads, unpack_shared_bytes, stream, arguments);
 }
 
 }  // namespace kvtilt::cuda

@@ -11,6 +11,7 @@
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 #include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/output_rows.hpp>
+#include <kvtilt/cuda/page/unpack_lines.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +29,7 @@ struct UnpackArguments {
 };
 
 inline constexpr int unpack_threads = 128;
+inline constexpr std::size_t unpack_shared_bytes = unpack_threads / warp_lanes * line_buffer_bytes;
 
 /// Blocks for each kv head: one for each page that `tokens` tokens can touch, if pages are full.
 KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tokens) {
@@ -123,11 +125,21 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
   }
 }
 
-/// False, and nothing is done, unless this is the fast case.
+/// False, and nothing is done, unless this is a fast case.
 template <Role R, class T, class Threads>
 KVTILT_HD bool unpack_whole_tensor(const Threads& threads, const TensorLayout& tensor,
-                                   const std::byte* block, const OutputRows<T>& rows) {
-  if (!rows.aligned()) return false;
+                                   const std::byte* block, int slot, int count,
+                                   const OutputRows<T>& rows) {
+  if constexpr (sizeof(T) == 2) {
+    const bool all =
+        slot == 0 && count == (R == Role::Keys ? tensor.matrix.outer : tensor.matrix.inner);
+    if (all && fills_lines<R>(tensor) && rows.aligned_to_16()) {
+      unpack_lines<R>(threads, tensor, block, rows,
+                      threads.shared() + threads.warp() * line_buffer_bytes);
+      return true;
+    }
+  }
+  if (!unpacks_whole<R>(tensor, slot, count) || !rows.aligned()) return false;
   if (tensor.format.bits == 8)
     unpack_whole<R, 8>(threads, tensor, block, rows);
   else if (tensor.format.bits == 4)
@@ -141,12 +153,14 @@ template <Role R, class Threads>
 KVTILT_HD bool unpack_whole_rows(const Threads& threads, const TensorLayout& tensor,
                                  const std::byte* block, int slot, int count,
                                  const MutableTensorView& rows, std::int64_t first_row, int head) {
-  if (!unpacks_whole<R>(tensor, slot, count)) return false;
   if (rows.type == ElementType::F16)
-    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<F16>(rows, first_row, head));
+    return unpack_whole_tensor<R>(threads, tensor, block, slot, count,
+                                  OutputRows<F16>(rows, first_row, head));
   if (rows.type == ElementType::BF16)
-    return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<BF16>(rows, first_row, head));
-  return unpack_whole_tensor<R>(threads, tensor, block, OutputRows<float>(rows, first_row, head));
+    return unpack_whole_tensor<R>(threads, tensor, block, slot, count,
+                                  OutputRows<BF16>(rows, first_row, head));
+  return unpack_whole_tensor<R>(threads, tensor, block, slot, count,
+                                OutputRows<float>(rows, first_row, head));
 }
 
 template <Role R, class T, class Threads>
@@ -230,7 +244,7 @@ struct PieceRows {
 
 }  // namespace detail
 
-/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads, no shared memory.
+/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads, unpack_shared_bytes.
 /// Where a token was never appended, was removed or freed, its row is left alone and the record says
 /// InvalidArgument.
 template <class Threads>

@@ -23,12 +23,14 @@ using CodeTiles = std::uint32_t[decoded_tiles][4];
 
 namespace detail {
 
-/// Shifts what is there, unless this is the first plane, and adds the fields of one plane.
-template <int Width, bool First>
-KVTILT_HD void split_words(const std::uint32_t (&words)[Width], CodeTiles& codes) {
+/// Shifts what is there, unless this is the first plane, and adds the fields of one plane. The tiles
+/// fill whole words.
+template <int Width, bool First, int Tiles>
+KVTILT_HD void split_words(const std::uint32_t (&words)[Width * Tiles / 4],
+                           std::uint32_t (&codes)[Tiles][4]) {
   constexpr std::uint32_t mask = ((1u << Width) - 1) * 0x10001u;
   KVTILT_DEVICE_UNROLL
-  for (int tile = 0; tile < decoded_tiles; ++tile) {
+  for (int tile = 0; tile < Tiles; ++tile) {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {
       const int field = reg % 2 * 2 + reg / 2;
@@ -64,7 +66,7 @@ KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_t
                                plane + lane_word_offset(total, first + w + i, lane))
                          : 0;
   }
-  split_words<Width, false>(words, codes);
+  split_words<Width, false, decoded_tiles>(words, codes);
 }
 
 /// Tiles in whole fours: their words are neighbours.
@@ -122,7 +124,7 @@ KVTILT_HD void read_whole_tiles(const std::byte* plane, CodeMatrix matrix, int f
                                 CodeTiles& codes) {
   std::uint32_t words[Width];
   detail::load_whole_words<Width>(plane, matrix, first, lane, words);
-  detail::split_words<Width, true>(words, codes);
+  detail::split_words<Width, true, decoded_tiles>(words, codes);
 }
 
 /// As stored: what four inner neighbours have where groups run along outer.
@@ -133,6 +135,8 @@ struct ScaleEntries {
   Four scale;
   Four minimum;
 
+  KVTILT_HD ScaleEntries(const Four& scale_, const Four& minimum_)
+      : scale(scale_), minimum(minimum_) {}
   /// Minima stand `pitch` entries behind the scales.
   KVTILT_HD ScaleEntries(const F16* scales, int pitch)
       : scale(*reinterpret_cast<const Four*>(scales)),

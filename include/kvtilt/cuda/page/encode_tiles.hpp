@@ -19,8 +19,15 @@ namespace kvtilt::cuda {
 /// Tiles that a warp encodes at a time: 16 bytes of a 2-bit plane for each lane.
 inline constexpr int encoded_tiles = 8;
 
-/// Pairs of codes, register by register.
-using EncodedTiles = std::uint32_t[encoded_tiles][4];
+/// Pairs of codes, register by register, of that many tiles or of `Tiles` that fill whole words.
+template <int Tiles>
+using TileCodes = std::uint32_t[Tiles][4];
+using EncodedTiles = TileCodes<encoded_tiles>;
+
+/// The fewest tiles that fill whole words of all planes.
+KVTILT_HD constexpr int tiles_of_words(int bits) {
+  return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
+}
 
 struct alignas(8) Words2 {
   std::uint32_t w[2];
@@ -55,14 +62,14 @@ KVTILT_HD void store_words(std::byte* plane, int total, int first, int lane,
 
 /// The fields of one plane, those from bit `below` of the codes on, as words. The only plane of a
 /// width needs no masks.
-template <int Width, bool Only>
-KVTILT_HD void store_plane(const EncodedTiles& codes, int below, std::byte* plane,
+template <int Width, bool Only, int Tiles>
+KVTILT_HD void store_plane(const TileCodes<Tiles>& codes, int below, std::byte* plane,
                            CodeMatrix matrix, int first_tile, int lane) {
-  constexpr int count = encoded_tiles * Width / 4;
+  constexpr int count = Tiles * Width / 4;
   constexpr std::uint32_t mask = ((1u << Width) - 1) * 0x10001u;
   std::uint32_t words[count];
   KVTILT_DEVICE_UNROLL
-  for (int tile = 0; tile < encoded_tiles; ++tile) {
+  for (int tile = 0; tile < Tiles; ++tile) {
     std::uint32_t f[4];
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg)
@@ -85,30 +92,29 @@ KVTILT_HD void store_plane(const EncodedTiles& codes, int below, std::byte* plan
   store_words<count>(plane, lane_words(matrix, Width), first_tile * Width / 4, lane, words);
 }
 
-/// All planes of a width.
-KVTILT_HD inline void store_codes(const EncodedTiles& codes, int bits, std::byte* plane,
-                                  CodeMatrix matrix, int first_tile, int lane) {
-  switch (bits) {
-    case 1:
-      return store_plane<1, true>(codes, 0, plane, matrix, first_tile, lane);
-    case 2:
-      return store_plane<2, true>(codes, 0, plane, matrix, first_tile, lane);
-    case 4:
-      return store_plane<4, true>(codes, 0, plane, matrix, first_tile, lane);
-    case 8:
-      return store_plane<8, true>(codes, 0, plane, matrix, first_tile, lane);
-    default:
-      break;
+/// All planes of a width. `Tiles` is a multiple of tiles_of_words(bits).
+template <int Tiles>
+KVTILT_HD void store_codes(const TileCodes<Tiles>& codes, int bits, std::byte* plane,
+                           CodeMatrix matrix, int first_tile, int lane) {
+  constexpr bool ones = Tiles % 4 == 0;
+  constexpr bool twos = Tiles % 2 == 0;
+  if (bits == 8) return store_plane<8, true>(codes, 0, plane, matrix, first_tile, lane);
+  if (bits == 4) return store_plane<4, true>(codes, 0, plane, matrix, first_tile, lane);
+  if constexpr (twos) {
+    if (bits == 2) return store_plane<2, true>(codes, 0, plane, matrix, first_tile, lane);
+    if constexpr (ones)
+      if (bits == 1) return store_plane<1, true>(codes, 0, plane, matrix, first_tile, lane);
+    if ((bits & 4) != 0) {
+      store_plane<4, false>(codes, bits & 3, plane, matrix, first_tile, lane);
+      plane += fragment_plane_bytes(matrix, 4);
+    }
+    if ((bits & 2) != 0) {
+      store_plane<2, false>(codes, bits & 1, plane, matrix, first_tile, lane);
+      plane += fragment_plane_bytes(matrix, 2);
+    }
+    if constexpr (ones)
+      if ((bits & 1) != 0) store_plane<1, false>(codes, 0, plane, matrix, first_tile, lane);
   }
-  if ((bits & 4) != 0) {
-    store_plane<4, false>(codes, bits & 3, plane, matrix, first_tile, lane);
-    plane += fragment_plane_bytes(matrix, 4);
-  }
-  if ((bits & 2) != 0) {
-    store_plane<2, false>(codes, bits & 1, plane, matrix, first_tile, lane);
-    plane += fragment_plane_bytes(matrix, 2);
-  }
-  if ((bits & 1) != 0) store_plane<1, false>(codes, 0, plane, matrix, first_tile, lane);
 }
 
 /// What a lane needs of the groups of a tile. Along outer, groups stand as its registers do: see
@@ -146,14 +152,14 @@ struct LaneGroups {
   }
 };
 
-/// Codes of encoded_tiles tiles from `first` on, a multiple of that, in the order of the planes;
-/// beyond the last, of some tile once more. `groups`: [band][pitch]. `Together` tiles share groups:
-/// 4 if map.fours.
-template <bool AlongOuter, int Together>
+/// Codes of `Tiles` tiles from `first` on, a multiple of that, in the order of the planes; beyond the
+/// last, of some tile once more. `groups`: [band][pitch]. `Together` tiles share groups: 4 if
+/// map.fours.
+template <bool AlongOuter, int Together, int Tiles>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
-                            const GroupCode* groups, int first, int lane, EncodedTiles& codes) {
+                            const GroupCode* groups, int first, int lane, TileCodes<Tiles>& codes) {
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < encoded_tiles; i += Together) {
+  for (int i = 0; i < Tiles; i += Together) {
     const int from = first + i < map.total ? first + i : map.total - Together;
     const TilePlace place = map.place<AlongOuter>(from);
     LaneGroups<AlongOuter> mine;

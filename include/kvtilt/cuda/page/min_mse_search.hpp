@@ -23,10 +23,11 @@ class MinMseSearch {
  public:
   /// minimum, inverse  of the group's MinMax metadata
   KVTILT_HD MinMseSearch(int bits, float minimum, float inverse)
+      : MinMseSearch(bits, search_grid(bits), minimum, inverse) {}
+  KVTILT_HD MinMseSearch(int bits, const SearchGrid& grid, float minimum, float inverse)
       : steps_(bits),
         minimum_(minimum),
         unit_(multiply(inverse, static_cast<float>(1 << (13 - bits)))) {
-    const SearchGrid& grid = search_grid(bits);
     KVTILT_DEVICE_UNROLL
     for (int sum = 0; sum < 5; ++sum) slopes_[sum] = grid.slopes[sum];
     KVTILT_DEVICE_UNROLL

@@ -24,6 +24,11 @@ class OutputRows {
 
   /// Whether rows may be stored four channels at a time.
   [[nodiscard]] KVTILT_HD bool aligned() const { return aligned_; }
+  /// Whether 16 bytes may be stored at a time.
+  [[nodiscard]] KVTILT_HD bool aligned_to_16() const {
+    constexpr int elements = 16 / static_cast<int>(sizeof(T));
+    return reinterpret_cast<std::uintptr_t>(data_) % 16 == 0 && stride_ % elements == 0;
+  }
   [[nodiscard]] KVTILT_HD std::int64_t stride() const { return stride_; }
   [[nodiscard]] KVTILT_HD T* at(int token, int channel) const {
     return data_ + token * stride_ + channel;

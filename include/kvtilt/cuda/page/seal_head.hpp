@@ -25,35 +25,13 @@ struct alignas(16) SealTask {
   TileMap map;
   std::byte* block;   ///< of the head, in the page
   GroupCode* groups;  ///< scratch for all of the tensor's groups
-  /// The part of the tensor to seal: runs of tiles, and all groups that these belong to.
-  int first_run;
-  int runs;
-  int first_band;
   int bands;
-  int first_across;
-  Divisor across;
+  Divisor across;  ///< tiles across the groups
 
   /// What warps share out: 16 groups at a time to fit, then runs of tiles to encode or copy.
-  [[nodiscard]] KVTILT_HD int fits() const { return across.value * bands; }
-  /// Groups that lie in several parts are fitted for each.
-  KVTILT_HD void take(int first, int last) {
-    first_run = first;
-    runs = last - first;
-    first_band = bands = first_across = 0;
-    across = Divisor(1);
-    if (runs == 0 || !packed.format.quantized()) return;
-    const int end = last * encoded_tiles < map.total ? last * encoded_tiles : map.total;
-    const int inner = map.outer_tiles.quotient(first * encoded_tiles);
-    const int inner_end = map.outer_tiles.quotient(end + half.outer_tiles - 1);
-    if (map.along_outer) {
-      bands = map.group_tiles.quotient(half.outer_tiles + map.group_tiles.value - 1);
-      first_across = inner;
-      across = Divisor(inner_end - inner);
-    } else {
-      first_band = map.group_tiles.quotient(inner);
-      bands = map.group_tiles.quotient(inner_end + map.group_tiles.value - 1) - first_band;
-      across = Divisor(half.outer_tiles);
-    }
+  [[nodiscard]] KVTILT_HD int fits() const { return bands * across.value; }
+  [[nodiscard]] KVTILT_HD int runs() const {
+    return (map.total + encoded_tiles - 1) / encoded_tiles;
   }
 };
 
@@ -118,9 +96,8 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
 
 template <class Threads>
 KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, int index) {
-  const int row = task.across.quotient(index);
-  const int band = task.first_band + row;
-  const int across = task.first_across + index - row * task.across.value;
+  const int band = task.across.quotient(index);
+  const int across = index - band * task.across.value;
   if (task.map.along_outer)
     fit_tile<ColumnGroups<Threads>>(threads, task, band, across);
   else
@@ -168,12 +145,9 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
 /// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
 /// packed        the head in the page, and `block`, where it begins
 /// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
-/// slice         of `slices` that blocks share out: each writes its part of the codes, and the
-///               metadata that these need
 template <class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
-                         const HeadLayout& packed, std::byte* block, std::byte* shared,
-                         int slice = 0, int slices = 1) {
+                         const HeadLayout& packed, std::byte* block, std::byte* shared) {
   SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
   if (threads.thread() < 2) {
     const bool first = threads.thread() == 0;
@@ -181,27 +155,14 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
     GroupCode* const groups = reinterpret_cast<GroupCode*>(tasks + 2);
     const HalfTiles half{first ? Role::Keys : Role::Values, first ? keys : values,
                          tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)};
-    tasks[threads.thread()] = {half,
-                               layout,
-                               TileMap(half, layout),
-                               block,
-                               first ? groups : groups + group_count(packed.key),
-                               0,
-                               0,
-                               0,
-                               0,
-                               0,
-                               Divisor(1)};
-    // Runs of keys, then of values, in as many equal parts.
-    const int key_runs = (tile_count(packed.key.matrix) + encoded_tiles - 1) / encoded_tiles;
-    const int value_runs = (tile_count(packed.value.matrix) + encoded_tiles - 1) / encoded_tiles;
-    const int all = key_runs + value_runs;
-    const int begin = first ? 0 : key_runs;
-    const int end = first ? key_runs : all;
-    const auto own = [begin, end](int run) {
-      return (run < begin ? begin : run > end ? end : run) - begin;
-    };
-    tasks[threads.thread()].take(own(all * slice / slices), own(all * (slice + 1) / slices));
+    tasks[threads.thread()] = {
+        half,
+        layout,
+        TileMap(half, layout),
+        block,
+        first ? groups : groups + group_count(packed.key),
+        layout.bands(),
+        Divisor(layout.group_along_outer ? half.inner_tiles : half.outer_tiles)};
   }
   threads.sync();
   // Loops: the code for keys and for values is the same, and long.
@@ -214,12 +175,12 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
     detail::fit_task(threads, tasks[tensor], i - tensor * key_fits);
   }
   threads.sync();
-  const int key_runs = tasks[0].runs;
-  const int runs = key_runs + tasks[1].runs;
+  const int key_runs = tasks[0].runs();
+  const int runs = key_runs + tasks[1].runs();
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < runs; i += warps) {
     const int tensor = i < key_runs ? 0 : 1;
-    detail::encode_task(threads, tasks[tensor], tasks[tensor].first_run + i - tensor * key_runs);
+    detail::encode_task(threads, tasks[tensor], i - tensor * key_runs);
   }
 }
 

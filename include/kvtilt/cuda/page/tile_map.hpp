@@ -11,8 +11,8 @@
 
 namespace kvtilt::cuda {
 
-/// Divides by 1 to 64 what is at most 2^11: that times the error of the inverse, below 2^-20, is less
-/// than 1/64.
+/// Divides a < 2^12 by d while a d < 2^20: a times the error of the inverse, below 2^-20, is then less
+/// than 1/d.
 struct Divisor {
   int value;
   std::uint32_t inverse;  ///< 2^20 / value, rounded up

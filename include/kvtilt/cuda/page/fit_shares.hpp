@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: MIT
+/// Scale and minimum of one group of a 16-bit tensor in fragment order, by 1 to 32 lanes of a warp:
+/// they share out halves of tiles, eight elements each.
+#pragma once
+
+#include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/group_math.hpp>
+#include <kvtilt/cuda/page/min_mse_search.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/quant/centroids.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+/// A share as it came: along outer with what stands beside it. Nothing waits for it yet.
+struct LoadedShare {
+  std::uint32_t word[8];
+};
+
+/// What a lane reads of a group: shares `share`, share + lanes and so on, two for each tile.
+struct ShareRun {
+  const std::byte* at;  ///< of the group's first pair or word in its first tile
+  int step;             ///< bytes from a tile to the next
+  int half_step;        ///< from a half to the other
+  bool along_outer;
+  bool upper;  ///< along outer: the group has the high halves of its words
+  int shares;
+  int share;
+  int lanes;  ///< of the group: neighbours, a power of two
+
+  [[nodiscard]] KVTILT_HD LoadedShare load(int index) const {
+    const std::byte* from = at + (index >> 1) * step + (index & 1) * half_step;
+    LoadedShare result{};
+    if (along_outer) {
+      struct alignas(8) Two {
+        std::uint32_t word[2];
+      };
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const Two two = *reinterpret_cast<const Two*>(from + i * 128);
+        result.word[i] = two.word[0];
+        result.word[4 + i] = two.word[1];
+      }
+    } else {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 4; ++i)
+        result.word[i] = *reinterpret_cast<const std::uint32_t*>(from + i / 2 * 32 + i % 2 * 8);
+    }
+    return result;
+  }
+  [[nodiscard]] KVTILT_HD GroupShare share_of(const LoadedShare& loaded) const {
+    const std::uint32_t chosen = !along_outer ? 0x3210u : upper ? 0x7632u : 0x5410u;
+    GroupShare result;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < 4; ++i)
+      result.pair[i] = permute_bytes(loaded.word[i], loaded.word[4 + i], chosen);
+    return result;
+  }
+};
+
+namespace detail {
+
+/// Calls visit(share) for each share of a lane.
+template <class Visit>
+KVTILT_HD void for_each_share(const ShareRun& run, const GroupShare& first, Visit visit) {
+  GroupShare share = first;
+  KVTILT_DEVICE_LOOP
+  for (int i = run.share; i < run.shares;) {
+    visit(share);
+    i += run.lanes;
+    if (i < run.shares) share = run.share_of(run.load(i));
+  }
+}
+/// The same without the first.
+template <class Visit>
+KVTILT_HD void for_each_other_share(const ShareRun& run, Visit visit) {
+  KVTILT_DEVICE_LOOP
+  for (int i = run.share + run.lanes; i < run.shares; i += run.lanes)
+    visit(run.share_of(run.load(i)));
+}
+
+/// Over the lanes of a group.
+template <class Threads>
+KVTILT_HD std::int64_t add_over_lanes(const Threads& threads, std::int64_t value, int lanes) {
+  KVTILT_DEVICE_LOOP
+  for (int mask = 1; mask < lanes; mask *= 2) value += threads.shuffle_xor(value, mask);
+  return value;
+}
+
+/// One bit. Rare: exact 64-bit sums.
+template <class Threads>
+KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run,
+                                     const GroupShare& first) {
+  const std::int64_t elements = run.shares * 8;
+  const auto for_each = [&](auto&& visit) {
+    for_each_share(run, first, [&](const GroupShare& share) {
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 8; ++i) visit(to_units(pick_half(share.pair[i / 2], i % 2)));
+    });
+  };
+  std::int64_t total = 0;
+  for_each([&](std::int64_t value) { total += value; });
+  total = add_over_lanes(threads, total, run.lanes);
+  std::int64_t high = 0;
+  std::int64_t count = 0;
+  for_each([&](std::int64_t value) {
+    if (value * elements <= total) return;
+    high += value;
+    ++count;
+  });
+  high = add_over_lanes(threads, high, run.lanes);
+  count = add_over_lanes(threads, count, run.lanes);
+  return centroids({total - high, elements - count, high, count});
+}
+
+/// The least of the group, and the largest with its sign turned.
+template <class Threads>
+KVTILT_HD std::uint32_t range_of_shares(const Threads& threads, const ShareRun& run,
+                                        const GroupShare& first) {
+  PairRange range{first.pair[0], first.pair[0]};
+  range.include(first.pair[1], first.pair[2]);
+  range.include(first.pair[3], first.pair[3]);
+  for_each_other_share(run, [&](const GroupShare& share) {
+    range.include(share.pair[0], share.pair[1]);
+    range.include(share.pair[2], share.pair[3]);
+  });
+  std::uint32_t least = min_halves(join_low(range.least, range.most) ^ 0x80000000u,
+                                   join_high(range.least, range.most) ^ 0x80000000u);
+  KVTILT_DEVICE_LOOP
+  for (int mask = 1; mask < run.lanes; mask *= 2)
+    least = min_halves(least, threads.shuffle_xor(least, mask));
+  return least;
+}
+
+/// Candidate of least error.
+template <class Threads>
+KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const GroupShare& first,
+                            int bits, const SearchGrid& grid, float minimum, float inverse) {
+  MinMseSearch search(bits, grid, minimum, inverse);
+  int count = 0;
+  for_each_share(run, first, [&](GroupShare share) {
+    KVTILT_DEVICE_LOOP  // side by side they take more registers than there are
+    for (int half = 0; half < 2; ++half) {
+      search.add(share.pair[0], share.pair[1]);
+      share.pair[0] = share.pair[2];
+      share.pair[1] = share.pair[3];
+    }
+    count += 8;
+  });
+  std::uint32_t errors[min_mse_candidates];
+  KVTILT_DEVICE_UNROLL
+  for (int k = 0; k < min_mse_candidates; ++k) errors[k] = search.error(k, count);
+  KVTILT_DEVICE_LOOP
+  for (int mask = 1; mask < run.lanes; mask *= 2) {
+    KVTILT_DEVICE_UNROLL
+    for (int k = 0; k < min_mse_candidates; ++k) errors[k] += threads.shuffle_xor(errors[k], mask);
+  }
+  return least_error(errors);
+}
+
+}  // namespace detail
+
+/// grid    search_grid(), near by
+/// first   the share `run.share`, or of a lane that has none any of the group's
+/// Returns the same for all lanes of a group. The whole warp calls it.
+template <class Threads>
+KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const SearchGrid& grid,
+                            const ShareRun& run, const GroupShare& first) {
+  const int bits = format.bits;
+  const RangeRule rule = format.rule;
+  if (rule == RangeRule::Centroids) return detail::fit_centroid_shares(threads, run, first);
+  const std::uint32_t range = detail::range_of_shares(threads, run, first);
+  const Affine affine = fast_range_affine(detail::pick_half(range, 0),
+                                          detail::pick_half(range ^ 0x80000000u, 1), bits);
+  if (rule != RangeRule::MinMse) return affine;
+  const int best = detail::search_shares(threads, run, first, bits, grid, widen(affine.minimum),
+                                         inverse_of(affine.scale));
+  return fast_apply_min_mse(affine, grid.rises[best], grid.shrinks[best]);
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: MIT
+/// Quantizes one kv head of a full 16-bit block, shared out among blocks: what seal_head() does, for
+/// the least time from the first load to the last store. The words of a page belong to lanes, so a
+/// slice is a number of lanes of some tiles, with all groups of theirs:
+///
+///     groups along outer   a unit is a column of tiles (as many as fill whole words) and a quad of
+///                          channels or tokens: lanes of equal lane % 4, 4 groups of each tile across
+///     groups along inner   a unit is two rows of every tile: lanes of equal lane / 4, 2 groups of
+///                          each tile across
+///     16 bits              a unit is a tile
+///
+/// A group is fitted by as many lanes as there are for it, each with eight elements of a tile at a
+/// time: half of what the tile has of the group. In slices of 1024 elements these are one per lane,
+/// and stay in registers from the first look to the last.
+///
+/// Cost   for a thread with eight elements, all counted, on sm_90: to fit 165 instructions with MinMax
+///        and 690 with MinMse, to encode 150 (4 bits)
+#pragma once
+
+#include <kvtilt/cuda/page/encode_tiles.hpp>
+#include <kvtilt/cuda/page/fit_shares.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/tile_map.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+namespace kvtilt::cuda {
+
+/// A tensor of a head, and the part of it that one block seals.
+struct alignas(16) SliceTensor {
+  HalfTiles half;  ///< whose data is not known yet
+  TensorLayout packed;
+  TileMap map;
+  SearchGrid grid;  ///< if there is a search
+  int scratch;      ///< of GroupCodes for all of the tensor's groups, the first
+
+  /// A unit has 2^group_bits groups of a tile across, of 2^unit_bits units that share tiles it is one.
+  int group_bits;
+  int unit_bits;
+  int unit_bytes;   ///< from a unit to the next in a tile
+  int share_bytes;  ///< from a half of a tile to the other
+  int columns;      ///< tiles of a unit that stand side by side, across
+  int turned;       ///< whether groups stand as registers do, in the scratch: values along outer
+  int along_tiles;  ///< of the tensor, along groups
+  int along_step;   ///< from a tile to the next, in tiles
+  int across_step;
+  int units;
+  Divisor weight;  ///< of a unit: fragments / 8
+  Divisor bands;   ///< of groups
+  Divisor across;  ///< tiles across the groups, of a unit
+  Divisor runs;    ///< of tiles that fill whole words, in a unit
+
+  int first_unit;
+  int own_units;
+  int own_groups;  ///< to fit
+  int lane_bits;   ///< 2^lane_bits lanes for each
+  int rounds;      ///< of all threads, to fit them
+
+  KVTILT_HD SliceTensor(Role role, const TensorLayout& layout, int scratch_)
+      : half{role, nullptr, tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
+        packed(layout),
+        map(half, layout),
+        grid(layout.format.rule == RangeRule::MinMse ? layout.format.bits : 2),
+        scratch(scratch_),
+        group_bits(map.along_outer ? 2 : 1),
+        unit_bits(map.along_outer ? 2 : 3),
+        unit_bytes(map.along_outer ? 16 : 64),
+        share_bytes(map.along_outer ? 64 : 16),
+        columns(1),
+        turned(map.along_outer && role == Role::Values ? 1 : 0),
+        along_tiles(map.along_outer ? half.outer_tiles : half.inner_tiles),
+        along_step(map.along_outer ? map.outer_step : map.inner_step),
+        across_step(map.along_outer ? map.inner_step : map.outer_step),
+        units(map.total),
+        weight(4),
+        bands(1),
+        across(1),
+        runs(1),
+        first_unit(0),
+        own_units(0),
+        own_groups(0),
+        lane_bits(0),
+        rounds(0) {
+    if (!layout.format.quantized()) return;
+    const int together = tiles_of_words(layout.format.bits);
+    bands = Divisor(layout.bands());
+    if (map.along_outer) {
+      while (columns * half.outer_tiles % together != 0) columns *= 2;
+      units = half.inner_tiles / columns * 4;
+      weight = Divisor(columns * half.outer_tiles);
+      across = Divisor(columns);
+      runs = Divisor(weight.value / together);
+    } else {
+      units = 8;
+      weight = Divisor(map.total / 2);
+      across = Divisor(half.outer_tiles);
+      runs = Divisor(map.total / together);
+    }
+  }
+
+  /// The weight of all units.
+  [[nodiscard]] KVTILT_HD int total() const { return 4 * map.total; }
+
+  /// What lies between two weights, counted from the tensor's first unit, for a block of `threads`.
+  KVTILT_HD void take(int begin, int end, int threads) {
+    first_unit = unit_at(begin);
+    own_units = unit_at(end) - first_unit;
+    own_groups =
+        packed.format.quantized() ? own_units * across.value * bands.value << group_bits : 0;
+    const int shares = 2 * map.group_tiles.value;
+    const int most = shares < warp_lanes ? shares : warp_lanes;
+    int bits = 0;
+    while (1 << bits < most && own_groups << bits < threads) ++bits;
+    lane_bits = bits;
+    int all = 0;
+    for (int left = own_groups << bits; left > 0; left -= threads) ++all;
+    rounds = all;
+  }
+
+ private:
+  [[nodiscard]] KVTILT_HD int unit_at(int place) const {
+    const int unit = weight.quotient(place + weight.value / 2);
+    return place <= 0 ? 0 : place >= total() ? units : unit;
+  }
+};
+
+/// A head's tensors. Computed where a cache is made: a kernel that waits for it would divide too long.
+struct alignas(16) HeadSlices {
+  SliceTensor tensors[2];
+  std::uint64_t offset;  ///< of the head's block, from the start of the page
+
+  KVTILT_HD explicit HeadSlices(const HeadLayout& packed)
+      : tensors{{Role::Keys, packed.key, 0},
+                {Role::Values, packed.value, packed.key.bands() * packed.key.pitch()}},
+        offset(packed.offset) {}
+};
+static_assert(std::is_trivially_copyable_v<HeadSlices>);
+
+/// Bytes of shared memory that sealing a slice takes, a multiple of 16.
+KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
+  return sizeof(HeadSlices) +
+         (static_cast<std::size_t>(head.key.bands()) * static_cast<std::size_t>(head.key.pitch()) +
+          static_cast<std::size_t>(head.value.bands()) *
+              static_cast<std::size_t>(head.value.pitch())) *
+             sizeof(GroupCode);
+}
+
+/// n of 2^n.
+KVTILT_HD inline int bits_below(int power) {
+#if defined(__CUDA_ARCH__)
+  return 31 - __clz(power);
+#else
+  return std::countr_zero(static_cast<unsigned>(power));
+#endif
+}
+
+/// The first two threads of a warp or a block choose slice `slice` of `slices`, a power of two up to
+/// 32, of one tensor each. `shared` is theirs alone.
+KVTILT_HD inline void take_slice(int thread, std::byte* shared, int slice, int slices,
+                                 int threads) {
+  SliceTensor* const tensors = reinterpret_cast<HeadSlices*>(shared)->tensors;
+  const int all = tensors[0].total() + tensors[1].total();
+  const int before = thread == 0 ? 0 : tensors[0].total();
+  const int shift = bits_below(slices);
+  tensors[thread].take((all * slice >> shift) - before, (all * (slice + 1) >> shift) - before,
+                       threads);
+}
+
+/// A warp brings what begin_slice() needs into shared memory: followed by a sync.
+template <class Threads>
+KVTILT_HD void prepare_slice(const Threads& threads, const HeadSlices& head, std::byte* shared,
+                             int slice, int slices) {
+  struct alignas(16) Chunk {
+    std::uint32_t word[4];
+  };
+  constexpr int chunks = static_cast<int>(sizeof(HeadSlices) / sizeof(Chunk));
+  for (int i = threads.lane(); i < chunks; i += warp_lanes)
+    reinterpret_cast<Chunk*>(shared)[i] = reinterpret_cast<const Chunk*>(&head)[i];
+  threads.sync_warp();
+  if (threads.lane() < 2) take_slice(threads.lane(), shared, slice, slices, threads.thread_count());
+}
+
+namespace detail {
+
+/// A round of fits.
+KVTILT_HD inline int fit_rounds(const SliceTensor* tensors) {
+  return tensors[0].rounds + tensors[1].rounds;
+}
+
+/// What a thread has of a round: its first share of a group. What else there is to know of the group
+/// is in shared memory: registers are short where this lives.
+struct SliceFit {
+  int band;
+  int entry;  ///< of the group, in its band
+  const std::byte* at;
+  LoadedShare first;
+
+  /// Which tensor a round is for, and its number there.
+  KVTILT_HD static int tensor_of(const SliceTensor* tensors, int& round) {
+    if (round < tensors[0].rounds) return 0;
+    round -= tensors[0].rounds;
+    return 1;
+  }
+
+  /// Its first share is on its way.
+  template <class Threads>
+  KVTILT_HD void begin(const Threads& threads, const SliceTensor* tensors, const std::byte* keys,
+                       const std::byte* values, int round) {
+    const int tensor = tensor_of(tensors, round);
+    const SliceTensor& task = tensors[tensor];
+    const int wanted = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
+    const int index = wanted < task.own_groups ? wanted : task.own_groups - 1;
+    const int rest = index >> task.group_bits;
+    const int group = index - (rest << task.group_bits);
+    const int row = task.bands.quotient(rest);
+    band = rest - row * task.bands.value;
+    const int own_unit = task.across.quotient(row);
+    const int unit = task.first_unit + own_unit;
+    const int place = unit >> task.unit_bits;
+    const int part = unit - (place << task.unit_bits);
+    const int across = row - own_unit * task.across.value + place * task.columns;
+    entry = across * tile_extent + (part << task.group_bits) + group;
+    const int tile =
+        band * task.map.group_tiles.value * task.along_step + across * task.across_step;
+    at = (tensor == 0 ? keys : values) + tile * fragment_tile_bytes + part * task.unit_bytes +
+         (task.map.along_outer ? group & 2 : group) * 4;
+    const ShareRun run = run_of(threads, task);
+    first = run.load(run.share < run.shares ? run.share : run.shares - 1);
+  }
+
+  template <class Threads>
+  [[nodiscard]] KVTILT_HD ShareRun run_of(const Threads& threads, const SliceTensor& task) const {
+    const int left = task.along_tiles - band * task.map.group_tiles.value;
+    const int lanes = 1 << task.lane_bits;
+    return {at,
+            task.along_step * fragment_tile_bytes,
+            task.share_bytes,
+            task.map.along_outer,
+            (entry & 1) != 0,
+            2 * (left < task.map.group_tiles.value ? left : task.map.group_tiles.value),
+            threads.thread() & (lanes - 1),
+            lanes};
+  }
+
+  /// Writes scale and minimum to the scratch and to the page.
+  template <class Threads>
+  KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
+                        std::byte* block, int round) const {
+    const SliceTensor& task = tensors[tensor_of(tensors, round)];
+    const ShareRun run = run_of(threads, task);
+    const int group = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
+    const bool writes = group < task.own_groups && run.share == 0;
+    // Read while something else is waited for: behind the first store it would be waited for itself.
+    const int pitch = task.map.pitch;
+    const int turned = task.turned;
+    GroupCode* const code = groups + task.scratch + band * pitch + entry;
+    std::byte* const metadata = block + task.packed.metadata;
+    const Affine affine =
+        fit_shares(threads, task.packed.format, task.grid, run, run.share_of(first));
+    const GroupCode found{widen(affine.minimum), multiply(inverse_of(affine.scale), code_unit)};
+    if (!writes) return;
+    *code = found;
+    const int swapped = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
+    F16* const scales =
+        reinterpret_cast<F16*>(metadata) + band * 2 * pitch + (turned != 0 ? swapped : entry);
+    scales[0] = affine.scale;
+    scales[pitch] = affine.minimum;
+  }
+};
+
+/// Codes of a lane's fragments of `Tiles` tiles.
+template <int Tiles>
+KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, const GroupCode* groups,
+                           std::byte* codes, int first_tile, int lane) {
+  TileCodes<Tiles> tiles;
+  const int bits = task.packed.format.bits;
+  if (task.map.along_outer)
+    encode_tiles<true, 1>(half, task.map, bits, groups, first_tile, lane, tiles);
+  else
+    encode_tiles<false, 1>(half, task.map, bits, groups, first_tile, lane, tiles);
+  store_codes(tiles, bits, codes, task.packed.matrix, first_tile, lane);
+}
+
+/// Encodes or copies what the block has of a tensor.
+template <class Threads>
+KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, const std::byte* data,
+                            const GroupCode* groups, std::byte* codes) {
+  const int bits = task.packed.format.bits;
+  const int count = threads.thread_count();
+  const int thread = opaque(threads.thread());  // what follows from it is in the way of the search
+  if (!task.packed.format.quantized()) {
+    constexpr int together = 4;  // loads on their way
+    const int end = (task.first_unit + task.own_units) * warp_lanes;
+    const Fragment* from = reinterpret_cast<const Fragment*>(data);
+    Fragment* to = reinterpret_cast<Fragment*>(codes);
+    KVTILT_DEVICE_LOOP
+    for (int at = task.first_unit * warp_lanes + thread; at < end; at += together * count) {
+      Fragment fragments[together];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i)
+        if (at + i * count < end) fragments[i] = from[at + i * count];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < together; ++i)
+        if (at + i * count < end) to[at + i * count] = fragments[i];
+    }
+    return;
+  }
+  HalfTiles half = task.half;
+  half.data = data;
+  const int together = tiles_of_words(bits);
+  const int lane_bits = 5 - task.unit_bits;  // of a unit
+  const int items = task.own_units * task.runs.value << lane_bits;
+  KVTILT_DEVICE_LOOP
+  for (int item = thread; item < items; item += count) {
+    const int rest = item >> lane_bits;
+    const int part = item - (rest << lane_bits);
+    const int own_unit = task.runs.quotient(rest);
+    const int unit = task.first_unit + own_unit;
+    int tile = (rest - own_unit * task.runs.value) * together;
+    int lane = unit * 4 + part;
+    if (task.map.along_outer) {
+      tile += (unit >> 2) * task.weight.value;
+      lane = part * 4 + (unit & 3);
+    }
+    if (together == 1)
+      encode_lane<1>(task, half, groups, codes, tile, lane);
+    else if (together == 2)
+      encode_lane<2>(task, half, groups, codes, tile, lane);
+    else
+      encode_lane<4>(task, half, groups, codes, tile, lane);
+  }
+}
+
+}  // namespace detail
+
+/// What a block begins with: its first loads are on their way. All threads take part.
+///
+/// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
+/// shared        slice_shared_bytes() after prepare_slice(), 16-byte aligned
+template <class Threads>
+KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const std::byte* values,
+                           const std::byte* shared, detail::SliceFit& fit) {
+  const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
+  if (detail::fit_rounds(tensors) > 0) fit.begin(threads, tensors, keys, values, 0);
+}
+
+/// The rest. References: in shared memory they take no registers while there are none to spare.
+///
+/// block  where the head begins in the page
+template <class Threads>
+KVTILT_HD void seal_slice(const Threads& threads, const std::byte* const& keys,
+                          const std::byte* const& values, std::byte* const& block,
+                          std::byte* shared, detail::SliceFit& fit) {
+  const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
+  GroupCode* const groups = reinterpret_cast<GroupCode*>(shared + sizeof(HeadSlices));
+  const int rounds = detail::fit_rounds(tensors);
+  KVTILT_DEVICE_LOOP
+  for (int round = 0; round < rounds;) {
+    fit.finish(threads, tensors, groups, block, round);
+    if (++round < rounds) fit.begin(threads, tensors, keys, values, round);
+  }
+  if (rounds > 0) threads.sync();
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor) {
+    const SliceTensor& task = tensors[tensor];
+    if (task.own_units == 0) continue;
+    detail::encode_slice(threads, task, tensor == 0 ? keys : values, groups + task.scratch,
+                         block + task.packed.codes);
+  }
+}
+
+}  // namespace kvtilt::cuda
