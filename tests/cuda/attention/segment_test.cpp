@@ -33,12 +33,12 @@ TEST(AttendSegment, ChunksAreCountedExactlyBelowTwoMillionUnits) {
 }
 
 /// Sequences of a layer in the pages of 64 tokens that Traits stands for, one unit each.
-struct Launch {
+struct DecodeLaunch {
   std::vector<SequenceState> states;
   std::vector<std::int32_t> slots;
   AttendArguments arguments{};
 
-  Launch(const std::vector<std::int64_t>& lengths, int kv_heads, int ratio, int queries) {
+  DecodeLaunch(const std::vector<std::int64_t>& lengths, int kv_heads, int ratio, int queries) {
     LayerStorage& layer = arguments.layer;
     layer.kv_heads = kv_heads;
     layer.page_tokens = 64;
@@ -66,14 +66,14 @@ struct Launch {
 };
 
 /// What the blocks of a launch do, as one of them after the other plans it.
-struct Cover {
+struct DecodeCover {
   std::set<std::tuple<int, int, int, int>> seen;  // sequence, kv head, first row, unit
   int blocks = 0;                                 // that have something to do
   int most = 0;                                   // units of a block
   int least = 0;
   int most_items = 0;  // of a block
 
-  Cover(const Launch& launch, int block_count, int warps) {
+  DecodeCover(const DecodeLaunch& launch, int block_count, int warps) {
     const int count = launch.arguments.batch.count;
     const std::size_t shared = static_cast<std::size_t>(count + 1) * 4;
     test::emulate(block_count, 32 * warps, shared, [&](EmulatedThreads& threads) {
@@ -90,7 +90,7 @@ struct Cover {
   }
 
  private:
-  void walk(const Launch& launch, const int* starts, const WorkLine& line, int block) {
+  void walk(const DecodeLaunch& launch, const int* starts, const WorkLine& line, int block) {
     int units = 0;
     int items = 0;
     const int end = line.start(block + 1);
@@ -124,8 +124,9 @@ TEST(AttendSegmentRandom, BlocksShareOutEveryUnitOnce) {
     const int count = random.chance(4) ? random.between(33, 80) : random.between(1, 12);
     for (int i = 0; i < count; ++i)
       lengths.push_back(random.chance(4) ? 0 : random.below(random.chance(3) ? 9000 : 400));
-    const Launch launch(lengths, random.between(1, 4), random.between(1, 12), random.between(1, 3));
-    const Cover cover(launch, random.between(1, 60), random.between(1, 4));
+    const DecodeLaunch launch(lengths, random.between(1, 4), random.between(1, 12),
+                              random.between(1, 3));
+    const DecodeCover cover(launch, random.between(1, 60), random.between(1, 4));
     std::size_t expected = 0;
     for (int i = 0; i < count; ++i)
       expected += static_cast<std::size_t>(launch.units(i)) *
@@ -136,28 +137,28 @@ TEST(AttendSegmentRandom, BlocksShareOutEveryUnitOnce) {
 
 TEST(AttendSegment, LittleWorkIsCutIntoWholeChunks) {
   // 1 sink tile, 12 of the tail, 13 pages: 26 units for each of 8 heads.
-  const Launch launch({1024}, 8, 4, 1);
+  const DecodeLaunch launch({1024}, 8, 4, 1);
   ASSERT_EQ(launch.units(0), 26);
-  const Cover wide(launch, 264, 4);
+  const DecodeCover wide(launch, 264, 4);
   EXPECT_EQ(wide.blocks, 8 * 7) << "a unit for each warp";
   EXPECT_EQ(wide.most, 4);
   EXPECT_EQ(wide.most_items, 1);
-  const Cover narrow(launch, 20, 4);
+  const DecodeCover narrow(launch, 20, 4);
   EXPECT_EQ(narrow.blocks, 8 * 2) << "a third of a head for each would be 24 blocks";
   EXPECT_EQ(narrow.most, 16);
   EXPECT_EQ(narrow.most_items, 1);
 }
 
 TEST(AttendSegment, MuchWorkIsCutEvenly) {
-  const Launch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
-  const Cover cover(launch, 264, 4);
+  const DecodeLaunch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
+  const DecodeCover cover(launch, 264, 4);
   EXPECT_EQ(cover.blocks, 264);
   EXPECT_LE(cover.most - cover.least, item_cost + 1) << "but for what an item costs";
 }
 
 TEST(AttendSegment, NothingToDoIsNoLine) {
-  const Launch launch({0, 0}, 2, 1, 1);
-  EXPECT_EQ(Cover(launch, 5, 2).blocks, 0);
+  const DecodeLaunch launch({0, 0}, 2, 1, 1);
+  EXPECT_EQ(DecodeCover(launch, 5, 2).blocks, 0);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ namespace kvtilt::test {
 namespace {
 
 /// A block takes each slice; blocks run in `order`.
-void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens, int slices,
+void expect_sliced(const Recipe& recipe, int key_dim, int value_dim, int tokens, int slices,
                    std::uint64_t seed, int threads = 128, LaunchOrder order = {}) {
   SealedHead head(recipe, key_dim, value_dim, tokens, seed);
   const cuda::HeadSlices plan(head.packed);
@@ -29,7 +29,7 @@ void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens,
   head.expect_equal();
 }
 
-struct Case {
+struct SliceCase {
   int dim;
   int tokens;
 };
@@ -39,14 +39,14 @@ class SealSlice : public testing::TestWithParam<int> {};
 TEST_P(SealSlice, SlicesTogetherGiveTheBytesOfTheSpecification) {
   const int bits = GetParam();
   std::uint64_t seed = static_cast<std::uint64_t>(bits) * 1000;
-  for (const Case& extents :
-       {Case{64, 64}, {80, 64}, {96, 32}, {112, 128}, {128, 64}, {192, 32}, {256, 64}})
+  for (const SliceCase& extents :
+       {SliceCase{64, 64}, {80, 64}, {96, 32}, {112, 128}, {128, 64}, {192, 32}, {256, 64}})
     for (const Format& format : formats_of(bits, {extents.dim, extents.tokens})) {
       const HeadLayout head =
           head_layout({format, format}, extents.dim, extents.dim, extents.tokens, 0);
       if (!cuda::supports_order(head.key.matrix, bits)) continue;
       const int slices = 1 << seed % 6;
-      expect_sealed({format, format}, extents.dim, extents.dim, extents.tokens, slices, ++seed);
+      expect_sliced({format, format}, extents.dim, extents.dim, extents.tokens, slices, ++seed);
       if (testing::Test::HasFailure()) return;
     }
 }
@@ -60,11 +60,11 @@ TEST(SealSliceShapes, AnyNumberOfSlicesInAnyOrder) {
   for (const int slices : {1, 2, 4, 8, 16, 32}) {
     const auto seed = static_cast<std::uint64_t>(20000 + slices);
     const LaunchOrder order{slices < 8 ? LaunchOrder::Backward : LaunchOrder::Shuffled, 5};
-    expect_sealed(*resolve_recipe(presets::k4v2, {1, 128, 128}, 64), 128, 128, 64, slices, seed,
+    expect_sliced(*resolve_recipe(presets::k4v2, {1, 128, 128}, 64), 128, 128, 64, slices, seed,
                   128, order);
-    expect_sealed({per_token, narrow}, 192, 128, 64, slices, seed, 128, order);
-    expect_sealed({narrow, {}}, 64, 512, 32, slices, seed, 96, order);
-    expect_sealed({{}, per_token}, 576, 64, 128, slices, seed, 256, order);
+    expect_sliced({per_token, narrow}, 192, 128, 64, slices, seed, 128, order);
+    expect_sliced({narrow, {}}, 64, 512, 32, slices, seed, 96, order);
+    expect_sliced({{}, per_token}, 576, 64, 128, slices, seed, 256, order);
     if (testing::Test::HasFailure()) return;
   }
 }
@@ -73,8 +73,8 @@ TEST(SealSliceShapes, AnyNumberOfSlicesInAnyOrder) {
 TEST(SealSliceShapes, TheLargestHead) {
   const Format narrow{2, Granularity::PerChannel, 16, RangeRule::MinMse};
   const Format across{4, Granularity::PerToken, 16, RangeRule::MinMax};
-  expect_sealed({across, narrow}, 576, 576, 128, 32, 1);
-  expect_sealed({narrow, across}, 576, 576, 128, 32, 2);
+  expect_sliced({across, narrow}, 576, 576, 128, 32, 1);
+  expect_sliced({narrow, across}, 576, 576, 128, 32, 2);
 }
 
 cuda::HeadSlices slice_of(const HeadLayout& head, int slice, int slices) {
