@@ -123,9 +123,9 @@ KVTILT_HD bool last_to_arrive(Threads& threads, std::uint32_t* arrivals, const I
                               std::uint32_t* flag) {
   threads.sync();
   if (threads.thread() == 0) {
-    threads.fence();  // what others of the block wrote before the sync, too
-    const bool last =
-        threads.atomic_add(arrivals, 1) == static_cast<std::uint32_t>(parts.last - parts.first);
+    // Releases what others of the block wrote before the sync, too.
+    const bool last = threads.atomic_add_release(arrivals, 1) ==
+                      static_cast<std::uint32_t>(parts.last - parts.first);
     if (last) {
       threads.fence();
       *arrivals = 0;

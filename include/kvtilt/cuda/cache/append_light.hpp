@@ -94,9 +94,11 @@ struct TeamPlace {
   int head;
 };
 
-/// A warp looks at all sequences of a team, each lane at that of `slot`, if there is one. `reports`: whether it records that tokens do not fit.
-/// Returns, to the lane whose sequence it is, the page that the block seals into, to others -1: not
-/// waited for before it is looked at.
+/// A warp looks at all sequences of a team, each lane at that of `slot`, if there is one. Returns, to
+/// the lane whose sequence it is, the page that the block seals into, to others -1: not waited for
+/// before it is looked at.
+///
+/// reports  whether it records that tokens do not fit
 template <class Threads>
 KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& arguments,
                                  const TeamPlace& place, std::int32_t slot, bool reports,
