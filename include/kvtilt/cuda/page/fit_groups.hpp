@@ -234,7 +234,28 @@ KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int
   return least_error(errors);
 }
 
-/// One bit. Rare: exact 64-bit sums, group by group.
+/// One bit. Rare: exact 64-bit sums.
+///
+/// for_each(visit)  visits what this lane has of a group
+/// add(value)       over all lanes that have elements of it
+template <class ForEach, class Add>
+KVTILT_HD Affine centroids_of(std::int64_t elements, const ForEach& for_each, const Add& add) {
+  std::int64_t total = 0;
+  for_each([&](std::int64_t value) { total += value; });
+  total = add(total);
+  std::int64_t high = 0;
+  std::int64_t count = 0;
+  for_each([&](std::int64_t value) {
+    if (value * elements <= total) return;
+    high += value;
+    ++count;
+  });
+  high = add(high);
+  count = add(count);
+  return centroids({total - high, elements - count, high, count});
+}
+
+/// Of a warp's groups, one after the other.
 template <class Groups, class Threads>
 KVTILT_HD Affine fit_centroid_groups(const Threads& threads, const GroupTiles& tiles,
                                      int elements) {
@@ -250,20 +271,10 @@ KVTILT_HD Affine fit_centroid_groups(const Threads& threads, const GroupTiles& t
             visit(to_units(detail::pick_half(tile.r[element / 2], element % 2)));
       }
     };
-    std::int64_t total = 0;
-    for_each([&](std::int64_t value) { total += value; });
-    total = detail::add_over<Groups>(threads, total);
-    std::int64_t high = 0;
-    std::int64_t count = 0;
-    for_each([&](std::int64_t value) {
-      if (value * elements <= total) return;
-      high += value;
-      ++count;
+    const Affine own = centroids_of(elements, for_each, [&](std::int64_t value) {
+      return detail::add_over<Groups>(threads, value);
     });
-    high = detail::add_over<Groups>(threads, high);
-    count = detail::add_over<Groups>(threads, count);
-    if (held == Groups::group(lane))
-      result = centroids({total - high, elements - count, high, count});
+    if (held == Groups::group(lane)) result = own;
   }
   return result;
 }

@@ -91,7 +91,7 @@ KVTILT_HD std::int64_t add_over_lanes(const Threads& threads, std::int64_t value
   return value;
 }
 
-/// One bit. Rare: exact 64-bit sums.
+/// One bit.
 template <class Threads>
 KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run,
                                      const GroupShare& first) {
@@ -102,19 +102,9 @@ KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run
       for (int i = 0; i < 8; ++i) visit(to_units(pick_half(share.pair[i / 2], i % 2)));
     });
   };
-  std::int64_t total = 0;
-  for_each([&](std::int64_t value) { total += value; });
-  total = add_over_lanes(threads, total, run.lanes);
-  std::int64_t high = 0;
-  std::int64_t count = 0;
-  for_each([&](std::int64_t value) {
-    if (value * elements <= total) return;
-    high += value;
-    ++count;
+  return centroids_of(elements, for_each, [&](std::int64_t value) {
+    return add_over_lanes(threads, value, run.lanes);
   });
-  high = add_over_lanes(threads, high, run.lanes);
-  count = add_over_lanes(threads, count, run.lanes);
-  return centroids({total - high, elements - count, high, count});
 }
 
 /// The least of the group, and the largest with its sign turned.
@@ -144,7 +134,7 @@ KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const G
   int count = 0;
   for_each_share(run, first, [&](GroupShare share) {
     KVTILT_DEVICE_LOOP  // side by side they take more registers than there are
-    for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < 2; ++half) {
       search.add(share.pair[0], share.pair[1]);
       share.pair[0] = share.pair[2];
       share.pair[1] = share.pair[3];
