@@ -111,13 +111,14 @@ struct Pool {
       return page + head * head_bytes() + at;
   }
   static RingUnit expected(int unit) {
-    if (unit == 0) return {0, 4, 1};
-    if (unit <= tail_tiles) return {tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, 0};
+    if (unit == 0) return {0, 4, PageKind::Sinks};
+    if (unit <= tail_tiles)
+      return {tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, PageKind::Tail};
     const int in_pages = unit - 1 - tail_tiles;
     const int page = in_pages / Traits::page_units;
     const int slots = 64 / Traits::page_units;
     const int first = in_pages % Traits::page_units * slots;
-    return {1000 + 64 * page + first, std::min(slots, 64 - page - first), 0};
+    return {1000 + 64 * page + first, std::min(slots, 64 - page - first), PageKind::Sealed};
   }
 
  private:
@@ -145,7 +146,7 @@ void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit, con
   const RingUnit expected = pool.expected(unit);
   EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
   EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
-  EXPECT_EQ(taken.sink, expected.sink) << "unit " << unit;
+  EXPECT_EQ(taken.kind, expected.kind) << "unit " << unit;
   const bool tile = unit <= Pool<Traits>::tail_tiles;
   for (std::size_t word = static_cast<std::size_t>(lane);
        word < (tile ? Pool<Traits>::tile_bytes : Traits::unit_bytes) / 16; word += 32) {

@@ -60,19 +60,20 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
   const PlainRange plain = rows.plain(arguments);
+  const int last = segment.last;
   KVTILT_DEVICE_LOOP
-  for (int unit = segment.first + threads.warp(); unit < segment.last; unit += warps) {
+  for (int unit = segment.first + threads.warp(); unit < last; unit += warps) {
     ring.fetch(threads);
     RingUnit taken;
     const std::byte* data = ring.take(threads, taken);
-    const bool is_tile = Traits::page_units > 1 || unit < segment.counts.tiles();
+    const bool is_tile = Traits::page_units > 1 || taken.kind != PageKind::Sealed;
     const bool special = plain.leaves(taken.first_position, taken.tokens,
                                       is_tile ? tile_extent : Traits::page_tokens);
     if (is_tile) {
       attend_tile<Traits::key_dim, Traits::value_dim>(
           threads, arguments, rows, HalfFragments{data},
           HalfFragments{data + half_tile_bytes(Traits::key_dim)}, taken.first_position,
-          taken.tokens, taken.sink != 0, special, query, state);
+          taken.tokens, taken.kind == PageKind::Sinks, special, query, state);
     } else if constexpr (Traits::page_units == 1) {
       attend_page<Traits>(threads, arguments, rows, data, taken.first_position, taken.tokens,
                           special, query, state);

@@ -15,7 +15,7 @@ namespace kvtilt::cuda {
 struct RingUnit {
   std::int64_t first_position;  ///< of slot 0 in its text
   std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
-  std::int32_t sink;            ///< whether it is of the sequence's first tokens
+  PageKind kind;                ///< of what it is a page or a tile
 };
 static_assert(sizeof(RingUnit) == 16);
 
@@ -79,6 +79,8 @@ class UnitRing {
     segment_ = &segment;
     after_ = nullptr;
     next_ = segment.first + threads.warp();
+    last_ = segment.last;
+    tiles_ = segment.counts.tiles();
     load_slots(threads);
   }
   /// What comes behind the segment that was entered; null: nothing.
@@ -87,15 +89,16 @@ class UnitRing {
   /// Starts the next unit on its way, if there is one.
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads) {
-    if (next_ >= segment_->last && after_ != nullptr) enter(threads, *after_);
-    if (next_ < segment_->last) {
+    if (next_ >= last_ && after_ != nullptr) enter(threads, *after_);
+    if (next_ < last_) {
       const Segment& segment = *segment_;
-      const int in_pages = next_ - segment.counts.tiles();
+      const int in_pages = next_ - tiles_;
       if (in_pages < 0) {
         const HalfTile tile = half_tile(layer_, Traits::page_tokens, segment.slot, segment.sequence,
                                         segment.counts, next_);
         if (threads.lane() == 0)
-          *unit(threads, fill_) = {tile.first_position, tile.tokens, tile.sink ? 1 : 0};
+          *unit(threads, fill_) = {tile.first_position, tile.tokens,
+                                   tile.sink ? PageKind::Sinks : PageKind::Tail};
         copy_tile(threads, tile.block, segment.rows.kv_head, tile.index, tile.of);
       } else {
         const std::byte* page =
@@ -108,7 +111,7 @@ class UnitRing {
                                    held < 0       ? 0
                                    : held < slots ? held
                                                   : slots,
-                                   0};
+                                   PageKind::Sealed};
         }
         if constexpr (Traits::page_units > 1)
           copy_tile(threads, page, segment.rows.kv_head, index, Traits::page_units);
@@ -186,9 +189,9 @@ class UnitRing {
   template <class Threads>
   KVTILT_HD void load_slots(Threads& threads) {
     const int unit = next_ + threads.lane() * (threads.thread_count() / warp_lanes);
-    const int in_pages = unit - segment_->counts.tiles();
+    const int in_pages = unit - tiles_;
     lane_of_next_ = 0;
-    if (in_pages >= 0 && unit < segment_->last)
+    if (in_pages >= 0 && unit < last_)
       slot_ = layer_.table(
           segment_->slot)[segment_->sequence.first_page + in_pages / Traits::page_units];
   }
@@ -218,7 +221,9 @@ class UnitRing {
 
   const Segment* segment_ = nullptr;
   const Segment* after_ = nullptr;
-  int next_ = 0;  ///< unit of the segment
+  int next_ = 0;   ///< unit of the segment
+  int last_ = 0;   ///< of the segment, one past
+  int tiles_ = 0;  ///< of the segment; then come pages
   int lane_of_next_ = 0;
   PageSlot slot_{};  ///< of this lane's unit to come, if that is of a page
 };
