@@ -63,9 +63,13 @@ class EmulatedCache {
     });
   }
   void truncate(std::uint32_t slot, std::int64_t length) {
-    emulate(layers().count, 32, 128, [&](EmulatedThreads& threads) {
-      cuda::truncate_body(threads, layers(), static_cast<int>(slot), length);
-    });
+    truncate(std::vector<std::uint32_t>{slot}, {length});
+  }
+  void truncate(const std::vector<std::uint32_t>& slots, const std::vector<std::int64_t>& lengths) {
+    const std::vector<std::int32_t> own(slots.begin(), slots.end());
+    const cuda::Truncation request{{own.data(), static_cast<int>(own.size())}, lengths.data(), 0};
+    emulate(cuda::truncate_blocks(layers(), request), 32, 128,
+            [&](EmulatedThreads& threads) { cuda::truncate_body(threads, layers(), request); });
   }
   void remove(std::uint32_t slot, std::int64_t from, std::int64_t to) {
     emulate(1, 32, 0, [&](EmulatedThreads& threads) {

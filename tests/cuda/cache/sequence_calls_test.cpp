@@ -59,6 +59,31 @@ TEST(SequenceCalls, ARefusedTruncationChangesNoLayer) {
   EXPECT_EQ(cache.record().code, 0u);
 }
 
+TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
+  EmulatedCache cache = make_cache();
+  for (std::uint32_t slot = 0; slot < 3; ++slot) {
+    const auto page = static_cast<std::int32_t>(slot) * 15;
+    cache.give(slot, {{0, page, 15}, {2, page, 4}});
+    for (const int layer : {0, 2}) cache.append(slot, layer, 400);
+  }
+  const auto length = [&](int slot) {
+    EXPECT_EQ(cache.storage(0).states[slot].length, cache.storage(2).states[slot].length);
+    return cache.storage(0).states[slot].length;
+  };
+  cache.truncate(std::vector<std::uint32_t>{2, 0}, {390, 385});
+  EXPECT_EQ(length(0), 385);
+  EXPECT_EQ(length(1), 400);
+  EXPECT_EQ(length(2), 390);
+  EXPECT_EQ(cache.record().code, 0u);
+  // What cannot be is left alone, sequence by sequence.
+  cache.truncate({0, 1, 2}, {-1, 100, 389});
+  EXPECT_EQ(length(0), 385);
+  EXPECT_EQ(length(1), 400);
+  EXPECT_EQ(length(2), 389);
+  EXPECT_EQ(cache.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(cache.record().count, 2u);
+}
+
 TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   EmulatedCache cache = make_cache();
   cache.give(0, {{0, 0, 15}, {2, 0, 4}});

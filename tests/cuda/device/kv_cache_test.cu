@@ -104,6 +104,53 @@ TEST(DeviceKVCacheRandom, DoesWhatTheCpuDoes) {
   }
 }
 
+TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(7);
+  const CacheShape shape = two_layers(64, 64, 100);
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  std::vector<BothIds> open;
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 3; ++i) {
+    open.push_back(both.open(400));
+    both.append(open.back(), random, 200 + 60 * i);
+    ids.push_back(open.back().gpu);
+  }
+  const DeviceArray<std::int32_t> memory(3);
+  const cuda::SequenceBatch batch = both.gpu.batch(ids, memory.span()).value();
+  const auto cut = [&](const std::vector<std::int64_t>& lengths, bool told) {
+    const DeviceArray<std::int64_t> device(lengths);
+    KVTILT_EXPECT_OK(both.gpu.truncate(batch, device.data(),
+                                       told ? lengths : std::vector<std::int64_t>{}, nullptr));
+    if (!told) KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, lengths));
+    expect_cuda(cudaDeviceSynchronize());
+    for (std::size_t i = 0; i < 3; ++i) {
+      KVTILT_EXPECT_OK(both.cpu.truncate(open[i].cpu, lengths[i]));
+      EXPECT_TRUE(both.same(open[i]));
+    }
+  };
+  cut({197, 260, 315}, true);
+  cut({190, 255, 314}, false);
+  for (const BothIds& id : open) both.append(id, random, 40);
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+
+  // All of them or none, as far as the host knows; what it does not know, the device refuses.
+  const std::vector<std::int64_t> lost = {220, 150, 340};
+  const DeviceArray<std::int64_t> device(lost);
+  EXPECT_THAT(both.gpu.truncate(batch, device.data(), lost).message(), HasSubstr("window"));
+  EXPECT_THAT(both.gpu.truncate(batch, nullptr, lost).message(), HasSubstr("null"));
+  EXPECT_THAT(both.gpu.truncate(batch, device.data(), std::vector<std::int64_t>{1}).message(),
+              HasSubstr("3 sequences, but 1 lengths"));
+  for (const BothIds& id : open) EXPECT_TRUE(both.same(id));
+  KVTILT_EXPECT_OK(both.gpu.truncate(batch, device.data(), {}));
+  EXPECT_EQ(both.gpu.poll(nullptr).code(), ErrorCode::InvalidArgument);
+  for (std::size_t i = 0; i < 3; ++i) {
+    if (i != 1) KVTILT_EXPECT_OK(both.cpu.truncate(open[i].cpu, lost[i]));
+    KVTILT_EXPECT_OK(both.gpu.refresh(ids[i], nullptr));
+    EXPECT_TRUE(both.same(open[i]));
+  }
+}
+
 TEST(DeviceKVCache, AGraphReplaysAppends) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int steps = 200;

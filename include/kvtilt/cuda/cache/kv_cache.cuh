@@ -64,6 +64,17 @@ class KVCache {
   /// that the next one would see.
   Status truncate(SequenceId id, std::int64_t length, cudaStream_t stream = nullptr);
 
+  /// The same for every sequence of a batch, to lengths in device memory: of drafts, what was
+  /// accepted. May be captured; note_truncated() tells the host of each replay.
+  ///
+  /// lengths  device, [sequences]
+  /// known    host: the numbers that `lengths` holds. Empty: not known, the host is not told
+  /// Fails    as above, as far as the host knows, and then changes nothing. What only the device
+  ///          refuses leaves that sequence alone, and poll() tells
+  /// Cost     one kernel
+  Status truncate(const SequenceBatch& batch, const std::int64_t* lengths,
+                  std::span<const std::int64_t> known, cudaStream_t stream = nullptr);
+
   /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
   /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
   /// not end there, and then changes nothing.
@@ -122,8 +133,10 @@ class KVCache {
   /// What kernels see of a layer. Valid as long as the cache, whatever happens to sequences.
   Result<LayerStorage> view(int layer) const;
 
-  /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers.
+  /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers, or cut
+  /// it to lengths[i]. In the order in which it did.
   Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
+  Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths);
 
   /// Tokens that append takes before it seals a page of this layer: see kvtilt::KVCache. As the host
   /// knows it: without what a graph appended since and nobody told.

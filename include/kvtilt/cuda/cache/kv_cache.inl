@@ -77,7 +77,20 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens, cudaStream_t 
 inline Status KVCache::truncate(SequenceId id, std::int64_t length, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "truncate"));
   KVTILT_RETURN_IF_ERROR(book_.truncate(id, length));
-  return launch_truncate(device_layers(), static_cast<int>(id.slot), length, stream);
+  return launch_truncate(device_layers(), {{device_slots() + id.slot, 1}, nullptr, length}, stream);
+}
+
+inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* lengths,
+                                std::span<const std::int64_t> known, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
+  if (lengths == nullptr)
+    return Status::error(ErrorCode::InvalidArgument, "the lengths to truncate to are null");
+  if (!known.empty()) {
+    KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "truncate with lengths that the host knows"));
+    KVTILT_RETURN_IF_ERROR(book_.truncate(batch.ids, known));
+  }
+  if (batch.ids.empty()) return {};
+  return launch_truncate(device_layers(), {batch.device, lengths, 0}, stream);
 }
 
 inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to,

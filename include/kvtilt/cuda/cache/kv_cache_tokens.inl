@@ -124,6 +124,12 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
   return {};
 }
 
+inline Status KVCache::note_truncated(const SequenceBatch& batch,
+                                      std::span<const std::int64_t> lengths) {
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
+  return book_.truncate(batch.ids, lengths);
+}
+
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));

@@ -38,6 +38,8 @@ class SequenceBook {
   /// Appends to `given` the pages that the device must be given.
   Status reserve(SequenceId id, std::int64_t tokens, std::vector<PageRun>& given);
   Status truncate(SequenceId id, std::int64_t length);
+  /// All of them or none.
+  Status truncate(std::span<const SequenceId> ids, std::span<const std::int64_t> lengths);
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
   /// Fills `request`, and `given` as reserve() does.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
@@ -88,6 +90,8 @@ class SequenceBook {
                                   std::int64_t tokens) const;
   [[nodiscard]] Status check_tokens(std::int64_t tokens) const;
   [[nodiscard]] Result<std::uint32_t> free_slot() const;
+  [[nodiscard]] Status check_truncate(SequenceId id, std::int64_t length) const;
+  void cut(SequenceId id, std::int64_t length);
   void give(std::size_t layer, Layer& own, std::int64_t count, std::vector<PageRun>& given);
   void release_lost(std::size_t layer, Layer& own);
   SequenceId occupy(std::uint32_t slot);

@@ -134,12 +134,12 @@ inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
   return {};
 }
 
-inline Status SequenceBook::truncate(SequenceId id, std::int64_t length) {
+inline Status SequenceBook::check_truncate(SequenceId id, std::int64_t length) const {
   KVTILT_RETURN_IF_ERROR(check(id));
   if (length < 0)
     return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
                          static_cast<long long>(length));
-  Sequence& sequence = sequences_[id.slot];
+  const Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer) &&
         lost_before(layers_[layer].placement, sequence.layers[layer].state, length))
@@ -148,13 +148,31 @@ inline Status SequenceBook::truncate(SequenceId id, std::int64_t length) {
                            "positions up to %lld that the next token would see",
                            static_cast<long long>(length), layer,
                            static_cast<long long>(sequence.layers[layer].state.first_kept) - 1);
+  return {};
+}
+
+inline Status SequenceBook::truncate(SequenceId id, std::int64_t length) {
+  return truncate({&id, 1}, {&length, 1});
+}
+
+inline Status SequenceBook::truncate(std::span<const SequenceId> ids,
+                                     std::span<const std::int64_t> lengths) {
+  if (ids.size() != lengths.size())
+    return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu lengths", ids.size(),
+                         lengths.size());
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    KVTILT_RETURN_IF_ERROR(check_truncate(ids[i], lengths[i]));
+  for (std::size_t i = 0; i < ids.size(); ++i) cut(ids[i], lengths[i]);
+  return {};
+}
+
+inline void SequenceBook::cut(SequenceId id, std::int64_t length) {
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
-    Layer& own = sequence.layers[layer];
+    Layer& own = sequences_[id.slot].layers[layer];
     cuda::truncate(SingleThread{}, layers_[layer].placement, own.state, own.table.data(), length);
     release_lost(layer, own);
   }
-  return {};
 }
 
 inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_t to) {

@@ -72,15 +72,30 @@ KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequ
   }
 }
 
-/// Any number of blocks. 4 bytes of shared memory.
+/// The sequences of a batch and what they are cut to.
+struct Truncation {
+  Batch batch;                  ///< no sequence twice
+  const std::int64_t* lengths;  ///< device, [sequences]; null: `length` for all
+  std::int64_t length;
+};
+
+KVTILT_HD constexpr int truncate_blocks(const Layers& layers, const Truncation& request) {
+  return layers.count * request.batch.count;
+}
+
+/// truncate_blocks() blocks: one for each layer of each sequence. 4 bytes of shared memory.
 ///
 /// Blocks do not wait for each other: one may look at a layer that another has truncated already, in
 /// whole or in part. That is harmless, because truncating removes what the check looks for.
 template <class Threads>
-KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int sequence,
-                             std::int64_t length) {
+KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
+                             const Truncation& request) {
   std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
-  if (threads.thread() == 0) refusing = -1;
+  const int index = threads.block() / layers.count;
+  const int own = threads.block() - index * layers.count;
+  const int sequence = request.batch.slots[index];
+  const std::int64_t length = request.lengths != nullptr ? request.lengths[index] : request.length;
+  if (threads.thread() == 0) refusing = length < 0 ? 0 : -1;
   threads.sync();
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
@@ -90,19 +105,17 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers, int s
   }
   threads.sync();
   if (refusing >= 0) {
-    if (threads.thread() == 0 && threads.block() == 0)
+    if (threads.thread() == 0 && own == 0)
       record_error(threads, layers.storages[refusing].record,
                    sequence_error(ErrorCode::InvalidArgument, refusing, sequence, length));
     return;
   }
-  for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
-    SequenceState state = storage.states[sequence];
-    truncate(threads, storage.placement(), state, storage.table(sequence), length);
-    threads.sync();
-    if (threads.thread() == 0) storage.states[sequence] = state;
-  }
+  const LayerStorage& storage = layers.storages[own];
+  if (storage.kv_heads == 0) return;
+  SequenceState state = storage.states[sequence];
+  truncate(threads, storage.placement(), state, storage.table(sequence), length);
+  threads.sync();
+  if (threads.thread() == 0) storage.states[sequence] = state;
 }
 
 /// One block.

@@ -37,9 +37,8 @@ __global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int seque
   reset_body(DeviceThreads{}, layers, sequence);
 }
 template <int threads>
-__global__ void __launch_bounds__(threads)
-    truncate_kernel(Layers layers, int sequence, std::int64_t length) {
-  truncate_body(DeviceThreads{}, layers, sequence, length);
+__global__ void __launch_bounds__(threads) truncate_kernel(Layers layers, Truncation request) {
+  truncate_body(DeviceThreads{}, layers, request);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
@@ -89,12 +88,11 @@ inline Status launch_reset(Layers layers, int sequence, cudaStream_t stream) {
   return launched("opening or closing a sequence");
 }
 
-inline Status launch_truncate(Layers layers, int sequence, std::int64_t length,
-                              cudaStream_t stream) {
+inline Status launch_truncate(Layers layers, const Truncation& request, cudaStream_t stream) {
   detail::truncate_kernel<detail::small_block>
-      <<<layers.count, detail::small_block, sizeof(std::int32_t), stream>>>(layers, sequence,
-                                                                            length);
-  return launched("truncating a sequence");
+      <<<truncate_blocks(layers, request), detail::small_block, sizeof(std::int32_t), stream>>>(
+          layers, request);
+  return launched("truncating sequences");
 }
 
 inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std::int64_t to,
