@@ -151,7 +151,7 @@ TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
   }
 }
 
-TEST(DeviceKVCache, AGraphReplaysAppends) {
+TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int steps = 200;
   constexpr int sequences = 3;
@@ -170,12 +170,15 @@ TEST(DeviceKVCache, AGraphReplaysAppends) {
   cudaStream_t stream = nullptr;
   expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   expect_cuda(cudaDeviceSynchronize());
+  // As long as nobody writes less, nothing is cut.
+  DeviceArray<std::int64_t> lengths(std::vector<std::int64_t>(sequences, 1000));
   DeviceRows<float> keys[] = {{sequences, 2, 64}, {sequences, 1, 64}};
   DeviceRows<float> values[] = {{sequences, 2, 64}, {sequences, 1, 96}};
   cudaGraph_t graph = nullptr;
   expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   for (int i = 0; i < 2; ++i)
     KVTILT_EXPECT_OK(both.gpu.append(batch, 2 * i, keys[i].view(), values[i].view(), stream));
+  KVTILT_EXPECT_OK(both.gpu.truncate(batch, lengths.data(), {}, stream));
   EXPECT_EQ(both.gpu.truncate(ids[0], 1, stream).code(), ErrorCode::InvalidArgument);
   expect_cuda(cudaStreamEndCapture(stream, &graph));
   cudaGraphExec_t replay = nullptr;
@@ -192,10 +195,18 @@ TEST(DeviceKVCache, AGraphReplaysAppends) {
         KVTILT_EXPECT_OK(both.cpu.append(open[static_cast<std::size_t>(s)].cpu, 2 * i, k.view(s, 1),
                                          v.view(s, 1)));
     }
+    std::vector<std::int64_t> cut;
+    for (int s = 0; s < sequences; ++s) {
+      const SequenceId own = open[static_cast<std::size_t>(s)].cpu;
+      cut.push_back(both.cpu.length(own).value() - (step % 50 < 2 ? 1 : 0));
+      KVTILT_EXPECT_OK(both.cpu.truncate(own, cut.back()));
+    }
+    lengths.set(cut);
     expect_cuda(cudaDeviceSynchronize());
     expect_cuda(cudaGraphLaunch(replay, stream));
     if (step % 2 == 0) {
       KVTILT_EXPECT_OK(both.gpu.note_appended(batch, ones));
+      KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, cut));
     } else {
       for (const SequenceId& id : ids) KVTILT_EXPECT_OK(both.gpu.refresh(id, stream));
     }
@@ -207,6 +218,8 @@ TEST(DeviceKVCache, AGraphReplaysAppends) {
     EXPECT_EQ(both.gpu.length(id.gpu, 2, stream).value(), both.cpu.length(id.cpu, 2).value());
   }
   // What nobody tells is refused on the device.
+  lengths.set(std::vector<std::int64_t>(sequences, 1000));
+  expect_cuda(cudaDeviceSynchronize());
   expect_cuda(cudaGraphLaunch(replay, stream));
   const SequenceId child = both.gpu.fork(ids[0], 0, stream).value();
   EXPECT_EQ(both.gpu.poll(stream).code(), ErrorCode::InvalidArgument);
