@@ -49,4 +49,23 @@ struct SealedHead {
   }
 };
 
+/// visit(format, dim, tokens) for formats of a width and heads that the GPU's order supports, until one
+/// fails.
+template <class Visit>
+void for_each_sealed_format(int bits, Visit visit) {
+  struct Extents {
+    int dim;
+    int tokens;
+  };
+  for (const auto& [dim, tokens] :
+       {Extents{64, 64}, {80, 64}, {96, 32}, {112, 128}, {128, 64}, {192, 32}, {256, 64}})
+    for (const Format& format : formats_of(bits, {dim, tokens})) {
+      if (!cuda::supports_order(head_layout({format, format}, dim, dim, tokens, 0).key.matrix,
+                                bits))
+        continue;
+      visit(format, dim, tokens);
+      if (testing::Test::HasFailure()) return;
+    }
+}
+
 }  // namespace kvtilt::test

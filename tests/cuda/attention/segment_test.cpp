@@ -82,10 +82,9 @@ struct DecodeCover {
         starts[i + 1] = launch.units(i);
       threads.sync();
       if (threads.warp() != 0) return;
-      const AttendPlan plan =
-          plan_line(threads, items_per_sequence(launch.arguments), count, starts);
-      if (threads.lane() == 0 && threads.block() < plan.line.blocks)
-        walk(launch, starts, plan.line, threads.block());
+      const WorkLine line = plan_line(threads, items_per_sequence(launch.arguments), count, starts);
+      if (threads.lane() == 0 && threads.block() < line.blocks)
+        walk(launch, starts, line, threads.block());
     });
   }
 
@@ -95,7 +94,7 @@ struct DecodeCover {
     int items = 0;
     const int end = line.start(block + 1);
     BlockWork work{};
-    work.plan.line = line;
+    work.line = line;
     for (int turn = 0;; ++turn, ++items) {
       work.find_segments<PageTraits<4, 2, 64>>(launch.arguments, starts, block, turn);
       const Segment& segment = work.segments[turn % 2];

@@ -58,11 +58,10 @@ class PrefillAttention {
     attention.shape_ = shape;
     attention.page_tokens_ = page_tokens;
     if (!attention.find(List{}, *resolved))
-      return no_kernel(
-          shape, *resolved, page_tokens,
-          "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
-          "all heads, keys per channel, values per token); values "
-          "have at most 256 channels");
+      return no_kernel(shape, *resolved, page_tokens,
+                       "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
+                       "all heads, keys "
+                       "per channel, values per token); values have at most 256 channels");
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;
   }

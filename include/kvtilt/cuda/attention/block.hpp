@@ -171,8 +171,8 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     if (threads.warp() == threads.thread_count() / warp_lanes - 1)
       UnitRing<Traits>::prepare(threads, shared, arguments.stages);
   if (threads.warp() == 0) {
-    const AttendPlan plan = plan_line(threads, items_per_sequence(arguments), count, starts);
-    if (threads.lane() == 0) work.plan = plan;
+    const WorkLine line = plan_line(threads, items_per_sequence(arguments), count, starts);
+    if (threads.lane() == 0) work.line = line;
   }
 
   UnitRing<Traits> ring(threads, shared, arguments.layer, Traits::generic ? 1 : arguments.stages);
@@ -193,7 +193,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     QueryTile<Traits::key_dim> query;  // arrives no later than the first unit
     query.load(threads, arguments, segment.rows);
     attend_segment(Traits{}, threads, arguments, shared, segment, query, ring);
-    finish_segment<Traits>(threads, arguments, shared, work.plan.line, segment);
+    finish_segment<Traits>(threads, arguments, shared, work.line, segment);
     if (!after.exists()) return;
     threads.hand_over_shared();  // outputs lay where units will
     threads.sync();

@@ -26,12 +26,6 @@ KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
   return arguments.layer.kv_heads * row_tiles(arguments);
 }
 
-/// The line of a launch, planned anew by each block.
-struct AttendPlan {
-  WorkLine line;
-  int total;  ///< units, padded
-};
-
 /// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to
 /// load, the first units to wait for, parts to merge. About 8 us on an H200, at 0.5 us a unit.
 inline constexpr int item_cost = 16;
@@ -70,14 +64,15 @@ KVTILT_HD int find_chunk(Threads& threads, const int* units, int count, int item
   return least == none ? 0 : static_cast<int>(least);
 }
 
-/// How the line is cut, and units before each sequence of the batch, padding included. One warp;
-/// `starts`, shared, [sequences + 1], holds the units of each from index 1 on.
+/// The line of a launch, planned anew by each block, and units before each sequence of the batch,
+/// padding included. One warp; `starts`, shared, [sequences + 1], holds the units of each from index 1
+/// on.
 ///
 /// An item costs its block some microseconds however short it is. So where there is little to do,
 /// blocks get whole chunks of an item, the smallest for which there are blocks enough: no block has
 /// parts of two. Where there is much, they get equal stretches whatever item they end in.
 template <class Threads>
-KVTILT_HD AttendPlan plan_line(Threads& threads, int items, int count, int* starts) {
+KVTILT_HD WorkLine plan_line(Threads& threads, int items, int count, int* starts) {
   const int warps = threads.thread_count() / warp_lanes;
   const int found = find_chunk(threads, starts + 1, count, items, warps);
   const Chunk chunk(found > 0 ? found : 1);
@@ -90,14 +85,10 @@ KVTILT_HD AttendPlan plan_line(Threads& threads, int items, int count, int* star
   threads.sync_warp();
   sum_up(threads, starts, count);
   threads.sync_warp();
-  AttendPlan plan{};
-  plan.total = starts[count] * items;
-  if (plan.total == 0) return plan;
-  if (found > 0)
-    plan.line = {chunk.count(starts[count]) * items, chunk.units, 0};
-  else
-    plan.line = WorkLine::make(plan.total, threads.block_count());
-  return plan;
+  const int total = starts[count] * items;
+  if (total == 0) return {};
+  if (found > 0) return {chunk.count(starts[count]) * items, chunk.units, 0};
+  return WorkLine::make(total, threads.block_count());
 }
 
 /// A block's share of one item.
@@ -161,7 +152,7 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
 
 /// What the threads of a block have to know: in shared memory, registers are for sums.
 struct BlockWork {
-  AttendPlan plan;
+  WorkLine line;
   Segment segments[2];  ///< the one of a turn, and the one of the next
 
   /// Before a turn, by one thread, then sync(): what comes behind the segment of that turn. Before
@@ -170,12 +161,12 @@ struct BlockWork {
   KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int block,
                                int turn) {
     const LayerStorage& layer = arguments.layer;
-    const int end = block < plan.line.blocks ? plan.line.start(block + 1) : 0;
+    const int end = block < line.blocks ? line.start(block + 1) : 0;
     KVTILT_DEVICE_LOOP
     for (int i = turn == 0 ? 0 : turn + 1; i < turn + 2; ++i) {
       Segment& segment = segments[i % 2];
       segment = find_segment(arguments, starts, units_of_page<Traits>(layer),
-                             i == 0 ? plan.line.start(block) : segments[(i + 1) % 2].item_end, end);
+                             i == 0 ? line.start(block) : segments[(i + 1) % 2].item_end, end);
       if constexpr (Traits::mixed) {
         const HeadLayout& head = layer.head(PageKind::Sealed, segment.rows.kv_head);
         segment.kind = Traits::kind_of(head);

@@ -146,10 +146,7 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
           static_cast<std::int64_t>(layer.page_tokens) * layer.key_dim * 2;
       const std::int64_t head_bytes =
           static_cast<std::int64_t>(layer.page_tokens) * (layer.key_dim + layer.value_dim) * 2;
-      const std::byte* keys =
-          layer.block(PageKind::Tail,
-                      static_cast<std::int64_t>(slot) * layer.ring_blocks + state.ring_head) +
-          place.head * head_bytes;
+      const std::byte* keys = layer.tail(slot, state.ring_head, 0) + place.head * head_bytes;
       team.seal = {keys, keys + key_bytes, nullptr, share.slice, share.slices};
     }
   }
@@ -234,13 +231,9 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
       block_slots = (layer.sink_tokens + tile_extent - 1) / tile_extent * tile_extent;
       to = layer.sinks(slot_of);
     } else {
-      // Divisions take longer: pages have 2^n tokens, and blocks of the ring follow its head.
-      const int block = slot >> bits_below(block_slots);
+      // Divisions take longer: pages have 2^n tokens.
+      to = layer.tail(slot_of, team.states[member].ring_head, slot >> bits_below(block_slots));
       slot &= block_slots - 1;
-      int turned = team.states[member].ring_head + block;
-      if (turned >= layer.ring_blocks) turned -= layer.ring_blocks;
-      to = layer.block(PageKind::Tail,
-                       static_cast<std::int64_t>(slot_of) * layer.ring_blocks + turned);
     }
     const int key_bytes = block_slots * layer.key_dim * static_cast<int>(sizeof(F16));
     const int value_bytes = block_slots * layer.value_dim * static_cast<int>(sizeof(F16));

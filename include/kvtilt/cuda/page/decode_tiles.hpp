@@ -33,12 +33,8 @@ KVTILT_HD void split_words(const std::uint32_t (&words)[Width * Tiles / 4],
   for (int tile = 0; tile < Tiles; ++tile) {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {
-      const int field = reg % 2 * 2 + reg / 2;
-      const int word = tile * Width / 4 + (Width == 8 ? reg / 2 : 0);
-      const int shift = Width == 8   ? reg % 2 * 8
-                        : Width == 4 ? reg * 4
-                                     : tile % (4 / Width) * 4 * Width + field * Width;
-      const std::uint32_t bits = words[word] >> shift & mask;
+      const LaneField field = lane_field(Width, tile, reg);
+      const std::uint32_t bits = words[field.word] >> field.shift & mask;
       codes[tile][reg] = First ? bits : codes[tile][reg] << Width | bits;
     }
   }
