@@ -79,6 +79,10 @@ inline std::string_view mnemonic(int opcode) {
       return "MOVM";
     case 0xb1d:
       return "BAR";
+    case 0x82d:
+      return "PREEXIT";  // lets the next kernel start
+    case 0x82e:
+      return "ACQBULK";  // waits for those before
     case 0x308:
     case 0x908:
       return "MUFU";

@@ -62,12 +62,7 @@ const Binder* emulated_kernel(const std::string& name) {
       KVTILT_EMULATED(merge_kernel<cuda::DeviceThreads>, merge_outputs),
       KVTILT_EMULATED(detail::import_tables_kernel<128>, import_tables_body),
       KVTILT_EMULATED(detail::export_tables_kernel<256>, export_tables_body),
-      emulated(
-          cuda::detail::write_slots_kernel<small_block>,
-          [](EmulatedThreads& threads, std::int32_t* memory, const cuda::detail::SlotList& slots) {
-            for (int i = threads.thread(); i < slots.count; i += threads.thread_count())
-              memory[i] = slots.slot[i];
-          }),
+      KVTILT_EMULATED(detail::write_slots_kernel<small_block>, detail::write_slots_body),
   };
   const auto found = kernels.find(name);
   return found == kernels.end() ? nullptr : &found->second;

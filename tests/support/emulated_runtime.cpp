@@ -46,6 +46,20 @@ cudaError_t waited(cudaStream_t stream) {
   return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
 
+cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
+                   cudaStream_t stream) {
+  const Binder* bind = emulated_kernel(kernel_name(kernel));
+  const bool valid = bind != nullptr && grid.x > 0 && grid.y == 1 && block.x > 0 &&
+                     block.x <= 1024 && shared <= (227u << 10);
+  if (!valid) return last_error = cudaErrorInvalidConfiguration;
+  const Launch bound = (*bind)({grid.x, block.x, shared}, arguments);
+  if (stream_of(stream).graph != nullptr)
+    stream_of(stream).graph->push_back(bound);
+  else
+    bound();
+  return cudaSuccess;
+}
+
 }  // namespace
 
 const std::string& kernel_name(const void* kernel) { return kernel_names()[kernel]; }
@@ -82,20 +96,26 @@ cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* kernel) {
   *handle = reinterpret_cast<cudaKernel_t>(const_cast<void*>(kernel));
   return cudaSuccess;
 }
+// Tests launch like this; the library does below.
 cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
                                std::size_t shared, cudaStream_t stream) {
-  const kvtilt::test::Binder* bind =
-      kvtilt::test::emulated_kernel(kvtilt::test::kernel_name(kernel));
-  const bool valid = bind != nullptr && grid.x > 0 && grid.y == 1 && block.x > 0 &&
-                     block.x <= 1024 && shared <= (227u << 10);
-  if (!valid) return kvtilt::test::last_error = cudaErrorInvalidConfiguration;
-  const kvtilt::test::Launch launch = (*bind)({grid.x, block.x, shared}, arguments);
-  if (stream_of(stream).graph != nullptr)
-    stream_of(stream).graph->push_back(launch);
-  else
-    launch();
+  return kvtilt::test::launch(kernel, grid, block, arguments, shared, stream);
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
+                                void** arguments) {
+  using kvtilt::test::last_error;
+  const bool early = config->numAttrs == 1 &&
+                     config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization &&
+                     config->attrs->val.programmaticStreamSerializationAllowed == 1;
+  if (!early) return last_error = cudaErrorInvalidConfiguration;
+  return kvtilt::test::launch(kernel, config->gridDim, config->blockDim, arguments,
+                              config->dynamicSmemBytes, config->stream);
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  attributes->ptxVersion = 90;
   return cudaSuccess;
 }
+cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }

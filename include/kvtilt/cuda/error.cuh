@@ -22,9 +22,6 @@ inline Status to_status(cudaError_t error, const char* what) {
                        cudaGetErrorString(error));
 }
 
-/// Whether the kernel just launched was accepted.
-inline Status launched(const char* what) { return to_status(cudaGetLastError(), what); }
-
 inline Result<bool> is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamIsCapturing(stream, &status), "looking at a stream"));

@@ -16,6 +16,17 @@ namespace kvtilt::cuda {
 
 class DeviceThreads {
  public:
+  /// In turn: the kernel behind this one may be started from now on, and wait like this one, which
+  /// does until those in front have ended. What they wrote is there then. No kernel does anything
+  /// without: launch() starts them all early.
+  __device__ static DeviceThreads in_turn() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+    return {};
+  }
+
   __device__ int thread() const { return static_cast<int>(threadIdx.x); }
   __device__ int thread_count() const { return static_cast<int>(blockDim.x); }
   __device__ int lane() const { return static_cast<int>(threadIdx.x) % 32; }
@@ -180,6 +191,8 @@ class DeviceThreads {
   }
 
  private:
+  DeviceThreads() = default;
+
   __device__ static std::uint32_t shared_address(const void* pointer) {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
   }

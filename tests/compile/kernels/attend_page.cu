@@ -14,7 +14,7 @@ namespace kvtilt::cuda {
 template <int KeyBits, int ValueBits, int Pages>
 __global__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
   using Traits = PageTraits<KeyBits, ValueBits, 128>;
-  DeviceThreads threads;
+  DeviceThreads threads = DeviceThreads::in_turn();
   QueryTile<Traits::key_dim> tile;
   constexpr int steps = QueryTile<Traits::key_dim>::steps;
   KVTILT_DEVICE_UNROLL

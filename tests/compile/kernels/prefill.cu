@@ -22,7 +22,7 @@ __global__ void attend_parts(float* memory, const QueryRow* rows) {
   using Traits = PrefillTraits<GenericTraits<128>>;
   using State = PrefillState<Traits>;
   constexpr int sums = State::M * 2 * Traits::channel_tiles * 4;
-  DeviceThreads threads;
+  DeviceThreads threads = DeviceThreads::in_turn();
   State state;
   float* own = memory + threads.lane() * (sums + State::M * 4);
   const auto each = [&](auto&& move) {
@@ -56,7 +56,7 @@ template __global__ void attend_parts<2>(float*, const QueryRow*);
 template <int Tiles>
 __global__ void stage_tiles(const __grid_constant__ PrefillArguments arguments, SourceTile tile) {
   using Traits = PrefillTraits<PageTraits<4, 2, 128>>;
-  DeviceThreads threads;
+  DeviceThreads threads = DeviceThreads::in_turn();
   tile.source = TileSource::Sealed;
   RowTile rows{};
   KVTILT_DEVICE_UNROLL

@@ -59,3 +59,11 @@ KERNEL asynchronous(const int4* from, int* to) {
   asm volatile("cp.async.wait_all;" ::: "memory");
   to[threadIdx.x] = cells[threadIdx.x].w;
 }
+
+KERNEL turns(int* cells) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  cells[threadIdx.x] = 1;
+}

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 
-#include "support.cuh"
+#include "device_array.cuh"
+#include "support/caches.hpp"
+#include "support/rows.hpp"
 
 #include <gtest/gtest.h>
 

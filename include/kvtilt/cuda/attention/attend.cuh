@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/attention/checks.hpp>
 #include <kvtilt/cuda/attention/device.cuh>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/machine.hpp>
 #include <kvtilt/cuda/threads.cuh>
 #include <kvtilt/quant/format.hpp>
@@ -40,7 +41,7 @@ constexpr int attend_blocks() {
 template <class Traits>
 __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
     attend_kernel(const __grid_constant__ AttendArguments arguments) {
-  DeviceThreads threads;
+  DeviceThreads threads = DeviceThreads::in_turn();
   attend_block<Traits>(threads, arguments);
 }
 
@@ -118,6 +119,7 @@ class Attention {
 
  private:
   using Kernel = void (*)(AttendArguments);
+  using Launch = decltype(&detail::launch<static_cast<Kernel>(nullptr), AttendArguments>);
 
   template <class... Traits>
   bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes) {
@@ -129,6 +131,7 @@ class Attention {
     if (Traits::generic != generic || !fits<Traits>(shape_, recipes, page_tokens_)) return false;
     generic_ = generic;
     kernel_ = &attend_kernel<Traits>;
+    launch_ = &detail::launch<&attend_kernel<Traits>, AttendArguments>;
     unit_bytes_ = Traits::unit_bytes;
     stage_bytes_ = Traits::stage_bytes;
     shared_bytes_ = [](int stages, int sequences) {
@@ -182,6 +185,7 @@ class Attention {
   int page_tokens_ = 0;
   bool generic_ = false;
   Kernel kernel_ = nullptr;
+  Launch launch_ = nullptr;
   std::uint32_t unit_bytes_ = 0;   ///< of a sealed unit
   std::uint32_t stage_bytes_ = 0;  ///< of a ring's stage
   std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
@@ -205,9 +209,9 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
   arguments.workspace =
       layout_workspace(workspace, batch.count, arguments.queries, queries.heads).parts;
   arguments.stages = stages_;
-  kernel_<<<static_cast<unsigned>(blocks_), 32 * attend_warps, shared_bytes_(stages_, batch.count),
-            stream>>>(arguments);
-  return launched("attending");
+  return to_status(
+      launch_(blocks_, 32 * attend_warps, shared_bytes_(stages_, batch.count), stream, arguments),
+      "attending");
 }
 
 }  // namespace kvtilt::cuda

@@ -26,7 +26,7 @@ inline constexpr int most_prefill_warps = 4;
 template <class Pages>
 __global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.prefill_blocks)
     attend_prefill_kernel(const __grid_constant__ PrefillArguments arguments) {
-  DeviceThreads threads;
+  DeviceThreads threads = DeviceThreads::in_turn();
   attend_prefill_block<PrefillTraits<Pages>>(threads, arguments);
 }
 
@@ -107,6 +107,7 @@ class PrefillAttention {
 
  private:
   using Kernel = void (*)(PrefillArguments);
+  using Launch = decltype(&detail::launch<static_cast<Kernel>(nullptr), PrefillArguments>);
 
   template <class... Pages>
   bool find(AttendKernels<Pages...>, const std::vector<Recipe>& recipes) {
@@ -121,6 +122,7 @@ class PrefillAttention {
     } else {
       generic_ = !decodes_known_pages<Pages>();
       kernel_ = &attend_prefill_kernel<Pages>;
+      launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;
       warp_rows_ = PrefillTraits<Pages>::warp_rows;
       shared_bytes_ = [](int warps, int sequences, int tiles) {
         return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, tiles).bytes;
@@ -163,6 +165,7 @@ class PrefillAttention {
   int page_tokens_ = 0;
   bool generic_ = false;
   Kernel kernel_ = nullptr;
+  Launch launch_ = nullptr;
   int warps_ = 0;
   int warp_rows_ = 0;
   std::uint32_t (*shared_bytes_)(int warps, int sequences, int tiles) = nullptr;
@@ -213,9 +216,7 @@ inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const 
   arguments.values = values;
   arguments.rows = {indptr, static_cast<int>(each)};
   arguments.most_tiles = static_cast<int>(tiles);
-  kernel_<<<static_cast<unsigned>(blocks_), static_cast<unsigned>(32 * warps_), bytes, stream>>>(
-      arguments);
-  return launched("attending to a chunk");
+  return to_status(launch_(blocks_, 32 * warps_, bytes, stream, arguments), "attending to a chunk");
 }
 
 }  // namespace kvtilt::cuda

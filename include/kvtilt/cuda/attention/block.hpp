@@ -153,6 +153,17 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
                    merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
 }
 
+/// A sequence's table on its way to L2 while the work is planned: each line by one block.
+template <class Threads>
+KVTILT_HD void prefetch_table(const Threads& threads, const PageSlot* table,
+                              const SequenceState& state) {
+  constexpr int line = 128 / static_cast<int>(sizeof(PageSlot));
+  KVTILT_DEVICE_LOOP
+  for (int entry = state.first_page + line * threads.block(); entry < state.page_end;
+       entry += line * threads.block_count())
+    threads.prefetch(reinterpret_cast<const std::byte*>(table + entry));
+}
+
 template <class Traits, class Threads>
 KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) {
   const int count = arguments.batch.count;
@@ -162,10 +173,12 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   BlockWork& work = *reinterpret_cast<BlockWork*>(threads.shared() + shared.work);
   KVTILT_DEVICE_LOOP
-  for (int i = threads.thread(); i < count; i += threads.thread_count())
-    starts[i + 1] =
-        count_units(arguments.layer, arguments.layer.states[arguments.batch.slots[i]], page_units)
-            .total();
+  for (int i = threads.thread(); i < count; i += threads.thread_count()) {
+    const int slot = arguments.batch.slots[i];
+    const SequenceState& state = arguments.layer.states[slot];
+    starts[i + 1] = count_units(arguments.layer, state, page_units).total();
+    prefetch_table(threads, arguments.layer.table(slot), state);
+  }
   threads.sync();
   if constexpr (!Traits::generic)
     if (threads.warp() == threads.thread_count() / warp_lanes - 1)

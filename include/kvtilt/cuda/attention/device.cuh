@@ -4,6 +4,7 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
 
 #include <cuda_runtime.h>
 
@@ -40,15 +41,13 @@ struct DeviceLimits {
 
 /// Lets a kernel be launched with up to `bytes` of dynamic shared memory.
 template <class Kernel>
-Status allow_shared(Kernel kernel, std::size_t bytes) {
-  return to_status(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(bytes)),
-                   "preparing attention");
+Status allow_shared(Kernel* kernel, std::size_t bytes) {
+  return to_status(detail::allow_shared(kernel, bytes), "preparing attention");
 }
 
 /// The same, and how many of its blocks then fit a multiprocessor.
 template <class Kernel>
-Result<int> blocks_that_fit(Kernel kernel, int threads, std::size_t shared_bytes) {
+Result<int> blocks_that_fit(Kernel* kernel, int threads, std::size_t shared_bytes) {
   KVTILT_RETURN_IF_ERROR(allow_shared(kernel, shared_bytes));
   int blocks = 0;
   KVTILT_RETURN_IF_ERROR(to_status(

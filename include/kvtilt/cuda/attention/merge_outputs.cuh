@@ -19,7 +19,7 @@ inline constexpr int merge_threads = 128;
 template <class Threads>
 __global__ void __launch_bounds__(merge_threads)
     merge_kernel(const __grid_constant__ MergeArguments arguments) {
-  Threads threads;
+  Threads threads = Threads::in_turn();
   merge_outputs(threads, arguments);
 }
 
@@ -38,8 +38,8 @@ inline Status merge(const MutableTensorView& into, float* into_lse, const Tensor
   constexpr std::int64_t warps = merge_threads / warp_lanes;
   constexpr std::int64_t most_blocks = 4096;
   const std::int64_t blocks = std::min(most_blocks, (into.tokens * into.heads + warps - 1) / warps);
-  return to_status(detail::launch(merge_kernel<DeviceThreads>, static_cast<int>(blocks),
-                                  merge_threads, 0, stream, arguments),
+  return to_status(detail::launch<&merge_kernel<DeviceThreads>>(
+                       static_cast<int>(blocks), merge_threads, 0, stream, arguments),
                    "merging");
 }
 

@@ -4,6 +4,7 @@
 
 #include <kvtilt/cuda/cache/page_tables.hpp>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cuda_runtime.h>
@@ -21,13 +22,13 @@ template <int threads>
 __global__ void __launch_bounds__(threads)
     import_tables_kernel(const __grid_constant__ LayerStorage storage, std::int32_t* slots,
                          EngineTables tables, std::int32_t pool_pages) {
-  import_tables_body(DeviceThreads{}, storage, slots, tables, pool_pages);
+  import_tables_body(DeviceThreads::in_turn(), storage, slots, tables, pool_pages);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     export_tables_kernel(const __grid_constant__ LayerStorage storage, Batch batch,
                          ExportedTables out) {
-  export_tables_body(DeviceThreads{}, storage, batch, out);
+  export_tables_body(DeviceThreads::in_turn(), storage, batch, out);
 }
 
 }  // namespace detail
@@ -67,9 +68,11 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
         import_workspace_bytes(tables.sequences, std::max(most_pages, 1)));
   ImportedLayer result =
       imported_layer(layer, pool, tables.sequences, most_pages, workspace.data());
-  detail::import_tables_kernel<128><<<std::min(tables.sequences, 1024), 128, 0, stream>>>(
-      result.storage, const_cast<std::int32_t*>(result.batch.slots), tables, pool_pages);
-  KVTILT_RETURN_IF_ERROR(launched("importing page tables"));
+  KVTILT_RETURN_IF_ERROR(
+      to_status(detail::launch<&detail::import_tables_kernel<128>>(
+                    std::min(tables.sequences, 1024), 128, 0, stream, result.storage,
+                    const_cast<std::int32_t*>(result.batch.slots), tables, pool_pages),
+                "importing page tables"));
   return result;
 }
 
@@ -86,8 +89,9 @@ inline Status export_tables(const LayerStorage& layer, const Batch& batch,
     return Status::error(ErrorCode::InvalidArgument,
                          "cannot export %d sequences into null arrays or %d indices", batch.count,
                          out.capacity);
-  detail::export_tables_kernel<256><<<1, 256, 0, stream>>>(layer, batch, out);
-  return launched("exporting page tables");
+  return to_status(
+      detail::launch<&detail::export_tables_kernel<256>>(1, 256, 0, stream, layer, batch, out),
+      "exporting page tables");
 }
 
 }  // namespace kvtilt::cuda

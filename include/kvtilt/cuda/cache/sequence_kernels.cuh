@@ -4,6 +4,7 @@
 
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cuda_runtime.h>
@@ -26,40 +27,46 @@ struct SlotList {
   std::int32_t slot[capacity];
 };
 
+template <class Threads>
+KVTILT_HD void write_slots_body(const Threads& threads, std::int32_t* memory,
+                                const SlotList& slots) {
+  for (int i = threads.thread(); i < slots.count; i += threads.thread_count())
+    memory[i] = slots.slot[i];
+}
+
 // Templates, so that all files that include this share one definition.
 template <int threads>
 __global__ void __launch_bounds__(threads)
     give_pages_kernel(Layers layers, const __grid_constant__ GivenPages given) {
-  give_pages_body(DeviceThreads{}, layers, given);
+  give_pages_body(DeviceThreads::in_turn(), layers, given);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int sequence) {
-  reset_body(DeviceThreads{}, layers, sequence);
+  reset_body(DeviceThreads::in_turn(), layers, sequence);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads) truncate_kernel(Layers layers, Truncation request) {
-  truncate_body(DeviceThreads{}, layers, request);
+  truncate_body(DeviceThreads::in_turn(), layers, request);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     remove_kernel(Layers layers, int sequence, std::int64_t from, std::int64_t to) {
-  remove_body(DeviceThreads{}, layers, sequence, from, to);
+  remove_body(DeviceThreads::in_turn(), layers, sequence, from, to);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     fork_kernel(Layers layers, const __grid_constant__ ForkRequest request) {
-  fork_body(DeviceThreads{}, layers, request);
+  fork_body(DeviceThreads::in_turn(), layers, request);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     fork_blocks_kernel(Layers layers, int from, int to, int blocks_per_layer) {
-  fork_blocks_body(DeviceThreads{}, layers, from, to, blocks_per_layer);
+  fork_blocks_body(DeviceThreads::in_turn(), layers, from, to, blocks_per_layer);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     write_slots_kernel(std::int32_t* memory, const __grid_constant__ SlotList slots) {
-  for (int i = static_cast<int>(threadIdx.x); i < slots.count; i += threads)
-    memory[i] = slots.slot[i];
+  write_slots_body(DeviceThreads::in_turn(), memory, slots);
 }
 
 }  // namespace detail
@@ -73,9 +80,10 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
     given.runs = static_cast<std::int32_t>(std::min<std::size_t>(runs.size(), given.capacity));
     std::copy_n(runs.begin(), given.runs, given.run);
     runs = runs.subspan(static_cast<std::size_t>(given.runs));
-    detail::give_pages_kernel<detail::small_block>
-        <<<1, detail::small_block, 0, stream>>>(layers, given);
-    KVTILT_RETURN_IF_ERROR(launched("giving pages to a sequence"));
+    KVTILT_RETURN_IF_ERROR(
+        to_status(detail::launch<&detail::give_pages_kernel<detail::small_block>>(
+                      1, detail::small_block, 0, stream, layers, given),
+                  "giving pages to a sequence"));
   }
   return {};
 }
@@ -83,35 +91,38 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
 /// Empties a sequence.
 inline Status launch_reset(Layers layers, int sequence, cudaStream_t stream) {
   const int blocks = (layers.count + detail::small_block - 1) / detail::small_block;
-  detail::reset_kernel<detail::small_block>
-      <<<blocks, detail::small_block, 0, stream>>>(layers, sequence);
-  return launched("opening or closing a sequence");
+  return to_status(detail::launch<&detail::reset_kernel<detail::small_block>>(
+                       blocks, detail::small_block, 0, stream, layers, sequence),
+                   "opening or closing a sequence");
 }
 
 inline Status launch_truncate(Layers layers, const Truncation& request, cudaStream_t stream) {
-  detail::truncate_kernel<detail::small_block>
-      <<<truncate_blocks(layers, request), detail::small_block, sizeof(std::int32_t), stream>>>(
-          layers, request);
-  return launched("truncating sequences");
+  return to_status(detail::launch<&detail::truncate_kernel<detail::small_block>>(
+                       truncate_blocks(layers, request), detail::small_block, sizeof(std::int32_t),
+                       stream, layers, request),
+                   "truncating sequences");
 }
 
 inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std::int64_t to,
                             cudaStream_t stream) {
-  detail::remove_kernel<detail::small_block>
-      <<<1, detail::small_block, 0, stream>>>(layers, sequence, from, to);
-  return launched("removing pages of a sequence");
+  return to_status(detail::launch<&detail::remove_kernel<detail::small_block>>(
+                       1, detail::small_block, 0, stream, layers, sequence, from, to),
+                   "removing pages of a sequence");
 }
 
 /// Tables, lengths and 16-bit blocks.
 inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_blocks,
                           cudaStream_t stream) {
-  detail::fork_kernel<detail::small_block>
-      <<<layers.count, detail::small_block, 0, stream>>>(layers, request);
-  KVTILT_RETURN_IF_ERROR(launched("forking a sequence"));
+  KVTILT_RETURN_IF_ERROR(
+      to_status(detail::launch<&detail::fork_kernel<detail::small_block>>(
+                    layers.count, detail::small_block, 0, stream, layers, request),
+                "forking a sequence"));
   constexpr int threads = 256;
-  detail::fork_blocks_kernel<threads><<<layers.count*(ring_blocks + 1), threads, 0, stream>>>(
-      layers, request.from, request.to, ring_blocks + 1);
-  return launched("copying the tail of a sequence");
+  const int blocks_per_layer = ring_blocks + 1;
+  return to_status(detail::launch<&detail::fork_blocks_kernel<threads>>(
+                       layers.count * blocks_per_layer, threads, 0, stream, layers, request.from,
+                       request.to, blocks_per_layer),
+                   "copying the tail of a sequence");
 }
 
 /// Writes slots to `memory` on the device. They may be gone when it returns.
@@ -121,9 +132,10 @@ inline Status launch_write_slots(std::span<const std::int32_t> slots, std::int32
   while (!slots.empty()) {
     list.count = static_cast<std::int32_t>(std::min<std::size_t>(slots.size(), list.capacity));
     std::copy_n(slots.begin(), list.count, list.slot);
-    detail::write_slots_kernel<detail::small_block>
-        <<<1, detail::small_block, 0, stream>>>(memory, list);
-    KVTILT_RETURN_IF_ERROR(launched("uploading a batch"));
+    KVTILT_RETURN_IF_ERROR(
+        to_status(detail::launch<&detail::write_slots_kernel<detail::small_block>>(
+                      1, detail::small_block, 0, stream, memory, list),
+                  "uploading a batch"));
     memory += list.count;
     slots = slots.subspan(static_cast<std::size_t>(list.count));
   }

@@ -15,14 +15,14 @@ namespace kvtilt::cuda {
 template <class Threads = DeviceThreads>
 __global__ void __launch_bounds__(unpack_threads, compiled_machine.unpack_blocks)
     unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
-  const Threads threads;
+  const Threads threads = Threads::in_turn();
   unpack(threads, arguments);
 }
 
 inline cudaError_t launch_unpack(const UnpackArguments& arguments, cudaStream_t stream) {
-  return detail::launch(unpack_kernel<DeviceThreads>,
-                        unpack_units(arguments.layer, arguments.tokens) * arguments.layer.kv_heads,
-                        unpack_threads, unpack_shared_bytes, stream, arguments);
+  return detail::launch<&unpack_kernel<DeviceThreads>>(
+      unpack_units(arguments.layer, arguments.tokens) * arguments.layer.kv_heads, unpack_threads,
+      unpack_shared_bytes, stream, arguments);
 }
 
 }  // namespace kvtilt::cuda

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/threads.cuh>
+
+#include "device_array.cuh"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <vector>
+
+namespace kvtilt::test {
+namespace {
+
+using cuda::detail::launch;
+using cuda::detail::takes_turns;
+
+TEST(Launch, StartsEarlyOnlyWhatWaitsByItself) {
+  EXPECT_TRUE(takes_turns(90, 12030));
+  EXPECT_TRUE(takes_turns(120, 13000));
+  EXPECT_FALSE(takes_turns(80, 13000));  // on a device of 9.0, compiled for an older one
+  EXPECT_FALSE(takes_turns(89, 13000));
+  EXPECT_FALSE(takes_turns(90, 12020));  // cannot capture it
+}
+
+template <class Threads>
+__global__ void count_slowly(std::uint32_t* count, long long cycles) {
+  (void)Threads::in_turn();
+  const std::uint32_t before = *count;
+  for (const long long start = clock64(); clock64() - start < cycles;) {
+  }
+  *count = before + 1;
+}
+template <class Threads>
+__global__ void note_count(const std::uint32_t* count, std::uint32_t* notes) {
+  const Threads threads = Threads::in_turn();
+  notes[threads.block()] = *count;
+}
+
+// Each kernel is started while the one in front of it still runs: without the wait it would read what
+// was there before.
+TEST(LaunchDevice, KernelsSeeWhatThoseInFrontWrote) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  constexpr int turns = 200;
+  constexpr int blocks = 64;
+  const DeviceArray<std::uint32_t> count(std::vector<std::uint32_t>{0});
+  const DeviceArray<std::uint32_t> notes(turns * blocks);
+  cudaStream_t stream = nullptr;
+  expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const auto queue = [&] {
+    for (int turn = 0; turn < turns; ++turn) {
+      expect_cuda(
+          launch<&count_slowly<cuda::DeviceThreads>>(1, 1, 0, stream, count.data(), 20000LL));
+      expect_cuda(launch<&note_count<cuda::DeviceThreads>>(blocks, 32, 0, stream, count.data(),
+                                                           notes.data() + turn * blocks));
+    }
+  };
+  const auto expect_notes = [&](std::uint32_t before) {
+    expect_cuda(cudaStreamSynchronize(stream));
+    const std::vector<std::uint32_t> noted = notes.get();
+    for (std::uint32_t i = 0; i < turns * blocks; ++i)
+      ASSERT_EQ(noted[i], before + i / blocks + 1) << i;
+  };
+  queue();
+  expect_notes(0);
+
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t replay = nullptr;
+  expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  queue();
+  expect_cuda(cudaStreamEndCapture(stream, &graph));
+  expect_cuda(cudaGraphInstantiate(&replay, graph, 0));
+  expect_cuda(cudaGraphLaunch(replay, stream));
+  expect_notes(turns);
+  expect_cuda(cudaGraphExecDestroy(replay));
+  expect_cuda(cudaGraphDestroy(graph));
+  expect_cuda(cudaStreamDestroy(stream));
+}
+
+}  // namespace
+}  // namespace kvtilt::test
