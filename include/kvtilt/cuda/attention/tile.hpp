@@ -4,7 +4,7 @@
 /// registers (generic_page.hpp).
 #pragma once
 
-#include <kvtilt/cuda/attention/page.hpp>
+#include <kvtilt/cuda/attention/scores.hpp>
 
 #include <cstddef>
 #include <cstdint>
