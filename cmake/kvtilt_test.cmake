@@ -6,10 +6,10 @@
 # file also runs once per forced instruction set, without its random tests.
 include(GoogleTest)
 
-# Less than half the time where everything is built once, since most of each file's code is the
-# library's; names in a folder must then differ. Off where sources are edited: a change to one file
-# would rebuild its neighbours, and a test that forgets an include would compile.
-option(KVTILT_TEST_TOGETHER "Build the tests of a folder together, several files at a time" OFF)
+# A third of the time where everything is built once, since most of each file's code is the library's;
+# names in a folder must then differ. Off where sources are edited: a change to one file would rebuild
+# its neighbours, and a test that forgets an include would compile.
+option(KVTILT_TEST_TOGETHER "Compile the tests of a folder as one file" OFF)
 
 # Where no built GoogleTest fits (cross compilers), Debian's package googletest is its source.
 find_package(GTest QUIET)
@@ -49,7 +49,8 @@ function(kvtilt_test source)
 
   if(NOT TARGET ${target})
     add_executable(${target})
-    set_target_properties(${target} PROPERTIES UNITY_BUILD ${KVTILT_TEST_TOGETHER})
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ${KVTILT_TEST_TOGETHER}
+                                               UNITY_BUILD_BATCH_SIZE 0)
     target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
                                             GTest::gtest_main)
     if(path MATCHES "^examples/")
@@ -82,7 +83,11 @@ function(kvtilt_test source)
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
 
   if(KVTILT_TEST_MATRIX AND NOT without_kernels AND NOT path MATCHES "^cuda/")
-    foreach(isa IN LISTS KVTILT_FORCED_ISAS)
+    set(isas ${KVTILT_FORCED_ISAS})
+    if(path MATCHES "^examples/")
+      list(REMOVE_ITEM isas scalar)  # whole models: minutes
+    endif()
+    foreach(isa IN LISTS isas)
       add_test(NAME ${path}/isa:${isa}
                COMMAND ${target} --gtest_brief=1 --gtest_filter=${suites}:-*Random*)
       set_tests_properties(${path}/isa:${isa} PROPERTIES ENVIRONMENT KVTILT_ISA=${isa} LABELS isa

@@ -117,8 +117,8 @@ int main(int argc, char** argv) {
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 1024), report);
   }
-  for (const char* recipe :
-       {"k3v2", "k4v4+k3v2", "k6v4", "k5v5", "k4tv4", "k8tv8", "kivi2"}) {  // from k6v4 on: generic
+  for (const char* recipe : {"k3v2", "k4v4+k3v2", "k8tv8", "k4tv4", "k4v2c", "k6v4", "k5v5",
+                             "kivi2"}) {  // from k6v4 on: generic
     measure(uniform_row(recipe, 32, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
   }

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles .cu files for every architecture, to <folder>/<name>.o or to <folder>/<name>.sm_<n>.cubin:
-#   cuda.sh object|cubin <folder> <file.cu>... -- <compiler options>...
-# With KVTILT_FULL=1 for all that are supported, else for one of each kind. Without nvcc it exits with
+# Compiles .cu files for every architecture, to <folder>/<name>.o or to <folder>/<name>.sm_<n>.cubin, or
+# for one of them, to <folder>/<name>.o without machine code:
+#   cuda.sh object|cubin|ptx <folder> <file.cu>... -- <compiler options>...
+# Every architecture: with KVTILT_FULL=1 all that are supported, else one of each kind. Without nvcc it exits with
 # 77, which ctest reads as skipped; with CI=true that is a failure.
 set -euo pipefail
 
@@ -26,7 +27,11 @@ shift
 mkdir -p "$folder"
 
 options=(-std=c++20 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wconversion,-Werror "$@")
-if [ "$product" = object ]; then
+if [ "$product" = ptx ]; then
+  architectures=90
+  printf '%s\0' "${files[@]}" | xargs -0 -n 1 -P 2 \
+    "$nvcc" "${options[@]}" -gencode=arch=compute_90,code=compute_90 -odir "$folder" -c
+elif [ "$product" = object ]; then
   targets=()
   for architecture in $architectures; do
     targets+=("-gencode=arch=compute_$architecture,code=sm_$architecture")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // One attention kernel of each kind: 16 bits, a width that fills words, one that shares them, one in
-// two planes, several of them in one, and any width.
+// two planes, keys per token, values per channel, several of them in one, and any recipe.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {
@@ -11,6 +11,10 @@ template __global__ void attend_kernel<PageTraits<8, 4, 128>>(
 template __global__ void attend_kernel<PageTraits<4, 2, 128>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<PageTraits<3, 2, 128>>(
+    const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<TokenKeyTraits<8, 8, 128>>(
+    const __grid_constant__ AttendArguments);
+template __global__ void attend_kernel<ChannelValueTraits<4, 2, 128>>(
     const __grid_constant__ AttendArguments);
 template __global__ void attend_kernel<
     MixedTraits<PageTraits<4, 2, 128>, PageTraits<4, 4, 128>, PageTraits<3, 2, 128>>>(

@@ -11,9 +11,8 @@ namespace kvtilt::cuda {
 /// pages  in global memory, one after the other
 /// query  [lane][step]: two registers of halves each
 /// out    [lane][...]: all that the lane holds in the end
-template <int KeyBits, int ValueBits, int Pages>
-__global__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
-  using Traits = PageTraits<KeyBits, ValueBits, 128>;
+template <class Traits, int Pages>
+__device__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
   DeviceThreads threads = DeviceThreads::in_turn();
   QueryTile<Traits::key_dim> tile;
   constexpr int steps = QueryTile<Traits::key_dim>::steps;
@@ -31,8 +30,8 @@ __global__ void attend_pages(const std::byte* pages, const uint2* query, float* 
   const ItemRows unused_item{};
   KVTILT_DEVICE_UNROLL
   for (int page = 0; page < Pages; ++page)
-    attend_page<Traits>(threads, unused_arguments, unused_item, pages + page * Traits::bytes,
-                        0, Traits::page_tokens, false, tile, state);
+    attend_page<Traits>(threads, unused_arguments, unused_item, pages + page * Traits::bytes, 0,
+                        Traits::page_tokens, false, tile, state);
   state.finish(threads);
   constexpr int tiles = Traits::State::tiles;
   float* own = out + threads.lane() * (tiles * 4 + 4);
@@ -45,17 +44,26 @@ __global__ void attend_pages(const std::byte* pages, const uint2* query, float* 
   }
 }
 
-#define KVTILT_ATTEND_PAGES(key_bits, value_bits)                                                \
-  template __global__ void attend_pages<key_bits, value_bits, 1>(const std::byte*, const uint2*, \
-                                                                 float*, float);                 \
-  template __global__ void attend_pages<key_bits, value_bits, 2>(const std::byte*, const uint2*, \
-                                                                 float*, float)
-
-KVTILT_ATTEND_PAGES(4, 2);
-KVTILT_ATTEND_PAGES(4, 4);
-KVTILT_ATTEND_PAGES(2, 2);
-KVTILT_ATTEND_PAGES(8, 8);
-KVTILT_ATTEND_PAGES(3, 2);
-KVTILT_ATTEND_PAGES(6, 5);
-
 }  // namespace kvtilt::cuda
+
+#define KVTILT_ATTEND_PAGES(name, ...)                                                            \
+  extern "C" __global__ void name##_once(const std::byte* pages, const uint2* query, float* out,  \
+                                         float factor) {                                          \
+    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 1>(pages, query, out, factor);          \
+  }                                                                                               \
+  extern "C" __global__ void name##_twice(const std::byte* pages, const uint2* query, float* out, \
+                                          float factor) {                                         \
+    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 2>(pages, query, out, factor);          \
+  }
+
+KVTILT_ATTEND_PAGES(k4v2, PageTraits<4, 2, 128>)
+KVTILT_ATTEND_PAGES(k4v4, PageTraits<4, 4, 128>)
+KVTILT_ATTEND_PAGES(k2v2, PageTraits<2, 2, 128>)
+KVTILT_ATTEND_PAGES(k8v8, PageTraits<8, 8, 128>)
+KVTILT_ATTEND_PAGES(k3v2, PageTraits<3, 2, 128>)
+KVTILT_ATTEND_PAGES(k6v5, PageTraits<6, 5, 128>)
+KVTILT_ATTEND_PAGES(k4tv4, TokenKeyTraits<4, 4, 128>)
+KVTILT_ATTEND_PAGES(k8tv8, TokenKeyTraits<8, 8, 128>)
+KVTILT_ATTEND_PAGES(k8tv8_g32, TokenKeyTraits<8, 8, 128, 128, 64, 32, 32>)
+KVTILT_ATTEND_PAGES(k4v2c, ChannelValueTraits<4, 2, 128>)
+KVTILT_ATTEND_PAGES(k4v4c, ChannelValueTraits<4, 4, 128>)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/attention/block.hpp>
+#include <kvtilt/quant/recipe.hpp>
 
 #include "support/device_attention.hpp"
 #include "support/random_input.hpp"
@@ -12,8 +13,10 @@
 namespace kvtilt::test {
 namespace {
 
+using cuda::ChannelValueTraits;
 using cuda::HalfTraits;
 using cuda::PageTraits;
+using cuda::TokenKeyTraits;
 
 template <class Traits>
 void expect_close(const Recipe& recipe, int page_tokens = 64) {
@@ -53,6 +56,20 @@ TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_close<PageTraits<2, 2, 128, 128, 64, 32, 32>>(presets::kivi2);
 }
 
+TEST(AttendBlock, KeysPerTokenAndValuesPerChannelAreCloseToFloat64) {
+  const auto recipe = [](const char* name) { return parse_recipe(name).value(); };
+  expect_close<TokenKeyTraits<8, 8, 64>>(recipe("k8tv8"));
+  expect_close<TokenKeyTraits<4, 4, 128, 128, 64, 32, 32>>(recipe("k4tv4:g32,32"));
+  expect_close<TokenKeyTraits<3, 2, 64, 64, 128>>(recipe("k3tv2"), 128);
+  expect_close<ChannelValueTraits<4, 2, 128>>(recipe("k4v2c"));
+  expect_close<ChannelValueTraits<2, 2, 64, 64, 64, 32, 32>>(recipe("k2v2c:g32,32"));
+  expect_close<ChannelValueTraits<4, 2, 64, 64, 32>>(recipe("k4v2c"), 32);
+  expect_close<ChannelValueTraits<5, 3, 64>>(recipe("k5v3c"));
+  expect_close<
+      PageTraits<4, 4, 64, 64, 64, 64, 64, Granularity::PerToken, Granularity::PerChannel>>(
+      recipe("k4tv4c"));
+}
+
 TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
   Random random(5);
   const LayerShape shape{2, 64, 64, 0};
@@ -90,8 +107,10 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   for (int round = 0; round < 40; ++round) {
     LayerShape shape{2, 64, 64, random.chance(3) ? random.between(50, 300) : 0};
     shape.keep_sinks = random.chance(2);
-    const DeviceSequences sequences(random, shape, random.chance(2) ? presets::k4v2 : presets::k8v4,
-                                    {random.between(70, 420)});
+    const Recipe recipes[] = {presets::k4v2, presets::k8v4, parse_recipe("k8tv4").value(),
+                              parse_recipe("k4v4c").value()};
+    const int kind = random.below(4);
+    const DeviceSequences sequences(random, shape, recipes[kind], {random.between(70, 420)});
     const int tokens = random.between(1, 6);
     const Rows<float> queries = random_queries(random, shape, tokens, random.between(1, 4));
     const RandomOptions asked(random, shape, queries);
@@ -103,9 +122,11 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
         2,
         {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}};
     const Output output =
-        sequences.recipes[0] == presets::k4v2
-            ? emulated_attend<PageTraits<4, 2, 64>>(device, queries, options, launch)
-            : emulated_attend<PageTraits<8, 4, 64>>(device, queries, options, launch);
+        kind == 0   ? emulated_attend<PageTraits<4, 2, 64>>(device, queries, options, launch)
+        : kind == 1 ? emulated_attend<PageTraits<8, 4, 64>>(device, queries, options, launch)
+        : kind == 2
+            ? emulated_attend<TokenKeyTraits<8, 4, 64>>(device, queries, options, launch)
+            : emulated_attend<ChannelValueTraits<4, 4, 64>>(device, queries, options, launch);
     EXPECT_TRUE(is_close(sequences.views, queries, options, output, 4e-3)) << "round " << round;
   }
 }

@@ -36,7 +36,14 @@ TEST(AttendChecks, AKernelFitsWhatItIsCompiledFor) {
   for (const char* other : {"k4v2:g32,64", "k4v2:g64,32"})
     EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, resolved(parse_recipe(other).value()), 64)))
         << other;
-  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, resolved(parse_recipe("k4tv2t").value()), 64)));
+  const auto k4tv2 = resolved(parse_recipe("k4tv2").value());
+  const auto k4v2c = resolved(parse_recipe("k4v2c").value());
+  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, k4tv2, 64)));
+  EXPECT_FALSE((fits<PageTraits<4, 2, 64>>(shape, k4v2c, 64)));
+  EXPECT_TRUE((fits<TokenKeyTraits<4, 2, 64>>(shape, k4tv2, 64)));
+  EXPECT_FALSE((fits<TokenKeyTraits<4, 2, 64>>(shape, k4v2, 64)));
+  EXPECT_TRUE((fits<ChannelValueTraits<4, 2, 64>>(shape, k4v2c, 64)));
+  EXPECT_FALSE((fits<ChannelValueTraits<4, 2, 64>>(shape, k4v2, 64)));
   EXPECT_TRUE((fits<HalfTraits<64>>(shape, resolved(presets::k16v16), 64)));
   EXPECT_TRUE((fits<GenericTraits<64>>(shape, resolved(presets::kivi4), 64)));
   EXPECT_FALSE((fits<GenericTraits<64>>(shape, k4v2, 63)));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/attention/mixed_pages.hpp>
+#include <kvtilt/quant/recipe.hpp>
 
 #include "support/device_attention.hpp"
 #include "support/device_prefill.hpp"
@@ -13,10 +14,16 @@
 namespace kvtilt::test {
 namespace {
 
+using cuda::ChannelValueTraits;
 using cuda::MixedTraits;
 using cuda::PageTraits;
+using cuda::TokenKeyTraits;
 
-using Mixed = MixedTraits<PageTraits<4, 2, 64>, PageTraits<8, 4, 64>, PageTraits<3, 2, 64>>;
+using Mixed = MixedTraits<PageTraits<4, 2, 64>, PageTraits<8, 4, 64>, PageTraits<3, 2, 64>,
+                          TokenKeyTraits<4, 4, 64>, ChannelValueTraits<4, 2, 64>>;
+
+const Recipe k4tv4 = parse_recipe("k4tv4").value();
+const Recipe k4v2c = parse_recipe("k4v2c").value();
 
 HeadLayout mixed_layout(const Recipe& recipe) {
   const LayerShape shape{1, 64, 64, 0};
@@ -27,6 +34,8 @@ TEST(MixedPages, TellHeadsApart) {
   EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k4v2)), 0);
   EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k8v4)), 1);
   EXPECT_EQ(Mixed::kind_of(mixed_layout(presets::k3v2)), 2);
+  EXPECT_EQ(Mixed::kind_of(mixed_layout(k4tv4)), 3);
+  EXPECT_EQ(Mixed::kind_of(mixed_layout(k4v2c)), 4);
   EXPECT_EQ(Mixed::bytes_of(0), (PageTraits<4, 2, 64>::unit_bytes));
   EXPECT_EQ(Mixed::bytes_of(1), (PageTraits<8, 4, 64>::unit_bytes));
   EXPECT_EQ(Mixed::bytes_of(2), (PageTraits<3, 2, 64>::unit_bytes));
@@ -36,8 +45,7 @@ TEST(MixedPages, TellHeadsApart) {
 TEST(MixedPages, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
   Random random(1);
   const LayerShape shape{4, 64, 64, 0};
-  const DeviceSequences sequences(random, shape,
-                                  {presets::k8v4, presets::k3v2, presets::k4v2, presets::k3v2},
+  const DeviceSequences sequences(random, shape, {presets::k8v4, k4tv4, k4v2c, presets::k3v2},
                                   {700, 3, 0, 170});
   const DeviceLayer device = sequences.device();
   for (const int ratio : {1, 3, 12}) {

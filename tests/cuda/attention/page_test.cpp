@@ -2,11 +2,10 @@
 // The pieces of a page; block_test.cpp attends to whole caches.
 #include <kvtilt/cuda/attention/page.hpp>
 
-#include "support/attend_check.hpp"
 #include "support/attend_item.hpp"
-#include "support/device_layer.hpp"
 #include "support/emulated_threads.hpp"
 #include "support/random.hpp"
+#include "support/sealed_page.hpp"
 
 #include <gtest/gtest.h>
 
@@ -26,77 +25,39 @@ using test::EmulatedThreads;
 using test::outer_of;
 using test::Random;
 using test::Rows;
+using test::SealedPage;
 
-/// One sealed page in device order, and what it holds.
-template <class Traits>
-struct SealedPage {
-  CacheOptions options;
-  KVCache cache;
-  LayerView view;
-  test::DeviceLayer device;
-  test::LiveHead live;
-
-  explicit SealedPage(Random& random, float value_spread = 1.0f)
-      : options(page_options()),
-        cache(test::make_cache(shape(), recipe(), options)),
-        view(filled(random, value_spread)),
-        device({view}, {recipe()}, options),
-        live(view, 0) {
-    EXPECT_EQ(view.page_count, 1);
-    EXPECT_EQ(view.pages[0].kind, PageKind::Sealed);
-  }
-  [[nodiscard]] const std::byte* data() const {
-    const LayerStorage& layer = device.layer();
-    return layer.block(PageKind::Sealed, 0) + layer.head(PageKind::Sealed, 0).offset;
-  }
-  [[nodiscard]] double key(int token, int channel) const {
-    return static_cast<double>(
-        live.keys[static_cast<std::size_t>(token * Traits::key_dim + channel)]);
-  }
-  [[nodiscard]] double value(int token, int channel) const {
-    return static_cast<double>(
-        live.values[static_cast<std::size_t>(token * Traits::value_dim + channel)]);
-  }
-
- private:
-  static CacheOptions page_options() {
-    CacheOptions options;
-    options.page_tokens = Traits::page_tokens;
-    options.sink_tokens = 0;
-    options.recent_tokens = 0;
-    return options;
-  }
-  static LayerShape shape() { return {1, Traits::key_dim, Traits::value_dim, 0}; }
-  static Recipe recipe() {
-    return {key_format(Traits::key_bits, Granularity::PerChannel, Traits::key_group),
-            value_format(Traits::value_bits, Granularity::PerToken, Traits::value_group)};
-  }
-  LayerView filled(Random& random, float value_spread) {
-    const int tokens = Traits::page_tokens;
-    const SequenceId id = test::open_reserved(cache, tokens);
-    const Rows<float> keys = test::random_rows(random, tokens, 1, Traits::key_dim, 1.0f, 0.5f);
-    const Rows<float> values =
-        test::random_rows(random, tokens, 1, Traits::value_dim, value_spread, value_spread);
-    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
-    return cache.view(id, 0).value();
-  }
-};
-
-/// Every width, an odd number of steps, several groups, dimensions and page sizes that differ.
-#define KVTILT_FOR_EACH_PAGE(check)              \
-  check<PageTraits<1, 1, 64>>();                 \
-  check<PageTraits<2, 2, 64>>();                 \
-  check<PageTraits<4, 4, 64>>();                 \
-  check<PageTraits<8, 8, 64>>();                 \
-  check<PageTraits<3, 6, 64>>();                 \
-  check<PageTraits<5, 3, 64>>();                 \
-  check<PageTraits<6, 7, 64>>();                 \
-  check<PageTraits<7, 5, 64>>();                 \
-  check<PageTraits<4, 4, 80>>();                 \
-  check<PageTraits<8, 8, 16>>();                 \
-  check<PageTraits<4, 2, 64, 128, 32>>();        \
-  check<PageTraits<4, 2, 64, 64, 64, 32, 32>>(); \
-  check<PageTraits<2, 4, 64, 64, 128, 32, 16>>()
+/// Every width, an odd number of steps, several groups, dimensions and page sizes that differ; keys
+/// and values per channel and per token.
+#define KVTILT_FOR_EACH_PAGE(check)                        \
+  check<PageTraits<1, 1, 64>>();                           \
+  check<PageTraits<2, 2, 64>>();                           \
+  check<PageTraits<4, 4, 64>>();                           \
+  check<PageTraits<8, 8, 64>>();                           \
+  check<PageTraits<3, 6, 64>>();                           \
+  check<PageTraits<5, 3, 64>>();                           \
+  check<PageTraits<6, 7, 64>>();                           \
+  check<PageTraits<7, 5, 64>>();                           \
+  check<PageTraits<4, 4, 80>>();                           \
+  check<PageTraits<8, 8, 16>>();                           \
+  check<PageTraits<4, 2, 64, 128, 32>>();                  \
+  check<PageTraits<4, 2, 64, 64, 64, 32, 32>>();           \
+  check<PageTraits<2, 4, 64, 64, 128, 32, 16>>();          \
+  check<TokenKeyTraits<1, 1, 64>>();                       \
+  check<TokenKeyTraits<2, 2, 64>>();                       \
+  check<TokenKeyTraits<3, 6, 64>>();                       \
+  check<TokenKeyTraits<8, 8, 80>>();                       \
+  check<TokenKeyTraits<7, 5, 64>>();                       \
+  check<TokenKeyTraits<4, 2, 256, 64, 32>>();              \
+  check<TokenKeyTraits<4, 4, 128, 64, 64, 32, 32>>();      \
+  check<TokenKeyTraits<5, 4, 64, 64, 128, 16>>();          \
+  check<ChannelValueTraits<1, 1, 64>>();                   \
+  check<ChannelValueTraits<4, 2, 128>>();                  \
+  check<ChannelValueTraits<4, 4, 80>>();                   \
+  check<ChannelValueTraits<8, 8, 96>>();                   \
+  check<ChannelValueTraits<6, 3, 64, 64, 64, 64, 32>>();   \
+  check<ChannelValueTraits<2, 7, 64, 32, 128, 128, 32>>(); \
+  check<PageTraits<4, 5, 64, 64, 64, 64, 64, Granularity::PerToken, Granularity::PerChannel>>()
 
 template <class Traits>
 void expect_products() {
@@ -112,7 +73,8 @@ void expect_products() {
       for (int e = 0; e < 4; ++e) {
         const int column = column_of(threads.lane(), e);
         if (column >= item.rows.rows) continue;
-        const int band = tile * Traits::key_bands * tile_extent / Traits::page_tokens;
+        const int band =
+            Traits::token_keys ? 0 : tile * Traits::key_bands * tile_extent / Traits::page_tokens;
         const float got =
             std::fma(scores.product[tile][e], scores.factor[e], scores.bias[band][e % 2]);
         double expected = 0;
@@ -131,6 +93,20 @@ void expect_products() {
 
 TEST(AttendPage, ScoresAreProductsWithTheDecodedKeys) { KVTILT_FOR_EACH_PAGE(expect_products); }
 
+/// Weights meet values without a softmax.
+template <class Traits>
+void mix(EmulatedThreads& threads, const std::byte* page, const PageScores<Traits>& weights,
+         typename Traits::State& state) {
+  if constexpr (Traits::channel_values) {
+    mix_channel_values<Traits>(threads, page, weights, state);
+  } else {
+    ValueScales<Traits> scales;
+    state.code_units = true;
+    state.exponent = std::max(scales.load_all(threads, page), least_exponent);
+    mix_token_values<Traits>(threads, page, weights, scales, state);
+  }
+}
+
 template <class Traits>
 void expect_mixture() {
   Random random(Traits::value_bits);
@@ -144,12 +120,9 @@ void expect_mixture() {
         for (int e = 0; e < 4; ++e)
           scores.product[tile][e] = weights.at(tile * tile_extent + outer_of(threads.lane(), e),
                                                column_of(threads.lane(), e), 0);
-      ValueScales<Traits> scales;
       typename Traits::State state;
       state.clear();
-      state.code_units = true;
-      state.exponent = std::max(scales.load_all(threads, page.data()), least_exponent);
-      mix_page<Traits>(threads, page.data(), scores, scales, state);
+      mix<Traits>(threads, page.data(), scores, state);
       state.finish(threads);
       for (int tile = 0; tile < Traits::State::tiles; ++tile)
         for (int e = 0; e < 4; ++e) {

@@ -46,12 +46,13 @@ __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
 }
 
 /// Any recipe of head dimensions 64 and 128; fast ones at 128, in pages of 64 tokens with default
-/// groups, also where heads of a layer differ. A kernel costs 1 to 2 s of nvcc and 150 KB of object
+/// groups, also with keys per token or values per channel, and where heads of a layer differ. A kernel costs 1 to 2 s of nvcc and 150 KB of object
 /// file, code and PTX, per architecture; a mixed one that for each of its kinds.
 using DefaultAttendKernels =
     AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
                   PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<3, 2, 128>,
-                  PageTraits<2, 2, 128>,
+                  PageTraits<2, 2, 128>, TokenKeyTraits<8, 8, 128>, TokenKeyTraits<4, 4, 128>,
+                  ChannelValueTraits<4, 2, 128>,
                   MixedTraits<PageTraits<8, 4, 128>, PageTraits<4, 4, 128>, PageTraits<4, 2, 128>,
                               PageTraits<3, 2, 128>>,
                   GenericTraits<64>, GenericTraits<128>>;
@@ -86,8 +87,8 @@ class Attention {
     attention.page_tokens_ = page_tokens;
     if (!attention.find(List{}, *resolved))
       return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits (keys per "
-                       "channel, values per token), in MixedTraits where heads differ");
+                       "add their GenericTraits to AttendKernels, or a PageTraits, in MixedTraits "
+                       "where heads differ");
     KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
     return attention;
   }

@@ -59,9 +59,8 @@ class PrefillAttention {
     attention.page_tokens_ = page_tokens;
     if (!attention.find(List{}, *resolved))
       return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits (one recipe for "
-                       "all heads, keys "
-                       "per channel, values per token); values have at most 256 channels");
+                       "add their GenericTraits to AttendKernels, or a PageTraits; values have at "
+                       "most 256 channels");
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;
   }

@@ -44,7 +44,8 @@ struct KnownKeys {
   static constexpr int tiles = Pages::page_tokens / tile_extent;
   static constexpr int quarters = tiles * width;        ///< of a word, from step to step
   /// A step's tiles fill whole words of one plane.
-  static constexpr bool supported = planes(width).count == 1 && quarters % 4 == 0;
+  static constexpr bool supported =
+      !Pages::token_keys && planes(width).count == 1 && quarters % 4 == 0;
 
   const std::byte* codes;     ///< the lane's of step 0
   const std::byte* metadata;  ///< scales of the lane's channels in step 0
@@ -96,7 +97,8 @@ struct KnownValues {
   static constexpr int channel_tiles = Pages::value_dim / tile_extent;
   static constexpr int group_tiles = Pages::value_group / tile_extent;
   /// `ahead` tiles fill whole words of one plane.
-  static constexpr bool supported = planes(width).count == 1 && channel_tiles % ahead == 0;
+  static constexpr bool supported =
+      !Pages::channel_values && planes(width).count == 1 && channel_tiles % ahead == 0;
 
   const std::byte* codes;     ///< the lane's
   const std::byte* metadata;  ///< scales of the lane's tokens in band 0

@@ -1,28 +1,36 @@
 // SPDX-License-Identifier: MIT
-/// One warp attends to one sealed page without decoding it. Keys are per channel, values per token:
+/// One warp attends to one sealed page without decoding it. With keys per channel and values per
+/// token
 ///
 ///     q.k    = sum_c (q_c s_c) code_c + sum_c q_c z_c        scales go into the query once a page,
 ///                                                            minima are one more product
 ///     output = sum_t (p_t s_t) code_t + sum_t p_t z_t        scales go into the weights, minima
 ///                                                            into one number per column
 ///
-/// Codes enter the tensor cores as fp16 subnormals (exact and at full rate on an H200:
-/// bench/results/h200-probes.json), so a register of two codes costs one AND. About 620 warp
-/// instructions for 64 tokens of 128 channels, 72 of them mma (tests/compile/kernels); widths in
-/// several planes cost 260 to 600 more a tensor.
+/// Keys per token and values per channel: row_scales.hpp. Codes enter the tensor cores as fp16
+/// subnormals (exact and at full rate on an H200: bench/results/h200-probes.json), so a register of
+/// two codes costs one AND. About 620 warp instructions for 64 tokens of 128 channels, 72 of them mma
+/// (tests/compile/kernels); widths in several planes cost 260 to 600 more a tensor.
 #pragma once
 
+#include <kvtilt/cuda/attention/row_scales.hpp>
 #include <kvtilt/cuda/attention/scores.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace kvtilt::cuda {
 
-/// Everything about a page that a kernel is compiled for.
+/// Channels of a group per token: as many as it may have.
+KVTILT_HD constexpr int token_group(int dim) { return dim < max_group ? dim : max_group; }
+
+/// Everything about a page that a kernel is compiled for. `Keys` and `Values` are what their groups
+/// run along: TokenKeyTraits and ChannelValueTraits name the other way for one of them.
 template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
-          int KeyGroup = PageTokens, int ValueGroup = (ValueDim < max_group ? ValueDim : max_group)>
+          int KeyGroup = PageTokens, int ValueGroup = token_group(ValueDim),
+          Granularity Keys = Granularity::PerChannel, Granularity Values = Granularity::PerToken>
 struct PageTraits {
   static constexpr int key_bits = KeyBits;
   static constexpr int value_bits = ValueBits;
@@ -31,12 +39,14 @@ struct PageTraits {
   static constexpr int page_tokens = PageTokens;
   static constexpr int key_group = KeyGroup;
   static constexpr int value_group = ValueGroup;
+  static constexpr bool token_keys = Keys == Granularity::PerToken;
+  static constexpr bool channel_values = Values == Granularity::PerChannel;
 
   /// The range rule is not part of a layout.
   static constexpr HeadLayout layout() {
-    return head_layout({key_format(KeyBits, Granularity::PerChannel, KeyGroup),
-                        value_format(ValueBits, Granularity::PerToken, ValueGroup)},
-                       KeyDim, ValueDim, PageTokens, 0);
+    return head_layout(
+        {key_format(KeyBits, Keys, KeyGroup), value_format(ValueBits, Values, ValueGroup)}, KeyDim,
+        ValueDim, PageTokens, 0);
   }
   static constexpr std::uint32_t key_codes = layout().key.codes;
   static constexpr std::uint32_t key_metadata = layout().key.metadata;
@@ -58,24 +68,41 @@ struct PageTraits {
 
   /// Whether pages of these resolved formats look like this.
   [[nodiscard]] KVTILT_HD static constexpr bool describes(const Format& key, const Format& value) {
-    return key.bits == KeyBits && value.bits == ValueBits &&
-           key.granularity == Granularity::PerChannel &&
-           value.granularity == Granularity::PerToken && key.group == KeyGroup &&
-           value.group == ValueGroup;
+    return key.bits == KeyBits && value.bits == ValueBits && key.granularity == Keys &&
+           value.granularity == Values && key.group == KeyGroup && value.group == ValueGroup;
   }
 
-  static constexpr int key_bands = PageTokens / KeyGroup;
-  static constexpr int value_bands = ValueDim / ValueGroup;
-  using State = AttendState<ValueDim, outer_shift(ValueBits), value_bands>;
+  // Groups of a channel, along tokens, or of a token, along channels.
+  static constexpr int key_extent = token_keys ? KeyDim : PageTokens;
+  static constexpr int value_extent = channel_values ? PageTokens : ValueDim;
+  static constexpr int key_bands = key_extent / KeyGroup;
+  static constexpr int value_bands = value_extent / ValueGroup;
+  static_assert(key_bands * KeyGroup == key_extent && value_bands * ValueGroup == value_extent &&
+                    KeyGroup % tile_extent == 0 && ValueGroup % tile_extent == 0,
+                "groups are whole tiles, the last as long as the others");
+
+  using State = std::conditional_t<channel_values, AttendState<ValueDim, 0, 1>,
+                                   AttendState<ValueDim, outer_shift(ValueBits), value_bands>>;
 };
 
-template <class Traits>
-using PageScores = Scores<Traits::page_tokens / tile_extent, Traits::key_bands>;
+template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
+          int KeyGroup = token_group(KeyDim), int ValueGroup = token_group(ValueDim)>
+using TokenKeyTraits = PageTraits<KeyBits, ValueBits, KeyDim, ValueDim, PageTokens, KeyGroup,
+                                  ValueGroup, Granularity::PerToken>;
+template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
+          int KeyGroup = PageTokens, int ValueGroup = PageTokens>
+using ChannelValueTraits = PageTraits<KeyBits, ValueBits, KeyDim, ValueDim, PageTokens, KeyGroup,
+                                      ValueGroup, Granularity::PerChannel, Granularity::PerChannel>;
 
-/// Products of the page's keys with the query.
+template <class Traits>
+using PageScores =
+    Scores<Traits::page_tokens / tile_extent, Traits::token_keys ? 1 : Traits::key_bands>;
+
+/// Products of the page's keys, per channel, with the query.
 template <class Traits, class Threads>
-KVTILT_HD void score_page(Threads& threads, const std::byte* page,
-                          const QueryTile<Traits::key_dim>& query, PageScores<Traits>& scores) {
+KVTILT_HD void score_channel_keys(Threads& threads, const std::byte* page,
+                                  const QueryTile<Traits::key_dim>& query,
+                                  PageScores<Traits>& scores) {
   constexpr int width = Traits::key_bits;
   constexpr int tiles = Traits::page_tokens / tile_extent;
   constexpr int band_tiles = Traits::key_group / tile_extent;
@@ -138,7 +165,36 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
     scores.factor[e] = query.factor[e % 2] * float_power(24 - (e / 2) * outer_shift(width));
 }
 
-/// Scales of a page's values, of this lane's tokens, by group and tile.
+/// The same of keys per token.
+template <class Traits, class Threads>
+KVTILT_HD void score_token_keys(Threads& threads, const std::byte* page,
+                                const QueryTile<Traits::key_dim>& query,
+                                PageScores<Traits>& scores) {
+  constexpr int tiles = Traits::page_tokens / tile_extent;
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < tiles; ++tile)
+    KVTILT_DEVICE_UNROLL
+    for (int e = 0; e < 4; ++e) scores.product[tile][e] = 0.0f;
+  multiply_scaled_rows<Traits::key_bits, tiles, Traits::key_dim / tile_extent,
+                       Traits::key_group / tile_extent>(
+      threads, page + Traits::key_codes + threads.lane() * 16, page + Traits::key_metadata,
+      query.half, scores.product);
+  KVTILT_DEVICE_UNROLL
+  for (int e = 0; e < 4; ++e) scores.factor[e] = query.factor[e % 2];
+  scores.bias[0][0] = scores.bias[0][1] = 0.0f;
+}
+
+/// Logits of the page's tokens.
+template <class Traits, class Threads>
+KVTILT_HD void score_page(Threads& threads, const std::byte* page,
+                          const QueryTile<Traits::key_dim>& query, PageScores<Traits>& scores) {
+  if constexpr (Traits::token_keys)
+    score_token_keys<Traits>(threads, page, query, scores);
+  else
+    score_channel_keys<Traits>(threads, page, query, scores);
+}
+
+/// Scales of a page's values per token, of this lane's tokens, by group and tile.
 template <class Traits>
 struct ValueScales {
   static constexpr int tiles = Traits::page_tokens / tile_extent;
@@ -169,10 +225,11 @@ struct ValueScales {
   }
 };
 
-/// Adds the page's values, weighted.
+/// Adds the page's values, per token, weighted.
 template <class Traits, class Threads>
-KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScores<Traits>& weights,
-                        const ValueScales<Traits>& scales, typename Traits::State& state) {
+KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
+                                const PageScores<Traits>& weights,
+                                const ValueScales<Traits>& scales, typename Traits::State& state) {
   constexpr int width = Traits::value_bits;
   constexpr int bands = Traits::value_bands;
   constexpr int value_tiles = Traits::value_dim / tile_extent;
@@ -209,6 +266,45 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const PageScore
   }
 }
 
+/// The same of values per channel.
+template <class Traits, class Threads>
+KVTILT_HD void mix_channel_values(Threads& threads, const std::byte* page,
+                                  const PageScores<Traits>& weights,
+                                  typename Traits::State& state) {
+  constexpr int tiles = Traits::page_tokens / tile_extent;
+  std::uint32_t probability[tiles][2];
+  KVTILT_DEVICE_UNROLL
+  for (int tile = 0; tile < tiles; ++tile)
+    KVTILT_DEVICE_UNROLL
+    for (int odd = 0; odd < 2; ++odd)
+      probability[tile][odd] = threads.transpose(
+          pack_halves(weights.product[tile][2 * odd], weights.product[tile][2 * odd + 1]));
+  multiply_scaled_rows<Traits::value_bits, Traits::value_dim / tile_extent, tiles,
+                       Traits::value_group / tile_extent>(
+      threads, page + Traits::value_codes + threads.lane() * 16, page + Traits::value_metadata,
+      probability, state.output);
+}
+
+/// Logits become weights, and add the page's values to the state.
+///
+/// largest  of this lane's logits, by column
+template <class Traits, class Threads>
+KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const float (&largest)[2],
+                        PageScores<Traits>& scores, typename Traits::State& state) {
+  if constexpr (Traits::channel_values) {  // outputs stay in values
+    state.raise(threads, largest, least_exponent);
+    scores.weigh(state);
+    mix_channel_values<Traits>(threads, page, scores, state);
+  } else {
+    ValueScales<Traits> scales;
+    const int exponent = scales.load_all(threads, page);
+    state.use_code_units();
+    state.raise(threads, largest, exponent);
+    scores.weigh(state);
+    mix_token_values<Traits>(threads, page, scores, scales, state);
+  }
+}
+
 /// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
 template <class Traits, class Threads>
 KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
@@ -220,12 +316,7 @@ KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, c
   if (special) scores.shape(arguments, item, threads.lane(), first_position, tokens, false);
   float largest[2];
   scores.largest(largest);
-  ValueScales<Traits> scales;
-  const int exponent = scales.load_all(threads, page);
-  state.use_code_units();
-  state.raise(threads, largest, exponent);
-  scores.weigh(state);
-  mix_page<Traits>(threads, page, scores, scales, state);
+  mix_page<Traits>(threads, page, largest, scores, state);
 }
 
 }  // namespace kvtilt::cuda
