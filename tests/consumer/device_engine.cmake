@@ -1,7 +1,7 @@
 # A program with kernels, where there is a CUDA compiler. A macro, as languages belong to a project.
 macro(consumer_enable_cuda)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80)
+    set(CMAKE_CUDA_ARCHITECTURES 80-virtual)
   endif()
   include(CheckLanguage)
   check_language(CUDA)
