@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
-// Kernels of a cache and the bodies that the emulator runs for them: see emulated_runtime.cpp.
+// Kernels, and the bodies that the emulator runs for them: see emulated_runtime.cpp.
+#include <kvtilt/cuda/attention/attend.cuh>
+#include <kvtilt/cuda/attention/attend_prefill.cuh>
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 
 #include "support/emulated_runtime.hpp"
 #include "support/emulated_threads.hpp"
+#include "support/some_kernels.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -45,11 +48,25 @@ std::pair<const std::string, Binder> emulated(void (*kernel)(Arguments...), Body
     cuda::body(threads, arguments...);                                            \
   })
 
-}  // namespace
+template <class... Pages>
+void add_attention(std::map<std::string, Binder>& kernels, cuda::AttendKernels<Pages...>) {
+  const auto decode = [](EmulatedThreads& threads, auto pages, const auto& arguments) {
+    cuda::attend_block<decltype(pages)>(threads, arguments);
+  };
+  const auto prefill = [](EmulatedThreads& threads, auto pages, const auto& arguments) {
+    cuda::attend_prefill_block<cuda::PrefillTraits<decltype(pages)>>(threads, arguments);
+  };
+  const auto with = [](auto pages, auto body) {
+    return
+        [=](EmulatedThreads& threads, const auto& arguments) { body(threads, pages, arguments); };
+  };
+  (kernels.insert(emulated(cuda::attend_kernel<Pages>, with(Pages{}, decode))), ...);
+  (kernels.insert(emulated(cuda::attend_prefill_kernel<Pages>, with(Pages{}, prefill))), ...);
+}
 
-const Binder* emulated_kernel(const std::string& name) {
+std::map<std::string, Binder> all_kernels() {
   using cuda::detail::small_block;
-  static const std::map<std::string, Binder> kernels = {
+  std::map<std::string, Binder> kernels = {
       KVTILT_EMULATED(detail::give_pages_kernel<small_block>, give_pages_body),
       KVTILT_EMULATED(detail::reset_kernel<small_block>, reset_body),
       KVTILT_EMULATED(detail::truncate_kernel<small_block>, truncate_body),
@@ -64,6 +81,14 @@ const Binder* emulated_kernel(const std::string& name) {
       KVTILT_EMULATED(detail::export_tables_kernel<256>, export_tables_body),
       KVTILT_EMULATED(detail::write_slots_kernel<small_block>, detail::write_slots_body),
   };
+  add_attention(kernels, SomeKernels{});
+  return kernels;
+}
+
+}  // namespace
+
+const Binder* emulated_kernel(const std::string& name) {
+  static const std::map<std::string, Binder> kernels = all_kernels();
   const auto found = kernels.find(name);
   return found == kernels.end() ? nullptr : &found->second;
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The part of the CUDA runtime that a cache uses, on the host: device memory is memory, a launch runs
+// The part of the CUDA runtime that the library uses, on the host: device memory is memory, a launch runs
 // the kernel's body in the emulator, a graph is a list of launches. Linked in place of cudart, it runs
 // the tests of tests/cuda/device where there is no GPU: host code, arguments and bodies, though no
 // code of the device compiler.
@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -119,8 +120,27 @@ cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSIO
 
 cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) {
-  return *value = 227 << 10, cudaSuccess;  // only shared memory is asked for
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      return *value = 2, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      return *value = 227 << 10, cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      return *value = 228 << 10, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      return *value = 9, cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      return *value = 0, cudaSuccess;
+    default:
+      return cudaErrorInvalidValue;
+  }
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,
+                                                                   int threads, std::size_t shared,
+                                                                   unsigned) {
+  const int by_shared = static_cast<int>((std::size_t{228} << 10) / (shared + 1024));
+  return *blocks = std::min(by_shared, 384 / threads), cudaSuccess;  // of 168 registers a thread
 }
 cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
 const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }

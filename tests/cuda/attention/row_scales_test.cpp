@@ -21,7 +21,7 @@ using test::Rows;
 
 /// Values per channel times random columns, onto sums that are not zero.
 template <class Traits>
-void expect_products() {
+void expect_scaled_rows() {
   constexpr int rows = Traits::value_dim / tile_extent;
   constexpr int steps = Traits::page_tokens / tile_extent;
   Random random(static_cast<std::uint64_t>(Traits::value_bits * 1000 + rows));
@@ -57,15 +57,15 @@ void expect_products() {
 
 // One to eight tiles of rows, four of which are summed up at a time; one group and several.
 TEST(RowScales, ProductsAreThoseOfTheDecodedValues) {
-  expect_products<ChannelValueTraits<1, 1, 64>>();
-  expect_products<ChannelValueTraits<2, 2, 64, 96, 64, 64, 16>>();
-  expect_products<ChannelValueTraits<3, 3, 64, 128>>();
-  expect_products<ChannelValueTraits<4, 4, 64, 16>>();
-  expect_products<ChannelValueTraits<4, 4, 64, 48, 64, 64, 32>>();
-  expect_products<ChannelValueTraits<5, 5, 64, 128, 128, 128, 64>>();
-  expect_products<ChannelValueTraits<6, 6, 64, 32, 64, 64, 32>>();
-  expect_products<ChannelValueTraits<7, 7, 64, 64>>();
-  expect_products<ChannelValueTraits<8, 8, 64, 80, 32>>();
+  expect_scaled_rows<ChannelValueTraits<1, 1, 64>>();
+  expect_scaled_rows<ChannelValueTraits<2, 2, 64, 96, 64, 64, 16>>();
+  expect_scaled_rows<ChannelValueTraits<3, 3, 64, 128>>();
+  expect_scaled_rows<ChannelValueTraits<4, 4, 64, 16>>();
+  expect_scaled_rows<ChannelValueTraits<4, 4, 64, 48, 64, 64, 32>>();
+  expect_scaled_rows<ChannelValueTraits<5, 5, 64, 128, 128, 128, 64>>();
+  expect_scaled_rows<ChannelValueTraits<6, 6, 64, 32, 64, 64, 32>>();
+  expect_scaled_rows<ChannelValueTraits<7, 7, 64, 64>>();
+  expect_scaled_rows<ChannelValueTraits<8, 8, 64, 80, 32>>();
 }
 
 }  // namespace
