@@ -11,6 +11,15 @@ template __global__ void attend_prefill_kernel<HalfTraits<128>>(
     const __grid_constant__ PrefillArguments);
 template __global__ void attend_prefill_kernel<PageTraits<4, 2, 128>>(
     const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<PageTraits<3, 2, 128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<TokenKeyTraits<8, 8, 128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<ChannelValueTraits<4, 2, 128>>(
+    const __grid_constant__ PrefillArguments);
+template __global__ void attend_prefill_kernel<
+    MixedTraits<PageTraits<8, 4, 128>, PageTraits<4, 2, 128>, PageTraits<3, 2, 128>>>(
+    const __grid_constant__ PrefillArguments);
 template __global__ void attend_prefill_kernel<GenericTraits<128>>(
     const __grid_constant__ PrefillArguments);
 template __global__ void attend_prefill_kernel<PageTraits<4, 2, 256>>(
@@ -53,9 +62,9 @@ __global__ void attend_parts(float* memory, const QueryRow* rows) {
 template __global__ void attend_parts<1>(float*, const QueryRow*);
 template __global__ void attend_parts<2>(float*, const QueryRow*);
 
-template <int Tiles>
-__global__ void stage_tiles(const __grid_constant__ PrefillArguments arguments, SourceTile tile) {
-  using Traits = PrefillTraits<PageTraits<4, 2, 128>>;
+template <class Pages, int Tiles>
+__device__ void stage_tiles(const PrefillArguments& arguments, SourceTile tile) {
+  using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::in_turn();
   tile.source = TileSource::Sealed;
   RowTile rows{};
@@ -66,7 +75,22 @@ __global__ void stage_tiles(const __grid_constant__ PrefillArguments arguments, 
     tile.at.index += 1;
   }
 }
-template __global__ void stage_tiles<1>(const __grid_constant__ PrefillArguments, SourceTile);
-template __global__ void stage_tiles<2>(const __grid_constant__ PrefillArguments, SourceTile);
 
 }  // namespace kvtilt::cuda
+
+#define KVTILT_STAGE_TILES(name, ...)                                         \
+  extern "C" __global__ void name##_once(                                     \
+      const __grid_constant__ kvtilt::cuda::PrefillArguments arguments,       \
+      kvtilt::cuda::SourceTile tile) {                                        \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(arguments, tile); \
+  }                                                                           \
+  extern "C" __global__ void name##_twice(                                    \
+      const __grid_constant__ kvtilt::cuda::PrefillArguments arguments,       \
+      kvtilt::cuda::SourceTile tile) {                                        \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(arguments, tile); \
+  }
+
+KVTILT_STAGE_TILES(k4v2, PageTraits<4, 2, 128>)
+KVTILT_STAGE_TILES(k3v2, PageTraits<3, 2, 128>)
+KVTILT_STAGE_TILES(k8tv8, TokenKeyTraits<8, 8, 128>)
+KVTILT_STAGE_TILES(k4v2c, ChannelValueTraits<4, 2, 128>)

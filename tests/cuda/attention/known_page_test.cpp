@@ -29,8 +29,10 @@ std::vector<std::byte> random_block(Random& random, const HeadLayout& head) {
   return block;
 }
 
-template <Role role, class Known, class Pages>
+template <Role role, class Pages>
 int differences(const HeadLayout& head, const std::byte* block, int tile) {
+  using Known = KnownFragments<role, Pages>;
+  static_assert(Known::supported);
   constexpr bool keys = role == Role::Keys;
   constexpr int dim = keys ? Pages::key_dim : Pages::value_dim;
   constexpr int count = dim / tile_extent;
@@ -54,9 +56,9 @@ void expect_same() {
   const HeadLayout head = Pages::layout();
   const std::vector<std::byte> block = random_block<Pages>(random, head);
   for (int tile = 0; tile < Pages::page_tokens / tile_extent; ++tile) {
-    EXPECT_EQ((differences<Role::Keys, KnownKeys<Pages>, Pages>(head, block.data(), tile)), 0)
+    EXPECT_EQ((differences<Role::Keys, Pages>(head, block.data(), tile)), 0)
         << "keys, " << Pages::key_bits << " bits, tile " << tile;
-    EXPECT_EQ((differences<Role::Values, KnownValues<Pages>, Pages>(head, block.data(), tile)), 0)
+    EXPECT_EQ((differences<Role::Values, Pages>(head, block.data(), tile)), 0)
         << "values, " << Pages::value_bits << " bits, tile " << tile;
   }
 }
@@ -66,6 +68,10 @@ TEST(KnownPageAgreement, EveryWidthDecodesLikeTheGenericPage) {
   expect_same<PageTraits<4, 2, 128>>();
   expect_same<PageTraits<2, 4, 128>>();
   expect_same<PageTraits<1, 1, 128>>();
+  expect_same<PageTraits<3, 6, 128>>();
+  expect_same<PageTraits<5, 7, 128>>();
+  expect_same<PageTraits<7, 5, 128>>();
+  expect_same<PageTraits<6, 3, 128>>();
 }
 
 TEST(KnownPageAgreement, EveryShapeDecodesLikeTheGenericPage) {
@@ -76,6 +82,16 @@ TEST(KnownPageAgreement, EveryShapeDecodesLikeTheGenericPage) {
   expect_same<PageTraits<8, 2, 64, 64, 128>>();
   expect_same<PageTraits<4, 4, 64, 64, 64, 32, 32>>();
   expect_same<PageTraits<2, 8, 128, 128, 128, 16, 16>>();
+  expect_same<PageTraits<3, 5, 64, 128, 128, 64, 64>>();
+}
+
+TEST(KnownPageAgreement, KeysPerTokenAndValuesPerChannelDecodeLikeTheGenericPage) {
+  expect_same<TokenKeyTraits<8, 8, 128>>();
+  expect_same<TokenKeyTraits<4, 2, 128, 128, 64, 32, 32>>();
+  expect_same<TokenKeyTraits<3, 1, 64, 64, 128, 16>>();
+  expect_same<ChannelValueTraits<4, 2, 128>>();
+  expect_same<ChannelValueTraits<8, 7, 64, 128, 64, 64, 32>>();
+  expect_same<ChannelValueTraits<4, 4, 64, 64, 32, 16, 16>>();
 }
 
 }  // namespace

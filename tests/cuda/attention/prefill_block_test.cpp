@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/attention/prefill_block.hpp>
+#include <kvtilt/quant/recipe.hpp>
 
 #include "support/device_prefill.hpp"
 
@@ -11,9 +12,11 @@
 namespace kvtilt::test {
 namespace {
 
+using cuda::ChannelValueTraits;
 using cuda::GenericTraits;
 using cuda::HalfTraits;
 using cuda::PageTraits;
+using cuda::TokenKeyTraits;
 
 template <class Pages>
 void expect_chunks_close(const Recipe& recipe, int page_tokens = 64) {
@@ -31,7 +34,17 @@ TEST(PrefillBlock, KnownWidthsAreCloseToFloat64) {
   expect_chunks_close<PageTraits<2, 8, 64>>(presets::per_channel_keys(2, 8));
   expect_chunks_close<PageTraits<1, 1, 64>>(presets::per_channel_keys(1, 1));
   expect_chunks_close<PageTraits<3, 2, 64>>(presets::k3v2);
+  expect_chunks_close<PageTraits<5, 7, 64>>(presets::per_channel_keys(5, 7));
   expect_chunks_close<HalfTraits<64>>(presets::k16v16);
+}
+
+TEST(PrefillBlock, KeysPerTokenAndValuesPerChannelAreCloseToFloat64) {
+  expect_chunks_close<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
+  expect_chunks_close<ChannelValueTraits<4, 2, 64>>(parse_recipe("k4v2c").value());
+  // Groups of three tiles, of which four are decoded together.
+  using Odd = PageTraits<4, 4, 64, 192, 64, 64, 48>;
+  static_assert(!cuda::decodes_known_pages(Odd{}));
+  expect_chunks_close<Odd>(parse_recipe("k4v4:g64,48").value());
 }
 
 TEST(PrefillBlock, AnyRecipeIsCloseToFloat64) {

@@ -227,13 +227,15 @@ void expect_prefill_close(const Attended& attended, const std::vector<std::int64
 }
 
 TEST_F(DeviceAttend, ChunksOverQuantizedPagesAreCloseToFloat64) {
-  for (const Recipe& recipe : {presets::k16v16, presets::k8v4, presets::k4v4, presets::k4v2}) {
+  for (const char* name : {"k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k3v2", "k8tv8", "k4v2c"}) {
+    const Recipe recipe = parse_recipe(name).value();
     expect_prefill_close({{recipe}}, {700, 3, 0, 131}, {30, 1, 200, 64}, 4);
     expect_prefill_close({{recipe}}, {9000}, {33}, 8);
   }
   for (const int ratio : {1, 7, 16})
     expect_prefill_close({{presets::k4v2}}, {300, 0}, {150, 20}, ratio);
-  expect_prefill_close({{presets::k3v2}, 128, 64, true}, {700, 3, 0}, {30, 1, 70}, 4);
+  expect_prefill_close({{presets::k3v2, presets::k8v4}}, {700, 3, 0}, {30, 1, 70}, 4);
+  expect_prefill_close({{presets::k6v4}, 128, 64, true}, {700, 3, 0}, {30, 1, 70}, 4);
   expect_prefill_close({{presets::kivi2}, 64, 128, true}, {700, 3, 0}, {30, 1, 70}, 2);
 }
 

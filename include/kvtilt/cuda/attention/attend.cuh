@@ -5,7 +5,7 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/attention/block.hpp>
-#include <kvtilt/cuda/attention/checks.hpp>
+#include <kvtilt/cuda/attention/default_kernels.hpp>
 #include <kvtilt/cuda/attention/device.cuh>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/launch.cuh>
@@ -45,18 +45,6 @@ __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
   attend_block<Traits>(threads, arguments);
 }
 
-/// Any recipe of head dimensions 64 and 128; fast ones at 128, in pages of 64 tokens with default
-/// groups, also with keys per token or values per channel, and where heads of a layer differ. A kernel costs 1 to 2 s of nvcc and 150 KB of object
-/// file, code and PTX, per architecture; a mixed one that for each of its kinds.
-using DefaultAttendKernels =
-    AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
-                  PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<3, 2, 128>,
-                  PageTraits<2, 2, 128>, TokenKeyTraits<8, 8, 128>, TokenKeyTraits<4, 4, 128>,
-                  ChannelValueTraits<4, 2, 128>,
-                  MixedTraits<PageTraits<8, 4, 128>, PageTraits<4, 4, 128>, PageTraits<4, 2, 128>,
-                              PageTraits<3, 2, 128>>,
-                  GenericTraits<64>, GenericTraits<128>>;
-
 /// How a launch fills a multiprocessor. Zeros: what Attention finds best.
 struct AttendTuning {
   int blocks = 0;  ///< on a multiprocessor
@@ -70,14 +58,14 @@ class Attention {
  public:
   /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
   /// Unsupported, naming what the list lacks; nothing is ever attended to another way.
-  template <class List = DefaultAttendKernels>
+  template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
     return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens, tuning);
   }
 
   /// `recipes` holds one for all kv heads, or one per kv head.
-  template <class List = DefaultAttendKernels>
+  template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
     Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/cuda/attention/checks.hpp>
+#include <kvtilt/cuda/attention/default_kernels.hpp>
 #include <kvtilt/cuda/attention/device.cuh>
 #include <kvtilt/cuda/attention/prefill_block.hpp>
 #include <kvtilt/cuda/error.cuh>
@@ -30,26 +30,20 @@ __global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.pref
   attend_prefill_block<PrefillTraits<Pages>>(threads, arguments);
 }
 
-/// Any recipe of head dimensions 64 and 128; some at 128 decoded in half the instructions. A kernel
-/// costs 1 to 2 s of nvcc and 160 KB of object file, code and PTX, per architecture.
-using DefaultPrefillKernels =
-    AttendKernels<HalfTraits<128>, PageTraits<8, 4, 128>, PageTraits<4, 4, 128>,
-                  PageTraits<4, 2, 128>, GenericTraits<64>, GenericTraits<128>>;
-
 /// Attention of chunks over layers of one shape and the same recipes, for the device that was current
 /// at create().
 class PrefillAttention {
  public:
   /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
   /// Unsupported, naming what the list or the device lacks.
-  template <class List = DefaultPrefillKernels>
+  template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape, const Recipe& recipe,
                                          int page_tokens = 64) {
     return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
   }
 
   /// `recipes` holds one for all kv heads, or one per kv head.
-  template <class List = DefaultPrefillKernels>
+  template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape,
                                          const std::vector<Recipe>& recipes, int page_tokens = 64) {
     Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
@@ -119,7 +113,7 @@ class PrefillAttention {
     if constexpr (Pages::value_dim > most_prefill_values) {
       return false;
     } else {
-      generic_ = !decodes_known_pages<Pages>();
+      generic_ = !decodes_known_pages(Pages{});
       kernel_ = &attend_prefill_kernel<Pages>;
       launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;
       warp_rows_ = PrefillTraits<Pages>::warp_rows;

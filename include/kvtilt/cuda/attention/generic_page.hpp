@@ -12,6 +12,7 @@
 /// 1150, seven times those of a PageTraits kernel.
 #pragma once
 
+#include <kvtilt/cuda/attention/fragment_scales.hpp>
 #include <kvtilt/cuda/attention/tile.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 
@@ -106,29 +107,6 @@ struct PageFragments {
     }
   }
 
-  /// Scales or minima of a lane's part of a tile, two by two as its registers want them.
-  struct Entries {
-    std::uint32_t pair[4];
-
-    /// Entries follow the inner axis: a half each of every register, and outer neighbours share
-    /// them. Otherwise they follow the outer one: one for R0 and R2, one for R1 and R3.
-    KVTILT_HD static Entries load(const std::byte* from, bool inner) {
-      constexpr bool keys = role == Role::Keys;
-      if (inner) {
-        const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
-        const std::uint32_t low = static_cast<std::uint32_t>(four);
-        const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
-        const std::uint32_t even = keys ? low : join_low(low, high);
-        const std::uint32_t odd = keys ? high : join_high(low, high);
-        return {{even, even, odd, odd}};
-      }
-      const std::uint32_t two = load_word(from);
-      const std::uint32_t even = permute_bytes(two, 0, 0x1010u);
-      const std::uint32_t odd = permute_bytes(two, 0, 0x3232u);
-      return {{even, odd, even, odd}};
-    }
-  };
-
   /// Codes to fp16.
   template <bool PerChannel>
   KVTILT_HD void decode(int lane, int first, int end, Words (&words)[ahead]) const {
@@ -136,22 +114,23 @@ struct PageFragments {
     const int tokens = token_tiles() * tile_extent;
     const int group_tiles = layout->format.group / tile_extent;
     const int band = 4 * (PerChannel ? Dim : tokens);  // bytes
-    const std::byte* scales = block + layout->metadata + (inner ? lane % 4 * 8 : lane / 4 * 4) +
+    const std::byte* scales = block + layout->metadata +
+                              FragmentScales<role>::lane_offset(lane, inner) +
                               (PerChannel ? tile / group_tiles * band + first * 2 * tile_extent
                                           : tile * 2 * tile_extent + first / group_tiles * band);
     int left = PerChannel ? 0 : first % group_tiles;  // per token: before the band ends
-    Entries scale{};
-    Entries minimum{};
+    FragmentScales<role> scale{};
+    FragmentScales<role> minimum{};
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < end) {
         if constexpr (PerChannel) {
-          scale = Entries::load(scales + i * 2 * tile_extent, inner);
-          minimum = Entries::load(scales + band / 2 + i * 2 * tile_extent, inner);
+          scale = FragmentScales<role>::load(scales + i * 2 * tile_extent, inner);
+          minimum = FragmentScales<role>::load(scales + band / 2 + i * 2 * tile_extent, inner);
         } else {
           if (i == 0 || left == 0) {
-            scale = Entries::load(scales, inner);
-            minimum = Entries::load(scales + band / 2, inner);
+            scale = FragmentScales<role>::load(scales, inner);
+            minimum = FragmentScales<role>::load(scales + band / 2, inner);
             scales += band;
             left = i == 0 ? group_tiles - left : group_tiles;
           }

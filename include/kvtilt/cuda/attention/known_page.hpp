@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// Sealed pages of one PageTraits, in single planes, as fp16, 16 tokens at a time: what generic_page.hpp does for any
-/// recipe, with addresses, shifts and masks known to the compiler. About 20 instructions a fragment.
+/// Sealed pages of one PageTraits as fp16, 16 tokens at a time: what generic_page.hpp does for any
+/// recipe, with addresses, shifts and masks known to the compiler. About 20 instructions a fragment of
+/// one plane, 8 to 12 more for each other one.
 #pragma once
 
+#include <kvtilt/cuda/attention/fragment_scales.hpp>
 #include <kvtilt/cuda/attention/page.hpp>
 
 #include <cstddef>
@@ -10,146 +12,144 @@
 
 namespace kvtilt::cuda {
 
-/// Registers of a fragment as whole codes in fp16, from the word of the tile, at bit 0; of 8 bits the
-/// second word holds R2 and R3.
-template <int Width>
-KVTILT_HD void decode_codes(std::uint32_t first, std::uint32_t second, std::uint32_t (&codes)[4]) {
+/// Registers of a fragment as whole codes in fp16.
+///
+/// word  of each plane, the one that holds the fragment; of 8 bits the second holds R2 and R3
+/// tile  the fragment's place in it
+template <int Bits>
+KVTILT_HD void decode_codes(const std::uint32_t (&word)[4], int tile, std::uint32_t (&codes)[4]) {
+  constexpr Planes split = planes(Bits);
+  constexpr std::uint32_t raised = 0x64006400u;  // 1024 + 2^shift code, then the code: both exact
   KVTILT_DEVICE_UNROLL
   for (int reg = 0; reg < 4; ++reg) {
-    // 1024 + 2^shift code, then the code: both exact.
-    constexpr std::uint32_t raised = 0x64006400u;
-    constexpr std::uint32_t low = ((1u << Width) - 1) * 0x10001u;
-    int shift = reg % 2 * outer_shift(Width) + reg / 2 * inner_shift(Width);
-    if constexpr (Width == 8) {
-      codes[reg] =
-          permute_bytes(reg < 2 ? first : second, raised, reg % 2 == 0 ? 0x7250u : 0x7351u);
-    } else if constexpr (Width == 4) {
-      codes[reg] = mask_and_set(reg < 2 ? first : first >> 8, low << shift, raised);
+    const int shift = reg % 2 * outer_shift(Bits) + reg / 2 * inner_shift(Bits);
+    codes[reg] = raised;
+    if constexpr (Bits == 8) {
+      codes[reg] = permute_bytes(word[reg / 2], raised, reg % 2 == 0 ? 0x7250u : 0x7351u);
     } else {
-      codes[reg] = mask_and_set(first, low << shift, raised);
+      int to = Bits + shift;
+      KVTILT_DEVICE_UNROLL
+      for (int plane = 0; plane < split.count; ++plane) {
+        const int width = split.width[plane];
+        to -= width;
+        codes[reg] = mask_and_set(moved(word[plane], to - lane_field(width, tile, reg).shift),
+                                  (((1u << width) - 1) * 0x10001u) << to, codes[reg]);
+      }
     }
     codes[reg] = fma_halves(codes[reg], half_power(-shift) * 0x10001u,
                             (half_power(10 - shift) | 0x8000u) * 0x10001u);
   }
 }
 
-/// Word `word` of a lane in a plane whose words are all in runs of four.
+/// Byte of word `word` of a lane in a plane whose words are all in runs of four.
 KVTILT_HD constexpr int run_offset(int word) { return word / 4 * 512 + word % 4 * 4; }
 
-/// Keys of 16 tokens, per channel; source of stage_fragments().
-template <class Pages>
-struct KnownKeys {
+/// Keys or values of 16 tokens; source of stage_fragments().
+template <Role role, class Pages>
+class KnownFragments {
+  static constexpr bool keys = role == Role::Keys;
+  static constexpr int bits = keys ? Pages::key_bits : Pages::value_bits;
+  static constexpr int dim = keys ? Pages::key_dim : Pages::value_dim;
+  static constexpr int token_tiles = Pages::page_tokens / tile_extent;
+  static constexpr int channel_tiles = dim / tile_extent;
+  static constexpr int group_tiles = (keys ? Pages::key_group : Pages::value_group) / tile_extent;
+  static constexpr bool per_channel = keys ? !Pages::token_keys : Pages::channel_values;
+  static constexpr bool inner = per_channel == keys;  ///< what the groups' scales follow
+  static constexpr int band = 4 * (per_channel ? dim : Pages::page_tokens);  ///< bytes
+  static constexpr int least_width = bits & -bits;
+
+ public:
   static constexpr int ahead = 4;
-  static constexpr int width = Pages::key_bits;
-  static constexpr int tiles = Pages::page_tokens / tile_extent;
-  static constexpr int quarters = tiles * width;        ///< of a word, from step to step
-  /// A step's tiles fill whole words of one plane.
+
+  /// A step's tiles of keys, or `ahead` tiles of values, fill whole words of each plane, all words are
+  /// in runs of four, and bands begin with a run of `ahead` tiles or end with it.
   static constexpr bool supported =
-      !Pages::token_keys && planes(width).count == 1 && quarters % 4 == 0;
+      token_tiles * channel_tiles * least_width % 16 == 0 &&
+      (keys ? token_tiles * least_width % 4 == 0 : channel_tiles % ahead == 0) &&
+      (per_channel || group_tiles % ahead == 0 || ahead % group_tiles == 0);
 
-  const std::byte* codes;     ///< the lane's of step 0
-  const std::byte* metadata;  ///< scales of the lane's channels in step 0
-  int shift;
+  /// tile  of 16 tokens of the page
+  KVTILT_HD KnownFragments(const std::byte* block, int tile, int lane)
+      : codes_(block + (keys ? Pages::key_codes : Pages::value_codes) + lane * 16),
+        metadata_(block + (keys ? Pages::key_metadata : Pages::value_metadata) +
+                  FragmentScales<role>::lane_offset(lane, inner) +
+                  (per_channel ? tile / group_tiles * band : tile * 2 * tile_extent)),
+        tile_(tile) {}
 
-  KVTILT_HD KnownKeys(const std::byte* block, int tile, int lane)
-      : codes(block + Pages::key_codes + lane * 16 + run_offset(tile * width / 4)),
-        metadata(block + Pages::key_metadata + lane % 4 * 8 +
-                 tile / (Pages::key_group / tile_extent) * 4 * Pages::key_dim),
-        shift(tile * width * 4 % 16) {}
-
-  /// `first` is a multiple of 4: as many steps fill whole runs.
+  /// `first` is a multiple of `ahead`.
   KVTILT_HD void load(int, int first, int end, Words (&words)[ahead]) const {
-    const std::byte* from = codes + first / 4 * (quarters / 4 * 512);
-    const std::byte* group = metadata + first * 2 * tile_extent;
-    std::uint64_t scale[ahead];
-    std::uint64_t low[ahead];
+    FragmentScales<role> scale[ahead];
+    FragmentScales<role> minimum[ahead];
+    load_codes(first, end, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < end) {
-        const std::byte* at = from + run_offset(i * quarters / 4);
-        words[i].word[0] = *reinterpret_cast<const std::uint32_t*>(at);
-        words[i].word[1] =
-            width == 8 ? *reinterpret_cast<const std::uint32_t*>(at + 4) : std::uint32_t{0};
-        scale[i] = *reinterpret_cast<const std::uint64_t*>(group + i * 2 * tile_extent);
-        low[i] = *reinterpret_cast<const std::uint64_t*>(group + 2 * Pages::key_dim +
-                                                         i * 2 * tile_extent);
+        if (per_channel || i % group_tiles == 0) {
+          const std::byte* from = metadata_ + (per_channel ? (first + i) * 2 * tile_extent
+                                                           : (first + i) / group_tiles * band);
+          scale[i] = FragmentScales<role>::load(from, inner);
+          minimum[i] = FragmentScales<role>::load(from + band / 2, inner);
+        } else {
+          scale[i] = scale[i - 1];
+          minimum[i] = minimum[i - 1];
+        }
       }
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < end) {
         std::uint32_t code[4];
-        decode_codes<width>(width < 4 ? words[i].word[0] >> shift : words[i].word[0],
-                            words[i].word[1], code);
+        decode_codes<bits>(words[i].word, keys ? 0 : i, code);
         KVTILT_DEVICE_UNROLL
         for (int reg = 0; reg < 4; ++reg)
-          words[i].word[reg] =
-              decode_value(code[reg], static_cast<std::uint32_t>(scale[i] >> (reg / 2 * 32)),
-                           static_cast<std::uint32_t>(low[i] >> (reg / 2 * 32)));
+          words[i].word[reg] = decode_value(code[reg], scale[i].pair[reg], minimum[i].pair[reg]);
       }
-  }
-};
-
-/// Values of 16 tokens, per token; source of stage_fragments().
-template <class Pages>
-struct KnownValues {
-  static constexpr int ahead = 4;
-  static constexpr int width = Pages::value_bits;
-  static constexpr int channel_tiles = Pages::value_dim / tile_extent;
-  static constexpr int group_tiles = Pages::value_group / tile_extent;
-  /// `ahead` tiles fill whole words of one plane.
-  static constexpr bool supported =
-      !Pages::channel_values && planes(width).count == 1 && channel_tiles % ahead == 0;
-
-  const std::byte* codes;     ///< the lane's
-  const std::byte* metadata;  ///< scales of the lane's tokens in band 0
-  int word;                   ///< the tile's first
-
-  KVTILT_HD KnownValues(const std::byte* block, int tile, int lane)
-      : codes(block + Pages::value_codes + lane * 16),
-        metadata(block + Pages::value_metadata + tile * 2 * tile_extent + lane % 4 * 8),
-        word(tile * (channel_tiles * width / 4)) {}
-
-  KVTILT_HD void load(int, int first, int, Words (&words)[ahead]) const {
-    constexpr int held = width < 4 ? width : 4;  // words loaded at a time
-    Words packed[width == 8 ? 2 : 1];
-    KVTILT_DEVICE_UNROLL
-    for (int run = 0; run < (width == 8 ? 2 : 1); ++run) {
-      const std::byte* from = codes + run_offset(word + first * width / 4 + run * 4);
-      if constexpr (held == 4)
-        packed[run] = load_words(from);
-      else
-        KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < held; ++i)
-          packed[run].word[i] = *reinterpret_cast<const std::uint32_t*>(from + i * 4);
-    }
-    std::uint32_t scale[2]{};
-    std::uint32_t minimum[2]{};
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i) {
-      if (i % group_tiles == 0) {
-        const std::byte* band = metadata + (first + i) / group_tiles * (4 * Pages::page_tokens);
-        load_entries(band, scale);
-        load_entries(band + 2 * Pages::page_tokens, minimum);
-      }
-      std::uint32_t code[4];
-      const std::uint32_t(&word)[4] = packed[i * width / 16].word;
-      decode_codes<width>(word[i * width / 4 % 4] >> (i * width * 4 % 16),
-                          word[(i * width / 4 + 1) % 4], code);
-      KVTILT_DEVICE_UNROLL
-      for (int reg = 0; reg < 4; ++reg)
-        words[i].word[reg] = decode_value(code[reg], scale[reg / 2], minimum[reg / 2]);
-    }
   }
 
  private:
-  /// Of the lane's tokens: the first and the third, then the others, as registers hold them.
-  KVTILT_HD static void load_entries(const std::byte* from, std::uint32_t (&pair)[2]) {
-    const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
-    const std::uint32_t low = static_cast<std::uint32_t>(four);
-    const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
-    pair[0] = join_low(low, high);
-    pair[1] = join_high(low, high);
+  KVTILT_HD static std::uint32_t load_word(const std::byte* from) {
+    return *reinterpret_cast<const std::uint32_t*>(from);
   }
+
+  /// The words of each plane. Those of keys are shifted: where a tile lies in its word depends on the
+  /// tokens, which the compiler does not know.
+  KVTILT_HD void load_codes(int first, int end, Words (&words)[ahead]) const {
+    constexpr Planes split = planes(bits);
+    const std::byte* codes = codes_;
+    KVTILT_DEVICE_UNROLL
+    for (int plane = 0; plane < split.count; ++plane) {
+      const int width = split.width[plane];
+      if constexpr (keys) {
+        const int step_words = token_tiles * width / 4;
+        const std::byte* from =
+            codes + run_offset(tile_ * width / 4) + first / ahead * (step_words * 512);
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i)
+          if (first + i < end) {
+            words[i].word[plane] = load_word(from + run_offset(i * step_words));
+            if (width == 8) words[i].word[1] = load_word(from + run_offset(i * step_words) + 4);
+            if (width < 4) words[i].word[plane] >>= tile_ * width * 4 % 16;
+          }
+      } else {
+        const int word = tile_ * (channel_tiles * width / 4) + first * width / 4;
+        Words packed[2];
+        if (width == 8) packed[1] = load_words(codes + run_offset(word + 4));
+        if (width >= 4) packed[0] = load_words(codes + run_offset(word));
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < width && width < 4; ++i)
+          packed[0].word[i] = load_word(codes + run_offset(word) + i * 4);
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < ahead; ++i) {
+          words[i].word[plane] = packed[i * width / 16].word[i * width / 4 % 4];
+          if (width == 8) words[i].word[1] = packed[i / 2].word[i % 2 * 2 + 1];
+        }
+      }
+      codes += token_tiles * channel_tiles * width * warp_lanes;
+    }
+  }
+
+  const std::byte* codes_;     ///< the lane's
+  const std::byte* metadata_;  ///< scales of the lane's channels or tokens
+  int tile_;
 };
 
 }  // namespace kvtilt::cuda

@@ -7,6 +7,7 @@
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
 #include <kvtilt/cuda/attention/known_page.hpp>
+#include <kvtilt/cuda/attention/mixed_pages.hpp>
 #include <kvtilt/cuda/attention/prefill_work.hpp>
 #include <kvtilt/cuda/page/input_tiles.hpp>
 
@@ -18,7 +19,7 @@ namespace kvtilt::cuda {
 /// Channels of values: 16 rows of sums then fill half a warp's registers.
 inline constexpr int most_prefill_values = 256;
 
-/// What a chunk's kernel is compiled for. Pages: PageTraits, HalfTraits or GenericTraits.
+/// What a chunk's kernel is compiled for. Pages: one of an AttendKernels.
 template <class Pages>
 struct PrefillTraits {
   static_assert(Pages::value_dim <= most_prefill_values);
@@ -128,22 +129,26 @@ KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_
 
 /// Whether addresses and shifts are known to the compiler; if not, they are worked out.
 template <class Pages>
-KVTILT_HD constexpr bool decodes_known_pages() {
-  if constexpr (Pages::generic || Pages::mixed)
+KVTILT_HD constexpr bool decodes_known_pages(Pages) {
+  if constexpr (Pages::generic)
     return false;
   else if constexpr (Pages::key_bits == half_bits)
     return true;
   else
-    return KnownKeys<Pages>::supported && KnownValues<Pages>::supported;
+    return KnownFragments<Role::Keys, Pages>::supported &&
+           KnownFragments<Role::Values, Pages>::supported;
+}
+template <class... Pages>
+KVTILT_HD constexpr bool decodes_known_pages(MixedTraits<Pages...>) {
+  return (decodes_known_pages(Pages{}) && ...);
 }
 
 /// 16 tokens of a sealed page. Slots that hold no token any more still hold finite numbers.
-template <class Traits, class Threads>
-KVTILT_HD void stage_sealed(Threads& threads, const HeadLayout& head, const HalfTile& tile,
+template <class Traits, class Pages, class Threads>
+KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const HalfTile& tile,
                             std::byte* keys, std::byte* values) {
-  using Pages = typename Traits::pages;
   const std::byte* block = tile.block + head.offset;
-  if constexpr (!decodes_known_pages<Pages>()) {
+  if constexpr (!decodes_known_pages(Pages{})) {
     constexpr int ahead = 1;  // registers are full of sums
     stage_fragments<Traits::steps>(
         threads, PageFragments<Role::Keys, Traits::key_dim, ahead>{&head.key, block, tile.index},
@@ -159,11 +164,19 @@ KVTILT_HD void stage_sealed(Threads& threads, const HeadLayout& head, const Half
     stage_fragments<Traits::channel_tiles>(
         threads, HalfFragments{page_values + index * Traits::value_bytes}, values);
   } else {
-    stage_fragments<Traits::steps>(threads, KnownKeys<Pages>(block, tile.index, threads.lane()),
-                                   keys);
+    stage_fragments<Traits::steps>(
+        threads, KnownFragments<Role::Keys, Pages>(block, tile.index, threads.lane()), keys);
     stage_fragments<Traits::channel_tiles>(
-        threads, KnownValues<Pages>(block, tile.index, threads.lane()), values);
+        threads, KnownFragments<Role::Values, Pages>(block, tile.index, threads.lane()), values);
   }
+}
+template <class Traits, class... Pages, class Threads>
+KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const HeadLayout& head,
+                            const HalfTile& tile, std::byte* keys, std::byte* values) {
+  const int own = mixed.kind_of(head);
+  int kind = 0;
+  ((own == kind++ ? stage_sealed<Traits>(Pages{}, threads, head, tile, keys, values) : void()),
+   ...);
 }
 
 /// One warp's tile. What lies in unused slots may be NaN: keys there may hold anything, as their
@@ -173,8 +186,8 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
                           const SourceTile& tile, std::byte* keys, std::byte* values) {
   const LayerStorage& layer = arguments.attend.layer;
   if (tile.source == TileSource::Sealed) {
-    stage_sealed<Traits>(threads, layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys,
-                         values);
+    stage_sealed<Traits>(typename Traits::pages{}, threads,
+                         layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys, values);
   } else if (tile.source == TileSource::Half) {
     const HeadLayout& head =
         layer.head(tile.at.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
