@@ -87,7 +87,7 @@ int main(int argc, char** argv) {
   using namespace kvtilt::bench;
   Report report;
   if (argc > 2) filter = argv[2];
-  for (const char* recipe : {"k16v16", "k8v4", "k4v4", "k4v2", "k3v2"}) {
+  for (const char* recipe : {"k16v16", "k8v4", "k4v4", "k4v2", "k3v2", "k8tv8"}) {
     measure({recipe, 32, 8, 1, 512, 32768}, report);
     measure({recipe, 32, 8, 1, 2048, 32768}, report);
     measure({recipe, 32, 8, 1, 512, 8192}, report);

@@ -33,32 +33,17 @@ std::map<const void*, std::string>& kernel_names() {
   return names;
 }
 
-struct Configuration {
-  dim3 grid;
-  dim3 block;
-  std::size_t shared;
-  cudaStream_t stream;
-};
-Configuration configuration;
+/// Dynamic shared memory that a kernel may be launched with.
+std::size_t& allowed_shared(const void* kernel) {
+  static std::map<std::string, std::size_t> allowed;
+  return allowed.try_emplace(kernel_name(kernel), std::size_t{48} << 10).first->second;
+}
+
 cudaError_t last_error = cudaSuccess;
 
 /// Waiting for a stream ends its capture; so must every test that does it.
 cudaError_t waited(cudaStream_t stream) {
   return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
-}
-
-cudaError_t launch(const void* kernel, dim3 grid, dim3 block, void** arguments, std::size_t shared,
-                   cudaStream_t stream) {
-  const Binder* bind = emulated_kernel(kernel_name(kernel));
-  const bool valid = bind != nullptr && grid.x > 0 && grid.y == 1 && block.x > 0 &&
-                     block.x <= 1024 && shared <= (227u << 10);
-  if (!valid) return last_error = cudaErrorInvalidConfiguration;
-  const Launch bound = (*bind)({grid.x, block.x, shared}, arguments);
-  if (stream_of(stream).graph != nullptr)
-    stream_of(stream).graph->push_back(bound);
-  else
-    bound();
-  return cudaSuccess;
 }
 
 }  // namespace
@@ -81,36 +66,33 @@ void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name,
                             uint3*, dim3*, dim3*, int*) {
   kvtilt::test::kernel_names()[kernel] = name;
 }
-unsigned __cudaPushCallConfiguration(dim3 grid, dim3 block, std::size_t shared,
-                                     struct CUstream_st* stream) {
-  kvtilt::test::configuration = {grid, block, shared, stream};
-  return 0;
+// What nvcc makes of a kernel for <<<>>>, which the library does not use.
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, std::size_t*, void*) {
+  return cudaErrorNotSupported;
 }
-cudaError_t __cudaPopCallConfiguration(dim3* grid, dim3* block, std::size_t* shared, void* stream) {
-  *grid = kvtilt::test::configuration.grid;
-  *block = kvtilt::test::configuration.block;
-  *shared = kvtilt::test::configuration.shared;
-  *static_cast<cudaStream_t*>(stream) = kvtilt::test::configuration.stream;
-  return cudaSuccess;
+cudaError_t __cudaGetKernel(cudaKernel_t*, const void*) { return cudaErrorNotSupported; }
+cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, std::size_t, cudaStream_t) {
+  return cudaErrorNotSupported;
 }
-cudaError_t __cudaGetKernel(cudaKernel_t* handle, const void* kernel) {
-  *handle = reinterpret_cast<cudaKernel_t>(const_cast<void*>(kernel));
-  return cudaSuccess;
-}
-// Tests launch like this; the library does below.
-cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void** arguments,
-                               std::size_t shared, cudaStream_t stream) {
-  return kvtilt::test::launch(kernel, grid, block, arguments, shared, stream);
-}
+
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel,
                                 void** arguments) {
-  using kvtilt::test::last_error;
+  using namespace kvtilt::test;
+  const Binder* bind = emulated_kernel(kernel_name(kernel));
+  const dim3& grid = config->gridDim;
+  const dim3& block = config->blockDim;
   const bool early = config->numAttrs == 1 &&
                      config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization &&
                      config->attrs->val.programmaticStreamSerializationAllowed == 1;
-  if (!early) return last_error = cudaErrorInvalidConfiguration;
-  return kvtilt::test::launch(kernel, config->gridDim, config->blockDim, arguments,
-                              config->dynamicSmemBytes, config->stream);
+  const bool valid = bind != nullptr && early && grid.x > 0 && grid.y == 1 && block.x > 0 &&
+                     block.x <= 1024 && config->dynamicSmemBytes <= allowed_shared(kernel);
+  if (!valid) return last_error = cudaErrorInvalidConfiguration;
+  const Launch launch = (*bind)({grid.x, block.x, config->dynamicSmemBytes}, arguments);
+  if (stream_of(config->stream).graph != nullptr)
+    stream_of(config->stream).graph->push_back(launch);
+  else
+    launch();
+  return cudaSuccess;
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
   attributes->ptxVersion = 90;
@@ -145,7 +127,12 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
 cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
 const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
 const char* cudaGetErrorString(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
-cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+  const bool valid = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value <= 227 << 10;
+  if (!valid) return kvtilt::test::last_error = cudaErrorInvalidValue;
+  kvtilt::test::allowed_shared(kernel) = static_cast<std::size_t>(value);
+  return cudaSuccess;
+}
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   const std::size_t padded = (bytes + 255) / 256 * 256;
