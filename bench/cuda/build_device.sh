@@ -23,6 +23,15 @@ links=(-cudart static -Xcompiler -static-libstdc++,-static-libgcc)
 stale() { [ ! -e "$1" ] || [ -n "$(find "$2" include tests/support tests/cuda/device -newer "$1" \
   -type f -print -quit)" ]; }
 
+# Starts a command once a processor is free.
+cores=$(nproc)
+started=()
+start() {
+  while [ "$(jobs -rp | wc -l)" -ge "$cores" ]; do sleep 0.2; done
+  "$@" &
+  started+=($!)
+}
+
 objects=()
 compile() {  # <source> <flags>...
   local source=$1 object
@@ -30,7 +39,7 @@ compile() {  # <source> <flags>...
   objects+=("$object")
   if stale "$object" "$source"; then
     echo "compiling $source"
-    "$nvcc" "${flags[@]}" "${@:2}" -c "$source" -o "$object"
+    start "$nvcc" "${flags[@]}" "${@:2}" -c "$source" -o "$object"
   fi
 }
 for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp; do
@@ -38,14 +47,14 @@ for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp; do
   compile "$source" -include support/all_formats.hpp
 done
 compile tests/support/all_formats.cpp
-"$nvcc" "${targets[@]}" "${objects[@]}" "${links[@]}" -lgmock -lgtest -lgtest_main -o "$out/tests"
-
 for source in bench/cuda/*.cu; do
   [ -e "$source" ] || continue
   program=$out/$(basename "${source%.cu}")
   if stale "$program" "$source"; then
     echo "compiling $source"
-    "$nvcc" "${flags[@]}" "$source" "${links[@]}" -o "$program"
+    start "$nvcc" "${flags[@]}" "$source" "${links[@]}" -o "$program"
   fi
 done
+for process in "${started[@]}"; do wait "$process"; done  # ends with the first that failed
+"$nvcc" "${targets[@]}" "${objects[@]}" "${links[@]}" -lgmock -lgtest -lgtest_main -o "$out/tests"
 ls -l "$out" | awk 'NR > 1 && $1 !~ /^d/ { print $9, $5 }'

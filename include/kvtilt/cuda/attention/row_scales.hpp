@@ -17,7 +17,7 @@ namespace kvtilt::cuda {
 ///
 /// codes     of the tensor, for this lane: [step][row tile], 16 bytes at a time
 /// metadata  [group][scale of each row, minimum of each row]
-/// b         fp16, as the mma takes it; no product with a minimum may overflow
+/// b         fp16, as the mma takes it
 /// Rows      tiles, four of which are summed up at a time: their registers
 template <int Bits, int Rows, int Steps, int GroupSteps, class Threads>
 KVTILT_HD void multiply_scaled_rows(Threads& threads, const std::byte* codes,
