@@ -59,7 +59,7 @@ class KnownFragments {
   static constexpr int least_width = bits & -bits;
 
  public:
-  static constexpr int ahead = 4;
+  static constexpr int ahead = keys || bits < 8 ? 4 : 2;  ///< of values what 16 bytes hold at most
 
   /// A step's tiles of keys, or `ahead` tiles of values, fill whole words of each plane, all words are
   /// in runs of four, and bands begin with a run of `ahead` tiles or end with it.
@@ -78,30 +78,28 @@ class KnownFragments {
 
   /// `first` is a multiple of `ahead`.
   KVTILT_HD void load(int, int first, int end, Words (&words)[ahead]) const {
-    FragmentScales<role> scale[ahead];
-    FragmentScales<role> minimum[ahead];
+    constexpr int own = per_channel ? ahead : 1;  // channel tiles' scales, or a band's
+    FragmentScales<role> scale[own];
+    FragmentScales<role> minimum[own];
+    const auto load_scales = [&](int i, const std::byte* from) {
+      scale[i] = FragmentScales<role>::load(from, inner);
+      minimum[i] = FragmentScales<role>::load(from + band / 2, inner);
+    };
     load_codes(first, end, words);
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
-      if (first + i < end) {
-        if (per_channel || i % group_tiles == 0) {
-          const std::byte* from = metadata_ + (per_channel ? (first + i) * 2 * tile_extent
-                                                           : (first + i) / group_tiles * band);
-          scale[i] = FragmentScales<role>::load(from, inner);
-          minimum[i] = FragmentScales<role>::load(from + band / 2, inner);
-        } else {
-          scale[i] = scale[i - 1];
-          minimum[i] = minimum[i - 1];
-        }
-      }
+    for (int i = 0; i < ahead && per_channel; ++i)
+      if (first + i < end) load_scales(i % own, metadata_ + (first + i) * 2 * tile_extent);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < end) {
+        if (!per_channel && i % group_tiles == 0)
+          load_scales(0, metadata_ + (first + i) / group_tiles * band);
         std::uint32_t code[4];
         decode_codes<bits>(words[i].word, keys ? 0 : i, code);
         KVTILT_DEVICE_UNROLL
         for (int reg = 0; reg < 4; ++reg)
-          words[i].word[reg] = decode_value(code[reg], scale[i].pair[reg], minimum[i].pair[reg]);
+          words[i].word[reg] =
+              decode_value(code[reg], scale[i % own].pair[reg], minimum[i % own].pair[reg]);
       }
   }
 
@@ -121,7 +119,7 @@ class KnownFragments {
       if constexpr (keys) {
         const int step_words = token_tiles * width / 4;
         const std::byte* from =
-            codes + run_offset(tile_ * width / 4) + first / ahead * (step_words * 512);
+            codes + run_offset(tile_ * width / 4) + first * step_words / 4 * 512;
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < ahead; ++i)
           if (first + i < end) {
@@ -131,16 +129,15 @@ class KnownFragments {
           }
       } else {
         const int word = tile_ * (channel_tiles * width / 4) + first * width / 4;
-        Words packed[2];
-        if (width == 8) packed[1] = load_words(codes + run_offset(word + 4));
-        if (width >= 4) packed[0] = load_words(codes + run_offset(word));
+        Words packed;
+        if (width >= 4) packed = load_words(codes + run_offset(word));
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < width && width < 4; ++i)
-          packed[0].word[i] = load_word(codes + run_offset(word) + i * 4);
+          packed.word[i] = load_word(codes + run_offset(word) + i * 4);
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < ahead; ++i) {
-          words[i].word[plane] = packed[i * width / 16].word[i * width / 4 % 4];
-          if (width == 8) words[i].word[1] = packed[i / 2].word[i % 2 * 2 + 1];
+          words[i].word[plane] = packed.word[i * width / 4];
+          if (width == 8) words[i].word[1] = packed.word[i * 2 + 1];
         }
       }
       codes += token_tiles * channel_tiles * width * warp_lanes;
