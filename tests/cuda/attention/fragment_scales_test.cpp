@@ -17,10 +17,10 @@ void expect_entries(bool inner) {
   for (int outer = 0; outer < tile_extent; ++outer)
     for (int along = 0; along < tile_extent; ++along) {
       const FragmentPlace place = fragment_place(role, outer, along);
-      const auto scales = FragmentScales<role>::load(
-          reinterpret_cast<const std::byte*>(entries) +
-              FragmentScales<role>::lane_offset(place.lane, inner),
-          inner);
+      const auto scales =
+          FragmentScales<role>::load(reinterpret_cast<const std::byte*>(entries) +
+                                         FragmentScales<role>::lane_offset(place.lane, inner),
+                                     inner);
       EXPECT_EQ(scales.pair[place.reg] >> (16 * place.half) & 0xffffu,
                 static_cast<std::uint32_t>(inner ? along : outer))
           << "outer " << outer << ", inner " << along;
