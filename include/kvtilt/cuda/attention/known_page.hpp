@@ -136,8 +136,8 @@ class KnownFragments {
           packed.word[i] = load_word(codes + run_offset(word) + i * 4);
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < ahead; ++i) {
-          words[i].word[plane] = packed.word[i * width / 4];
-          if (width == 8) words[i].word[1] = packed.word[i * 2 + 1];
+          words[i].word[plane] = packed.word[i * width / 4 % 4];
+          if (width == 8) words[i].word[1] = packed.word[(i * 2 + 1) % 4];
         }
       }
       codes += token_tiles * channel_tiles * width * warp_lanes;
