@@ -69,4 +69,9 @@ cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream
   return error == cudaSuccess ? error : cudaGetLastError();
 }
 
+/// launch() of a kernel that is chosen at run time.
+template <class... Arguments>
+using Launch = cudaError_t (*)(int blocks, int threads, std::size_t shared_bytes,
+                               cudaStream_t stream, const Arguments&... arguments);
+
 }  // namespace kvtilt::cuda::detail

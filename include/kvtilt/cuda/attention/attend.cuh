@@ -108,7 +108,6 @@ class Attention {
 
  private:
   using Kernel = void (*)(AttendArguments);
-  using Launch = decltype(&detail::launch<static_cast<Kernel>(nullptr), AttendArguments>);
 
   template <class... Traits>
   bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes) {
@@ -174,7 +173,7 @@ class Attention {
   int page_tokens_ = 0;
   bool generic_ = false;
   Kernel kernel_ = nullptr;
-  Launch launch_ = nullptr;
+  detail::Launch<AttendArguments> launch_ = nullptr;
   std::uint32_t unit_bytes_ = 0;   ///< of a sealed unit
   std::uint32_t stage_bytes_ = 0;  ///< of a ring's stage
   std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;

@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/attention/device.cuh>
 #include <kvtilt/cuda/attention/prefill_block.hpp>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/machine.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
@@ -100,7 +101,6 @@ class PrefillAttention {
 
  private:
   using Kernel = void (*)(PrefillArguments);
-  using Launch = decltype(&detail::launch<static_cast<Kernel>(nullptr), PrefillArguments>);
 
   template <class... Pages>
   bool find(AttendKernels<Pages...>, const std::vector<Recipe>& recipes) {
@@ -158,7 +158,7 @@ class PrefillAttention {
   int page_tokens_ = 0;
   bool generic_ = false;
   Kernel kernel_ = nullptr;
-  Launch launch_ = nullptr;
+  detail::Launch<PrefillArguments> launch_ = nullptr;
   int warps_ = 0;
   int warp_rows_ = 0;
   std::uint32_t (*shared_bytes_)(int warps, int sequences, int tiles) = nullptr;

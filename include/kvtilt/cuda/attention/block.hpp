@@ -96,15 +96,13 @@ KVTILT_HD void attend_segment(Traits, Threads& threads, const AttendArguments& a
   store_warp<Traits>(threads, shared, ring.free_stage(), state);
 }
 template <class... Pages, class Ring, class Threads>
-KVTILT_HD void attend_segment(MixedTraits<Pages...>, Threads& threads,
+KVTILT_HD void attend_segment(MixedTraits<Pages...> mixed, Threads& threads,
                               const AttendArguments& arguments, const AttendShared& shared,
                               const Segment& segment,
                               const QueryTile<MixedTraits<Pages...>::key_dim>& query, Ring& ring) {
-  int kind = 0;
-  ((segment.kind == kind++
-        ? attend_segment(Pages{}, threads, arguments, shared, segment, query, ring)
-        : void()),
-   ...);
+  mixed.with(segment.kind, [&](auto pages) {
+    attend_segment(pages, threads, arguments, shared, segment, query, ring);
+  });
 }
 
 /// Sequences without a token have no unit: their outputs are written here.

@@ -2,8 +2,7 @@
 /// Scales and minima of codes that are decoded fragment by fragment.
 #pragma once
 
-#include <kvtilt/cuda/half2.hpp>
-#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -31,7 +30,7 @@ struct FragmentScales {
       const std::uint32_t odd = role == Role::Keys ? high : join_high(low, high);
       return {{even, even, odd, odd}};
     }
-    const std::uint32_t two = *reinterpret_cast<const std::uint32_t*>(from);
+    const std::uint32_t two = load_word(from);
     const std::uint32_t even = permute_bytes(two, 0, 0x1010u);
     const std::uint32_t odd = permute_bytes(two, 0, 0x3232u);
     return {{even, odd, even, odd}};

@@ -147,10 +147,6 @@ struct PageFragments {
         }
       }
   }
-
-  KVTILT_HD static std::uint32_t load_word(const std::byte* from) {
-    return *reinterpret_cast<const std::uint32_t*>(from);
-  }
 };
 
 /// Every recipe of these head dimensions, multiples of 16, in pages of 32, 64 or 128 tokens.

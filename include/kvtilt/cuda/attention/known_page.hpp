@@ -104,10 +104,6 @@ class KnownFragments {
   }
 
  private:
-  KVTILT_HD static std::uint32_t load_word(const std::byte* from) {
-    return *reinterpret_cast<const std::uint32_t*>(from);
-  }
-
   /// The words of each plane. Those of keys are shifted: where a tile lies in its word depends on the
   /// tokens, which the compiler does not know.
   KVTILT_HD void load_codes(int first, int end, Words (&words)[ahead]) const {

@@ -36,10 +36,15 @@ struct MixedTraits {
     ((found = Pages::describes(head.key.format, head.value.format) ? kind : found, ++kind), ...);
     return found;
   }
-  KVTILT_HD static std::uint32_t bytes_of(int kind) {
+  /// Calls `use` with the traits of that number.
+  template <class Use>
+  KVTILT_HD static void with(int kind, const Use& use) {
     int i = 0;
+    ((i++ == kind ? use(Pages{}) : void()), ...);
+  }
+  KVTILT_HD static std::uint32_t bytes_of(int kind) {
     std::uint32_t bytes = 0;
-    ((bytes = i++ == kind ? Pages::unit_bytes : bytes), ...);
+    with(kind, [&](auto pages) { bytes = decltype(pages)::unit_bytes; });
     return bytes;
   }
 };

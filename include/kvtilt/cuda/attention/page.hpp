@@ -9,7 +9,7 @@
 ///
 /// Keys per token and values per channel: row_scales.hpp. Codes enter the tensor cores as fp16
 /// subnormals (exact and at full rate on an H200: bench/results/h200-probes.json), so a register of
-/// two codes costs one AND. About 620 warp instructions for 64 tokens of 128 channels, 72 of them mma
+/// two codes costs one AND. About 690 warp instructions for 64 tokens of 128 channels, 72 of them mma
 /// (tests/compile/kernels); widths in several planes cost 260 to 600 more a tensor.
 #pragma once
 
@@ -204,9 +204,8 @@ struct ValueScales {
 
   KVTILT_HD static std::uint32_t load(const std::byte* page, int lane, int band, int tile,
                                       bool minimum) {
-    return *reinterpret_cast<const std::uint32_t*>(
-        page + Traits::value_metadata + lane / 4 * 4 + band * band_stride +
-        (minimum ? band_stride / 2 : 0) + tile * 2 * tile_extent);
+    return load_word(page + Traits::value_metadata + lane / 4 * 4 + band * band_stride +
+                     (minimum ? band_stride / 2 : 0) + tile * 2 * tile_extent);
   }
 
   /// Returns the exponent of a power of two that none of the page's reaches.

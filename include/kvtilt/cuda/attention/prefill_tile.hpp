@@ -173,10 +173,8 @@ KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, con
 template <class Traits, class... Pages, class Threads>
 KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const HeadLayout& head,
                             const HalfTile& tile, std::byte* keys, std::byte* values) {
-  const int own = mixed.kind_of(head);
-  int kind = 0;
-  ((own == kind++ ? stage_sealed<Traits>(Pages{}, threads, head, tile, keys, values) : void()),
-   ...);
+  mixed.with(mixed.kind_of(head),
+             [&](auto pages) { stage_sealed<Traits>(pages, threads, head, tile, keys, values); });
 }
 
 /// One warp's tile. What lies in unused slots may be NaN: keys there may hold anything, as their

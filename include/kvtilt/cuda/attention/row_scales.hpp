@@ -62,9 +62,8 @@ KVTILT_HD void multiply_scaled_rows(Threads& threads, const std::byte* codes,
         if (first + i < Rows) {
           const std::byte* own = metadata + begin / GroupSteps * (2 * Rows * row_bytes) +
                                  (first + i) * row_bytes + lane / 4 * 4;
-          const std::uint32_t scale = *reinterpret_cast<const std::uint32_t*>(own);
-          const std::uint32_t minimum =
-              *reinterpret_cast<const std::uint32_t*>(own + Rows * row_bytes);
+          const std::uint32_t scale = load_word(own);
+          const std::uint32_t minimum = load_word(own + Rows * row_bytes);
           const float even = low_half(scale) * float_power(24);
           const float odd = high_half(scale) * float_power(24 - outer_shift(Bits));
           KVTILT_DEVICE_UNROLL

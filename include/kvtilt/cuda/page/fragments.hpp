@@ -7,6 +7,7 @@
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
@@ -17,6 +18,9 @@ struct alignas(16) Words {
   std::uint32_t word[4];
 };
 
+KVTILT_HD inline std::uint32_t load_word(const std::byte* from) {
+  return *reinterpret_cast<const std::uint32_t*>(from);
+}
 KVTILT_HD inline Words load_words(const std::byte* from) {
   return *reinterpret_cast<const Words*>(from);
 }
