@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What Arithmetic::Fast adds to the error of the codes that it multiplies, on the same data.
-#include <kvtilt/kvtilt.hpp>
-
 #include "errors/sources.hpp"
 #include "llama/fail.hpp"
+#include "llama/kvtilt_cache.hpp"
 #include "support/reference.hpp"
 
 #include <CLI/CLI.hpp>

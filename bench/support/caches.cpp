@@ -12,6 +12,8 @@
 #include <random>
 #include <tuple>
 
+template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+
 namespace kvtilt::bench {
 
 namespace {

@@ -9,6 +9,9 @@
 #include <string>
 #include <vector>
 
+/// Compiled in caches.cpp alone.
+extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+
 namespace kvtilt::bench {
 
 /// One layer of a model of the Llama 3 8B kind.

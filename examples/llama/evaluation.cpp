@@ -33,9 +33,9 @@ struct PieceResult {
 };
 
 /// Decodes pieces with every recipe; belongs to one thread.
-class Worker {
+class PieceEvaluator {
  public:
-  Worker(const Model& model, const EvaluationOptions& options) : model_(model) {
+  PieceEvaluator(const Model& model, const EvaluationOptions& options) : model_(model) {
     caches_.push_back(make_cache(model.config(), baseline_recipe, options.cache));
     for (const auto& recipe : options.recipes) {
       caches_.push_back(make_cache(model.config(), recipe, options.cache));
@@ -174,8 +174,9 @@ std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::ve
     if (options.progress) options.progress(static_cast<double>(done) / total);
   };
   for_each_piece(
-      pieces.size(), options.threads, [&] { return std::make_unique<Worker>(model, options); },
-      [&](const std::unique_ptr<Worker>& worker, std::size_t i) {
+      pieces.size(), options.threads,
+      [&] { return std::make_unique<PieceEvaluator>(model, options); },
+      [&](const std::unique_ptr<PieceEvaluator>& worker, std::size_t i) {
         results[i] = worker->run(pieces[i], advance);
       });
 

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+
 namespace llama {
 namespace {
 

@@ -21,7 +21,6 @@
 namespace llama {
 namespace {
 
-using kvtilt::Checkpoint;
 using kvtilt::StoredTensor;
 using kvtilt::Tensor;
 
@@ -106,7 +105,7 @@ void release(std::span<const std::byte> bytes) {
 
 class Layers {
  public:
-  Layers(const Checkpoint& checkpoint, HeadCounts counts, std::string name)
+  Layers(const kvtilt::Checkpoint& checkpoint, HeadCounts counts, std::string name)
       : checkpoint_(checkpoint), counts_(std::move(counts)), name_(std::move(name)) {}
 
   [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
@@ -238,7 +237,7 @@ class Layers {
     return *norms;
   }
 
-  const Checkpoint& checkpoint_;
+  const kvtilt::Checkpoint& checkpoint_;
   HeadCounts counts_;
   std::string name_;
 };
@@ -247,7 +246,7 @@ class Layers {
 
 WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
                               const std::function<void(double share)>& progress) {
-  const Checkpoint checkpoint = Checkpoint::open(path).value();
+  const kvtilt::Checkpoint checkpoint = kvtilt::Checkpoint::open(path).value();
   const Layers layers(
       checkpoint,
       checkpoint.gguf() != nullptr

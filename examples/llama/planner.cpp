@@ -22,7 +22,6 @@
 namespace llama {
 namespace {
 
-using kvtilt::CapturedLayer;
 using kvtilt::FormatChoices;
 using kvtilt::ModelLosses;
 
@@ -130,7 +129,7 @@ class TextLosses {
 
   [[nodiscard]] const kvtilt::CacheShape& shape() const { return shape_; }
 
-  [[nodiscard]] std::vector<CapturedLayer> capture() const {
+  [[nodiscard]] std::vector<kvtilt::CapturedLayer> capture() const {
     StatisticsOptions options;
     options.page_tokens = request_.page_tokens;
     options.most_tokens = request_.tokens;
@@ -146,7 +145,7 @@ class TextLosses {
     options.progress = progress("measuring");
     const auto probes = measure_probes(model_, pieces_, choose_probes(choices, request_.probes),
                                        request_.per, options);
-    std::vector<CapturedLayer> captured;
+    std::vector<kvtilt::CapturedLayer> captured;
     if (request_.probes > 0) captured = capture();
     return checked(kvtilt::losses_from_divergence(shape_, request_.page_tokens, choices, probes,
                                                   captured, request_.per));
@@ -179,9 +178,9 @@ WeightNorms request_norms(const PlanRequest& request) {
   return read_weight_norms(request.model, request.threads, progress);
 }
 
-kvtilt::CacheShape captured_shape(const std::vector<CapturedLayer>& layers) {
+kvtilt::CacheShape captured_shape(const std::vector<kvtilt::CapturedLayer>& layers) {
   kvtilt::CacheShape shape;
-  for (const CapturedLayer& layer : layers) {
+  for (const kvtilt::CapturedLayer& layer : layers) {
     shape.layers.push_back({layer.kv_heads, layer.key_dim, layer.value_dim, 0});
   }
   return shape;

@@ -44,9 +44,9 @@ Eigen::MatrixXf square_root(const Eigen::MatrixXf& gram) {
   return lower.cast<float>();
 }
 
-class Worker {
+class PieceStatistics {
  public:
-  Worker(const Model& model, int page_tokens)
+  PieceStatistics(const Model& model, int page_tokens)
       : config_(model.config()),
         model_(model),
         page_(page_tokens),
@@ -207,8 +207,8 @@ std::vector<kvtilt::CapturedLayer> capture_statistics(const Model& model,
   std::size_t done = 0;
   for_each_piece(
       chosen.size(), options.threads,
-      [&] { return std::make_unique<Worker>(model, options.page_tokens); },
-      [&](const std::unique_ptr<Worker>& worker, std::size_t i) {
+      [&] { return std::make_unique<PieceStatistics>(model, options.page_tokens); },
+      [&](const std::unique_ptr<PieceStatistics>& worker, std::size_t i) {
         parts[i] = worker->run(chosen[i]);
         const std::lock_guard lock(mutex);
         if (options.progress) {

@@ -13,8 +13,6 @@
 namespace llama {
 namespace {
 
-using kvtilt::CapturedLayer;
-
 constexpr const char* version = "1";
 
 /// Tensors to write, with numbers of their own.
@@ -86,14 +84,14 @@ class Reader {
   const kvtilt::SafetensorsFile& file_;
 };
 
-CapturedLayer read_layer(const Reader& reader, std::size_t index) {
+kvtilt::CapturedLayer read_layer(const Reader& reader, std::size_t index) {
   const auto& keys = reader.tensor(tensor_name(index, "keys"), 3);
   const auto& values = reader.tensor(tensor_name(index, "values"), 3);
   if (keys.shape[0] != values.shape[0] || keys.shape[1] != values.shape[1]) {
     fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::shape_text(keys.shape),
          " and values of shape ", kvtilt::shape_text(values.shape));
   }
-  CapturedLayer layer;
+  kvtilt::CapturedLayer layer;
   constexpr std::int64_t most = std::int64_t{1} << 30;
   if (std::max({keys.shape[0], keys.shape[1], keys.shape[2], values.shape[2]}) > most) {
     fail(reader.name(), ": layer ", index, " has keys of shape ", kvtilt::shape_text(keys.shape));
@@ -120,7 +118,7 @@ CapturedLayer read_layer(const Reader& reader, std::size_t index) {
 void write_statistics(const std::filesystem::path& path, const StatisticsFile& file) {
   Tensors tensors;
   for (std::size_t i = 0; i < file.layers.size(); ++i) {
-    const CapturedLayer& layer = file.layers[i];
+    const kvtilt::CapturedLayer& layer = file.layers[i];
     tensors.add_halves(tensor_name(i, "keys"), layer.keys,
                        {layer.tokens, layer.kv_heads, layer.key_dim});
     tensors.add_halves(tensor_name(i, "values"), layer.values,

@@ -107,6 +107,13 @@ namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
 
 /// The kernels of `isa` for the widths of a list; null if this build has none (check_isa says so).
+///
+/// A file that makes a KVCache takes 19 s to compile with all widths and 3 s without (g++ 12, -O2,
+/// x86-64). An engine of several such files declares the kernels in a header, outside of namespaces,
+///
+///     extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
+///
+/// and has the same line without `extern` in one file.
 template <class FormatList>
 const Kernels* kernels(Isa isa) {
   using Widths = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8, half_bits>;

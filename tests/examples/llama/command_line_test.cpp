@@ -9,12 +9,9 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-const std::string stories = "--model " + data_folder("models/stories260K").string() + " ";
-const std::string text = "--text " + data_folder("text/tinystories_317.txt").string() + " ";
-
 TEST(CommandLine, GenerateWritesTextAndTable) {
   const Outcome outcome = generate(
-      stories + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 32");
+      stories_model + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 32");
   EXPECT_EQ(outcome.status, 0);
   EXPECT_THAT(outcome.output,
               AllOf(testing::StartsWith("Once upon a time, there was"), HasSubstr("cache bytes"),
@@ -23,7 +20,7 @@ TEST(CommandLine, GenerateWritesTextAndTable) {
 
 TEST(CommandLine, GenerateSaysWhatDraftsWereWorth) {
   const std::string arguments =
-      stories + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 0";
+      stories_model + "--prompt 'Once upon a time' --recipe k4v2 --tokens 120 --page 32 --tail 0";
   const std::string plain = generate(arguments).output;
   const Outcome drafted = generate(arguments + " --draft 6");
   EXPECT_EQ(drafted.status, 0);
@@ -36,7 +33,8 @@ TEST(CommandLine, GenerateSaysWhatDraftsWereWorth) {
 }
 
 TEST(CommandLine, GenerateRunsTheBaselineAlone) {
-  const Outcome outcome = generate(stories + "--recipe f16 --tokens 20 --temperature 0.7 --seed 3");
+  const Outcome outcome =
+      generate(stories_model + "--recipe f16 --tokens 20 --temperature 0.7 --seed 3");
   EXPECT_EQ(outcome.status, 0);
   EXPECT_THAT(outcome.output, AllOf(HasSubstr("\nf16 "), Not(HasSubstr("16 bits "))));
 }
@@ -44,8 +42,9 @@ TEST(CommandLine, GenerateRunsTheBaselineAlone) {
 TEST(CommandLine, EvaluatePrintsATableAndWritesJson) {
   const TemporaryFolder folder;
   const auto json_path = (folder.path() / "figures.json").string();
-  const Outcome outcome = evaluate(stories + text + "--tokens 600 --page 32 --tail 32 " +
-                                   "--recipes k8v8,f16,k2v4,k8v8 --json " + json_path);
+  const Outcome outcome =
+      evaluate(stories_model + stories_text + "--tokens 600 --page 32 --tail 32 " +
+               "--recipes k8v8,f16,k2v4,k8v8 --json " + json_path);
   EXPECT_EQ(outcome.status, 0);
   EXPECT_THAT(outcome.output, AllOf(HasSubstr("600 predictions in 2 pieces"),
                                     HasSubstr("perplexity"), HasSubstr("\nf16 ")));
@@ -79,7 +78,7 @@ TEST(CommandLine, EvaluateTakesAnArithmetic) {
   for (const std::string arithmetic : {"fast", "exact"}) {
     const auto path = (folder.path() / arithmetic).string();
     const Outcome outcome =
-        evaluate(stories + text + "--tokens 400 --page 32 --tail 0 " +
+        evaluate(stories_model + stories_text + "--tokens 400 --page 32 --tail 0 " +
                  "--recipes k4v2 --arithmetic " + arithmetic + " --json " + path);
     EXPECT_EQ(outcome.status, 0);
     EXPECT_THAT(outcome.output, HasSubstr(arithmetic + " arithmetic\n"));
@@ -97,18 +96,18 @@ TEST(CommandLine, HelpExplainsTheColumns) {
 }
 
 TEST(CommandLineHostile, GenerateSaysWhatIsWrong) {
-  expect_error(generate(stories + "--recipe k9v2"), "k9v2");
-  expect_error(generate(stories + "--recipe nonsense"), "nonsense");
+  expect_error(generate(stories_model + "--recipe k9v2"), "k9v2");
+  expect_error(generate(stories_model + "--recipe nonsense"), "nonsense");
   expect_error(generate("--model /nowhere"), "/nowhere/config.json: no such file");
-  expect_error(generate(stories + "--page 48"), "48");
-  expect_error(generate(stories + "--sinks -1"), "-1");
+  expect_error(generate(stories_model + "--page 48"), "48");
+  expect_error(generate(stories_model + "--sinks -1"), "-1");
   EXPECT_NE(generate("").status, 0);
-  EXPECT_NE(generate(stories + "--tokens 0").status, 0);
-  EXPECT_NE(generate(stories + "--tokens ten").status, 0);
-  EXPECT_NE(generate(stories + "--temperature -1").status, 0);
-  EXPECT_NE(generate(stories + "--draft 16").status, 0);
-  EXPECT_NE(generate(stories + "--draft -1").status, 0);
-  EXPECT_NE(generate(stories + "--unknown").status, 0);
+  EXPECT_NE(generate(stories_model + "--tokens 0").status, 0);
+  EXPECT_NE(generate(stories_model + "--tokens ten").status, 0);
+  EXPECT_NE(generate(stories_model + "--temperature -1").status, 0);
+  EXPECT_NE(generate(stories_model + "--draft 16").status, 0);
+  EXPECT_NE(generate(stories_model + "--draft -1").status, 0);
+  EXPECT_NE(generate(stories_model + "--unknown").status, 0);
   const TemporaryFolder damaged("llama_f32");
   damaged.write("model.safetensors", damaged.read("model.safetensors").substr(0, 5000));
   expect_error(generate("--model " + damaged.path().string()), "truncated");
@@ -126,7 +125,7 @@ TEST(CommandLineHostile, NumbersThatAreNoneAreReported) {
   folder.write("model.safetensors", weights);
   const std::string broken = "--model " + folder.path().string() + " ";
   expect_error(generate(broken + "--recipe f16"), "logits are not finite at position 0");
-  const Outcome outcome = evaluate(broken + text + "--tokens 9");
+  const Outcome outcome = evaluate(broken + stories_text + "--tokens 9");
   EXPECT_EQ(outcome.status, 1);
   EXPECT_THAT(outcome.output, HasSubstr("error: the model's logits are not finite"));
 }
@@ -134,16 +133,18 @@ TEST(CommandLineHostile, NumbersThatAreNoneAreReported) {
 TEST(CommandLineHostile, EvaluateSaysWhatIsWrong) {
   const TemporaryFolder folder;
   folder.write("empty.txt", "");
-  expect_error(evaluate(stories + "--text /nowhere/text"), "/nowhere/text: cannot be opened");
-  expect_error(evaluate(stories + text + "--recipes k4v2,k4w2"), "k4w2");
-  expect_error(evaluate(stories + text + "--tokens 5 --json /nowhere/file"), "cannot be written");
-  expect_error(evaluate(stories + text + "--context 513"), "beyond the model's 512");
-  expect_error(evaluate(stories + "--text " + (folder.path() / "empty.txt").string()), "too short");
-  EXPECT_NE(evaluate(stories + text + "--tokens 0").status, 0);
-  EXPECT_NE(evaluate(stories + text + "--tokens -4").status, 0);
-  EXPECT_NE(evaluate(stories).status, 0);
-  EXPECT_NE(evaluate(stories + text + "--tokens 5 --arithmetic quick").status, 0);
-  EXPECT_NE(evaluate(stories + text + "--tokens 5 --arithmetic 7").status, 0);
+  expect_error(evaluate(stories_model + "--text /nowhere/text"), "/nowhere/text: cannot be opened");
+  expect_error(evaluate(stories_model + stories_text + "--recipes k4v2,k4w2"), "k4w2");
+  expect_error(evaluate(stories_model + stories_text + "--tokens 5 --json /nowhere/file"),
+               "cannot be written");
+  expect_error(evaluate(stories_model + stories_text + "--context 513"), "beyond the model's 512");
+  expect_error(evaluate(stories_model + "--text " + (folder.path() / "empty.txt").string()),
+               "too short");
+  EXPECT_NE(evaluate(stories_model + stories_text + "--tokens 0").status, 0);
+  EXPECT_NE(evaluate(stories_model + stories_text + "--tokens -4").status, 0);
+  EXPECT_NE(evaluate(stories_model).status, 0);
+  EXPECT_NE(evaluate(stories_model + stories_text + "--tokens 5 --arithmetic quick").status, 0);
+  EXPECT_NE(evaluate(stories_model + stories_text + "--tokens 5 --arithmetic 7").status, 0);
 }
 
 }  // namespace

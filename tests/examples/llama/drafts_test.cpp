@@ -22,11 +22,11 @@ namespace {
 
 using testing::HasSubstr;
 
-const CacheSettings small_pages[] = {{32, 0, 4}, {32, 16, 0}, {64, 40, 4}};
+const CacheSettings page_settings[] = {{32, 0, 4}, {32, 16, 0}, {64, 40, 4}};
 
 /// Logits of every token, read one by one. [tokens][vocab]
-std::vector<Floats> decode(const Model& model, AttentionCache& cache,
-                           const std::vector<int>& text) {
+std::vector<Floats> decode_steps(const Model& model, AttentionCache& cache,
+                                 const std::vector<int>& text) {
   Scratch scratch;
   std::vector<Floats> logits(text.size(), Floats(static_cast<std::size_t>(model.config().vocab)));
   cache.restart(static_cast<int>(text.size()));
@@ -77,10 +77,10 @@ Drafts decode_drafts(const Model& model, AttentionCache& cache, const std::vecto
 }
 
 void expect_same_logits(const Model& model, const std::vector<int>& text) {
-  for (const CacheSettings& settings : small_pages) {
+  for (const CacheSettings& settings : page_settings) {
     for (const std::string recipe : {"f16", "k16v16", "k8v8", "k4v2", "k2v3"}) {
       const auto cache = make_cache(model.config(), recipe, settings);
-      const auto expected = decode(model, *cache, text);
+      const auto expected = decode_steps(model, *cache, text);
       const bool quantized = recipe.find("16") == std::string::npos;
       EXPECT_EQ(cache->touched_codes(), quantized);
       const Drafts drafts = decode_drafts(model, *cache, text, expected);

@@ -20,7 +20,7 @@ namespace {
 using testing::HasSubstr;
 
 /// The first pieces of the shipped stories.
-std::vector<std::vector<int>> stories(const Model& model, long predictions) {
+std::vector<std::vector<int>> first_stories(const Model& model, long predictions) {
   const auto tokenizer = load_tokenizer(data_folder("models/stories260K"), model.config());
   auto pieces = cut_pieces(read_text_file(data_folder("text/tinystories_317.txt")), *tokenizer,
                            model.config().context);
@@ -30,7 +30,7 @@ std::vector<std::vector<int>> stories(const Model& model, long predictions) {
 
 TEST(Evaluation, AgreesWithALoopWrittenOut) {
   const Model model(data_folder("models/stories260K"));
-  const auto pieces = stories(model, 700);
+  const auto pieces = first_stories(model, 700);
   const std::vector<std::string> recipes{"k16v16", "k2v2"};
   const auto reports = evaluate(model, pieces, {recipes, {32, 32, 4}, 1, {}});
   ASSERT_EQ(reports.size(), 3U);
@@ -98,7 +98,7 @@ TEST(Evaluation, AgreesWithALoopWrittenOut) {
 
 TEST(Evaluation, GivesTheSameFiguresForAnyNumberOfThreads) {
   const Model model(data_folder("models/stories260K"));
-  const auto pieces = stories(model, 1500);
+  const auto pieces = first_stories(model, 1500);
   double last_share = 0;
   const auto progress = [&](double share) { last_share = share; };
   const auto one = evaluate(model, pieces, {{"k4v2"}, {32, 32, 4}, 1, progress});
@@ -118,7 +118,7 @@ TEST(Evaluation, GivesTheSameFiguresForAnyNumberOfThreads) {
 
 TEST(Evaluation, APlanThatIsOneRecipeHasTheFiguresOfTheRecipe) {
   const Model model(data_folder("models/stories260K"));
-  const auto pieces = stories(model, 1200);
+  const auto pieces = first_stories(model, 1200);
   EvaluationOptions options;
   options.recipes = {"k3v2"};
   options.cache = {32, 0, 0};
@@ -136,7 +136,7 @@ TEST(Evaluation, APlanThatIsOneRecipeHasTheFiguresOfTheRecipe) {
 
 TEST(Evaluation, ChunksReadTheSamePages) {
   const Model model(data_folder("models/stories260K"));
-  const auto pieces = stories(model, 1200);
+  const auto pieces = first_stories(model, 1200);
   EvaluationOptions options;
   options.recipes = {"k2v2", "k4v4"};
   options.cache = {32, 0, 0};
@@ -159,7 +159,7 @@ TEST(Evaluation, ChunksReadTheSamePages) {
 /// Rounding queries and probabilities costs nothing that shows beside rounding keys and values.
 TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
   const Model model(data_folder("models/stories260K"));
-  const auto pieces = stories(model, 5000);
+  const auto pieces = first_stories(model, 5000);
   const std::vector<std::string> recipes{"k8v8", "k5v5", "k4v4", "k4v2", "k2v2"};
   CacheSettings settings{32, 32, 4};
   const auto fast = evaluate(model, pieces, {recipes, settings, 2, {}});
@@ -176,7 +176,7 @@ TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
 
 TEST(EvaluationGolden, TheBaselineHasTheKnownPerplexityOnTheFirstStories) {
   const Model model(data_folder("models/stories260K"));
-  const auto reports = evaluate(model, stories(model, 60188), {{}, {}, 2, {}});
+  const auto reports = evaluate(model, first_stories(model, 60188), {{}, {}, 2, {}});
   EXPECT_NEAR(std::exp(reports.at(0).nll), 4.338, 0.002);
 }
 

@@ -34,12 +34,6 @@ std::vector<float> run(const Model& model, AttentionCache& cache, const std::vec
   return logits;
 }
 
-float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  float largest = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
-  return largest;
-}
-
 class ModelGolden : public testing::TestWithParam<const char*> {
  protected:
   Model model_{golden_folder(GetParam())};

@@ -9,8 +9,6 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::Not;
 
-const std::string model = "--model " + data_folder("models/stories260K").string() + " ";
-const std::string text = "--text " + data_folder("text/tinystories_317.txt").string() + " ";
 const std::string no_tail = "--tail 0 --sinks 0 --chunk 64 ";
 
 class PlanCommandLine : public testing::Test {
@@ -27,8 +25,8 @@ class PlanCommandLine : public testing::Test {
 
 TEST_F(PlanCommandLine, MeasuresAndTheCacheLoadsThePlan) {
   const Outcome planned =
-      plan(model + text + "--budget 5 --tokens 600 --probes 1 --page 32 --out " + file("p.json") +
-           " --json " + file("figures.json"));
+      plan(stories_model + stories_text + "--budget 5 --tokens 600 --probes 1 --page 32 --out " +
+           file("p.json") + " --json " + file("figures.json"));
   ASSERT_EQ(planned.status, 0) << planned.output;
   EXPECT_THAT(planned.output, AllOf(HasSubstr("theorem 1"), HasSubstr("gap measured"),
                                     HasSubstr("best uniform"), HasSubstr("written to")));
@@ -38,9 +36,9 @@ TEST_F(PlanCommandLine, MeasuresAndTheCacheLoadsThePlan) {
   EXPECT_GT(figures["page_bits"], 4.5);
   EXPECT_LE(figures["loss"], figures["uniform"]["loss"]);
 
-  const Outcome judged =
-      evaluate(model + text + no_tail + "--tokens 600 --skip 0.5 --recipes k2v2 --plan " +
-               file("p.json") + " --json " + file("rows.json"));
+  const Outcome judged = evaluate(stories_model + stories_text + no_tail +
+                                  "--tokens 600 --skip 0.5 --recipes k2v2 --plan " +
+                                  file("p.json") + " --json " + file("rows.json"));
   ASSERT_EQ(judged.status, 0) << judged.output;
   EXPECT_THAT(judged.output, AllOf(HasSubstr("page 32, tail 0"), HasSubstr("\nplan ")));
   const auto rows = json("rows.json");
@@ -50,12 +48,12 @@ TEST_F(PlanCommandLine, MeasuresAndTheCacheLoadsThePlan) {
 }
 
 TEST_F(PlanCommandLine, PlansForSeveralBudgetsFromOneMeasurement) {
-  const Outcome planned = plan(model + "--budget 5,6.5 --out " + file("p_{}.json"));
+  const Outcome planned = plan(stories_model + "--budget 5,6.5 --out " + file("p_{}.json"));
   ASSERT_EQ(planned.status, 0) << planned.output;
   EXPECT_THAT(planned.output, Not(HasSubstr("gap measured")));
   const Outcome judged =
-      evaluate(model + text + no_tail + "--tokens 200 --recipes k8v8 --plan " + file("p_5.json") +
-               " --plan " + file("p_6.5.json") + " --json " + file("rows.json"));
+      evaluate(stories_model + stories_text + no_tail + "--tokens 200 --recipes k8v8 --plan " +
+               file("p_5.json") + " --plan " + file("p_6.5.json") + " --json " + file("rows.json"));
   ASSERT_EQ(judged.status, 0) << judged.output;
   const auto rows = json("rows.json");
   ASSERT_EQ(rows.size(), 4U);
@@ -66,7 +64,7 @@ TEST_F(PlanCommandLine, PlansForSeveralBudgetsFromOneMeasurement) {
 
 TEST_F(PlanCommandLine, StatisticsOutliveTheRunThatCapturedThem) {
   const Outcome captured =
-      evaluate(model + text + "--tokens 1000 --page 32 --recipes k8v8 --capture " +
+      evaluate(stories_model + stories_text + "--tokens 1000 --page 32 --recipes k8v8 --capture " +
                file("capture.safetensors"));
   ASSERT_EQ(captured.status, 0) << captured.output;
   EXPECT_THAT(captured.output, testing::ContainsRegex("captured [0-9]+ tokens of every layer"));
@@ -74,7 +72,9 @@ TEST_F(PlanCommandLine, StatisticsOutliveTheRunThatCapturedThem) {
   const Outcome planned = plan(capture + "--budget 5 --per-head --json " + file("alone.json"));
   ASSERT_EQ(planned.status, 0) << planned.output;
   EXPECT_THAT(planned.output, Not(HasSubstr("|W_K| |W_V|")));
-  ASSERT_EQ(plan(capture + model + "--budget 5 --per-head --json " + file("both.json")).status, 0);
+  ASSERT_EQ(
+      plan(capture + stories_model + "--budget 5 --per-head --json " + file("both.json")).status,
+      0);
   EXPECT_EQ(json("alone.json")[0]["loss"], json("both.json")[0]["loss"]);
   EXPECT_EQ(json("alone.json")[0]["source"], "statistics");
   EXPECT_EQ(json("both.json")[0]["layers"][0]["keys"].size(), 4U) << "one format per kv head";
@@ -109,11 +109,12 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
   const std::string norms = "--norms " + file("norms.json") + " ";
   expect_error(plan("--budget 3"), "give --model, --norms or --capture");
-  expect_error(plan("--budget 3 " + text), "needs a model that reads it");
-  expect_error(plan(model + "--budget 3 --from measured"), "give --text");
-  expect_error(plan(model + text + "--budget 3 --capture " + file("c")), "give one of them");
-  expect_error(plan(model + "--budget 3 --from statistics"), "--text or --capture");
-  expect_error(plan(norms + model + "--budget 3"), "--norms stands alone");
+  expect_error(plan("--budget 3 " + stories_text), "needs a model that reads it");
+  expect_error(plan(stories_model + "--budget 3 --from measured"), "give --text");
+  expect_error(plan(stories_model + stories_text + "--budget 3 --capture " + file("c")),
+               "give one of them");
+  expect_error(plan(stories_model + "--budget 3 --from statistics"), "--text or --capture");
+  expect_error(plan(norms + stories_model + "--budget 3"), "--norms stands alone");
   expect_error(plan(norms + "--budget 3 --per-head"), "norms of each head");
   expect_error(plan(norms + "--budget 2"), "the smallest that works is 2.375");
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
@@ -125,9 +126,11 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(norms + "--budget 3 --json /nowhere/p.json"), "cannot be written");
   expect_error(plan("--norms /nowhere/n.json --budget 3"), "/nowhere/n.json");
   expect_error(plan("--model /nowhere --budget 3"), "/nowhere");
-  expect_error(plan(model + text + "--budget 3 --context 513"), "beyond the model's 512");
-  expect_error(plan(model + text + "--budget 3 --share 0"), "too short to plan from");
-  EXPECT_NE(plan(model).status, 0);
+  expect_error(plan(stories_model + stories_text + "--budget 3 --context 513"),
+               "beyond the model's 512");
+  expect_error(plan(stories_model + stories_text + "--budget 3 --share 0"),
+               "too short to plan from");
+  EXPECT_NE(plan(stories_model).status, 0);
   EXPECT_NE(plan(norms + "--budget -3").status, 0);
   EXPECT_NE(plan(norms + "--budget nothing").status, 0);
   EXPECT_NE(plan(norms + "--budget 3 --from guesses").status, 0);
@@ -135,17 +138,19 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   EXPECT_NE(plan(norms + "--budget 3 --share 1.5").status, 0);
 
   ASSERT_EQ(plan(norms + "--budget 4 --out " + file("other.json")).status, 0);
-  expect_error(evaluate(model + text + "--plan " + file("other.json")),
+  expect_error(evaluate(stories_model + stories_text + "--plan " + file("other.json")),
                "was made for 1 layers, the model has 5");
-  ASSERT_EQ(plan(model + "--budget 5 --out " + file("good.json")).status, 0);
-  expect_error(evaluate(model + text + "--page 32 --plan " + file("good.json")),
+  ASSERT_EQ(plan(stories_model + "--budget 5 --out " + file("good.json")).status, 0);
+  expect_error(evaluate(stories_model + stories_text + "--page 32 --plan " + file("good.json")),
                "made for pages of 64 tokens, the cache has 32");
   folder_.write("broken.json", "{\"kvtilt_recipe\": 2}");
-  expect_error(evaluate(model + text + "--plan " + file("broken.json")), "broken.json:1");
-  expect_error(evaluate(model + text + "--plan /nowhere/p.json"), "/nowhere/p.json");
-  expect_error(evaluate(model + text + "--skip 1"), "too short");
-  EXPECT_NE(evaluate(model + text + "--skip 1.5").status, 0);
-  EXPECT_NE(evaluate(model + text + "--chunk 0").status, 0);
+  expect_error(evaluate(stories_model + stories_text + "--plan " + file("broken.json")),
+               "broken.json:1");
+  expect_error(evaluate(stories_model + stories_text + "--plan /nowhere/p.json"),
+               "/nowhere/p.json");
+  expect_error(evaluate(stories_model + stories_text + "--skip 1"), "too short");
+  EXPECT_NE(evaluate(stories_model + stories_text + "--skip 1.5").status, 0);
+  EXPECT_NE(evaluate(stories_model + stories_text + "--chunk 0").status, 0);
 }
 
 }  // namespace

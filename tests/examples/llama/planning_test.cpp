@@ -13,13 +13,14 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-const kvtilt::CacheShape shape = kvtilt::CacheShape::uniform(2, 2, 64);
-constexpr int page = 64;
+const kvtilt::CacheShape model_shape = kvtilt::CacheShape::uniform(2, 2, 64);
+constexpr int model_page = 64;
 
 /// Two layers, keys and values of 2 and 4 bits; the second layer's keys matter most.
 class PlanningTest : public testing::Test {
  protected:
-  kvtilt::FormatChoices choices_ = parse_formats({"2", "4"}, Variants::Default, shape, page);
+  kvtilt::FormatChoices choices_ =
+      parse_formats({"2", "4"}, Variants::Default, model_shape, model_page);
   kvtilt::ModelLosses losses_{{{{{8, 1}, {4, 0.5}}}, {{{80, 10}, {2, 0.25}}}}};
   std::vector<kvtilt::LayerNorms> norms_ = make_norms();
 
@@ -32,7 +33,8 @@ class PlanningTest : public testing::Test {
     return norms;
   }
   [[nodiscard]] Planning plan(LossSource source, double budget, int floor = 0) const {
-    return make_planning(source, shape, page, choices_, losses_, {budget, floor}, norms_);
+    return make_planning(source, model_shape, model_page, choices_, losses_, {budget, floor},
+                         norms_);
   }
 };
 

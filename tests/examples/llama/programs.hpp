@@ -14,6 +14,12 @@
 
 namespace llama {
 
+/// The small model and its text, as arguments.
+inline const std::string stories_model =
+    "--model " + data_folder("models/stories260K").string() + " ";
+inline const std::string stories_text =
+    "--text " + data_folder("text/tinystories_317.txt").string() + " ";
+
 struct Outcome {
   int status = -1;
   std::string output;  // stdout and stderr

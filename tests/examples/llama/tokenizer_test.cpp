@@ -13,12 +13,12 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-std::unique_ptr<Tokenizer> stories() {
+std::unique_ptr<Tokenizer> stories_tokenizer() {
   const auto folder = data_folder("models/stories260K");
   return load_tokenizer(folder, read_config(folder));
 }
 
-std::unique_ptr<Tokenizer> novels() {
+std::unique_ptr<Tokenizer> novels_tokenizer() {
   const auto folder = data_folder("models/novels-3M");
   return load_tokenizer(folder, read_config(folder));
 }
@@ -44,8 +44,8 @@ const std::vector<std::string> texts{
     ""};
 
 TEST(Tokenizer, RoundTripsEveryText) {
-  const auto pieces = stories();
-  const auto bytes = novels();
+  const auto pieces = stories_tokenizer();
+  const auto bytes = novels_tokenizer();
   for (const auto& text : texts) {
     EXPECT_EQ(round_trip(*pieces, text), text);
     EXPECT_EQ(round_trip(*bytes, text), text);
@@ -57,7 +57,7 @@ TEST(Tokenizer, RoundTripsEveryText) {
 }
 
 TEST(Tokenizer, TakesTheBestMerges) {
-  const auto tokenizer = stories();
+  const auto tokenizer = stories_tokenizer();
   EXPECT_EQ(tokenizer->begin_token(), 1);
   EXPECT_FALSE(tokenizer->byte_level());
   EXPECT_THAT(tokenizer->encode("Once upon a time"), ElementsAre(403, 407, 261, 378));

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Sliding-window models on texts much longer than their windows: what is kept stays bounded, and
 // what is computed is what a cache that keeps everything gives.
-#include <kvtilt/kvtilt.hpp>
 
 #include "support.hpp"
 
@@ -9,6 +8,7 @@
 #include <gtest/gtest.h>
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>
+#include <llama/kvtilt_cache.hpp>
 #include <llama/make_cache.hpp>
 #include <llama/model.hpp>
 #include <llama/pieces.hpp>
@@ -98,7 +98,8 @@ class UnwindowedCache final : public AttentionCache {
   kvtilt::SequenceId id_;
 };
 
-std::vector<float> decode(const Model& model, AttentionCache& cache, const std::vector<int>& text) {
+std::vector<float> decode_all(const Model& model, AttentionCache& cache,
+                              const std::vector<int>& text) {
   const auto vocab = static_cast<std::size_t>(model.config().vocab);
   std::vector<float> logits(text.size() * vocab);
   Scratch scratch;
@@ -107,12 +108,6 @@ std::vector<float> decode(const Model& model, AttentionCache& cache, const std::
     model.forward({&text[i], 1}, cache, scratch, {&logits[i * vocab], vocab});
   }
   return logits;
-}
-
-float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  float largest = 0;
-  for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
-  return largest;
 }
 
 struct Case {
@@ -128,15 +123,15 @@ TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
     const Model model = load(name, window);
     const auto text = random_text(model);
     FloatCache plain(model.config());
-    const auto expected = decode(model, plain, text);
+    const auto expected = decode_all(model, plain, text);
     for (const std::string recipe : {"k16v16", "k8v8", "k4v2"})
       for (const auto arithmetic : {CacheArithmetic::Exact, CacheArithmetic::Fast}) {
         CacheSettings settings = small_pages;
         settings.arithmetic = arithmetic;
         const auto cache = make_cache(model.config(), recipe, settings);
         UnwindowedCache keeps(model.config(), recipe, arithmetic);
-        const auto windowed = decode(model, *cache, text);
-        const auto unwindowed = decode(model, keeps, text);
+        const auto windowed = decode_all(model, *cache, text);
+        const auto unwindowed = decode_all(model, keeps, text);
         // Tables of different length are summed in different spans. Fast arithmetic also rounds its
         // weights in other groups of pages then, which flips a code of a later layer now and then:
         // far less than what the codes cost.
