@@ -13,15 +13,6 @@
 
 namespace kvtilt::cuda::detail {
 
-/// Lets a kernel be launched with up to `bytes` of dynamic shared memory.
-template <class Kernel>
-cudaError_t allow_shared(Kernel* kernel, std::size_t bytes) {
-  constexpr std::size_t always_allowed = 48 * 1024;
-  if (bytes <= always_allowed) return cudaSuccess;
-  return cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                              cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
-}
-
 /// Whether code waits by itself for the kernels in front of it, and can be told so in a graph.
 ///
 /// ptx     version that the code was compiled for, 10 x major + minor: a device of 9.0 may run that
@@ -29,32 +20,51 @@ cudaError_t allow_shared(Kernel* kernel, std::size_t bytes) {
 /// driver  1000 x major + 10 x minor
 constexpr bool takes_turns(int ptx, int driver) { return ptx >= 90 && driver >= 12030; }
 
-/// The same of a kernel's code on the current device: asked once for each device.
+/// Once for each kernel and device, before the first launch there: lets it have as much dynamic shared
+/// memory as a block of the device may. The limit belongs to the kernel: were it what one launch needs,
+/// another thread's, or another object's, would fail.
+///
+/// early  whether its code takes turns
 template <auto Kernel>
-bool takes_turns() {
-  static std::atomic<std::uint64_t> asked{0};
-  static std::atomic<std::uint64_t> answers{0};
+cudaError_t prepare(bool& early) {
+  static std::atomic<std::uint64_t> prepared{0};
+  static std::atomic<std::uint64_t> takes_turns_on{0};
+  constexpr int remembered = 64;
   int device = 0;
-  if (cudaGetDevice(&device) != cudaSuccess || device >= 64) return false;
-  const std::uint64_t bit = std::uint64_t{1} << device;
-  if ((asked.load(std::memory_order_acquire) & bit) == 0) {
-    cudaFuncAttributes code{};
-    int driver = 0;
-    if (cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(Kernel)) == cudaSuccess &&
-        cudaDriverGetVersion(&driver) == cudaSuccess && takes_turns(code.ptxVersion, driver))
-      answers.fetch_or(bit, std::memory_order_relaxed);
-    asked.fetch_or(bit, std::memory_order_release);
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const std::uint64_t bit = device < remembered ? std::uint64_t{1} << device : 0;
+  if ((prepared.load(std::memory_order_acquire) & bit) != 0) {
+    early = (takes_turns_on.load(std::memory_order_relaxed) & bit) != 0;
+    return cudaSuccess;
   }
-  return (answers.load(std::memory_order_relaxed) & bit) != 0;
+  const void* const kernel = reinterpret_cast<const void*>(Kernel);
+  cudaFuncAttributes code{};
+  int driver = 0;
+  int shared = 0;
+  cudaError_t error = cudaFuncGetAttributes(&code, kernel);
+  if (error == cudaSuccess) error = cudaDriverGetVersion(&driver);
+  if (error == cudaSuccess)
+    error = cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 shared - static_cast<int>(code.sharedSizeBytes));
+  if (error != cudaSuccess) {
+    (void)cudaGetLastError();  // it is reported: the engine's next question is not for it
+    return error;
+  }
+  early = takes_turns(code.ptxVersion, driver);
+  if (early) takes_turns_on.fetch_or(bit, std::memory_order_relaxed);
+  prepared.fetch_or(bit, std::memory_order_release);
+  return cudaSuccess;
 }
 
 /// Starts a kernel, which waits for its turn before it does anything else.
-///
-/// shared_bytes  dynamic: above 48 KiB only what allow_shared() has allowed
 template <auto Kernel, class... Arguments>
 cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
   if (blocks == 0) return cudaSuccess;
+  bool waits = false;
+  if (const cudaError_t error = prepare<Kernel>(waits); error != cudaSuccess) return error;
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -64,7 +74,7 @@ cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &early;
-  config.numAttrs = takes_turns<Kernel>() ? 1 : 0;
+  config.numAttrs = waits ? 1 : 0;
   const cudaError_t error = cudaLaunchKernelEx(&config, Kernel, arguments...);
   return error == cudaSuccess ? error : cudaGetLastError();
 }

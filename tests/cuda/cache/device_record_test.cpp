@@ -6,7 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 namespace kvtilt::cuda {
 namespace {
@@ -25,6 +27,52 @@ TEST(DeviceRecord, KeepsOneErrorAndCountsAll) {
   EXPECT_EQ(record.count, 2u);
   EXPECT_EQ(record.layer, 7);
   EXPECT_EQ(record.token, 100);
+}
+
+/// Looks at the record whenever others may.
+struct WatchedThread {
+  DeviceRecord* record;
+  std::vector<DeviceRecord>* seen;
+  std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
+    seen->push_back(*record);
+    const std::uint32_t before = *where;
+    *where += value;
+    return before;
+  }
+  std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
+                                        std::uint32_t value) const {
+    seen->push_back(*record);
+    const std::uint32_t before = *where;
+    if (before == expected) *where = value;
+    return before;
+  }
+  void fence() const { seen->push_back(*record); }
+};
+
+TEST(DeviceRecord, ACodeIsThereWhenTheRestIs) {
+  DeviceRecord record{};
+  std::vector<DeviceRecord> seen;
+  const WatchedThread thread{&record, &seen};
+  record_error(thread, &record, sequence_error(ErrorCode::OutOfCapacity, 7, 3, 100));
+  for (const DeviceRecord& each : seen) EXPECT_EQ(each.code, 0u);
+  EXPECT_EQ(seen.back().layer, 7);
+  EXPECT_EQ(seen.back().token, 100);
+  EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
+
+  // Counted before it looks whether the record is free: see poll().
+  seen.clear();
+  record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
+  EXPECT_EQ(seen.back().count, 2u);
+  EXPECT_EQ(record.layer, 7);
+
+  // Between the two clears of a poll() nothing is written, and then all of it.
+  record.code = 0;
+  record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
+  EXPECT_EQ(record.code, 0u);
+  record.claimed = 0;
+  record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
+  EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(record.layer, 1);
 }
 
 TEST(DeviceRecord, NamesThePlace) {

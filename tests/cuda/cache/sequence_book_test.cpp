@@ -279,5 +279,41 @@ TEST(SequenceBook, LearnsWhatItWasNotTold) {
   EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
 }
 
+TEST(SequenceBook, AForkOfAnotherTailIsRefused) {
+  CacheShape shape;
+  shape.layers = {{1, 16, 16, 0}};
+  CacheOptions options;
+  options.max_sequences = 2;
+  options.token_capacity = 2048;
+  Trio trio(shape, options);
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 1100, given));
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  const auto append = [&](std::int32_t tokens, bool told) {
+    if (told) trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
+    trio.device.append(id.slot, 0, tokens);
+  };
+  append(1000, true);
+  trio.device.truncate(id.slot, 830);  // by a graph, and nobody told
+  append(170, false);
+  append(30, true);
+  const SequenceState& device = trio.device.storage(0).states[id.slot];
+  const SequenceState& host = trio.book.state(id.slot, 0);
+  ASSERT_EQ(host.length, device.length);
+  ASSERT_EQ(host.page_end, device.page_end);
+  ASSERT_NE(host.tail_start, device.tail_start);
+
+  // Else truncate(834) would free a page on the host that the device keeps.
+  ForkRequest request{};
+  std::vector<PageRun> childs;
+  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
+  trio.device.reset(child.slot);
+  trio.device.fork(request);
+  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+}
+
 }  // namespace
 }  // namespace kvtilt::cuda

@@ -98,7 +98,7 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   request.from = 0;
   request.to = 2;
   request.length = 100;
-  request.pages[0] = request.pages[2] = 1;
+  request.layers[0] = request.layers[2] = ForkLayer(1, 36);
   cache.fork(request);
   ASSERT_EQ(cache.record().code, 0u);
   for (const int layer : {0, 2}) {
@@ -116,6 +116,53 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
           std::memcmp(storage.tail(0, state.ring_head, i), storage.tail(2, state.ring_head, i),
                       static_cast<std::size_t>(storage.block_bytes[2])) == 0,
           i < 2);
+  }
+}
+
+TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
+  const auto forks = [](std::int64_t length, std::int64_t pages, std::int64_t tail_start) {
+    EmulatedCache cache = make_cache();
+    cache.give(0, {{0, 0, 15}, {2, 0, 4}});
+    for (const int layer : {0, 2}) cache.append(0, layer, 100);
+    ForkRequest request{};
+    request.from = 0;
+    request.to = 2;
+    request.length = length;
+    request.layers[0] = ForkLayer(1, 36);
+    request.layers[2] = ForkLayer(pages, tail_start);
+    cache.fork(request);
+    EXPECT_EQ(cache.storage(0).states[2].length, cache.storage(2).states[2].length);
+    return cache.record().code == 0 && cache.storage(2).states[2].length == 100;
+  };
+  EXPECT_TRUE(forks(100, 1, 36));
+  EXPECT_FALSE(forks(101, 1, 36));
+  EXPECT_FALSE(forks(100, 2, 36));
+  EXPECT_FALSE(forks(100, 1, 37));
+}
+
+TEST(SequenceCalls, AForkKnowsLayersOfAnySize) {
+  constexpr std::int64_t most = std::int64_t{1} << 30;
+  EXPECT_EQ(ForkLayer(most, most * 32), ForkLayer(most, most * 32));
+  for (std::int64_t bit = 1; bit <= most; bit *= 2)
+    EXPECT_FALSE(ForkLayer(most, 4) == ForkLayer(most ^ bit, 4)) << bit;
+  for (std::int64_t bit = 1; bit <= 65536; bit *= 2)
+    EXPECT_FALSE(ForkLayer(7, most) == ForkLayer(7, most + bit)) << bit;
+}
+
+/// A block whose end is not that of its last whole round.
+TEST(SequenceCalls, BlocksAreCopiedWhole) {
+  for (const std::int64_t bytes : {0, 16, 496, 512, 2048, 2064, 5136}) {
+    const std::size_t size = static_cast<std::size_t>(bytes);
+    std::vector<Bytes16> from(size / 16 + 1);
+    std::vector<Bytes16> to(size / 16 + 1);
+    for (std::size_t i = 0; i <= size / 16; ++i)
+      from[i].word[0] = static_cast<std::uint32_t>(i + 1);
+    test::emulate(1, 32, 0, [&](test::EmulatedThreads& threads) {
+      copy_block(threads, reinterpret_cast<const std::byte*>(from.data()),
+                 reinterpret_cast<std::byte*>(to.data()), bytes);
+    });
+    EXPECT_EQ(std::memcmp(from.data(), to.data(), size), 0) << bytes;
+    EXPECT_EQ(to.back().word[0], 0u) << bytes;
   }
 }
 

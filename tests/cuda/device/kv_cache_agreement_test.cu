@@ -154,5 +154,59 @@ TEST(DeviceKVCacheAgreement, UnpacksTheBitsOfTheCpu) {
   }
 }
 
+/// A captured append is told what holds when it is captured, and replayed with what is there then.
+TEST(DeviceKVCacheAgreement, ReplaysHaveTheirOwnNumbersOfTokens) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  constexpr int rows = 600;
+  Random random(13);
+  const CacheShape shape{{{2, 64, 64, 0}}};
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  std::vector<BothIds> open;
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 3; ++i) {
+    open.push_back(both.open(700));
+    ids.push_back(open.back().gpu);
+  }
+  const DeviceArray<std::int32_t> memory(3);
+  const cuda::SequenceBatch batch = both.gpu.batch(ids, memory.span()).value();
+  const std::vector<std::int32_t> told = {70, 1, 1};
+  DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 70, 71, 72});
+  DeviceRows<float> keys(rows, 2, 64);
+  DeviceRows<float> values(rows, 2, 64);
+  cudaStream_t stream = nullptr;
+  expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  expect_cuda(cudaDeviceSynchronize());
+  cudaGraph_t graph = nullptr;
+  expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+  KVTILT_EXPECT_OK(
+      both.gpu.append(batch, 0, keys.view(), values.view(), indptr.data(), told, stream));
+  expect_cuda(cudaStreamEndCapture(stream, &graph));
+  cudaGraphExec_t replay = nullptr;
+  expect_cuda(cudaGraphInstantiate(&replay, graph, 0));
+  for (const std::vector<std::int32_t>& counts :
+       {told, std::vector<std::int32_t>{1, 560, 0}, {500, 1, 99}, {64, 0, 500}}) {
+    const Rows<float> k = random_rows(random, rows, 2, 64);
+    const Rows<float> v = random_rows(random, rows, 2, 64);
+    keys.array.set(k.data);
+    values.array.set(v.data);
+    std::vector<std::int32_t> starts = {0};
+    for (const std::int32_t count : counts) starts.push_back(starts.back() + count);
+    indptr.set(starts);
+    expect_cuda(cudaDeviceSynchronize());
+    expect_cuda(cudaGraphLaunch(replay, stream));
+    expect_cuda(cudaStreamSynchronize(stream));
+    KVTILT_EXPECT_OK(both.gpu.note_appended(batch, counts));
+    for (std::size_t i = 0; i < open.size(); ++i) {
+      KVTILT_EXPECT_OK(both.cpu.append(open[i].cpu, 0, k.view(starts[i], counts[i]),
+                                       v.view(starts[i], counts[i])));
+      EXPECT_TRUE(both.same(open[i])) << i;
+    }
+  }
+  KVTILT_EXPECT_OK(both.gpu.poll(stream));
+  expect_cuda(cudaGraphExecDestroy(replay));
+  expect_cuda(cudaGraphDestroy(graph));
+  expect_cuda(cudaStreamDestroy(stream));
+}
+
 }  // namespace
 }  // namespace kvtilt::test

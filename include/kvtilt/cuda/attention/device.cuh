@@ -18,6 +18,12 @@ struct DeviceLimits {
   int shared_per_multiprocessor = 0;
   int architecture = 0;  ///< compute capability, 10 x major + minor
 
+  /// The most bytes of shared memory with which `blocks` blocks fit a multiprocessor.
+  [[nodiscard]] int shared_of_each(int blocks) const {
+    const int each = shared_per_multiprocessor / blocks - 1024;  // the system's own
+    return each < shared_per_block ? each : shared_per_block;
+  }
+
   static Result<DeviceLimits> current() {
     constexpr const char* preparing = "preparing attention";
     DeviceLimits limits;
@@ -39,20 +45,16 @@ struct DeviceLimits {
   }
 };
 
-/// Lets a kernel be launched with up to `bytes` of dynamic shared memory.
-template <class Kernel>
-Status allow_shared(Kernel* kernel, std::size_t bytes) {
-  return to_status(detail::allow_shared(kernel, bytes), "preparing attention");
-}
-
-/// The same, and how many of its blocks then fit a multiprocessor.
-template <class Kernel>
-Result<int> blocks_that_fit(Kernel* kernel, int threads, std::size_t shared_bytes) {
-  KVTILT_RETURN_IF_ERROR(allow_shared(kernel, shared_bytes));
+/// How many blocks of a kernel fit a multiprocessor.
+template <auto Kernel>
+Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
+  constexpr const char* preparing = "preparing attention";
+  bool early = false;
   int blocks = 0;
+  KVTILT_RETURN_IF_ERROR(to_status(detail::prepare<Kernel>(early), preparing));
   KVTILT_RETURN_IF_ERROR(to_status(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
-      "preparing attention"));
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, Kernel, threads, shared_bytes),
+      preparing));
   return blocks;
 }
 

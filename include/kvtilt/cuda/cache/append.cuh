@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace kvtilt::cuda {
 
@@ -26,26 +27,27 @@ __global__ void __launch_bounds__(append_threads, compiled_machine.append_blocks
 /// A template only so that many files may include it.
 template <class Threads = DeviceThreads>
 __global__ void __launch_bounds__(pack_threads, compiled_machine.append_blocks)
-    pack_kernel(const __grid_constant__ AppendArguments arguments, int units) {
+    pack_kernel(const __grid_constant__ AppendArguments arguments) {
   const Threads threads = Threads::in_turn();
-  pack(threads, arguments, units);
+  pack(threads, arguments);
 }
 
 /// Adds tokens to sequences: one launch, no synchronisation, fit for graphs.
 inline cudaError_t launch_append(const AppendArguments& arguments, cudaStream_t stream) {
   constexpr auto kernel = &append_kernel<DeviceThreads>;
-  const std::size_t shared = append_shared_bytes(arguments.layer);
-  if (const cudaError_t error = detail::allow_shared(kernel, shared); error != cudaSuccess)
-    return error;
-  return detail::launch<kernel>(append_blocks(arguments), append_threads, shared, stream,
-                                arguments);
+  return detail::launch<kernel>(append_blocks(arguments), append_threads,
+                                append_shared_bytes(arguments.layer), stream, arguments);
 }
 
-/// The same, faster for prompts. `most_tokens`: no sequence gets more. Heads whose pages do not fit
-/// the shared memory of the current device are appended.
+/// The same, in the way that is faster where a sequence gets up to `most_tokens`: from a page's
+/// worth on, pages of new tokens alone are sealed by blocks of their own. Whatever the number, the
+/// result is right for any that are in device memory. Heads whose pages do not fit the shared
+/// memory of the current device are appended. cudaErrorInvalidConfiguration if the rows are more
+/// than the blocks of a launch could take.
 inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t most_tokens,
                                cudaStream_t stream) {
   constexpr auto kernel = &pack_kernel<DeviceThreads>;
+  if (most_tokens < arguments.layer.page_tokens) return launch_append(arguments, stream);
   const std::size_t shared = pack_shared_bytes(arguments.layer);
   int device = 0;
   int limit = 0;
@@ -55,11 +57,9 @@ inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t mo
       error != cudaSuccess)
     return error;
   if (shared > static_cast<std::size_t>(limit)) return launch_append(arguments, stream);
-  if (const cudaError_t error = detail::allow_shared(kernel, shared); error != cudaSuccess)
-    return error;
-  const int units = pack_units(arguments.layer, most_tokens);
-  return detail::launch<kernel>(pack_blocks(arguments, units), pack_threads, shared, stream,
-                                arguments, units);
+  const std::int64_t blocks = pack_blocks(arguments);
+  if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
+  return detail::launch<kernel>(static_cast<int>(blocks), pack_threads, shared, stream, arguments);
 }
 
 }  // namespace kvtilt::cuda

@@ -105,7 +105,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     KVTILT_DEVICE_LOOP
     for (std::int32_t i = own.first; i < own.last; ++i) {
       detail::SealJob job;
-      if (detail::fill_block(threads, shared.arguments, shared.work, i, nullptr, job))
+      if (detail::fill_block(threads, shared.arguments, shared.work, i, job))
         detail::seal_page(threads, job, team);
     }
   }

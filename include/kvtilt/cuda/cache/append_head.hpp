@@ -10,6 +10,7 @@
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/quant/format.hpp>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -25,6 +26,14 @@ struct AppendArguments {
 };
 
 namespace detail {
+
+KVTILT_HD inline int count_bits(std::uint32_t mask) {
+#if defined(__CUDA_ARCH__)
+  return __popc(mask);
+#else
+  return std::popcount(mask);
+#endif
+}
 
 /// One kv head of one sequence that tokens are added to.
 struct AppendHead {
@@ -161,34 +170,48 @@ struct SealJob {
   std::byte* block;  ///< of the head, in the page
 };
 
+/// The layout of the head in 16-bit block `index` of the tail, -1 being the sinks.
+KVTILT_HD inline const HeadLayout& half_layout(const LayerStorage& layer, const AppendHead& work,
+                                               std::int32_t index) {
+  return layer.head(index < 0 ? PageKind::Sinks : PageKind::Tail, work.head);
+}
+
+/// Where it stands.
+KVTILT_HD inline HalfBlock half_block(const LayerStorage& layer, const AppendHead& work,
+                                      std::int32_t index) {
+  std::byte* block =
+      index < 0 ? layer.sinks(work.sequence)
+                : layer.tail(work.sequence, work.state.ring_head, index % layer.ring_blocks);
+  const HeadLayout& half = half_layout(layer, work, index);
+  block += half.offset;
+  return {block + half.key.codes, block + half.value.codes};
+}
+
+/// The new tokens of it.
+KVTILT_HD constexpr NewTokens new_tokens_of(const AppendPlan& plan, const LayerStorage& layer,
+                                            std::int32_t index) {
+  if (index < 0) return new_tokens_in(plan, 0, layer.sink_tokens);
+  return new_tokens_in(plan, plan.tail_start + std::int64_t{index} * layer.page_tokens,
+                       layer.page_tokens);
+}
+
+/// Whether it leaves the tail for a page that is kept.
+KVTILT_HD constexpr bool is_sealed(const AppendPlan& plan, std::int32_t index) {
+  return index >= plan.skipped && index < plan.seals;
+}
+
 /// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
 /// tail for a page that is kept: then its tokens are visible to all, and the job is to seal it.
 template <class Threads>
 KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
-                          const AppendHead& work, std::int32_t index, std::byte* staged,
-                          SealJob& job) {
+                          const AppendHead& work, std::int32_t index, SealJob& job) {
   const LayerStorage& layer = arguments.layer;
-  const AppendPlan& plan = work.plan;
-  const bool sinks = index < 0;
-  const HeadLayout& half = layer.head(sinks ? PageKind::Sinks : PageKind::Tail, work.head);
-  const NewTokens added =
-      sinks ? new_tokens_in(plan, 0, layer.sink_tokens)
-            : new_tokens_in(plan, plan.tail_start + std::int64_t{index} * layer.page_tokens,
-                            layer.page_tokens);
-  HalfBlock to;
-  if (staged != nullptr) {
-    to = {staged, staged + code_bytes(half.key.matrix, half_bits)};
-  } else {
-    std::byte* block =
-        sinks ? layer.sinks(work.sequence)
-              : layer.tail(work.sequence, work.state.ring_head, index % layer.ring_blocks);
-    block += half.offset;
-    to = {block + half.key.codes, block + half.value.codes};
-  }
-  if (added.count > 0) write_tokens(threads, arguments, work, half, to, added);
-  if (sinks || index >= plan.seals) return false;
+  const HalfBlock to = half_block(layer, work, index);
+  const NewTokens added = new_tokens_of(work.plan, layer, index);
+  if (added.count > 0)
+    write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
+  if (!is_sealed(work.plan, index)) return false;
   threads.sync();
-  if (index < plan.skipped) return false;
   job = {to.keys, to.values, sealed_block(layer, work, index)};
   return true;
 }
@@ -197,28 +220,6 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
 KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
   const TailBlocks tail = tail_blocks(plan, layer.page_tokens);
   return {plan.length < layer.sink_tokens ? -1 : tail.first, tail.last};
-}
-
-/// The last of the `expected` blocks of a sequence makes the rest visible.
-template <class Threads>
-KVTILT_HD void arrive(const Threads& threads, const AppendArguments& arguments,
-                      std::uint32_t expected) {
-  const LayerStorage& layer = arguments.layer;
-  AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
-  const AppendHead& work = shared.work;
-  threads.sync();
-  if (threads.thread() == 0) {
-    std::uint32_t* arrivals = layer.arrivals + work.sequence;
-    threads.fence();
-    shared.last = threads.atomic_add(arrivals, 1) + 1 == expected;
-    threads.fence();
-    if (shared.last) *arrivals = 0;
-  }
-  threads.sync();
-  if (!shared.last) return;
-  SequenceState state = work.state;
-  finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, state, work.table);
-  if (threads.thread() == 0) layer.states[work.sequence] = state;
 }
 
 }  // namespace detail

@@ -8,7 +8,6 @@
 #include <kvtilt/cuda/cache/append_head.hpp>
 #include <kvtilt/cuda/page/seal_slice.hpp>
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -61,14 +60,6 @@ KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerStorage& la
   const std::int64_t in_tail = plan.length - plan.tail_start;
   const std::int64_t room = static_cast<std::int64_t>(layer.ring_blocks) * layer.page_tokens;
   return plan.seals == 0 || (in_tail >= layer.page_tokens && in_tail + plan.tokens <= room);
-}
-
-KVTILT_HD inline int count_bits(std::uint32_t mask) {
-#if defined(__CUDA_ARCH__)
-  return __popc(mask);
-#else
-  return std::popcount(mask);
-#endif
 }
 
 /// Shares out pages, `seals` of them, among the members of a team: which one, and which slice of it,

@@ -9,18 +9,22 @@
 
 namespace kvtilt::cuda {
 
-/// The first error is kept, all are counted. One thread calls it.
+/// The first error is kept, all are counted. One thread calls it. Whoever finds a code finds the
+/// whole error, and whoever does not claim the record was counted before it is free again.
 template <class Threads>
 KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
                             const DeviceRecord& error) {
   (void)threads.atomic_add(&record->count, error.count);
-  if (threads.atomic_compare_and_swap(&record->code, 0, error.code) != 0) return;
+  threads.fence();
+  if (threads.atomic_compare_and_swap(&record->claimed, 0, 1) != 0) return;
   record->layer = error.layer;
   record->sequence = error.sequence;
   record->token = error.token;
   record->head = error.head;
   record->channel = error.channel;
   record->value = error.value;
+  threads.fence();
+  record->code = error.code;
 }
 
 /// An error of a whole sequence in one layer.
@@ -69,7 +73,7 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
     case ErrorCode::Corrupt:
       return Status::error(
           code,
-          "layer %d: the engine's table of sequence %d cannot be meant: %lld tokens, "
+          "layer %d: the engine's table or indptr of sequence %d cannot be meant: %lld tokens, "
           "or a page outside the pool. %u errors in all",
           record.layer, record.sequence, token, record.count);
     case ErrorCode::OutOfMemory:

@@ -36,8 +36,9 @@ struct SequenceBatch {
 /// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
 /// call but create allocates device memory. The streams of calls that touch the same sequence must
 /// be ordered, and so must a close, truncate or remove and the reserve or fork after it, which may
-/// hand out the same pages. Neither create nor anything else changes the current device, which must
-/// be the one of create. One thread at a time.
+/// hand out the same pages, and a close and the open or fork after it, which may take the same slot
+/// while kernels in front of the close work on it. Neither create nor anything else changes the
+/// current device, which must be the one of create. One thread at a time.
 ///
 /// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
 /// be returned: it is recorded, and poll() tells.
@@ -111,7 +112,8 @@ class KVCache {
   ///         host knows); then nothing is queued. NaN is stored as 0 and what is too large as the
   ///         largest that the recipe holds; poll() names it, and a sequence that had no page left
   ///         and was not appended to
-  /// Cost    one kernel: a small one for less than a page of tokens, else one that shares out pages
+  /// Cost    one kernel: a small one where no sequence gets a page of tokens, else one that shares
+  ///         out pages. `tokens` decides; without it, and without as many for each, the number of rows
   Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
                 const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);

@@ -56,13 +56,10 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
   const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
-  // From a page's worth on, pages of new tokens alone are sealed by blocks of their own.
-  std::int64_t longest = tokens.empty() ? keys.tokens : 0;
-  for (const std::int32_t count : tokens) longest = std::max<std::int64_t>(longest, count);
-  KVTILT_RETURN_IF_ERROR(to_status(longest < of.page_tokens
-                                       ? launch_append(arguments, stream)
-                                       : launch_pack(arguments, longest, stream),
-                                   "appending tokens"));
+  // A hint, no more: what a captured launch is told need not hold when it is replayed.
+  std::int64_t longest = indptr == nullptr ? each : keys.tokens;
+  if (!tokens.empty()) longest = *std::max_element(tokens.begin(), tokens.end());
+  KVTILT_RETURN_IF_ERROR(to_status(launch_pack(arguments, longest, stream), "appending tokens"));
   if (told) book_.note_appended(ids, layer, tokens);
   return {};
 }
@@ -196,15 +193,30 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
   return {};
 }
 
+/// Kernels of other streams may record errors meanwhile. While there is a code they only count;
+/// what they add before the count is read belongs to this error, and what claims the record as soon
+/// as it is free stays for the next poll. So the order is: code, the rest, record free, count.
 inline Status KVCache::poll(cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
   DeviceRecord* record = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
+  const auto read = [&](void* to, const void* from, std::size_t bytes) {
+    KVTILT_RETURN_IF_ERROR(
+        to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "poll"));
+    return to_status(cudaStreamSynchronize(stream), "poll");
+  };
+  const auto clear = [&](std::uint32_t* word) {
+    return to_status(cudaMemsetAsync(word, 0, sizeof *word, stream), "poll");
+  };
   DeviceRecord found{};
-  KVTILT_RETURN_IF_ERROR(to_status(
-      cudaMemcpyAsync(&found, record, sizeof found, cudaMemcpyDeviceToHost, stream), "poll"));
-  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "poll"));
+  KVTILT_RETURN_IF_ERROR(read(&found.code, &record->code, sizeof found.code));
   if (found.code == 0) return {};
-  KVTILT_RETURN_IF_ERROR(to_status(cudaMemsetAsync(record, 0, sizeof found, stream), "poll"));
+  KVTILT_RETURN_IF_ERROR(read(&found, record, sizeof found));
+  KVTILT_RETURN_IF_ERROR(clear(&record->code));
+  KVTILT_RETURN_IF_ERROR(clear(&record->claimed));
+  KVTILT_RETURN_IF_ERROR(read(&found.count, &record->count, sizeof found.count));
+  KVTILT_RETURN_IF_ERROR(clear(&record->count));
+  // The last poll may have counted it.
+  found.count = std::max<std::uint32_t>(found.count, 1);
   const bool known = found.layer >= 0 && found.layer < layers();
   return to_status(found, known ? storages_[static_cast<std::size_t>(found.layer)].key_dim : 0);
 }

@@ -38,7 +38,7 @@ struct SequenceState {
 
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
 struct DeviceRecord {
-  std::uint32_t code;   ///< ErrorCode
+  std::uint32_t code;   ///< ErrorCode; written when all the rest is there
   std::uint32_t count;  ///< how many elements or sequences
   std::int32_t layer;
   std::int32_t sequence;  ///< slot
@@ -46,6 +46,7 @@ struct DeviceRecord {
   std::int32_t head;      ///< kv head
   std::int32_t channel;   ///< of the key, or key_dim + channel of the value
   float value;
+  std::uint32_t claimed = 0;  ///< not 0: the error is being written, or is there
 };
 
 struct LayerStorage {

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: MIT
 /// Appends prompts: what append does, byte for byte, in parallel. Pages whose tokens are all new are
-/// sealed by blocks of their own, from rows to page in one pass through shared memory; one more block
-/// per kv head does what append does with the rest.
+/// sealed by blocks of their own, from rows to page in one pass through shared memory. What else is
+/// written or sealed the first blocks of a sequence share out.
+///
+/// Where a sequence's rows start only the device has to know: a launch has blocks for all that as
+/// many rows can be, so a captured graph replays.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>
 #include <kvtilt/cuda/cache/input_rows.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
+#include <kvtilt/cuda/page/seal_slice.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -15,19 +19,49 @@ namespace kvtilt::cuda {
 
 inline constexpr int pack_threads = 128;
 
-/// Dynamic shared memory of a block; where it is more than the device has, append has to do.
-KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
-  return detail::head_shared_bytes(layer) +
-         static_cast<std::size_t>(layer.page_tokens) *
-             static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);
-}
-
-/// Blocks for each kv head of a sequence that gets at most `most_tokens` tokens.
-KVTILT_HD constexpr int pack_units(const LayerStorage& layer, std::int64_t most_tokens) {
-  return 1 + static_cast<int>((most_tokens + layer.page_tokens - 1) / layer.page_tokens);
+/// One for each kv head of each unit, and of these one for each sequence and for each page that the
+/// rows could fill. Can be more than a launch takes.
+KVTILT_HD constexpr std::int64_t pack_blocks(const AppendArguments& arguments) {
+  return (arguments.batch.count + arguments.keys.tokens / arguments.layer.page_tokens) *
+         arguments.layer.kv_heads;
 }
 
 namespace detail {
+
+/// Which units belong to a sequence: where its rows start is enough to tell, nothing is summed up.
+/// One for each page that its tokens could fill, and one more, are among them, because
+/// floor(a + b) >= floor(a) + floor(b).
+class PackUnits {
+ public:
+  KVTILT_HD explicit PackUnits(const AppendArguments& arguments)
+      : rows_(arguments.rows), shift_(bits_below(arguments.layer.page_tokens)) {}
+
+  /// The first of them. A launch has at most 2^30 rows.
+  [[nodiscard]] KVTILT_HD std::int32_t first(int sequence) const {
+    return sequence + static_cast<std::int32_t>(rows_.first(sequence) >> shift_);
+  }
+
+  /// The last of `count` sequences whose units start at `unit` or before it, or the first. A warp
+  /// looks at 32 sequences at a time: there are two loads, one after the other, for up to 1057 of
+  /// them, and none for one alone or without indptr.
+  template <class Threads>
+  [[nodiscard]] KVTILT_HD int find(const Threads& threads, int count, std::int32_t unit) const {
+    int low = 0;
+    int high = count;
+    KVTILT_DEVICE_LOOP
+    while (high - low > 1) {
+      const int step = (high - low + warp_lanes - 2) / warp_lanes;
+      const int probe = low + (threads.lane() + 1) * step;
+      low += count_bits(threads.ballot(probe < high && first(probe) <= unit)) * step;
+      if (low + step < high) high = low + step;
+    }
+    return low;
+  }
+
+ private:
+  BatchRows rows_;
+  int shift_;
+};
 
 /// Pages of new tokens alone that are kept: numbered from where the tail starts.
 KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens) {
@@ -36,67 +70,201 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
   return {first > plan.seals ? plan.seals : static_cast<std::int32_t>(first), plan.seals};
 }
 
+/// The 16-bit blocks that one of a sequence's units fills, and seals if they leave the tail: all
+/// but `pages`, by their slot in the ring, since two that follow each other there must be taken in
+/// turn. The sinks, -1, go to the first unit, and so does everything if units are fewer than slots.
+class OldBlocks {
+ public:
+  KVTILT_HD OldBlocks(const AppendPlan& plan, const LayerStorage& layer, const TailBlocks& pages,
+                      int unit, int units)
+      : pages_(pages), unit_(unit), share_(units < layer.ring_blocks ? 1 : layer.ring_blocks) {
+    const TailBlocks all = all_blocks(plan, layer);
+    end_ = all.last;
+    first_ = end_;
+    if (unit >= share_) return;
+    first_ = all.first;
+    if (all.first >= 0 || unit > 0) first_ = at_or_behind(all.first < 0 ? 0 : all.first);
+  }
+
+  [[nodiscard]] KVTILT_HD std::int32_t first() const { return first_; }
+  [[nodiscard]] KVTILT_HD std::int32_t next(std::int32_t index) const {
+    return at_or_behind(index + 1);
+  }
+  /// Whether it is one, not what comes behind the last.
+  [[nodiscard]] KVTILT_HD bool has(std::int32_t index) const { return index < end_; }
+  [[nodiscard]] KVTILT_HD bool empty() const { return !has(first_); }
+
+ private:
+  [[nodiscard]] KVTILT_HD std::int32_t at_or_behind(std::int32_t index) const {
+    index = own(index);
+    return index >= pages_.first && index < pages_.last ? own(pages_.last) : index;
+  }
+  [[nodiscard]] KVTILT_HD std::int32_t own(std::int32_t index) const {
+    const std::int32_t ahead = unit_ - index % share_;
+    return index + (ahead < 0 ? ahead + share_ : ahead);
+  }
+
+  TailBlocks pages_;
+  std::int32_t first_;
+  std::int32_t end_;
+  int unit_;
+  int share_;
+};
+
+/// What one unit does for one head. Threads share it: their registers are full.
+struct PackShared {
+  AppendShared append;
+  OldBlocks old;
+  std::int32_t page;       ///< of new tokens alone, numbered from where the tail starts; -1: none
+  std::byte* block;        ///< where it is sealed
+  std::uint32_t expected;  ///< blocks of the sequence
+};
+
+/// Brings a page's rows closer: what is to be done before the first is used takes as long.
 template <class Threads>
-KVTILT_HD void seal(const Threads& threads, const HeadLayout& packed, const SealJob& job) {
-  seal_head(threads, job.keys, job.values, packed, job.block,
-            threads.shared() + sizeof(AppendShared));
+KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& arguments,
+                             std::int64_t first_row, int head) {
+  constexpr std::uintptr_t line = 128;
+  const int tokens = arguments.layer.page_tokens;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.thread(); i < 2 * tokens; i += threads.thread_count()) {
+    const bool keys = i < tokens;
+    const TensorView& rows = keys ? arguments.keys : arguments.values;
+    const int dim = keys ? arguments.layer.key_dim : arguments.layer.value_dim;
+    const int bytes = rows.type == ElementType::F32 ? 4 : 2;
+    const std::int64_t first =
+        (first_row + (keys ? i : i - tokens)) * rows.token_stride + head * rows.head_stride;
+    const std::byte* at = static_cast<const std::byte*>(rows.data) + first * bytes;
+    const std::byte* const end = at + dim * bytes;
+    at -= reinterpret_cast<std::uintptr_t>(at) % line;
+    KVTILT_DEVICE_LOOP
+    for (; at < end; at += line) threads.prefetch(at);
+  }
+}
+
+/// How many blocks of the sequence were here before: for one thread, behind a sync(). What the
+/// block has read is then free to be changed by the last one.
+template <class Threads>
+KVTILT_HD std::uint32_t arrive(const Threads& threads, const AppendShared& shared) {
+  return threads.atomic_add_release(shared.arguments.layer.arrivals + shared.work.sequence, 1);
+}
+
+/// The last block of a sequence makes the rest visible: what the others still write is seen by the
+/// kernels that follow. `before`: what thread 0 was told when it arrived.
+template <class Threads>
+KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint32_t before) {
+  AppendShared& shared = pack.append;
+  if (threads.thread() == 0) {
+    shared.last = before + 1 == pack.expected;
+    if (shared.last) threads.fence();
+  }
+  threads.sync();
+  if (!shared.last) return;
+  const LayerStorage& layer = shared.arguments.layer;
+  const AppendHead& work = shared.work;
+  SequenceState state = work.state;
+  finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, state, work.table);
+  if (threads.thread() != 0) return;
+  layer.states[work.sequence] = state;
+  layer.arrivals[work.sequence] = 0;
+}
+
+/// Unit `unit` of a sequence's `units` is given its blocks.
+template <class Threads>
+KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int units) {
+  const LayerStorage& layer = pack.append.arguments.layer;
+  const AppendHead& work = pack.append.work;
+  const AppendPlan& plan = work.plan;
+  const TailBlocks pages = new_pages(plan, layer.page_tokens);
+  const std::int32_t first = pages.first < plan.skipped ? plan.skipped : pages.first;
+  const std::int32_t page = unit > 0 && first + unit <= pages.last ? first + unit - 1 : -1;
+  if (page >= 0)
+    prefetch_rows(threads, pack.append.arguments,
+                  work.first_row + new_tokens_of(plan, layer, page).first, work.head);
+  if (threads.thread() == 0) {
+    pack.old = OldBlocks(plan, layer, pages, unit, units);
+    pack.page = page;
+    pack.block = page >= 0 ? sealed_block(layer, work, page) : nullptr;
+    pack.expected = static_cast<std::uint32_t>(units * layer.kv_heads);
+  }
   threads.sync();
 }
 
-/// The 16-bit blocks `first` to last - 1 of the tail, -1 being the sinks, except for `elsewhere`:
-/// each gets its new tokens, and is sealed if it leaves the tail. Staged, a block is not in the tail
-/// but in shared memory: all of its tokens are new, and it is sealed.
+/// Where the rows of the unit's page go: to shared memory, or, if they stay in 16 bits, straight to
+/// the page, which has the same order.
 template <class Threads>
-KVTILT_HD void fill_blocks(const Threads& threads, const AppendArguments& arguments,
-                           const AppendHead& work, TailBlocks range, TailBlocks elsewhere,
-                           std::byte* staged) {
+KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
+                              const HeadLayout& sealed, bool straight) {
+  if (straight) return {pack.block + sealed.key.codes, pack.block + sealed.value.codes};
+  const LayerStorage& layer = pack.append.arguments.layer;
+  std::byte* const staged = threads.shared() + sizeof(PackShared) + layer.seal_bytes;
+  return {staged, staged + layer.page_tokens * layer.key_dim * static_cast<int>(sizeof(F16))};
+}
+
+/// The unit's old blocks, then its page.
+template <class Threads>
+KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack) {
+  const AppendArguments& arguments = pack.append.arguments;
+  const AppendHead& work = pack.append.work;
+  const LayerStorage& layer = arguments.layer;
   KVTILT_DEVICE_LOOP
-  for (std::int32_t index = range.first; index < range.last; ++index) {
-    if (index >= elsewhere.first && index < elsewhere.last) {
-      index = elsewhere.last - 1;
-      continue;
+  for (std::int32_t old = pack.old.first();; old = pack.old.next(old)) {
+    const bool fresh = !pack.old.has(old);
+    if (fresh && pack.page < 0) return;
+    const std::int32_t index = fresh ? pack.page : old;
+    const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
+    const bool straight =
+        fresh && !sealed.key.format.quantized() && !sealed.value.format.quantized();
+    const HalfBlock to =
+        fresh ? page_rows(threads, pack, sealed, straight) : half_block(layer, work, index);
+    const NewTokens added = new_tokens_of(work.plan, layer, index);
+    if (added.count > 0)
+      write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
+    if (is_sealed(work.plan, index) && !straight) {
+      threads.sync();
+      seal_head(threads, to.keys, to.values, sealed,
+                fresh ? pack.block : sealed_block(layer, work, index),
+                threads.shared() + sizeof(PackShared));
+      threads.sync();
     }
-    SealJob job;
-    if (fill_block(threads, arguments, work, index, staged, job))
-      seal(threads, arguments.layer.head(PageKind::Sealed, work.head), job);
+    if (fresh) return;
   }
 }
 
 }  // namespace detail
 
-KVTILT_HD constexpr int pack_blocks(const AppendArguments& arguments, int units) {
-  return arguments.batch.count * arguments.layer.kv_heads * units;
+/// Dynamic shared memory of a block; where it is more than the device has, append has to do.
+KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
+  return sizeof(detail::PackShared) + static_cast<std::size_t>(layer.seal_bytes) +
+         static_cast<std::size_t>(layer.page_tokens) *
+             static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);
 }
 
-/// Body of the kernel: pack_blocks() blocks of pack_threads threads,
-/// pack_shared_bytes(). No sequence may get more tokens than `units` was computed for.
+/// Body of the kernel: pack_blocks() blocks of pack_threads threads, pack_shared_bytes().
 template <class Threads>
-KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments, int units) {
-  const int heads = arguments.layer.kv_heads;
+KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   // Unsigned divisions are shorter.
-  const unsigned block = static_cast<unsigned>(threads.block());
-  const int unit_index = static_cast<int>(block / static_cast<unsigned>(heads));
-  const int head = threads.block() - unit_index * heads;
-  const int index =
-      static_cast<int>(static_cast<unsigned>(unit_index) / static_cast<unsigned>(units));
-  const int unit = unit_index - index * units;
-  if (!detail::plan_head(threads, arguments, index, head, unit == 0 && head == 0)) return;
-  const auto& shared = *reinterpret_cast<const detail::AppendShared*>(threads.shared());
-  const detail::AppendHead& work = shared.work;
-  const detail::TailBlocks pages = detail::new_pages(work.plan, shared.arguments.layer.page_tokens);
-  const std::int32_t first = pages.first < work.plan.skipped ? work.plan.skipped : pages.first;
-  const bool page = unit > 0;
-  const std::int32_t own = first + unit - 1;
-  const bool idle = page && own >= pages.last;
-  if (!idle)
-    detail::fill_blocks(
-        threads, shared.arguments, work,
-        page ? detail::TailBlocks{own, own + 1}
-             : detail::all_blocks(work.plan, shared.arguments.layer),
-        page ? detail::TailBlocks{0, 0} : pages,
-        page ? threads.shared() + detail::head_shared_bytes(arguments.layer) : nullptr);
-  // Idle blocks arrive too: one that starts late must not find the state that comes after.
-  detail::arrive(threads, shared.arguments, static_cast<std::uint32_t>(units * heads));
+  const unsigned heads = static_cast<unsigned>(arguments.layer.kv_heads);
+  const int place = static_cast<int>(static_cast<unsigned>(threads.block()) / heads);
+  const int head = threads.block() - place * arguments.layer.kv_heads;
+  const detail::PackUnits all(arguments);
+  const int sequence = all.find(threads, arguments.batch.count, place);
+  const int unit = place - all.first(sequence);
+  const int units = all.first(sequence + 1) - all.first(sequence);
+  // Rows that do not fill pages, or are nobody's, leave units over.
+  if (unit < 0 || unit >= units) return;
+  if (!detail::plan_head(threads, arguments, sequence, head, unit == 0 && head == 0)) return;
+  auto& shared = *reinterpret_cast<detail::PackShared*>(threads.shared());
+  detail::plan_unit(threads, shared, unit, units);
+  // A page reads neither state nor table any more.
+  std::uint32_t before = 0;
+  if (threads.thread() == 0 && shared.old.empty()) before = detail::arrive(threads, shared.append);
+  detail::fill_unit(threads, shared);
+  if (!shared.old.empty()) {
+    threads.sync();
+    if (threads.thread() == 0) before = detail::arrive(threads, shared.append);
+  }
+  detail::publish_last(threads, shared, before);
 }
 
 }  // namespace kvtilt::cuda

@@ -239,7 +239,7 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     const std::int64_t count = missing(layer);
-    request.pages[layer] = in_use(layer);
+    request.layers[layer] = ForkLayer(parent.layers[layer].state);
     Layer& from = parent.layers[layer];
     Layer& to = sequences_[*slot].layers[layer];
     to.state = empty_state(layers_[layer].placement, 0);

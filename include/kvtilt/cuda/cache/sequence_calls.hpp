@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -145,14 +146,38 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   }
 }
 
+/// What the host believes of one layer of the sequence that is forked, in 48 bits, as a launch
+/// takes 4 KiB: up to 2^30 pages in use, and where the tail starts, modulo 2^17. Tails of sequences
+/// of one length are less than that apart, as they hold fewer tokens.
+class ForkLayer {
+ public:
+  constexpr ForkLayer() = default;
+  KVTILT_HD constexpr ForkLayer(std::int64_t pages, std::int64_t tail_start) {
+    const std::uint64_t number = static_cast<std::uint64_t>(pages) << 17 |
+                                 (static_cast<std::uint64_t>(tail_start) & 0x1ffffu);
+    for (int i = 0; i < 3; ++i) word_[i] = static_cast<std::uint16_t>(number >> (16 * i));
+  }
+  KVTILT_HD constexpr explicit ForkLayer(const SequenceState& state)
+      : ForkLayer(state.page_end - state.first_page, state.tail_start) {}
+
+  [[nodiscard]] KVTILT_HD constexpr bool operator==(const ForkLayer& other) const {
+    return word_[0] == other.word_[0] && word_[1] == other.word_[1] && word_[2] == other.word_[2];
+  }
+
+ private:
+  std::uint16_t word_[3] = {};
+};
+
 /// What the host believes of the sequence that is forked: it counts the references to pages, so a
-/// fork of anything else would read pages that nobody keeps.
+/// fork of anything else would read pages that nobody keeps. Tails that start elsewhere let later
+/// calls, host and device, free different pages.
 struct ForkRequest {
   std::int32_t from;
   std::int32_t to;
   std::int64_t length;
-  std::int32_t pages[max_layers];  ///< in use, by layer
+  ForkLayer layers[max_layers];
 };
+static_assert(sizeof(Layers) + sizeof(ForkRequest) <= 4096);
 
 /// Any number of blocks. `to` must be empty.
 template <class Threads>
@@ -161,8 +186,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     const SequenceState& state = storage.states[request.from];  // other blocks change none of this
-    if (state.length == request.length && state.page_end - state.first_page == request.pages[layer])
-      continue;
+    if (state.length == request.length && ForkLayer(state) == request.layers[layer]) continue;
     if (threads.thread() == 0 && threads.block() == 0)
       record_error(threads, storage.record,
                    sequence_error(ErrorCode::InvalidArgument, layer, request.from, state.length));
@@ -196,9 +220,21 @@ struct alignas(16) Bytes16 {
 template <class Threads>
 KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::byte* to,
                           std::int64_t bytes) {
+  constexpr int together = 4;  // loads on their way
   const std::int64_t step = static_cast<std::int64_t>(threads.thread_count()) * 16;
-  for (std::int64_t i = static_cast<std::int64_t>(threads.thread()) * 16; i < bytes; i += step)
-    *reinterpret_cast<Bytes16*>(to + i) = *reinterpret_cast<const Bytes16*>(from + i);
+  std::int64_t at = static_cast<std::int64_t>(threads.thread()) * 16;
+  KVTILT_DEVICE_LOOP
+  for (; at + (together - 1) * step < bytes; at += together * step) {
+    Bytes16 copies[together];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i)
+      copies[i] = *reinterpret_cast<const Bytes16*>(from + at + i * step);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i) *reinterpret_cast<Bytes16*>(to + at + i * step) = copies[i];
+  }
+  KVTILT_DEVICE_LOOP
+  for (; at < bytes; at += step)
+    *reinterpret_cast<Bytes16*>(to + at) = *reinterpret_cast<const Bytes16*>(from + at);
 }
 
 /// After fork_body: the 16-bit blocks. Any number of blocks, each copies a sequence's block at a

@@ -36,8 +36,12 @@ KVTILT_HD bool fills_lines(const TensorLayout& tensor) {
 
 namespace detail {
 
+/// Bytes that values from the eighth row on stand further: lanes store one channel of rows 4 apart,
+/// and those 8 apart would meet in a bank.
+inline constexpr int value_skew = 32;
+
 /// Rows of a warp's buffer, which all lanes have filled, to `to`; then it may be filled again.
-template <int Rows, class T, class Threads>
+template <int Rows, int Skew, class T, class Threads>
 KVTILT_HD void store_lines(const Threads& threads, const std::byte* buffer, T* to,
                            std::int64_t stride) {
   const int lane = threads.lane();
@@ -46,7 +50,7 @@ KVTILT_HD void store_lines(const Threads& threads, const std::byte* buffer, T* t
   to += lane / 8 * stride + lane % 8 * 8;
   KVTILT_DEVICE_UNROLL
   for (int row = 0; row < Rows; row += 4) {
-    *reinterpret_cast<Words*>(to) = load_words(from + row * line_pitch);
+    *reinterpret_cast<Words*>(to) = load_words(from + row * line_pitch + row / 8 * Skew);
     to += 4 * stride;
   }
   threads.sync_warp();
@@ -112,8 +116,8 @@ KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tens
         }
       }
     }
-    store_lines<2 * tile_extent>(threads, buffer, rows.at(2 * pair * tile_extent, channel),
-                                 rows.stride());
+    store_lines<2 * tile_extent, 0>(threads, buffer, rows.at(2 * pair * tile_extent, channel),
+                                    rows.stride());
   }
 }
 
@@ -127,7 +131,8 @@ KVTILT_HD void unpack_value_lines(const Threads& threads, const TensorLayout& te
   const int outer_tiles = tiles_along(matrix.outer);
   const int inner_tiles = tiles_along(matrix.inner);
   const int warps = threads.thread_count() / warp_lanes;
-  std::byte* const mine = buffer + lane % 4 * 4 * line_pitch + lane / 4 * 4;
+  std::byte* const mine =
+      buffer + lane % 4 * 4 * line_pitch + lane % 4 / 2 * value_skew + lane / 4 * 4;
   KVTILT_DEVICE_LOOP
   for (int inner_tile = threads.warp(); inner_tile < inner_tiles; inner_tile += warps) {
     const F16* entries = reinterpret_cast<const F16*>(block + tensor.metadata) +
@@ -150,9 +155,9 @@ KVTILT_HD void unpack_value_lines(const Threads& threads, const TensorLayout& te
           rows.store_aligned(reinterpret_cast<T*>(mine + i * line_pitch + tile * 32), pair);
         }
       }
-      store_lines<tile_extent>(threads, buffer,
-                               rows.at(inner_tile * tile_extent, outer_tile * tile_extent),
-                               rows.stride());
+      store_lines<tile_extent, value_skew>(
+          threads, buffer, rows.at(inner_tile * tile_extent, outer_tile * tile_extent),
+          rows.stride());
       left -= decoded_tiles * tile_extent;
       if (left <= 0) {
         left = tensor.format.group;
