@@ -61,7 +61,37 @@ class DeviceLayer {
   [[nodiscard]] std::size_t pool_bytes(int kind) const { return pools_[kind].size() - 64; }
   [[nodiscard]] cuda::Batch batch() const { return {slots_.data(), count_}; }
 
+  /// Makes NaN of what slots without a token hold: 16-bit elements, and scales and minima that belong to
+  /// such slots alone.
+  void poison_absent(PageKind kind, std::int64_t index, int tokens) {
+    poison(layouts_[static_cast<std::size_t>(kind)], layer_.block(kind, index), tokens);
+  }
+
  private:
+  static void poison(const PageLayout& layout, std::byte* block, int tokens) {
+    for (const HeadLayout& head : layout.heads) {
+      poison_tensor(head.key, cuda::Role::Keys, block + head.offset, layout.tokens, tokens);
+      poison_tensor(head.value, cuda::Role::Values, block + head.offset, layout.tokens, tokens);
+    }
+  }
+  static void poison_tensor(const TensorLayout& tensor, cuda::Role role, std::byte* block,
+                            int slots, int tokens) {
+    const bool keys = role == cuda::Role::Keys;
+    const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
+    for (int slot = tokens; slot < slots && !tensor.format.quantized(); ++slot)
+      for (int c = 0; c < dim; ++c)
+        std::memset(block + tensor.codes +
+                        cuda::half_offset(role, tensor.matrix, keys ? slot : c, keys ? c : slot),
+                    0xff, 2);
+    const bool by_token = keys != tensor.group_along_outer;
+    for (int band = 0; band < tensor.bands(); ++band)
+      for (int i = 0; i < tensor.pitch(); ++i) {
+        if ((by_token ? i : band * tensor.format.group) < tokens) continue;
+        F16* scale = tensor.scales(block, band) + i;
+        scale[0] = scale[tensor.pitch()] = F16{0xffff};
+      }
+  }
+
   static std::byte* aligned(std::vector<std::byte>& bytes) {
     const std::uintptr_t at = reinterpret_cast<std::uintptr_t>(bytes.data());
     return bytes.data() + (64 - at % 64) % 64;
@@ -93,24 +123,8 @@ class DeviceLayer {
       std::vector<std::byte> converted(layout.bytes);
       cuda::to_device_page(layout, entry.data, converted.data());
       std::memcpy(to, converted.data(), layout.bytes);
-      if (entry.kind != PageKind::Sealed) poison(layout, to, entry.tokens);
+      poison(layout, to, entry.tokens);
     }
-  }
-
-  /// Slots that hold no token.
-  static void poison(const PageLayout& layout, std::byte* block, int tokens) {
-    for (const HeadLayout& head : layout.heads)
-      for (int token = tokens; token < layout.tokens; ++token) {
-        std::byte* at = block + head.offset;
-        for (int c = 0; c < head.key.matrix.inner; ++c)
-          std::memset(
-              at + head.key.codes + cuda::half_offset(cuda::Role::Keys, head.key.matrix, token, c),
-              0xff, 2);
-        for (int c = 0; c < head.value.matrix.outer; ++c)
-          std::memset(at + head.value.codes +
-                          cuda::half_offset(cuda::Role::Values, head.value.matrix, c, token),
-                      0xff, 2);
-      }
   }
 
   int count_;

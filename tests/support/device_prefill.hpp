@@ -67,8 +67,7 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   std::vector<std::uint32_t> arrivals(
       static_cast<std::size_t>(arguments.most_tiles * layer.kv_heads));
   arguments.attend.workspace = {outputs.data(), states.data(), arrivals.data()};
-  const std::size_t shared =
-      cuda::PrefillShared::of<Traits>(launch.warps, count, arguments.most_tiles).bytes;
+  const std::size_t shared = cuda::PrefillShared::of<Traits>(launch.warps, count).bytes;
   EXPECT_TRUE(emulate(
       launch.blocks, 32 * launch.warps, shared,
       [&](EmulatedThreads& threads) { cuda::attend_prefill_block<Traits>(threads, arguments); },

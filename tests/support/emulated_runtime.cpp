@@ -33,17 +33,24 @@ std::map<const void*, std::string>& kernel_names() {
   return names;
 }
 
-/// Dynamic shared memory that a kernel may be launched with.
-std::size_t& allowed_shared(const void* kernel) {
-  static std::map<std::string, std::size_t> allowed;
-  return allowed.try_emplace(kernel_name(kernel), std::size_t{48} << 10).first->second;
-}
-
 cudaError_t last_error = cudaSuccess;
+
+// Device n has 1 / 2^n of an H100's shared memory, but for what is reserved.
+constexpr int devices = 6;
+int current_device = 0;
+constexpr int shared_per_block(int device) { return 227 << 10 >> device; }
+constexpr int shared_per_multiprocessor(int device) { return shared_per_block(device) + 1024; }
 
 /// Waiting for a stream ends its capture; so must every test that does it.
 cudaError_t waited(cudaStream_t stream) {
   return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+
+/// Dynamic shared memory that a kernel may be launched with, on the current device.
+std::size_t& allowed_shared(const void* kernel) {
+  static std::map<std::pair<std::string, int>, std::size_t> allowed;
+  return allowed.try_emplace({kernel_name(kernel), current_device}, std::size_t{48} << 10)
+      .first->second;
 }
 
 }  // namespace
@@ -100,16 +107,19 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
 }
 cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 
-cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+cudaError_t cudaGetDeviceCount(int* count) { return *count = kvtilt::test::devices, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) {
+  return *device = kvtilt::test::current_device, cudaSuccess;
+}
+cudaError_t cudaSetDevice(int device) { return kvtilt::test::current_device = device, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       return *value = 2, cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      return *value = 227 << 10, cudaSuccess;
+      return *value = kvtilt::test::shared_per_block(device), cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      return *value = 228 << 10, cudaSuccess;
+      return *value = kvtilt::test::shared_per_multiprocessor(device), cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
       return *value = 9, cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
@@ -121,14 +131,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,
                                                                    int threads, std::size_t shared,
                                                                    unsigned) {
-  const int by_shared = static_cast<int>((std::size_t{228} << 10) / (shared + 1024));
+  using namespace kvtilt::test;
+  const int by_shared =
+      shared_per_multiprocessor(current_device) / (static_cast<int>(shared) + 1024);
   return *blocks = std::min(by_shared, 384 / threads), cudaSuccess;  // of 168 registers a thread
 }
 cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
 const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
 const char* cudaGetErrorString(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
-  const bool valid = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize && value <= 227 << 10;
+  const bool valid = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
+                     value <= kvtilt::test::shared_per_block(kvtilt::test::current_device);
   if (!valid) return kvtilt::test::last_error = cudaErrorInvalidValue;
   kvtilt::test::allowed_shared(kernel) = static_cast<std::size_t>(value);
   return cudaSuccess;

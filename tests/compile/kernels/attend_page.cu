@@ -12,7 +12,7 @@ namespace kvtilt::cuda {
 /// query  [lane][step]: two registers of halves each
 /// out    [lane][...]: all that the lane holds in the end
 template <class Traits, int Pages>
-__device__ void attend_pages(const std::byte* pages, const uint2* query, float* out, float factor) {
+__device__ void attend_pages(std::byte* pages, const uint2* query, float* out, float factor) {
   DeviceThreads threads = DeviceThreads::in_turn();
   QueryTile<Traits::key_dim> tile;
   constexpr int steps = QueryTile<Traits::key_dim>::steps;
@@ -46,14 +46,14 @@ __device__ void attend_pages(const std::byte* pages, const uint2* query, float* 
 
 }  // namespace kvtilt::cuda
 
-#define KVTILT_ATTEND_PAGES(name, ...)                                                            \
-  extern "C" __global__ void name##_once(const std::byte* pages, const uint2* query, float* out,  \
-                                         float factor) {                                          \
-    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 1>(pages, query, out, factor);          \
-  }                                                                                               \
-  extern "C" __global__ void name##_twice(const std::byte* pages, const uint2* query, float* out, \
-                                          float factor) {                                         \
-    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 2>(pages, query, out, factor);          \
+#define KVTILT_ATTEND_PAGES(name, ...)                                                      \
+  extern "C" __global__ void name##_once(std::byte* pages, const uint2* query, float* out,  \
+                                         float factor) {                                    \
+    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 1>(pages, query, out, factor);    \
+  }                                                                                         \
+  extern "C" __global__ void name##_twice(std::byte* pages, const uint2* query, float* out, \
+                                          float factor) {                                   \
+    kvtilt::cuda::attend_pages<kvtilt::cuda::__VA_ARGS__, 2>(pages, query, out, factor);    \
   }
 
 KVTILT_ATTEND_PAGES(k4v2, PageTraits<4, 2, 128>)

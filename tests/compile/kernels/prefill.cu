@@ -67,6 +67,7 @@ __device__ void stage_tiles(const PrefillArguments& arguments, SourceTile tile) 
   using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::in_turn();
   tile.source = TileSource::Sealed;
+  tile.at.tokens = tile_extent;  // others are rare, and cost more
   RowTile rows{};
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; ++i) {

@@ -70,6 +70,39 @@ TEST(AttendBlock, KeysPerTokenAndValuesPerChannelAreCloseToFloat64) {
       recipe("k4tv4c"));
 }
 
+template <class Traits>
+void expect_absent_slots_ignored(const char* name) {
+  Random random(9);
+  const LayerShape shape{2, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, parse_recipe(name).value(), {230});
+  const DeviceLayer device = sequences.device();
+  const cuda::LayerStorage& layer = device.layer();
+  const Rows<float> queries = random_queries(random, shape, 1, 4);
+  // The last page is one that an engine has not filled yet.
+  cuda::SequenceState& state = layer.states[0];
+  cuda::PageSlot& last = layer.table(0)[state.page_end - 1];
+  for (const int held : {1, 30, 37, 63}) {
+    last.tokens = held;
+    state.length = state.tail_start = last.first_position + held;
+    const Output clean = emulated_attend<Traits>(device, queries, {});
+    DeviceLayer poisoned = sequences.device();
+    poisoned.poison_absent(PageKind::Sealed, last.page, held);
+    poisoned.layer().states[0] = state;
+    poisoned.layer().table(0)[state.page_end - 1] = last;
+    const Output output = emulated_attend<Traits>(poisoned, queries, {});
+    EXPECT_EQ(clean.out.data, output.out.data) << name << ", " << held;
+    EXPECT_EQ(clean.lse, output.lse);
+  }
+}
+
+TEST(AttendBlock, WhatSlotsWithoutATokenHoldDoesNotMatter) {
+  expect_absent_slots_ignored<PageTraits<4, 2, 64>>("k4v2");
+  expect_absent_slots_ignored<TokenKeyTraits<8, 8, 64>>("k8tv8");
+  expect_absent_slots_ignored<ChannelValueTraits<4, 2, 64, 64, 64, 32, 16>>("k4v2c:g32,16");
+  expect_absent_slots_ignored<cuda::GenericTraits<64>>("k4v2");
+  expect_absent_slots_ignored<HalfTraits<64>>("k16v16");
+}
+
 TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
   Random random(5);
   const LayerShape shape{2, 64, 64, 0};

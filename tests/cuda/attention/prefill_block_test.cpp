@@ -6,7 +6,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace kvtilt::test {
@@ -96,6 +98,11 @@ TEST(PrefillBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
     }
 }
 
+TEST(PrefillBlock, FourWarpsFitSmallDevices) {
+  EXPECT_LE((cuda::PrefillShared::of<cuda::PrefillTraits<PageTraits<4, 2, 128>>>(4, 256).bytes),
+            99u * 1024);
+}
+
 TEST(PrefillBlock, MoreRowsThanTheHostWasToldOfWriteNothing) {
   Random random(9);
   const LayerShape shape{1, 64, 64, 0};
@@ -109,6 +116,95 @@ TEST(PrefillBlock, MoreRowsThanTheHostWasToldOfWriteNothing) {
   for (const float x : output.out.data) EXPECT_EQ(x, 77.0f);
   EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
   EXPECT_EQ(record.token, 1000);
+}
+
+TEST(PrefillBlock, RowsThatDoNotAscendWriteNothing) {
+  Random random(10);
+  const LayerShape shape{1, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, presets::k4v2, {70, 30});
+  for (const std::vector<std::int32_t>& indptr :
+       {std::vector<std::int32_t>{0, 5000, 10}, {-10, 40, 100}, {0, 60, 50}, {0, -1, 100}}) {
+    Chunks chunks(random, shape, {50, 50}, 1);
+    chunks.indptr = indptr;
+    DeviceLayer device = sequences.device();
+    cuda::DeviceRecord record{};
+    device.set_record(&record);
+    const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
+    for (const float x : output.out.data) EXPECT_EQ(x, 77.0f);
+    EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
+    EXPECT_EQ(record.count, 1u);
+    const int wrong = indptr[0] < 0 || indptr[1] < 0 || indptr[1] > 100 ? 0 : 1;
+    EXPECT_EQ(record.sequence, wrong);
+    EXPECT_EQ(record.token, indptr[static_cast<std::size_t>(wrong) + 1]);
+  }
+}
+
+/// Makes NaN of what the last `absent` slots of a page hold: 16-bit elements, or scales and minima.
+void poison(const TensorLayout& tensor, cuda::Role role, std::byte* block, int page_tokens,
+            int absent) {
+  const bool keys = role == cuda::Role::Keys;
+  const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
+  for (int token = page_tokens - absent; token < page_tokens; ++token)
+    if (!tensor.format.quantized()) {
+      for (int c = 0; c < dim; ++c)
+        std::memset(block + tensor.codes +
+                        cuda::half_offset(role, tensor.matrix, keys ? token : c, keys ? c : token),
+                    0xff, 2);
+    } else if (tensor.format.granularity == Granularity::PerToken) {
+      for (int i = 0; i < 2 * dim / tensor.format.group; ++i)
+        std::memset(block + tensor.metadata + (i * page_tokens + token) * 2, 0xff, 2);
+    }
+}
+
+template <class Pages>
+void expect_absent_slots_ignored(const Recipe& recipe) {
+  Random random(11);
+  const LayerShape shape{2, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, recipe, {230});
+  const Chunks chunks(random, shape, {37}, 3);
+  const DeviceLayer device = sequences.device();
+  const cuda::LayerStorage& layer = device.layer();
+  // The last page is one that an engine has not filled yet.
+  cuda::SequenceState& state = layer.states[0];
+  cuda::PageSlot& last = layer.table(0)[state.page_end - 1];
+  last.tokens = 37;
+  state.length = state.tail_start = last.first_position + last.tokens;
+  const Output clean = emulated_prefill<Pages>(device, chunks, {}, {});
+  for (int head = 0; head < shape.kv_heads; ++head) {
+    const HeadLayout& layout = layer.head(PageKind::Sealed, head);
+    std::byte* block = layer.block(PageKind::Sealed, last.page) + layout.offset;
+    poison(layout.key, cuda::Role::Keys, block, 64, 64 - last.tokens);
+    poison(layout.value, cuda::Role::Values, block, 64, 64 - last.tokens);
+  }
+  const Output poisoned = emulated_prefill<Pages>(device, chunks, {}, {});
+  EXPECT_EQ(clean.out.data, poisoned.out.data) << to_string(recipe);
+  EXPECT_EQ(clean.lse, poisoned.lse);
+}
+
+TEST(PrefillBlock, WhatAbsentSlotsOfSealedPagesHoldDoesNotMatter) {
+  expect_absent_slots_ignored<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_absent_slots_ignored<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
+  expect_absent_slots_ignored<GenericTraits<64>>(presets::k4v2);
+  expect_absent_slots_ignored<HalfTraits<64>>(presets::k16v16);
+}
+
+TEST(PrefillBlock, RowsThatSeeNothingAreEmpty) {
+  Random random(12);
+  const LayerShape shape{2, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, presets::k4v2, {230, 5});
+  const Chunks chunks(random, shape, {37, 20}, 3);
+  AttendOptions before;
+  before.end_position = 0;
+  AttendOptions behind;
+  behind.first_position = 1000;
+  AttendOptions some;  // for the first rows of the second sequence
+  some.first_position = 12;
+  some.end_position = 14;
+  for (const AttendOptions& options : {before, behind, some}) {
+    const Output output =
+        emulated_prefill<PageTraits<4, 2, 64>>(sequences.device(), chunks, options, {});
+    EXPECT_TRUE(is_close(sequences.views, chunks, options, output));
+  }
 }
 
 TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {

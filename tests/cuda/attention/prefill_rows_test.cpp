@@ -90,7 +90,6 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
   const std::vector<std::byte> staged = staged_keys(keys, RowTraits::score_tiles);
   // The second tile lacks its last 6 tokens.
   const StagedTile tiles[] = {{0, 16, 0}, {16, 10, 0}};
-  std::vector<std::uint32_t> masks(RowTraits::warp_rows * RowTraits::score_tiles);
   int wrong = 0;
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
     RowState state;
@@ -98,8 +97,8 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
     TileLogits<RowTraits> logits;
     state.score(threads, warp.operands.data(), staged.data(), logits);
     RowState::Factors factors(warp.rows.data(), threads.lane());
-    state.shape(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(), tiles,
-                masks.data(), logits, factors);
+    state.shape(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(), tiles, logits,
+                factors);
     for (int m = 0; m < RowState::M; ++m)
       for (int i = 0; i < 2 * RowTraits::score_tiles; ++i)
         for (int e = 0; e < 4; ++e) {

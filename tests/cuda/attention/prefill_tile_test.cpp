@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Chunks in shared memory; prefill_block_test.cpp stages the other sources too.
 #include <kvtilt/cuda/attention/prefill_tile.hpp>
+#include <kvtilt/quant/recipe.hpp>
 
 #include "support/emulated_threads.hpp"
 #include "support/random_input.hpp"
@@ -105,6 +106,45 @@ TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
         EXPECT_EQ(staged(Role::Values, to.data() + TileTraits::key_bytes, token, channel).bits,
                   token < tile.at.tokens ? one.bits : 0);
   }
+}
+
+/// Sealed pages of nothing but 0xff bytes: scales and minima are NaN, too.
+template <class Pages>
+void expect_absent_values_zero(const Recipe& recipe) {
+  using Traits = PrefillTraits<Pages>;
+  const HeadLayout head = head_layout(recipe, tile_dim, tile_dim, 64, 0);
+  const std::vector<std::byte> block(head.bytes(), std::byte{0xff});
+  PrefillArguments arguments{};
+  arguments.attend.layer.heads[static_cast<int>(PageKind::Sealed)] = &head;
+  for (const int held : {0, 1, 6, 15}) {
+    SourceTile tile{};
+    tile.source = TileSource::Sealed;
+    tile.at.block = block.data();
+    tile.at.index = 2;
+    tile.at.tokens = held;
+    std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
+    test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      stage_tile<Traits>(threads, arguments, {}, tile, to.data(), to.data() + Traits::key_bytes);
+    });
+    int others = 0;
+    for (int token = 0; token < tile_extent; ++token)
+      for (int channel = 0; channel < tile_dim; ++channel)
+        others += (staged(Role::Values, to.data() + Traits::key_bytes, token, channel).bits == 0) !=
+                  (token >= held);
+    EXPECT_EQ(others, 0) << to_string(recipe) << ", " << held << " tokens";
+  }
+}
+
+TEST(PrefillTile, ValuesOfAbsentSlotsOfSealedPagesAreZero) {
+  const auto recipe = [](const char* text) {
+    return resolve_recipe(parse_recipe(text).value(), {1, tile_dim, tile_dim, 0}, 64).value();
+  };
+  expect_absent_values_zero<PageTraits<4, 2, tile_dim>>(recipe("k4v2"));
+  expect_absent_values_zero<PageTraits<3, 8, tile_dim>>(recipe("k3v8"));
+  expect_absent_values_zero<ChannelValueTraits<4, 2, tile_dim>>(recipe("k4v2c"));
+  expect_absent_values_zero<HalfTraits<tile_dim>>(recipe("k16v16"));
+  expect_absent_values_zero<GenericTraits<tile_dim>>(recipe("k4v2"));
+  expect_absent_values_zero<GenericTraits<tile_dim>>(recipe("k16v16"));
 }
 
 }  // namespace

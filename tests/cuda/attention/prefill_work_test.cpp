@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -27,7 +28,9 @@ struct Launch {
   std::vector<PageSlot> tables;
   std::vector<std::int32_t> slots;
   std::vector<std::int32_t> indptr{0};
+  const HeadLayout heads[3] = {};
   std::byte memory[1];
+  DeviceRecord record{};
   PrefillArguments arguments{};
 
   Launch(Random& random, int count, int ratio) {
@@ -60,13 +63,34 @@ struct Launch {
     }
     layer.states = states.data();
     layer.tables = tables.data();
+    layer.record = &record;
+    layer.heads[static_cast<int>(PageKind::Sealed)] = heads;
     for (std::byte*& pool : layer.pool) pool = memory;
+    arguments.attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
     arguments.attend.batch = {slots.data(), count};
     arguments.attend.query_heads = layer.kv_heads * ratio;
     arguments.attend.ratio = ratio;
     arguments.rows = {indptr.data(), 0};
     arguments.keys.tokens = indptr.back();
     arguments.most_tiles = count + indptr.back() / tile_tokens(block_rows, ratio);
+  }
+
+  /// What each thread of each block does with the plan.
+  template <class Body>
+  void plan(int blocks, const Body& body) const {
+    const int count = arguments.attend.batch.count;
+    const std::size_t shared = static_cast<std::size_t>(count + most_tile_groups + 2) * 4;
+    test::emulate(blocks, 64, shared, [&](EmulatedThreads& threads) {
+      int* tile_starts = reinterpret_cast<int*>(threads.shared());
+      int* unit_starts = tile_starts + count + 1;
+      const PrefillPlan plan =
+          plan_prefill(threads, arguments, block_rows, tile_starts, unit_starts);
+      body(threads, plan, tile_starts, unit_starts);
+    });
+  }
+  /// The tiles of a row tile of the only sequence.
+  [[nodiscard]] TileList tiles(const RowTile& rows) const {
+    return TileList::of(arguments.attend, states[0], tables.data() + states[0].first_page, rows);
   }
 };
 
@@ -84,17 +108,13 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
     const int count = arguments.attend.batch.count;
     Taken taken;
     std::vector<int> each(static_cast<std::size_t>(blocks));
-    const std::size_t shared = static_cast<std::size_t>(count + arguments.most_tiles + 2) * 4;
-    test::emulate(blocks, 64, shared, [&](EmulatedThreads& threads) {
-      int* tile_starts = reinterpret_cast<int*>(threads.shared());
-      int* unit_starts = tile_starts + count + 1;
-      const PrefillPlan plan =
-          plan_prefill(threads, arguments, Launch::block_rows, tile_starts, unit_starts);
+    launch.plan(blocks, [&](EmulatedThreads& threads, const PrefillPlan& plan, int* tile_starts,
+                            int* unit_starts) {
       if (threads.thread() != 0 || plan.total == 0 || threads.block() >= plan.line.blocks) return;
       const int end = plan.line.start(threads.block() + 1);
       for (int unit = plan.line.start(threads.block()); unit < end;) {
-        const PrefillSegment segment = find_segment(arguments, tile_starts, unit_starts, plan.tiles,
-                                                    Launch::block_rows, unit, end);
+        const PrefillSegment segment =
+            find_segment(arguments, tile_starts, unit_starts, plan, Launch::block_rows, unit, end);
         unit = segment.item_start + segment.last;
         each[static_cast<std::size_t>(threads.block())] += segment.last - segment.first;
         EXPECT_LE(segment.rows.rows(ratio), Launch::block_rows);
@@ -125,58 +145,232 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
   }
 }
 
-TEST(PrefillWorkProperty, TilesHoldEveryPositionOnceInOrder) {
+TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
   Random random(2);
-  for (int round = 0; round < 100; ++round) {
-    const Launch launch(random, 1, 2);
-    const AttendArguments& attend = launch.arguments.attend;
+  for (int round = 0; round < 400; ++round) {
+    Launch launch(random, 1, 2);
+    AttendArguments& attend = launch.arguments.attend;
     const SequenceState& state = launch.states[0];
+    AttendRules& rules = attend.rules;
+    for (int page = state.first_page; page < state.page_end; ++page)  // some were cut
+      if (random.chance(5))
+        launch.tables[static_cast<std::size_t>(page)].tokens = random.between(1, 31);
     RowTile rows{};
     rows.chunk_tokens = static_cast<int>(launch.arguments.rows.count(0));
-    rows.tokens = rows.chunk_tokens;
+    if (rows.chunk_tokens == 0) continue;
+    rows.token = random.below(rows.chunk_tokens);
+    rows.tokens = random.between(1, rows.chunk_tokens - rows.token);
     rows.past = state.length;
-    if (rows.tokens == 0) continue;
-    const TileList list = TileList::of(attend, state, rows);
-    std::vector<int> seen(static_cast<std::size_t>(rows.past + rows.chunk_tokens));
+    const std::uint64_t tree[1] = {};
+    if (random.chance(4)) rules.tree_mask = tree;
+    rules.keep_sinks = random.chance(2);
+    if (random.chance(2)) rules.window = random.between(1, 700);
+    if (random.chance(3)) rules.first_position = random.below(900);
+    if (random.chance(3)) rules.end_position = random.below(1600);
+    const std::int64_t all = rows.past + rows.chunk_tokens;
+    const std::int64_t seen_end =
+        std::min(rules.end_position, rules.tree_mask != nullptr ? all : rows.newest() + 1);
+    const auto some_row_sees = [&](std::int64_t position) {
+      const bool sink = position < std::min<std::int64_t>(attend.layer.sink_tokens, state.length);
+      return position >= rules.first_position && position < seen_end &&
+             (rules.window == 0 || (sink && rules.keep_sinks != 0) ||
+              position > rows.oldest() - rules.window);
+    };
+    std::vector<int> expected(static_cast<std::size_t>(all));
+    for (std::int64_t i = 0; i < all; ++i) expected[static_cast<std::size_t>(i)] = some_row_sees(i);
+    for (int page = state.first_page; page < state.page_end; ++page) {
+      const PageSlot& slot = launch.tables[static_cast<std::size_t>(page)];
+      for (int i = slot.tokens; i < attend.layer.page_tokens; ++i)
+        expected.at(static_cast<std::size_t>(slot.first_position + i)) = 0;
+    }
+
+    const TileList list = launch.tiles(rows);
+    std::vector<int> held(static_cast<std::size_t>(all));
+    int useless = 0;
+    std::map<std::int64_t, bool> pages;  // by first position, whether a row sees some of each
     for (int i = 0; i < list.total(); ++i) {
       const SourceTile tile = find_tile(attend.layer, 0, state, rows, list, i);
       EXPECT_NE(tile.source, TileSource::Nothing);
       EXPECT_EQ(tile.source == TileSource::Chunk, tile.at.first_position >= rows.past);
-      for (int slot = 0; slot < tile.at.tokens; ++slot)
-        ++seen.at(static_cast<std::size_t>(tile.at.first_position + slot));
+      bool seen = false;
+      for (int slot = 0; slot < tile.at.tokens; ++slot) {
+        const std::size_t position = static_cast<std::size_t>(tile.at.first_position + slot);
+        ++held.at(position);
+        seen = seen || some_row_sees(tile.at.first_position + slot);
+      }
+      if (tile.source == TileSource::Sealed) {
+        bool& page = pages[tile.at.first_position - tile.at.index * tile_extent];
+        page = page || seen;
+      } else if (!tile.at.sink && !seen) {
+        ++useless;
+      }
     }
-    for (const int times : seen) EXPECT_EQ(times, 1);
+    const std::int64_t window_begin = rules.window > 0 ? rows.oldest() - rules.window + 1 : 0;
+    if (std::max(rules.first_position, window_begin) < seen_end) {
+      for (const auto& [first, seen] : pages) EXPECT_TRUE(seen) << first;
+      EXPECT_LE(useless, list.total() == 1 ? 1 : 0);
+    }
+    EXPECT_GE(list.total(), 1) << "a row tile without any would be written by nobody";
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      EXPECT_LE(held[i], 1);
+      EXPECT_GE(held[i], expected[i]) << "position " << i << ", round " << round;
+    }
     EXPECT_EQ(find_tile(attend.layer, 0, state, rows, list, list.total()).source,
               TileSource::Nothing);
   }
 }
 
-TEST(PrefillWork, TheWindowHidesTheChunksFirstTiles) {
+TEST(PrefillWork, TheWindowHidesTilesOfPastAndChunk) {
   AttendArguments attend{};
   attend.layer.page_tokens = 64;
+  attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
   attend.rules.window = 40;
   RowTile rows{};
   rows.chunk_tokens = 300;
   rows.token = 100;
   rows.tokens = 32;
-  TileList list = TileList::of(attend, {}, rows);
+  TileList list = TileList::of(attend, {}, nullptr, rows);
   EXPECT_EQ(list.chunk_first, (100 - 39) / 16);
   EXPECT_EQ(list.chunk_end, 9) << "up to token 131";
   attend.rules.window = 101;
-  EXPECT_EQ(TileList::of(attend, {}, rows).chunk_first, 0);
+  EXPECT_EQ(TileList::of(attend, {}, nullptr, rows).chunk_first, 0);
   attend.layer.sink_tokens = 4;
   SequenceState state{};
-  state.length = state.tail_start = 4 + 3 * 64;
+  state.length = state.tail_start = rows.past = 4 + 3 * 64;
   state.page_end = 3;
-  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 1 + 3 * 4) << "token 100 sees the past";
-  rows.token = 101;
-  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 0);
+  const PageSlot table[3] = {{4, 0, 64}, {68, 1, 64}, {132, 2, 64}};
+  const auto past = [&] { return TileList::of(attend, state, table, rows).past.total(); };
+  EXPECT_EQ(past(), 0) << "token 100 sees the chunk alone";
+  attend.rules.window = 102;
+  EXPECT_EQ(past(), 4) << "and one token of the last page";
+  attend.rules.window = 101 + 64;
+  EXPECT_EQ(past(), 4);
+  attend.rules.window = 101 + 65;
+  EXPECT_EQ(past(), 8);
   attend.rules.keep_sinks = 1;
-  EXPECT_EQ(TileList::of(attend, state, rows).past.total(), 1) << "sinks";
-  rows.token = 100;
+  EXPECT_EQ(past(), 1 + 8) << "sinks";
+  attend.rules.first_position = 4;
+  EXPECT_EQ(past(), 8);
+  attend.rules.end_position = 132;
+  EXPECT_EQ(past(), 4);
+  EXPECT_EQ(TileList::of(attend, state, table, rows).total(), 4) << "none of the chunk";
+  attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
   const std::uint64_t tree[1] = {};
   attend.rules.tree_mask = tree;
-  EXPECT_EQ(TileList::of(attend, {}, rows).chunk_end, 19) << "trees see any of their tokens";
+  EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 19)
+      << "trees see any of their tokens";
+}
+
+TEST(PrefillWork, AWindowCutsTheLine) {
+  Random random(3);
+  Launch launch(random, 1, 1);
+  AttendArguments& attend = launch.arguments.attend;
+  LayerStorage& layer = attend.layer;
+  layer.page_tokens = 64;
+  layer.sink_tokens = 4;
+  layer.kv_heads = 2;
+  SequenceState& state = launch.states[0];
+  state = {};
+  state.length = state.tail_start = 4 + 50 * 64;
+  state.page_end = 50;
+  for (int page = 0; page < 50; ++page)
+    launch.tables[static_cast<std::size_t>(page)] = {4 + page * 64, page, 64};
+  launch.indptr = {0, 128};
+  launch.arguments.rows.indptr = launch.indptr.data();
+  launch.arguments.keys.tokens = 128;
+  launch.arguments.most_tiles = 3;
+  const auto units = [&] {
+    int total = -1;
+    launch.plan(1,
+                [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) { total = plan.total; });
+    return total;
+  };
+  // Row tiles of 64 tokens, units of a page or of 64 tokens of the chunk; sinks lie in one of them.
+  EXPECT_EQ(units(), 2 * ((50 + 1 + 1) + (50 + 1 + 2)));
+  attend.rules.window = 640;
+  EXPECT_EQ(units(), 2 * ((10 + 1) + (9 + 2)));
+  attend.rules.window = 0;
+  attend.rules.end_position = 4 + 5 * 64;
+  EXPECT_EQ(units(), 2 * (6 + 6)) << "sinks and five pages each";
+}
+
+TEST(PrefillWork, GroupsOfRowTilesHoldThemOneAfterTheOther) {
+  Random random(6);
+  for (const int count : {1, 4, 7}) {
+    Launch launch(random, count, 16);
+    launch.indptr = {0};
+    for (int i = 0; i < count; ++i) launch.indptr.push_back(launch.indptr.back() + 50 + 300 * i);
+    PrefillArguments& arguments = launch.arguments;
+    arguments.rows.indptr = launch.indptr.data();
+    arguments.keys.tokens = launch.indptr.back();
+    arguments.most_tiles = count + launch.indptr.back() / 4;
+    const int heads = arguments.attend.layer.kv_heads;
+    launch.plan(1, [&](EmulatedThreads& threads, const PrefillPlan& plan, int* tile_starts,
+                       int* unit_starts) {
+      if (threads.thread() != 0) return;
+      EXPECT_LE(plan.groups(), most_tile_groups);
+      EXPECT_EQ(plan.group, ceil_div(plan.tiles, most_tile_groups));
+      int items = 0;
+      for (int unit = 0; unit < plan.total; ++items) {
+        const PrefillSegment segment = find_segment(arguments, tile_starts, unit_starts, plan,
+                                                    Launch::block_rows, unit, plan.total);
+        EXPECT_EQ(segment.item, items);
+        EXPECT_EQ(segment.item_start, unit);
+        EXPECT_EQ(segment.rows.kv_head, items % heads);
+        EXPECT_EQ(segment.rows.token, (items / heads - tile_starts[segment.rows.sequence]) * 4);
+        unit += segment.item_units;
+      }
+      EXPECT_EQ(items, plan.tiles * heads);
+    });
+  }
+}
+
+TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
+  Random random(4);
+  for (const std::vector<std::int32_t>& indptr :
+       {std::vector<std::int32_t>{0, 5000, 10, 100}, {-3, 5, 10, 100}, {0, 20, 10, 101}}) {
+    Launch launch(random, 3, 1);
+    launch.indptr = indptr;
+    launch.arguments.rows.indptr = launch.indptr.data();
+    launch.arguments.keys.tokens = 100;
+    launch.arguments.most_tiles = 4;
+    launch.plan(3, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
+      EXPECT_EQ(plan.total, 0);
+    });
+    EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Corrupt);
+    EXPECT_EQ(launch.record.count, 1u);
+  }
+  Launch launch(random, 3, 1);
+  launch.indptr = {0, 1, 2, 3};
+  launch.arguments.rows.indptr = launch.indptr.data();
+  launch.arguments.keys.tokens = 3;
+  launch.arguments.most_tiles = 2;
+  launch.plan(1, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
+    EXPECT_EQ(plan.total, 0) << "more row tiles than there is room for";
+  });
+  EXPECT_EQ(launch.record.token, 3);
+}
+
+TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
+  Random random(5);
+  Launch launch(random, 1, 1);
+  launch.arguments.attend.layer.page_tokens = 64;
+  launch.arguments.attend.layer.kv_heads = 2;
+  launch.indptr = {0, 64 * 20};
+  launch.arguments.rows.indptr = launch.indptr.data();
+  launch.arguments.keys.tokens = 64 * 20;
+  launch.arguments.most_tiles = 21;
+  launch.states[0] = {};
+  for (const bool fits : {true, false}) {
+    // 20 row tiles of 2 heads: 2^31 - 1 units are as many as 53687091 pages each, and 8 units more.
+    launch.states[0].page_end = fits ? 53687050 : 53687091;
+    launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
+      EXPECT_EQ(plan.total > 0, fits);
+    });
+    EXPECT_EQ(launch.record.count, fits ? 0u : 1u);
+  }
+  EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Corrupt);
+  EXPECT_GT(launch.record.token, 0x7fffffff);
 }
 
 }  // namespace

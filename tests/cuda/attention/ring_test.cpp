@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/attention/page.hpp>
 #include <kvtilt/cuda/attention/ring.hpp>
 
 #include "support/emulated_threads.hpp"

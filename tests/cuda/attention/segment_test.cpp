@@ -7,8 +7,10 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <set>
 #include <tuple>
 #include <vector>
@@ -59,11 +61,58 @@ struct DecodeLaunch {
     arguments.queries = queries;
     arguments.ratio = ratio;
     arguments.query_heads = ratio * kv_heads;
+    arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
   }
   [[nodiscard]] int units(int sequence) const {
     return count_units(arguments.layer, states[static_cast<std::size_t>(sequence)], 1).total();
   }
 };
+
+TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
+  Random random(3);
+  for (int round = 0; round < 2000; ++round) {
+    // Pages as truncation leaves them: some hold fewer tokens.
+    std::vector<PageSlot> table(static_cast<std::size_t>(random.between(1, 12)));
+    std::int64_t position = 4;
+    for (PageSlot& slot : table) {
+      slot.first_position = position;
+      slot.tokens = random.chance(3) ? random.between(1, 64) : 64;
+      position += slot.tokens;
+    }
+    SequenceState state{};
+    state.first_page = random.below(static_cast<int>(table.size()));
+    state.page_end = static_cast<std::int32_t>(table.size());
+    state.tail_start = position;
+    state.length = position + random.below(100);
+    std::int32_t slot = 0;
+    AttendArguments arguments{};
+    arguments.layer.states = &state;
+    arguments.layer.tables = table.data();
+    arguments.layer.window = random.chance(2) ? 0 : 300;
+    arguments.batch = {&slot, 1};
+    arguments.queries = random.between(1, 9);
+    AttendRules& rules = arguments.rules;
+    rules.window = random.chance(2) ? arguments.layer.window : random.between(1, 300);
+    rules.first_position = random.chance(2) ? 0 : random.below(700);
+    rules.end_position = random.chance(2) ? std::numeric_limits<std::int64_t>::max()
+                                          : rules.first_position + random.below(300);
+
+    SequenceState part = state;
+    drop_unseen(arguments, 0, part);
+    // A layer's own window needs no search: its pages have been freed.
+    const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
+    const std::int64_t from = std::max(
+        rules.first_position, narrower ? state.length - arguments.queries - rules.window + 1 : 0);
+    if (from >= rules.end_position) continue;
+    for (std::int32_t i = state.first_page; i < state.page_end; ++i) {
+      const PageSlot& page = table[static_cast<std::size_t>(i)];
+      const bool seen = page.first_position < rules.end_position && end_of(page) > from;
+      EXPECT_EQ(i >= part.first_page && i < part.page_end, seen) << round << ": page " << i;
+    }
+    EXPECT_LE(part.first_page, part.page_end);
+    EXPECT_EQ(part.length, state.length);
+  }
+}
 
 /// What the blocks of a launch do, as one of them after the other plans it.
 struct DecodeCover {

@@ -199,5 +199,64 @@ TEST(DeviceCacheAttend, PromptsInChunks) {
   }
 }
 
+TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
+  int devices = 0;
+  expect_cuda(cudaGetDeviceCount(&devices));
+  if (devices != 6) GTEST_SKIP() << "this needs the emulated devices";
+  Random random(24);
+  Attended cache(presets::k4v2);
+  cache.ids.push_back(cache.both.open(400));
+  cache.both.append(cache.ids[0], random, 330);
+  cache.make_batch();
+  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
+  int most_blocks = 1000;
+  for (int device = 0; device < devices; ++device) {
+    expect_cuda(cudaSetDevice(device));
+    const cuda::Attention attention = make_attention(presets::k4v2);
+    EXPECT_EQ(attention.is_generic(), device == 5) << "not one warp's ring fits";
+    EXPECT_LE(attention.blocks(), most_blocks);
+    most_blocks = attention.blocks();
+    const Outputs arrays(queries, attention.workspace_bytes(1, 1, queries.heads));
+    KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
+                                      arrays.out.out(), arrays.lse.data(), {},
+                                      arrays.workspace.data(), nullptr));
+    EXPECT_TRUE(is_close(cache.views(), queries, AttendOptions{}, arrays.get())) << device;
+    const auto tuned =
+        cuda::Attention::create<SomeKernels>(attended_layer, presets::k4v2, 64, {3, 4});
+    EXPECT_EQ(tuned.ok(), device == 0);
+    const cuda::DeviceLimits limits = cuda::DeviceLimits::current().value();
+    for (int blocks = 1; blocks < 5; ++blocks) {
+      const auto fit = [&](int bytes) { return limits.shared_per_multiprocessor / (bytes + 1024); };
+      EXPECT_EQ(fit(limits.shared_of_each(blocks)), blocks);
+      EXPECT_EQ(fit(limits.shared_of_each(blocks) + 1), blocks - 1);
+    }
+  }
+  expect_cuda(cudaSetDevice(0));
+}
+
+TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(25);
+  Attended cache(presets::k4v2);
+  cache.ids.push_back(cache.both.open(400));
+  cache.both.append(cache.ids[0], random, 330);
+  cache.make_batch();
+  const cuda::Attention attention = make_attention(presets::k4v2);
+  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
+  const Outputs arrays(queries, attention.workspace_bytes(1, 1, queries.heads) + 16);
+  const auto attend = [&](const cuda::LayerStorage& layer, std::byte* workspace) {
+    return attention.attend(layer, cache.batch.device, arrays.queries.view(), arrays.out.out(),
+                            arrays.lse.data(), {}, workspace, nullptr);
+  };
+  const Status unaligned = attend(cache.layer(), arrays.workspace.data() + 8);
+  EXPECT_EQ(unaligned.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(unaligned.message(), testing::HasSubstr("not aligned to 16 bytes"));
+  cuda::LayerStorage endless = cache.layer();
+  endless.table_stride = std::int64_t{1} << 30;  // 2 kv heads: 2^31 units
+  const Status numbers = attend(endless, arrays.workspace.data());
+  EXPECT_EQ(numbers.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(numbers.message(), testing::HasSubstr("more work than one launch can number"));
+}
+
 }  // namespace
 }  // namespace kvtilt::test

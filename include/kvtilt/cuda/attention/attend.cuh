@@ -19,11 +19,13 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <utility>
 #include <vector>
 
 namespace kvtilt::cuda {
 
+/// Of a block; fewer where shared memory is small.
 inline constexpr int attend_warps = 4;
 
 /// Queries of a sequence in one launch: what numbers of items can be.
@@ -73,16 +75,16 @@ class Attention {
     Attention attention;
     attention.shape_ = shape;
     attention.page_tokens_ = page_tokens;
-    if (!attention.find(List{}, *resolved))
-      return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits, in MixedTraits "
-                       "where heads differ");
-    KVTILT_RETURN_IF_ERROR(attention.configure(tuning));
+    Status refusal = no_kernel(shape, *resolved, page_tokens,
+                               "add their GenericTraits to AttendKernels, or a PageTraits, in "
+                               "MixedTraits where heads differ");
+    if (!attention.find(List{}, *resolved, tuning, refusal)) return std::move(refusal);
     return attention;
   }
 
-  /// Bytes of device memory that a launch needs. They must be zeros before the first launch, and
-  /// are left ready for the next one; launches that may overlap need one each.
+  /// Bytes of device memory that a launch needs, aligned to 16. They must be zeros before the first
+  /// launch, and are left ready for the next one of this object. Another object's would not find its
+  /// counters there, and leave outputs unwritten; launches that may overlap need one each, too.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, int queries, int query_heads) const {
     return layout_workspace(nullptr, sequences, queries, query_heads).bytes;
   }
@@ -93,8 +95,9 @@ class Attention {
   /// out      [sequences * queries, query_heads, value_dim], likewise
   /// lse      [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
   /// Error    operands are fp16: 2e-3 of the output's norm
-  /// Fails    InvalidArgument (shapes, options), or what the launch says
-  /// Cost     one launch; does not wait
+  /// Fails    InvalidArgument (shapes, options, an unaligned workspace, more than 2^31 units of work),
+  ///          or what the launch says
+  /// Cost     one launch; does not wait. Pages that no query may see are not read
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
                               const TensorView& queries, const MutableTensorView& out, float* lse,
                               const DeviceAttendOptions& options, void* workspace,
@@ -107,56 +110,69 @@ class Attention {
   [[nodiscard]] int stages() const { return stages_; }
 
  private:
-  using Kernel = void (*)(AttendArguments);
-
+  /// The first kernel of the list for these recipes that fits the device, generic ones last: not where
+  /// tuning was asked for that another does not fit. `refusal`: why there is none.
   template <class... Traits>
-  bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes) {
-    return (adopt<Traits>(false, recipes) || ...) || (adopt<Traits>(true, recipes) || ...);
+  bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes,
+            const AttendTuning& tuning, Status& refusal) {
+    if ((adopt<Traits>(false, recipes, tuning, refusal) || ...)) return true;
+    const bool known = ((!Traits::generic && fits<Traits>(shape_, recipes, page_tokens_)) || ...);
+    if (known && (tuning.blocks > 0 || tuning.stages > 0)) return false;
+    return (adopt<Traits>(true, recipes, tuning, refusal) || ...);
   }
 
   template <class Traits>
-  bool adopt(bool generic, const std::vector<Recipe>& recipes) {
+  bool adopt(bool generic, const std::vector<Recipe>& recipes, const AttendTuning& tuning,
+             Status& refusal) {
     if (Traits::generic != generic || !fits<Traits>(shape_, recipes, page_tokens_)) return false;
     generic_ = generic;
-    kernel_ = &attend_kernel<Traits>;
     launch_ = &detail::launch<&attend_kernel<Traits>, AttendArguments>;
-    unit_bytes_ = Traits::unit_bytes;
-    stage_bytes_ = Traits::stage_bytes;
-    shared_bytes_ = [](int stages, int sequences) {
-      return AttendShared::of<Traits>(attend_warps, stages, sequences).bytes;
-    };
-    return true;
+    page_units_ = page_tokens_ / tile_extent;
+    if constexpr (!Traits::generic) page_units_ = Traits::page_units;
+    shared_bytes_ = &shared_bytes<Traits>;
+    Status configured = configure<Traits>(tuning);
+    const bool fits_device = configured.ok();
+    if (!fits_device) static_cast<void>(refusal = std::move(configured));
+    return fits_device;
   }
 
-  /// As many blocks on a multiprocessor as bring attend_bytes under way at a time.
+  template <class Traits>
+  static std::uint32_t shared_bytes(int warps, int stages, int sequences) {
+    return AttendShared::of<Traits>(warps, stages, sequences).bytes;
+  }
+
+  /// As many blocks on a multiprocessor as bring attend_bytes under way at a time, with as many warps as
+  /// fit.
+  template <class Traits>
   Status configure(const AttendTuning& tuning) {
     Result<DeviceLimits> limits = DeviceLimits::current();
     if (!limits) return std::move(limits).take_status();
     const MachineTraits machine = machine_traits(limits->architecture);
-    const int ring_bytes = attend_warps * static_cast<int>(unit_bytes_);
-    int wanted = machine.attend_blocks;
-    if (!generic_)
-      wanted = std::clamp((machine.attend_bytes + ring_bytes / 2) / ring_bytes, 1, wanted);
-    if (tuning.blocks > 0) wanted = tuning.blocks;
     stages_ = tuning.stages > 0 ? tuning.stages : machine.attend_stages;
     int resident = 0;
-    for (int blocks = wanted; blocks > 0 && resident == 0; --blocks) {
-      int room = limits->shared_per_multiprocessor / blocks - 1024;  // the system's own per block
-      if (room > limits->shared_per_block) room = limits->shared_per_block;
-      if (static_cast<int>(shared_bytes_(stages_, max_attend_sequences)) <= room) resident = blocks;
+    for (warps_ = attend_warps; stages_ >= 2 && stages_ <= machine.most_stages; warps_ /= 2) {
+      int wanted = machine.attend_blocks;
+      if (const int ring_bytes = warps_ * static_cast<int>(Traits::unit_bytes); ring_bytes > 0)
+        wanted = std::clamp((machine.attend_bytes + ring_bytes / 2) / ring_bytes, 1, wanted);
+      if (tuning.blocks > 0) wanted = tuning.blocks;
+      const int bytes =
+          static_cast<int>(shared_bytes<Traits>(warps_, stages_, max_attend_sequences));
+      for (int blocks = wanted; blocks > 0 && resident == 0; --blocks)
+        if (bytes <= limits->shared_of_each(blocks)) resident = blocks;
+      if (resident > 0 || warps_ == 1) break;
     }
-    if (stages_ < 2 || stages_ > machine.most_stages ||
-        (tuning.blocks > 0 && resident != tuning.blocks))
-      resident = 0;
-    if (resident == 0)
+    if (resident == 0 || (tuning.blocks > 0 && resident != tuning.blocks))
       return Status::error(ErrorCode::Unsupported,
-                           "%d stages of %u bytes for each of %d warps do not fit the %d bytes of "
-                           "shared memory of this device",
-                           stages_, stage_bytes_, attend_warps, limits->shared_per_block);
-    Result<int> fitting =
-        blocks_that_fit(kernel_, 32 * attend_warps, shared_bytes_(stages_, max_attend_sequences));
+                           "%d blocks of %d stages of %u bytes for each of %d warps do not fit the "
+                           "%d bytes of shared memory of a multiprocessor, or more than %d stages",
+                           std::max(1, tuning.blocks), stages_, Traits::stage_bytes, attend_warps,
+                           limits->shared_per_multiprocessor, machine.most_stages);
+    Result<int> fitting = blocks_that_fit<&attend_kernel<Traits>>(
+        32 * warps_, shared_bytes<Traits>(warps_, stages_, max_attend_sequences));
     if (!fitting) return std::move(fitting).take_status();
-    blocks_ = limits->multiprocessors * (*fitting < resident ? *fitting : resident);
+    resident = std::min(resident, *fitting);
+    blocks_ = limits->multiprocessors * resident;
+    least_shared_bytes_ = limits->shared_of_each(resident + 1) + 1;
     return {};
   }
 
@@ -172,12 +188,14 @@ class Attention {
   LayerShape shape_;
   int page_tokens_ = 0;
   bool generic_ = false;
-  Kernel kernel_ = nullptr;
   detail::Launch<AttendArguments> launch_ = nullptr;
-  std::uint32_t unit_bytes_ = 0;   ///< of a sealed unit
-  std::uint32_t stage_bytes_ = 0;  ///< of a ring's stage
-  std::uint32_t (*shared_bytes_)(int stages, int sequences) = nullptr;
+  int page_units_ = 0;
+  std::uint32_t (*shared_bytes_)(int warps, int stages, int sequences) = nullptr;
+  /// With less, more blocks would fit a multiprocessor than it has. Blocks that start early, as others
+  /// end, would then crowd on some and leave the rest idle, and all have equal stretches.
+  std::uint32_t least_shared_bytes_ = 0;
   int blocks_ = 0;
+  int warps_ = 0;
   int stages_ = 0;
 };
 
@@ -194,12 +212,25 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                          static_cast<long long>(queries.tokens), max_attend_queries, batch.count);
 
   AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
+  // The line of units has 32-bit numbers: no sequence has more than its table holds.
+  const std::int64_t units = layer.table_stride * page_units_ +
+                             ceil_div(layer.sink_tokens, tile_extent) +
+                             layer.ring_blocks * (page_tokens_ / tile_extent) + item_cost;
+  const std::int64_t items = std::int64_t{batch.count} * items_per_sequence(arguments);
+  constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
+  if (units > most / items)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%lld queries over tables of %lld pages: more work than one launch can "
+                         "number, ask in parts",
+                         static_cast<long long>(queries.tokens),
+                         static_cast<long long>(layer.table_stride));
   arguments.workspace =
       layout_workspace(workspace, batch.count, arguments.queries, queries.heads).parts;
   arguments.stages = stages_;
-  return to_status(
-      launch_(blocks_, 32 * attend_warps, shared_bytes_(stages_, batch.count), stream, arguments),
-      "attending");
+  const std::uint32_t shared = shared_bytes_(warps_, stages_, batch.count);
+  return to_status(launch_(blocks_, 32 * warps_, std::max(shared, least_shared_bytes_), stream,
+                           arguments),
+                   "attending");
 }
 
 }  // namespace kvtilt::cuda

@@ -61,8 +61,9 @@ class PrefillAttention {
   }
 
   /// Bytes of device memory that a launch needs, for chunks of `rows` tokens in all: mostly two
-  /// unfinished row tiles of each block in float32. They must be zeros before the first launch, and
-  /// are left ready for the next one; launches that may overlap need one each.
+  /// unfinished row tiles of each block in float32, aligned to 16. They must be zeros before the first
+  /// launch, and are left ready for the next one of this object; another one, or launches that may
+  /// overlap, need their own.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, std::int64_t rows,
                                             int query_heads) const {
     return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).bytes;
@@ -82,8 +83,9 @@ class PrefillAttention {
   /// options  tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
   /// Error    operands are fp16: 2e-3 of the output's norm
   /// Fails    InvalidArgument (shapes, options, too many rows), or what the launch says. Values that
-  ///          append would change give undefined outputs; more rows in indptr than the tensors have
-  ///          write nothing, and the layer's record tells (poll)
+  ///          append would change give undefined outputs. An indptr that does not ascend or leaves
+  ///          the tensors writes nothing, nor do chunks and pasts that are more than 2^31 pairs of
+  ///          a row tile and 64 tokens, and the layer's record tells (poll)
   /// Cost     one launch; does not wait
   [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
                                       const std::int32_t* indptr, const TensorView& queries,
@@ -100,8 +102,6 @@ class PrefillAttention {
   [[nodiscard]] int block_rows() const { return warps_ * warp_rows_; }
 
  private:
-  using Kernel = void (*)(PrefillArguments);
-
   template <class... Pages>
   bool find(AttendKernels<Pages...>, const std::vector<Recipe>& recipes) {
     return (adopt<Pages>(false, recipes) || ...) || (adopt<Pages>(true, recipes) || ...);
@@ -114,11 +114,11 @@ class PrefillAttention {
       return false;
     } else {
       generic_ = !decodes_known_pages(Pages{});
-      kernel_ = &attend_prefill_kernel<Pages>;
       launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;
       warp_rows_ = PrefillTraits<Pages>::warp_rows;
-      shared_bytes_ = [](int warps, int sequences, int tiles) {
-        return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, tiles).bytes;
+      blocks_that_fit_ = &blocks_that_fit<&attend_prefill_kernel<Pages>>;
+      shared_bytes_ = [](int warps, int sequences) {
+        return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences).bytes;
       };
       return true;
     }
@@ -128,20 +128,19 @@ class PrefillAttention {
     Result<DeviceLimits> limits = DeviceLimits::current();
     if (!limits) return std::move(limits).take_status();
     most_shared_bytes_ = static_cast<std::uint32_t>(limits->shared_per_block);
-    constexpr int some = 256;  // sequences and row tiles: more take what is left
+    constexpr int some = 256;  // sequences: more take what is left
     for (warps_ = most_prefill_warps; warps_ > 0; warps_ /= 2)
-      if (shared_bytes_(warps_, some, some) <= most_shared_bytes_) break;
+      if (shared_bytes_(warps_, some) <= most_shared_bytes_) break;
     if (warps_ == 0)
       return Status::error(
           ErrorCode::Unsupported,
           "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
           "of this device twice",
           shape_.key_dim, shape_.value_dim, limits->shared_per_block);
-    Result<int> fitting = blocks_that_fit(kernel_, 32 * warps_, shared_bytes_(warps_, some, some));
+    Result<int> fitting = blocks_that_fit_(32 * warps_, shared_bytes_(warps_, some));
     if (!fitting) return std::move(fitting).take_status();
     blocks_ = limits->multiprocessors * *fitting;
-    // Launches of many rows may take more than that.
-    return allow_shared(kernel_, most_shared_bytes_);
+    return {};
   }
 
   [[nodiscard]] std::int64_t most_tiles(int sequences, std::int64_t rows, int query_heads) const {
@@ -157,11 +156,11 @@ class PrefillAttention {
   LayerShape shape_;
   int page_tokens_ = 0;
   bool generic_ = false;
-  Kernel kernel_ = nullptr;
+  Result<int> (*blocks_that_fit_)(int threads, std::size_t shared_bytes) = nullptr;
   detail::Launch<PrefillArguments> launch_ = nullptr;
   int warps_ = 0;
   int warp_rows_ = 0;
-  std::uint32_t (*shared_bytes_)(int warps, int sequences, int tiles) = nullptr;
+  std::uint32_t (*shared_bytes_)(int warps, int sequences) = nullptr;
   std::uint32_t most_shared_bytes_ = 0;
   int blocks_ = 0;
 };
@@ -190,11 +189,14 @@ inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const 
     return Status::error(ErrorCode::Unsupported,
                          "%d query heads for a kv head; a block holds %d rows", ratio,
                          block_rows());
+  constexpr int most_heads = 1 << 16;  // QueryRow
+  if (queries.heads > most_heads)
+    return Status::error(ErrorCode::Unsupported, "%d query heads; a launch numbers up to %d",
+                         queries.heads, most_heads);
   if (queries.tokens == 0) return {};
   const std::int64_t tiles = most_tiles(batch.count, queries.tokens, queries.heads);
   constexpr std::int64_t most = 1 << 16;
-  const std::uint32_t bytes =
-      tiles > most ? ~0u : shared_bytes_(warps_, batch.count, static_cast<int>(tiles));
+  const std::uint32_t bytes = tiles > most ? ~0u : shared_bytes_(warps_, batch.count);
   if (bytes > most_shared_bytes_)
     return Status::error(
         invalid,

@@ -65,7 +65,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   for (int unit = segment.first + threads.warp(); unit < last; unit += warps) {
     ring.fetch(threads);
     RingUnit taken;
-    const std::byte* data = ring.take(threads, taken);
+    std::byte* data = ring.take(threads, taken);
     const bool is_tile = Traits::page_units > 1 || taken.kind != PageKind::Sealed;
     const bool special = plain.leaves(taken.first_position, taken.tokens,
                                       is_tile ? tile_extent : Traits::page_tokens);
@@ -173,7 +173,8 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count()) {
     const int slot = arguments.batch.slots[i];
-    const SequenceState& state = arguments.layer.states[slot];
+    SequenceState state = arguments.layer.states[slot];
+    drop_unseen(arguments, slot, state);
     starts[i + 1] = count_units(arguments.layer, state, page_units).total();
     prefetch_table(threads, arguments.layer.table(slot), state);
   }

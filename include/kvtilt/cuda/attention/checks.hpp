@@ -114,6 +114,8 @@ inline Status check_launch(const LayerShape& shape, int page_tokens, const Layer
   KVTILT_RETURN_IF_ERROR(
       kvtilt::detail::check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
   if (workspace == nullptr) return Status::error(invalid, "the workspace is null");
+  if (reinterpret_cast<std::uintptr_t>(workspace) % 16 != 0)
+    return Status::error(invalid, "the workspace at %p is not aligned to 16 bytes", workspace);
   AttendOptions common;  // what needs no device memory
   common.scale = options.scale;
   common.soft_cap = options.soft_cap;

@@ -304,12 +304,36 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const float (&l
   }
 }
 
+/// Scales and minima of values that only slots without a token have become zeros: whatever they were,
+/// even no numbers, their weights are 0. In the ring's stage, so that pages that are full pay nothing.
+template <class Traits, class Threads>
+KVTILT_HD void clear_absent_values(Threads& threads, std::byte* page, int tokens) {
+  std::uint16_t* metadata = reinterpret_cast<std::uint16_t*>(page + Traits::value_metadata);
+  if constexpr (Traits::channel_values) {  // [group of tokens][scales, minima][channel]
+    constexpr int group = 2 * Traits::value_dim;
+    const int present = (tokens + Traits::value_group - 1) / Traits::value_group;
+    KVTILT_DEVICE_LOOP
+    for (int i = present * group + threads.lane(); i < Traits::value_bands * group; i += warp_lanes)
+      metadata[i] = 0;
+  } else {  // [group of channels][scales, minima][token]
+    constexpr int slots = Traits::page_tokens;
+    KVTILT_DEVICE_LOOP
+    for (int slot = tokens + threads.lane(); slot < slots; slot += warp_lanes)
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 2 * Traits::value_bands; ++i) metadata[i * slots + slot] = 0;
+  }
+  threads.hand_over_shared();
+  threads.sync_warp();
+}
+
 /// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
 template <class Traits, class Threads>
 KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
-                           const std::byte* page, std::int64_t first_position, int tokens,
-                           bool special, const QueryTile<Traits::key_dim>& query,
+                           std::byte* page, std::int64_t first_position, int tokens, bool special,
+                           const QueryTile<Traits::key_dim>& query,
                            typename Traits::State& state) {
+  if (special && tokens < Traits::page_tokens)
+    clear_absent_values<Traits>(threads, page, tokens);
   PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
   if (special) scores.shape(arguments, item, threads.lane(), first_position, tokens, false);

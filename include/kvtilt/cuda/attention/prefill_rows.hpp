@@ -23,11 +23,11 @@ struct StagedTile {
   std::int32_t sink;
 };
 
-/// A query row, in shared memory.
+/// A query row, in shared memory, of which small devices have just enough: PrefillShared.
 struct QueryRow {
-  float factor;        ///< logit per unit of product
-  float slope;         ///< of ALiBi, base 2
-  std::int32_t token;  ///< of the chunk
+  float factor;         ///< logit per unit of product
+  std::uint16_t token;  ///< of the row tile
+  std::uint16_t head;   ///< of the queries
 };
 
 /// Which token of the chunk, and where its output goes. Rows that do not exist stand for the first.
@@ -91,9 +91,9 @@ struct PrefillState {
       std::uint32_t half[steps][2];
       load_query_row<steps>(attend, row.place, lane % 4 * 4, channel);
       const float factor = normalise_query<steps>(threads, attend.rules.scale, channel, half);
-      const float* slopes = attend.rules.alibi_slopes;
       if (lane % 4 == 0)
-        rows[own] = {factor, slopes == nullptr ? 0.0f : log2_e * slopes[row.place.head], row.token};
+        rows[own] = {factor, static_cast<std::uint16_t>(row.token - tile.token),
+                     static_cast<std::uint16_t>(row.place.head)};
       std::uint32_t* words = reinterpret_cast<std::uint32_t*>(
           to + (eight / 2 * steps * warp_lanes + lane) * 16 + eight % 2 * 4);
       KVTILT_DEVICE_UNROLL
@@ -153,46 +153,65 @@ struct PrefillState {
   /// Products become logits, whose factors are 1: capped, sloped, and minus infinity where a row does
   /// not see a token.
   ///
-  /// rows   [warp_rows]
-  /// masks  shared, [warp_rows][score_tiles]: each row's view is worked out once, not by four lanes
+  /// rows  [warp_rows]
   template <class Threads>
   KVTILT_HD void shape(Threads& threads, const AttendRules& rules, const RowTile& tile,
-                       const QueryRow* rows, const StagedTile* tiles, std::uint32_t* masks,
-                       TileLogits<Traits>& logits, Factors& factors) const {
+                       const QueryRow* rows, const StagedTile* tiles, TileLogits<Traits>& logits,
+                       Factors& factors) const {
     const int lane = threads.lane();
-    threads.sync_warp();  // the masks before have been read
-    KVTILT_DEVICE_LOOP
-    for (int i = lane; i < Traits::warp_rows * score_tiles; i += warp_lanes) {
-      const StagedTile& staged = tiles[i % score_tiles];
-      const int token = rows[i / score_tiles].token;
+    // Branches one after the other: nested ones are compiled for each combination.
+    const auto each = [&](auto&& change) {
+      KVTILT_DEVICE_UNROLL
+      for (int m = 0; m < M; ++m)
+        KVTILT_DEVICE_UNROLL
+        for (int i = 0; i < 2 * score_tiles; ++i)
+          KVTILT_DEVICE_UNROLL
+          for (int e = 0; e < 4; ++e) change(logits[m][i][e], m, e / 2, i / 2, e % 2 * 2 + i % 2);
+    };
+    each([&](float& logit, int m, int h, int, int) { logit *= factors.row[m][h]; });
+    if (rules.soft_cap > 0.0f)
+      each([&](float& logit, int, int, int, int) {
+        logit = rules.soft_cap * hyperbolic_tangent(logit);
+      });
+    if (rules.alibi_slopes != nullptr) {
+      float slopes[M][2];
+      int own[M][2];
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < 2 * M; ++i) {
+        const QueryRow& row = rows[i * 8 + lane / 4];
+        slopes[i / 2][i % 2] = log2_e * rules.alibi_slopes[row.head];
+        own[i / 2][i % 2] = tile.token + row.token - lane % 4 * 4;
+      }
+      each([&](float& logit, int m, int h, int i, int slot) {
+        const int distance =
+            static_cast<int>(tiles[i].first_position - tile.past) + slot - own[m][h];
+        logit += slopes[m][h] * static_cast<float>(distance);
+      });
+    }
+    // What a row sees of a tile is worked out by one lane, not by the four that have to know it.
+    constexpr int own_masks = Traits::warp_rows * score_tiles / warp_lanes;
+    std::uint32_t masks[own_masks];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < own_masks; ++i) {
+      const int index = i * warp_lanes + lane;
+      const StagedTile& staged = tiles[index % score_tiles];
+      const int token = tile.token + rows[index / score_tiles].token;
       const ColumnView view =
           ColumnView::of(rules, {tile.past + token, tile.past, tile.past + tile.chunk_tokens},
                          tile.first_row + token, staged.first_position, staged.sink != 0);
       masks[i] = view.visible(0) & slots_before(staged.tokens);
     }
-    threads.sync_warp();
+    std::uint32_t seen[M][2][score_tiles];
     KVTILT_DEVICE_UNROLL
-    for (int m = 0; m < M; ++m)
-      KVTILT_DEVICE_UNROLL
-      for (int h = 0; h < 2; ++h) {
-        const int own = m * tile_extent + h * 8 + lane / 4;
-        const float slope = rows[own].slope;
-        KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < score_tiles; ++i) {
-          const std::uint32_t visible = masks[own * score_tiles + i] >> (lane % 4 * 4);
-          const float distance =
-              static_cast<float>(static_cast<int>(tiles[i].first_position - tile.past) +
-                                 lane % 4 * 4 - rows[own].token);
-          KVTILT_DEVICE_UNROLL
-          for (int slot = 0; slot < 4; ++slot) {
-            float& logit = logits[m][2 * i + slot % 2][2 * h + slot / 2];
-            logit *= factors.row[m][h];
-            if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
-            logit += slope * (distance + static_cast<float>(slot));
-            if ((visible >> slot & 1u) == 0) logit = bit_cast<float>(0xff800000u);
-          }
-        }
-      }
+    for (int i = 0; i < 2 * M * score_tiles; ++i) {
+      const int first = i / score_tiles * 8 * score_tiles;
+      const int from = first % warp_lanes + lane / 4 * score_tiles + i % score_tiles;
+      seen[i / score_tiles / 2][i / score_tiles % 2][i % score_tiles] =
+          threads.shuffle(masks[first / warp_lanes], from) >> (lane % 4 * 4);
+    }
+    each([&](float& logit, int m, int h, int i, int slot) {
+      if ((seen[m][h][i] >> slot & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+    });
     factors.clear();
   }
 

@@ -86,15 +86,9 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
   }
 }
 
-/// Keeps all of a fragment.
-struct KeepAll {
-  KVTILT_HD void operator()(Words&) const {}
-};
-
 /// Writes `Count` fragments of a tile, [fragment][lane].
-template <int Count, class Threads, class Source, class Keep = KeepAll>
-KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to,
-                               const Keep& keep = {}) {
+template <int Count, class Threads, class Source>
+KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to) {
   constexpr int ahead = Source::ahead;
   const int lane = threads.lane();
   KVTILT_DEVICE_LOOP
@@ -104,11 +98,23 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
       if (first + i < Count) {
-        keep(words[i]);
         const std::uint32_t(&reg)[4] = words[i].word;
         *reinterpret_cast<Words*>(to + (first + i) * 512 +
                                   lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
       }
+  }
+}
+
+/// Makes staged values behind the first `tokens` of a tile 0. Each lane changes what it wrote: most
+/// tiles are full, and pay neither instructions nor registers for it.
+template <int Count, class Threads>
+KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
+  const KeepTokens keep(threads.lane(), tokens);
+  KVTILT_DEVICE_LOOP
+  for (int i = 0; i < Count; ++i) {
+    Words& words = *reinterpret_cast<Words*>(values + i * 512 + threads.lane() * 16);
+    KVTILT_DEVICE_UNROLL
+    for (int word = 0; word < 4; ++word) words.word[word] &= keep.keep[word % 2];
   }
 }
 
@@ -143,11 +149,11 @@ KVTILT_HD constexpr bool decodes_known_pages(MixedTraits<Pages...>) {
   return (decodes_known_pages(Pages{}) && ...);
 }
 
-/// 16 tokens of a sealed page. Slots that hold no token any more still hold finite numbers.
+/// 16 tokens of a sealed page, whose block is the head's.
 template <class Traits, class Pages, class Threads>
 KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const HalfTile& tile,
                             std::byte* keys, std::byte* values) {
-  const std::byte* block = tile.block + head.offset;
+  const std::byte* block = tile.block;
   if constexpr (!decodes_known_pages(Pages{})) {
     constexpr int ahead = 1;  // registers are full of sums
     stage_fragments<Traits::steps>(
@@ -177,8 +183,20 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
              [&](auto pages) { stage_sealed<Traits>(pages, threads, head, tile, keys, values); });
 }
 
-/// One warp's tile. What lies in unused slots may be NaN: keys there may hold anything, as their
-/// logits are replaced, values become 0.
+/// Asks for a tile's share of its sealed page: tiles of a page share it out.
+template <class Threads>
+KVTILT_HD void prefetch_tile(Threads& threads, const SourceTile& tile, int page_tiles,
+                             int head_bytes) {
+  constexpr int line = 128;
+  if (tile.source != TileSource::Sealed) return;
+  KVTILT_DEVICE_LOOP
+  for (int at = (threads.lane() * page_tiles + tile.at.index) * line; at < head_bytes;
+       at += warp_lanes * page_tiles * line)
+    threads.prefetch(tile.at.block + at);
+}
+
+/// One warp's tile. What lies in absent slots, scales and minima included, may be NaN: keys there
+/// may hold anything, as their logits are replaced, values become 0.
 template <class Traits, class Threads>
 KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, const RowTile& rows,
                           const SourceTile& tile, std::byte* keys, std::byte* values) {
@@ -194,8 +212,7 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
     stage_fragments<Traits::steps>(
         threads, HalfFragments{block + head.key.codes + index * Traits::key_bytes}, keys);
     stage_fragments<Traits::channel_tiles>(
-        threads, HalfFragments{block + head.value.codes + index * Traits::value_bytes}, values,
-        KeepTokens(threads.lane(), tile.at.tokens));
+        threads, HalfFragments{block + head.value.codes + index * Traits::value_bytes}, values);
   } else if (tile.source == TileSource::Chunk) {
     const std::int64_t row = rows.first_row + tile.at.index * tile_extent;
     stage_chunk<Role::Keys, Traits::steps>(threads, arguments.keys, row, rows.kv_head,
@@ -207,6 +224,9 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
     for (int tile_index = 0; tile_index < Traits::channel_tiles; ++tile_index)
       *reinterpret_cast<Words*>(values + tile_index * 512 + threads.lane() * 16) = Words{};
   }
+  const bool stored = tile.source == TileSource::Sealed || tile.source == TileSource::Half;
+  if (stored && tile.at.tokens < tile_extent)
+    clear_absent<Traits::channel_tiles>(threads, tile.at.tokens, values);
 }
 
 }  // namespace kvtilt::cuda

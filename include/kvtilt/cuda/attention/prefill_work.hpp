@@ -2,11 +2,11 @@
 /// Who attends to what in a launch over chunks of prompts. An item is a row tile: the query rows that
 /// a block holds in its registers, some tokens of a chunk with all query heads of one kv head. It is
 /// a list of tiles of 16 tokens, which a block takes four at a time, a unit: the sealed pages, sinks
-/// and tail of the past, then the chunk itself up to the row tile's newest token. All units of all
-/// items lie on one line, cut for the blocks as in work.hpp.
+/// and tail of the past, then the chunk itself up to the row tile's newest token, without what no row
+/// of the tile can see. All units of all items lie on one line, cut for the blocks as in work.hpp.
 #pragma once
 
-#include <kvtilt/cuda/attention/work.hpp>
+#include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 
@@ -20,7 +20,7 @@ struct PrefillArguments {
   TensorView keys;         ///< device, [rows, kv_heads, key_dim]
   TensorView values;
   BatchRows rows;
-  int most_tiles;  ///< row tiles that shared memory has room for
+  int most_tiles;  ///< row tiles that the workspace has room for
 };
 
 /// Tiles of 16 tokens in a unit.
@@ -44,35 +44,100 @@ struct RowTile {
 /// Tokens in a row tile of `block_rows` rows.
 KVTILT_HD constexpr int tile_tokens(int block_rows, int ratio) { return block_rows / ratio; }
 
+/// Which tiles of the positions from `start` up to `stop` hold some of [begin, end).
+struct TileRange {
+  int first;
+  int last;  ///< one past
+
+  [[nodiscard]] KVTILT_HD static TileRange of(std::int64_t start, std::int64_t stop,
+                                              std::int64_t begin, std::int64_t end) {
+    if (begin < start) begin = start;
+    if (end > stop) end = stop;
+    if (begin >= end) return {0, 0};
+    return {static_cast<int>(begin - start) / tile_extent,
+            ceil_div(static_cast<int>(end - start), tile_extent)};
+  }
+};
+
 /// The tiles of 16 tokens that a row tile attends to, in this order.
 struct TileList {
-  UnitCounts past;  ///< in tiles
-  int chunk_first;  ///< tile of the chunk: the window hides those before it
-  int chunk_end;
+  UnitCounts past;     ///< in tiles
+  int page_first = 0;  ///< pages before it are seen by no row, nor are tiles before these:
+  int tail_first = 0;
+  int chunk_first = 0;
+  int chunk_end = 0;
 
   [[nodiscard]] KVTILT_HD int total() const { return past.total() + chunk_end - chunk_first; }
   [[nodiscard]] KVTILT_HD int units() const { return ceil_div(total(), unit_tiles); }
 
+  /// table  of the sequence, from its first page on; read where rules hide something, as often as a
+  ///        binary search does
   [[nodiscard]] KVTILT_HD static TileList of(const AttendArguments& arguments,
-                                             const SequenceState& state, const RowTile& rows) {
+                                             const SequenceState& state, const PageSlot* table,
+                                             const RowTile& rows) {
     const AttendRules& rules = arguments.rules;
     TileList list;
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
-    const int hidden = rules.window > 0 ? rows.token - rules.window + 1 : 0;
-    list.chunk_first = hidden > 0 ? hidden / tile_extent : 0;
-    if (hidden > 0) {  // and so is all of the past, but for sinks that are kept
-      list.past.page_units = list.past.tail_tiles = 0;
-      if (rules.keep_sinks == 0) list.past.sink_tiles = 0;
-    }
-    list.chunk_end = ceil_div(
-        rules.tree_mask != nullptr ? rows.chunk_tokens : rows.token + rows.tokens, tile_extent);
+    const int chunk = rules.tree_mask != nullptr ? rows.chunk_tokens : rows.token + rows.tokens;
+    list.chunk_end = ceil_div(chunk, tile_extent);
+    std::int64_t begin = rules.first_position;
+    if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
+      begin = rows.oldest() - rules.window + 1;
+    if (begin > 0 || rules.end_position < rows.past + chunk)
+      list.narrow(arguments, state, table, begin, rows.past + chunk);
     return list;
+  }
+
+ private:
+  /// Leaves out what lies before `begin` or behind the rules' end. The chunk's tiles hold positions
+  /// up to `stop`.
+  KVTILT_HD void narrow(const AttendArguments& arguments, const SequenceState& state,
+                        const PageSlot* table, std::int64_t begin, std::int64_t stop) {
+    const LayerStorage& layer = arguments.layer;
+    const AttendRules& rules = arguments.rules;
+    const std::int64_t end = rules.end_position;
+    const int pages = state.page_end - state.first_page;
+    page_first = pages_before(table, pages, begin, true);
+    const int shown = pages_before(table, pages, end, false) - page_first;
+    past.page_units = begin < end && shown > 0 ? shown * (layer.page_tokens / tile_extent) : 0;
+    if ((rules.keep_sinks != 0 ? rules.first_position : begin) >= layer.sink_tokens || end <= 0)
+      past.sink_tiles = 0;
+    const TileRange tail = TileRange::of(state.tail_start, state.length, begin, end);
+    tail_first = tail.first;
+    past.tail_tiles = tail.last - tail.first;
+    const TileRange chunk = TileRange::of(state.length, stop, begin, end);
+    chunk_first = chunk.first;
+    chunk_end = chunk.last;
+    if (total() == 0) {  // outputs are written by those who attend to something
+      chunk_first = 0;
+      chunk_end = 1;
+    }
+  }
+
+  /// How many pages begin before a position, or `whole`: end no later. Positions ascend, but pages
+  /// need not be full, nor follow each other.
+  KVTILT_HD static int pages_before(const PageSlot* table, int pages, std::int64_t position,
+                                    bool whole) {
+    int found = 0;
+    KVTILT_DEVICE_LOOP
+    for (int beyond = pages; found < beyond;) {
+      const int middle = (found + beyond) / 2;
+      const PageSlot slot = table[middle];
+      const bool before =
+          whole ? slot.first_position + slot.tokens <= position : slot.first_position < position;
+      if (before)
+        found = middle + 1;
+      else
+        beyond = middle;
+    }
+    return found;
   }
 };
 
 enum class TileSource : std::uint8_t { Nothing, Sealed, Half, Chunk };
 
 /// A tile of 16 tokens, wherever it is. Chunk: `index` counts tiles of the chunk, block is null.
+/// Sealed: to stage_tile() block is the head's.
 struct SourceTile {
   TileSource source;
   HalfTile at;
@@ -84,12 +149,13 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
   SourceTile found{};
   if (tile < list.past.page_units) {
     found.source = TileSource::Sealed;
-    found.at = sealed_tile(layer, layer.table(slot) + state.first_page, tile,
+    found.at = sealed_tile(layer, layer.table(slot) + state.first_page + list.page_first, tile,
                            layer.page_tokens / tile_extent);
   } else if (tile < list.past.total()) {
     found.source = TileSource::Half;
+    const int half = tile - list.past.page_units;
     found.at = half_tile(layer, layer.page_tokens, slot, state, list.past,
-                         tile - list.past.page_units);
+                         half < list.past.sink_tiles ? half : half + list.tail_first);
   } else if (tile < list.total()) {
     found.source = TileSource::Chunk;
     found.at.index = list.chunk_first + tile - list.past.total();
@@ -101,11 +167,18 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
   return found;
 }
 
+/// Groups of row tiles, of which a block knows where they begin: a number for each row tile would
+/// take what small devices have left of shared memory.
+inline constexpr int most_tile_groups = 128;
+
 /// The line of a launch, planned anew by each block.
 struct PrefillPlan {
   WorkLine line;
   int tiles;  ///< row tiles of one kv head, over the batch
+  int group;  ///< row tiles of a group; the last may have fewer
   int total;  ///< units
+
+  [[nodiscard]] KVTILT_HD int groups() const { return ceil_div(tiles, group); }
 };
 
 /// Row tile `tile` of the batch; its kv head is for the caller to fill in.
@@ -124,50 +197,124 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   return rows;
 }
 
-/// Nothing, and an error in the record, if there are said to be more rows than the tensors have.
+/// What the blocks that attend to a row tile have to know of it.
+struct PrefillItem {
+  RowTile rows;  ///< kv head 0
+  TileList list;
+  SequenceState state;
+  int slot;
+
+  [[nodiscard]] KVTILT_HD static PrefillItem of(const PrefillArguments& arguments,
+                                                const int* tile_starts, int block_rows, int tile) {
+    const AttendArguments& attend = arguments.attend;
+    PrefillItem item;
+    item.rows = row_tile(arguments, tile_starts, block_rows, tile);
+    item.slot = attend.batch.slots[item.rows.sequence];
+    item.state = attend.layer.states[item.slot];
+    item.list = TileList::of(attend, item.state,
+                             attend.layer.table(item.slot) + item.state.first_page, item.rows);
+    return item;
+  }
+};
+
+/// A line has fewer units.
+inline constexpr std::int64_t most_units = 0x7fffffff;
+
+/// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows
+/// do not ascend from 0 on to the tensors' end at most, or are more than the host made room for. One
+/// warp.
+template <class Threads>
+KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& arguments, int block_rows,
+                               int* tile_starts) {
+  const AttendArguments& attend = arguments.attend;
+  const int count = attend.batch.count;
+  const int each = tile_tokens(block_rows, attend.ratio);
+  constexpr std::uint32_t none = 0xffffffffu;
+  std::uint32_t wrong = none;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane(); i < count; i += warp_lanes) {
+    const std::int64_t first = arguments.rows.first(i);
+    const std::int64_t end = arguments.rows.first(i + 1);
+    const bool sound = 0 <= first && first <= end && end <= arguments.keys.tokens;
+    if (!sound && wrong == none) wrong = static_cast<std::uint32_t>(i);
+    tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(end - first), each) : 0;
+  }
+  wrong = threads.min_over_warp(wrong);
+  if (wrong == none) {
+    sum_up(threads, tile_starts, count);
+    threads.sync_warp();
+    if (tile_starts[count] <= arguments.most_tiles) return;
+    wrong = static_cast<std::uint32_t>(count) - 1;
+  }
+  threads.sync_warp();
+  if (threads.lane() != 0) return;
+  tile_starts[count] = -1;
+  const int sequence = static_cast<int>(wrong);
+  if (threads.block() == 0)
+    record_error(threads, attend.layer.record,
+                 sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
+                                arguments.rows.first(sequence + 1)));
+}
+
+/// Units before each group, of one kv head. No units at all, and an error in the record, where
+/// those of all heads are more than 32 bits count: each row tile counts the past again, so thousands
+/// of row tiles do that to millions of tokens. One warp; `starts` holds the units of each from index
+/// 1 on.
+template <class Threads>
+KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int* starts,
+                            int groups) {
+  std::int64_t total = 0;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane(); i < groups; i += warp_lanes) total += starts[i + 1];
+  KVTILT_DEVICE_LOOP
+  for (int mask = 1; mask < warp_lanes; mask *= 2) total += threads.shuffle_xor(total, mask);
+  total *= attend.layer.kv_heads;
+  if (total < most_units) {
+    sum_up(threads, starts, groups);
+    return;
+  }
+  if (threads.lane() != 0) return;
+  starts[groups] = 0;
+  if (threads.block() == 0)
+    record_error(threads, attend.layer.record,
+                 sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0, total));
+}
+
+/// Nothing where the record has an error: see above.
 ///
 /// tile_starts  [sequences + 1]: row tiles before each
-/// unit_starts  [row tiles + 1]: units before each, of one kv head
+/// unit_starts  [most_tile_groups + 1]: units before each, of one kv head
 template <class Threads>
 KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arguments,
                                    int block_rows, int* tile_starts, int* unit_starts) {
   const AttendArguments& attend = arguments.attend;
-  const int each = tile_tokens(block_rows, attend.ratio);
-  if (arguments.rows.first(attend.batch.count) > arguments.keys.tokens) {
-    if (threads.block() == 0 && threads.thread() == 0)
-      record_error(threads, attend.layer.record,
-                   sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0,
-                                  arguments.rows.first(attend.batch.count)));
-    return {};
-  }
-  KVTILT_DEVICE_LOOP
-  for (int i = threads.thread(); i < attend.batch.count; i += threads.thread_count())
-    tile_starts[i + 1] = ceil_div(static_cast<int>(arguments.rows.count(i)), each);
-  threads.sync();
-  if (threads.warp() == 0) sum_up(threads, tile_starts, attend.batch.count);
+  if (threads.warp() == 0) count_row_tiles(threads, arguments, block_rows, tile_starts);
   threads.sync();
   PrefillPlan plan{};
+  if (tile_starts[attend.batch.count] < 0) return plan;
   plan.tiles = tile_starts[attend.batch.count];
+  plan.group = plan.tiles > most_tile_groups ? ceil_div(plan.tiles, most_tile_groups) : 1;
   KVTILT_DEVICE_LOOP
-  for (int i = threads.thread(); i < plan.tiles; i += threads.thread_count()) {
-    const RowTile rows = row_tile(arguments, tile_starts, block_rows, i);
-    unit_starts[i + 1] =
-        TileList::of(attend, attend.layer.states[attend.batch.slots[rows.sequence]], rows).units();
+  for (int i = threads.thread(); i < plan.groups(); i += threads.thread_count()) {
+    std::int64_t units = 0;
+    KVTILT_DEVICE_LOOP
+    for (int tile = i * plan.group; tile < (i + 1) * plan.group && tile < plan.tiles; ++tile)
+      units += PrefillItem::of(arguments, tile_starts, block_rows, tile).list.units();
+    unit_starts[i + 1] = static_cast<int>(units < most_units ? units : most_units);
   }
   threads.sync();
-  if (threads.warp() == 0) sum_up(threads, unit_starts, plan.tiles);
+  if (threads.warp() == 0) sum_up_units(threads, attend, unit_starts, plan.groups());
   threads.sync();
-  plan.total = unit_starts[plan.tiles] * attend.layer.kv_heads;
+  plan.total = unit_starts[plan.groups()] * attend.layer.kv_heads;
   if (plan.total > 0) plan.line = WorkLine::make(plan.total, threads.block_count());
   return plan;
 }
 
 /// A block's share of one item.
-struct PrefillSegment {
-  RowTile rows;
-  TileList list;
-  SequenceState state;
-  int slot;
+struct PrefillSegment : PrefillItem {
+  PlainRange plain;
+  std::uint64_t head_offset;  ///< in a sealed page
+  int head_bytes;
   int item;        ///< number over the launch
   int item_start;  ///< on the line
   int item_units;
@@ -178,24 +325,33 @@ struct PrefillSegment {
 /// The segment that begins at `unit` of the line.
 KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
                                              const int* tile_starts, const int* unit_starts,
-                                             int tiles, int block_rows, int unit, int end) {
-  const AttendArguments& attend = arguments.attend;
-  const int heads = attend.layer.kv_heads;
-  const int tile = last_not_above(unit_starts, tiles, heads, unit);
+                                             const PrefillPlan& plan, int block_rows, int unit,
+                                             int end) {
+  const LayerStorage& layer = arguments.attend.layer;
+  const int heads = layer.kv_heads;
+  const int group = last_not_above(unit_starts, plan.groups(), heads, unit);
+  int tile = group * plan.group;
+  int tile_start = unit_starts[group] * heads;
   PrefillSegment segment{};
-  segment.item_units = unit_starts[tile + 1] - unit_starts[tile];
-  const int tile_start = unit_starts[tile] * heads;
+  KVTILT_DEVICE_LOOP
+  for (;; ++tile) {
+    static_cast<PrefillItem&>(segment) = PrefillItem::of(arguments, tile_starts, block_rows, tile);
+    segment.item_units = segment.list.units();
+    if (unit - tile_start < segment.item_units * heads) break;
+    tile_start += segment.item_units * heads;
+  }
   const int head = (unit - tile_start) / segment.item_units;
+  segment.rows.kv_head = head;
+  segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
+                                 segment.rows.newest(), segment.rows.past);
   segment.item = tile * heads + head;
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;
   segment.last = left < segment.item_units ? left : segment.item_units;
-  segment.rows = row_tile(arguments, tile_starts, block_rows, tile);
-  segment.rows.kv_head = head;
-  segment.slot = attend.batch.slots[segment.rows.sequence];
-  segment.state = attend.layer.states[segment.slot];
-  segment.list = TileList::of(attend, segment.state, segment.rows);
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
+  segment.head_offset = sealed.offset;
+  segment.head_bytes = static_cast<int>(sealed.value.end());
   return segment;
 }
 

@@ -139,7 +139,7 @@ class UnitRing {
 
   /// The oldest unit that was fetched, once it is there. Then release() it.
   template <class Threads>
-  KVTILT_HD const std::byte* take(Threads& threads, RingUnit& taken) {
+  KVTILT_HD std::byte* take(Threads& threads, RingUnit& taken) {
     threads.template wait_stage<1>(barrier(threads, use_), parity_);
     threads.sync_warp();
     taken = *unit(threads, use_);

@@ -4,6 +4,7 @@
 
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
 
 #include <cstdint>
 
@@ -24,6 +25,24 @@ KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
 /// Items of one sequence.
 KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
   return arguments.layer.kv_heads * row_tiles(arguments);
+}
+
+/// Takes the pages that none of a sequence's queries may see out of its state, where options are narrower
+/// than what the layer keeps: parts of a context, other windows.
+KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot, SequenceState& state) {
+  const AttendRules& rules = arguments.rules;
+  const PageSlot* table = arguments.layer.table(slot);
+  std::int64_t from = rules.first_position;
+  if (rules.window > 0 && rules.window != arguments.layer.window) {
+    const std::int64_t oldest = state.length - arguments.queries - rules.window + 1;
+    if (oldest > from) from = oldest;
+  }
+  if (from > 0) state.first_page = entry_at(state, table, from);
+  if (rules.end_position < state.tail_start) {
+    const std::int32_t end = entry_at(state, table, rules.end_position);
+    const bool begins = end < state.page_end && table[end].first_position < rules.end_position;
+    state.page_end = end + (begins ? 1 : 0);
+  }
 }
 
 /// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to
@@ -133,6 +152,7 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
     const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
     segment.slot = arguments.batch.slots[sequence];
     segment.sequence = arguments.layer.states[segment.slot];
+    drop_unseen(arguments, segment.slot, segment.sequence);
     const int item_units = starts[sequence + 1] - starts[sequence];
     const int sequence_start = starts[sequence] * items;
     const int item = (unit - sequence_start) / item_units;

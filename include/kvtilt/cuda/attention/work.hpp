@@ -131,7 +131,8 @@ KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot*
   return found;
 }
 
-/// The line of all units, cut for `blocks` blocks. A unit is kilobytes: 32-bit numbers do.
+/// The line of all units, cut for `blocks` blocks. Its numbers are below 2^31:
+/// whoever plans sees to that.
 struct WorkLine {
   int blocks;  ///< of which each has a unit at least; later blocks have nothing to do
   int each;    ///< units of a block
