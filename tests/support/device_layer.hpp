@@ -63,7 +63,7 @@ class DeviceLayer {
 
   /// Makes NaN of what slots without a token hold: 16-bit elements, and scales and minima that belong to
   /// such slots alone.
-  void poison_absent(PageKind kind, std::int64_t index, int tokens) {
+  void poison_absent(PageKind kind, std::int64_t index, int tokens) const {
     poison(layouts_[static_cast<std::size_t>(kind)], layer_.block(kind, index), tokens);
   }
 

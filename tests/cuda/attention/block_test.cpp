@@ -75,23 +75,19 @@ void expect_absent_slots_ignored(const char* name) {
   Random random(9);
   const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, parse_recipe(name).value(), {230});
-  const DeviceLayer device = sequences.device();
-  const cuda::LayerStorage& layer = device.layer();
   const Rows<float> queries = random_queries(random, shape, 1, 4);
-  // The last page is one that an engine has not filled yet.
-  cuda::SequenceState& state = layer.states[0];
-  cuda::PageSlot& last = layer.table(0)[state.page_end - 1];
   for (const int held : {1, 30, 37, 63}) {
+    // The last page is one that an engine has not filled yet.
+    const DeviceLayer device = sequences.device();
+    cuda::SequenceState& state = device.layer().states[0];
+    cuda::PageSlot& last = device.layer().table(0)[state.page_end - 1];
     last.tokens = held;
     state.length = state.tail_start = last.first_position + held;
     const Output clean = emulated_attend<Traits>(device, queries, {});
-    DeviceLayer poisoned = sequences.device();
-    poisoned.poison_absent(PageKind::Sealed, last.page, held);
-    poisoned.layer().states[0] = state;
-    poisoned.layer().table(0)[state.page_end - 1] = last;
-    const Output output = emulated_attend<Traits>(poisoned, queries, {});
-    EXPECT_EQ(clean.out.data, output.out.data) << name << ", " << held;
-    EXPECT_EQ(clean.lse, output.lse);
+    device.poison_absent(PageKind::Sealed, last.page, held);
+    const Output poisoned = emulated_attend<Traits>(device, queries, {});
+    EXPECT_EQ(clean.out.data, poisoned.out.data) << name << ", " << held;
+    EXPECT_EQ(clean.lse, poisoned.lse);
   }
 }
 

@@ -6,9 +6,7 @@
 
 #include <gtest/gtest.h>
 
-#include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
 namespace kvtilt::test {
@@ -139,25 +137,8 @@ TEST(PrefillBlock, RowsThatDoNotAscendWriteNothing) {
   }
 }
 
-/// Makes NaN of what the last `absent` slots of a page hold: 16-bit elements, or scales and minima.
-void poison(const TensorLayout& tensor, cuda::Role role, std::byte* block, int page_tokens,
-            int absent) {
-  const bool keys = role == cuda::Role::Keys;
-  const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
-  for (int token = page_tokens - absent; token < page_tokens; ++token)
-    if (!tensor.format.quantized()) {
-      for (int c = 0; c < dim; ++c)
-        std::memset(block + tensor.codes +
-                        cuda::half_offset(role, tensor.matrix, keys ? token : c, keys ? c : token),
-                    0xff, 2);
-    } else if (tensor.format.granularity == Granularity::PerToken) {
-      for (int i = 0; i < 2 * dim / tensor.format.group; ++i)
-        std::memset(block + tensor.metadata + (i * page_tokens + token) * 2, 0xff, 2);
-    }
-}
-
 template <class Pages>
-void expect_absent_slots_ignored(const Recipe& recipe) {
+void expect_prefill_ignores_absent_slots(const Recipe& recipe) {
   Random random(11);
   const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, recipe, {230});
@@ -170,22 +151,17 @@ void expect_absent_slots_ignored(const Recipe& recipe) {
   last.tokens = 37;
   state.length = state.tail_start = last.first_position + last.tokens;
   const Output clean = emulated_prefill<Pages>(device, chunks, {}, {});
-  for (int head = 0; head < shape.kv_heads; ++head) {
-    const HeadLayout& layout = layer.head(PageKind::Sealed, head);
-    std::byte* block = layer.block(PageKind::Sealed, last.page) + layout.offset;
-    poison(layout.key, cuda::Role::Keys, block, 64, 64 - last.tokens);
-    poison(layout.value, cuda::Role::Values, block, 64, 64 - last.tokens);
-  }
+  device.poison_absent(PageKind::Sealed, last.page, last.tokens);
   const Output poisoned = emulated_prefill<Pages>(device, chunks, {}, {});
   EXPECT_EQ(clean.out.data, poisoned.out.data) << to_string(recipe);
   EXPECT_EQ(clean.lse, poisoned.lse);
 }
 
 TEST(PrefillBlock, WhatAbsentSlotsOfSealedPagesHoldDoesNotMatter) {
-  expect_absent_slots_ignored<PageTraits<4, 2, 64>>(presets::k4v2);
-  expect_absent_slots_ignored<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
-  expect_absent_slots_ignored<GenericTraits<64>>(presets::k4v2);
-  expect_absent_slots_ignored<HalfTraits<64>>(presets::k16v16);
+  expect_prefill_ignores_absent_slots<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_prefill_ignores_absent_slots<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
+  expect_prefill_ignores_absent_slots<GenericTraits<64>>(presets::k4v2);
+  expect_prefill_ignores_absent_slots<HalfTraits<64>>(presets::k16v16);
 }
 
 TEST(PrefillBlock, RowsThatSeeNothingAreEmpty) {

@@ -228,9 +228,9 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
       layout_workspace(workspace, batch.count, arguments.queries, queries.heads).parts;
   arguments.stages = stages_;
   const std::uint32_t shared = shared_bytes_(warps_, stages_, batch.count);
-  return to_status(launch_(blocks_, 32 * warps_, std::max(shared, least_shared_bytes_), stream,
-                           arguments),
-                   "attending");
+  return to_status(
+      launch_(blocks_, 32 * warps_, std::max(shared, least_shared_bytes_), stream, arguments),
+      "attending");
 }
 
 }  // namespace kvtilt::cuda

@@ -330,10 +330,8 @@ KVTILT_HD void clear_absent_values(Threads& threads, std::byte* page, int tokens
 template <class Traits, class Threads>
 KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
                            std::byte* page, std::int64_t first_position, int tokens, bool special,
-                           const QueryTile<Traits::key_dim>& query,
-                           typename Traits::State& state) {
-  if (special && tokens < Traits::page_tokens)
-    clear_absent_values<Traits>(threads, page, tokens);
+                           const QueryTile<Traits::key_dim>& query, typename Traits::State& state) {
+  if (special && tokens < Traits::page_tokens) clear_absent_values<Traits>(threads, page, tokens);
   PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
   if (special) scores.shape(arguments, item, threads.lane(), first_position, tokens, false);

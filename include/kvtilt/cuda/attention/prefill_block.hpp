@@ -4,9 +4,9 @@
 ///
 /// For 128 channels, 128 query rows and 64 tokens a block takes 1024 mma, which keep the tensor
 /// cores of an H200 busy for about 1550 cycles (0.66 a cycle: bench/results/h200-probes.json).
-/// Shared memory is busy for longer, 1790 cycles: 32 KB are written, and each warp reads 48 KB, a third of them
-/// queries. Logits of four tiles at a time would read those half as often, but do not fit the
-/// registers. tests/compile/kernels counts the other instructions.
+/// Shared memory is busy for longer, 1790 cycles: 32 KB are written, and each warp reads 48 KB, a
+/// third of them queries. Logits of four tiles at a time would read those half as often, but do not
+/// fit the registers. tests/compile/kernels counts the other instructions.
 #pragma once
 
 #include <kvtilt/cuda/attention/prefill_rows.hpp>
@@ -148,9 +148,7 @@ KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
   const int present = segment.rows.rows(attend.ratio);
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
-  const auto place = [&](int row) {
-    return RowOfTile::of(segment.rows, attend.ratio, row).place;
-  };
+  const auto place = [&](int row) { return RowOfTile::of(segment.rows, attend.ratio, row).place; };
   const float* outputs = reinterpret_cast<const float*>(threads.shared());
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states);
   state.store(threads, reinterpret_cast<float*>(threads.shared()) + first * stride,

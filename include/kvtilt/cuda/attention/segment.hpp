@@ -29,7 +29,8 @@ KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
 
 /// Takes the pages that none of a sequence's queries may see out of its state, where options are narrower
 /// than what the layer keeps: parts of a context, other windows.
-KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot, SequenceState& state) {
+KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot,
+                                  SequenceState& state) {
   const AttendRules& rules = arguments.rules;
   const PageSlot* table = arguments.layer.table(slot);
   std::int64_t from = rules.first_position;
