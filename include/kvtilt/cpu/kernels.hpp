@@ -108,7 +108,7 @@ inline namespace KVTILT_ABI {
 
 /// The kernels of `isa` for the widths of a list; null if this build has none (check_isa says so).
 ///
-/// A file that makes a KVCache takes 19 s to compile with all widths and 3 s without (g++ 12, -O2,
+/// A file that makes a KVCache takes 20 s to compile with all widths, 3 s without (g++ 12, -O2,
 /// x86-64). An engine of several such files declares the kernels in a header, outside of namespaces,
 ///
 ///     extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
