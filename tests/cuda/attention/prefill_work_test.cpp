@@ -90,7 +90,7 @@ struct Launch {
   }
   /// The tiles of a row tile of the only sequence.
   [[nodiscard]] TileList tiles(const RowTile& rows) const {
-    return TileList::of(arguments.attend, states[0], tables.data() + states[0].first_page, rows);
+    return TileList::of(arguments.attend, states[0], tables.data(), rows);
   }
 };
 

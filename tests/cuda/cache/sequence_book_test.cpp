@@ -54,6 +54,18 @@ struct Trio {
         cpu(test::make_cache(shape, Plan::uniform(shape, presets::k4v2), cpu_options(options))) {}
 };
 
+/// Forks, which the device refuses because the host does not know its sequence; returns the child.
+SequenceId fork_refused(Trio& trio, SequenceId id) {
+  ForkRequest request{};
+  std::vector<PageRun> childs;
+  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
+  trio.device.reset(child.slot);
+  trio.device.fork(request);
+  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+  return child;
+}
+
 struct Named {
   SequenceId ours;
   SequenceId theirs;
@@ -258,14 +270,7 @@ TEST(SequenceBook, LearnsWhatItWasNotTold) {
   for (const int layer : {0, 2}) trio.device.append(id.slot, layer, 300);
 
   // The device refuses to fork what the host does not know.
-  ForkRequest request{};
-  std::vector<PageRun> childs;
-  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
-  trio.device.reset(child.slot);
-  trio.device.fork(request);
-  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
-  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
-  KVTILT_EXPECT_OK(trio.book.close(child));
+  KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
 
   for (const int layer : {0, 2}) {
     const LayerStorage& storage = trio.device.storage(layer);
@@ -306,13 +311,7 @@ TEST(SequenceBook, AForkOfAnotherTailIsRefused) {
   ASSERT_NE(host.tail_start, device.tail_start);
 
   // Else truncate(834) would free a page on the host that the device keeps.
-  ForkRequest request{};
-  std::vector<PageRun> childs;
-  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
-  trio.device.reset(child.slot);
-  trio.device.fork(request);
-  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
-  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+  fork_refused(trio, id);
 }
 
 }  // namespace

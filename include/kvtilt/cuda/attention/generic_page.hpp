@@ -179,14 +179,8 @@ struct GenericTraits {
 template <class Threads>
 KVTILT_HD void prefetch_unit(Threads& threads, const LayerStorage& layer, const HeadLayout& head,
                              const PageSlot* table, int unit, int page_units) {
-  constexpr int line = 128;
-  const std::byte* block =
-      layer.block(PageKind::Sealed, table[unit / page_units].page) + head.offset;
-  const int bytes = static_cast<int>(head.value.end());
-  KVTILT_DEVICE_LOOP
-  for (int at = (threads.lane() * page_units + unit % page_units) * line; at < bytes;
-       at += warp_lanes * page_units * line)
-    threads.prefetch(block + at);
+  prefetch_part(threads, layer.block(PageKind::Sealed, table[unit / page_units].page) + head.offset,
+                static_cast<int>(head.value.end()), unit % page_units, page_units);
 }
 
 }  // namespace kvtilt::cuda

@@ -187,12 +187,8 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
 template <class Threads>
 KVTILT_HD void prefetch_tile(Threads& threads, const SourceTile& tile, int page_tiles,
                              int head_bytes) {
-  constexpr int line = 128;
-  if (tile.source != TileSource::Sealed) return;
-  KVTILT_DEVICE_LOOP
-  for (int at = (threads.lane() * page_tiles + tile.at.index) * line; at < head_bytes;
-       at += warp_lanes * page_tiles * line)
-    threads.prefetch(tile.at.block + at);
+  if (tile.source == TileSource::Sealed)
+    prefetch_part(threads, tile.at.block, head_bytes, tile.at.index, page_tiles);
 }
 
 /// One warp's tile. What lies in absent slots, scales and minima included, may be NaN: keys there

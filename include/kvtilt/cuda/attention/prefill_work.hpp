@@ -9,6 +9,7 @@
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/sequence_state.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -70,8 +71,7 @@ struct TileList {
   [[nodiscard]] KVTILT_HD int total() const { return past.total() + chunk_end - chunk_first; }
   [[nodiscard]] KVTILT_HD int units() const { return ceil_div(total(), unit_tiles); }
 
-  /// table  of the sequence, from its first page on; read where rules hide something, as often as a
-  ///        binary search does
+  /// table  of the sequence; read where rules hide something, as often as a binary search does
   [[nodiscard]] KVTILT_HD static TileList of(const AttendArguments& arguments,
                                              const SequenceState& state, const PageSlot* table,
                                              const RowTile& rows) {
@@ -96,10 +96,11 @@ struct TileList {
     const LayerStorage& layer = arguments.layer;
     const AttendRules& rules = arguments.rules;
     const std::int64_t end = rules.end_position;
-    const int pages = state.page_end - state.first_page;
-    page_first = pages_before(table, pages, begin, true);
-    const int shown = pages_before(table, pages, end, false) - page_first;
-    past.page_units = begin < end && shown > 0 ? shown * (layer.page_tokens / tile_extent) : 0;
+    SequenceState seen = state;
+    keep_pages(seen, table, begin, end);
+    page_first = seen.first_page - state.first_page;
+    past.page_units =
+        begin < end ? (seen.page_end - seen.first_page) * (layer.page_tokens / tile_extent) : 0;
     if ((rules.keep_sinks != 0 ? rules.first_position : begin) >= layer.sink_tokens || end <= 0)
       past.sink_tiles = 0;
     const TileRange tail = TileRange::of(state.tail_start, state.length, begin, end);
@@ -112,25 +113,6 @@ struct TileList {
       chunk_first = 0;
       chunk_end = 1;
     }
-  }
-
-  /// How many pages begin before a position, or `whole`: end no later. Positions ascend, but pages
-  /// need not be full, nor follow each other.
-  KVTILT_HD static int pages_before(const PageSlot* table, int pages, std::int64_t position,
-                                    bool whole) {
-    int found = 0;
-    KVTILT_DEVICE_LOOP
-    for (int beyond = pages; found < beyond;) {
-      const int middle = (found + beyond) / 2;
-      const PageSlot slot = table[middle];
-      const bool before =
-          whole ? slot.first_position + slot.tokens <= position : slot.first_position < position;
-      if (before)
-        found = middle + 1;
-      else
-        beyond = middle;
-    }
-    return found;
   }
 };
 
@@ -211,8 +193,7 @@ struct PrefillItem {
     item.rows = row_tile(arguments, tile_starts, block_rows, tile);
     item.slot = attend.batch.slots[item.rows.sequence];
     item.state = attend.layer.states[item.slot];
-    item.list = TileList::of(attend, item.state,
-                             attend.layer.table(item.slot) + item.state.first_page, item.rows);
+    item.list = TileList::of(attend, item.state, attend.layer.table(item.slot), item.rows);
     return item;
   }
 };

@@ -32,18 +32,13 @@ KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
 KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot,
                                   SequenceState& state) {
   const AttendRules& rules = arguments.rules;
-  const PageSlot* table = arguments.layer.table(slot);
   std::int64_t from = rules.first_position;
   if (rules.window > 0 && rules.window != arguments.layer.window) {
     const std::int64_t oldest = state.length - arguments.queries - rules.window + 1;
     if (oldest > from) from = oldest;
   }
-  if (from > 0) state.first_page = entry_at(state, table, from);
-  if (rules.end_position < state.tail_start) {
-    const std::int32_t end = entry_at(state, table, rules.end_position);
-    const bool begins = end < state.page_end && table[end].first_position < rules.end_position;
-    state.page_end = end + (begins ? 1 : 0);
-  }
+  if (from > 0 || rules.end_position < state.tail_start)
+    keep_pages(state, arguments.layer.table(slot), from, rules.end_position);
 }
 
 /// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to

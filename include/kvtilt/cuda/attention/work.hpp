@@ -80,6 +80,16 @@ KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const Sequenc
   return counts;
 }
 
+/// Brings the lines of a part of a block closer, one of `parts` that share them out.
+template <class Threads>
+KVTILT_HD void prefetch_part(const Threads& threads, const std::byte* block, int bytes, int part,
+                             int parts) {
+  constexpr int line = 128;
+  KVTILT_DEVICE_LOOP
+  for (int at = (threads.lane() * parts + part) * line; at < bytes; at += warp_lanes * parts * line)
+    threads.prefetch(block + at);
+}
+
 /// Bytes of 16 tokens of one head in 16 bits.
 KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
   return static_cast<std::uint32_t>(dim / tile_extent) * 512;

@@ -88,7 +88,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   if (threads.warp() == 0) {
     if (page >= 0) team.seal.block = layer.block(PageKind::Sealed, page) + sealed.offset;
     threads.sync_warp();
-    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team);
+    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team.slots[0]);
   }
   if (exists && ((team.work & ~team.heavy) >> member & 1u) != 0 && threads.warp() > 0)
     detail::write_light(threads, arguments, team, member, head,
@@ -118,7 +118,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   }
   threads.sync();
   if (threads.thread() == 0) {
-    team.last = detail::arrive(threads, layer, team) == last;
+    team.last = detail::arrive(threads, layer, team.slots[0]) == last;
     threads.fence();
   }
   threads.sync();

@@ -216,6 +216,13 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   return true;
 }
 
+/// How many blocks were here before, of those that share a sequence's counter: for one thread. What
+/// the block has read is then free to be changed by the last one.
+template <class Threads>
+KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer, int sequence) {
+  return threads.atomic_add_release(layer.arrivals + sequence, 1);
+}
+
 /// Everything that append does to a head.
 KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
   const TailBlocks tail = tail_blocks(plan, layer.page_tokens);

@@ -281,14 +281,6 @@ KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared&
   finish_seal(threads, team, fit);
 }
 
-/// How many of the team's blocks were here before: for one thread. What the block has read is then
-/// free to be changed by the last one.
-template <class Threads>
-KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer,
-                               const TeamShared& team) {
-  return threads.atomic_add_release(layer.arrivals + team.slots[0], 1);
-}
-
 /// A warp of the last block publishes the states of sequences whose tables keep their order.
 template <class Threads>
 KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,

@@ -142,13 +142,6 @@ KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& argu
   }
 }
 
-/// How many blocks of the sequence were here before: for one thread, behind a sync(). What the
-/// block has read is then free to be changed by the last one.
-template <class Threads>
-KVTILT_HD std::uint32_t arrive(const Threads& threads, const AppendShared& shared) {
-  return threads.atomic_add_release(shared.arguments.layer.arrivals + shared.work.sequence, 1);
-}
-
 /// The last block of a sequence makes the rest visible: what the others still write is seen by the
 /// kernels that follow. `before`: what thread 0 was told when it arrived.
 template <class Threads>
@@ -256,13 +249,17 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   if (!detail::plan_head(threads, arguments, sequence, head, unit == 0 && head == 0)) return;
   auto& shared = *reinterpret_cast<detail::PackShared*>(threads.shared());
   detail::plan_unit(threads, shared, unit, units);
+  const auto arrive = [&] {
+    const detail::AppendShared& append = shared.append;
+    return detail::arrive(threads, append.arguments.layer, append.work.sequence);
+  };
   // A page reads neither state nor table any more.
   std::uint32_t before = 0;
-  if (threads.thread() == 0 && shared.old.empty()) before = detail::arrive(threads, shared.append);
+  if (threads.thread() == 0 && shared.old.empty()) before = arrive();
   detail::fill_unit(threads, shared);
   if (!shared.old.empty()) {
     threads.sync();
-    if (threads.thread() == 0) before = detail::arrive(threads, shared.append);
+    if (threads.thread() == 0) before = arrive();
   }
   detail::publish_last(threads, shared, before);
 }

@@ -69,6 +69,16 @@ KVTILT_HD constexpr std::int32_t entry_at(const SequenceState& state, const Page
   return low;
 }
 
+/// Leaves only those pages in use that hold positions from `from` to end - 1; of an empty range maybe
+/// the one that it lies in.
+KVTILT_HD constexpr void keep_pages(SequenceState& state, const PageSlot* table, std::int64_t from,
+                                    std::int64_t end) {
+  state.first_page = entry_at(state, table, from);
+  const std::int32_t last = entry_at(state, table, end);
+  const bool begins = last < state.page_end && table[last].first_position < end;
+  state.page_end = last + (begins ? 1 : 0);
+}
+
 namespace detail {
 
 template <class Threads>
