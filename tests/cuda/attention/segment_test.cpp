@@ -197,6 +197,19 @@ TEST(AttendSegment, LittleWorkIsCutIntoWholeChunks) {
   EXPECT_EQ(narrow.most_items, 1);
 }
 
+TEST(AttendSegment, FewHeadsAreNotCutIntoMorePartsThanAreWorthMerging) {
+  // One head, 131,072 tokens: 264 blocks could have 2 pages a warp, and one would merge 257 parts.
+  const DecodeLaunch launch({131072}, 1, 4, 1);
+  const DecodeCover cover(launch, 264, 4);
+  EXPECT_EQ(cover.most, 7 * 4);
+  EXPECT_EQ(cover.blocks, 74);
+  EXPECT_EQ(cover.most_items, 1);
+  // Of two sequences the longer one decides.
+  const DecodeCover ragged(DecodeLaunch({131072, 1024}, 1, 4, 1), 264, 4);
+  EXPECT_EQ(ragged.most, 7 * 4);
+  EXPECT_EQ(ragged.blocks, 74 + 1);
+}
+
 TEST(AttendSegment, MuchWorkIsCutEvenly) {
   const DecodeLaunch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
   const DecodeCover cover(launch, 264, 4);
