@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,13 @@ TEST(TensorView, KnowsItsElementType) {
   EXPECT_EQ(TensorView(static_cast<const float*>(nullptr), 1, 1, 8).type, ElementType::F32);
   EXPECT_EQ(TensorView(static_cast<const F16*>(nullptr), 1, 1, 8).type, ElementType::F16);
   EXPECT_EQ(TensorView(static_cast<const BF16*>(nullptr), 1, 1, 8).type, ElementType::BF16);
+  for (const ElementType type : {ElementType::F32, ElementType::F16, ElementType::BF16}) {
+    std::vector<std::byte> data(3 * 2 * 8 * element_bytes(type));
+    const MutableTensorView view(data.data(), type, 3, 2, 8);
+    EXPECT_EQ(view.type, type);
+    EXPECT_EQ(view.address(2, 1), data.data() + 40 * element_bytes(type));
+    EXPECT_EQ(TensorView(data.data(), type, 3, 2, 8).head_stride, 8);
+  }
   EXPECT_EQ(std::string(to_string(ElementType::F32)), "f32");
   EXPECT_EQ(std::string(to_string(ElementType::F16)), "f16");
   EXPECT_EQ(std::string(to_string(ElementType::BF16)), "bf16");

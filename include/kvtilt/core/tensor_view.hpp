@@ -36,6 +36,16 @@ struct TensorView {
       : TensorView(data_, ElementType::F16, tokens_, heads_, dim_) {}
   constexpr TensorView(const BF16* data_, std::int64_t tokens_, int heads_, int dim_)
       : TensorView(data_, ElementType::BF16, tokens_, heads_, dim_) {}
+  /// Of elements whose type only the running program knows.
+  constexpr TensorView(const void* data_, ElementType type_, std::int64_t tokens_, int heads_,
+                       int dim_)
+      : data(data_),
+        type(type_),
+        tokens(tokens_),
+        heads(heads_),
+        dim(dim_),
+        token_stride(static_cast<std::int64_t>(heads_) * dim_),
+        head_stride(dim_) {}
 
   [[nodiscard]] constexpr TensorView with_strides(std::int64_t token, std::int64_t head) const {
     TensorView view = *this;
@@ -49,17 +59,6 @@ struct TensorView {
   [[nodiscard]] const T* row(std::int64_t token, int head) const {
     return static_cast<const T*>(data) + token * token_stride + head * head_stride;
   }
-
- private:
-  constexpr TensorView(const void* data_, ElementType type_, std::int64_t tokens_, int heads_,
-                       int dim_)
-      : data(data_),
-        type(type_),
-        tokens(tokens_),
-        heads(heads_),
-        dim(dim_),
-        token_stride(static_cast<std::int64_t>(heads_) * dim_),
-        head_stride(dim_) {}
 };
 
 /// The same to be written. It is also a TensorView: what was written can be read.
@@ -71,6 +70,9 @@ struct MutableTensorView : TensorView {
       : TensorView(data_, tokens_, heads_, dim_) {}
   constexpr MutableTensorView(BF16* data_, std::int64_t tokens_, int heads_, int dim_)
       : TensorView(data_, tokens_, heads_, dim_) {}
+  constexpr MutableTensorView(void* data_, ElementType type_, std::int64_t tokens_, int heads_,
+                              int dim_)
+      : TensorView(data_, type_, tokens_, heads_, dim_) {}
 
   [[nodiscard]] constexpr MutableTensorView with_strides(std::int64_t token,
                                                          std::int64_t head) const {
