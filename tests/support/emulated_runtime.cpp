@@ -41,6 +41,9 @@ int current_device = 0;
 constexpr int shared_per_block(int device) { return 227 << 10 >> device; }
 constexpr int shared_per_multiprocessor(int device) { return shared_per_block(device) + 1024; }
 
+/// While any stream is captured, what allocates, frees or waits for the device is refused.
+int captures = 0;
+
 /// Waiting for a stream ends its capture; so must every test that does it.
 cudaError_t waited(cudaStream_t stream) {
   return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
@@ -148,12 +151,16 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
+  if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
   const std::size_t padded = (bytes + 255) / 256 * 256;
   *memory = std::aligned_alloc(256, padded);
   std::memset(*memory, 0xff, padded);
   return cudaSuccess;
 }
-cudaError_t cudaFree(void* memory) { return std::free(memory), cudaSuccess; }
+cudaError_t cudaFree(void* memory) {
+  if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
+  return std::free(memory), cudaSuccess;
+}
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
   if (stream_of(stream).graph != nullptr) return cudaErrorStreamCaptureUnsupported;
@@ -171,7 +178,9 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
   return cudaMemsetAsync(to, value, bytes, nullptr);
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  return kvtilt::test::captures > 0 ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return kvtilt::test::waited(stream); }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
@@ -189,10 +198,12 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   stream_of(stream).graph = new std::vector<kvtilt::test::Launch>;
+  ++kvtilt::test::captures;
   return cudaSuccess;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   *graph = reinterpret_cast<cudaGraph_t>(std::exchange(stream_of(stream).graph, nullptr));
+  --kvtilt::test::captures;
   return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* replay, cudaGraph_t graph, unsigned long long) {
