@@ -101,8 +101,10 @@ TEST(LayerStorage, PagesThatAreReadAlikeHaveOneFingerprint) {
       of({2, 64, 80}, {four}, 64),
       of({2, 80, 64}, {four}, 64),
       of({1, 64, 64}, {four}, 64),
+      of({1, 64, 64}, {values}, 64),
+      of({1, 64, 64}, {{Format{}, keys(4, 64, RangeRule::MinMax).key}}, 64),
   };
-  EXPECT_EQ(others.size(), 11u);
+  EXPECT_EQ(others.size(), 13u);
   const LayerShape shape{2, 64, 64};
   EXPECT_EQ(
       describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, {four}, 64, 4)).fingerprint,

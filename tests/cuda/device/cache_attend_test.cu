@@ -240,7 +240,7 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   const cuda::Attention attention = make_attention(presets::k4v2);
   const auto prefill =
       cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
-  constexpr int rows = 300;
+  constexpr int rows = 40;
   const Rows<float> queries = random_queries(random, attended_layer, rows, ratio);
   const std::size_t attend_bytes = attention.workspace_bytes(1, rows, queries.heads);
   const std::size_t prefill_bytes = prefill.workspace_bytes(1, rows, queries.heads);
