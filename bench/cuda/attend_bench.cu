@@ -79,7 +79,7 @@ void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = 
                            static_cast<std::uint32_t>(elements / 2), 1, 0, 5);
   const std::size_t workspace_bytes = attention->workspace_bytes(sequences, 1, row.query_heads);
   DeviceArray<std::byte> workspace(workspace_bytes);
-  KVTILT_CHECK(cudaMemset(workspace.data(), 0, workspace_bytes));
+  check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();
   const TensorView query_view(queries.data(), sequences, row.query_heads, head_dim);
   const MutableTensorView out_view(out.data(), sequences, row.query_heads, head_dim);
@@ -87,7 +87,7 @@ void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = 
   const double seconds = replayed_seconds(launches, [&](int i, cudaStream_t stream) {
     const LayerData& set = *sets[static_cast<std::size_t>(i) % sets.size()];
     check(attention->attend(set.layer(), set.batch(), query_view, out_view, nullptr, {},
-                            workspace.data(), stream));
+                            {workspace.data(), workspace_bytes}, stream));
   });
   const double rate = static_cast<double>(sets[0]->bytes()) / seconds;
   report.add(name + "/time", seconds * 1e6, "us");

@@ -65,13 +65,14 @@ void measure(const Row& row, Report& report) {
   DeviceArray<F16> out(elements(row.query_heads));
   const std::size_t workspace_bytes = attention.workspace_bytes(row.batch, rows, row.query_heads);
   DeviceArray<std::byte> workspace(workspace_bytes);
-  KVTILT_CHECK(cudaMemset(workspace.data(), 0, workspace_bytes));
+  check(attention.prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();
   const double seconds = replayed_seconds(4, [&](int, cudaStream_t stream) {
     check(attention.attend_prefill(
         data.layer(), data.batch(), nullptr, {queries.data(), rows, row.query_heads, head_dim},
         {keys.data(), rows, row.kv_heads, head_dim}, {values.data(), rows, row.kv_heads, head_dim},
-        {out.data(), rows, row.query_heads, head_dim}, nullptr, {}, workspace.data(), stream));
+        {out.data(), rows, row.query_heads, head_dim}, nullptr, {},
+        {workspace.data(), workspace_bytes}, stream));
   });
   const double pairs = static_cast<double>(row.chunk) *
                        (static_cast<double>(row.past) + (static_cast<double>(row.chunk) + 1) / 2);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <span>
 #include <vector>
 
 namespace {
@@ -44,8 +45,10 @@ kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* s
       cuda::PrefillAttention::create<Kernels>(shape.layers[0], presets::k4v2);
   if (!prefill) return std::move(prefill).take_status();
   constexpr int chunk = 128;
-  void* prefill_workspace =
-      device_array<std::byte>(prefill->workspace_bytes(1, chunk, query_heads));
+  const std::size_t prefill_bytes = prefill->workspace_bytes(1, chunk, query_heads);
+  const std::span<std::byte> prefill_workspace(device_array<std::byte>(prefill_bytes),
+                                               prefill_bytes);
+  KVTILT_RETURN_IF_ERROR(prefill->prepare(prefill_workspace, stream));
 
   std::vector<SequenceId> chats;
   for (const int prompt : {300, 20}) {
@@ -59,18 +62,20 @@ kvtilt::Status decode(const kvtilt::F16* rows, kvtilt::F16* out, std::int32_t* s
       const int tokens = prompt - first < chunk ? prompt - first : chunk;
       const TensorView keys(rows, tokens, kv_heads, head_dim);
       for (int layer = 0; layer < layers; ++layer) {
-        KVTILT_RETURN_IF_ERROR(prefill->attend_prefill(
-            *cache->view(layer), alone->device, nullptr,
-            TensorView(rows, tokens, query_heads, head_dim), keys, keys,
-            MutableTensorView(out, tokens, query_heads, head_dim), nullptr, {}, prefill_workspace,
-            stream));
+        KVTILT_RETURN_IF_ERROR(
+            prefill->attend_prefill(*cache->view(layer), alone->device, nullptr,
+                                    TensorView(rows, tokens, query_heads, head_dim), keys, keys,
+                                    MutableTensorView(out, tokens, query_heads, head_dim), nullptr,
+                                    {}, prefill_workspace, stream));
         KVTILT_RETURN_IF_ERROR(cache->append(*chat, layer, keys, keys, stream));
       }
     }
   }
   Result<cuda::SequenceBatch> batch = cache->batch(chats, {slots, 2}, stream);
   if (!batch) return std::move(batch).take_status();
-  void* workspace = device_array<std::byte>(attention->workspace_bytes(2, 1, query_heads));
+  const std::size_t bytes = attention->workspace_bytes(2, 1, query_heads);
+  const std::span<std::byte> workspace(device_array<std::byte>(bytes), bytes);
+  KVTILT_RETURN_IF_ERROR(attention->prepare(workspace, stream));
   for (int layer = 0; layer < layers; ++layer) {
     KVTILT_RETURN_IF_ERROR(cache->append(*batch, layer, TensorView(rows, 2, kv_heads, head_dim),
                                          TensorView(rows, 2, kv_heads, head_dim), stream));

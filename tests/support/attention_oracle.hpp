@@ -92,7 +92,8 @@ struct OracleRow {
   double lse = 0.0;
   double bound = 0.0;  ///< of every element of out
   double lse_bound = 0.0;
-  bool empty = false;  ///< nothing visible: out is 0, lse minus infinity
+  double value_norm = 0.0;  ///< of options_oracle.hpp: weighted mean of the values' norms
+  bool empty = false;       ///< nothing visible: out is 0, lse minus infinity
 };
 
 /// Attention of one query over the positions [first, last].

@@ -95,11 +95,17 @@ inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shap
     const double weight = std::exp(logits[i] - largest);
     sum += weight;
     row.empty = false;
-    for (int c = 0; c < shape.value_dim; ++c)
-      row.out[static_cast<std::size_t>(c)] += weight * static_cast<double>(seen[i]->value[c]);
+    double squares = 0.0;
+    for (int c = 0; c < shape.value_dim; ++c) {
+      const double value = static_cast<double>(seen[i]->value[c]);
+      row.out[static_cast<std::size_t>(c)] += weight * value;
+      squares += value * value;
+    }
+    row.value_norm += weight * std::sqrt(squares);
   }
   if (row.empty) return row;
   for (double& x : row.out) x /= sum;
+  row.value_norm /= sum;
   row.lse = largest + std::log(sum);
   row.lse_bound = 1e-5 + 8.0 * 0x1p-24 * product + 0x1p-21 * cap;
   row.bound = row.lse_bound * largest_value;

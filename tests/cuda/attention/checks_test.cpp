@@ -6,6 +6,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstddef>
+#include <span>
+#include <string>
 #include <vector>
 
 namespace kvtilt::cuda {
@@ -61,54 +64,101 @@ TEST(AttendChecks, AMixedKernelFitsHeadsOfItsOwnRecipes) {
 }
 
 TEST(AttendChecks, NoKernelSaysWhatIsMissing) {
-  EXPECT_THAT(no_kernel(shape, resolved(presets::k4v2), 64, "add it").message(),
+  const auto message = [](const LayerShape& of, const std::vector<Recipe>& recipes, int page) {
+    const ServedLayers layers = ServedLayers::make(of, recipes, page).value();
+    return std::string(no_kernel(layers, "add it").message());
+  };
+  EXPECT_THAT(message(shape, {presets::k4v2}, 64),
               HasSubstr("head dimensions 64 and 64 in pages of 64 tokens: add it"));
-  EXPECT_THAT(no_kernel(shape, resolved(presets::k4v2), 63, "add it").message(),
-              HasSubstr("32, 64 or 128"));
-  constexpr LayerShape narrow{2, 80, 80};
-  const auto odd = resolve_recipes(narrow, {presets::per_channel_keys(3, 3)}, 32).value();
-  EXPECT_THAT(no_kernel(narrow, odd, 32, "add it").message(), HasSubstr("do not fill the words"));
+  EXPECT_THAT(message(shape, {presets::k4v2, presets::k8v4}, 64), HasSubstr("other heads'"));
+  EXPECT_THAT(message({2, 80, 80}, {presets::per_channel_keys(3, 3)}, 32),
+              HasSubstr("do not fill the words"));
 }
 
-class AttendChecksHostile : public ::testing::Test {
- protected:
-  AttendChecksHostile() {
-    layer_.kv_heads = 2;
-    layer_.key_dim = layer_.value_dim = 64;
-    layer_.page_tokens = 64;
+TEST(AttendChecksHostile, LayersThatNoCacheHasAreRefused) {
+  const auto message = [](const LayerShape& of, int page) {
+    const auto layers = ServedLayers::make(of, {presets::k4v2}, page);
+    EXPECT_EQ(layers.code(), ErrorCode::InvalidArgument);
+    return std::string(layers.message());
+  };
+  EXPECT_THAT(message({0, 64, 64}, 64), HasSubstr("0 kv heads"));
+  EXPECT_THAT(message({-1, 64, 64}, 64), HasSubstr("kv_heads is -1"));
+  EXPECT_THAT(message({2, 64, 0}, 64), HasSubstr("value 0"));
+  EXPECT_THAT(message({2, 64, 64, -5}, 64), HasSubstr("window is -5"));
+  for (const int page : {-64, 0, 48, 63})
+    EXPECT_THAT(message(shape, page), HasSubstr("must be 32, 64 or 128"));
+}
+
+/// A layer with a cache's numbers, and no memory.
+LayerStorage storage_of(const std::vector<Recipe>& recipes) {
+  const auto all = resolve_recipes(shape, recipes, 64).value();
+  return describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, all, 64, 4));
+}
+
+TEST(AttendChecks, LayersAreServedWhosePagesAreReadAlike) {
+  const ServedLayers k4v2 = ServedLayers::make(shape, {presets::k4v2}, 64).value();
+  const auto minmax = [](Recipe recipe) {
+    recipe.key.rule = recipe.value.rule = RangeRule::MinMax;
+    return recipe;
+  };
+  const std::vector<std::vector<Recipe>> alike = {{presets::k4v2},
+                                                  {presets::k4v2, presets::k4v2},
+                                                  {parse_recipe("k4v2:g64,64").value()},
+                                                  {minmax(presets::k4v2)}};
+  for (const auto& recipes : alike) EXPECT_TRUE(k4v2.check(storage_of(recipes)).ok());
+  const Recipe k4v2c = parse_recipe("k4v2c").value();
+  const std::vector<std::vector<Recipe>> others = {{presets::k8v4},
+                                                   {presets::k2v2},
+                                                   {presets::k16v16},
+                                                   {k4v2c},
+                                                   {parse_recipe("k4v2:g32,64").value()},
+                                                   {presets::k4v2, presets::k8v4},
+                                                   {presets::k4v2, k4v2c}};
+  for (const auto& recipes : others) {
+    const Status status = k4v2.check(storage_of(recipes));
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument) << recipe_names(recipes);
+    EXPECT_THAT(status.message(), HasSubstr("not those of k4v2:g64,64"));
   }
+  const ServedLayers mixed = ServedLayers::make(shape, {presets::k4v2, presets::k8v4}, 64).value();
+  EXPECT_TRUE(mixed.check(storage_of({presets::k4v2, presets::k8v4})).ok());
+  EXPECT_FALSE(mixed.check(storage_of({presets::k8v4, presets::k4v2})).ok());
+}
+
+class LaunchChecksHostile : public ::testing::Test {
+ protected:
   Status check(std::int64_t each = 2) const {
-    return check_launch(shape, 64, layer_, batch_, queries_, out_, options_, each, workspace_);
+    return check_launch(served_, layer_, batch_, queries_, out_, options_, each);
   }
 
   float numbers_[1] = {};
-  LayerStorage layer_{};
+  ServedLayers served_ = ServedLayers::make(shape, {presets::k4v2}, 64).value();
+  LayerStorage layer_ = storage_of({presets::k4v2});
   Batch batch_{nullptr, 3};
   TensorView queries_{numbers_, 6, 8, 64};
   MutableTensorView out_{numbers_, 6, 8, 64};
   DeviceAttendOptions options_;
-  const void* workspace_ = numbers_;
 };
 
-TEST_F(AttendChecksHostile, ALaunchSaysWhatCannotBeMeant) {
+TEST_F(LaunchChecksHostile, ALaunchSaysWhatCannotBeMeant) {
   EXPECT_TRUE(check().ok());
   batch_.count = 0;
-  EXPECT_THAT(check().message(), HasSubstr("1 to 1024 sequences, not 0"));
+  EXPECT_THAT(check().message(), HasSubstr("6 queries of 0 sequences"));
+  batch_.count = -1;
+  EXPECT_THAT(check().message(), HasSubstr("at most 1024 sequences, not -1"));
   batch_.count = max_attend_sequences + 1;
   EXPECT_FALSE(check().ok());
   batch_.count = 3;
   layer_.page_tokens = 32;
   EXPECT_THAT(check().message(), HasSubstr("in pages of 32; this is for"));
-  layer_.page_tokens = 64;
+  layer_ = storage_of({presets::k8v4});
+  EXPECT_THAT(check().message(), HasSubstr("create one with the layer's own recipes"));
+  layer_ = storage_of({presets::k4v2});
   queries_.heads = 7;
   EXPECT_THAT(check().message(), HasSubstr("a multiple of 2 kv heads"));
   queries_.heads = 8;
   out_.dim = 32;
   EXPECT_THAT(check().message(), HasSubstr("the output is [6, 8, 32]"));
   out_.dim = 64;
-  workspace_ = nullptr;
-  EXPECT_THAT(check().message(), HasSubstr("workspace is null"));
-  workspace_ = numbers_;
   layer_.window = 10;
   options_.window = 20;
   EXPECT_THAT(check().message(), HasSubstr("window 20 is wider than the layer's 10"));
@@ -117,6 +167,32 @@ TEST_F(AttendChecksHostile, ALaunchSaysWhatCannotBeMeant) {
   options_.tree_mask = tree;
   EXPECT_TRUE(check(64).ok());
   EXPECT_THAT(check(65).message(), HasSubstr("at most 64 queries, not 65"));
+}
+
+TEST_F(LaunchChecksHostile, NothingAskedIsFine) {
+  queries_ = {static_cast<const float*>(nullptr), 0, 8, 64};
+  out_ = {static_cast<float*>(nullptr), 0, 8, 64};
+  EXPECT_TRUE(check(0).ok());
+  batch_.count = 0;
+  EXPECT_TRUE(check(0).ok());
+}
+
+TEST(AttendChecksHostile, AWorkspaceHasItsBytesAligned) {
+  alignas(16) std::byte memory[32];
+  const std::span<std::byte> all(memory);
+  EXPECT_TRUE(check_workspace(all, 32).ok());
+  EXPECT_TRUE(check_workspace({}, 0).ok());
+  EXPECT_THAT(check_workspace(all, 33).message(), HasSubstr("has 32 bytes, 33 are needed"));
+  EXPECT_THAT(check_workspace(all.subspan(8), 8).message(), HasSubstr("not aligned to 16 bytes"));
+  EXPECT_THAT(check_workspace({static_cast<std::byte*>(nullptr), 8}, 8).message(),
+              HasSubstr("is null, with 8 bytes"));
+}
+
+TEST(AttendChecks, KvHeadsHaveAsManyQueryHeads) {
+  const ServedLayers layers = ServedLayers::make(shape, {presets::k4v2}, 64).value();
+  for (const int heads : {2, 4, 64}) EXPECT_TRUE(layers.takes(heads));
+  for (const int heads : {-2, 0, 1, 3}) EXPECT_FALSE(layers.takes(heads));
+  EXPECT_FALSE(ServedLayers{}.takes(4)) << "of an object that was not created";
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <set>
 #include <utility>
 #include <vector>
@@ -74,6 +75,40 @@ TEST(LayerStorage, APageHasSlicesOfEightElementsForAThread) {
   EXPECT_EQ(append_slices(32, 64, 64), 4);
   EXPECT_EQ(append_slices(64, 80, 80), 16);
   EXPECT_EQ(append_slices(128, 576, 512), most_slices);
+}
+
+TEST(LayerStorage, PagesThatAreReadAlikeHaveOneFingerprint) {
+  const auto of = [](const LayerShape& shape, const std::vector<Recipe>& recipes, int tokens) {
+    return layout_fingerprint(PageLayout::make(shape, recipes, tokens));
+  };
+  const auto keys = [](int bits, int group, RangeRule rule) {
+    return Recipe{{bits, Granularity::PerChannel, group, rule}, Format{}};
+  };
+  const Recipe four = keys(4, 32, RangeRule::MinMax);
+  EXPECT_EQ(of({2, 64, 64}, {four}, 64), of({2, 64, 64}, {four, four}, 64));
+  EXPECT_EQ(of({2, 64, 64}, {four}, 64), of({2, 64, 64}, {keys(4, 32, RangeRule::MinMse)}, 64));
+  const Recipe by_token{{4, Granularity::PerToken, 32, RangeRule::MinMax}, Format{}};
+  const Recipe values{Format{}, four.key};
+  const std::set<std::uint64_t> others = {
+      of({2, 64, 64}, {four}, 64),
+      of({2, 64, 64}, {keys(5, 32, RangeRule::MinMax)}, 64),
+      of({2, 64, 64}, {keys(4, 64, RangeRule::MinMax)}, 64),
+      of({2, 64, 64}, {by_token}, 64),
+      of({2, 64, 64}, {values}, 64),
+      of({2, 64, 64}, {four, values}, 64),
+      of({2, 64, 64}, {values, four}, 64),
+      of({2, 64, 64}, {four}, 32),
+      of({2, 64, 80}, {four}, 64),
+      of({2, 80, 64}, {four}, 64),
+      of({1, 64, 64}, {four}, 64),
+      of({1, 64, 64}, {values}, 64),
+      of({1, 64, 64}, {{Format{}, keys(4, 64, RangeRule::MinMax).key}}, 64),
+  };
+  EXPECT_EQ(others.size(), 13u);
+  const LayerShape shape{2, 64, 64};
+  EXPECT_EQ(
+      describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, {four}, 64, 4)).fingerprint,
+      of(shape, {four}, 64));
 }
 
 TEST(LayerStorage, FindsTablesAndHeads) {

@@ -2,80 +2,23 @@
 // Attention over what a device cache holds, by the calls that an engine makes, against float64.
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
+#include <kvtilt/cuda/cache/page_tables.cuh>
 
-#include "support.cuh"
-#include "support/device_prefill.hpp"
-#include "support/some_kernels.hpp"
+#include "attended.cuh"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <set>
+#include <span>
+#include <string>
 #include <vector>
 
 namespace kvtilt::test {
 namespace {
-
-constexpr int ratio = 4;
-constexpr LayerShape attended_layer{2, 64, 64, 0};
-
-/// A cache, and sequences in it with a batch.
-struct Attended {
-  BothCaches both;
-  std::vector<BothIds> ids;
-  DeviceArray<std::int32_t> slots;
-  cuda::SequenceBatch batch{};
-  std::vector<LayerView> shown;
-
-  explicit Attended(const Recipe& recipe)
-      : both(CacheShape{{attended_layer}}, Plan::uniform(CacheShape{{attended_layer}}, recipe),
-             options()),
-        slots(8) {}
-
-  static cuda::CacheOptions options() {
-    cuda::CacheOptions options;
-    options.token_capacity = 8192;
-    options.max_sequences = 4;
-    return options;
-  }
-  [[nodiscard]] cuda::LayerStorage layer() const { return both.gpu.view(0).value(); }
-  [[nodiscard]] int count() const { return static_cast<int>(ids.size()); }
-  void make_batch() {
-    std::vector<SequenceId> gpu;
-    for (const BothIds& id : ids) gpu.push_back(id.gpu);
-    batch = both.gpu.batch(gpu, slots.span()).value();
-  }
-  const std::vector<LayerView>& views() {  // nvcc refuses it by value
-    shown.clear();
-    for (const BothIds& id : ids) shown.push_back(both.cpu.view(id.cpu, 0).value());
-    return shown;
-  }
-};
-
-/// A launch's arrays in device memory.
-struct Outputs {
-  DeviceRows<float> queries;
-  DeviceRows<float> out;
-  DeviceArray<float> lse;
-  DeviceArray<std::byte> workspace;
-
-  Outputs(const Rows<float>& asked, std::size_t workspace_bytes)
-      : queries(asked),
-        out(asked.tokens, asked.heads, attended_layer.value_dim),
-        lse(static_cast<std::size_t>(asked.tokens * asked.heads)),
-        workspace(std::vector<std::byte>(workspace_bytes)) {}
-  [[nodiscard]] Output get() const {
-    Output output(out.tokens, out.heads, out.dim);
-    output.out = out.get();
-    output.lse = lse.get();
-    return output;
-  }
-};
-
-cuda::Attention make_attention(const Recipe& recipe) {
-  return cuda::Attention::create<SomeKernels>(attended_layer, recipe).value();
-}
 
 TEST(DeviceCacheAttend, AfterForksAndTruncations) {
   KVTILT_SKIP_WITHOUT_GPU();
@@ -100,10 +43,11 @@ TEST(DeviceCacheAttend, AfterForksAndTruncations) {
     EXPECT_EQ(attention.is_generic(), recipe == presets::kivi2);
     const Rows<float> queries = random_queries(random, attended_layer, 3, ratio);
     const Outputs arrays(queries, attention.workspace_bytes(3, 1, queries.heads));
+    KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     for (int launch = 0; launch < 2; ++launch)
       KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
                                         arrays.out.out(), arrays.lse.data(), {},
-                                        arrays.workspace.data(), nullptr));
+                                        arrays.workspace.span(), nullptr));
     EXPECT_TRUE(is_close(cache.views(), queries, AttendOptions{}, arrays.get()))
         << to_string(recipe);
     KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
@@ -123,6 +67,7 @@ TEST(DeviceCacheAttend, AGraphReplaysStepsAsSequencesGrow) {
   const cuda::Attention attention = make_attention(presets::k4v2);
   Rows<float> queries = random_queries(random, attended_layer, count, ratio);
   Outputs arrays(queries, attention.workspace_bytes(count, 1, queries.heads));
+  KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
   DeviceRows<float> keys(count, 2, 64);
   DeviceRows<float> values(count, 2, 64);
   cudaStream_t stream = nullptr;
@@ -134,7 +79,7 @@ TEST(DeviceCacheAttend, AGraphReplaysStepsAsSequencesGrow) {
   KVTILT_EXPECT_OK(cache.both.gpu.append(cache.batch, 0, keys.view(), values.view(), stream));
   KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
                                     arrays.out.out(), arrays.lse.data(), {},
-                                    arrays.workspace.data(), stream));
+                                    arrays.workspace.span(), stream));
   expect_cuda(cudaStreamEndCapture(stream, &graph));
   expect_cuda(cudaGraphInstantiate(&replay, graph, 0));
   for (int step = 0; step < 80; ++step) {
@@ -177,10 +122,11 @@ TEST(DeviceCacheAttend, PromptsInChunks) {
       const DeviceArray<std::int32_t> indptr(chunks.indptr);
       const Rows<float> queries = packed(chunks.queries);
       const Outputs arrays(queries, attention.workspace_bytes(2, queries.tokens, queries.heads));
+      KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
       KVTILT_EXPECT_OK(attention.attend_prefill(cache.layer(), cache.batch.device, indptr.data(),
                                                 arrays.queries.view(), keys.view(), values.view(),
                                                 arrays.out.out(), arrays.lse.data(), {},
-                                                arrays.workspace.data(), nullptr));
+                                                arrays.workspace.span(), nullptr));
       EXPECT_TRUE(is_close(cache.views(), chunks, AttendOptions{}, arrays.get()))
           << to_string(recipe);
       for (std::size_t s = 0; s < 2; ++s) {
@@ -217,9 +163,10 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
     EXPECT_LE(attention.blocks(), most_blocks);
     most_blocks = attention.blocks();
     const Outputs arrays(queries, attention.workspace_bytes(1, 1, queries.heads));
+    KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
                                       arrays.out.out(), arrays.lse.data(), {},
-                                      arrays.workspace.data(), nullptr));
+                                      arrays.workspace.span(), nullptr));
     EXPECT_TRUE(is_close(cache.views(), queries, AttendOptions{}, arrays.get())) << device;
     const auto tuned =
         cuda::Attention::create<SomeKernels>(attended_layer, presets::k4v2, 64, {3, 4});
@@ -234,6 +181,55 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
   expect_cuda(cudaSetDevice(0));
 }
 
+/// Pages read as other recipes' would be NaN, or end behind the pool.
+TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(26);
+  Attended cache(presets::k4v2);
+  cache.ids.push_back(cache.both.open(400));
+  cache.both.append(cache.ids[0], random, 330);
+  cache.make_batch();
+  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
+  const DeviceRows<float> rows(1, 2, 64);
+  const DeviceArray<std::int32_t> indices(std::vector<std::int32_t>{0, 1});
+  const DeviceArray<std::int32_t> lengths(std::vector<std::int32_t>{100});
+  const DeviceArray<std::byte> tables(cuda::import_workspace_bytes(1, 2));
+  cuda::EngineTables engine;
+  engine.sequences = 1;
+  engine.indices = indices.data();
+  engine.stride = 2;
+  engine.lengths = lengths.data();
+  const cuda::LayerStorage layer = cache.layer();
+  const cuda::ImportedLayer imported =
+      cuda::import_tables(layer, engine, layer.pool[static_cast<int>(PageKind::Sealed)], 128, 2,
+                          tables.span())
+          .value();
+  for (const Recipe& recipe : {presets::k4v2, presets::k8v4, presets::kivi2}) {
+    const bool own = recipe == presets::k4v2;
+    const cuda::Attention attention = make_attention(recipe);
+    const auto prefill =
+        cuda::PrefillAttention::create<SomeKernels>(attended_layer, recipe).value();
+    const Outputs arrays(queries, attention.workspace_bytes(1, 1, queries.heads));
+    const DeviceArray<std::byte> chunks(prefill.workspace_bytes(1, 1, queries.heads));
+    KVTILT_EXPECT_OK(prefill.prepare(chunks.span(), nullptr));
+    KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
+    const auto attend = [&](const cuda::LayerStorage& of, const cuda::Batch& batch) {
+      return attention.attend(of, batch, arrays.queries.view(), arrays.out.out(), arrays.lse.data(),
+                              {}, arrays.workspace.span(), nullptr);
+    };
+    for (const Status& status :
+         {attend(layer, cache.batch.device), attend(imported.storage, imported.batch),
+          prefill.attend_prefill(layer, cache.batch.device, nullptr, arrays.queries.view(),
+                                 rows.view(), rows.view(), arrays.out.out(), arrays.lse.data(), {},
+                                 chunks.span(), nullptr)}) {
+      EXPECT_EQ(status.code(), own ? ErrorCode::Ok : ErrorCode::InvalidArgument);
+      if (!own)
+        EXPECT_THAT(status.message(),
+                    testing::HasSubstr("create one with the layer's own recipes"));
+    }
+  }
+}
+
 TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(25);
@@ -242,20 +238,117 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   cache.both.append(cache.ids[0], random, 330);
   cache.make_batch();
   const cuda::Attention attention = make_attention(presets::k4v2);
-  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
-  const Outputs arrays(queries, attention.workspace_bytes(1, 1, queries.heads) + 16);
-  const auto attend = [&](const cuda::LayerStorage& layer, std::byte* workspace) {
+  const auto prefill =
+      cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
+  constexpr int rows = 40;
+  const Rows<float> queries = random_queries(random, attended_layer, rows, ratio);
+  const std::size_t attend_bytes = attention.workspace_bytes(1, rows, queries.heads);
+  const std::size_t prefill_bytes = prefill.workspace_bytes(1, rows, queries.heads);
+  EXPECT_LT(attention.workspace_bytes(1, 1, queries.heads), attend_bytes);
+  EXPECT_LT(prefill.workspace_bytes(1, 1, queries.heads), prefill_bytes);
+  const Outputs arrays(queries, std::max(attend_bytes, prefill_bytes) + 16);
+  const std::span<std::byte> all = arrays.workspace.span();
+  const DeviceRows<float> chunk(rows, 2, 64);
+  const auto attend = [&](const cuda::LayerStorage& layer, std::span<std::byte> workspace) {
     return attention.attend(layer, cache.batch.device, arrays.queries.view(), arrays.out.out(),
                             arrays.lse.data(), {}, workspace, nullptr);
   };
-  const Status unaligned = attend(cache.layer(), arrays.workspace.data() + 8);
-  EXPECT_EQ(unaligned.code(), ErrorCode::InvalidArgument);
-  EXPECT_THAT(unaligned.message(), testing::HasSubstr("not aligned to 16 bytes"));
+  const auto attend_prefill = [&](std::span<std::byte> workspace) {
+    return prefill.attend_prefill(cache.layer(), cache.batch.device, nullptr, arrays.queries.view(),
+                                  chunk.view(), chunk.view(), arrays.out.out(), arrays.lse.data(),
+                                  {}, workspace, nullptr);
+  };
+  KVTILT_EXPECT_OK(attention.prepare(all, nullptr));
+  KVTILT_EXPECT_OK(attend(cache.layer(), all.first(attend_bytes)));
+  KVTILT_EXPECT_OK(prefill.prepare(all, nullptr));
+  KVTILT_EXPECT_OK(attend_prefill(all.first(prefill_bytes)));
+  const auto refused = [](const Status& status, const std::string& words) {
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+    EXPECT_THAT(status.message(), testing::HasSubstr(words));
+  };
+  refused(attend(cache.layer(), all.first(attend_bytes - 1)),
+          std::to_string(attend_bytes - 1) + " bytes, " + std::to_string(attend_bytes) + " are");
+  refused(attend_prefill(all.first(prefill_bytes - 1)),
+          std::to_string(prefill_bytes - 1) + " bytes, " + std::to_string(prefill_bytes) + " are");
+  refused(attend(cache.layer(), all.subspan(8)), "not aligned to 16 bytes");
+  refused(attend_prefill(all.subspan(8)), "not aligned to 16 bytes");
+  refused(attention.prepare(all.subspan(8), nullptr), "not aligned to 16 bytes");
   cuda::LayerStorage endless = cache.layer();
   endless.table_stride = std::int64_t{1} << 30;  // 2 kv heads: 2^31 units
-  const Status numbers = attend(endless, arrays.workspace.data());
-  EXPECT_EQ(numbers.code(), ErrorCode::InvalidArgument);
-  EXPECT_THAT(numbers.message(), testing::HasSubstr("more work than one launch can number"));
+  refused(attend(endless, all), "more work than one launch can number");
+
+  for (const int heads : {-4, 0, 1, 3}) {
+    EXPECT_EQ(attention.workspace_bytes(1, 10, heads), 0u) << heads;
+    EXPECT_EQ(prefill.workspace_bytes(1, 10, heads), 0u) << heads;
+  }
+  EXPECT_EQ(prefill.workspace_bytes(1, 10, 2 * (prefill.block_rows() + 1)), 0u);
+  EXPECT_EQ(attention.workspace_bytes(-1, 1, 4), 0u);
+  EXPECT_EQ(attention.workspace_bytes(1, -1, 4), 0u);
+  EXPECT_EQ(prefill.workspace_bytes(-1, 1, 4), 0u);
+  EXPECT_EQ(prefill.workspace_bytes(1, -1, 4), 0u);
+}
+
+TEST(DeviceCacheAttendHostile, ShapesWithoutACacheHaveNoAttention) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  for (const LayerShape& shape : {LayerShape{0, 64, 64}, LayerShape{-1, 64, 64},
+                                  LayerShape{2, 64, 64, -1}, LayerShape{2, 0, 64}})
+    for (const int page_tokens : {64, 0}) {
+      const auto attention =
+          cuda::Attention::create<SomeKernels>(shape, presets::k4v2, page_tokens);
+      EXPECT_EQ(attention.code(), ErrorCode::InvalidArgument);
+      const auto prefill =
+          cuda::PrefillAttention::create<SomeKernels>(shape, presets::k4v2, page_tokens);
+      EXPECT_EQ(prefill.code(), ErrorCode::InvalidArgument);
+    }
+}
+
+TEST(DeviceCacheAttend, CreateAndSupportsAgree) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  const auto same = [](const auto& created, const Result<cuda::KernelKind>& kind) {
+    EXPECT_EQ(created.code(), kind.code());
+    EXPECT_EQ(created.message(), kind.message());
+    if (kind.ok()) EXPECT_EQ(created->is_generic(), *kind == cuda::KernelKind::Generic);
+  };
+  std::set<int> seen;
+  for (const LayerShape& shape :
+       {attended_layer, LayerShape{2, 96, 96}, LayerShape{2, 64, 512}, LayerShape{}})
+    for (const Recipe& recipe :
+         {presets::k4v2, presets::k8v4, presets::kivi2, presets::per_channel_keys(9, 2)})
+      for (const int page_tokens : {32, 48, 64}) {
+        const auto attention = cuda::supports_attention<SomeKernels>(shape, recipe, page_tokens);
+        same(cuda::Attention::create<SomeKernels>(shape, recipe, page_tokens), attention);
+        same(cuda::PrefillAttention::create<SomeKernels>(shape, recipe, page_tokens),
+             cuda::supports_prefill<SomeKernels>(shape, recipe, page_tokens));
+        seen.insert(attention.ok() ? static_cast<int>(*attention)
+                                   : 10 + static_cast<int>(attention.code()));
+      }
+  EXPECT_EQ(seen.size(), 4u) << "fast, generic, InvalidArgument, Unsupported";
+}
+
+/// As append and truncate say of a batch that is empty.
+TEST(DeviceCacheAttend, NothingAskedIsNothingDone) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Attended cache(presets::k4v2);
+  cache.ids.push_back(cache.both.open(400));
+  cache.make_batch();
+  const cuda::Attention attention = make_attention(presets::k4v2);
+  const auto prefill =
+      cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
+  const auto nothing = [](int heads) {
+    return TensorView(static_cast<const float*>(nullptr), 0, heads, 64);
+  };
+  const MutableTensorView out(static_cast<float*>(nullptr), 0, 8, 64);
+  const auto none = cache.both.gpu.batch(std::vector<SequenceId>{}, {}).value();
+  for (const cuda::SequenceBatch& batch : {none, cache.batch}) {
+    KVTILT_EXPECT_OK(
+        attention.attend(cache.layer(), batch.device, nothing(8), out, nullptr, {}, {}, nullptr));
+    KVTILT_EXPECT_OK(prefill.attend_prefill(cache.layer(), batch.device, nullptr, nothing(8),
+                                            nothing(2), nothing(2), out, nullptr, {}, {}, nullptr));
+  }
+  const DeviceRows<float> some(3, 8, 64);
+  const Status lost = attention.attend(cache.layer(), none.device, some.view(), some.out(), nullptr,
+                                       {}, {}, nullptr);
+  EXPECT_THAT(lost.message(), testing::HasSubstr("3 queries of 0 sequences"));
 }
 
 }  // namespace

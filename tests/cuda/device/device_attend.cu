@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstring>
+#include <span>
 #include <utility>
 
 namespace kvtilt::test {
@@ -14,8 +15,8 @@ namespace {
 /// Device memory for the length of a call.
 class Bytes {
  public:
-  explicit Bytes(std::size_t size, int fill = 0xff) : size_(size) {
-    if (cudaMalloc(&data_, size) == cudaSuccess) cudaMemset(data_, fill, size);
+  explicit Bytes(std::size_t size) : size_(size) {
+    if (cudaMalloc(&data_, size) == cudaSuccess) cudaMemset(data_, 0xff, size);
   }
   template <class T>
   explicit Bytes(const std::vector<T>& items) : Bytes(items.size() * sizeof(T)) {
@@ -30,6 +31,7 @@ class Bytes {
   T* as() const {
     return static_cast<T*>(data_);
   }
+  [[nodiscard]] std::span<std::byte> span() const { return {as<std::byte>(), size_}; }
   template <class T>
   std::vector<T> read() const {
     std::vector<T> items(size_ / sizeof(T));
@@ -130,7 +132,8 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   const DeviceRows queries(call.queries, call.type, call.rows, call.query_heads,
                            call.shape.key_dim);
   const DeviceOutput output(call.type, call.rows, call.query_heads, call.shape.value_dim);
-  const Bytes workspace(attention->workspace_bytes(count, call.rows / count, call.query_heads), 0);
+  const Bytes workspace(attention->workspace_bytes(count, call.rows / count, call.query_heads));
+  KVTILT_RETURN_IF_ERROR(attention->prepare(workspace.span(), nullptr));
   const Bytes sinks(call.sink_logits);
   const Bytes trees(call.tree_mask);
   cuda::DeviceAttendOptions options;
@@ -139,7 +142,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   if (!call.tree_mask.empty()) options.tree_mask = trees.as<std::uint64_t>();
   KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
     return attention->attend(call.layer, {slots.as<std::int32_t>(), count}, queries.view(),
-                             output.view, output.lse.as<float>(), options, workspace.as<void>(),
+                             output.view, output.lse.as<float>(), options, workspace.span(),
                              stream);
   }));
   return output.read(attention->is_generic());
@@ -160,12 +163,13 @@ Result<DeviceAttendResult> device_prefill(const DevicePrefillCall& call) {
   const DeviceRows keys = on_device(call.keys, call.shape.kv_heads, call.shape.key_dim);
   const DeviceRows values = on_device(call.values, call.shape.kv_heads, call.shape.value_dim);
   const DeviceOutput output(ElementType::F32, rows, call.query_heads, call.shape.value_dim);
-  const Bytes workspace(attention->workspace_bytes(count, rows, call.query_heads), 0);
+  const Bytes workspace(attention->workspace_bytes(count, rows, call.query_heads));
+  KVTILT_RETURN_IF_ERROR(attention->prepare(workspace.span(), nullptr));
   KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
     return attention->attend_prefill(call.layer, {slots.as<std::int32_t>(), count},
                                      indptr.as<std::int32_t>(), queries.view(), keys.view(),
                                      values.view(), output.view, output.lse.as<float>(), {},
-                                     workspace.as<void>(), stream);
+                                     workspace.span(), stream);
   }));
   return output.read(attention->is_generic());
 }

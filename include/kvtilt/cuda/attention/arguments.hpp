@@ -13,7 +13,8 @@
 
 namespace kvtilt::cuda {
 
-/// AttendOptions whose arrays are in device memory.
+/// AttendOptions whose arrays are in device memory. Windows and ALiBi go by tokens' positions, in the
+/// order in which they were appended, also under a tree mask: not by their depth in the tree.
 struct DeviceAttendOptions {
   float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;                     ///< 0: none
@@ -38,7 +39,7 @@ struct AttendRules {
   std::int64_t end_position = 0;
 };
 
-/// Memory of a launch that needs none of its bytes to survive, but starts as zeros once.
+/// Memory of a launch: needs none of its bytes to survive, but its counters start as zeros.
 struct AttendWorkspace {
   float* partial_outputs = nullptr;   ///< [2 * blocks][rows][value_dim]
   float* partial_states = nullptr;    ///< [2 * blocks][rows][maximum, sum]

@@ -5,8 +5,8 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/attention/block.hpp>
-#include <kvtilt/cuda/attention/default_kernels.hpp>
 #include <kvtilt/cuda/attention/device.cuh>
+#include <kvtilt/cuda/attention/supports.hpp>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/machine.hpp>
@@ -20,6 +20,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -58,8 +59,9 @@ struct AttendTuning {
 /// create().
 class Attention {
  public:
-  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
-  /// Unsupported, naming what the list lacks; nothing is ever attended to another way.
+  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails as
+  /// supports_attention() does, or with Unsupported, naming what the device lacks; nothing is ever
+  /// attended to another way.
   template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
@@ -70,37 +72,56 @@ class Attention {
   template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
-    Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
-    if (!resolved) return std::move(resolved).take_status();
+    Result<ServedLayers> layers = ServedLayers::make(shape, recipes, page_tokens);
+    if (!layers) return std::move(layers).take_status();
+    Result<KernelKind> kind = detail::attention_kernel(List{}, *layers);
+    if (!kind) return std::move(kind).take_status();
     Attention attention;
-    attention.shape_ = shape;
-    attention.page_tokens_ = page_tokens;
-    Status refusal = no_kernel(shape, *resolved, page_tokens,
-                               "add their GenericTraits to AttendKernels, or a PageTraits, in "
-                               "MixedTraits where heads differ");
-    if (!attention.find(List{}, *resolved, tuning, refusal)) return std::move(refusal);
+    attention.layers_ = std::move(*layers);
+    Status refusal;  // by the device
+    if (!attention.find(List{}, tuning, refusal)) return std::move(refusal);
     return attention;
   }
 
-  /// Bytes of device memory that a launch needs, aligned to 16. They must be zeros before the first
-  /// launch, and are left ready for the next one of this object. Another object's would not find its
-  /// counters there, and leave outputs unwritten; launches that may overlap need one each, too.
+  /// Bytes of device memory that a launch needs, aligned to 16; more serve, too. 0 for numbers that
+  /// no launch has: negative ones, or query heads that are no multiple of the kv heads.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, int queries, int query_heads) const {
+    if (sequences < 0 || queries < 0 || !layers_.takes(query_heads)) return 0;
     return layout_workspace(nullptr, sequences, queries, query_heads).bytes;
   }
 
-  /// The newest `queries` tokens of each sequence ask; they have been appended.
+  /// Zeros a workspace, once: blocks that share a row count themselves in it, so that the last one
+  /// merges. Each launch leaves its counters at zero, whatever the next one's sequences and queries
+  /// are, but what was another object's must be prepared again: outputs would stay unwritten.
+  /// Launches that may overlap need a workspace each.
   ///
-  /// queries  [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
-  /// out      [sequences * queries, query_heads, value_dim], likewise
-  /// lse      [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
-  /// Error    operands are fp16: 2e-3 of the output's norm
-  /// Fails    InvalidArgument (shapes, options, an unaligned workspace, more than 2^31 units of work),
-  ///          or what the launch says
-  /// Cost     one launch; does not wait. Pages that no query may see are not read
+  /// Fails  InvalidArgument (null, unaligned), or what CUDA says
+  /// Cost   a memset, queued
+  [[nodiscard]] Status prepare(std::span<std::byte> workspace, cudaStream_t stream) const {
+    return zero_workspace(workspace, stream);
+  }
+
+  /// The newest `queries` tokens of each sequence ask; they have been appended. A row that sees nothing
+  /// gives 0 and lse = -infinity: so do those of positions before the start, of a sequence with fewer
+  /// tokens than queries.
+  ///
+  /// queries    [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// out        [sequences * queries, query_heads, value_dim], likewise
+  /// lse        [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
+  /// workspace  workspace_bytes(sequences, queries, query_heads) bytes, once prepare()d
+  /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
+  ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
+  ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
+  ///            Each query row is rounded after its largest channel was brought to 1, so that any
+  ///            magnitudes from 2^-100 to 2^100 do; one with NaN or infinity has undefined results,
+  ///            and others do not suffer from it
+  /// Fails      InvalidArgument (shapes, recipes, options, workspace, more than 2^31 units of work), or
+  ///            what the launch says
+  /// Cost       one launch, none where there are no sequences or no queries; does not wait. Pages that
+  ///            no query may see are not read
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
                               const TensorView& queries, const MutableTensorView& out, float* lse,
-                              const DeviceAttendOptions& options, void* workspace,
+                              const DeviceAttendOptions& options, std::span<std::byte> workspace,
                               cudaStream_t stream) const;
 
   /// Whether the kernel reads its recipe at run time: it takes several times the instructions of a
@@ -113,21 +134,19 @@ class Attention {
   /// The first kernel of the list for these recipes that fits the device, generic ones last: not where
   /// tuning was asked for that another does not fit. `refusal`: why there is none.
   template <class... Traits>
-  bool find(AttendKernels<Traits...>, const std::vector<Recipe>& recipes,
-            const AttendTuning& tuning, Status& refusal) {
-    if ((adopt<Traits>(false, recipes, tuning, refusal) || ...)) return true;
-    const bool known = ((!Traits::generic && fits<Traits>(shape_, recipes, page_tokens_)) || ...);
+  bool find(AttendKernels<Traits...>, const AttendTuning& tuning, Status& refusal) {
+    if ((adopt<Traits>(false, tuning, refusal) || ...)) return true;
+    const bool known = ((!Traits::generic && fits<Traits>(layers_)) || ...);
     if (known && (tuning.blocks > 0 || tuning.stages > 0)) return false;
-    return (adopt<Traits>(true, recipes, tuning, refusal) || ...);
+    return (adopt<Traits>(true, tuning, refusal) || ...);
   }
 
   template <class Traits>
-  bool adopt(bool generic, const std::vector<Recipe>& recipes, const AttendTuning& tuning,
-             Status& refusal) {
-    if (Traits::generic != generic || !fits<Traits>(shape_, recipes, page_tokens_)) return false;
+  bool adopt(bool generic, const AttendTuning& tuning, Status& refusal) {
+    if (Traits::generic != generic || !fits<Traits>(layers_)) return false;
     generic_ = generic;
     launch_ = &detail::launch<&attend_kernel<Traits>, AttendArguments>;
-    page_units_ = page_tokens_ / tile_extent;
+    page_units_ = layers_.page_tokens / tile_extent;
     if constexpr (!Traits::generic) page_units_ = Traits::page_units;
     shared_bytes_ = &shared_bytes<Traits>;
     Status configured = configure<Traits>(tuning);
@@ -178,15 +197,14 @@ class Attention {
 
   [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, int sequences, int queries,
                                                   int query_heads) const {
-    const std::size_t ratio = static_cast<std::size_t>(query_heads / shape_.kv_heads);
+    const std::size_t ratio = static_cast<std::size_t>(query_heads / layers_.shape.kv_heads);
     const std::size_t items =
-        static_cast<std::size_t>(sequences) * static_cast<std::size_t>(shape_.kv_heads) *
+        static_cast<std::size_t>(sequences) * static_cast<std::size_t>(layers_.shape.kv_heads) *
         ((ratio * static_cast<std::size_t>(queries) + item_rows - 1) / item_rows);
-    return LaidOutWorkspace(memory, blocks_, item_rows, shape_.value_dim, items);
+    return LaidOutWorkspace(memory, blocks_, item_rows, layers_.shape.value_dim, items);
   }
 
-  LayerShape shape_;
-  int page_tokens_ = 0;
+  ServedLayers layers_;
   bool generic_ = false;
   detail::Launch<AttendArguments> launch_ = nullptr;
   int page_units_ = 0;
@@ -201,21 +219,23 @@ class Attention {
 
 inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                                 const TensorView& queries, const MutableTensorView& out, float* lse,
-                                const DeviceAttendOptions& options, void* workspace,
+                                const DeviceAttendOptions& options, std::span<std::byte> workspace,
                                 cudaStream_t stream) const {
   const std::int64_t each = batch.count > 0 ? queries.tokens / batch.count : 0;
-  KVTILT_RETURN_IF_ERROR(
-      check_launch(shape_, page_tokens_, layer, batch, queries, out, options, each, workspace));
-  if (each == 0 || each * batch.count != queries.tokens || each > max_attend_queries)
+  KVTILT_RETURN_IF_ERROR(check_launch(layers_, layer, batch, queries, out, options, each));
+  if (each * batch.count != queries.tokens || each > max_attend_queries)
     return Status::error(ErrorCode::InvalidArgument,
-                         "%lld queries are not 1 to %d for each of %d sequences",
+                         "%lld queries are not as many, and at most %d, for each of %d sequences",
                          static_cast<long long>(queries.tokens), max_attend_queries, batch.count);
+  if (queries.tokens == 0) return {};
+  KVTILT_RETURN_IF_ERROR(check_workspace(
+      workspace, workspace_bytes(batch.count, static_cast<int>(each), queries.heads)));
 
   AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
   // The line of units has 32-bit numbers: no sequence has more than its table holds.
   const std::int64_t units = layer.table_stride * page_units_ +
                              ceil_div(layer.sink_tokens, tile_extent) +
-                             layer.ring_blocks * (page_tokens_ / tile_extent) + item_cost;
+                             layer.ring_blocks * (layers_.page_tokens / tile_extent) + item_cost;
   const std::int64_t items = std::int64_t{batch.count} * items_per_sequence(arguments);
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
   if (units > most / items)
@@ -225,7 +245,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                          static_cast<long long>(queries.tokens),
                          static_cast<long long>(layer.table_stride));
   arguments.workspace =
-      layout_workspace(workspace, batch.count, arguments.queries, queries.heads).parts;
+      layout_workspace(workspace.data(), batch.count, arguments.queries, queries.heads).parts;
   arguments.stages = stages_;
   const std::uint32_t shared = shared_bytes_(warps_, stages_, batch.count);
   return to_status(

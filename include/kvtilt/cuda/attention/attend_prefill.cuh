@@ -4,9 +4,9 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/cuda/attention/default_kernels.hpp>
 #include <kvtilt/cuda/attention/device.cuh>
 #include <kvtilt/cuda/attention/prefill_block.hpp>
+#include <kvtilt/cuda/attention/supports.hpp>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/launch.cuh>
 #include <kvtilt/cuda/machine.hpp>
@@ -16,6 +16,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -35,8 +36,8 @@ __global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.pref
 /// at create().
 class PrefillAttention {
  public:
-  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails with
-  /// Unsupported, naming what the list or the device lacks.
+  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails as
+  /// supports_prefill() does, or with Unsupported, naming what the device lacks.
   template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape, const Recipe& recipe,
                                          int page_tokens = 64) {
@@ -47,52 +48,61 @@ class PrefillAttention {
   template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape,
                                          const std::vector<Recipe>& recipes, int page_tokens = 64) {
-    Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
-    if (!resolved) return std::move(resolved).take_status();
+    Result<ServedLayers> layers = ServedLayers::make(shape, recipes, page_tokens);
+    if (!layers) return std::move(layers).take_status();
+    Result<KernelKind> kind = detail::prefill_kernel(List{}, *layers);
+    if (!kind) return std::move(kind).take_status();
     PrefillAttention attention;
-    attention.shape_ = shape;
-    attention.page_tokens_ = page_tokens;
-    if (!attention.find(List{}, *resolved))
-      return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits; values have at "
-                       "most 256 channels");
+    attention.layers_ = std::move(*layers);
+    attention.generic_ = *kind == KernelKind::Generic;
+    attention.find(List{});
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;
   }
 
   /// Bytes of device memory that a launch needs, for chunks of `rows` tokens in all: mostly two
-  /// unfinished row tiles of each block in float32, aligned to 16. They must be zeros before the first
-  /// launch, and are left ready for the next one of this object; another one, or launches that may
-  /// overlap, need their own.
+  /// unfinished row tiles of each block in float32, aligned to 16; more serve, too. 0 for numbers that
+  /// no launch has: negative ones, query heads that are no multiple of the kv heads, or more than
+  /// block_rows() for each.
   [[nodiscard]] std::size_t workspace_bytes(int sequences, std::int64_t rows,
                                             int query_heads) const {
+    if (sequences < 0 || rows < 0 || !layers_.takes(query_heads) ||
+        query_heads / layers_.shape.kv_heads > block_rows())
+      return 0;
     return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).bytes;
+  }
+
+  /// Zeros a workspace, once: see Attention::prepare().
+  [[nodiscard]] Status prepare(std::span<std::byte> workspace, cudaStream_t stream) const {
+    return zero_workspace(workspace, stream);
   }
 
   /// The next tokens of each sequence of a batch attend to what its layer holds and causally to
   /// themselves. Call it before they are appended; cache bytes do not depend on chunking, these
   /// outputs do.
   ///
-  /// indptr   device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
-  ///          Null: as many for each
-  /// queries  device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
-  /// keys     device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append will
-  /// values   device, [rows, kv_heads, value_dim], likewise
-  /// out      device, [rows, query_heads, value_dim], likewise
-  /// lse      device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
-  /// options  tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
-  /// Error    operands are fp16: 2e-3 of the output's norm
-  /// Fails    InvalidArgument (shapes, options, too many rows), or what the launch says. Values that
-  ///          append would change give undefined outputs. An indptr that does not ascend or leaves
-  ///          the tensors writes nothing, nor do chunks and pasts that are more than 2^31 pairs of
-  ///          a row tile and 64 tokens, and the layer's record tells (poll)
-  /// Cost     one launch; does not wait
+  /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
+  ///            Null: as many for each
+  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// keys       device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append will
+  /// values     device, [rows, kv_heads, value_dim], likewise
+  /// out        device, [rows, query_heads, value_dim], likewise
+  /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
+  /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
+  /// workspace  workspace_bytes(sequences, rows, query_heads) bytes, once prepare()d
+  /// Error      as of Attention::attend()
+  /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), or what the
+  ///            launch says. Values that append would change give undefined outputs. An indptr that
+  ///            does not ascend or leaves the tensors writes nothing, nor do chunks and pasts that
+  ///            are more than 2^31 pairs of a row tile and 64 tokens, and the layer's record tells
+  ///            (poll)
+  /// Cost       one launch, none where there are no rows; does not wait
   [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
                                       const std::int32_t* indptr, const TensorView& queries,
                                       const TensorView& keys, const TensorView& values,
                                       const MutableTensorView& out, float* lse,
-                                      const DeviceAttendOptions& options, void* workspace,
-                                      cudaStream_t stream) const;
+                                      const DeviceAttendOptions& options,
+                                      std::span<std::byte> workspace, cudaStream_t stream) const;
 
   /// Whether the kernel reads recipes at run time (or head dimensions are no multiples of 64):
   /// decoding then takes twice the instructions.
@@ -103,17 +113,16 @@ class PrefillAttention {
 
  private:
   template <class... Pages>
-  bool find(AttendKernels<Pages...>, const std::vector<Recipe>& recipes) {
-    return (adopt<Pages>(false, recipes) || ...) || (adopt<Pages>(true, recipes) || ...);
+  void find(AttendKernels<Pages...>) {
+    static_cast<void>((adopt<Pages>(false) || ...) || (adopt<Pages>(true) || ...));
   }
 
   template <class Pages>
-  bool adopt(bool generic, const std::vector<Recipe>& recipes) {
-    if (Pages::generic != generic || !fits<Pages>(shape_, recipes, page_tokens_)) return false;
+  bool adopt(bool generic) {
+    if (Pages::generic != generic || !fits<Pages>(layers_)) return false;
     if constexpr (Pages::value_dim > most_prefill_values) {
       return false;
     } else {
-      generic_ = !decodes_known_pages(Pages{});
       launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;
       warp_rows_ = PrefillTraits<Pages>::warp_rows;
       blocks_that_fit_ = &blocks_that_fit<&attend_prefill_kernel<Pages>>;
@@ -136,7 +145,7 @@ class PrefillAttention {
           ErrorCode::Unsupported,
           "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
           "of this device twice",
-          shape_.key_dim, shape_.value_dim, limits->shared_per_block);
+          layers_.shape.key_dim, layers_.shape.value_dim, limits->shared_per_block);
     Result<int> fitting = blocks_that_fit_(32 * warps_, shared_bytes_(warps_, some));
     if (!fitting) return std::move(fitting).take_status();
     blocks_ = limits->multiprocessors * *fitting;
@@ -144,17 +153,16 @@ class PrefillAttention {
   }
 
   [[nodiscard]] std::int64_t most_tiles(int sequences, std::int64_t rows, int query_heads) const {
-    return sequences + rows / tile_tokens(block_rows(), query_heads / shape_.kv_heads);
+    return sequences + rows / tile_tokens(block_rows(), query_heads / layers_.shape.kv_heads);
   }
 
   [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, std::int64_t tiles) const {
     return LaidOutWorkspace(
-        memory, blocks_, block_rows(), shape_.value_dim,
-        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(shape_.kv_heads));
+        memory, blocks_, block_rows(), layers_.shape.value_dim,
+        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(layers_.shape.kv_heads));
   }
 
-  LayerShape shape_;
-  int page_tokens_ = 0;
+  ServedLayers layers_;
   bool generic_ = false;
   Result<int> (*blocks_that_fit_)(int threads, std::size_t shared_bytes) = nullptr;
   detail::Launch<PrefillArguments> launch_ = nullptr;
@@ -165,26 +173,23 @@ class PrefillAttention {
   int blocks_ = 0;
 };
 
-inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const Batch& batch,
-                                               const std::int32_t* indptr,
-                                               const TensorView& queries, const TensorView& keys,
-                                               const TensorView& values,
-                                               const MutableTensorView& out, float* lse,
-                                               const DeviceAttendOptions& options, void* workspace,
-                                               cudaStream_t stream) const {
+inline Status PrefillAttention::attend_prefill(
+    const LayerStorage& layer, const Batch& batch, const std::int32_t* indptr,
+    const TensorView& queries, const TensorView& keys, const TensorView& values,
+    const MutableTensorView& out, float* lse, const DeviceAttendOptions& options,
+    std::span<std::byte> workspace, cudaStream_t stream) const {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   const std::int64_t each = indptr == nullptr && batch.count > 0 ? queries.tokens / batch.count : 0;
+  KVTILT_RETURN_IF_ERROR(check_launch(layers_, layer, batch, queries, out, options, each));
   KVTILT_RETURN_IF_ERROR(
-      check_launch(shape_, page_tokens_, layer, batch, queries, out, options, each, workspace));
-  KVTILT_RETURN_IF_ERROR(
-      kvtilt::detail::check_rows(shape_, keys, values, kvtilt::unnumbered_layer));
+      kvtilt::detail::check_rows(layers_.shape, keys, values, kvtilt::unnumbered_layer));
   if (keys.tokens != queries.tokens || (indptr == nullptr && each * batch.count != keys.tokens))
     return Status::error(
         invalid,
         "%lld queries for %lld keys of %d sequences; expected as many, and without "
         "indptr as many for each sequence",
         static_cast<long long>(queries.tokens), static_cast<long long>(keys.tokens), batch.count);
-  const int ratio = queries.heads / shape_.kv_heads;
+  const int ratio = queries.heads / layers_.shape.kv_heads;
   if (ratio > block_rows())
     return Status::error(ErrorCode::Unsupported,
                          "%d query heads for a kv head; a block holds %d rows", ratio,
@@ -204,9 +209,10 @@ inline Status PrefillAttention::attend_prefill(const LayerStorage& layer, const 
         "for one launch, attend to shorter chunks",
         static_cast<long long>(queries.tokens), batch.count, static_cast<long long>(tiles),
         tile_tokens(block_rows(), ratio));
+  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, layout_workspace(nullptr, tiles).bytes));
   PrefillArguments arguments{};
   arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
-  arguments.attend.workspace = layout_workspace(workspace, tiles).parts;
+  arguments.attend.workspace = layout_workspace(workspace.data(), tiles).parts;
   arguments.keys = keys;
   arguments.values = values;
   arguments.rows = {indptr, static_cast<int>(each)};

@@ -6,12 +6,16 @@
 #include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/attention/mixed_pages.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/page/convert_page.hpp>
+#include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/format.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,6 +41,57 @@ inline Result<std::vector<Recipe>> resolve_recipes(const LayerShape& shape,
   }
   return resolved;
 }
+
+/// The recipes in a message.
+inline std::string recipe_names(const std::vector<Recipe>& recipes) {
+  return to_string(recipes[0]) + (recipes.size() > 1 ? " and other heads' recipes" : "");
+}
+
+/// The layers that an object attends over: all whose pages look like this.
+struct ServedLayers {
+  LayerShape shape;
+  std::vector<Recipe> recipes;  ///< resolved: one, or one per kv head
+  int page_tokens = 0;
+  std::uint64_t fingerprint = 0;  ///< LayerStorage::fingerprint
+
+  /// InvalidArgument where no cache has such a layer.
+  static Result<ServedLayers> make(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                   int page_tokens) {
+    KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
+    if (shape.kv_heads == 0)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "a layer of 0 kv heads keeps no cache to attend to");
+    if (!is_page_size(page_tokens))
+      return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
+                           page_tokens);
+    Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
+    if (!resolved) return std::move(resolved).take_status();
+    const PageLayout layout = PageLayout::make(shape, *resolved, page_tokens);
+    return ServedLayers{shape, std::move(*resolved), page_tokens, layout_fingerprint(layout)};
+  }
+
+  /// Whether each kv head has as many query heads.
+  [[nodiscard]] bool takes(int query_heads) const {
+    return shape.kv_heads > 0 && query_heads > 0 && query_heads % shape.kv_heads == 0;
+  }
+  /// InvalidArgument unless this layer's pages are read as it holds them.
+  [[nodiscard]] Status check(const LayerStorage& layer) const {
+    if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
+        layer.value_dim != shape.value_dim || layer.page_tokens != page_tokens)
+      return Status::error(
+          ErrorCode::InvalidArgument,
+          "the layer has %d kv heads of %d and %d in pages of %d; this is for %d kv "
+          "heads of %d and %d in pages of %d",
+          layer.kv_heads, layer.key_dim, layer.value_dim, layer.page_tokens, shape.kv_heads,
+          shape.key_dim, shape.value_dim, page_tokens);
+    if (layer.fingerprint != fingerprint)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "the layer's pages are not those of %s, which this was created for: "
+                           "create one with the layer's own recipes",
+                           recipe_names(recipes).c_str());
+    return {};
+  }
+};
 
 /// Whether codes of these resolved recipes fill whole words in such pages.
 inline bool supports_order(const LayerShape& shape, const std::vector<Recipe>& recipes,
@@ -77,52 +132,65 @@ bool fits(const LayerShape& shape, const std::vector<Recipe>& recipes, int page_
                      [&](const Recipe& recipe) { return serves(Pages{}, recipe, page_tokens); });
 }
 
+template <class Pages>
+bool fits(const ServedLayers& layers) {
+  return fits<Pages>(layers.shape, layers.recipes, layers.page_tokens);
+}
+
 /// Unsupported: a list of kernels has none for these recipes. `remedy`: what to add to it.
-inline Status no_kernel(const LayerShape& shape, const std::vector<Recipe>& recipes,
-                        int page_tokens, const char* remedy) {
+inline Status no_kernel(const ServedLayers& layers, const char* remedy) {
+  const LayerShape& shape = layers.shape;
+  const int page_tokens = layers.page_tokens;
   return Status::error(
       ErrorCode::Unsupported,
-      "no attention kernel for %s%s with head dimensions %d and %d in pages of %d tokens: %s",
-      to_string(recipes[0]).c_str(), recipes.size() > 1 ? " and other heads' recipes" : "",
-      shape.key_dim, shape.value_dim, page_tokens,
-      !is_page_size(page_tokens) ? "pages hold 32, 64 or 128 tokens"
-      : !supports_order(shape, recipes, page_tokens)
+      "no attention kernel for %s with head dimensions %d and %d in pages of %d tokens: %s",
+      recipe_names(layers.recipes).c_str(), shape.key_dim, shape.value_dim, page_tokens,
+      !supports_order(shape, layers.recipes, page_tokens)
           ? "codes of such pages do not fill the words of the GPU's order; larger pages, head "
             "dimensions that are multiples of 32, or 4, 8 or 16 bits do"
           : remedy);
 }
 
-/// InvalidArgument unless a launch for layers of this shape can mean its arguments.
+/// InvalidArgument unless a launch that needs so many bytes finds them there.
+inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
+  if (workspace.size() < needed)
+    return Status::error(ErrorCode::InvalidArgument, "the workspace has %zu bytes, %zu are needed",
+                         workspace.size(), needed);
+  if (workspace.data() == nullptr && !workspace.empty())
+    return Status::error(ErrorCode::InvalidArgument, "the workspace is null, with %zu bytes",
+                         workspace.size());
+  if (reinterpret_cast<std::uintptr_t>(workspace.data()) % 16 != 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the workspace at %p is not aligned to 16 bytes",
+                         static_cast<void*>(workspace.data()));
+  return {};
+}
+
+/// InvalidArgument unless a launch over such layers can mean its arguments.
 ///
 /// queries  rows of the tensors
 /// each     the most queries of a sequence, as far as the host knows
-inline Status check_launch(const LayerShape& shape, int page_tokens, const LayerStorage& layer,
+inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer,
                            const Batch& batch, const TensorView& queries,
                            const MutableTensorView& out, const DeviceAttendOptions& options,
-                           std::int64_t each, const void* workspace) {
+                           std::int64_t each) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
-  if (batch.count < 1 || batch.count > max_attend_sequences)
-    return Status::error(invalid, "a launch attends to 1 to %d sequences, not %d",
+  if (batch.count < 0 || batch.count > max_attend_sequences)
+    return Status::error(invalid, "a launch attends to at most %d sequences, not %d",
                          max_attend_sequences, batch.count);
-  if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
-      layer.value_dim != shape.value_dim || layer.page_tokens != page_tokens)
-    return Status::error(invalid,
-                         "the layer has %d kv heads of %d and %d in pages of %d; this is for %d kv "
-                         "heads of %d and %d in pages of %d",
-                         layer.kv_heads, layer.key_dim, layer.value_dim, layer.page_tokens,
-                         shape.kv_heads, shape.key_dim, shape.value_dim, page_tokens);
-  KVTILT_RETURN_IF_ERROR(
-      kvtilt::detail::check_queries(shape, queries, out.tokens, out.heads, out.dim, out.data));
-  if (workspace == nullptr) return Status::error(invalid, "the workspace is null");
-  if (reinterpret_cast<std::uintptr_t>(workspace) % 16 != 0)
-    return Status::error(invalid, "the workspace at %p is not aligned to 16 bytes", workspace);
+  KVTILT_RETURN_IF_ERROR(layers.check(layer));
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_queries(layers.shape, queries, out.tokens, out.heads,
+                                                       out.dim, out.data));
+  if (batch.count == 0 && queries.tokens > 0)
+    return Status::error(invalid, "%lld queries of 0 sequences",
+                         static_cast<long long>(queries.tokens));
   AttendOptions common;  // what needs no device memory
   common.scale = options.scale;
   common.soft_cap = options.soft_cap;
   common.window = options.window;
   common.first_position = options.first_position;
   common.end_position = options.end_position;
-  LayerShape windowed = shape;
+  LayerShape windowed = layers.shape;
   windowed.window = layer.window;
   KVTILT_RETURN_IF_ERROR(check_attend_options(common, windowed, each, queries.heads));
   if (options.tree_mask != nullptr && each > 64)

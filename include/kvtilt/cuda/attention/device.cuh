@@ -3,12 +3,14 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/attention/checks.hpp>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/launch.cuh>
 
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <span>
 
 namespace kvtilt::cuda {
 
@@ -56,6 +58,13 @@ Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, Kernel, threads, shared_bytes),
       preparing));
   return blocks;
+}
+
+/// What prepare() of an object does.
+inline Status zero_workspace(std::span<std::byte> workspace, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, 0));
+  return to_status(cudaMemsetAsync(workspace.data(), 0, workspace.size(), stream),
+                   "preparing a workspace");
 }
 
 }  // namespace kvtilt::cuda

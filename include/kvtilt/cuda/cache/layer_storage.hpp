@@ -73,6 +73,7 @@ struct LayerStorage {
   std::int64_t table_stride;
   std::uint32_t* arrivals;  ///< [sequence slot], zero between kernels
   DeviceRecord* record;
+  std::uint64_t fingerprint;  ///< of the sealed pages: layout_fingerprint()
 
   [[nodiscard]] KVTILT_HD TokenPlacement placement() const {
     return {page_tokens, sink_tokens, recent_tokens, window};
@@ -113,6 +114,29 @@ KVTILT_HD constexpr int append_slices(int page_tokens, int key_dim, int value_di
   return slices;
 }
 
+/// Equal for pages that kernels read alike, and in practice for no others: all that decides where a
+/// head's bytes lie and what they mean. Range rules do not: they only choose codes.
+inline std::uint64_t layout_fingerprint(const PageLayout& layout) {
+  std::uint64_t hash = 0xcbf29ce484222325u;
+  const auto add = [&](std::uint64_t x) {
+    hash = (hash ^ x) * 0x9e3779b97f4a7c15u;
+    hash ^= hash >> 32;
+  };
+  for (const HeadLayout& head : layout.heads) {
+    add(head.offset);
+    for (const TensorLayout* tensor : {&head.key, &head.value}) {
+      add(static_cast<std::uint64_t>(tensor->format.bits));
+      add(static_cast<std::uint64_t>(tensor->format.granularity));
+      add(static_cast<std::uint64_t>(tensor->format.group));
+      add(static_cast<std::uint64_t>(tensor->matrix.outer));
+      add(static_cast<std::uint64_t>(tensor->matrix.inner));
+      add(tensor->codes);
+      add(tensor->metadata);
+    }
+  }
+  return hash;
+}
+
 /// A layer without memory: its numbers. `placement` with the layer's window.
 inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                    const LayerLayouts& layouts) {
@@ -131,6 +155,7 @@ inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement
   for (int kind = 0; kind < page_kinds; ++kind)
     layer.block_bytes[kind] =
         static_cast<std::int64_t>(layouts[static_cast<std::size_t>(kind)].bytes);
+  layer.fingerprint = layout_fingerprint(layouts[static_cast<std::size_t>(PageKind::Sealed)]);
   return layer;
 }
 

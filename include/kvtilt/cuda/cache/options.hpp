@@ -67,7 +67,8 @@ inline Status check_options(const CacheOptions& options) {
 }
 
 /// Whether a device cache serves a layer of this shape with this recipe: Ok, or the reason why not.
-/// KVCache::create asks the same question, so nothing is refused later.
+/// KVCache::create asks the same question, so nothing is refused later. Attention runs kernels of a
+/// list and has a question of its own: supports_attention().
 inline Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
   return supports_device_page(shape, recipe, page_tokens);
 }

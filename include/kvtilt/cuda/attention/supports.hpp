@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: MIT
+/// Which kernel of a list attention over a layer would run, before there is a cache or a device.
+#pragma once
+
+#include <kvtilt/cuda/attention/checks.hpp>
+#include <kvtilt/cuda/attention/default_kernels.hpp>
+#include <kvtilt/cuda/attention/prefill_tile.hpp>
+
+#include <utility>
+#include <vector>
+
+namespace kvtilt::cuda {
+
+enum class KernelKind {
+  Fast,     ///< compiled for the recipes
+  Generic,  ///< reads them at run time: several times the instructions, for prompts twice
+};
+
+namespace detail {
+
+/// Of the first kernel for such layers, generic ones last.
+template <class... Pages>
+Result<KernelKind> attention_kernel(AttendKernels<Pages...>, const ServedLayers& layers) {
+  if (((!Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Fast;
+  if (((Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Generic;
+  return no_kernel(
+      layers,
+      "add their GenericTraits to AttendKernels, or a PageTraits, in MixedTraits where "
+      "heads differ");
+}
+template <class... Pages>
+Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& layers) {
+  bool known = false;
+  [[maybe_unused]] const auto takes = [&](auto pages, bool generic) {
+    using Own = decltype(pages);
+    if (Own::generic != generic || Own::value_dim > most_prefill_values || !fits<Own>(layers))
+      return false;
+    known = decodes_known_pages(pages);
+    return true;
+  };
+  if ((takes(Pages{}, false) || ...) || (takes(Pages{}, true) || ...))
+    return known ? KernelKind::Fast : KernelKind::Generic;
+  return no_kernel(layers,
+                   "add their GenericTraits to AttendKernels, or a PageTraits; values have at most "
+                   "256 channels");
+}
+
+}  // namespace detail
+
+/// What Attention::create<List> with these arguments finds. It asks this, too, but then a device whose
+/// shared memory is small may have room for the generic kernel alone, or for none.
+///
+/// recipes  one for all kv heads, or one per kv head
+/// Fails    InvalidArgument  no cache has such a layer
+///          Unsupported      what the list lacks; a cache may still hold such pages: supports()
+template <class List = DefaultKernels>
+Result<KernelKind> supports_attention(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                      int page_tokens = 64) {
+  Result<ServedLayers> layers = ServedLayers::make(shape, recipes, page_tokens);
+  if (!layers) return std::move(layers).take_status();
+  return detail::attention_kernel(List{}, *layers);
+}
+template <class List = DefaultKernels>
+Result<KernelKind> supports_attention(const LayerShape& shape, const Recipe& recipe,
+                                      int page_tokens = 64) {
+  return supports_attention<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
+}
+
+/// The same of PrefillAttention::create<List>.
+template <class List = DefaultKernels>
+Result<KernelKind> supports_prefill(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                    int page_tokens = 64) {
+  Result<ServedLayers> layers = ServedLayers::make(shape, recipes, page_tokens);
+  if (!layers) return std::move(layers).take_status();
+  return detail::prefill_kernel(List{}, *layers);
+}
+template <class List = DefaultKernels>
+Result<KernelKind> supports_prefill(const LayerShape& shape, const Recipe& recipe,
+                                    int page_tokens = 64) {
+  return supports_prefill<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#include <kvtilt/cuda/attention/supports.hpp>
+#include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/quant/presets.hpp>
+#include <kvtilt/quant/recipe.hpp>
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr LayerShape square(int dim) { return {2, dim, dim}; }
+
+TEST(SupportsAttention, FastWhereTheListHasTheRecipe) {
+  for (const auto& recipes :
+       {std::vector<Recipe>{presets::k4v2}, {presets::k16v16}, {presets::k4v2, presets::k8v4}}) {
+    EXPECT_EQ(supports_attention(square(128), recipes).value(), KernelKind::Fast);
+    EXPECT_EQ(supports_prefill(square(128), recipes).value(), KernelKind::Fast);
+  }
+  for (const auto& recipes :
+       {std::vector<Recipe>{presets::kivi2}, {presets::k4v2, presets::kivi2}}) {
+    EXPECT_EQ(supports_attention(square(128), recipes).value(), KernelKind::Generic);
+    EXPECT_EQ(supports_prefill(square(128), recipes).value(), KernelKind::Generic);
+  }
+  EXPECT_EQ(supports_attention(square(128), presets::k4v2, 32).value(), KernelKind::Generic);
+}
+
+/// Pages, as supports() says, are another question.
+TEST(SupportsAttention, WhatTheListLacksIsRefusedThoughACacheHoldsIt) {
+  using None = AttendKernels<>;
+  using Own = AttendKernels<GenericTraits<96>, GenericTraits<576, 512>>;
+  for (const Status& status : {supports_attention<None>(square(96), presets::k4v2).take_status(),
+                               supports_prefill<None>(square(96), presets::k4v2).take_status(),
+                               supports_attention<Own>(square(256), presets::k4v2).take_status()}) {
+    EXPECT_EQ(status.code(), ErrorCode::Unsupported);
+    EXPECT_THAT(status.message(), HasSubstr("add their GenericTraits"));
+  }
+  EXPECT_TRUE(supports(square(96), presets::k4v2).ok());
+  EXPECT_EQ(supports_attention<Own>(square(96), presets::k4v2).value(), KernelKind::Generic);
+  EXPECT_EQ(supports_prefill<Own>(square(96), presets::k4v2).value(), KernelKind::Generic);
+}
+
+TEST(SupportsPrefill, ValuesHaveALimit) {
+  using Own = AttendKernels<GenericTraits<576, 512>>;
+  const LayerShape latent{1, 576, 512};
+  EXPECT_EQ(supports_attention<Own>(latent, presets::k8v4).value(), KernelKind::Generic);
+  EXPECT_THAT(supports_prefill<Own>(latent, presets::k8v4).message(),
+              HasSubstr("values have at most 256 channels"));
+}
+
+TEST(SupportsPrefill, AFastDecodeMayHaveASlowPrefill) {
+  using Own = AttendKernels<PageTraits<4, 2, 96>>;
+  EXPECT_EQ(supports_attention<Own>(square(96), presets::k4v2).value(), KernelKind::Fast);
+  EXPECT_EQ(supports_prefill<Own>(square(96), presets::k4v2).value(), KernelKind::Generic);
+}
+
+TEST(SupportsAttentionHostile, LayersThatNoCacheHas) {
+  for (const int page_tokens : {0, 48})
+    EXPECT_EQ(supports_attention(square(128), presets::k4v2, page_tokens).code(),
+              ErrorCode::InvalidArgument);
+  EXPECT_EQ(supports_attention({0, 128, 128}, presets::k4v2).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(supports_prefill({2, 128, 1024}, presets::k4v2).code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(supports_attention(square(128), std::vector<Recipe>(3)).message(),
+              HasSubstr("3 recipes for 2 kv heads"));
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda
