@@ -181,12 +181,13 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
       }
       cache.expect_same();
       const std::vector<float> sums = lse.get();
+      const Rows<float> outputs[] = {decoded.get(), prefilled.get()};
       for (int row = 0; row < rows; ++row) {
         const bool absent = row >= static_cast<int>(who.size()) * each;
         for (int head = 0; head < 4; ++head) {
-          for (const DeviceRows<float>* out : {&decoded, &prefilled})
+          for (const Rows<float>& out : outputs)
             for (int channel = 0; channel < 64; ++channel) {
-              const float x = out->get().at(row, head, channel);
+              const float x = out.at(row, head, channel);
               EXPECT_TRUE(absent ? x == 0.0f : x != 0.0f && x != 7.0f) << row;
               if (testing::Test::HasFailure()) return;
             }
