@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 namespace kvtilt::test {
@@ -64,7 +65,7 @@ class DeviceProgram {
   SequenceId id(int sequence) const { return ids_[static_cast<std::size_t>(sequence)]; }
   Random& random() { return random_; }
 
-  /// Appends counts[i] tokens to sequence slots[i], on both sides.
+  /// Appends counts[i] tokens to sequence slots[i], on both sides. Slots below 0: padding.
   void append(const std::vector<std::int32_t>& slots, const std::vector<std::int32_t>& counts,
               const AppendBody& body, LaunchOrder order = {}) {
     std::vector<std::int32_t> indptr{3};  // rows before it belong to nobody
@@ -82,6 +83,7 @@ class DeviceProgram {
     arguments.rows = {indptr.data(), 0};
     body(arguments, order);
     for (std::size_t i = 0; i < slots.size(); ++i) {
+      if (slots[i] < 0) continue;
       const auto part = [&](const TensorView& all) {
         TensorView one = all;
         one.tokens = counts[i];
@@ -139,6 +141,41 @@ class DeviceProgram {
   std::vector<std::byte> keys_;
   std::vector<std::byte> values_;
 };
+
+/// Rows that are none of the tensors', or go back, change nothing in any sequence and are recorded.
+inline void expect_bad_rows_are_refused(const AppendBody& body) {
+  DeviceProgram program({.shape = LayerShape{2, 32, 32},
+                         .recipe = {key_format(4), value_format(4)},
+                         .page_tokens = 32,
+                         .recent_tokens = 0,
+                         .sequences = 3},
+                        11);
+  program.append({0, 1, 2}, {10, 20, 30}, body);
+  const std::vector<std::int32_t> slots{0, 1, 2};
+  for (const std::int64_t rows : {3, 100}) {
+    const std::vector<F16> ones(static_cast<std::size_t>(2 * 32 * rows), to_f16(1.0f));
+    const TensorView tensor(ones.data(), rows, 2, 32);
+    constexpr std::int32_t least = std::numeric_limits<std::int32_t>::min();
+    const auto far = static_cast<std::int32_t>(rows + 100);
+    for (const std::vector<std::int32_t>& indptr : {std::vector<std::int32_t>{0, 3, far, far},
+                                                    {0, -5, 3, 3},
+                                                    {0, 3, 2, 3},
+                                                    {0, 1, 2, least},
+                                                    {-1, 1, 2, 3},
+                                                    {0, 1, 2, far},
+                                                    {far, 0, 1, 2}}) {
+      program.device().record() = {};
+      body({program.device().storage(), {slots.data(), 3}, tensor, tensor, {indptr.data(), 0}}, {});
+      const cuda::DeviceRecord& record = program.device().record();
+      EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::Corrupt));
+      EXPECT_EQ(record.count, 1u);
+      EXPECT_EQ(record.call, cuda::DeviceCall::Append);
+      EXPECT_EQ(record.channel, rows);
+      for (const int slot : slots) program.expect_equal(slot);
+    }
+  }
+  program.append({2, 0, 1}, {70, 1, 40}, body);
+}
 
 inline void emulate_append(const cuda::AppendArguments& arguments, LaunchOrder order) {
   EXPECT_TRUE(emulate(

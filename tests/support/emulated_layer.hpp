@@ -49,10 +49,11 @@ class EmulatedLayer {
     states_.resize(static_cast<std::size_t>(sequences), cuda::empty_state(placement, pages_each));
     storage_.table_stride = pages_each + 1;
     tables_.resize(static_cast<std::size_t>(sequences * (pages_each + 1)));
-    arrivals_.resize(static_cast<std::size_t>(sequences));
+    arrivals_.resize(static_cast<std::size_t>(sequences) + 1);
+    arrivals_[0] = 77;  // nobody's: blocks that count there never are the last
     storage_.states = states_.data();
     storage_.tables = tables_.data();
-    storage_.arrivals = arrivals_.data();
+    storage_.arrivals = arrivals_.data() + 1;
     storage_.record = &record_;
     // Pages in no order.
     for (int sequence = 0; sequence < sequences; ++sequence)
@@ -77,7 +78,7 @@ class EmulatedLayer {
     const cuda::PageSlot* table = storage_.table(sequence);
     ASSERT_EQ(own.length, view.length);
     ASSERT_EQ(own.first_kept, view.first_kept);
-    ASSERT_EQ(arrivals_[static_cast<std::size_t>(sequence)], 0u);
+    ASSERT_EQ(storage_.arrivals[sequence], 0u);
     int entry = own.first_page;
     int tail_blocks = 0;
     for (int i = 0; i < view.page_count; ++i) {

@@ -34,8 +34,8 @@ inline Status refuse_capture(cudaStream_t stream, const char* call) {
   if (!capturing) return std::move(capturing).take_status();
   if (!*capturing) return {};
   return Status::error(ErrorCode::InvalidArgument,
-                       "%s cannot be captured into a graph; only append, pack, unpack and attend "
-                       "can",
+                       "%s cannot be captured into a graph; only append, unpack, attention and a "
+                       "batch's truncate with lengths that the host does not know can",
                        call);
 }
 

@@ -130,6 +130,22 @@ TEST(Append, SeveralTeams) {
                    {LaunchOrder::Shuffled, step});
 }
 
+TEST(Append, SlotsBelowZeroAreNobody) {
+  DeviceProgram program({.shape = LayerShape{2, 64, 64},
+                         .recipe = {key_format(4), value_format(2)},
+                         .page_tokens = 32,
+                         .recent_tokens = 32,
+                         .sequences = 2},
+                        9);
+  program.append({-1, 1, -7, 0}, {3, 67, 1, 66}, emulate_append);
+  program.append({1, 0, -1}, {1, 2, 0}, emulate_append);
+  program.append({-1, -1}, {1, 70}, emulate_append);
+  std::vector<std::int32_t> slots(40, -1);  // a team of nobody, and one with somebody in it
+  slots[37] = 1;
+  program.append(slots, std::vector<std::int32_t>(40, 2), emulate_append, {LaunchOrder::Backward});
+  EXPECT_EQ(program.device().record().code, 0u);
+}
+
 /// Appends 100 tokens of zeros except for a few elements, `step` at a time; returns the record.
 cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Recipe& recipe,
                                   const std::vector<float>& hostile, std::vector<F16>& stored,
@@ -204,6 +220,10 @@ TEST(AppendHostile, UnstorableValuesAreClampedAndRecorded) {
     }
   std::vector<F16> stored;
   EXPECT_EQ(append_hostile(ElementType::F32, 0, {}, {65505.0f, 65504.0f}, stored).count, 2u);
+}
+
+TEST(AppendHostile, RowsThatCannotBeMeantChangeNothing) {
+  expect_bad_rows_are_refused(emulate_append);
 }
 
 TEST(AppendHostile, WhatDoesNotFitChangesNothing) {

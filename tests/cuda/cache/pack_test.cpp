@@ -180,6 +180,20 @@ TEST(Pack, FormatsAndShapes) {
   }
 }
 
+TEST(Pack, SlotsBelowZeroAreNobody) {
+  DeviceProgram program({.shape = LayerShape{2, 32, 32},
+                         .recipe = {key_format(4), value_format(4)},
+                         .page_tokens = 32,
+                         .recent_tokens = 40},
+                        10);
+  program.append({-1, 1, -7, 0}, {50, 100, 1, 40}, emulate_pack);
+  program.append({0, 1, -1}, {77, 77, 77}, emulate_even_pack, {LaunchOrder::Backward});
+  program.append({-1, -1}, {50, 70}, emulate_pack);
+  EXPECT_EQ(program.device().record().code, 0u);
+}
+
+TEST(PackHostile, RowsThatCannotBeMeantChangeNothing) { expect_bad_rows_are_refused(emulate_pack); }
+
 TEST(PackUnits, EachIsFoundByItsSequence) {
   Random random(10);
   for (const int count : {1, 2, 3, 32, 33, 34, 1057, 1058, 3000}) {

@@ -110,6 +110,13 @@ TEST(PageTables, ComeBackAsTheyWere) {
   EXPECT_THAT(all.indices, ElementsAre(5, 3, 7));
   EXPECT_EQ(import.record.code, 0u);
 
+  const std::int32_t padded[] = {2, -1, 0};
+  const Export some(import.layer.storage, {padded, 3}, 3);
+  EXPECT_THAT(some.indptr, ElementsAre(0, 1, 1, 3));
+  EXPECT_THAT(some.last, ElementsAre(32, 0, 8));
+  EXPECT_THAT(some.indices, ElementsAre(7, 5, 3));
+  EXPECT_EQ(import.record.code, 0u);
+
   const Export narrow(import.layer.storage, import.layer.batch, 2);
   EXPECT_THAT(narrow.indptr, ElementsAre(0, 2, 2, 2));
   EXPECT_EQ(import.record.code, static_cast<std::uint32_t>(ErrorCode::OutOfMemory));

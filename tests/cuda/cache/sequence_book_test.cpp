@@ -144,6 +144,17 @@ void expect_sound(const Trio& trio, const std::vector<Named>& open) {
   }
 }
 
+/// What is said to be reserved takes no page, and one token more does.
+void expect_reserved(const Trio& trio, SequenceId id) {
+  SequenceBook book = trio.book;
+  const std::int64_t tokens = book.reserved_tokens(id.slot);
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(book.reserve(id, tokens, given));
+  EXPECT_TRUE(given.empty());
+  if (tokens == small_options().longest()) return;
+  EXPECT_TRUE(!book.reserve(id, tokens + 1, given).ok() || !given.empty());
+}
+
 TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
   int forks = 0;
   int removals = 0;
@@ -209,7 +220,10 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         trio.device.reset(id.ours.slot);
         open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
       }
-      for (const Named& each : open) expect_equal(trio, each);
+      for (const Named& each : open) {
+        expect_equal(trio, each);
+        expect_reserved(trio, each.ours);
+      }
       expect_sound(trio, open);
       if (testing::Test::HasFailure()) return;
     }
@@ -224,6 +238,7 @@ TEST(SequenceBook, ReservedTokensFit) {
   const Named id{trio.book.open().value(), trio.cpu.open().value()};
   std::vector<PageRun> given;
   KVTILT_EXPECT_OK(trio.book.reserve(id.ours, 700, given));
+  EXPECT_EQ(trio.book.reserved_tokens(id.ours.slot), 4 + 40 + 32 * 21 - 1);
   ASSERT_EQ(given.size(), 2u);  // one run a layer: pages of a fresh pool are in order
   EXPECT_EQ(given[0].count, (700 - 4 - 40) / 32);
   EXPECT_EQ(given[1].layer, 2);
@@ -258,6 +273,53 @@ TEST(SequenceBookHostile, RefusalsChangeNothing) {
   EXPECT_EQ(trio.book.fork(id, 0, request, given).code(), ErrorCode::InvalidArgument);
   EXPECT_TRUE(given.empty());
   EXPECT_NE(trio.book.open().value(), id);
+}
+
+TEST(SequenceBookHostile, CutsThatCannotHaveBeenAreRefused) {
+  Trio trio(small_shape(), small_options());
+  std::vector<PageRun> given;
+  std::vector<SequenceId> ids;
+  const std::int32_t counts[] = {30, 60};
+  for (int i = 0; i < 2; ++i) {
+    ids.push_back(trio.book.open().value());
+    KVTILT_EXPECT_OK(trio.book.reserve(ids.back(), 100, given));
+  }
+  trio.book.note_appended(ids, 0, counts);
+  const auto note = [&](std::int64_t first, std::int64_t second) {
+    const std::int64_t lengths[] = {first, second};
+    return trio.book.note_truncated(ids, lengths);
+  };
+  EXPECT_THAT(std::string(note(20, 61).message()),
+              HasSubstr("sequence 1 cannot have been cut to 61 tokens: it holds 60"));
+  EXPECT_EQ(note(20, -1).code(), ErrorCode::InvalidArgument);
+  const std::int64_t one[] = {20};
+  EXPECT_THAT(std::string(trio.book.note_truncated(ids, one).message()), HasSubstr("1 lengths"));
+  EXPECT_EQ(trio.book.state(ids[0].slot, 0).length, 30);
+  KVTILT_EXPECT_OK(note(20, 60));
+  EXPECT_EQ(trio.book.state(ids[0].slot, 0).length, 20);
+}
+
+TEST(SequenceBook, ATableFullOfShortPagesSaysSo) {
+  CacheShape shape;
+  shape.layers = {{1, 16, 16, 0}};
+  CacheOptions options;
+  options.max_sequences = 1;
+  options.max_sequence_tokens = 1024;
+  Trio trio(shape, options);
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  const std::int32_t tokens[] = {200};
+  Status status;
+  std::int64_t length = 0;
+  while ((status = trio.book.reserve(id, length + 200, given)).ok() && length < 800) {
+    trio.book.note_appended({&id, 1}, 0, tokens);
+    length += 5;
+    KVTILT_EXPECT_OK(trio.book.truncate(id, length));
+  }
+  EXPECT_EQ(status.code(), ErrorCode::OutOfCapacity);
+  EXPECT_LT(length, 800);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("left short by truncations"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("larger than 1024"));
 }
 
 TEST(SequenceBook, LearnsWhatItWasNotTold) {

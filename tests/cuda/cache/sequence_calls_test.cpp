@@ -75,9 +75,14 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(length(2), 390);
   EXPECT_EQ(cache.record().code, 0u);
+  // Padding is nobody.
+  cache.truncate({static_cast<std::uint32_t>(-1), 0}, {0, 384});
+  EXPECT_EQ(length(0), 384);
+  EXPECT_EQ(length(1), 400);
+  EXPECT_EQ(cache.record().code, 0u);
   // What cannot be is left alone, sequence by sequence.
   cache.truncate({0, 1, 2}, {-1, 100, 389});
-  EXPECT_EQ(length(0), 385);
+  EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(length(2), 389);
   EXPECT_EQ(cache.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));

@@ -8,12 +8,15 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <string>
 #include <vector>
 
 namespace kvtilt::test {
 namespace {
 
 using testing::ElementsAre;
+using testing::HasSubstr;
 
 TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
   KVTILT_SKIP_WITHOUT_GPU();
@@ -58,8 +61,16 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
     EXPECT_EQ(theirs[i].tokens, 32);
     EXPECT_EQ(theirs[i].first_position, static_cast<std::int64_t>(i) * 32);
   }
-  EXPECT_EQ(cuda::import_tables(layer, tables, nullptr, 128, 6, workspace.span()).code(),
-            ErrorCode::InvalidArgument);
+  const auto refusal = [&](std::byte* pool, int most_pages, std::span<std::byte> memory) {
+    const auto refused = cuda::import_tables(layer, tables, pool, 128, most_pages, memory);
+    EXPECT_EQ(refused.code(), ErrorCode::InvalidArgument);
+    return std::string(refused.message());
+  };
+  std::byte* const pool = layer.pool[static_cast<int>(PageKind::Sealed)];
+  EXPECT_THAT(refusal(nullptr, 6, workspace.span()), HasSubstr("neither may be null"));
+  EXPECT_THAT(refusal(pool + 1, 6, workspace.span()), HasSubstr("neither may be null"));
+  EXPECT_THAT(refusal(pool, 60, workspace.span()), HasSubstr("2 sequences of 60 pages need"));
+  EXPECT_THAT(refusal(pool, 0, workspace.span()), HasSubstr("both must be 1 at least"));
 
   // A page that was cut short in front of others.
   KVTILT_EXPECT_OK(both.gpu.truncate(long_one.gpu, 4 + 32 * 2 + 7));

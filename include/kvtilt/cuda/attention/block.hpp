@@ -173,7 +173,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count()) {
     const int slot = arguments.batch.slots[i];
-    SequenceState state = arguments.layer.states[slot];
+    SequenceState state = arguments.layer.state(slot);
     drop_unseen(arguments, slot, state);
     starts[i + 1] = count_units(arguments.layer, state, page_units).total();
     prefetch_table(threads, arguments.layer.table(slot), state);

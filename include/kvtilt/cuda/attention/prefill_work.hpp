@@ -142,7 +142,7 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
     found.source = TileSource::Chunk;
     found.at.index = list.chunk_first + tile - list.past.total();
     const int first = found.at.index * tile_extent;
-    const int left = rows.chunk_tokens - first;
+    const int left = slot < 0 ? 0 : rows.chunk_tokens - first;
     found.at.first_position = rows.past + first;
     found.at.tokens = left < tile_extent ? left : tile_extent;
   }
@@ -175,7 +175,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   rows.token = (tile - tile_starts[sequence]) * each;
   const int left = rows.chunk_tokens - rows.token;
   rows.tokens = left < each ? left : each;
-  rows.past = arguments.attend.layer.states[arguments.attend.batch.slots[sequence]].length;
+  rows.past = arguments.attend.layer.state(arguments.attend.batch.slots[sequence]).length;
   return rows;
 }
 
@@ -192,8 +192,11 @@ struct PrefillItem {
     PrefillItem item;
     item.rows = row_tile(arguments, tile_starts, block_rows, tile);
     item.slot = attend.batch.slots[item.rows.sequence];
-    item.state = attend.layer.states[item.slot];
-    item.list = TileList::of(attend, item.state, attend.layer.table(item.slot), item.rows);
+    item.state = attend.layer.state(item.slot);
+    if (item.slot < 0)
+      item.list.chunk_end = 1;  // a tile without tokens, so that outputs are written
+    else
+      item.list = TileList::of(attend, item.state, attend.layer.table(item.slot), item.rows);
     return item;
   }
 };
@@ -214,11 +217,9 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   std::uint32_t wrong = none;
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane(); i < count; i += warp_lanes) {
-    const std::int64_t first = arguments.rows.first(i);
-    const std::int64_t end = arguments.rows.first(i + 1);
-    const bool sound = 0 <= first && first <= end && end <= arguments.keys.tokens;
+    const bool sound = arguments.rows.are_sound(i, arguments.keys.tokens);
     if (!sound && wrong == none) wrong = static_cast<std::uint32_t>(i);
-    tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(end - first), each) : 0;
+    tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(arguments.rows.count(i)), each) : 0;
   }
   wrong = threads.min_over_warp(wrong);
   if (wrong == none) {

@@ -158,7 +158,7 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
   while (unit < end && !segment.exists()) {
     const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
     segment.slot = arguments.batch.slots[sequence];
-    segment.sequence = arguments.layer.states[segment.slot];
+    segment.sequence = arguments.layer.state(segment.slot);
     drop_unseen(arguments, segment.slot, segment.sequence);
     const int item_units = starts[sequence + 1] - starts[sequence];
     const int sequence_start = starts[sequence] * items;

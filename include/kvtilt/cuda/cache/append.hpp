@@ -65,12 +65,14 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   std::int32_t page = -1;
   if (threads.warp() == 0)
     page = detail::plan_team(threads, arguments, place, slot, block == 0, team);
-  else if (exists && arguments.rows.count(index) > 0)
+  else if (exists && arguments.rows.are_sound(index, arguments.keys.tokens) &&
+           arguments.rows.count(index) > 0)
     elements.load(arguments.rows.first(index), elements.first());
   if (threads.warp() == 1)
     prepare_slice(threads, layer.slices[head], seal_memory, member & (layer.seal_slices - 1),
                   layer.seal_slices);
   threads.sync();
+  if (team.work == 0) return;  // in all blocks of the team alike
   const bool seals = team.seal.slices > 0;
   detail::SliceFit fit;
   if (seals) {
@@ -88,7 +90,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   if (threads.warp() == 0) {
     if (page >= 0) team.seal.block = layer.block(PageKind::Sealed, page) + sealed.offset;
     threads.sync_warp();
-    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team.slots[0]);
+    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team.counter());
   }
   if (exists && ((team.work & ~team.heavy) >> member & 1u) != 0 && threads.warp() > 0)
     detail::write_light(threads, arguments, team, member, head,
@@ -118,7 +120,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   }
   threads.sync();
   if (threads.thread() == 0) {
-    team.last = detail::arrive(threads, layer, team.slots[0]) == last;
+    team.last = detail::arrive(threads, layer, team.counter()) == last;
     threads.fence();
   }
   threads.sync();

@@ -35,6 +35,26 @@ KVTILT_HD inline int count_bits(std::uint32_t mask) {
 #endif
 }
 
+/// Whether all sequences' rows can be meant: units and teams count on all of them, so if not, nothing
+/// is appended, which one block records. A warp calls it; it loads nothing without indptr.
+template <class Threads>
+KVTILT_HD bool rows_are_sound(const Threads& threads, const AppendArguments& arguments) {
+  if (arguments.rows.indptr == nullptr) return true;
+  constexpr std::uint32_t none = 0xffffffffu;
+  std::uint32_t wrong = none;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane(); i < arguments.batch.count; i += warp_lanes)
+    if (wrong == none && !arguments.rows.are_sound(i, arguments.keys.tokens))
+      wrong = static_cast<std::uint32_t>(i);
+  wrong = threads.min_over_warp(wrong);
+  if (wrong == none) return true;
+  if (threads.block() == 0 && threads.thread() == 0)
+    record_error(threads, arguments.layer.record,
+                 rows_error(arguments.layer.layer, static_cast<int>(wrong), arguments.rows,
+                            arguments.keys.tokens));
+  return false;
+}
+
 /// One kv head of one sequence that tokens are added to.
 struct AppendHead {
   int sequence;  ///< slot
@@ -77,9 +97,9 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     work.sequence = arguments.batch.slots[index];
     work.head = head;
     work.first_row = arguments.rows.first(index);
-    work.state = layer.states[work.sequence];
+    work.state = layer.state(work.sequence);
     work.table = layer.table(work.sequence);
-    const std::int64_t tokens = arguments.rows.count(index);
+    const std::int64_t tokens = work.sequence < 0 ? 0 : arguments.rows.count(index);
     if (tokens > 0) work.plan = plan_append(layer.placement(), work.state, work.table, tokens);
     shared.works = tokens > 0 && work.plan.fits;
     if (reports && tokens > 0 && !work.plan.fits)

@@ -51,6 +51,11 @@ struct alignas(16) TeamShared {
   int own_index;
   int own_head;
   bool last;  ///< of the team's blocks to finish
+
+  /// Slot of the first with work, whose counter the team's blocks share.
+  [[nodiscard]] KVTILT_HD std::int32_t counter() const {
+    return slots[count_bits((work & -work) - 1)];
+  }
 };
 
 /// Whether a sequence's tokens go to their slots one by one, and its page, if one is sealed, holds
@@ -102,10 +107,10 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   std::int64_t first_row = 0;
   AppendPlan plan{};
   SequenceState state{};
-  if (exists) {
+  if (exists) state = layer.states[slot];  // on its way while all rows are looked at
+  if (rows_are_sound(threads, arguments) && exists) {
     tokens = arguments.rows.count(index);
     first_row = arguments.rows.first(index);
-    state = layer.states[slot];
     if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
     if (reports && tokens > 0 && !plan.fits)
       record_error(threads, layer.record,
@@ -286,7 +291,7 @@ template <class Threads>
 KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
                              const TeamShared& team) {
   const int lane = threads.lane();
-  if (lane == 0) layer.arrivals[team.slots[0]] = 0;
+  if (lane == 0) layer.arrivals[team.counter()] = 0;
   if (((team.work & ~team.frees) >> lane & 1u) == 0) return;
   SequenceState state = team.states[lane];
   const int slot = team.slots[lane];

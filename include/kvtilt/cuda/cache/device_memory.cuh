@@ -39,12 +39,13 @@ class DeviceMemory {
     const std::size_t misaligned =
         reinterpret_cast<std::uintptr_t>(given.data()) % detail::device_alignment;
     const std::size_t lost = misaligned == 0 ? 0 : detail::device_alignment - misaligned;
-    if (lost > given.size() || bytes > given.size() - lost)
+    const std::size_t usable = lost < given.size() ? given.size() - lost : 0;
+    if (bytes > usable)
       return Status::error(ErrorCode::OutOfMemory,
-                           "the cache takes %zu bytes at a multiple of %zu; device_memory has %zu "
-                           "from %p on",
+                           "the cache takes %zu bytes at a multiple of %zu; device_memory, %zu "
+                           "bytes at %p, has %zu from the first multiple on",
                            bytes, detail::device_alignment, given.size(),
-                           static_cast<void*>(given.data()));
+                           static_cast<void*>(given.data()), usable);
     memory.data_ = given.data() + lost;
     return Result<DeviceMemory>(std::move(memory));
   }

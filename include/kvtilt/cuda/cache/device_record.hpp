@@ -23,6 +23,7 @@ KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
   record->head = error.head;
   record->channel = error.channel;
   record->value = error.value;
+  record->call = error.call;
   threads.fence();
   record->code = error.code;
 }
@@ -31,6 +32,21 @@ KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
 KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequence,
                                              std::int64_t token) {
   return {static_cast<std::uint32_t>(code), 1, layer, sequence, token, -1, -1, 0.0f};
+}
+
+/// An append whose rows cannot be meant, those of sequence `index` of its batch first.
+KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& rows,
+                                         std::int64_t in_all) {
+  return {static_cast<std::uint32_t>(ErrorCode::Corrupt),
+          1,
+          layer,
+          index,
+          rows.first(index + 1),
+          static_cast<std::int32_t>(rows.first(index)),
+          static_cast<std::int32_t>(in_all),
+          0.0f,
+          0,
+          DeviceCall::Append};
 }
 
 /// The error in words. `key_dim` is that of the layer.
@@ -71,6 +87,13 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
           "is not full. %u errors in all",
           record.layer, record.sequence, token, record.count);
     case ErrorCode::Corrupt:
+      if (record.call == DeviceCall::Append)
+        return Status::error(
+            code,
+            "layer %d: nothing was appended to any sequence of a batch: indptr gives sequence %d "
+            "rows %d up to %lld of %d; it must ascend from 0 on, to the number of rows at most. %u "
+            "errors in all",
+            record.layer, record.sequence, record.head, token, record.channel, record.count);
       return Status::error(
           code,
           "layer %d: the engine's table or indptr of sequence %d cannot be meant: %lld tokens, "

@@ -61,8 +61,14 @@ class KVCache {
 
   /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
   /// hold. As on the CPU: exact inside the tail; a cut inside a sealed page leaves that page shorter,
-  /// and can cost a page of the reservation. Fails with InvalidArgument if a window has freed tokens
-  /// that the next one would see.
+  /// for good: it costs a page of the reservation and an entry of the page table, which can be full
+  /// before the sequence has max_sequence_tokens (OutOfCapacity of reserve: make that larger). Fails
+  /// with InvalidArgument if a window has freed tokens that the next one would see.
+  ///
+  /// Of drafts: recent_tokens should be at least as many as can be rejected, or layers with a window
+  /// refuse, and others are left with short pages. What is accepted of a branching tree, and is no
+  /// prefix of what was appended, no truncation keeps: attend_prefill with a tree_mask before
+  /// anything is appended, then append the accepted rows.
   Status truncate(SequenceId id, std::int64_t length, cudaStream_t stream = nullptr);
 
   /// The same for every sequence of a batch, to lengths in device memory: of drafts, what was
@@ -90,9 +96,13 @@ class KVCache {
   /// Returns the pages of a sequence to the cache.
   Status close(SequenceId id, cudaStream_t stream = nullptr);
 
-  /// Sequences for append and attention.
+  /// Sequences for append and attention. A graph that was captured with a batch reads `memory` when it
+  /// is replayed: another batch in the same memory, of as many sequences or fewer, is what it then
+  /// serves. Sequences that it lacks grow no more, and get zeros and -inf from attention, as empty
+  /// ones do. Order the call with replays that are queued, and tell note_appended() of the new batch.
   ///
-  /// memory  device, at least ids.size() numbers; belongs to the batch as long as it is used
+  /// memory  device, at least ids.size() numbers; belongs to the batch as long as it is used. What is
+  ///         left of it becomes -1: nobody
   Result<SequenceBatch> batch(std::span<const SequenceId> ids, std::span<std::int32_t> memory,
                               cudaStream_t stream = nullptr);
   /// A batch of one needs no memory.
@@ -104,14 +114,15 @@ class KVCache {
   ///
   /// keys    device, [rows, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
   /// values  device, [rows, kv_heads, value_dim]
-  /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's. Null: as
-  ///         many for each
+  /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's; ascends,
+  ///         from 0 or more to the number of rows at most. Null: as many for each
   /// tokens  host: the numbers of tokens that indptr holds. Empty: not known, the host is not told.
   ///         Not read without indptr
   /// Fails   InvalidArgument (shapes, handles, layer), OutOfCapacity (reserve more, as far as the
   ///         host knows); then nothing is queued. NaN is stored as 0 and what is too large as the
   ///         largest that the recipe holds; poll() names it, and a sequence that had no page left
-  ///         and was not appended to
+  ///         and was not appended to. Where indptr cannot be meant, nothing is appended to any, and
+  ///         poll() says so. Of what only the device refuses the host learns by refresh()
   /// Cost    one kernel: a small one where no sequence gets a page of tokens, else one that shares
   ///         out pages. `tokens` decides; without it, and without as many for each, the number of rows
   Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
@@ -136,13 +147,23 @@ class KVCache {
   Result<LayerStorage> view(int layer) const;
 
   /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers, or cut
-  /// it to lengths[i]. In the order in which it did.
+  /// it to lengths[i]. In the order in which it did, one call for each replay.
+  ///
+  /// Fails  InvalidArgument (handles, sizes, negative numbers, lengths beyond the sequence's),
+  ///        OutOfCapacity (more than is reserved, which the device has then refused: refresh() the
+  ///        batch's sequences); then nothing changes
   Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
   Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths);
 
   /// Tokens that append takes before it seals a page of this layer: see kvtilt::KVCache. As the host
   /// knows it: without what a graph appended since and nobody told.
   Result<std::int64_t> tokens_before_seal(SequenceId id, int layer) const;
+
+  /// Pages of a layer that no sequence has reserved.
+  Result<std::int64_t> free_pages(int layer) const;
+  /// Tokens that a sequence can hold in all layers before it has to reserve again, as the host knows
+  /// it; max_sequence_tokens at most.
+  Result<std::int64_t> reserved_tokens(SequenceId id) const;
 
   /// Tokens in one layer, and in the shortest layer that keeps a cache, as the host knows it.
   Result<std::int64_t> length(SequenceId id, int layer) const;

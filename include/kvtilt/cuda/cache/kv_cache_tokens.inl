@@ -14,7 +14,7 @@ inline Result<SequenceBatch> KVCache::batch(std::span<const SequenceId> ids,
                          ids.size(), memory.size());
   std::vector<std::int32_t> slots;
   for (const SequenceId& id : ids) slots.push_back(static_cast<std::int32_t>(id.slot));
-  KVTILT_RETURN_IF_ERROR(launch_write_slots(slots, memory.data(), stream));
+  KVTILT_RETURN_IF_ERROR(launch_write_slots(slots, memory, stream));
   return SequenceBatch{{ids.begin(), ids.end()}, {memory.data(), static_cast<int>(ids.size())}};
 }
 
@@ -27,6 +27,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
                               const TensorView& keys, const TensorView& values,
                               const std::int32_t* indptr, std::span<const std::int32_t> tokens,
                               cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(book_.check_batch(ids));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_rows(shape(layer), keys, values, layer));
   if (ids.empty() || keys.tokens == 0) return {};
@@ -77,6 +78,7 @@ inline Status KVCache::append(const SequenceBatch& batch, int layer, const Tenso
 
 inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
                               const TensorView& values, cudaStream_t stream) {
+  // The slot is read for the batch.
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   return append({&id, 1}, {device_slots() + id.slot, 1}, layer, keys, values, nullptr, {}, stream);
 }
@@ -112,19 +114,20 @@ inline Result<LayerStorage> KVCache::view(int layer) const {
 inline Status KVCache::note_appended(const SequenceBatch& batch,
                                      std::span<const std::int32_t> tokens) {
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
-  if (tokens.size() != batch.ids.size())
-    return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu numbers of tokens",
-                         batch.ids.size(), tokens.size());
+  const auto cached = [&](int layer) {
+    return storages_[static_cast<std::size_t>(layer)].kv_heads > 0;
+  };
   for (int layer = 0; layer < layers(); ++layer)
-    if (storages_[static_cast<std::size_t>(layer)].kv_heads > 0)
-      book_.note_appended(batch.ids, layer, tokens);
+    if (cached(layer)) KVTILT_RETURN_IF_ERROR(book_.check_append(batch.ids, layer, tokens));
+  for (int layer = 0; layer < layers(); ++layer)
+    if (cached(layer)) book_.note_appended(batch.ids, layer, tokens);
   return {};
 }
 
 inline Status KVCache::note_truncated(const SequenceBatch& batch,
                                       std::span<const std::int64_t> lengths) {
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
-  return book_.truncate(batch.ids, lengths);
+  return book_.note_truncated(batch.ids, lengths);
 }
 
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
@@ -132,6 +135,16 @@ inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   return cuda::tokens_before_seal(storages_[static_cast<std::size_t>(layer)].placement(),
                                   book_.state(id.slot, layer));
+}
+
+inline Result<std::int64_t> KVCache::free_pages(int layer) const {
+  KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
+  return book_.pages(layer).free_pages();
+}
+
+inline Result<std::int64_t> KVCache::reserved_tokens(SequenceId id) const {
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
+  return book_.reserved_tokens(id.slot);
 }
 
 inline Result<std::int64_t> KVCache::length(SequenceId id, int layer) const {

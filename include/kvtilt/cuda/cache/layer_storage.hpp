@@ -36,6 +36,9 @@ struct SequenceState {
                                ///< they are let go of they must not be written again
 };
 
+/// What found an error, where its code does not tell.
+enum class DeviceCall : std::int32_t { Any, Append };
+
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
 struct DeviceRecord {
   std::uint32_t code;   ///< ErrorCode; written when all the rest is there
@@ -47,6 +50,7 @@ struct DeviceRecord {
   std::int32_t channel;   ///< of the key, or key_dim + channel of the value
   float value;
   std::uint32_t claimed = 0;  ///< not 0: the error is being written, or is there
+  DeviceCall call = DeviceCall::Any;
 };
 
 struct LayerStorage {
@@ -94,6 +98,10 @@ struct LayerStorage {
     const int beyond = ring_head + index - ring_blocks;
     const int turned = beyond < 0 ? beyond + ring_blocks : beyond;
     return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + turned);
+  }
+  /// A batch is padded with slots below 0: empty sequences, of which nothing is read.
+  [[nodiscard]] KVTILT_HD SequenceState state(int sequence) const {
+    return sequence < 0 ? SequenceState{} : states[sequence];
   }
   [[nodiscard]] KVTILT_HD PageSlot* table(int sequence) const {
     return tables + static_cast<std::int64_t>(sequence) * table_stride;
@@ -159,7 +167,8 @@ inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement
   return layer;
 }
 
-/// Sequences of one launch: slots [count] in device memory.
+/// Sequences of one launch: slots [count] in device memory. Below 0: none, which counts as an empty
+/// one that nothing is done to.
 struct Batch {
   const std::int32_t* slots;
   int count;
@@ -175,6 +184,13 @@ struct BatchRows {
   }
   [[nodiscard]] KVTILT_HD std::int64_t count(int sequence) const {
     return indptr != nullptr ? indptr[sequence + 1] - indptr[sequence] : each;
+  }
+  /// Whether a sequence's rows end behind their start, and lie in a tensor of `rows` rows: without
+  /// this neither number above means anything.
+  [[nodiscard]] KVTILT_HD bool are_sound(int sequence, std::int64_t rows) const {
+    const std::int64_t start = first(sequence);
+    const std::int64_t end = first(sequence + 1);
+    return 0 <= start && start <= end && end <= rows;
   }
 };
 

@@ -22,8 +22,11 @@ struct CacheOptions {
   int recent_tokens = 128;              ///< newest tokens kept in 16 bits, at least; 0 to 65536
   int max_sequences = 64;               ///< open at once; each has its 16-bit blocks from the start
   std::int64_t token_capacity = 65536;  ///< tokens that all sequences together can reserve
-  std::int64_t max_sequence_tokens = 0;  ///< the longest sequence; 0: token_capacity
-  std::size_t max_bytes = 0;             ///< bounds MemoryPlan::device_bytes(); 0: no limit
+  /// The longest sequence; 0: token_capacity. Page tables are made for it, 16 bytes a page, layer and
+  /// sequence. A page that a truncation leaves short keeps its entry, so sequences that are cut behind
+  /// their tail again and again need more than their tokens: make this larger.
+  std::int64_t max_sequence_tokens = 0;
+  std::size_t max_bytes = 0;  ///< bounds MemoryPlan::device_bytes(); 0: no limit
   /// Device memory that the cache lives in, if it is not empty: as many bytes as plan_memory()
   /// says, and up to 255 more where it does not start at a multiple of 256. It serves one cache at
   /// a time, is never freed, and is the caller's again when the cache is gone.

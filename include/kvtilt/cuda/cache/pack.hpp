@@ -240,6 +240,7 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   const unsigned heads = static_cast<unsigned>(arguments.layer.kv_heads);
   const int place = static_cast<int>(static_cast<unsigned>(threads.block()) / heads);
   const int head = threads.block() - place * arguments.layer.kv_heads;
+  if (!detail::rows_are_sound(threads, arguments)) return;
   const detail::PackUnits all(arguments);
   const int sequence = all.find(threads, arguments.batch.count, place);
   const int unit = place - all.first(sequence);

@@ -54,18 +54,24 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
                          "%d sequences with indices at %p: give lengths, or indptr and "
                          "last_page_tokens",
                          tables.sequences, static_cast<const void*>(tables.indices));
+  if (most_pages < 1 || pool_pages < 1)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "a pool of %d pages, and up to %d of a sequence: both must be 1 at least",
+                         pool_pages, most_pages);
+  const std::size_t needed = import_workspace_bytes(tables.sequences, most_pages);
+  if (workspace.size() < needed)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "a workspace of %zu bytes; %d sequences of %d pages need %zu",
+                         workspace.size(), tables.sequences, most_pages, needed);
   const auto misplaced = [](const std::byte* memory) {
     return memory == nullptr || reinterpret_cast<std::uintptr_t>(memory) % page_alignment != 0;
   };
-  if (most_pages < 1 || pool_pages < 1 || misplaced(pool) || misplaced(workspace.data()) ||
-      workspace.size() < import_workspace_bytes(tables.sequences, std::max(most_pages, 1)))
+  if (misplaced(pool) || misplaced(workspace.data()))
     return Status::error(
         ErrorCode::InvalidArgument,
-        "a pool of %d pages at %p and a workspace of %zu bytes at %p; both must be "
-        "at multiples of %d, and %d sequences of %d pages need %zu bytes",
-        pool_pages, static_cast<void*>(pool), workspace.size(),
-        static_cast<void*>(workspace.data()), page_alignment, tables.sequences, most_pages,
-        import_workspace_bytes(tables.sequences, std::max(most_pages, 1)));
+        "a pool at %p and a workspace at %p: neither may be null, and both must be "
+        "at multiples of %d",
+        static_cast<void*>(pool), static_cast<void*>(workspace.data()), page_alignment);
   ImportedLayer result =
       imported_layer(layer, pool, tables.sequences, most_pages, workspace.data());
   KVTILT_RETURN_IF_ERROR(
@@ -79,8 +85,11 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
 /// The sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them: merge
 /// what attention over those gives.
 ///
-/// out    device memory. A sequence with a page that is not full in front of another (after a
-///        truncation), or that finds no room, is left without pages; the cache tells when polled
+/// CAUTION: a sequence with a page that is not full in front of another (a truncation cut into it),
+/// or that finds no room in `indices`, comes out EMPTY, without any of its pages, and attention over
+/// it is wrong. The call returns Ok: KVCache::poll() alone names such a sequence.
+///
+/// out    device memory
 /// Fails  InvalidArgument, before anything is queued
 inline Status export_tables(const LayerStorage& layer, const Batch& batch,
                             const ExportedTables& out, cudaStream_t stream = nullptr) {

@@ -157,7 +157,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
                                   const Batch& batch, const ExportedTables& out) {
   for (int i = threads.thread(); i < batch.count; i += threads.thread_count()) {
     const std::int32_t slot = batch.slots[i];
-    const SequenceState& state = storage.states[slot];
+    const SequenceState state = storage.state(slot);
     const PageSlot* table = storage.table(slot);
     std::int32_t pages = state.page_end - state.first_page;
     for (std::int32_t entry = state.first_page; entry + 1 < state.page_end; ++entry)
@@ -190,7 +190,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
   threads.sync();
   for (int i = 0; i < batch.count; ++i) {
     const std::int32_t slot = batch.slots[i];
-    const PageSlot* table = storage.table(slot) + storage.states[slot].first_page;
+    const PageSlot* table = storage.table(slot) + storage.state(slot).first_page;
     const std::int32_t first = out.indptr[i];
     for (std::int32_t page = threads.thread(); page < out.indptr[i + 1] - first;
          page += threads.thread_count())

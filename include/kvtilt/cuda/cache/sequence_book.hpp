@@ -40,6 +40,8 @@ class SequenceBook {
   Status truncate(SequenceId id, std::int64_t length);
   /// All of them or none.
   Status truncate(std::span<const SequenceId> ids, std::span<const std::int64_t> lengths);
+  /// They were: the same, and InvalidArgument for a length beyond the sequence's longest layer.
+  Status note_truncated(std::span<const SequenceId> ids, std::span<const std::int64_t> lengths);
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
   /// Fills `request`, and `given` as reserve() does.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
@@ -63,6 +65,9 @@ class SequenceBook {
   [[nodiscard]] std::span<const PageSlot> table(std::uint32_t slot, int layer) const {
     return sequences_[slot].layers[static_cast<std::size_t>(layer)].table;
   }
+  /// Tokens up to which appends to an open sequence need no other reserve, max_sequence_tokens at
+  /// most.
+  [[nodiscard]] std::int64_t reserved_tokens(std::uint32_t slot) const;
   [[nodiscard]] const PageList& pages(int layer) const {
     return pages_[static_cast<std::size_t>(layer)];
   }
@@ -81,13 +86,15 @@ class SequenceBook {
     std::vector<Layer> layers;
     std::uint32_t generation = 0;
     bool is_open = false;
+    mutable std::uint64_t named = 0;  ///< by the batch of this number
   };
 
   [[nodiscard]] bool cached(std::size_t layer) const { return layers_[layer].shape.kv_heads > 0; }
   [[nodiscard]] std::int64_t missing_pages(std::size_t layer, const SequenceState& state,
                                            const PageSlot* table, std::int64_t tokens) const;
+  /// held  entries of the table that will be in use; `own` holds the short pages among them
   [[nodiscard]] Status check_room(std::size_t layer, std::int64_t missing, std::int32_t held,
-                                  std::int64_t tokens) const;
+                                  const Layer& own, std::int64_t tokens) const;
   [[nodiscard]] Status check_tokens(std::int64_t tokens) const;
   [[nodiscard]] Result<std::uint32_t> free_slot() const;
   [[nodiscard]] Status check_truncate(SequenceId id, std::int64_t length) const;
@@ -100,6 +107,8 @@ class SequenceBook {
   std::vector<PageList> pages_;      ///< [layer]
   std::vector<Sequence> sequences_;  ///< [slot]
   std::int64_t longest_;
+  mutable std::uint64_t batches_ =
+      0;  ///< checked so far: appends check theirs, and allocate nothing
 };
 
 }  // namespace kvtilt::cuda

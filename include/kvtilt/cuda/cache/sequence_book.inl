@@ -77,14 +77,36 @@ inline std::int64_t SequenceBook::missing_pages(std::size_t layer, const Sequenc
   return std::max<std::int64_t>(0, std::min(own + seals, std::max(most, own)) - own - spare);
 }
 
+inline std::int64_t SequenceBook::reserved_tokens(std::uint32_t slot) const {
+  std::int64_t least = longest_;
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    const Layer& own = sequences_[slot].layers[layer];
+    if (!cached(layer) || missing_pages(layer, own.state, own.table.data(), longest_) == 0)
+      continue;
+    const TokenPlacement& placement = layers_[layer].placement;
+    const std::int64_t spare = own.state.page_capacity - own.state.page_end;
+    const std::int64_t next = own.state.length + cuda::tokens_before_seal(placement, own.state);
+    least = std::min(least, next + spare * placement.page_tokens);
+  }
+  return least;
+}
+
 inline Status SequenceBook::check_room(std::size_t layer, std::int64_t missing, std::int32_t held,
-                                       std::int64_t tokens) const {
-  if (missing + held > layers_[layer].table_stride)
+                                       const Layer& own, std::int64_t tokens) const {
+  if (missing + held > layers_[layer].table_stride) {
+    const auto is_short = [&](const PageSlot& entry) {
+      return entry.tokens < layers_[layer].placement.page_tokens;
+    };
+    const auto cut = std::count_if(own.table.begin() + own.state.first_page,
+                                   own.table.begin() + own.state.page_end, is_short);
     return Status::error(ErrorCode::OutOfCapacity,
-                         "layer %zu: a table of %lld pages has no room for %lld more; "
-                         "max_sequence_tokens is %lld",
+                         "layer %zu: a table of %lld pages has no room for %lld more: it holds %d, "
+                         "%lld of them left short by truncations; make max_sequence_tokens larger "
+                         "than %lld",
                          layer, static_cast<long long>(layers_[layer].table_stride),
-                         static_cast<long long>(missing), static_cast<long long>(longest_));
+                         static_cast<long long>(missing), held, static_cast<long long>(cut),
+                         static_cast<long long>(longest_));
+  }
   if (missing <= pages_[layer].free_pages()) return {};
   return Status::error(ErrorCode::OutOfMemory,
                        "layer %zu: %lld tokens need %lld pages more; %lld of its %lld are free",
@@ -127,8 +149,9 @@ inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
   };
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer))
-      KVTILT_RETURN_IF_ERROR(
-          check_room(layer, missing(layer), sequence.layers[layer].state.page_capacity, tokens));
+      KVTILT_RETURN_IF_ERROR(check_room(layer, missing(layer),
+                                        sequence.layers[layer].state.page_capacity,
+                                        sequence.layers[layer], tokens));
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     give(layer, sequence.layers[layer], missing(layer), given);
   return {};
@@ -164,6 +187,22 @@ inline Status SequenceBook::truncate(std::span<const SequenceId> ids,
     KVTILT_RETURN_IF_ERROR(check_truncate(ids[i], lengths[i]));
   for (std::size_t i = 0; i < ids.size(); ++i) cut(ids[i], lengths[i]);
   return {};
+}
+
+inline Status SequenceBook::note_truncated(std::span<const SequenceId> ids,
+                                           std::span<const std::int64_t> lengths) {
+  for (std::size_t i = 0; i < std::min(ids.size(), lengths.size()); ++i) {
+    KVTILT_RETURN_IF_ERROR(check(ids[i]));
+    std::int64_t longest = 0;
+    for (const Layer& own : sequences_[ids[i].slot].layers)
+      longest = std::max(longest, own.state.length);
+    if (lengths[i] > longest)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "sequence %u cannot have been cut to %lld tokens: it holds %lld",
+                           ids[i].slot, static_cast<long long>(lengths[i]),
+                           static_cast<long long>(longest));
+  }
+  return truncate(ids, lengths);
 }
 
 inline void SequenceBook::cut(SequenceId id, std::int64_t length) {
@@ -231,7 +270,8 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
   };
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer))
-      KVTILT_RETURN_IF_ERROR(check_room(layer, missing(layer), in_use(layer), tokens));
+      KVTILT_RETURN_IF_ERROR(
+          check_room(layer, missing(layer), in_use(layer), parent.layers[layer], tokens));
 
   request.from = static_cast<std::int32_t>(id.slot);
   request.to = static_cast<std::int32_t>(*slot);
@@ -264,12 +304,12 @@ inline Status SequenceBook::close(SequenceId id) {
 }
 
 inline Status SequenceBook::check_batch(std::span<const SequenceId> ids) const {
-  std::vector<bool> named(sequences_.size());
+  ++batches_;
   for (const SequenceId& id : ids) {
     KVTILT_RETURN_IF_ERROR(check(id));
-    if (named[id.slot])
+    if (sequences_[id.slot].named == batches_)
       return Status::error(ErrorCode::InvalidArgument, "sequence %u is twice in a batch", id.slot);
-    named[id.slot] = true;
+    sequences_[id.slot].named = batches_;
   }
   return {};
 }
@@ -281,7 +321,6 @@ inline Status SequenceBook::check_append(std::span<const SequenceId> ids, int la
     return Status::error(ErrorCode::InvalidArgument, "%zu sequences, but %zu counts of tokens",
                          ids.size(), counts.size());
   for (std::size_t i = 0; i < ids.size(); ++i) {
-    KVTILT_RETURN_IF_ERROR(check(ids[i]));
     if (counts[i] < 0)
       return Status::error(ErrorCode::InvalidArgument, "cannot append %d tokens to sequence %u",
                            counts[i], ids[i].slot);
@@ -303,7 +342,6 @@ inline void SequenceBook::note_appended(std::span<const SequenceId> ids, int lay
   for (std::size_t i = 0; i < ids.size(); ++i) {
     Layer& own = sequences_[ids[i].slot].layers[static_cast<std::size_t>(layer)];
     const AppendPlan plan = plan_append(placement, own.state, own.table.data(), counts[i]);
-    if (!plan.fits) continue;  // nor has the device appended
     finish_append(SingleThread{}, placement, plan, placement.ring_blocks(), own.state,
                   own.table.data());
     release_lost(static_cast<std::size_t>(layer), own);

@@ -95,6 +95,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   const int index = threads.block() / layers.count;
   const int own = threads.block() - index * layers.count;
   const int sequence = request.batch.slots[index];
+  if (sequence < 0) return;
   const std::int64_t length = request.lengths != nullptr ? request.lengths[index] : request.length;
   if (threads.thread() == 0) refusing = length < 0 ? 0 : -1;
   threads.sync();

@@ -25,13 +25,14 @@ struct SlotList {
   static constexpr int capacity = 960;
   std::int32_t count;
   std::int32_t slot[capacity];
+  std::int64_t room;  ///< numbers to write: -1 behind the slots
 };
 
 template <class Threads>
 KVTILT_HD void write_slots_body(const Threads& threads, std::int32_t* memory,
                                 const SlotList& slots) {
-  for (int i = threads.thread(); i < slots.count; i += threads.thread_count())
-    memory[i] = slots.slot[i];
+  for (std::int64_t i = threads.thread(); i < slots.room; i += threads.thread_count())
+    memory[i] = i < slots.count ? slots.slot[i] : -1;
 }
 
 // Templates, so that all files that include this share one definition.
@@ -125,19 +126,22 @@ inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_bl
                    "copying the tail of a sequence");
 }
 
-/// Writes slots to `memory` on the device. They may be gone when it returns.
-inline Status launch_write_slots(std::span<const std::int32_t> slots, std::int32_t* memory,
-                                 cudaStream_t stream) {
+/// Writes slots to `memory` on the device, which holds as many at least, and -1 behind them. They may
+/// be gone when it returns.
+inline Status launch_write_slots(std::span<const std::int32_t> slots,
+                                 std::span<std::int32_t> memory, cudaStream_t stream) {
   detail::SlotList list;
-  while (!slots.empty()) {
+  while (!memory.empty()) {
     list.count = static_cast<std::int32_t>(std::min<std::size_t>(slots.size(), list.capacity));
     std::copy_n(slots.begin(), list.count, list.slot);
+    slots = slots.subspan(static_cast<std::size_t>(list.count));
+    const std::size_t room = slots.empty() ? memory.size() : static_cast<std::size_t>(list.count);
+    list.room = static_cast<std::int64_t>(room);
     KVTILT_RETURN_IF_ERROR(
         to_status(detail::launch<&detail::write_slots_kernel<detail::small_block>>(
-                      1, detail::small_block, 0, stream, memory, list),
+                      1, detail::small_block, 0, stream, memory.data(), list),
                   "uploading a batch"));
-    memory += list.count;
-    slots = slots.subspan(static_cast<std::size_t>(list.count));
+    memory = memory.subspan(room);
   }
   return {};
 }
