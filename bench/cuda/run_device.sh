@@ -105,7 +105,7 @@ echo "programs of ${built:-an unknown commit}"
 if [[ $parts == *benches* ]]; then bench probes 60 $programs/probes; fi
 if [[ $parts == *tests* ]]; then
   if [ -x $programs/tests ]; then
-    step tests 150 $programs/tests --gtest_brief=1 "--gtest_filter=$filter" \
+    step tests 150 $programs/tests "--gtest_filter=$filter" \
       "--gtest_output=json:$out/tests.json"
   else
     row tests "MISSING: $programs/tests" 0 ''
@@ -127,7 +127,7 @@ if [[ $parts == *tests* && -x $programs/tests ]]; then
   small+=':DeviceCacheAttend.PromptsInChunks:DeviceAttend.OptionsAndTypes'
   if sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer); then
     step memcheck 90 "$sanitizer" --tool memcheck --error-exitcode 9 $programs/tests \
-      --gtest_brief=1 "--gtest_filter=$small"
+      "--gtest_filter=$small"
   else
     optional=yes row memcheck 'NOT RUN' 0 'there is no compute-sanitizer'
   fi
