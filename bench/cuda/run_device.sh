@@ -52,7 +52,7 @@ step() {  # <name> <most seconds> <command>...
   code=$?
   child=
   case $code in
-    0) ! grep -qE 'no GPU|no CUDA device' "$log" || result='FAILED, no device' ;;
+    0) ! grep -qE 'no GPU|no CUDA device|  PASSED  \] 0 tests' "$log" || result='FAILED, skipped' ;;
     124 | 137) result="CUT SHORT after $limit s" ;;
     *) result="FAILED ($code)"; optional= ;;
   esac
@@ -62,7 +62,7 @@ step() {  # <name> <most seconds> <command>...
     tail -n 10 "$log"
   fi
   row "$name" "$result" $((SECONDS - start)) "$(grep -E \
-    '^\[  (PASSED|SKIPPED|FAILED).* tests?|ERROR SUMMARY|FAILED:|left out:' "$log" | head -n 4 |
+    '^\[  (PASSED|SKIPPED|FAILED).* tests?|ERROR SUMMARY|FAILED:|left out:|not available:' "$log" | head -n 4 |
     cut -c 1-120 | tr -s ' \n' ' ')"
 }
 bench() {  # <name> <most seconds> <program> <arguments>...: JSON by that name
