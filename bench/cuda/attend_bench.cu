@@ -6,19 +6,20 @@
 //   attend/<recipe>/<query heads>x<kv heads>/batch:<b>/tokens:<n>  us  GB/s of its own bytes  %
 //
 // where % is of 4.8 TB/s, the memory bandwidth an H200 is sold with. JSON goes to argument 1;
-// argument 2 is a part of the rows' names, or all, which adds rows.
+// argument 2 is a part of the rows' names, or grid (batches by lengths, for each kind of heads), or
+// tuning. Some outputs at 16 x 32K are checked against float64, as /error.
 //
 //   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o attend_bench bench/cuda/attend_bench.cu
 
 #include <kvtilt/cuda/attention/attend.cuh>
 
+#include "attend_error.cuh"
 #include "layer_data.cuh"
 #include "probe_support.cuh"
 #include "replay.cuh"
 
-#include <cstdio>
-#include <cstring>
-#include <memory>
+#include <algorithm>
+#include <cstdint>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -28,6 +29,7 @@ namespace {
 
 constexpr int head_dim = 128;
 constexpr double sold_bandwidth = 4.8e12;
+constexpr double most_error = 2e-3;
 
 struct Row {
   const char* recipe;
@@ -35,6 +37,7 @@ struct Row {
   int kv_heads;
   std::vector<std::int64_t> lengths;
   std::string shape;
+  bool with_error = false;  ///< check some outputs
 };
 
 /// Names with a + between them: heads take turns.
@@ -53,48 +56,63 @@ std::vector<Recipe> recipes_of(const Row& row) {
 /// Rows whose name lacks it are left out.
 std::string filter;
 
+void time_row(const Row& row, const std::string& name, const cuda::AttendTuning& tuning,
+              Report& report);
+
 void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = {}) {
   std::string name = "attend/" + std::string(row.recipe) + "/" + std::to_string(row.query_heads) +
                      "x" + std::to_string(row.kv_heads) + "/" + row.shape;
   if (name.find(filter) == std::string::npos) return;
   if (tuning.blocks > 0)
     name += "/tuning:" + std::to_string(tuning.blocks) + "x" + std::to_string(tuning.stages);
+  report.row(name, [&] { time_row(row, name, tuning, report); });
+}
+
+void time_row(const Row& row, const std::string& name, const cuda::AttendTuning& tuning,
+              Report& report) {
   const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
   const std::vector<Recipe> recipes = recipes_of(row);
   Result<cuda::Attention> attention = cuda::Attention::create(shape, recipes, 64, tuning);
-  if (!attention && (tuning.blocks > 0 || tuning.stages > 0)) return;  // does not fit
+  if (!attention && tuning.blocks > 0) throw LeftOut(std::string(attention.message()));
   check(attention.status());
-  std::vector<std::unique_ptr<LayerData>> sets;
-  std::size_t bytes = 0;
-  while (sets.empty() || (bytes < 256u << 20 && sets.size() < 64)) {
-    sets.push_back(std::make_unique<LayerData>(shape, recipes, row.lengths, 77 + sets.size()));
-    bytes += sets.back()->bytes();
-  }
+  const LayerData data(shape, recipes, row.lengths);
   const int sequences = static_cast<int>(row.lengths.size());
   const std::size_t elements =
       static_cast<std::size_t>(sequences) * static_cast<std::size_t>(row.query_heads) * head_dim;
-  DeviceArray<F16> queries(elements);
-  DeviceArray<F16> out(elements);
+  const DeviceArray<F16> queries(elements);
+  const DeviceArray<F16> out(elements);
   fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
                            static_cast<std::uint32_t>(elements / 2), 1, 0, 5);
   const std::size_t workspace_bytes = attention->workspace_bytes(sequences, 1, row.query_heads);
-  DeviceArray<std::byte> workspace(workspace_bytes);
+  const DeviceArray<std::byte> workspace(workspace_bytes);
   check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();
-  const TensorView query_view(queries.data(), sequences, row.query_heads, head_dim);
-  const MutableTensorView out_view(out.data(), sequences, row.query_heads, head_dim);
-  const int launches = std::max(static_cast<int>(sets.size()), bytes < 100u << 20 ? 16 : 4);
-  const double seconds = replayed_seconds(launches, [&](int i, cudaStream_t stream) {
-    const LayerData& set = *sets[static_cast<std::size_t>(i) % sets.size()];
-    check(attention->attend(set.layer(), set.batch(), query_view, out_view, nullptr, {},
+  const auto launch = [&](int i, cudaStream_t stream) {
+    check(attention->attend(data.layer(), data.batch(i),
+                            {queries.data(), sequences, row.query_heads, head_dim},
+                            {out.data(), sequences, row.query_heads, head_dim}, nullptr, {},
                             {workspace.data(), workspace_bytes}, stream));
-  });
-  const double rate = static_cast<double>(sets[0]->bytes()) / seconds;
+  };
+  const double seconds = replayed_seconds(std::max(data.sets(), 4), launch);
+  const double rate = static_cast<double>(data.bytes()) / seconds;
   report.add(name + "/time", seconds * 1e6, "us");
   report.add(name + "/rate", rate * 1e-9, "GB/s");
   report.add(name + "/of_4.8TB/s", 100 * rate / sold_bandwidth, "%");
   report.add(name + "/blocks", attention->blocks(), "blocks");
   report.add(name + "/stages", attention->stages(), "stages");
+  if (!row.with_error) return;
+  launch(0, nullptr);
+  finish();
+  double worst = 0;
+  for (const int part : {0, 1, 2}) {  // the first, one in the middle and the last
+    const int sequence = part * (sequences - 1) / 2;
+    const double error =
+        attend_error(data, shape, sequence, row.lengths[static_cast<std::size_t>(sequence)],
+                     part * (row.query_heads - 1) / 2, row.query_heads, queries.read(), out.read());
+    if (!(error <= worst)) worst = error;  // NaN stays
+  }
+  report.add(name + "/error", worst, "of_norm");
+  if (!(worst <= most_error)) report.fail(name + "/error_verdict", "more than 2e-3 of the norm");
 }
 
 Row uniform_row(const char* recipe, int query_heads, int kv_heads, int batch, std::int64_t tokens) {
@@ -103,45 +121,71 @@ Row uniform_row(const char* recipe, int query_heads, int kv_heads, int batch, st
           "batch:" + std::to_string(batch) + "/tokens:" + std::to_string(tokens)};
 }
 
-}  // namespace
-}  // namespace kvtilt::bench
+Row ragged_row(const char* recipe, int query_heads, int kv_heads) {
+  return {recipe,
+          query_heads,
+          kv_heads,
+          {100, 120000, 9000, 300, 64000, 7777, 1200, 30000, 500, 2000, 18000, 33, 5000, 90000, 700,
+           12000},
+          "batch:16/tokens:ragged"};
+}
 
-int main(int argc, char** argv) {
-  using namespace kvtilt::bench;
-  Report report;
-  const char* recipes[] = {"k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k2v2"};
-  const bool all = argc > 2 && std::strcmp(argv[2], "all") == 0;
-  if (argc > 2 && !all) filter = argv[2];
-  for (const char* recipe : recipes) {
-    measure(uniform_row(recipe, 32, 8, 16, 32768), report);
+constexpr const char* usual_recipes[] = {"k16v16", "k4v2", "k4v4", "k8v8", "k2v2", "k8v4"};
+
+/// Targets first, then what else is told of.
+void measure_all(Report& report) {
+  for (const char* recipe : usual_recipes) {
+    Row row = uniform_row(recipe, 32, 8, 16, 32768);
+    row.with_error = true;
+    measure(row, report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 1024), report);
+  }
+  for (const char* recipe : {"k16v16", "k4v2"}) {
+    measure(ragged_row(recipe, 32, 8), report);
+    measure(uniform_row(recipe, 64, 8, 16, 32768), report);
+    measure(uniform_row(recipe, 32, 32, 4, 32768), report);
+    measure(uniform_row(recipe, 8, 1, 1, 131072), report);  // of eight GPUs that share the heads
   }
   for (const char* recipe : {"k3v2", "k4v4+k3v2", "k8tv8", "k4tv4", "k4v2c", "k6v4", "k5v5",
                              "kivi2"}) {  // from k6v4 on: generic
     measure(uniform_row(recipe, 32, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
   }
-  for (const char* recipe : {"k16v16", "k4v2"}) {
-    measure({recipe,
-             32,
-             8,
-             {100, 120000, 9000, 300, 64000, 7777, 1200, 30000, 500, 2000, 18000, 33, 5000, 90000,
-              700, 12000},
-             "batch:16/tokens:ragged"},
-            report);
-    measure(uniform_row(recipe, 64, 8, 16, 32768), report);
-    measure(uniform_row(recipe, 32, 32, 4, 32768), report);
-    measure(uniform_row(recipe, 8, 1, 1, 131072), report);  // of eight GPUs that share the heads
-    if (!all) continue;
-    for (const int batch : {1, 4, 16, 64})
-      for (const std::int64_t tokens : {1024, 8192, 32768, 131072})
-        if (batch * tokens <= 64 * 32768)
-          measure(uniform_row(recipe, 32, 8, batch, tokens), report);
-  }
-  for (const char* recipe : recipes)
+}
+
+void measure_grid(Report& report) {
+  constexpr int heads[][2] = {{32, 8}, {64, 8}, {32, 32}};
+  for (const auto& [query_heads, kv_heads] : heads)
+    for (const char* recipe : usual_recipes) {
+      measure(ragged_row(recipe, query_heads, kv_heads), report);
+      for (const int batch : {1, 4, 16, 64})
+        for (const std::int64_t tokens : {1024, 8192, 32768, 131072})
+          measure(uniform_row(recipe, query_heads, kv_heads, batch, tokens), report);
+    }
+}
+
+void measure_tuning(Report& report) {
+  for (const char* recipe : usual_recipes)
     for (const int blocks : {1, 2, 3})
       for (const int stages : {2, 3, 4})
         measure(uniform_row(recipe, 32, 8, 16, 32768), report, {blocks, stages});
-  if (argc > 1 && !report.write(argv[1], argc, argv)) return 1;
+}
+
+}  // namespace
+}  // namespace kvtilt::bench
+
+int main(int argc, char** argv) {
+  using namespace kvtilt::bench;
+  Report report(argc, argv);
+  const std::string rows = argc > 2 ? argv[2] : "";
+  if (rows == "grid") {
+    measure_grid(report);
+  } else if (rows == "tuning") {
+    measure_tuning(report);
+  } else {
+    filter = rows;
+    measure_all(report);
+  }
+  return report.exit_code();
 }

@@ -202,7 +202,7 @@ class Bandwidth {
       ++runs;
     });
     if (sum.read()[0] != 1ull * runs * pages_ * (pages_ - 1ull) / 2) {
-      report_.add_text(name, "WRONG SUM OF PAGES");
+      report_.fail(name, "wrong sum of pages");
       return;
     }
     report_.add(name, 1.0 * pages_ * page_bytes_ / seconds * 1e-9, "GB/s");

@@ -1,27 +1,47 @@
 #!/usr/bin/env bash
 # Builds all that a machine with a GPU runs, without needing more there than a driver:
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
-# Programs end up in build/device. Sources: tests/cuda/device/*.cu and *.cpp are one program with
-# GoogleTest, bench/cuda/*.cu programs of their own.
+#     bench/cuda/build_device.sh --commit       prints what would be built
+# Programs end up in build/device, with the commit in a file, objects in build/device-objects. Sources:
+# tests/cuda/device/*.cu and *.cpp are one program with GoogleTest, bench/cuda/*.cu programs of their
+# own. Compiles what changed since, or all if the SMs or flags did.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
+commit=$(git describe --always --abbrev=12 --exclude='*' --dirty 2>/dev/null) || commit=unknown
+if [ "${1:-}" = --commit ]; then
+  echo "$commit"
+  exit
+fi
 nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v "${CUDACXX:-nvcc}") || {
   echo "nvcc not found in PATH, CUDACXX or /usr/local/cuda" >&2
   exit 1
 }
 out=build/device
-mkdir -p "$out/objects"
+objects_folder=build/device-objects
+mkdir -p "$out" "$objects_folder"
 
 targets=()
 for sm in "${@:-90}"; do targets+=("-gencode=arch=compute_$sm,code=sm_$sm"); done
+warnings='-Wall,-Wextra,-Wno-unknown-pragmas'
 flags=(-std=c++20 -O3 "${targets[@]}" -Iinclude -Itests -Itests/cuda/device -lineinfo
-  -diag-suppress 128,1675 -Xcompiler -Wall,-Wextra,-Wno-unknown-pragmas)
-links=(-cudart static -Xcompiler -static-libstdc++,-static-libgcc)
+  -diag-suppress '128,1675' -Xcompiler "$warnings")
+links=(-cudart static -Xcompiler '-static-libstdc++,-static-libgcc')
 
-# newer <object> <source>: whether the object must be made again. Headers are not followed one by one.
-stale() { [ ! -e "$1" ] || [ -n "$(find "$2" include tests/support tests/cuda/device -newer "$1" \
-  -type f -print -quit)" ]; }
+stamp=$("$nvcc" --version | tail -n 1)" ${flags[*]} ${links[*]}"
+if [ "$stamp" != "$(cat "$objects_folder/flags" 2>/dev/null)" ]; then
+  rm -f "$objects_folder"/*.o
+  echo "$stamp" >"$objects_folder/flags"
+fi
+
+# Whether an object is older than anything it was made of, which is in a file beside it.
+stale() {  # <object>
+  local -a sources
+  [ -e "$1" ] && [ -e "${1%.o}.d" ] || return 0
+  read -ra sources -d '' < <(sed 's/^[^:]*: //; s/\\$//' "${1%.o}.d") || true
+  # A header that is gone counts as newer.
+  ! ls "${sources[@]}" >/dev/null 2>&1 || [ -n "$(find "${sources[@]}" -newer "$1" -print -quit)" ]
+}
 
 # Starts a command once a processor is free.
 cores=$(nproc)
@@ -32,29 +52,35 @@ start() {
   started+=($!)
 }
 
-objects=()
+object_of() { echo "$objects_folder/$(echo "${1%.*}" | tr / _).o"; }
+make_object() {  # <source> <object> <flags>...: no object unless all went well
+  "$nvcc" "${flags[@]}" "${@:3}" -MD -MF "${2%.o}.d" -c "$1" -o "$2.begun"
+  mv "$2.begun" "$2"
+}
 compile() {  # <source> <flags>...
-  local source=$1 object
-  object=$out/objects/$(echo "${source%.*}" | tr / _).o
-  objects+=("$object")
-  if stale "$object" "$source"; then
-    echo "compiling $source"
-    start "$nvcc" "${flags[@]}" "${@:2}" -c "$source" -o "$object"
+  local object
+  object=$(object_of "$1")
+  if stale "$object"; then
+    echo "compiling $1"
+    rm -f "$object"
+    start make_object "$1" "$object" "${@:2}"
   fi
 }
-for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp; do
+test_objects=()
+for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp tests/support/all_formats.cpp; do
   [ -e "$source" ] || continue
+  test_objects+=("$(object_of "$source")")
   compile "$source" -include support/all_formats.hpp
 done
-compile tests/support/all_formats.cpp
-for source in bench/cuda/*.cu; do
-  [ -e "$source" ] || continue
-  program=$out/$(basename "${source%.cu}")
-  if stale "$program" "$source"; then
-    echo "compiling $source"
-    start "$nvcc" "${flags[@]}" "$source" "${links[@]}" -o "$program"
-  fi
-done
+for source in bench/cuda/*.cu; do compile "$source"; done
 for process in "${started[@]}"; do wait "$process"; done  # ends with the first that failed
-"$nvcc" "${targets[@]}" "${objects[@]}" "${links[@]}" -lgmock -lgtest -lgtest_main -o "$out/tests"
+
+link() {  # <program> <objects and libraries>...
+  "$nvcc" "${targets[@]}" "${@:2}" "${links[@]}" -o "$out/$1"
+}
+link tests "${test_objects[@]}" -lgmock -lgtest -lgtest_main
+for source in bench/cuda/*.cu; do
+  link "$(basename "${source%.cu}")" "$(object_of "$source")"
+done
+echo "$commit" >"$out/commit"
 ls -l "$out" | awk 'NR > 1 && $1 !~ /^d/ { print $9, $5 }'

@@ -5,6 +5,7 @@
 //
 //   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
 //   unpack/<recipe>   the same tokens as f16 rows
+//   memory/<recipe>   what KVCache::create took of the device, and what plan_memory says
 //   append/<recipe>/batch:<b>  one token for each of b sequences, per layer, in a graph of 32 layers
 //                     that is replayed 64 times: with 64 sequences one seals a page at each step
 
@@ -13,6 +14,7 @@
 
 #include "layer_data.cuh"
 #include "probe_support.cuh"
+#include "replay.cuh"
 
 #include <algorithm>
 #include <cstdint>
@@ -46,6 +48,13 @@ struct DeviceRows {
   }
 };
 
+/// Counts whole 2 MiB that the driver has given out.
+std::size_t free_bytes() {
+  std::size_t left = 0, device = 0;
+  KVTILT_CHECK(cudaMemGetInfo(&left, &device));
+  return left;
+}
+
 double copy_rate(Report& report) {
   constexpr std::size_t bytes = std::size_t{1} << 30;
   DeviceArray<std::byte> from(bytes);
@@ -65,7 +74,15 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   options.max_sequences = sequences;
   options.max_sequence_tokens = prompt;
   options.token_capacity = sequences * (prompt + 64);
-  cuda::KVCache cache = check(cuda::KVCache::create(shape, Plan::uniform(shape, recipe), options));
+  const Plan plan = Plan::uniform(shape, recipe);
+  // The first one brings create's kernels along, which are no cache's memory.
+  check(cuda::KVCache::create(shape, plan, {}).status());
+  const std::size_t left = free_bytes();
+  cuda::KVCache cache = check(cuda::KVCache::create(shape, plan, options));
+  report.add("memory/" + name + "/taken", static_cast<double>(left - free_bytes()), "bytes");
+  report.add("memory/" + name + "/planned",
+             static_cast<double>(check(cuda::plan_memory(shape, plan, options)).device_bytes()),
+             "bytes");
   const DeviceRows keys(prompt, 1);
   const DeviceRows values(prompt, 2);
   std::vector<SequenceId> ids;
@@ -111,39 +128,20 @@ void measure_append(const std::string& name, const Recipe& recipe, int batch_siz
       check(cache.append(ids.back(), layer, rows.view(), rows.view()));
     finish();
   }
-  cudaStream_t stream;
-  KVTILT_CHECK(cudaStreamCreate(&stream));
   DeviceArray<std::int32_t> slots(static_cast<std::size_t>(batch_size));
-  const cuda::SequenceBatch batch = check(
-      cache.batch(ids, std::span(slots.data(), static_cast<std::size_t>(batch_size)), stream));
+  const cuda::SequenceBatch batch =
+      check(cache.batch(ids, std::span(slots.data(), static_cast<std::size_t>(batch_size))));
   const DeviceRows rows(batch_size, 99);
-  KVTILT_CHECK(cudaStreamSynchronize(stream));
-  cudaGraph_t graph;
-  cudaGraphExec_t replay;
-  KVTILT_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int layer = 0; layer < layers; ++layer)
-    check(cache.append(batch, layer, rows.view(), rows.view(), nullptr, {}, stream));
-  KVTILT_CHECK(cudaStreamEndCapture(stream, &graph));
-  KVTILT_CHECK(cudaGraphInstantiate(&replay, graph, 0));
+  Graph graph([&](cudaStream_t stream) {
+    for (int layer = 0; layer < layers; ++layer)
+      check(cache.append(batch, layer, rows.view(), rows.view(), nullptr, {}, stream));
+  });
   std::vector<double> times;
-  cudaEvent_t start, stop;
-  KVTILT_CHECK(cudaEventCreate(&start));
-  KVTILT_CHECK(cudaEventCreate(&stop));
   for (int step = -2; step < steps; ++step) {
-    KVTILT_CHECK(cudaEventRecord(start, stream));
-    KVTILT_CHECK(cudaGraphLaunch(replay, stream));
-    KVTILT_CHECK(cudaEventRecord(stop, stream));
-    KVTILT_CHECK(cudaEventSynchronize(stop));
-    float milliseconds = 0;
-    KVTILT_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
-    if (step >= 0) times.push_back(milliseconds * 1e3 / layers);
+    const double seconds = graph.seconds();
+    if (step >= 0) times.push_back(seconds * 1e6 / layers);
   }
-  KVTILT_CHECK(cudaEventDestroy(start));
-  KVTILT_CHECK(cudaEventDestroy(stop));
-  KVTILT_CHECK(cudaGraphExecDestroy(replay));
-  KVTILT_CHECK(cudaGraphDestroy(graph));
-  check(cache.poll(stream));
-  KVTILT_CHECK(cudaStreamDestroy(stream));
+  check(cache.poll(graph.stream()));
   const std::string row = "append/" + name + "/batch:" + std::to_string(batch_size);
   double sum = 0;
   for (const double time : times) sum += time;
@@ -157,8 +155,9 @@ void measure_append(const std::string& name, const Recipe& recipe, int batch_siz
 int main(int argc, char** argv) {
   using namespace kvtilt;
   using namespace kvtilt::bench;
-  Report report;
-  const double copied = copy_rate(report);
+  Report report(argc, argv);
+  double copied = 0;
+  report.row("copy", [&] { copied = copy_rate(report); });
   Recipe min_max = presets::k4v2;
   min_max.key.rule = min_max.value.rule = RangeRule::MinMax;
   const std::pair<const char*, Recipe> rows[] = {{"k4v2", presets::k4v2},
@@ -166,8 +165,11 @@ int main(int argc, char** argv) {
                                                  {"k4v4", presets::k4v4},
                                                  {"k8v8", presets::k8v8},
                                                  {"k16v16", presets::k16v16}};
-  for (const auto& [name, recipe] : rows) measure_prompts(name, recipe, copied, report);
-  for (const auto& [name, recipe] : rows)
-    for (const int batch : {1, 64}) measure_append(name, recipe, batch, report);
-  if (argc > 1 && !report.write(argv[1], argc, argv)) return 1;
+  for (const auto& row : rows)
+    report.row(row.first, [&] { measure_prompts(row.first, row.second, copied, report); });
+  for (const auto& row : rows)
+    for (const int batch : {1, 64})
+      report.row("append/" + std::string(row.first) + "/batch:" + std::to_string(batch),
+                 [&] { measure_append(row.first, row.second, batch, report); });
+  return report.exit_code();
 }

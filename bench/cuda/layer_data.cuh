@@ -10,21 +10,19 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace kvtilt::bench {
 
-/// A call that cannot fail in a bench.
+/// Throws where a call fails, for Report::row.
 inline void check(const Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "%s\n", status.message().data());
-  std::exit(1);
+  if (!status.ok()) throw std::runtime_error(std::string(status.message()));
 }
 template <class T>
 T check(Result<T> result) {
@@ -66,12 +64,14 @@ static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, s
   }
 }
 
-/// One layer of a batch of sequences with random contents, each page anywhere in its pool.
+/// One layer of batches of sequences with random contents, each page anywhere in its pool: as many
+/// batches of the same lengths as reading one after the other takes to leave the L2 behind.
 class LayerData {
  public:
-  /// recipes  one for all kv heads, or one for each
+  /// recipes      one for all kv heads, or one for each
+  /// other_bytes  that a launch reads and writes besides, and not in the L2 either
   LayerData(const LayerShape& shape, const std::vector<Recipe>& recipes,
-            const std::vector<std::int64_t>& lengths, std::uint64_t seed)
+            const std::vector<std::int64_t>& lengths, std::size_t other_bytes = 0)
       : sequences_(static_cast<int>(lengths.size())) {
     constexpr TokenPlacement placement{64, 4, 128};
     std::vector<Recipe> resolved;
@@ -81,11 +81,26 @@ class LayerData {
         make_layer_layouts(shape, resolved, placement.page_tokens, placement.sink_tokens);
     layer_ = cuda::describe_layer(shape, placement, layouts);
     std::vector<std::int64_t> pages;
-    for (const std::int64_t length : lengths)
+    for (const std::int64_t length : lengths) {
       pages.push_back(placement.seals(placement.sink_tokens, length));
-    const std::int64_t total = std::accumulate(pages.begin(), pages.end(), std::int64_t{0});
+      const std::int64_t halves = length - pages.back() * placement.page_tokens;
+      bytes_ += static_cast<std::size_t>(pages.back() * layer_.block_bytes[1]) +
+                static_cast<std::size_t>(halves) * shape.elements_per_token() * 2;
+    }
+    sets_ = static_cast<int>(rotated_bytes() / (bytes_ + other_bytes)) + 1;
+    const std::int64_t all = std::int64_t{sets_} * sequences_;
+    const std::int64_t total = sets_ * std::accumulate(pages.begin(), pages.end(), std::int64_t{0});
     layer_.table_stride = *std::max_element(pages.begin(), pages.end()) + 1;
-    const std::int64_t counts[page_kinds] = {sequences_, total, sequences_ * layer_.ring_blocks};
+    const std::int64_t counts[page_kinds] = {all, total, all * layer_.ring_blocks};
+    std::size_t needed = 0;
+    for (int kind = 0; kind < page_kinds; ++kind)
+      needed += static_cast<std::size_t>(counts[kind] * layer_.block_bytes[kind]);
+    std::size_t left = 0, device = 0;
+    KVTILT_CHECK(cudaMemGetInfo(&left, &device));
+    if (needed > left / 20 * 19)
+      throw LeftOut(std::to_string(needed >> 20) + " MiB of pages, " + std::to_string(left >> 20) +
+                    " MiB are free");
+    std::uint64_t seed = 77;
     for (int kind = 0; kind < page_kinds; ++kind) {
       const PageLayout& layout = layouts[static_cast<std::size_t>(kind)];
       pools_[kind] = std::make_unique<DeviceArray<std::byte>>(
@@ -102,24 +117,21 @@ class LayerData {
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
     std::vector<cuda::SequenceState> states;
-    std::vector<cuda::PageSlot> tables(lengths.size() *
-                                       static_cast<std::size_t>(layer_.table_stride));
-    std::vector<std::int32_t> slots(lengths.size());
+    std::vector<cuda::PageSlot> tables(static_cast<std::size_t>(all * layer_.table_stride));
+    std::vector<std::int32_t> slots(static_cast<std::size_t>(all));
     std::iota(slots.begin(), slots.end(), 0);
     std::size_t next = 0;
-    for (std::size_t i = 0; i < lengths.size(); ++i) {
+    for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+      const std::size_t i = slot % lengths.size();
       cuda::SequenceState state{};
       state.length = lengths[i];
       state.tail_start = placement.sink_tokens + pages[i] * placement.page_tokens;
       state.page_end = static_cast<std::int32_t>(pages[i]);
       states.push_back(state);
+      cuda::PageSlot* table = &tables[slot * static_cast<std::size_t>(layer_.table_stride)];
       for (std::int64_t page = 0; page < pages[i]; ++page)
-        tables[i * static_cast<std::size_t>(layer_.table_stride) + static_cast<std::size_t>(page)] =
-            {placement.sink_tokens + page * placement.page_tokens, order[next++],
-             placement.page_tokens};
-      const std::int64_t halves = lengths[i] - pages[i] * placement.page_tokens;
-      bytes_ += static_cast<std::size_t>(pages[i] * layer_.block_bytes[1]) +
-                static_cast<std::size_t>(halves) * shape.elements_per_token() * 2;
+        table[page] = {placement.sink_tokens + page * placement.page_tokens, order[next++],
+                       placement.page_tokens};
     }
     states_ = std::make_unique<DeviceArray<cuda::SequenceState>>(states);
     tables_ = std::make_unique<DeviceArray<cuda::PageSlot>>(tables);
@@ -130,8 +142,12 @@ class LayerData {
   }
 
   [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
-  [[nodiscard]] cuda::Batch batch() const { return {slots_->data(), sequences_}; }
-  /// Of live tokens, metadata included.
+  [[nodiscard]] int sets() const { return sets_; }
+  /// Launch `i` of many: of the sets in turn.
+  [[nodiscard]] cuda::Batch batch(int i) const {
+    return {slots_->data() + i % sets_ * sequences_, sequences_};
+  }
+  /// Of one set's live tokens, metadata included.
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
  private:
@@ -156,6 +172,7 @@ class LayerData {
   }
 
   int sequences_;
+  int sets_ = 1;
   std::size_t bytes_ = 0;
   cuda::LayerStorage layer_{};
   std::unique_ptr<DeviceArray<std::byte>> pools_[page_kinds];

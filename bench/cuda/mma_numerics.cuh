@@ -92,9 +92,11 @@ class MmaNumerics {
       wrong += found != exact;
       flushed += found == 0 && exact != 0;
     });
-    report_.add_text(name, wrong == 0 ? "ok, every product exact"
-                                      : "WRONG " + std::to_string(wrong) + ", of them flushed " +
-                                            std::to_string(flushed));
+    if (wrong == 0)
+      report_.add_text(name, "ok, every product exact");
+    else
+      report_.fail(name, std::to_string(wrong) + " products are wrong, of them flushed " +
+                             std::to_string(flushed));
   }
 
   /// The fields that an AND leaves in place, against positive halves: a relative error is then
@@ -129,7 +131,10 @@ class MmaNumerics {
         worst = INFINITY;
     });
     report_.add(name, worst, "worst_relative_error");
-    report_.add_text(name + "_verdict", worst < 1e-5 ? "subnormals ok" : "FLUSHED OR WRONG");
+    if (worst < 1e-5)
+      report_.add_text(name + "_verdict", "subnormals ok");
+    else
+      report_.fail(name + "_verdict", "flushed or wrong");
   }
 
   /// How many bits below the last bit of the largest addend count: 1 and 2^bits products of

@@ -9,39 +9,45 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <exception>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 namespace kvtilt::bench {
 
+/// Thrown where a call fails, and caught by Report::row.
 inline void check_cuda(cudaError_t status, const char* call, int line) {
   if (status == cudaSuccess) return;
-  std::fprintf(stderr, "line %d: %s: %s\n", line, call, cudaGetErrorString(status));
-  std::exit(1);
+  throw std::runtime_error("line " + std::to_string(line) + ": " + call + ": " +
+                           cudaGetErrorString(status));
 }
 
 #define KVTILT_CHECK(call) ::kvtilt::bench::check_cuda((call), #call, __LINE__)
 
-/// Prints each figure as it is found, and keeps all of them for the JSON file.
+/// A row that this device cannot hold: no failure.
+struct LeftOut : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Of the current device.
+inline int attribute(cudaDeviceAttr which) {
+  int value = 0;
+  KVTILT_CHECK(cudaDeviceGetAttribute(&value, which, 0));
+  return value;
+}
+
+/// Launches that have read this much since find nothing of theirs in the L2.
+inline std::size_t rotated_bytes() {
+  return 4 * static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize));
+}
+
+/// Prints each figure as it is found, and rewrites the JSON file of argument 1, if there is one, with
+/// all of them: a bench that is killed or crashes leaves what it had. One entry a line, with the day,
+/// the device and the command that reproduces it.
 class Report {
  public:
-  void add(const std::string& name, double value, const char* unit) {
-    std::printf("%s %.7g %s\n", name.c_str(), value, unit);
-    std::fflush(stdout);
-    char number[40];
-    // %g may print inf or nan, which JSON lacks.
-    std::snprintf(number, sizeof number, value - value == 0 ? "%.9g" : "null", value);
-    append(name, number, unit);
-  }
-
-  void add_text(const std::string& name, const std::string& text) {
-    std::printf("%s %s text\n", name.c_str(), text.c_str());
-    std::fflush(stdout);
-    append(name, '"' + text + '"', "text");
-  }
-
-  /// With the day, the device and the command that reproduces it.
-  bool write(const char* path, int argc, char** argv) {
+  Report(int argc, char** argv) {
     char day[16] = "";
     const std::time_t now = std::time(nullptr);
     std::strftime(day, sizeof day, "%Y-%m-%d", std::gmtime(&now));
@@ -50,24 +56,85 @@ class Report {
       if (i > 0) command += ' ';
       command += argv[i];
     }
+    append("date", quoted(day), "text");
+    append("command", quoted(command), "text");
     cudaDeviceProp properties;
     KVTILT_CHECK(cudaGetDeviceProperties(&properties, 0));
-    append("date", '"' + std::string(day) + '"', "text");
-    append("device", '"' + std::string(properties.name) + '"', "text");
-    append("command", '"' + command + '"', "text");
-    std::FILE* file = std::fopen(path, "w");
-    if (!file) return false;
-    const bool is_written = std::fprintf(file, "{\n%s\n}\n", json_.c_str()) > 0;
-    return std::fclose(file) == 0 && is_written;
+    append("device", quoted(properties.name), "text");
+    if (argc > 1) path_ = argv[1];
   }
 
+  void add(const std::string& name, double value, const char* unit) {
+    std::printf("%s %.7g %s\n", name.c_str(), value, unit);
+    char number[40];
+    // %g may print inf or nan, which JSON lacks.
+    std::snprintf(number, sizeof number, value - value == 0 ? "%.9g" : "null", value);
+    append(name, number, unit);
+    write();
+  }
+
+  void add_text(const std::string& name, const std::string& text) {
+    std::printf("%s %s text\n", name.c_str(), text.c_str());
+    append(name, quoted(text), "text");
+    write();
+  }
+
+  /// What is wrong, or could not be measured: the bench fails once it has done the rest.
+  void fail(const std::string& name, const std::string& why) {
+    failed_ = true;
+    add_text(name, "FAILED: " + why);
+  }
+
+  /// measure(), whose failure is told; the next row goes on, unless the device is lost.
+  template <class Measure>
+  void row(const std::string& name, Measure measure) {
+    try {
+      measure();
+      return;
+    } catch (const LeftOut& reason) {
+      add_text(name, std::string("left out: ") + reason.what());
+      return;
+    } catch (const std::exception& error) {
+      fail(name, error.what());
+    }
+    (void)cudaGetLastError();
+    if (const cudaError_t lost = cudaDeviceSynchronize(); lost != cudaSuccess) {
+      fail("device", cudaGetErrorString(lost));
+      std::exit(1);
+    }
+  }
+
+  [[nodiscard]] int exit_code() const { return failed_ ? 1 : 0; }
+
  private:
+  static std::string quoted(std::string text) {
+    for (char& c : text)
+      if (c == '"' || c == '\\' || static_cast<unsigned char>(c) < ' ') c = '\'';
+    return '"' + text + '"';
+  }
+
   void append(const std::string& name, const std::string& value, const char* unit) {
     if (!json_.empty()) json_ += ",\n";
     json_ += "  \"" + name + "\": {\"value\": " + value + ", \"unit\": \"" + unit + "\"}";
   }
 
+  /// By another name first: whoever reads never sees half a file.
+  void write() {
+    std::fflush(stdout);
+    if (path_.empty()) return;
+    const std::string begun = path_ + ".begun";
+    std::FILE* file = std::fopen(begun.c_str(), "w");
+    const bool is_written = file && std::fprintf(file, "{\n%s\n}\n", json_.c_str()) > 0;
+    if ((file && std::fclose(file) != 0) || !is_written ||
+        std::rename(begun.c_str(), path_.c_str()) != 0) {
+      std::fprintf(stderr, "cannot write %s\n", path_.c_str());
+      failed_ = true;
+    }
+  }
+
+  std::string path_;
   std::string json_;
+  bool failed_ = false;
 };
 
 template <class Item>

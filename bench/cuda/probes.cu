@@ -10,15 +10,13 @@
 #include "mma_numerics.cuh"
 #include "probe_support.cuh"
 #include "rates.cuh"
+#include "replay.cuh"
+
+#include <algorithm>
+#include <vector>
 
 namespace kvtilt::bench {
 namespace {
-
-int attribute(cudaDeviceAttr which) {
-  int value = 0;
-  KVTILT_CHECK(cudaDeviceGetAttribute(&value, which, 0));
-  return value;
-}
 
 void describe_device(Report& report) {
   cudaDeviceProp properties;
@@ -40,23 +38,16 @@ void describe_device(Report& report) {
 
 __global__ void do_nothing() {}
 
+/// Of one replay.
 double graph_seconds(int nodes, int replays) {
-  cudaStream_t stream;
-  KVTILT_CHECK(cudaStreamCreate(&stream));
-  cudaGraph_t graph;
-  KVTILT_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int node = 0; node < nodes; ++node) do_nothing<<<1, 32, 0, stream>>>();
-  KVTILT_CHECK(cudaStreamEndCapture(stream, &graph));
-  cudaGraphExec_t replay;
-  KVTILT_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-  // Replays go to the default stream, where the events are.
-  const double seconds = median_seconds(21, [&] {
-    for (int i = 0; i < replays; ++i) KVTILT_CHECK(cudaGraphLaunch(replay, nullptr));
+  Graph graph([&](cudaStream_t stream) {
+    for (int node = 0; node < nodes; ++node) do_nothing<<<1, 32, 0, stream>>>();
   });
-  KVTILT_CHECK(cudaGraphExecDestroy(replay));
-  KVTILT_CHECK(cudaGraphDestroy(graph));
-  KVTILT_CHECK(cudaStreamDestroy(stream));
-  return seconds / replays;
+  std::vector<double> seconds;
+  graph.seconds(replays);
+  for (int i = 0; i < 21; ++i) seconds.push_back(graph.seconds(replays));
+  std::sort(seconds.begin(), seconds.end());
+  return seconds[seconds.size() / 2] / replays;
 }
 
 void time_launches(Report& report) {
@@ -75,15 +66,13 @@ void time_launches(Report& report) {
 
 int main(int argc, char** argv) {
   using namespace kvtilt::bench;
-  Report report;
+  Report report(argc, argv);
   const int sms = attribute(cudaDevAttrMultiProcessorCount);
-  describe_device(report);
-  MmaNumerics(report).run();
-  Rates(report, sms).run();
-  time_launches(report);
-  Bandwidth(report, sms).run();
-  if (argc > 1 && !report.write(argv[1], argc, argv)) {
-    std::fprintf(stderr, "cannot write %s\n", argv[1]);
-    return 1;
-  }
+  // First what the benches are held against.
+  report.row("device", [&] { describe_device(report); });
+  report.row("launch", [&] { time_launches(report); });
+  report.row("bandwidth", [&] { Bandwidth(report, sms).run(); });
+  report.row("numerics", [&] { MmaNumerics(report).run(); });
+  report.row("rates", [&] { Rates(report, sms).run(); });
+  return report.exit_code();
 }

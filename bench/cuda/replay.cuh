@@ -8,41 +8,71 @@
 
 namespace kvtilt::bench {
 
+/// What record(stream) queues, to be replayed on that stream. One whose making failed leaks.
+class Graph {
+ public:
+  template <class Record>
+  explicit Graph(Record record) {
+    cudaGraph_t graph = nullptr;
+    KVTILT_CHECK(cudaEventCreate(&start_));
+    KVTILT_CHECK(cudaEventCreate(&stop_));
+    KVTILT_CHECK(cudaStreamCreate(&stream_));
+    KVTILT_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
+    try {
+      record(stream_);
+    } catch (...) {
+      // As long as one captures, the next row cannot allocate.
+      (void)cudaStreamEndCapture(stream_, &graph);
+      throw;
+    }
+    KVTILT_CHECK(cudaStreamEndCapture(stream_, &graph));
+    KVTILT_CHECK(cudaGraphInstantiate(&replay_, graph, 0));
+    KVTILT_CHECK(cudaGraphDestroy(graph));
+  }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  ~Graph() {
+    (void)cudaGraphExecDestroy(replay_);
+    (void)cudaStreamDestroy(stream_);
+    (void)cudaEventDestroy(start_);
+    (void)cudaEventDestroy(stop_);
+  }
+
+  /// From before the first replay to after the last one. Waits.
+  double seconds(int replays = 1) {
+    float milliseconds = 0;
+    KVTILT_CHECK(cudaEventRecord(start_, stream_));
+    for (int i = 0; i < replays; ++i) KVTILT_CHECK(cudaGraphLaunch(replay_, stream_));
+    KVTILT_CHECK(cudaEventRecord(stop_, stream_));
+    KVTILT_CHECK(cudaEventSynchronize(stop_));
+    KVTILT_CHECK(cudaEventElapsedTime(&milliseconds, start_, stop_));
+    return milliseconds * 1e-3;
+  }
+
+  [[nodiscard]] cudaStream_t stream() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  cudaGraphExec_t replay_ = nullptr;
+  cudaEvent_t start_ = nullptr;
+  cudaEvent_t stop_ = nullptr;
+};
+
 /// Seconds of one launch: a graph of `launches`, replayed until the median stands.
 template <class Launch>
 double replayed_seconds(int launches, Launch launch) {
-  cudaStream_t stream;
-  cudaGraph_t graph;
-  cudaGraphExec_t replay;
-  KVTILT_CHECK(cudaStreamCreate(&stream));
-  KVTILT_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-  for (int i = 0; i < launches; ++i) launch(i, stream);
-  KVTILT_CHECK(cudaStreamEndCapture(stream, &graph));
-  KVTILT_CHECK(cudaGraphInstantiate(&replay, graph, 0));
-  KVTILT_CHECK(cudaGraphLaunch(replay, stream));
-  KVTILT_CHECK(cudaStreamSynchronize(stream));
-  cudaEvent_t start, stop;
-  KVTILT_CHECK(cudaEventCreate(&start));
-  KVTILT_CHECK(cudaEventCreate(&stop));
-  std::vector<float> times;
+  Graph graph([&](cudaStream_t stream) {
+    for (int i = 0; i < launches; ++i) launch(i, stream);
+  });
+  graph.seconds();
+  std::vector<double> times;
   double spent = 0;
-  while (times.size() < 7 || (spent < 60 && times.size() < 50)) {
-    float milliseconds = 0;
-    KVTILT_CHECK(cudaEventRecord(start, stream));
-    KVTILT_CHECK(cudaGraphLaunch(replay, stream));
-    KVTILT_CHECK(cudaEventRecord(stop, stream));
-    KVTILT_CHECK(cudaEventSynchronize(stop));
-    KVTILT_CHECK(cudaEventElapsedTime(&milliseconds, start, stop));
-    times.push_back(milliseconds);
-    spent += milliseconds;
+  while (times.size() < 7 || (spent < 0.06 && times.size() < 50)) {
+    times.push_back(graph.seconds());
+    spent += times.back();
   }
-  KVTILT_CHECK(cudaEventDestroy(start));
-  KVTILT_CHECK(cudaEventDestroy(stop));
-  KVTILT_CHECK(cudaGraphExecDestroy(replay));
-  KVTILT_CHECK(cudaGraphDestroy(graph));
-  KVTILT_CHECK(cudaStreamDestroy(stream));
   std::sort(times.begin(), times.end());
-  return times[times.size() / 2] * 1e-3 / launches;
+  return times[times.size() / 2] / launches;
 }
 
 }  // namespace kvtilt::bench

@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
 # Runs what build_device.sh built, on a machine with a GPU:
-#     bench/cuda/run_device.sh [OUT] [--tests] [--benches] [--filter GOOGLETEST_FILTER]
-# Tests, then a few of them under compute-sanitizer where there is one, then the benches. Logs and JSON
-# go to the folder OUT (default: $OUT, else build/device/out); a short table comes last. Fails if a
-# test does.
+#     bench/cuda/run_device.sh [OUT] [--tests] [--benches] [--tuning] [--filter GOOGLETEST_FILTER]
+#                              [--seconds N]
+# Probes, tests, benches, PyTorch's attention where there is PyTorch, a few tests under
+# compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in all
+# (default: 560). Logs and JSON, named as in bench/results, go to the folder OUT (default: $OUT, else
+# build/device/out). However it ends, a table of the targets and one of the steps come last. Fails if
+# anything is missing, wrong or cut short, but for the grid; not if a target is missed.
 set -uo pipefail
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit
 
 programs=build/device
 out=${OUT:-$programs/out}
 parts=
+tuning=
 filter='*'
+seconds=560
 while [ $# -gt 0 ]; do
   case $1 in
     --tests) parts+=' tests'; shift ;;
     --benches) parts+=' benches'; shift ;;
+    --tuning) tuning=yes; shift ;;
     --filter) filter=${2:?a filter}; shift 2 ;;
-    -*) echo "usage: run_device.sh [OUT] [--tests] [--benches] [--filter FILTER]" >&2; exit 2 ;;
+    --seconds) seconds=${2:?seconds}; shift 2 ;;
+    -*) sed -n '2,4s/^# *//p' "$0" >&2; exit 2 ;;
     *) out=$1; shift ;;
   esac
 done
@@ -25,38 +32,107 @@ mkdir -p "$out"
 
 rows=()
 failed=0
-step() {  # <name> <seconds allowed> <command>...
-  local name=$1 limit=$2 start=$SECONDS result=ok code
-  timeout "$limit" "${@:3}" >"$out/$name.log" 2>&1
-  code=$?
-  if [ $code != 0 ]; then
-    result="FAILED ($code)"
-    failed=1
-    echo "== $name"
-    grep -E 'FAILED|Failure|ERROR|error|differ' "$out/$name.log" | head -n 20
-    tail -n 20 "$out/$name.log"
-  fi
-  rows+=("$(printf '%-24s %-14s %4d s   %s' "$name" "$result" $((SECONDS - start)) \
-    "$(grep -E '^\[  (PASSED|SKIPPED|FAILED)|ERROR SUMMARY' "$out/$name.log" | head -n 3 |
-      tr -s ' \n' ' ')")")
+child=
+row() {  # <name> <result> <seconds> <remark>
+  rows+=("$(printf '%-10s %-22s %4d s   %s' "$@")")
+  case $2 in ok*) ;; *) [ -n "${optional:-}" ] || failed=1 ;; esac
 }
 
+# Runs one command, no longer than it may and than time is left; $optional: may be cut short.
+step() {  # <name> <most seconds> <command>...
+  local name=$1 limit=$2 log=$out/$1.log start=$SECONDS left=$((seconds - SECONDS)) code result=ok
+  [ "$limit" -le "$left" ] || limit=$left
+  if [ "$limit" -lt 5 ]; then
+    row "$name" 'NOT RUN, no time left' 0 ''
+    return
+  fi
+  timeout -k 5 "$limit" "${@:3}" >"$log" 2>&1 &
+  child=$!
+  wait "$child"
+  code=$?
+  child=
+  case $code in
+    0) ! grep -qE 'no GPU|no CUDA device|  PASSED  \] 0 tests' "$log" || result='FAILED, skipped' ;;
+    124 | 137) result="CUT SHORT after $limit s" ;;
+    *) result="FAILED ($code)"; optional= ;;
+  esac
+  if [ "$result" != ok ]; then
+    echo "== $name: $result"
+    grep -E 'FAILED|Failure|ERROR|error|differ|no GPU|no CUDA device' "$log" | head -n 20
+    tail -n 10 "$log"
+  fi
+  row "$name" "$result" $((SECONDS - start)) "$(grep -E \
+    '^\[  (PASSED|SKIPPED|FAILED).* tests?|ERROR SUMMARY|FAILED:|left out:|not available:' "$log" | head -n 4 |
+    cut -c 1-120 | tr -s ' \n' ' ')"
+}
+bench() {  # <name> <most seconds> <program> <arguments>...: JSON by that name
+  local json=$out/$card-$1.json
+  rm -f "$json"
+  if [ -x "$3" ]; then
+    step "$1" "$2" "$3" "$json" "${@:4}"
+  else
+    row "$1" "MISSING: $3" 0 ''
+  fi
+}
+
+finish() {
+  local code=$?
+  trap - EXIT TERM INT HUP
+  [ -z "$child" ] || kill "$child" 2>/dev/null
+  [ $code = 0 ] || row 'all' "ENDED BY FORCE ($code)" $SECONDS "during the step after these"
+  [[ $parts != *benches* ]] || awk -f bench/cuda/targets.awk "$out/$card"-*.json /dev/null
+  printf '\n'
+  printf '%s\n' "${rows[@]}"
+  exit $failed
+}
+trap finish EXIT
+trap 'exit 143' TERM INT HUP
+
+card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null |
+  awk 'NR == 1 { print tolower($2) }')
+card=${card:-gpu}
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader \
   >"$out/gpu.txt" 2>&1
 cat "$out/gpu.txt"
+if [ ! -x $programs/tests ] && PATH=$PATH:/usr/local/cuda/bin command -v nvcc >/dev/null; then
+  step build 400 bench/cuda/build_device.sh
+fi
+built=$(cat $programs/commit 2>/dev/null)
+tree=$(bench/cuda/build_device.sh --commit 2>/dev/null)
+echo "programs of ${built:-an unknown commit}"
+[ "$built" = "$tree" ] || echo "  THE TREE IS ${tree:-of an unknown one}"
+
+if [[ $parts == *benches* ]]; then bench probes 60 $programs/probes; fi
 if [[ $parts == *tests* ]]; then
-  step tests 300 "$programs/tests" --gtest_brief=1 "--gtest_filter=$filter" \
-    "--gtest_output=json:$out/tests.json"
-  sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer) &&
-    step memcheck 180 "$sanitizer" --tool memcheck --error-exitcode 9 "$programs/tests" \
-      --gtest_brief=1 --gtest_filter='*EveryTypeAndStride:*Hostile*:*Ragged*'
+  if [ -x $programs/tests ]; then
+    step tests 150 $programs/tests "--gtest_filter=$filter" \
+      "--gtest_output=json:$out/tests.json"
+  else
+    row tests "MISSING: $programs/tests" 0 ''
+  fi
 fi
 if [[ $parts == *benches* ]]; then
-  for program in "$programs"/*; do
-    name=$(basename "$program")
-    [ -f "$program" ] && [ -x "$program" ] && [ "$name" != tests ] || continue
-    step "$name" 240 "$program" "$out/$name.json"
-  done
+  bench attend 120 $programs/attend_bench
+  bench cache 60 $programs/cache_bench
+  bench prefill 60 $programs/prefill_bench
+  if timeout 30 python3 -c 'import torch' 2>/dev/null; then
+    bench sdpa 60 bench/cuda/sdpa.py
+  else
+    optional=yes row sdpa 'not measured, no torch' 0 ''
+  fi
 fi
-printf '%s\n' "${rows[@]}"
-exit $failed
+if [[ $parts == *tests* && -x $programs/tests ]]; then
+  # One of each kind of kernel: append, unpack, page tables, decode, prompts.
+  small='*EveryTypeAndStride:*Hostile*:*Ragged*:DeviceCacheAttend.AfterForksAndTruncations'
+  small+=':DeviceCacheAttend.PromptsInChunks:DeviceAttend.OptionsAndTypes'
+  if sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer); then
+    step memcheck 90 "$sanitizer" --tool memcheck --error-exitcode 9 $programs/tests \
+      "--gtest_filter=$small"
+  else
+    optional=yes row memcheck 'NOT RUN' 0 'there is no compute-sanitizer'
+  fi
+fi
+if [[ $parts == *benches* ]]; then
+  optional=yes bench grid 600 $programs/attend_bench grid
+  [ -z "$tuning" ] || optional=yes bench tuning 600 $programs/attend_bench tuning
+fi

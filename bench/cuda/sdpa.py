@@ -2,8 +2,10 @@
 """16-bit attention of PyTorch, timed as attend_bench and prefill_bench time ours: sdpa.py <json file>.
 
 Graph replay, random data, buffers beyond four times the L2 in total. Chunks see all keys: what
-causality would save of a short chunk over a long past is under 1 %."""
+causality would save of a short chunk over a long past is under 1 %. The file is rewritten after each
+row, one entry a line. A backend that does not take a shape is no failure."""
 
+import datetime
 import json
 import sys
 
@@ -12,12 +14,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 HEAD_DIM = 128
 BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+DEVICE = torch.cuda.get_device_properties(0)
+ROTATED_BYTES = 4 * DEVICE.L2_cache_size
 
 
 def seconds(batch, query_heads, kv_heads, tokens, backend, chunk=1):
-    """Median seconds of one call."""
+    """Median seconds of one call, and the bytes of its keys and values."""
     set_bytes = 4 * batch * kv_heads * tokens * HEAD_DIM
-    count = max(1, min(16, -(-(256 << 20) // set_bytes)))
+    count = ROTATED_BYTES // set_bytes + 1
     shape = (batch, kv_heads, tokens, HEAD_DIM)
     sets = [[torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in "kv"]
             for _ in range(count)]
@@ -44,32 +48,41 @@ def seconds(batch, query_heads, kv_heads, tokens, backend, chunk=1):
     return sorted(times)[len(times) // 2] * 1e-3 / count, set_bytes
 
 
+class Report(dict):
+    def add(self, name, value, unit):
+        self[name] = {"value": value, "unit": unit}
+        entries = (f"  {json.dumps(key)}: {json.dumps(item)}" for key, item in self.items())
+        with open(sys.argv[1], "w") as file:
+            file.write("{\n" + ",\n".join(entries) + "\n}\n")
+
+
+def measure(report, row, arguments, describe):
+    for name, backend in BACKENDS.items():
+        full = f"sdpa-{name}/bf16/{row}"
+        try:
+            time, read = seconds(*arguments[:4], backend, *arguments[4:])
+        except RuntimeError as error:
+            print(f"{full} not available: {(str(error).splitlines() or [repr(error)])[0]}", flush=True)
+            continue
+        report.add(f"{full}/time", time * 1e6, "us")
+        print(f"{full}/time {time * 1e6:.2f} us {describe(time, read)}", flush=True)
+
+
 def main():
-    report = {}
+    report = Report()
+    report.add("date", datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), "text")
+    report.add("command", " ".join(sys.argv), "text")
+    report.add("device", DEVICE.name, "text")
+    report.add("torch", torch.__version__, "text")
     for batch, query_heads, kv_heads, tokens in [
         (16, 32, 8, 32768), (1, 32, 8, 32768), (1, 32, 8, 1024), (4, 32, 32, 32768)]:
-        for name, backend in BACKENDS.items():
-            row = f"sdpa-{name}/bf16/{query_heads}x{kv_heads}/batch:{batch}/tokens:{tokens}"
-            try:
-                time, read = seconds(batch, query_heads, kv_heads, tokens, backend)
-            except RuntimeError as error:
-                print(f"{row} not available: {str(error).splitlines()[0]}")
-                continue
-            report[f"{row}/time"] = {"value": time * 1e6, "unit": "us"}
-            print(f"{row}/time {time * 1e6:.2f} us {read / time / 4.8e12:.1%} of 4.8 TB/s", flush=True)
+        measure(report, f"{query_heads}x{kv_heads}/batch:{batch}/tokens:{tokens}",
+                (batch, query_heads, kv_heads, tokens),
+                lambda time, read: f"{read / time / 4.8e12:.1%} of 4.8 TB/s")
     for chunk, past in [(512, 32768), (2048, 32768), (512, 8192)]:
-        for name, backend in BACKENDS.items():
-            row = f"sdpa-{name}/bf16/32x8/batch:1/chunk:{chunk}/past:{past}"
-            try:
-                time, _ = seconds(1, 32, 8, past + chunk, backend, chunk)
-            except RuntimeError as error:
-                print(f"{row} not available: {str(error).splitlines()[0]}")
-                continue
-            report[f"{row}/time"] = {"value": time * 1e6, "unit": "us"}
-            rate = 4 * 32 * HEAD_DIM * chunk * (past + chunk) / time / 1e12
-            print(f"{row}/time {time * 1e6:.2f} us {rate:.0f} TFLOP/s", flush=True)
-    with open(sys.argv[1], "w") as file:
-        json.dump(report, file, indent=1)
+        work = 4 * 32 * HEAD_DIM * chunk * (past + chunk)
+        measure(report, f"32x8/batch:1/chunk:{chunk}/past:{past}", (1, 32, 8, past + chunk, chunk),
+                lambda time, read: f"{work / time / 1e12:.0f} TFLOP/s")
 
 
 main()
