@@ -31,13 +31,14 @@ inline constexpr int attend_warps = 4;
 /// Queries of a sequence in one launch: what numbers of items can be.
 inline constexpr int max_attend_queries = 1 << 16;
 
-/// Blocks on a multiprocessor that a kernel leaves registers for.
+/// Blocks on a multiprocessor that a kernel leaves registers for. With a third one sums and queries of
+/// large heads would spill; their pages are attend_bytes without it.
 template <class Traits>
 constexpr int attend_blocks() {
   if constexpr (Traits::generic)
     return Traits::blocks;
   else
-    return compiled_machine.attend_blocks;
+    return Traits::key_dim + Traits::value_dim >= 384 ? 2 : compiled_machine.attend_blocks;
 }
 
 template <class Traits>
@@ -75,9 +76,11 @@ class Attention {
     Attention attention;
     attention.shape_ = shape;
     attention.page_tokens_ = page_tokens;
-    Status refusal = no_kernel(shape, *resolved, page_tokens,
-                               "add their GenericTraits to AttendKernels, or a PageTraits, in "
-                               "MixedTraits where heads differ");
+    Status refusal =
+        no_kernel(shape, *resolved, page_tokens,
+                  "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your "
+                  "AttendKernels a GenericTraits of these dimensions or a PageTraits, "
+                  "in MixedTraits where heads differ");
     if (!attention.find(List{}, *resolved, tuning, refusal)) return std::move(refusal);
     return attention;
   }

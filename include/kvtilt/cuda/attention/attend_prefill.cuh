@@ -54,8 +54,9 @@ class PrefillAttention {
     attention.page_tokens_ = page_tokens;
     if (!attention.find(List{}, *resolved))
       return no_kernel(shape, *resolved, page_tokens,
-                       "add their GenericTraits to AttendKernels, or a PageTraits; values have at "
-                       "most 256 channels");
+                       "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your "
+                       "AttendKernels a GenericTraits of these dimensions or a PageTraits; values "
+                       "have at most 256 channels");
     KVTILT_RETURN_IF_ERROR(attention.configure());
     return attention;
   }
