@@ -2,8 +2,9 @@
 #
 # One executable per file under tests/, or per folder with KVTILT_TEST_TOGETHER; its ctest names are
 # <path>/<Suite.Test> in both. A suite or test whose name ends in Golden, Hostile, Property, Agreement
-# or Random has that label in lower case, all others have the label unit. With KVTILT_TEST_MATRIX the
-# file also runs once per forced instruction set, without its random tests.
+# or Random has that label in lower case, all others have the label unit; tests of cuda/ have the label
+# cuda besides. With KVTILT_TEST_MATRIX the file also runs once per forced instruction set, without its
+# random tests.
 include(GoogleTest)
 
 # A third of the time where everything is built once, since most of each file's code is the library's;

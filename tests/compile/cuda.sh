@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# Compiles .cu files for every architecture, to <folder>/<name>.o or to <folder>/<name>.sm_<n>.cubin, or
-# for one of them, to <folder>/<name>.o without machine code:
-#   cuda.sh object|cubin|ptx <folder> <file.cu>... -- <compiler options>...
-# Every architecture: with KVTILT_FULL=1 all that are supported, else one of each kind. Without nvcc it exits with
-# 77, which ctest reads as skipped; with CI=true that is a failure.
+# Compiles .cu files for every architecture, to <folder>/<name>.o, with machine code or without, or to
+# <folder>/<name>.sm_<n>.cubin:
+#   cuda.sh object|ptx|cubin <folder> <file.cu>... -- <compiler options>...
+# Every architecture: with KVTILT_FULL=1 all that are supported, else one of each kind, of ptx one alone.
+# Without nvcc it exits with 77, which ctest reads as skipped; with CI=true that is a failure.
 set -euo pipefail
 
+product=$1
+folder=$2
+shift 2
+
 architectures="80 90 120"
+[ "$product" = ptx ] && architectures=90
 [ "${KVTILT_FULL:-0}" = 1 ] && architectures="80 86 89 90 100 120"
 
 nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v "${CUDACXX:-nvcc}") || {
@@ -15,9 +20,6 @@ nvcc=$(PATH=$PATH:/usr/local/cuda/bin command -v "${CUDACXX:-nvcc}") || {
   exit 77
 }
 
-product=$1
-folder=$2
-shift 2
 files=()
 while [ "$1" != -- ]; do
   files+=("$1")
@@ -27,15 +29,16 @@ shift
 mkdir -p "$folder"
 
 options=(-std=c++20 -Werror all-warnings -Xcompiler -Wall,-Wextra,-Wconversion,-Werror "$@")
+code=sm
+[ "$product" = ptx ] && code=compute
+targets=()
+for architecture in $architectures; do
+  targets+=("-gencode=arch=compute_$architecture,code=${code}_$architecture")
+done
 if [ "$product" = ptx ]; then
-  architectures=90
   printf '%s\0' "${files[@]}" | xargs -0 -n 1 -P 2 \
-    "$nvcc" "${options[@]}" -gencode=arch=compute_90,code=compute_90 -odir "$folder" -c
+    "$nvcc" "${options[@]}" "${targets[@]}" -odir "$folder" -c
 elif [ "$product" = object ]; then
-  targets=()
-  for architecture in $architectures; do
-    targets+=("-gencode=arch=compute_$architecture,code=sm_$architecture")
-  done
   "$nvcc" "${options[@]}" --threads 2 "${targets[@]}" -odir "$folder" -c "${files[@]}"
 else
   for file in "${files[@]}"; do
@@ -45,4 +48,4 @@ else
     done
   done
 fi
-echo "compiled for sm: $architectures"
+echo "compiled for $code: $architectures"

@@ -50,6 +50,7 @@ TEST(AttendBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_close<PageTraits<4, 2, 96>>(presets::k4v2);
   expect_close<PageTraits<3, 2, 128>>(presets::k3v2);
   expect_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
+  expect_close<PageTraits<4, 2, 192>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 256>>(presets::k4v2);
   expect_close<PageTraits<4, 2, 64, 64, 32>>(presets::k4v2, 32);
   expect_close<PageTraits<4, 2, 64, 64, 128>>(presets::k4v2, 128);

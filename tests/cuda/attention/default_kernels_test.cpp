@@ -33,6 +33,24 @@ TEST(DefaultKernels, TheUsualRecipesHaveOneOfTheirOwn) {
   EXPECT_EQ(count(DefaultKernels{}, 128, {presets::k8v4, presets::k3v2}, 64).fast, 1);
 }
 
+template <int Dim>
+void expect_kernels() {
+  for (const char* name : {"k16v16", "k8v8", "k8v4", "k4v4", "k4v2", "k2v2"})
+    EXPECT_EQ(count(KernelsFor<Dim>{}, Dim, {parse_recipe(name).value()}, 64).fast, 1)
+        << name << ", " << Dim;
+  for (const char* name : {"k16v16", "k5v3", "k4tv2", "k4v2c"})
+    EXPECT_EQ(count(KernelsFor<Dim>{}, Dim, {parse_recipe(name).value()}, 128).generic, 1)
+        << name << ", " << Dim;
+}
+
+TEST(KernelsFor, EveryHeadDimensionHasFastOnesAndAGenericOne) {
+  expect_kernels<64>();
+  expect_kernels<96>();
+  expect_kernels<128>();
+  expect_kernels<192>();
+  expect_kernels<256>();
+}
+
 TEST(DefaultKernels, AllOthersHaveAGenericOne) {
   for (const int dim : {64, 128})
     for (const int page : {32, 64, 128})

@@ -78,12 +78,20 @@ TEST(KnownPageAgreement, EveryShapeDecodesLikeTheGenericPage) {
   expect_same<PageTraits<4, 2, 64>>();
   expect_same<PageTraits<4, 2, 192, 128>>();
   expect_same<PageTraits<2, 2, 256>>();
+  expect_same<PageTraits<4, 2, 96>>();
+  expect_same<PageTraits<2, 4, 96>>();
+  expect_same<PageTraits<8, 6, 96>>();
+  expect_same<PageTraits<8, 8, 96>>();
+  expect_same<PageTraits<4, 2, 192>>();  // the last group of values is a shorter one
   expect_same<PageTraits<4, 4, 64, 64, 32>>();
   expect_same<PageTraits<8, 2, 64, 64, 128>>();
   expect_same<PageTraits<4, 4, 64, 64, 64, 32, 32>>();
   expect_same<PageTraits<2, 8, 128, 128, 128, 16, 16>>();
   expect_same<PageTraits<3, 5, 64, 128, 128, 64, 64>>();
 }
+
+// Runs of two tiles of one bit are half a word.
+static_assert(!KnownFragments<Role::Values, PageTraits<4, 1, 96>>::supported);
 
 TEST(KnownPageAgreement, KeysPerTokenAndValuesPerChannelDecodeLikeTheGenericPage) {
   expect_same<TokenKeyTraits<8, 8, 128>>();

@@ -41,6 +41,7 @@ using test::SealedPage;
   check<PageTraits<4, 4, 80>>();                           \
   check<PageTraits<8, 8, 16>>();                           \
   check<PageTraits<4, 2, 64, 128, 32>>();                  \
+  check<PageTraits<4, 2, 64, 96, 64, 64, 64>>();           \
   check<PageTraits<4, 2, 64, 64, 64, 32, 32>>();           \
   check<PageTraits<2, 4, 64, 64, 128, 32, 16>>();          \
   check<TokenKeyTraits<1, 1, 64>>();                       \

@@ -58,6 +58,8 @@ TEST(PrefillBlock, EveryShapeOfPagesIsCloseToFloat64) {
   expect_chunks_close<GenericTraits<96>>(presets::k4v2);
   expect_chunks_close<PageTraits<4, 2, 96>>(presets::k4v2);
   expect_chunks_close<PageTraits<4, 2, 192, 128>>(presets::k4v2);
+  expect_chunks_close<PageTraits<4, 2, 192>>(presets::k4v2);
+  expect_chunks_close<HalfTraits<96>>(presets::k16v16);
   expect_chunks_close<PageTraits<4, 2, 64, 256>>(presets::k4v2);
   expect_chunks_close<PageTraits<4, 2, 64, 64, 32>>(presets::k4v2, 32);
   expect_chunks_close<PageTraits<4, 4, 64, 64, 64, 32, 32>>(presets::kivi4);

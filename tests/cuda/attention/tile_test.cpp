@@ -118,6 +118,15 @@ TEST(AttendTile, EveryHeadDimensionIsCloseToFloat64) {
   expect_attention<192, 128>(16);
 }
 
+TEST(TilesAhead, DivideTheRunWhereTheyCan) {
+  EXPECT_EQ(tiles_ahead(8, 8), 8);
+  EXPECT_EQ(tiles_ahead(16, 8), 8);
+  EXPECT_EQ(tiles_ahead(12, 8), 4);
+  EXPECT_EQ(tiles_ahead(6, 4), 2);
+  EXPECT_EQ(tiles_ahead(5, 8), 8);  // one in flight would be slower than predicates
+  EXPECT_EQ(tiles_ahead(6, 1), 1);
+}
+
 TEST(AttendTile, IsWhatHalfTraitsCount) {
   using Traits = HalfTraits<96, 64, 32>;
   EXPECT_EQ(Traits::page_units, 2);

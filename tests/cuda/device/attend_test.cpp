@@ -244,7 +244,7 @@ TEST(DeviceAttention, NamesWhatTheListLacks) {
     const Status status = device_attention_status({2, dim, dim, 0}, recipes, page_tokens);
     return std::string(status.message());
   };
-  EXPECT_NE(refusal(96, {presets::k4v2}, 64).find("GenericTraits"), std::string::npos);
+  EXPECT_NE(refusal(96, {presets::k4v2}, 64).find("KernelsFor<"), std::string::npos);
   EXPECT_NE(refusal(96, {presets::k4v2, presets::k3v2}, 64).find("other heads"), std::string::npos);
   EXPECT_NE(refusal(72, {presets::k4v2}, 64).find("do not fill"), std::string::npos);
   EXPECT_NE(refusal(128, {presets::k4v2}, 48).find("32, 64 or 128"), std::string::npos);

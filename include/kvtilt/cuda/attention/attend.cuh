@@ -32,13 +32,14 @@ inline constexpr int attend_warps = 4;
 /// Queries of a sequence in one launch: what numbers of items can be.
 inline constexpr int max_attend_queries = 1 << 16;
 
-/// Blocks on a multiprocessor that a kernel leaves registers for.
+/// Blocks on a multiprocessor that a kernel leaves registers for. With a third one sums and queries of
+/// large heads would spill; their pages are attend_bytes without it.
 template <class Traits>
 constexpr int attend_blocks() {
   if constexpr (Traits::generic)
     return Traits::blocks;
   else
-    return compiled_machine.attend_blocks;
+    return Traits::key_dim + Traits::value_dim >= 384 ? 2 : compiled_machine.attend_blocks;
 }
 
 template <class Traits>

@@ -9,6 +9,17 @@
 
 namespace kvtilt::cuda {
 
+/// Any recipe of these head dimensions, multiples of 16; fast ones for the usual widths with default
+/// granularities and groups, in pages of 64 tokens. For Attention::create<KernelsFor<96>>(...), or to
+/// copy from. Cost: seven kernels for decode and as many for prefill, each about 2 s of nvcc per
+/// architecture at 64 channels and more at 256.
+template <int KeyDim, int ValueDim = KeyDim>
+using KernelsFor =
+    AttendKernels<HalfTraits<KeyDim, ValueDim>, PageTraits<8, 8, KeyDim, ValueDim>,
+                  PageTraits<8, 4, KeyDim, ValueDim>, PageTraits<4, 4, KeyDim, ValueDim>,
+                  PageTraits<4, 2, KeyDim, ValueDim>, PageTraits<2, 2, KeyDim, ValueDim>,
+                  GenericTraits<KeyDim, ValueDim>>;
+
 /// Any recipe of head dimensions 64 and 128; fast ones at 128, in pages of 64 tokens with default
 /// groups, also with keys per token or values per channel, and where heads of a layer differ. A kernel
 /// costs 1 to 2 s of nvcc and 150 KB of object file, code and PTX, per architecture; a mixed one of

@@ -6,6 +6,7 @@
 
 #include <kvtilt/cuda/attention/fragment_scales.hpp>
 #include <kvtilt/cuda/attention/page.hpp>
+#include <kvtilt/cuda/attention/tile.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -59,13 +60,15 @@ class KnownFragments {
   static constexpr int least_width = bits & -bits;
 
  public:
-  static constexpr int ahead = keys || bits < 8 ? 4 : 2;  ///< of values what 16 bytes hold at most
+  /// Of values what 16 bytes hold at most.
+  static constexpr int ahead = tiles_ahead(channel_tiles, keys || bits < 8 ? 4 : 2);
 
   /// A step's tiles of keys, or `ahead` tiles of values, fill whole words of each plane, all words are
   /// in runs of four, and bands begin with a run of `ahead` tiles or end with it.
   static constexpr bool supported =
       token_tiles * channel_tiles * least_width % 16 == 0 &&
-      (keys ? token_tiles * least_width % 4 == 0 : channel_tiles % ahead == 0) &&
+      (keys ? token_tiles * least_width % 4 == 0
+            : channel_tiles % ahead == 0 && ahead * least_width % 4 == 0) &&
       (per_channel || group_tiles % ahead == 0 || ahead % group_tiles == 0);
 
   /// tile  of 16 tokens of the page
@@ -126,9 +129,10 @@ class KnownFragments {
       } else {
         const int word = tile_ * (channel_tiles * width / 4) + first * width / 4;
         Words packed;
-        if (width >= 4) packed = load_words(codes + run_offset(word));
+        const int count = ahead * width / 4;
+        if (count == 4) packed = load_words(codes + run_offset(word));
         KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < width && width < 4; ++i)
+        for (int i = 0; i < count && count < 4; ++i)
           packed.word[i] = load_word(codes + run_offset(word) + i * 4);
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < ahead; ++i) {

@@ -15,6 +15,7 @@
 
 #include <kvtilt/cuda/attention/row_scales.hpp>
 #include <kvtilt/cuda/attention/scores.hpp>
+#include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -76,13 +77,16 @@ struct PageTraits {
   static constexpr int key_extent = token_keys ? KeyDim : PageTokens;
   static constexpr int value_extent = channel_values ? PageTokens : ValueDim;
   static constexpr int key_bands = key_extent / KeyGroup;
-  static constexpr int value_bands = value_extent / ValueGroup;
-  static_assert(key_bands * KeyGroup == key_extent && value_bands * ValueGroup == value_extent &&
+  static constexpr int value_bands = ceil_div(value_extent, ValueGroup);
+  static_assert(key_bands * KeyGroup == key_extent &&
+                    (!channel_values || value_bands * ValueGroup == value_extent) &&
                     KeyGroup % tile_extent == 0 && ValueGroup % tile_extent == 0,
-                "groups are whole tiles, the last as long as the others");
+                "groups are whole tiles, the last as long as the others; a token's values may end "
+                "with a shorter one");
 
-  using State = std::conditional_t<channel_values, AttendState<ValueDim, 0, 1>,
-                                   AttendState<ValueDim, outer_shift(ValueBits), value_bands>>;
+  using State = std::conditional_t<
+      channel_values, AttendState<ValueDim, 0, 1>,
+      AttendState<ValueDim, outer_shift(ValueBits), value_bands, ValueGroup / tile_extent>>;
 };
 
 template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
@@ -259,7 +263,7 @@ KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
     for (int channel_tile = 0; channel_tile < value_tiles; ++channel_tile) {
       std::uint32_t a[4];
       reader.read(codes, tile * value_tiles + channel_tile, a);
-      const int band = channel_tile * bands / value_tiles;
+      const int band = channel_tile / (Traits::value_group / tile_extent);
       threads.mma(state.output[channel_tile], a, probability[band][0], probability[band][1]);
     }
   }

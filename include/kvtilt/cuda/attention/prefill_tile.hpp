@@ -45,16 +45,17 @@ struct ChunkFragments {
   std::int64_t stride;         ///< elements from token to token
   bool bf16;
 
-  KVTILT_HD void load(int lane, int begin, int end, Words (&words)[ahead]) const {
+  template <int Ahead>
+  KVTILT_HD void load(int lane, int begin, int end, Words (&words)[Ahead]) const {
     constexpr bool keys = role == Role::Keys;
     const std::uint16_t* from = first + (keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
                                 (keys ? lane % 4 * 4 : lane / 4 * 2);
-    detail::RawTile<role> raw[ahead];
+    detail::RawTile<role> raw[Ahead];
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
+    for (int i = 0; i < Ahead; ++i)
       if (begin + i < end) raw[i].load(from + (begin + i) * tile_extent, stride);
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
+    for (int i = 0; i < Ahead; ++i)
       if (begin + i < end) {
         if (bf16) raw[i].widen_bf16();
         words[i] = bit_cast<Words>(raw[i].fragment());
@@ -89,7 +90,7 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
 /// Writes `Count` fragments of a tile, [fragment][lane].
 template <int Count, class Threads, class Source>
 KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to) {
-  constexpr int ahead = Source::ahead;
+  constexpr int ahead = tiles_ahead(Count, Source::ahead);
   const int lane = threads.lane();
   KVTILT_DEVICE_LOOP
   for (int first = 0; first < Count; first += ahead) {

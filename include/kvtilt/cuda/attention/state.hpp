@@ -25,8 +25,9 @@ inline constexpr float maximum_slack = 8.0f;
 inline constexpr int least_exponent = -14;
 
 /// ValueShift   outer_shift() of the values' width
-/// Bands        groups of a token's values
-template <int ValueDim, int ValueShift, int Bands>
+/// Bands        groups of a token's values, the last of which may be shorter
+/// BandTiles    of the others
+template <int ValueDim, int ValueShift, int Bands, int BandTiles = ValueDim / tile_extent / Bands>
 struct AttendState {
   static constexpr int tiles = ValueDim / tile_extent;
 
@@ -122,7 +123,7 @@ struct AttendState {
     KVTILT_DEVICE_UNROLL
     for (int tile = 0; tile < tiles; ++tile)
       KVTILT_DEVICE_UNROLL
-      for (int e = 0; e < 4; ++e) output[tile][e] += minima[tile * Bands / tiles][e % 2];
+      for (int e = 0; e < 4; ++e) output[tile][e] += minima[tile / BandTiles][e % 2];
   }
 };
 

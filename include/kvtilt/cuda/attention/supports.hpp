@@ -25,8 +25,8 @@ Result<KernelKind> attention_kernel(AttendKernels<Pages...>, const ServedLayers&
   if (((Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Generic;
   return no_kernel(
       layers,
-      "add their GenericTraits to AttendKernels, or a PageTraits, in MixedTraits where "
-      "heads differ");
+      "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your AttendKernels a "
+      "GenericTraits of these dimensions or a PageTraits, in MixedTraits where heads differ");
 }
 template <class... Pages>
 Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& layers) {
@@ -40,9 +40,11 @@ Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& l
   };
   if ((takes(Pages{}, false) || ...) || (takes(Pages{}, true) || ...))
     return known ? KernelKind::Fast : KernelKind::Generic;
-  return no_kernel(layers,
-                   "add their GenericTraits to AttendKernels, or a PageTraits; values have at most "
-                   "256 channels");
+  return no_kernel(
+      layers,
+      "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your AttendKernels "
+      "a GenericTraits of these dimensions or a PageTraits; values have at most 256 "
+      "channels");
 }
 
 }  // namespace detail

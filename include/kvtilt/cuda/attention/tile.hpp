@@ -11,6 +11,14 @@
 
 namespace kvtilt::cuda {
 
+/// Tiles of a run to have in flight, `most` or a half or a quarter of it: as many as divide the run,
+/// where any do. Others are loaded under predicates, whose registers prefill does not have.
+KVTILT_HD constexpr int tiles_ahead(int run, int most) {
+  for (int ahead = most; ahead > 1; ahead /= 2)
+    if (run % ahead == 0) return ahead;
+  return most;
+}
+
 /// 16 tokens in 16 bits, in global or shared memory.
 struct HalfFragments {
   static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
@@ -18,9 +26,10 @@ struct HalfFragments {
   const std::byte* from;
 
   /// Tiles of channels from `first` on, as many as there are below `end`.
-  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
+  template <int Ahead>
+  KVTILT_HD void load(int lane, int first, int end, Words (&words)[Ahead]) const {
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
+    for (int i = 0; i < Ahead; ++i)
       if (first + i < end) words[i] = load_words(from + (first + i) * 512 + lane * 16);
   }
 };

@@ -99,6 +99,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   const std::int64_t length = request.lengths != nullptr ? request.lengths[index] : request.length;
   if (threads.thread() == 0) refusing = length < 0 ? 0 : -1;
   threads.sync();
+  KVTILT_DEVICE_LOOP
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&

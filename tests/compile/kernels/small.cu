@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT
+// The small kernels: of sequences, of page tables and of merging.
+#include <kvtilt/cuda/attention/merge_outputs.cuh>
+#include <kvtilt/cuda/cache/page_tables.cuh>
+#include <kvtilt/cuda/cache/sequence_kernels.cuh>
+
+namespace kvtilt::cuda {
+
+bool launch_each(Layers layers, const Truncation& truncation, const ForkRequest& fork) {
+  return launch_give_pages(layers, 0, {}, nullptr).ok() && launch_reset(layers, 0, nullptr).ok() &&
+         launch_truncate(layers, truncation, nullptr).ok() &&
+         launch_remove(layers, 0, 0, 0, nullptr).ok() &&
+         launch_fork(layers, fork, 1, nullptr).ok() &&
+         launch_write_slots({}, nullptr, nullptr).ok() && export_tables({}, {}, {}).ok() &&
+         import_tables({}, {}, nullptr, 0, 0, {}).ok() &&
+         merge({}, nullptr, {}, nullptr, nullptr).ok();
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs a program of tests: run_program.sh <program>. Exits with 77, which ctest reads as skipped, where
+# it passed but for tests that found no GPU.
+set -euo pipefail
+output=$("$1" --gtest_brief=1) && failed=0 || failed=$?
+echo "$output"
+[ "$failed" = 0 ] || exit "$failed"
+[[ $output != *"no GPU"* ]] || exit 77
