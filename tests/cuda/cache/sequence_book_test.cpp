@@ -275,30 +275,6 @@ TEST(SequenceBookHostile, RefusalsChangeNothing) {
   EXPECT_NE(trio.book.open().value(), id);
 }
 
-TEST(SequenceBookHostile, CutsThatCannotHaveBeenAreRefused) {
-  Trio trio(small_shape(), small_options());
-  std::vector<PageRun> given;
-  std::vector<SequenceId> ids;
-  const std::int32_t counts[] = {30, 60};
-  for (int i = 0; i < 2; ++i) {
-    ids.push_back(trio.book.open().value());
-    KVTILT_EXPECT_OK(trio.book.reserve(ids.back(), 100, given));
-  }
-  trio.book.note_appended(ids, 0, counts);
-  const auto note = [&](std::int64_t first, std::int64_t second) {
-    const std::int64_t lengths[] = {first, second};
-    return trio.book.note_truncated(ids, lengths);
-  };
-  EXPECT_THAT(std::string(note(20, 61).message()),
-              HasSubstr("sequence 1 cannot have been cut to 61 tokens: it holds 60"));
-  EXPECT_EQ(note(20, -1).code(), ErrorCode::InvalidArgument);
-  const std::int64_t one[] = {20};
-  EXPECT_THAT(std::string(trio.book.note_truncated(ids, one).message()), HasSubstr("1 lengths"));
-  EXPECT_EQ(trio.book.state(ids[0].slot, 0).length, 30);
-  KVTILT_EXPECT_OK(note(20, 60));
-  EXPECT_EQ(trio.book.state(ids[0].slot, 0).length, 20);
-}
-
 TEST(SequenceBook, ATableFullOfShortPagesSaysSo) {
   CacheShape shape;
   shape.layers = {{1, 16, 16, 0}};

@@ -216,11 +216,13 @@ TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {
   EXPECT_EQ(gpu.note_appended(cache.batch, Counts{1, 1, -1}).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(gpu.note_appended(cache.batch, Counts{1, 1}).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(gpu.note_appended(cache.batch, Counts{1, 1, 500}).code(), ErrorCode::OutOfCapacity);
-  EXPECT_EQ(gpu.note_truncated(cache.batch, Lengths{39, 39, 41}).code(),
+  EXPECT_EQ(gpu.note_truncated(cache.batch, Lengths{39, 39, -1}).code(),
             ErrorCode::InvalidArgument);
   lengths_are(40);
   KVTILT_EXPECT_OK(gpu.note_appended(cache.batch, Counts{1, 1, 1}));
   lengths_are(41);
+  KVTILT_EXPECT_OK(gpu.note_truncated(cache.batch, Lengths{41, 99, 1000}));
+  lengths_are(41);  // as truncate itself cuts nothing there
   KVTILT_EXPECT_OK(gpu.note_truncated(cache.batch, Lengths{40, 40, 40}));
   lengths_are(40);
 }

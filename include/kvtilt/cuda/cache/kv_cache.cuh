@@ -149,9 +149,8 @@ class KVCache {
   /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers, or cut
   /// it to lengths[i]. In the order in which it did, one call for each replay.
   ///
-  /// Fails  InvalidArgument (handles, sizes, negative numbers, lengths beyond the sequence's),
-  ///        OutOfCapacity (more than is reserved, which the device has then refused: refresh() the
-  ///        batch's sequences); then nothing changes
+  /// Fails  InvalidArgument (handles, sizes, negative numbers), OutOfCapacity (more than is reserved,
+  ///        which the device has then refused: refresh() the batch's sequences); then nothing changes
   Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
   Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths);
 
@@ -176,7 +175,11 @@ class KVCache {
   Status refresh(SequenceId id, cudaStream_t stream);
 
   /// The first thing that went wrong on the device since the last poll, or Ok. Waits for the stream.
-  Status poll(cudaStream_t stream);
+  ///
+  /// record  if not null, receives the same as numbers: whose request failed, where and how often.
+  ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables and
+  ///         for indptr (Corrupt), where it is the place in the batch
+  Status poll(cudaStream_t stream, DeviceRecord* record = nullptr);
 
   /// Bytes of one sequence, and of all together, as the host knows it; reserved_bytes is all of the
   /// device memory.

@@ -127,7 +127,7 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
 inline Status KVCache::note_truncated(const SequenceBatch& batch,
                                       std::span<const std::int64_t> lengths) {
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
-  return book_.note_truncated(batch.ids, lengths);
+  return book_.truncate(batch.ids, lengths);
 }
 
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
@@ -209,9 +209,9 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
 /// Kernels of other streams may record errors meanwhile. While there is a code they only count;
 /// what they add before the count is read belongs to this error, and what claims the record as soon
 /// as it is free stays for the next poll. So the order is: code, the rest, record free, count.
-inline Status KVCache::poll(cudaStream_t stream) {
+inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
-  DeviceRecord* record = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
+  DeviceRecord* own = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
   const auto read = [&](void* to, const void* from, std::size_t bytes) {
     KVTILT_RETURN_IF_ERROR(
         to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "poll"));
@@ -221,15 +221,17 @@ inline Status KVCache::poll(cudaStream_t stream) {
     return to_status(cudaMemsetAsync(word, 0, sizeof *word, stream), "poll");
   };
   DeviceRecord found{};
-  KVTILT_RETURN_IF_ERROR(read(&found.code, &record->code, sizeof found.code));
+  if (record != nullptr) *record = found;
+  KVTILT_RETURN_IF_ERROR(read(&found.code, &own->code, sizeof found.code));
   if (found.code == 0) return {};
-  KVTILT_RETURN_IF_ERROR(read(&found, record, sizeof found));
-  KVTILT_RETURN_IF_ERROR(clear(&record->code));
-  KVTILT_RETURN_IF_ERROR(clear(&record->claimed));
-  KVTILT_RETURN_IF_ERROR(read(&found.count, &record->count, sizeof found.count));
-  KVTILT_RETURN_IF_ERROR(clear(&record->count));
+  KVTILT_RETURN_IF_ERROR(read(&found, own, sizeof found));
+  KVTILT_RETURN_IF_ERROR(clear(&own->code));
+  KVTILT_RETURN_IF_ERROR(clear(&own->claimed));
+  KVTILT_RETURN_IF_ERROR(read(&found.count, &own->count, sizeof found.count));
+  KVTILT_RETURN_IF_ERROR(clear(&own->count));
   // The last poll may have counted it.
   found.count = std::max<std::uint32_t>(found.count, 1);
+  if (record != nullptr) *record = found;
   const bool known = found.layer >= 0 && found.layer < layers();
   return to_status(found, known ? storages_[static_cast<std::size_t>(found.layer)].key_dim : 0);
 }

@@ -40,8 +40,6 @@ class SequenceBook {
   Status truncate(SequenceId id, std::int64_t length);
   /// All of them or none.
   Status truncate(std::span<const SequenceId> ids, std::span<const std::int64_t> lengths);
-  /// They were: the same, and InvalidArgument for a length beyond the sequence's longest layer.
-  Status note_truncated(std::span<const SequenceId> ids, std::span<const std::int64_t> lengths);
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
   /// Fills `request`, and `given` as reserve() does.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
@@ -49,7 +47,7 @@ class SequenceBook {
   Status close(SequenceId id);
 
   /// InvalidArgument if one of them is not open, or is named twice.
-  [[nodiscard]] Status check_batch(std::span<const SequenceId> ids) const;
+  [[nodiscard]] Status check_batch(std::span<const SequenceId> ids);
   /// Whether counts[i] tokens can be appended to ids[i], a valid batch, in a layer.
   [[nodiscard]] Status check_append(std::span<const SequenceId> ids, int layer,
                                     std::span<const std::int32_t> counts) const;
@@ -86,7 +84,7 @@ class SequenceBook {
     std::vector<Layer> layers;
     std::uint32_t generation = 0;
     bool is_open = false;
-    mutable std::uint64_t named = 0;  ///< by the batch of this number
+    std::uint64_t named = 0;  ///< by the batch of this number
   };
 
   [[nodiscard]] bool cached(std::size_t layer) const { return layers_[layer].shape.kv_heads > 0; }
@@ -107,8 +105,7 @@ class SequenceBook {
   std::vector<PageList> pages_;      ///< [layer]
   std::vector<Sequence> sequences_;  ///< [slot]
   std::int64_t longest_;
-  mutable std::uint64_t batches_ =
-      0;  ///< checked so far: appends check theirs, and allocate nothing
+  std::uint64_t batches_ = 0;  ///< checked so far: appends check theirs, and allocate nothing
 };
 
 }  // namespace kvtilt::cuda

@@ -189,22 +189,6 @@ inline Status SequenceBook::truncate(std::span<const SequenceId> ids,
   return {};
 }
 
-inline Status SequenceBook::note_truncated(std::span<const SequenceId> ids,
-                                           std::span<const std::int64_t> lengths) {
-  for (std::size_t i = 0; i < std::min(ids.size(), lengths.size()); ++i) {
-    KVTILT_RETURN_IF_ERROR(check(ids[i]));
-    std::int64_t longest = 0;
-    for (const Layer& own : sequences_[ids[i].slot].layers)
-      longest = std::max(longest, own.state.length);
-    if (lengths[i] > longest)
-      return Status::error(ErrorCode::InvalidArgument,
-                           "sequence %u cannot have been cut to %lld tokens: it holds %lld",
-                           ids[i].slot, static_cast<long long>(lengths[i]),
-                           static_cast<long long>(longest));
-  }
-  return truncate(ids, lengths);
-}
-
 inline void SequenceBook::cut(SequenceId id, std::int64_t length) {
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
@@ -303,7 +287,7 @@ inline Status SequenceBook::close(SequenceId id) {
   return {};
 }
 
-inline Status SequenceBook::check_batch(std::span<const SequenceId> ids) const {
+inline Status SequenceBook::check_batch(std::span<const SequenceId> ids) {
   ++batches_;
   for (const SequenceId& id : ids) {
     KVTILT_RETURN_IF_ERROR(check(id));
