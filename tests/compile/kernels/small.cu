@@ -11,7 +11,7 @@ bool launch_each(Layers layers, const Truncation& truncation, const ForkRequest&
          launch_truncate(layers, truncation, nullptr).ok() &&
          launch_remove(layers, 0, 0, 0, nullptr).ok() &&
          launch_fork(layers, fork, 1, nullptr).ok() &&
-         launch_write_slots({}, nullptr, nullptr).ok() && export_tables({}, {}, {}).ok() &&
+         launch_write_slots({}, {}, nullptr).ok() && export_tables({}, {}, {}).ok() &&
          import_tables({}, {}, nullptr, 0, 0, {}).ok() &&
          merge({}, nullptr, {}, nullptr, nullptr).ok();
 }
