@@ -158,10 +158,10 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
     const Graph graph([&](cudaStream_t s) {
       KVTILT_EXPECT_OK(prefill.attend_prefill(layer, cache.batch.device, indptr.data(),
                                               queries.view(), keys.view(), values.view(),
-                                              prefilled.out(), nullptr, {}, prefilling.data(), s));
+                                              prefilled.out(), nullptr, {}, prefilling.span(), s));
       KVTILT_EXPECT_OK(gpu.append(cache.batch, 0, keys.view(), values.view(), s));
       KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, queries.view(), decoded.out(),
-                                     lse.data(), {}, decoding.data(), s));
+                                     lse.data(), {}, decoding.span(), s));
       KVTILT_EXPECT_OK(gpu.truncate(cache.batch, lengths.data(), {}, s));
     });
     const auto step = [&](const std::vector<int>& who) {
