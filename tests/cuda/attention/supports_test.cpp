@@ -38,7 +38,7 @@ TEST(SupportsAttention, WhatTheListLacksIsRefusedThoughACacheHoldsIt) {
                                supports_prefill<None>(square(96), presets::k4v2).take_status(),
                                supports_attention<Own>(square(256), presets::k4v2).take_status()}) {
     EXPECT_EQ(status.code(), ErrorCode::Unsupported);
-    EXPECT_THAT(status.message(), HasSubstr("add their GenericTraits"));
+    EXPECT_THAT(status.message(), HasSubstr("KernelsFor<"));
   }
   EXPECT_TRUE(supports(square(96), presets::k4v2).ok());
   EXPECT_EQ(supports_attention<Own>(square(96), presets::k4v2).value(), KernelKind::Generic);
@@ -54,9 +54,9 @@ TEST(SupportsPrefill, ValuesHaveALimit) {
 }
 
 TEST(SupportsPrefill, AFastDecodeMayHaveASlowPrefill) {
-  using Own = AttendKernels<PageTraits<4, 2, 96>>;
-  EXPECT_EQ(supports_attention<Own>(square(96), presets::k4v2).value(), KernelKind::Fast);
-  EXPECT_EQ(supports_prefill<Own>(square(96), presets::k4v2).value(), KernelKind::Generic);
+  using Own = AttendKernels<PageTraits<4, 4, 80>>;
+  EXPECT_EQ(supports_attention<Own>(square(80), presets::k4v4).value(), KernelKind::Fast);
+  EXPECT_EQ(supports_prefill<Own>(square(80), presets::k4v4).value(), KernelKind::Generic);
 }
 
 TEST(SupportsAttentionHostile, LayersThatNoCacheHas) {
