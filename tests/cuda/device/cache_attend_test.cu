@@ -146,6 +146,7 @@ TEST(DeviceCacheAttend, PromptsInChunks) {
 }
 
 TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
+  KVTILT_SKIP_WITHOUT_GPU();
   int devices = 0;
   expect_cuda(cudaGetDeviceCount(&devices));
   if (devices != 6) GTEST_SKIP() << "this needs the emulated devices";
