@@ -31,9 +31,9 @@ inline constexpr int unit_tiles = 4;
 struct RowTile {
   int sequence;  ///< of the batch
   int kv_head;
-  int token;   ///< of the chunk: the tile's first
-  int tokens;  ///< of the tile
-  int chunk_tokens;
+  int token;               ///< of the chunk: the tile's first
+  int tokens;              ///< of the tile
+  int chunk_tokens;        ///< 0: rows that are nobody's
   std::int64_t first_row;  ///< of the tensors, for the chunk's first token
   std::int64_t past;       ///< position of the chunk's first token
 
@@ -78,13 +78,19 @@ struct TileList {
     const AttendRules& rules = arguments.rules;
     TileList list;
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
-    const int chunk = rules.tree_mask != nullptr ? rows.chunk_tokens : rows.token + rows.tokens;
+    const int own = rows.token + rows.tokens;
+    const int chunk =
+        rules.tree_mask != nullptr || own > rows.chunk_tokens ? rows.chunk_tokens : own;
     list.chunk_end = ceil_div(chunk, tile_extent);
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
       begin = rows.oldest() - rules.window + 1;
     if (begin > 0 || rules.end_position < rows.past + chunk)
       list.narrow(arguments, state, table, begin, rows.past + chunk);
+    if (list.total() == 0) {  // outputs are written by those who attend to something
+      list.chunk_first = 0;
+      list.chunk_end = 1;
+    }
     return list;
   }
 
@@ -109,10 +115,6 @@ struct TileList {
     const TileRange chunk = TileRange::of(state.length, stop, begin, end);
     chunk_first = chunk.first;
     chunk_end = chunk.last;
-    if (total() == 0) {  // outputs are written by those who attend to something
-      chunk_first = 0;
-      chunk_end = 1;
-    }
   }
 };
 
@@ -142,7 +144,7 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
     found.source = TileSource::Chunk;
     found.at.index = list.chunk_first + tile - list.past.total();
     const int first = found.at.index * tile_extent;
-    const int left = slot < 0 ? 0 : rows.chunk_tokens - first;
+    const int left = rows.chunk_tokens - first;
     found.at.first_position = rows.past + first;
     found.at.tokens = left < tile_extent ? left : tile_extent;
   }
@@ -175,7 +177,9 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   rows.token = (tile - tile_starts[sequence]) * each;
   const int left = rows.chunk_tokens - rows.token;
   rows.tokens = left < each ? left : each;
-  rows.past = arguments.attend.layer.state(arguments.attend.batch.slots[sequence]).length;
+  const std::int32_t slot = arguments.attend.batch.slots[sequence];
+  rows.past = arguments.attend.layer.state(slot).length;
+  if (slot < 0) rows.chunk_tokens = 0;
   return rows;
 }
 
@@ -193,10 +197,7 @@ struct PrefillItem {
     item.rows = row_tile(arguments, tile_starts, block_rows, tile);
     item.slot = attend.batch.slots[item.rows.sequence];
     item.state = attend.layer.state(item.slot);
-    if (item.slot < 0)
-      item.list.chunk_end = 1;  // a tile without tokens, so that outputs are written
-    else
-      item.list = TileList::of(attend, item.state, attend.layer.table(item.slot), item.rows);
+    item.list = TileList::of(attend, item.state, attend.layer.table(item.slot), item.rows);
     return item;
   }
 };
