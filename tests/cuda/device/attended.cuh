@@ -38,6 +38,12 @@ struct Attended {
   }
   [[nodiscard]] cuda::LayerStorage layer() const { return both.gpu.view(0).value(); }
   [[nodiscard]] int count() const { return static_cast<int>(ids.size()); }
+  /// One sequence of 330 tokens, and its batch.
+  void hold_one(Random& random) {
+    ids.push_back(both.open(400));
+    both.append(ids[0], random, 330);
+    make_batch();
+  }
   void make_batch() {
     std::vector<SequenceId> gpu;
     for (const BothIds& id : ids) gpu.push_back(id.gpu);

@@ -152,9 +152,7 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
   if (devices != 6) GTEST_SKIP() << "this needs the emulated devices";
   Random random(24);
   Attended cache(presets::k4v2);
-  cache.ids.push_back(cache.both.open(400));
-  cache.both.append(cache.ids[0], random, 330);
-  cache.make_batch();
+  cache.hold_one(random);
   const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
   int most_blocks = 1000;
   for (int device = 0; device < devices; ++device) {
@@ -187,9 +185,7 @@ TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(26);
   Attended cache(presets::k4v2);
-  cache.ids.push_back(cache.both.open(400));
-  cache.both.append(cache.ids[0], random, 330);
-  cache.make_batch();
+  cache.hold_one(random);
   const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
   const DeviceRows<float> rows(1, 2, 64);
   const DeviceArray<std::int32_t> indices(std::vector<std::int32_t>{0, 1});
@@ -235,9 +231,7 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(25);
   Attended cache(presets::k4v2);
-  cache.ids.push_back(cache.both.open(400));
-  cache.both.append(cache.ids[0], random, 330);
-  cache.make_batch();
+  cache.hold_one(random);
   const cuda::Attention attention = make_attention(presets::k4v2);
   const auto prefill =
       cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
