@@ -19,6 +19,11 @@ struct MachineTraits {
   int attend_bytes = 60 << 10;
   int attend_stages = 2;  ///< of a warp's ring
   int most_stages = 4;
+  /// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to
+  /// load, the first units to wait for, parts to merge. 8 us, at 0.5 us a unit.
+  int attend_item_units = 16;
+  /// Parts that a block merges while a warp works on one unit: an estimate, 0.05 us each.
+  int attend_merged_parts = 10;
 };
 
 /// architecture  compute capability, 10 x major + minor

@@ -214,7 +214,7 @@ TEST(AttendSegment, MuchWorkIsCutEvenly) {
   const DecodeLaunch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
   const DecodeCover cover(launch, 264, 4);
   EXPECT_EQ(cover.blocks, 264);
-  EXPECT_LE(cover.most - cover.least, item_cost + 1) << "but for what an item costs";
+  EXPECT_LE(cover.most - cover.least, compiled_machine.attend_item_units + 1) << "but for what an item costs";
 }
 
 TEST(AttendSegment, NothingToDoIsNoLine) {

@@ -234,9 +234,9 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
 
   AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
   // The line of units has 32-bit numbers: no sequence has more than its table holds.
-  const std::int64_t units = layer.table_stride * page_units_ +
-                             ceil_div(layer.sink_tokens, tile_extent) +
-                             layer.ring_blocks * (layers_.page_tokens / tile_extent) + item_cost;
+  const std::int64_t units =
+      layer.table_stride * page_units_ + ceil_div(layer.sink_tokens, tile_extent) +
+      layer.ring_blocks * (layers_.page_tokens / tile_extent) + compiled_machine.attend_item_units;
   const std::int64_t items = std::int64_t{batch.count} * items_per_sequence(arguments);
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
   if (units > most / items)

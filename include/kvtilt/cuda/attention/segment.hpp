@@ -5,6 +5,7 @@
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/machine.hpp>
 
 #include <cstdint>
 
@@ -41,10 +42,6 @@ KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot,
     keep_pages(state, arguments.layer.table(slot), from, rules.end_position);
 }
 
-/// Units that an item costs a block beyond its own, where blocks get equal stretches: queries to
-/// load, the first units to wait for, parts to merge. About 8 us on an H200, at 0.5 us a unit.
-inline constexpr int item_cost = 16;
-
 /// Sequences up to which chunks are looked for: more of them fill the GPU either way.
 inline constexpr int max_chunked_sequences = 64;
 
@@ -63,9 +60,6 @@ struct Chunk {
   }
 };
 
-/// Parts that a block merges while a warp works on one unit: an estimate, 0.05 us of 0.5.
-inline constexpr int parts_per_unit = 10;
-
 /// The chunk, a multiple of `warps`, that takes the least time of those for which there is a block for
 /// each of `units`, [count], of `items` items: units of a warp one after the other, then the parts of
 /// the longest item, which one block merges. 0 if there is none. One warp. What Chunk does not count
@@ -83,7 +77,7 @@ KVTILT_HD int find_chunk(Threads& threads, const int* units, int count, int item
     most = parts > most ? parts : most;
   }
   constexpr std::uint32_t none = 0xffffffffu;
-  const int time = (threads.lane() + 1) * parts_per_unit + most;
+  const int time = (threads.lane() + 1) * compiled_machine.attend_merged_parts + most;
   const std::uint32_t least = threads.min_over_warp(
       chunks * items <= blocks ? static_cast<std::uint32_t>(time * warp_lanes + threads.lane())
                                : none);
@@ -106,7 +100,9 @@ KVTILT_HD WorkLine plan_line(Threads& threads, int items, int count, int* starts
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane() + 1; i <= count; i += warp_lanes) {
     const int units = starts[i];
-    starts[i] = units == 0 ? 0 : found > 0 ? chunk.count(units) * chunk.units : units + item_cost;
+    starts[i] = units == 0  ? 0
+                : found > 0 ? chunk.count(units) * chunk.units
+                            : units + compiled_machine.attend_item_units;
   }
   threads.sync_warp();
   sum_up(threads, starts, count);
