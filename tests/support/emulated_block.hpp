@@ -44,8 +44,10 @@ struct CallSite {
   int line = 0;
 
   [[nodiscard]] bool same(const CallSite& other) const {
-    return line == other.line && std::strcmp(member, other.member) == 0 &&
-           std::strcmp(file, other.file) == 0;
+    return line == other.line && same(member, other.member) && same(file, other.file);
+  }
+  [[nodiscard]] static bool same(const char* a, const char* b) {
+    return a == b || std::strcmp(a, b) == 0;
   }
   [[nodiscard]] std::string text() const {
     return std::string(member) + " at " + file + ":" + std::to_string(line);
@@ -53,7 +55,7 @@ struct CallSite {
 };
 
 struct LaneOperands {
-  std::uint32_t words[8];
+  std::uint32_t words[12];
 };
 struct WarpOperands {
   LaneOperands lanes[32];
@@ -176,6 +178,7 @@ class EmulatedBlock {
 
   void take_turns() {
     std::uint32_t turn = 0;
+    std::vector<int> turns = order_.of(thread_count(), turn);
     for (bool alive = true, moved = true; alive; ++turn) {
       if (!moved) {
         ADD_FAILURE() << "block " << number_ << ": deadlock" << waiting();
@@ -183,7 +186,8 @@ class EmulatedBlock {
         return;
       }
       alive = moved = false;
-      for (const int thread : order_.of(thread_count(), turn)) {
+      if (turn > 0 && order_.kind == LaunchOrder::Shuffled) turns = order_.of(thread_count(), turn);
+      for (const int thread : turns) {
         const Thread& state = threads_[static_cast<std::size_t>(thread)];
         if (fibers_.finished(thread)) continue;
         alive = true;

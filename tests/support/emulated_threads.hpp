@@ -117,15 +117,26 @@ class EmulatedThreads {
   /// Sums in float64, rounded to float once: a tensor core's own order of sums is unspecified.
   void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
            const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
-    const std::uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    const std::uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+    float mine[12];  // each is read many times
+    for (int half = 0; half < 12; ++half)
+      mine[half] = to_float(F16{static_cast<std::uint16_t>(words[half / 2] >> (16 * (half % 2)))});
     const WarpOperands& warp = exchange(mine, {"mma", file, line});
+    // PTX ISA, matrix fragments of mma.m16n8k16 with .f16, two halves a register: of row g of A lanes
+    // 4g to 4g+3 have columns 2t, 2t+1 in a0, 2t+8, 2t+9 in a2, and of row g+8 in a1 and a3; of
+    // column g of B they have those rows in b0 and b1.
     for (int index = 0; index < 4; ++index) {
-      const int row = lane() / 4 + index / 2 * 8;
+      const int row = lane() / 4;
+      const int reg = index / 2;
       const int column = lane() % 4 * 2 + index % 2;
       double sum = static_cast<double>(c[index]);
-      for (int k = 0; k < 16; ++k)
-        sum += static_cast<double>(fragment_a(warp, row, k)) *
-               static_cast<double>(fragment_b(warp, k, column));
+      for (int t = 0; t < 4; ++t) {
+        const LaneOperands& of_a = warp.lanes[4 * row + t];
+        const LaneOperands& of_b = warp.lanes[4 * column + t];
+        for (int k = 0; k < 2; ++k)
+          sum += product(of_a, 2 * reg + k, of_b, 8 + k) +
+                 product(of_a, 2 * reg + 4 + k, of_b, 10 + k);
+      }
       c[index] = static_cast<float>(sum);
     }
   }
@@ -162,17 +173,9 @@ class EmulatedThreads {
   static std::uint32_t half_bits_of(const WarpOperands& warp, int lane, int word, int half) {
     return warp.lanes[lane].words[word] >> (16 * half) & 0xffffu;
   }
-
-  // PTX ISA, matrix fragments of mma.m16n8k16 with .f16: a0 to a3 are registers of two halves.
-  static float fragment_a(const WarpOperands& warp, int row, int k) {
-    const int lane = row % 8 * 4 + k % 8 / 2;
-    const int reg = row / 8 + k / 8 * 2;
-    return to_float(F16{static_cast<std::uint16_t>(half_bits_of(warp, lane, reg, k % 2))});
-  }
-  static float fragment_b(const WarpOperands& warp, int k, int column) {
-    const int lane = column * 4 + k % 8 / 2;
-    const int reg = 4 + k / 8;
-    return to_float(F16{static_cast<std::uint16_t>(half_bits_of(warp, lane, reg, k % 2))});
+  static double product(const LaneOperands& a, int i, const LaneOperands& b, int j) {
+    return static_cast<double>(bit_cast<float>(a.words[i])) *
+           static_cast<double>(bit_cast<float>(b.words[j]));
   }
 
   EmulatedBlock* block_;

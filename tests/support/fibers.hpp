@@ -3,8 +3,9 @@
 /// emulated block. Stacks have a guard page; address sanitizer is told of each switch.
 #pragma once
 
+#include "stack_switch.hpp"
+
 #include <sys/mman.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -59,11 +60,7 @@ class Fibers {
     Fiber& fiber = fibers_[at];
     fiber.function = std::move(function);
     fiber.finished = false;
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack(at);
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Fibers::enter, 0);
+    fiber.context.start(stack(at), stack_bytes, &Fibers::enter);
 #if defined(KVTILT_TEST_ASAN)
     __asan_unpoison_memory_region(stack(at), stack_bytes);
     fiber.fake_stack = nullptr;
@@ -78,7 +75,7 @@ class Fibers {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, stack(running_), stack_bytes);
 #endif
-    swapcontext(&caller_, &fibers_[running_].context);
+    switch_stack(caller_, fibers_[running_].context);
 #if defined(KVTILT_TEST_ASAN)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
 #endif
@@ -91,7 +88,7 @@ class Fibers {
     __sanitizer_start_switch_fiber(fiber.finished ? nullptr : &fiber.fake_stack, caller_stack_,
                                    caller_stack_bytes_);
 #endif
-    swapcontext(&fiber.context, &caller_);
+    switch_stack(fiber.context, caller_);
 #if defined(KVTILT_TEST_ASAN)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &caller_stack_, &caller_stack_bytes_);
 #endif
@@ -103,7 +100,7 @@ class Fibers {
 
  private:
   struct Fiber {
-    ucontext_t context;
+    StackContext context;
     std::function<void()> function;
     bool finished = true;
     void* fake_stack = nullptr;
@@ -134,7 +131,7 @@ class Fibers {
   std::byte* stacks_ = nullptr;
   std::size_t mapped_ = 0;
   std::size_t running_ = 0;
-  ucontext_t caller_;
+  StackContext caller_;
   [[maybe_unused]] const void* caller_stack_ = nullptr;
   [[maybe_unused]] std::size_t caller_stack_bytes_ = 0;
 };
