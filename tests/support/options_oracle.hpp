@@ -47,15 +47,17 @@ inline bool sees(const AttendOptions& options, const LayerShape& shape, const Qu
 }
 
 /// The softmax row and the bound of attend()'s docstring.
-inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shape,
-                            const QueryPlace& query, const float* q,
-                            const std::vector<LiveToken>& tokens) {
+KVTILT_TEST_UNCHECKED inline OracleRow oracle_row(const AttendOptions& options,
+                                                  const LayerShape& shape, const QueryPlace& query,
+                                                  const float* q,
+                                                  const std::vector<LiveToken>& tokens) {
   const double scale = options.scale > 0.0f ? static_cast<double>(options.scale)
                                             : 1.0 / std::sqrt(static_cast<double>(shape.key_dim));
   const double cap = static_cast<double>(options.soft_cap);
   const std::size_t head = static_cast<std::size_t>(query.head);
   OracleRow row;
   row.out.assign(static_cast<std::size_t>(shape.value_dim), 0.0);
+  double* const out = row.out.data();
   row.empty = true;
   std::vector<double> logits;
   std::vector<const LiveToken*> seen;
@@ -69,7 +71,7 @@ inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shap
     double magnitude = 0.0;
     for (int c = 0; c < shape.key_dim; ++c) {
       dot += static_cast<double>(q[c]) * static_cast<double>(token.key[c]);
-      magnitude += std::abs(static_cast<double>(q[c]) * static_cast<double>(key_width[c]));
+      magnitude += std::fabs(static_cast<double>(q[c]) * static_cast<double>(key_width[c]));
     }
     double logit = dot * scale;
     if (cap > 0) logit = cap * std::tanh(logit / cap);
@@ -79,9 +81,11 @@ inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shap
              static_cast<double>(token.position - query.position);
     logits.push_back(logit + bias);
     seen.push_back(&token);
-    product = std::max(product, magnitude * scale + std::abs(bias));
-    for (int c = 0; c < shape.value_dim; ++c)
-      largest_value = std::max(largest_value, std::abs(static_cast<double>(value_width[c])));
+    product = std::max(product, magnitude * scale + std::fabs(bias));
+    for (int c = 0; c < shape.value_dim; ++c) {
+      const double size = std::fabs(static_cast<double>(value_width[c]));
+      if (size > largest_value) largest_value = size;
+    }
   }
   double largest = logits.empty() ? -1e300 : *std::max_element(logits.begin(), logits.end());
   double sum = 0.0;
@@ -98,7 +102,7 @@ inline OracleRow oracle_row(const AttendOptions& options, const LayerShape& shap
     double squares = 0.0;
     for (int c = 0; c < shape.value_dim; ++c) {
       const double value = static_cast<double>(seen[i]->value[c]);
-      row.out[static_cast<std::size_t>(c)] += weight * value;
+      out[c] += weight * value;
       squares += value * value;
     }
     row.value_norm += weight * std::sqrt(squares);
