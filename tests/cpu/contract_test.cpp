@@ -112,13 +112,13 @@ struct Operands {
       // Now and then an outlier, which makes integer weights need two bytes. Around `inner` anything
       // finite.
       for (int i = inner.first / 32 * 32; i < up_to_32(inner.last); ++i) {
-        const double x = random.normal() * (random.chance(40) ? 20.0 : 1.0);
+        const double x = random.sampled_normal() * (random.chance(40) ? 20.0 : 1.0);
         coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
             static_cast<float>(role == cpu::Role::Values ? std::fabs(x) : x);
       }
       for (int o = 0; o < up_to_16(matrix.outer); ++o)
         start[static_cast<std::size_t>(row * result_stride + o)] =
-            static_cast<float>(random.normal());
+            static_cast<float>(random.sampled_normal());
     }
     result = start;
   }

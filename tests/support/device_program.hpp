@@ -111,7 +111,8 @@ class DeviceProgram {
         static_cast<std::size_t>(rows * setup_.shape.kv_heads * (dim + pad));
     bytes.assign(elements * element_bytes(setup_.type) + 64, std::byte{0xff});
     for (std::size_t i = 0; i < elements; ++i) {
-      const float x = static_cast<float>(random_.normal() * (random_.chance(50) ? 100.0 : 1.0));
+      const float x =
+          static_cast<float>(random_.sampled_normal() * (random_.chance(50) ? 100.0 : 1.0));
       std::byte* at = bytes.data() + i * element_bytes(setup_.type);
       if (setup_.type == ElementType::F32) {
         std::memcpy(at, &x, 4);

@@ -65,7 +65,7 @@ inline double error_ratio(int size, int bits, RangeRule rule, RangeRule other, i
   double error = 0;
   double other_error = 0;
   for (int g = 0; g < groups; ++g) {
-    for (std::uint16_t& half : group) half = fp16_of(random.normal());
+    for (std::uint16_t& half : group) half = fp16_of(random.sampled_normal());
     error += squared_error(group, bits, rule);
     other_error += squared_error(group, bits, other);
   }

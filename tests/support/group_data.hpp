@@ -73,13 +73,13 @@ inline std::uint16_t draw_element(Random& random, Data kind, const GroupDraw& dr
   const auto with_sign = [sign](int bits) { return static_cast<std::uint16_t>(bits | sign); };
   switch (kind) {
     case Data::Normal:
-      return fp16_of(random.normal() * draw.width);
+      return fp16_of(random.sampled_normal() * draw.width);
     case Data::Offset20:
-      return fp16_of(20 + random.normal());
+      return fp16_of(20 + random.sampled_normal());
     case Data::Offset700:
-      return fp16_of(-700 + random.normal());
+      return fp16_of(-700 + random.sampled_normal());
     case Data::HeavyTails:
-      return fp16_of(std::pow(random.normal(), 3) * draw.width);
+      return fp16_of(std::pow(random.sampled_normal(), 3) * draw.width);
     case Data::Uniform:
       return fp16_of(random.uniform(-1, 3) * draw.width);
     case Data::Constant:
@@ -95,7 +95,7 @@ inline std::uint16_t draw_element(Random& random, Data kind, const GroupDraw& dr
     case Data::Extremes:
       return random.chance(8) ? any_finite(random) : with_sign(0x7bff);
     case Data::OneOutlier:
-      return fp16_of(random.normal() * (index == draw.outlier ? 1000 : 1) * draw.width);
+      return fp16_of(random.sampled_normal() * (index == draw.outlier ? 1000 : 1) * draw.width);
     case Data::AnyBits:
       return any_finite(random);
     case Data::Neighbours:

@@ -2,6 +2,7 @@
 /// Random numbers that are the same with every standard library and compiler flag.
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -37,6 +38,18 @@ class Random {
   double normal() {
     const double radius = std::sqrt(-2.0 * std::log(uniform()));
     return radius * std::cos(2.0 * std::numbers::pi * uniform());
+  }
+
+  /// One of 4096 samples of a normal distribution: normal() took a tenth of all tests, and more than
+  /// a third of some.
+  double sampled_normal() {
+    static const std::array<double, 4096> samples = [] {
+      Random own(0);
+      std::array<double, 4096> table{};
+      for (double& x : table) x = own.normal();
+      return table;
+    }();
+    return samples[next() >> 52];
   }
 
  private:

@@ -48,7 +48,7 @@ struct RandomRequest {
     const int heads = queries.rows().heads;
     for (int head = 0; head < heads; ++head) {
       slopes.push_back(static_cast<float>(random.uniform() * 0.1));
-      sinks.push_back(sampled_normal(random) * 3);
+      sinks.push_back(static_cast<float>(random.sampled_normal()) * 3);
     }
     for (std::int64_t i = 0; i < tokens; ++i) tree.push_back(random.next() | random.next());
     const int window = view.shape.window;

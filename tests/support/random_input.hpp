@@ -9,24 +9,12 @@
 #include "support/random.hpp"
 #include "support/rows.hpp"
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
 namespace kvtilt::test {
-
-/// One of 4096 samples of a normal distribution: a call costs a hundredth of Random::normal().
-inline float sampled_normal(Random& random) {
-  static const std::array<float, 4096> samples = [] {
-    Random own(0);
-    std::array<float, 4096> table{};
-    for (float& x : table) x = static_cast<float>(own.normal());
-    return table;
-  }();
-  return samples[random.next() >> 52];
-}
 
 class RandomInput {
  public:
@@ -36,7 +24,8 @@ class RandomInput {
     const float constant = may_be_constant ? 0.0f : 1.0f;
     const float spread = random.chance(8) ? constant : random.chance(8) ? 20.0f : 1.0f;
     const float offset = random.chance(4) ? 20.0f : 0.0f;
-    for (float& x : rows_.data) x = rounded(offset + spread * sampled_normal(random));
+    for (float& x : rows_.data)
+      x = rounded(offset + spread * static_cast<float>(random.sampled_normal()));
     lay_out(random);
   }
 

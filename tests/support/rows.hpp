@@ -45,7 +45,7 @@ struct Rows {
 inline Rows<float> random_rows(Random& random, std::int64_t tokens, int heads, int dim,
                                float spread = 1.0f, float offset = 0.0f) {
   Rows<float> rows(tokens, heads, dim);
-  for (float& x : rows.data) x = offset + spread * static_cast<float>(random.normal());
+  for (float& x : rows.data) x = offset + spread * static_cast<float>(random.sampled_normal());
   return rows;
 }
 
