@@ -3,8 +3,8 @@
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
 #     bench/cuda/build_device.sh --commit       prints what would be built
 # Programs end up in build/device, with the commit in a file, objects in build/device-objects. Sources:
-# tests/cuda/device/*.cu and *.cpp are one program with GoogleTest, bench/cuda/*.cu programs of their
-# own. Compiles what changed since, or all if the SMs or flags did.
+# tests/cuda/device/*.cu and *.cpp are one program with GoogleTest, bench/cuda/*.cu and examples/*.cu
+# programs of their own. Compiles what changed since, or all if the SMs or flags did.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -72,14 +72,14 @@ for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp tests/support/all_f
   test_objects+=("$(object_of "$source")")
   compile "$source" -include support/all_formats.hpp
 done
-for source in bench/cuda/*.cu; do compile "$source"; done
+for source in bench/cuda/*.cu examples/*.cu; do compile "$source"; done
 for process in "${started[@]}"; do wait "$process"; done  # ends with the first that failed
 
 link() {  # <program> <objects and libraries>...
   "$nvcc" "${targets[@]}" "${@:2}" "${links[@]}" -o "$out/$1"
 }
 link tests "${test_objects[@]}" -lgmock -lgtest -lgtest_main
-for source in bench/cuda/*.cu; do
+for source in bench/cuda/*.cu examples/*.cu; do
   link "$(basename "${source%.cu}")" "$(object_of "$source")"
 done
 echo "$commit" >"$out/commit"

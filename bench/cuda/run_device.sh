@@ -2,11 +2,11 @@
 # Runs what build_device.sh built, on a machine with a GPU:
 #     bench/cuda/run_device.sh [OUT] [--tests] [--benches] [--tuning] [--filter GOOGLETEST_FILTER]
 #                              [--seconds N]
-# Probes, tests, benches, PyTorch's attention where there is PyTorch, a few tests under
-# compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in all
-# (default: 560). Logs and JSON, named as in bench/results, go to the folder OUT (default: $OUT, else
-# build/device/out). However it ends, a table of the targets and one of the steps come last. Fails if
-# anything is missing, wrong or cut short, but for the grid; not if a target is missed.
+# Probes, tests, the example of an engine, benches, PyTorch's attention where there is PyTorch, a few
+# tests under compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in
+# all (default: 560). Logs and JSON, named as in bench/results, go to the folder OUT (default: $OUT,
+# else build/device/out). However it ends, a table of the targets and one of the steps come last. Fails
+# if anything is missing, wrong or cut short, but for the grid; not if a target is missed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
@@ -65,14 +65,13 @@ step() {  # <name> <most seconds> <command>...
     '^\[  (PASSED|SKIPPED|FAILED).* tests?|ERROR SUMMARY|FAILED:|left out:|not available:' "$log" | head -n 4 |
     cut -c 1-120 | tr -s ' \n' ' ')"
 }
+program() {  # <name> <most seconds> <program> <arguments>...
+  if [ -x "$3" ]; then step "$@"; else row "$1" "MISSING: $3" 0 ''; fi
+}
 bench() {  # <name> <most seconds> <program> <arguments>...: JSON by that name
   local json=$out/$card-$1.json
   rm -f "$json"
-  if [ -x "$3" ]; then
-    step "$1" "$2" "$3" "$json" "${@:4}"
-  else
-    row "$1" "MISSING: $3" 0 ''
-  fi
+  program "$1" "$2" "$3" "$json" "${@:4}"
 }
 
 finish() {
@@ -104,12 +103,8 @@ echo "programs of ${built:-an unknown commit}"
 
 if [[ $parts == *benches* ]]; then bench probes 60 $programs/probes; fi
 if [[ $parts == *tests* ]]; then
-  if [ -x $programs/tests ]; then
-    step tests 150 $programs/tests "--gtest_filter=$filter" \
-      "--gtest_output=json:$out/tests.json"
-  else
-    row tests "MISSING: $programs/tests" 0 ''
-  fi
+  program tests 150 $programs/tests "--gtest_filter=$filter" "--gtest_output=json:$out/tests.json"
+  program gpu_engine 30 $programs/gpu_engine
 fi
 if [[ $parts == *benches* ]]; then
   bench attend 120 $programs/attend_bench

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <string>
 
 namespace kvtilt::test {
@@ -17,6 +18,12 @@ struct LaunchShape {
 /// A launch with copies of its arguments.
 using Launch = std::function<void()>;
 using Binder = std::function<Launch(const LaunchShape&, void**)>;
+
+/// By name.
+using EmulatedKernels = std::map<std::string, Binder>;
+
+/// Those of attention, which each program has its own of.
+EmulatedKernels emulated_attention();
 
 /// What stands for the kernel of this name; null if there is no body for it.
 const Binder* emulated_kernel(const std::string& name);

@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -202,6 +203,57 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
     step({2, 1, 0});
     if (testing::Test::HasFailure()) return;
   }
+}
+
+TEST(DeviceBatch, AGraphIsCapturedBeforeThereAreSequences) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  constexpr int each = 3;
+  Random random(34);
+  BothCaches both(CacheShape{{batched_layer}},
+                  Plan::uniform(CacheShape{{batched_layer}}, presets::k4v2), Batched::options());
+  const DeviceArray<std::int32_t> memory(3);
+  const cuda::SequenceBatch nobody = both.gpu.empty_batch(memory.span()).value();
+  EXPECT_TRUE(nobody.ids.empty());
+  EXPECT_EQ(nobody.device.count, 3);
+  const Rows<float> k = random_rows(random, 3 * each, 2, 64);
+  const Rows<float> v = random_rows(random, 3 * each, 2, 64);
+  const DeviceRows<float> keys(k);
+  const DeviceRows<float> values(v);
+  const DeviceArray<std::int64_t> lengths(std::vector<std::int64_t>(3, 41));
+  const Graph graph([&](cudaStream_t s) {
+    KVTILT_EXPECT_OK(both.gpu.append(nobody, 0, keys.view(), values.view(), s));
+    KVTILT_EXPECT_OK(both.gpu.truncate(nobody, lengths.data(), {}, s));
+  });
+  std::vector<BothIds> open;
+  for (int i = 0; i < 2; ++i) {
+    open.push_back(both.open(400));
+    both.append(open.back(), random, 40);
+  }
+  const auto expect_same = [&] {
+    for (const BothIds& id : open) EXPECT_TRUE(both.same(id));
+  };
+  graph.replay();
+  expect_same();
+  const std::vector<SequenceId> ids = {open[1].gpu, open[0].gpu};
+  const cuda::SequenceBatch batch = both.gpu.batch(ids, memory.span()).value();
+  graph.replay();
+  KVTILT_EXPECT_OK(both.gpu.note_appended(batch, std::vector<std::int32_t>(2, each)));
+  KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, std::vector<std::int64_t>(2, 41)));
+  for (int i = 0; i < 2; ++i) {
+    const SequenceId own = open[static_cast<std::size_t>(1 - i)].cpu;
+    KVTILT_EXPECT_OK(both.cpu.append(own, 0, k.view(i * each, each), v.view(i * each, each)));
+    KVTILT_EXPECT_OK(both.cpu.truncate(own, 41));
+  }
+  expect_same();
+  for (const SequenceId& id : ids) EXPECT_EQ(both.gpu.length(id).value(), 41);
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+
+  const Status now = both.gpu.append(nobody, 0, keys.view(), values.view());
+  EXPECT_EQ(now.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(std::string(now.message()), HasSubstr("0 sequences, but 3 counts"));
+  std::int32_t never_written;
+  const std::span<std::int32_t> many(&never_written, std::size_t{65537});
+  EXPECT_EQ(both.gpu.empty_batch(many).code(), ErrorCode::InvalidArgument);
 }
 
 TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {

@@ -80,7 +80,7 @@ class Attention {
     Attention attention;
     attention.layers_ = std::move(*layers);
     Status refusal;  // by the device
-    if (!attention.find(List{}, tuning, refusal)) return std::move(refusal);
+    if (!attention.find(List{}, tuning, refusal)) return static_cast<Status&&>(refusal);
     return attention;
   }
 

@@ -29,8 +29,8 @@ namespace kvtilt::cuda {
 /// Sequences that are appended to, or attended, in one launch. Made by KVCache::batch; kernels read
 /// the slots in device memory, so that a graph replays for whatever batch is there.
 struct SequenceBatch {
-  std::vector<SequenceId> ids;
-  Batch device;
+  std::vector<SequenceId> ids;  ///< none in an empty_batch(), whatever device.count is
+  Batch device{};
 };
 
 /// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
@@ -107,6 +107,9 @@ class KVCache {
                               cudaStream_t stream = nullptr);
   /// A batch of one needs no memory.
   Result<SequenceBatch> batch(SequenceId id) const;
+  /// Nobody, in as many places as `memory` has numbers: what a graph is captured with before there are
+  /// sequences. What batch() then writes into the same memory is served by replays.
+  Result<SequenceBatch> empty_batch(std::span<std::int32_t> memory, cudaStream_t stream = nullptr);
 
   /// Adds tokens to one layer of every sequence of a batch; seals pages as they fill. Keys arrive
   /// after RoPE. May be captured: then the numbers in device memory count when it is replayed, and

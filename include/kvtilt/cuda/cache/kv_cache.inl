@@ -89,7 +89,7 @@ inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* 
     KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "truncate with lengths that the host knows"));
     KVTILT_RETURN_IF_ERROR(book_.truncate(batch.ids, known));
   }
-  if (batch.ids.empty()) return {};
+  if (batch.device.count == 0) return {};
   return launch_truncate(device_layers(), {batch.device, lengths, 0}, stream);
 }
 

@@ -23,6 +23,16 @@ inline Result<SequenceBatch> KVCache::batch(SequenceId id) const {
   return SequenceBatch{{id}, {device_slots() + id.slot, 1}};
 }
 
+inline Result<SequenceBatch> KVCache::empty_batch(std::span<std::int32_t> memory,
+                                                  cudaStream_t stream) {
+  if (memory.size() > std::size_t{max_device_sequences})
+    return Status::error(ErrorCode::InvalidArgument, "a batch of %zu places; there are at most %d",
+                         memory.size(), max_device_sequences);
+  Result<SequenceBatch> nobody = batch({}, memory, stream);
+  if (nobody) nobody->device.count = static_cast<int>(memory.size());
+  return nobody;
+}
+
 inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batch, int layer,
                               const TensorView& keys, const TensorView& values,
                               const std::int32_t* indptr, std::span<const std::int32_t> tokens,
@@ -30,18 +40,16 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   KVTILT_RETURN_IF_ERROR(book_.check_batch(ids));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_rows(shape(layer), keys, values, layer));
-  if (ids.empty() || keys.tokens == 0) return {};
-  const std::int64_t sequences = static_cast<std::int64_t>(ids.size());
-  const std::int64_t each = indptr == nullptr ? keys.tokens / sequences : 0;
+  if (batch.count == 0 || keys.tokens == 0) return {};
+  const std::int64_t each = indptr == nullptr ? keys.tokens / batch.count : 0;
   constexpr std::int64_t most = std::int64_t{1} << 30;
-  if (keys.tokens > most || (indptr == nullptr && each * sequences != keys.tokens))
+  if (keys.tokens > most || (indptr == nullptr && each * batch.count != keys.tokens))
     return Status::error(ErrorCode::InvalidArgument,
-                         "layer %d: %lld rows are not as many for each of %lld sequences; give "
+                         "layer %d: %lld rows are not as many for each of %d sequences; give "
                          "indptr, and at most 2^30 rows",
-                         layer, static_cast<long long>(keys.tokens),
-                         static_cast<long long>(sequences));
+                         layer, static_cast<long long>(keys.tokens), batch.count);
   if (indptr == nullptr) {
-    counts_.assign(ids.size(), static_cast<std::int32_t>(each));
+    counts_.assign(static_cast<std::size_t>(batch.count), static_cast<std::int32_t>(each));
     tokens = counts_;
   } else if (!tokens.empty()) {
     std::int64_t rows = 0;

@@ -1,0 +1,26 @@
+# For our own tests and examples: enables CUDA in the folder that includes this, or leaves in
+# kvtilt_cuda_missing what there is not. CMAKE_CUDA_ARCHITECTURES picks the machine.
+include(CheckLanguage)
+check_language(CUDA)
+set(kvtilt_cuda_missing)
+if(NOT CMAKE_CUDA_COMPILER)
+  set(kvtilt_cuda_missing "CUDA compiler (nvcc in PATH, or CUDACXX)")
+  return()
+elseif(NOT TARGET kvtilt::cuda)
+  set(kvtilt_cuda_missing "CUDA runtime that CMake finds (CUDAToolkit)")
+  return()
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 90)
+endif()
+enable_language(CUDA)
+
+# Without a GPU device code is compiled and never runs: optimizing it would take up to four fifths of the
+# time, and what is shipped is held to its budgets by tests/compile/kernels.
+include(CheckCompilerFlag)
+check_compiler_flag(CUDA -Ofc=max KVTILT_NVCC_COMPILES_FAST)
+set(fast_compile)
+if(KVTILT_TEST_TOGETHER AND KVTILT_NVCC_COMPILES_FAST AND NOT EXISTS /dev/nvidiactl)
+  set(fast_compile -Ofc=max)
+endif()
+set(KVTILT_UNUSED_DEVICE_CODE ${fast_compile} CACHE INTERNAL "Options of nvcc; consumers have them, too")

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT
+// Continuous batching on a GPU: prompts go in by chunks while other sequences decode by one captured
+// graph, a request shares another's pages, drafts are rejected, and who finds no room waits. The
+// numbers are random: an engine has its projections where `project` stands.
+
+#include <kvtilt/kvtilt.cuh>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <list>
+#include <new>
+#include <random>
+#include <span>
+#include <utility>
+#include <vector>
+
+using namespace kvtilt;
+namespace gpu = kvtilt::cuda;
+
+namespace {
+
+constexpr int layers = 3, heads = 4, kv_heads = 2, dim = 128;
+constexpr int bucket = 4;      // sequences that the graph serves; of fewer, the rest is nobody
+constexpr int most_rows = 64;  // of chunks, in a step
+constexpr int drafts = 4;      // of a sequence, every eighth step
+// Queries, keys and values of a token: [layers, heads + 2 * kv_heads, dim].
+constexpr int row_heads = heads + 2 * kv_heads, row = layers * row_heads * dim;
+constexpr int key_head(int head) { return heads + head / (heads / kv_heads); }
+
+const CacheShape shape = CacheShape::uniform(layers, kv_heads, dim);
+const Plan plan = {{{presets::k8v4}, {presets::k4v2}, {presets::k4v2}}};
+/// Few pages, so that some wait; few tokens in 16 bits, but no fewer than a truncation takes.
+const gpu::CacheOptions options = {
+    .recent_tokens = 32, .max_sequences = bucket, .token_capacity = 4 * 64};
+/// The kernels of this plan and no others: each takes the compiler a second or two.
+using Kernels = gpu::AttendKernels<gpu::PageTraits<8, 4, dim>, gpu::PageTraits<4, 2, dim>>;
+
+struct Request {
+  int arrives, prompt, answer;  // at a step; tokens
+  int shares = -1;              // the request whose whole prompt its own begins with
+};
+constexpr Request requests[] = {{0, 180, 26}, {0, 21, 30}, {6, 215, 10, 0},
+                                {7, 140, 20}, {8, 24, 16}, {9, 33, 12}};
+
+struct Sequence {
+  SequenceId id;
+  int request, prompt_left, answer_left;
+  std::vector<F16> rows;  // [length, row], to check the answers against
+
+  int length() const { return static_cast<int>(rows.size()) / row; }
+  F16* at(int token, int layer, int head) {
+    return rows.data() + token * row + (layer * row_heads + head) * dim;
+  }
+};
+
+/// Mean squared distance of an answer from plain attention over the tokens up to the one that asks.
+double squared_error(Sequence& sequence, int token, int layer, int head, const F16* answer) {
+  const F16* query = sequence.at(token, layer, head);
+  double sum = 0, mixed[dim] = {}, error = 0;
+  for (int other = 0; other <= token; ++other) {
+    const F16* key = sequence.at(other, layer, key_head(head));
+    const F16* value = sequence.at(other, layer, key_head(head) + kv_heads);
+    double logit = 0;
+    for (int c = 0; c < dim; ++c) logit += to_float(query[c]) * to_float(key[c]);
+    const double weight = std::exp(logit / std::sqrt(dim));
+    sum += weight;
+    for (int c = 0; c < dim; ++c) mixed[c] += weight * to_float(value[c]);
+  }
+  for (int c = 0; c < dim; ++c) error += std::pow(to_float(answer[c]) - mixed[c] / sum, 2);
+  return error / dim;
+}
+
+/// counts[i] rows of sequences[i], one sequence after the other.
+struct Step {
+  std::vector<Sequence*> sequences;
+  std::vector<SequenceId> ids;
+  std::vector<std::int32_t> counts, indptr = {0};
+
+  int rows() const { return indptr.back(); }
+  void add(Sequence& sequence, int count) {
+    sequences.push_back(&sequence);
+    ids.push_back(sequence.id);
+    counts.push_back(count);
+    indptr.push_back(rows() + count);
+  }
+};
+
+/// Device memory, for as long as the program runs.
+template <class T = std::byte>
+std::span<T> device_array(std::size_t count) {
+  T* memory = nullptr;
+  if (cudaMalloc(&memory, count * sizeof(T)) != cudaSuccess) throw std::bad_alloc();
+  return {memory, count};
+}
+
+/// For the layers of one recipe. Another object's launches may not use its workspaces.
+struct Attention {
+  gpu::Attention decode;
+  gpu::PrefillAttention prefill;
+  std::span<std::byte> decode_memory = device_array(decode.workspace_bytes(bucket, 1, heads));
+  std::span<std::byte> prefill_memory =
+      device_array(prefill.workspace_bytes(bucket, most_rows, heads));
+
+  static Attention over(int layer) {
+    const LayerShape& of = shape.layers[layer];
+    return {gpu::Attention::create<Kernels>(of, plan.recipes[layer]).value(),
+            gpu::PrefillAttention::create<Kernels>(of, plan.recipes[layer]).value()};
+  }
+};
+
+struct Engine {
+  cudaStream_t stream;
+  gpu::KVCache cache = gpu::KVCache::create(shape, plan, options, stream).value();
+  Attention attention[2] = {Attention::over(0), Attention::over(1)};
+  std::span<F16> inputs = device_array<F16>(most_rows * row);
+  std::span<F16> outputs = device_array<F16>(layers * most_rows * heads * dim);
+  std::span<std::int32_t> slots = device_array<std::int32_t>(bucket);
+  std::span<std::int32_t> chunk_slots = device_array<std::int32_t>(bucket);
+  std::span<std::int32_t> indptr = device_array<std::int32_t>(bucket + 1);
+  std::span<std::int64_t> lengths = device_array<std::int64_t>(bucket);
+  gpu::SequenceBatch batch;  // what `slots` holds
+  cudaGraphExec_t graph = nullptr;
+  std::list<Sequence> running;
+  std::mt19937 random{1};
+  int tokens = 0, replays = 0, rejected = 0, waited = 0;
+  std::size_t shared_bytes = 0;
+  MemoryReport peak;
+  double squares[layers] = {}, worst[layers] = {};  // of errors
+
+  explicit Engine(cudaStream_t stream_) : stream(stream_) {}
+  ~Engine() { static_cast<void>(cudaGraphExecDestroy(graph)); }
+
+  const Attention& attention_of(int layer) const { return attention[layer == 0 ? 0 : 1]; }
+  TensorView input(int layer, int first_head, int count, int rows) const {
+    return TensorView(inputs.data() + (layer * row_heads + first_head) * dim, rows, count, dim)
+        .with_strides(row, dim);
+  }
+  TensorView queries(int layer, int rows) const { return input(layer, 0, heads, rows); }
+  TensorView keys(int layer, int rows) const { return input(layer, heads, kv_heads, rows); }
+  TensorView values(int layer, int rows) const {
+    return input(layer, heads + kv_heads, kv_heads, rows);
+  }
+  MutableTensorView out(int layer, int rows) const {
+    return {outputs.data() + layer * most_rows * heads * dim, rows, heads, dim};
+  }
+  template <class T>
+  Status copy(T* to, const T* from, std::size_t count) const {
+    return gpu::to_status(cudaMemcpyAsync(to, from, count * sizeof(T), cudaMemcpyDefault, stream),
+                          "copying");
+  }
+
+  /// One token each, of all layers.
+  Status queue_decode(const gpu::SequenceBatch& of) {
+    const int rows = of.device.count;
+    for (int layer = 0; layer < layers; ++layer) {
+      const Attention& with = attention_of(layer);
+      KVTILT_RETURN_IF_ERROR(
+          cache.append(of, layer, keys(layer, rows), values(layer, rows), stream));
+      KVTILT_RETURN_IF_ERROR(with.decode.attend(*cache.view(layer), of.device, queries(layer, rows),
+                                                out(layer, rows), nullptr, {}, with.decode_memory,
+                                                stream));
+    }
+    return {};
+  }
+
+  /// Before there is any sequence: batch() of the same memory says whom a replay serves.
+  Status capture() {
+    Result<gpu::SequenceBatch> nobody = cache.empty_batch(slots, stream);
+    if (!nobody) return std::move(nobody).take_status();
+    KVTILT_RETURN_IF_ERROR(gpu::to_status(
+        cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing"));
+    Status queued = queue_decode(*nobody);
+    cudaGraph_t captured = nullptr;
+    KVTILT_RETURN_IF_ERROR(gpu::to_status(cudaStreamEndCapture(stream, &captured), "capturing"));
+    KVTILT_RETURN_IF_ERROR(std::move(queued));
+    Status made = gpu::to_status(cudaGraphInstantiate(&graph, captured, 0), "making a graph");
+    static_cast<void>(cudaGraphDestroy(captured));
+    return made;
+  }
+
+  /// With all the pages that the request can need, or not at all: nobody runs out of them later.
+  Status admit(int number) {
+    const Request& request = requests[number];
+    const std::int64_t tokens = request.prompt + request.answer + drafts;
+    const auto parent = std::find_if(running.begin(), running.end(), [&](const Sequence& other) {
+      return other.request == request.shares && other.prompt_left == 0;
+    });
+    const bool forks = parent != running.end();
+    const int shared = forks ? requests[request.shares].prompt : 0;
+    Result<SequenceId> id = forks ? cache.fork(parent->id, tokens, stream) : cache.open(stream);
+    if (!id) return std::move(id).take_status();
+    Status made = forks ? cache.truncate(*id, shared, stream)  // without the other's answer
+                        : cache.reserve(*id, tokens, stream);
+    if (!made.ok()) {
+      KVTILT_RETURN_IF_ERROR(cache.close(*id, stream));
+      return made;
+    }
+    running.push_back({*id, number, request.prompt - shared, request.answer, {}});
+    if (!forks) return {};
+    running.back().rows.assign(parent->rows.begin(), parent->rows.begin() + shared * row);
+    shared_bytes += cache.memory(*id)->page_bytes;
+    return {};
+  }
+
+  /// Chunks of prompts that are not in yet, and drafts that follow the others where it is asked for.
+  Status attend_chunks(bool speculate) {
+    Step step;
+    for (Sequence& sequence : running) {
+      const int wanted = sequence.prompt_left > 0 ? sequence.prompt_left : speculate ? drafts : 0;
+      const int count = std::min(wanted, most_rows - step.rows());
+      if (count > 0) step.add(sequence, count);
+    }
+    if (step.rows() == 0) return {};
+    Result<gpu::SequenceBatch> chunks = cache.batch(step.ids, chunk_slots, stream);
+    if (!chunks) return std::move(chunks).take_status();
+    KVTILT_RETURN_IF_ERROR(project(step));
+    KVTILT_RETURN_IF_ERROR(copy(indptr.data(), step.indptr.data(), step.indptr.size()));
+    for (int layer = 0, rows = step.rows(); layer < layers; ++layer) {
+      const Attention& with = attention_of(layer);
+      const TensorView k = keys(layer, rows), v = values(layer, rows);
+      KVTILT_RETURN_IF_ERROR(with.prefill.attend_prefill(
+          *cache.view(layer), chunks->device, indptr.data(), queries(layer, rows), k, v,
+          out(layer, rows), nullptr, {}, with.prefill_memory, stream));
+      KVTILT_RETURN_IF_ERROR(
+          cache.append(*chunks, layer, k, v, indptr.data(), step.counts, stream));
+    }
+    KVTILT_RETURN_IF_ERROR(check(step));
+    std::vector<std::int64_t> kept;
+    for (std::size_t i = 0; i < step.ids.size(); ++i) {
+      Sequence& sequence = *step.sequences[i];
+      int accepted = step.counts[i];
+      if (sequence.prompt_left > 0)
+        sequence.prompt_left -= accepted;
+      else
+        sequence.answer_left -= accepted = 1 + random() % std::min(accepted, sequence.answer_left);
+      sequence.rows.resize(sequence.rows.size() - (step.counts[i] - accepted) * row);
+      kept.push_back(sequence.length());
+      rejected += step.counts[i] - accepted;
+    }
+    if (!speculate) return {};
+    KVTILT_RETURN_IF_ERROR(copy(lengths.data(), kept.data(), kept.size()));
+    return cache.truncate(*chunks, lengths.data(), kept, stream);
+  }
+
+  /// A token of every sequence whose prompt is in.
+  Status decode() {
+    Step step;
+    for (Sequence& sequence : running)
+      if (sequence.prompt_left == 0) {
+        step.add(sequence, 1);
+        --sequence.answer_left;
+      }
+    if (step.rows() == 0) return {};
+    if (step.ids != batch.ids) {
+      Result<gpu::SequenceBatch> now = cache.batch(step.ids, slots, stream);
+      if (!now) return std::move(now).take_status();
+      batch = std::move(*now);
+    }
+    KVTILT_RETURN_IF_ERROR(project(step));
+    KVTILT_RETURN_IF_ERROR(gpu::to_status(cudaGraphLaunch(graph, stream), "decoding"));
+    KVTILT_RETURN_IF_ERROR(cache.note_appended(batch, step.counts));
+    ++replays;
+    return check(step);
+  }
+
+  /// Normal keys and values. A query is the key of a token up to its own, and so finds that one.
+  Status project(const Step& step) {
+    std::normal_distribution<float> normal;
+    for (std::size_t i = 0; i < step.ids.size(); ++i) {
+      Sequence& sequence = *step.sequences[i];
+      const int first = sequence.length(), elements = step.counts[i] * row;
+      for (int j = 0; j < elements; ++j) sequence.rows.push_back(to_f16(normal(random)));
+      for (int token = first; token < sequence.length(); ++token)
+        for (int layer = 0; layer < layers; ++layer)
+          for (int head = 0; head < heads; ++head)
+            std::copy_n(sequence.at(random() % (token + 1), layer, key_head(head)), dim,
+                        sequence.at(token, layer, head));
+      KVTILT_RETURN_IF_ERROR(
+          copy(inputs.data() + step.indptr[i] * row, sequence.at(first, 0, 0), elements));
+    }
+    return {};
+  }
+
+  Status check(const Step& step) {
+    std::vector<F16> answers(outputs.size());
+    KVTILT_RETURN_IF_ERROR(copy(answers.data(), outputs.data(), answers.size()));
+    KVTILT_RETURN_IF_ERROR(gpu::to_status(cudaStreamSynchronize(stream), "a step"));
+    for (std::size_t i = 0; i < step.ids.size(); ++i)
+      for (int j = 0; j < step.counts[i]; ++j, ++tokens)
+        for (int layer = 0; layer < layers; ++layer)
+          for (int head = 0; head < heads; ++head) {
+            Sequence& sequence = *step.sequences[i];
+            const int at = (layer * most_rows + step.indptr[i] + j) * heads + head;
+            const double square = squared_error(sequence, sequence.length() - step.counts[i] + j,
+                                                layer, head, answers.data() + at * dim);
+            squares[layer] += square;
+            worst[layer] = std::max(worst[layer], std::sqrt(square));
+          }
+    return {};
+  }
+
+  Status run() {
+    for (const Attention& of : attention) {
+      KVTILT_RETURN_IF_ERROR(of.decode.prepare(of.decode_memory, stream));
+      KVTILT_RETURN_IF_ERROR(of.prefill.prepare(of.prefill_memory, stream));
+    }
+    KVTILT_RETURN_IF_ERROR(capture());
+    const int count = static_cast<int>(std::size(requests));
+    for (int step = 0, next = 0; next < count || !running.empty(); ++step) {
+      for (; next < count && requests[next].arrives <= step; ++next) {
+        Status refused = admit(next);
+        if (refused.ok()) continue;
+        const bool full =
+            refused.code() == ErrorCode::OutOfMemory || refused.code() == ErrorCode::OutOfCapacity;
+        if (!full || running.empty()) return refused;  // else who ends makes room
+        if (waited++ == 0) std::printf("request %d waits: %s\n", next, refused.message().data());
+        break;
+      }
+      const bool speculate = step % 8 == 7;
+      KVTILT_RETURN_IF_ERROR(attend_chunks(speculate));
+      if (!speculate) KVTILT_RETURN_IF_ERROR(decode());
+      if (cache.memory().elements > peak.elements) peak = cache.memory();
+      for (const Sequence& sequence : running) {
+        if (sequence.answer_left > 0) continue;
+        Result<std::int64_t> length =
+            cache.length(sequence.id, 0, stream);  // as the device knows it
+        if (!length) return std::move(length).take_status();
+        if (*length != sequence.length())
+          return Status::error(ErrorCode::Corrupt, "%d tokens became %lld", sequence.length(),
+                               static_cast<long long>(*length));
+        KVTILT_RETURN_IF_ERROR(cache.close(sequence.id, stream));
+      }
+      running.remove_if([](const Sequence& sequence) { return sequence.answer_left == 0; });
+    }
+    return cache.poll(stream);
+  }
+
+  /// Whether all happened that this program is to show, and no answer is further off than values of 4
+  /// and 2 bits are; out of a wrong page it would be by more than 1.
+  bool report() const {
+    std::printf(
+        "%d tokens: %d replays of the graph, %d drafts rejected, %d steps of waiting, "
+        "%zu bytes of pages shared\n%zu bytes in use at most, %.2f bits per element, %.2f in "
+        "sealed pages\n",
+        tokens, replays, rejected, waited, shared_bytes, peak.bytes_in_use(), peak.effective_bits(),
+        cache.page_bits());
+    for (int layer = 0; layer < layers; ++layer)
+      std::printf("layer %d, %s: rms error %.3f for values of 1, %.3f of the worst answer\n", layer,
+                  to_string(plan.recipes[layer][0]).c_str(),
+                  std::sqrt(squares[layer] / tokens / heads), worst[layer]);
+    return replays > 0 && rejected > 0 && waited > 0 && shared_bytes > 0 && worst[0] < 0.25 &&
+           std::max(worst[1], worst[2]) < 0.75;
+  }
+};
+
+}  // namespace
+
+int main() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::puts("no CUDA device: the program was compiled and not run");
+    return 77;
+  }
+  cudaStream_t stream = nullptr;
+  if (cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) != cudaSuccess) return 1;
+  Engine engine(stream);
+  const Status status = engine.run();
+  if (!status.ok()) std::printf("%s\n", status.message().data());
+  return status.ok() && engine.report() ? 0 : 1;
+}
