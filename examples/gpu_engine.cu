@@ -94,13 +94,10 @@ std::span<T> device_array(std::size_t count) {
   return {memory, count};
 }
 
-/// For the layers of one recipe. Another object's launches may not use its workspaces.
+/// For the layers of one recipe.
 struct Attention {
   gpu::Attention decode;
   gpu::PrefillAttention prefill;
-  std::span<std::byte> decode_memory = device_array(decode.workspace_bytes(bucket, 1, heads));
-  std::span<std::byte> prefill_memory =
-      device_array(prefill.workspace_bytes(bucket, most_rows, heads));
 
   static Attention over(int layer) {
     const LayerShape& of = shape.layers[layer];
@@ -113,6 +110,7 @@ struct Engine {
   cudaStream_t stream;
   gpu::KVCache cache = gpu::KVCache::create(shape, plan, options, stream).value();
   Attention attention[2] = {Attention::over(0), Attention::over(1)};
+  std::span<std::byte> workspace = device_array(workspace_bytes());  // one for all launches
   std::span<F16> inputs = device_array<F16>(most_rows * row);
   std::span<F16> outputs = device_array<F16>(layers * most_rows * heads * dim);
   std::span<std::int32_t> slots = device_array<std::int32_t>(bucket);
@@ -132,6 +130,12 @@ struct Engine {
   ~Engine() { static_cast<void>(cudaGraphExecDestroy(graph)); }
 
   const Attention& attention_of(int layer) const { return attention[layer == 0 ? 0 : 1]; }
+  std::size_t workspace_bytes() const {
+    std::size_t most = 0;
+    for (const Attention& of : attention)
+      most = std::max({most, of.decode.workspace_bytes(), of.prefill.workspace_bytes()});
+    return most;
+  }
   TensorView input(int layer, int first_head, int count, int rows) const {
     return TensorView(inputs.data() + (layer * row_heads + first_head) * dim, rows, count, dim)
         .with_strides(row, dim);
@@ -154,12 +158,11 @@ struct Engine {
   Status queue_decode(const gpu::SequenceBatch& of) {
     const int rows = of.device.count;
     for (int layer = 0; layer < layers; ++layer) {
-      const Attention& with = attention_of(layer);
       KVTILT_RETURN_IF_ERROR(
           cache.append(of, layer, keys(layer, rows), values(layer, rows), stream));
-      KVTILT_RETURN_IF_ERROR(with.decode.attend(*cache.view(layer), of.device, queries(layer, rows),
-                                                out(layer, rows), nullptr, {}, with.decode_memory,
-                                                stream));
+      KVTILT_RETURN_IF_ERROR(
+          attention_of(layer).decode.attend(*cache.view(layer), of.device, queries(layer, rows),
+                                            out(layer, rows), nullptr, {}, workspace, stream));
     }
     return {};
   }
@@ -217,11 +220,10 @@ struct Engine {
     KVTILT_RETURN_IF_ERROR(project(step));
     KVTILT_RETURN_IF_ERROR(copy(indptr.data(), step.indptr.data(), step.indptr.size()));
     for (int layer = 0, rows = step.rows(); layer < layers; ++layer) {
-      const Attention& with = attention_of(layer);
       const TensorView k = keys(layer, rows), v = values(layer, rows);
-      KVTILT_RETURN_IF_ERROR(with.prefill.attend_prefill(
+      KVTILT_RETURN_IF_ERROR(attention_of(layer).prefill.attend_prefill(
           *cache.view(layer), chunks->device, indptr.data(), queries(layer, rows), k, v,
-          out(layer, rows), nullptr, {}, with.prefill_memory, stream));
+          out(layer, rows), nullptr, {}, workspace, stream));
       KVTILT_RETURN_IF_ERROR(
           cache.append(*chunks, layer, k, v, indptr.data(), step.counts, stream));
     }
@@ -301,10 +303,7 @@ struct Engine {
   }
 
   Status run() {
-    for (const Attention& of : attention) {
-      KVTILT_RETURN_IF_ERROR(of.decode.prepare(of.decode_memory, stream));
-      KVTILT_RETURN_IF_ERROR(of.prefill.prepare(of.prefill_memory, stream));
-    }
+    KVTILT_RETURN_IF_ERROR(attention[0].prefill.prepare(workspace, stream));
     KVTILT_RETURN_IF_ERROR(capture());
     const int count = static_cast<int>(std::size(requests));
     for (int step = 0, next = 0; next < count || !running.empty(); ++step) {

@@ -83,7 +83,7 @@ void time_row(const Row& row, const std::string& name, const cuda::AttendTuning&
   const DeviceArray<F16> out(elements);
   fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
                            static_cast<std::uint32_t>(elements / 2), 1, 0, 5);
-  const std::size_t workspace_bytes = attention->workspace_bytes(sequences, 1, row.query_heads);
+  const std::size_t workspace_bytes = attention->workspace_bytes();
   const DeviceArray<std::byte> workspace(workspace_bytes);
   check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();

@@ -72,7 +72,7 @@ void time_row(const Row& row, const std::string& name, Report& report) {
   fill_normals(keys, sets * added, 2);
   fill_normals(values, sets * added, 3);
   DeviceArray<F16> out(sets * asked);
-  const std::size_t workspace_bytes = attention.workspace_bytes(row.batch, rows, row.query_heads);
+  const std::size_t workspace_bytes = attention.workspace_bytes();
   DeviceArray<std::byte> workspace(workspace_bytes);
   check(attention.prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();

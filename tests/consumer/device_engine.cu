@@ -30,7 +30,7 @@ kvtilt::Status decode() {
   Result<cuda::Attention> attention =
       cuda::Attention::create<Kernels>(shape.layers[0], presets::k4v2);
   if (!attention) return std::move(attention).take_status();
-  const std::size_t bytes = attention->workspace_bytes(1, 1, query_heads);
+  const std::size_t bytes = attention->workspace_bytes();
   const std::span<std::byte> workspace(device_array<std::byte>(bytes), bytes);
   KVTILT_RETURN_IF_ERROR(attention->prepare(workspace, nullptr));
 

@@ -53,9 +53,8 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * cuda::item_rows);
   std::vector<float> outputs(parts * static_cast<std::size_t>(layer.value_dim), std::nanf(""));
   std::vector<float> states(parts * 2, std::nanf(""));
-  std::vector<std::uint32_t> arrivals(
-      static_cast<std::size_t>(count * cuda::items_per_sequence(arguments)));
-  arguments.workspace = {outputs.data(), states.data(), arrivals.data()};
+  std::vector<std::uint32_t> arrivals(static_cast<std::size_t>(launch.blocks));
+  arguments.workspace = {arrivals.data(), outputs.data(), states.data()};
 
   const std::size_t shared =
       cuda::AttendShared::of<Traits>(launch.warps, launch.stages, count).bytes;

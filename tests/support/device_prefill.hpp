@@ -57,16 +57,12 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   arguments.rows = {chunks.indptr.data(), 0};
   const int block_rows = launch.warps * Traits::warp_rows;
   const int count = device.batch().count;
-  const int ratio = arguments.attend.ratio;
-  arguments.most_tiles =
-      count + static_cast<int>(queries.tokens) / cuda::tile_tokens(block_rows, ratio);
 
   const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * block_rows);
   std::vector<float> outputs(parts * static_cast<std::size_t>(layer.value_dim), std::nanf(""));
   std::vector<float> states(parts * 2, std::nanf(""));
-  std::vector<std::uint32_t> arrivals(
-      static_cast<std::size_t>(arguments.most_tiles * layer.kv_heads));
-  arguments.attend.workspace = {outputs.data(), states.data(), arrivals.data()};
+  std::vector<std::uint32_t> arrivals(static_cast<std::size_t>(launch.blocks));
+  arguments.attend.workspace = {arrivals.data(), outputs.data(), states.data()};
   const std::size_t shared = cuda::PrefillShared::of<Traits>(launch.warps, count).bytes;
   EXPECT_TRUE(emulate(
       launch.blocks, 32 * launch.warps, shared,

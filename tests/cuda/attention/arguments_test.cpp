@@ -29,14 +29,13 @@ TEST(AttendArguments, CountRowsOfAKvHead) {
 }
 
 TEST(AttendArguments, WorkspacePartsFollowEachOther) {
-  std::vector<float> memory(2 * 3 * 8 * (16 + 2) + 5);
-  const LaidOutWorkspace laid_out(memory.data(), 3, 8, 16, 5);
-  EXPECT_EQ(laid_out.parts.partial_outputs, memory.data());
+  std::vector<float> memory(most_attend_blocks + 2 * 3 * 8 * (16 + 2));
+  const LaidOutWorkspace laid_out(memory.data(), 3, 8, 16);
+  EXPECT_EQ(static_cast<void*>(laid_out.parts.arrivals), memory.data());
+  EXPECT_EQ(laid_out.parts.partial_outputs, memory.data() + most_attend_blocks);
   EXPECT_EQ(laid_out.parts.partial_states - laid_out.parts.partial_outputs, 2 * 3 * 8 * 16);
-  EXPECT_EQ(reinterpret_cast<float*>(laid_out.parts.arrivals) - laid_out.parts.partial_states,
-            2 * 3 * 8 * 2);
   EXPECT_EQ(laid_out.bytes, memory.size() * 4);
-  const LaidOutWorkspace measured(nullptr, 3, 8, 16, 5);
+  const LaidOutWorkspace measured(nullptr, 3, 8, 16);
   EXPECT_EQ(measured.bytes, laid_out.bytes);
   EXPECT_EQ(measured.parts.arrivals, nullptr);
 }

@@ -115,7 +115,7 @@ void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
                              std::nanf(""));
   std::vector<float> states(static_cast<std::size_t>(2 * (blocks + 3) * item_rows * 2),
                             std::nanf(""));
-  const AttendWorkspace workspace{outputs.data(), states.data(), nullptr};
+  const AttendWorkspace workspace{nullptr, outputs.data(), states.data()};
   const ItemParts parts{3, 3 + blocks - 1, 7};
   test::emulate(blocks, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     MergedTraits::State state =

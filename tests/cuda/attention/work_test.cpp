@@ -129,7 +129,8 @@ TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
       starts.push_back(ends.back() + padding);
     }
     const WorkLine line = WorkLine::make(starts.back(), random.between(1, 150));
-    std::map<int, int> owner;  // item by slot
+    std::map<int, int> owner;    // item by slot
+    std::map<int, int> counter;  // item by block whose counter it has
     std::vector<int> parts_of_block(static_cast<std::size_t>(line.blocks));
     for (int item = 0; item < items; ++item) {
       const int start = starts[static_cast<std::size_t>(item)];
@@ -138,6 +139,8 @@ TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
       EXPECT_EQ(parts.first, line.block_of(start));
       EXPECT_EQ(parts.last, line.block_of(end - 1));
       if (parts.first == parts.last) continue;
+      EXPECT_TRUE(counter.emplace(parts.first, item).second)
+          << "items " << counter[parts.first] << " and " << item << " count in one place";
       for (int block = parts.first; block <= parts.last; ++block) {
         const int slot = parts.slot(block);
         EXPECT_GE(slot, 0);

@@ -132,7 +132,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   const DeviceRows queries(call.queries, call.type, call.rows, call.query_heads,
                            call.shape.key_dim);
   const DeviceOutput output(call.type, call.rows, call.query_heads, call.shape.value_dim);
-  const Bytes workspace(attention->workspace_bytes(count, call.rows / count, call.query_heads));
+  const Bytes workspace(attention->workspace_bytes());
   KVTILT_RETURN_IF_ERROR(attention->prepare(workspace.span(), nullptr));
   const Bytes sinks(call.sink_logits);
   const Bytes trees(call.tree_mask);
@@ -163,7 +163,7 @@ Result<DeviceAttendResult> device_prefill(const DevicePrefillCall& call) {
   const DeviceRows keys = on_device(call.keys, call.shape.kv_heads, call.shape.key_dim);
   const DeviceRows values = on_device(call.values, call.shape.kv_heads, call.shape.value_dim);
   const DeviceOutput output(ElementType::F32, rows, call.query_heads, call.shape.value_dim);
-  const Bytes workspace(attention->workspace_bytes(count, rows, call.query_heads));
+  const Bytes workspace(attention->workspace_bytes());
   KVTILT_RETURN_IF_ERROR(attention->prepare(workspace.span(), nullptr));
   KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
     return attention->attend_prefill(call.layer, {slots.as<std::int32_t>(), count},

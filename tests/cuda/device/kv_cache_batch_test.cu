@@ -149,9 +149,9 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
     DeviceRows<float> decoded(rows, 4, 64);
     DeviceRows<float> prefilled(rows, 4, 64);
     DeviceArray<float> lse(static_cast<std::size_t>(rows * 4));
-    const auto zeros = [](std::size_t bytes) { return std::vector<std::byte>(bytes); };
-    const DeviceArray<std::byte> decoding(zeros(decode.workspace_bytes(3, each, 4)));
-    const DeviceArray<std::byte> prefilling(zeros(prefill.workspace_bytes(3, rows, 4)));
+    const DeviceArray<std::byte> workspace(
+        std::max(decode.workspace_bytes(), prefill.workspace_bytes()));
+    KVTILT_EXPECT_OK(decode.prepare(workspace.span(), nullptr));
     std::vector<std::int32_t> starts;
     for (int i = 0; i <= 3; ++i) starts.push_back(i * each);
     const DeviceArray<std::int32_t> indptr(starts);
@@ -159,10 +159,10 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
     const Graph graph([&](cudaStream_t s) {
       KVTILT_EXPECT_OK(prefill.attend_prefill(layer, cache.batch.device, indptr.data(),
                                               queries.view(), keys.view(), values.view(),
-                                              prefilled.out(), nullptr, {}, prefilling.span(), s));
+                                              prefilled.out(), nullptr, {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.append(cache.batch, 0, keys.view(), values.view(), s));
       KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, queries.view(), decoded.out(),
-                                     lse.data(), {}, decoding.span(), s));
+                                     lse.data(), {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.truncate(cache.batch, lengths.data(), {}, s));
     });
     const auto step = [&](const std::vector<int>& who) {

@@ -39,11 +39,17 @@ struct AttendRules {
   std::int64_t end_position = 0;
 };
 
+/// Blocks of a launch: counters of a workspace.
+inline constexpr int most_attend_blocks = 4096;
+
 /// Memory of a launch: needs none of its bytes to survive, but its counters start as zeros.
 struct AttendWorkspace {
-  float* partial_outputs = nullptr;   ///< [2 * blocks][rows][value_dim]
-  float* partial_states = nullptr;    ///< [2 * blocks][rows][maximum, sum]
-  std::uint32_t* arrivals = nullptr;  ///< [items]; zeros between launches
+  /// [most_attend_blocks], zeros between launches: parts of the item that is unfinished at the end of
+  /// a block's stretch, and has its first part there. All launches have them in the same place, at the
+  /// start: one workspace serves them all, whatever their layers are.
+  std::uint32_t* arrivals = nullptr;
+  float* partial_outputs = nullptr;  ///< [2 * blocks][rows][value_dim]
+  float* partial_states = nullptr;   ///< [2 * blocks][rows][maximum, sum]
 };
 
 /// The same in memory of the caller's; null: only how much it takes.
@@ -52,14 +58,14 @@ struct LaidOutWorkspace {
   std::size_t bytes;
 
   /// rows  of a part, of which a block leaves two at the most
-  LaidOutWorkspace(void* memory, int blocks, int rows, int value_dim, std::size_t items) {
+  LaidOutWorkspace(void* memory, int blocks, int rows, int value_dim) {
     const std::size_t all = 2 * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(rows);
     const std::size_t outputs = all * static_cast<std::size_t>(value_dim);
-    bytes = (outputs + 2 * all + items) * 4;
+    bytes = (most_attend_blocks + outputs + 2 * all) * 4;
     if (memory == nullptr) return;
-    parts.partial_outputs = static_cast<float*>(memory);
+    parts.arrivals = static_cast<std::uint32_t*>(memory);
+    parts.partial_outputs = reinterpret_cast<float*>(parts.arrivals + most_attend_blocks);
     parts.partial_states = parts.partial_outputs + outputs;
-    parts.arrivals = reinterpret_cast<std::uint32_t*>(parts.partial_states + 2 * all);
   }
 };
 

@@ -84,22 +84,18 @@ class Attention {
     return attention;
   }
 
-  /// Bytes of device memory that a launch needs, aligned to 16; more serve, too. 0 for numbers that
-  /// no launch has: negative ones, or query heads that are no multiple of the kv heads.
-  [[nodiscard]] std::size_t workspace_bytes(int sequences, int queries, int query_heads) const {
-    if (sequences < 0 || queries < 0 || !layers_.takes(query_heads)) return 0;
-    return layout_workspace(nullptr, sequences, queries, query_heads).bytes;
-  }
+  /// Bytes of device memory that any launch needs, aligned to 16; more serve, too.
+  [[nodiscard]] std::size_t workspace_bytes() const { return layout_workspace(nullptr).bytes; }
 
-  /// Zeros a workspace, once: blocks that share a row count themselves in it, so that the last one
-  /// merges. Each launch leaves its counters at zero, whatever the next one's sequences and queries
-  /// are, but what was another object's must be prepared again: outputs would stay unwritten.
+  /// Zeros the counters of a workspace, once: blocks that share a row count themselves there, so that
+  /// the last one merges. Each launch leaves them at zero, so that objects of all kinds, layers and
+  /// recipes can share a workspace that is large enough for each, prepared by any one of them.
   /// Launches that may overlap need a workspace each.
   ///
-  /// Fails  InvalidArgument (null, unaligned), or what CUDA says
-  /// Cost   a memset, queued
+  /// Fails  InvalidArgument (null, unaligned, too small), or what CUDA says
+  /// Cost   a memset of 16 KiB, queued
   [[nodiscard]] Status prepare(std::span<std::byte> workspace, cudaStream_t stream) const {
-    return zero_workspace(workspace, stream);
+    return zero_counters(workspace, workspace_bytes(), stream);
   }
 
   /// The newest `queries` tokens of each sequence ask; they have been appended. A row that sees nothing
@@ -109,7 +105,7 @@ class Attention {
   /// queries    [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
   /// out        [sequences * queries, query_heads, value_dim], likewise
   /// lse        [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
-  /// workspace  workspace_bytes(sequences, queries, query_heads) bytes, once prepare()d
+  /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
   ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
   ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
@@ -191,18 +187,13 @@ class Attention {
         32 * warps_, shared_bytes<Traits>(warps_, stages_, max_attend_sequences));
     if (!fitting) return std::move(fitting).take_status();
     resident = std::min(resident, *fitting);
-    blocks_ = limits->multiprocessors * resident;
+    blocks_ = std::min(limits->multiprocessors * resident, most_attend_blocks);
     least_shared_bytes_ = limits->shared_of_each(resident + 1) + 1;
     return {};
   }
 
-  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, int sequences, int queries,
-                                                  int query_heads) const {
-    const std::size_t ratio = static_cast<std::size_t>(query_heads / layers_.shape.kv_heads);
-    const std::size_t items =
-        static_cast<std::size_t>(sequences) * static_cast<std::size_t>(layers_.shape.kv_heads) *
-        ((ratio * static_cast<std::size_t>(queries) + item_rows - 1) / item_rows);
-    return LaidOutWorkspace(memory, blocks_, item_rows, layers_.shape.value_dim, items);
+  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory) const {
+    return LaidOutWorkspace(memory, blocks_, item_rows, layers_.shape.value_dim);
   }
 
   ServedLayers layers_;
@@ -229,8 +220,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                          "%lld queries are not as many, and at most %d, for each of %d sequences",
                          static_cast<long long>(queries.tokens), max_attend_queries, batch.count);
   if (queries.tokens == 0) return {};
-  KVTILT_RETURN_IF_ERROR(check_workspace(
-      workspace, workspace_bytes(batch.count, static_cast<int>(each), queries.heads)));
+  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, workspace_bytes()));
 
   AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
   // The line of units has 32-bit numbers: no sequence has more than its table holds.
@@ -245,8 +235,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
                          "number, ask in parts",
                          static_cast<long long>(queries.tokens),
                          static_cast<long long>(layer.table_stride));
-  arguments.workspace =
-      layout_workspace(workspace.data(), batch.count, arguments.queries, queries.heads).parts;
+  arguments.workspace = layout_workspace(workspace.data()).parts;
   arguments.stages = stages_;
   const std::uint32_t shared = shared_bytes_(warps_, stages_, batch.count);
   return to_status(

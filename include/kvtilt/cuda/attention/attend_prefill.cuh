@@ -14,6 +14,7 @@
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -60,21 +61,14 @@ class PrefillAttention {
     return attention;
   }
 
-  /// Bytes of device memory that a launch needs, for chunks of `rows` tokens in all: mostly two
-  /// unfinished row tiles of each block in float32, aligned to 16; more serve, too. 0 for numbers that
-  /// no launch has: negative ones, query heads that are no multiple of the kv heads, or more than
-  /// block_rows() for each.
-  [[nodiscard]] std::size_t workspace_bytes(int sequences, std::int64_t rows,
-                                            int query_heads) const {
-    if (sequences < 0 || rows < 0 || !layers_.takes(query_heads) ||
-        query_heads / layers_.shape.kv_heads > block_rows())
-      return 0;
-    return layout_workspace(nullptr, most_tiles(sequences, rows, query_heads)).bytes;
-  }
+  /// Bytes of device memory that any launch needs, aligned to 16: two unfinished row tiles of each
+  /// block in float32. More serve, too.
+  [[nodiscard]] std::size_t workspace_bytes() const { return layout_workspace(nullptr).bytes; }
 
-  /// Zeros a workspace, once: see Attention::prepare().
+  /// Zeros the counters of a workspace, once: see Attention::prepare(), whose workspaces may be the
+  /// same.
   [[nodiscard]] Status prepare(std::span<std::byte> workspace, cudaStream_t stream) const {
-    return zero_workspace(workspace, stream);
+    return zero_counters(workspace, workspace_bytes(), stream);
   }
 
   /// The next tokens of each sequence of a batch attend to what its layer holds and causally to
@@ -89,7 +83,7 @@ class PrefillAttention {
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
   /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
-  /// workspace  workspace_bytes(sequences, rows, query_heads) bytes, once prepare()d
+  /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      as of Attention::attend()
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), or what the
   ///            launch says. Values that append would change give undefined outputs. An indptr that
@@ -148,18 +142,12 @@ class PrefillAttention {
           layers_.shape.key_dim, layers_.shape.value_dim, limits->shared_per_block);
     Result<int> fitting = blocks_that_fit_(32 * warps_, shared_bytes_(warps_, some));
     if (!fitting) return std::move(fitting).take_status();
-    blocks_ = limits->multiprocessors * *fitting;
+    blocks_ = std::min(limits->multiprocessors * *fitting, most_attend_blocks);
     return {};
   }
 
-  [[nodiscard]] std::int64_t most_tiles(int sequences, std::int64_t rows, int query_heads) const {
-    return sequences + rows / tile_tokens(block_rows(), query_heads / layers_.shape.kv_heads);
-  }
-
-  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory, std::int64_t tiles) const {
-    return LaidOutWorkspace(
-        memory, blocks_, block_rows(), layers_.shape.value_dim,
-        static_cast<std::size_t>(tiles) * static_cast<std::size_t>(layers_.shape.kv_heads));
+  [[nodiscard]] LaidOutWorkspace layout_workspace(void* memory) const {
+    return LaidOutWorkspace(memory, blocks_, block_rows(), layers_.shape.value_dim);
   }
 
   ServedLayers layers_;
@@ -199,7 +187,7 @@ inline Status PrefillAttention::attend_prefill(
     return Status::error(ErrorCode::Unsupported, "%d query heads; a launch numbers up to %d",
                          queries.heads, most_heads);
   if (queries.tokens == 0) return {};
-  const std::int64_t tiles = most_tiles(batch.count, queries.tokens, queries.heads);
+  const std::int64_t tiles = batch.count + queries.tokens / tile_tokens(block_rows(), ratio);
   constexpr std::int64_t most = 1 << 16;
   const std::uint32_t bytes = tiles > most ? ~0u : shared_bytes_(warps_, batch.count);
   if (bytes > most_shared_bytes_)
@@ -209,14 +197,13 @@ inline Status PrefillAttention::attend_prefill(
         "for one launch, attend to shorter chunks",
         static_cast<long long>(queries.tokens), batch.count, static_cast<long long>(tiles),
         tile_tokens(block_rows(), ratio));
-  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, layout_workspace(nullptr, tiles).bytes));
+  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, workspace_bytes()));
   PrefillArguments arguments{};
   arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
-  arguments.attend.workspace = layout_workspace(workspace.data(), tiles).parts;
+  arguments.attend.workspace = layout_workspace(workspace.data()).parts;
   arguments.keys = keys;
   arguments.values = values;
   arguments.rows = {indptr, static_cast<int>(each)};
-  arguments.most_tiles = static_cast<int>(tiles);
   return to_status(launch_(blocks_, 32 * warps_, bytes, stream, arguments), "attending to a chunk");
 }
 

@@ -144,7 +144,7 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
     else
       store_part(threads, workspace, parts.slot(threads.block()) * item_rows + row, part);
   }
-  if (whole || !last_to_arrive(threads, workspace.arrivals + segment.item, parts, flag)) return;
+  if (whole || !last_to_arrive(threads, workspace, parts, flag)) return;
   KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < segment.rows.rows; row += warps)
     write_item_row(threads, arguments, segment.rows, row,

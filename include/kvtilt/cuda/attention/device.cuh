@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/attention/checks.hpp>
 #include <kvtilt/cuda/error.cuh>
 #include <kvtilt/cuda/launch.cuh>
@@ -10,6 +11,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <span>
 
 namespace kvtilt::cuda {
@@ -61,10 +63,12 @@ Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
 }
 
 /// What prepare() of an object does.
-inline Status zero_workspace(std::span<std::byte> workspace, cudaStream_t stream) {
-  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, 0));
-  return to_status(cudaMemsetAsync(workspace.data(), 0, workspace.size(), stream),
-                   "preparing a workspace");
+inline Status zero_counters(std::span<std::byte> workspace, std::size_t needed,
+                            cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(check_workspace(workspace, needed));
+  return to_status(
+      cudaMemsetAsync(workspace.data(), 0, most_attend_blocks * sizeof(std::uint32_t), stream),
+      "preparing a workspace");
 }
 
 }  // namespace kvtilt::cuda

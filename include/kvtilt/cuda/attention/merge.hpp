@@ -119,11 +119,12 @@ KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, st
 
 /// Whether this block is the last of an item's to have left its part. All threads; `flag` is shared.
 template <class Threads>
-KVTILT_HD bool last_to_arrive(Threads& threads, std::uint32_t* arrivals, const ItemParts& parts,
-                              std::uint32_t* flag) {
+KVTILT_HD bool last_to_arrive(Threads& threads, const AttendWorkspace& workspace,
+                              const ItemParts& parts, std::uint32_t* flag) {
   threads.sync();
   if (threads.thread() == 0) {
     // Releases what others of the block wrote before the sync, too.
+    std::uint32_t* const arrivals = workspace.arrivals + parts.first;
     const bool last = threads.atomic_add_release(arrivals, 1) ==
                       static_cast<std::uint32_t>(parts.last - parts.first);
     if (last) {

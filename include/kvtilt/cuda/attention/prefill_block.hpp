@@ -171,7 +171,7 @@ KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
                  static_cast<std::int64_t>(parts.slot(threads.block())) * block_rows + row, part);
   }
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
-  if (whole || !last_to_arrive(threads, workspace.arrivals + segment.item, parts, flag)) return;
+  if (whole || !last_to_arrive(threads, workspace, parts, flag)) return;
   KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < present; row += warps)
     write_row(threads, attend, place(row),

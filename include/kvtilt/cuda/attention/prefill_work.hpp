@@ -21,7 +21,6 @@ struct PrefillArguments {
   TensorView keys;         ///< device, [rows, kv_heads, key_dim]
   TensorView values;
   BatchRows rows;
-  int most_tiles;  ///< row tiles that the workspace has room for
 };
 
 /// Tiles of 16 tokens in a unit.
@@ -206,8 +205,7 @@ struct PrefillItem {
 inline constexpr std::int64_t most_units = 0x7fffffff;
 
 /// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows
-/// do not ascend from 0 on to the tensors' end at most, or are more than the host made room for. One
-/// warp.
+/// do not ascend from 0 on to the tensors' end at most. One warp.
 template <class Threads>
 KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& arguments, int block_rows,
                                int* tile_starts) {
@@ -225,9 +223,7 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   wrong = threads.min_over_warp(wrong);
   if (wrong == none) {
     sum_up(threads, tile_starts, count);
-    threads.sync_warp();
-    if (tile_starts[count] <= arguments.most_tiles) return;
-    wrong = static_cast<std::uint32_t>(count) - 1;
+    return;
   }
   threads.sync_warp();
   if (threads.lane() != 0) return;
@@ -298,7 +294,6 @@ struct PrefillSegment : PrefillItem {
   PlainRange plain;
   std::uint64_t head_offset;  ///< in a sealed page
   int head_bytes;
-  int item;        ///< number over the launch
   int item_start;  ///< on the line
   int item_units;
   int first;  ///< unit of the item
@@ -327,7 +322,6 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   segment.rows.kv_head = head;
   segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
                                  segment.rows.newest(), segment.rows.past);
-  segment.item = tile * heads + head;
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

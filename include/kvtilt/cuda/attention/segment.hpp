@@ -118,7 +118,6 @@ struct Segment {
   ItemRows rows;
   int item_start;  ///< on the line
   int item_end;    ///< with its padding
-  int item;        ///< number over the batch
   int first;       ///< unit of the item
   int last;        ///< one past
   int slot;        ///< of the sequence
@@ -161,7 +160,6 @@ KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const in
     const int item = (unit - sequence_start) / item_units;
     segment.item_start = sequence_start + item * item_units;
     segment.item_end = segment.item_start + item_units;
-    segment.item = sequence * items + item;
     segment.first = unit - segment.item_start;
     segment.rows = item_rows_of(arguments, sequence, item);
     segment.rows.length = segment.sequence.length;
