@@ -3,12 +3,11 @@
 // that re-derives sealing, groups and windows on its own and attends in float64. KVTILT_FULL=1 runs
 // ten times as many; KVTILT_PROGRAMS says how many; KVTILT_SEED where to start, alone: that one.
 #include "support/program_run.hpp"
+#include "support/run_programs.hpp"
 
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <cstdlib>
-#include <string>
 #include <vector>
 
 namespace kvtilt {
@@ -16,17 +15,6 @@ namespace {
 
 using test::ProgramRun;
 using test::Step;
-
-void check_program(std::uint64_t seed) {
-  constexpr int count = 120;
-  std::vector<Step> steps = test::random_program(seed, count);
-  if (ProgramRun(seed).play(steps).empty()) return;
-  steps = test::shrink(
-      steps, [&](const std::vector<Step>& fewer) { return !ProgramRun(seed).play(fewer).empty(); });
-  std::string text;
-  for (const Step& step : steps) text += "  " + to_string(step) + '\n';
-  ADD_FAILURE() << "KVTILT_SEED=" << seed << ": " << ProgramRun(seed).play(steps) << '\n' << text;
-}
 
 // Unoptimized or instrumented, a program takes ten times as long.
 #if !defined(__OPTIMIZE__)
@@ -40,15 +28,12 @@ constexpr int usual_programs = 840;  // 100,000 steps
 #endif
 
 TEST(KVCacheProgramRandom, FollowsTheModelAfterEveryStep) {
-  const char* seed = std::getenv("KVTILT_SEED");
-  const char* wanted = std::getenv("KVTILT_PROGRAMS");
-  const int programs = wanted != nullptr                       ? std::atoi(wanted)
-                       : seed != nullptr                       ? 1
-                       : std::getenv("KVTILT_FULL") != nullptr ? 10 * usual_programs
-                                                               : usual_programs;
-  const std::uint64_t first = seed != nullptr ? std::strtoull(seed, nullptr, 10) : 0;
-  for (int i = 0; i < programs && !testing::Test::HasFailure(); ++i)
-    check_program(first + static_cast<std::uint64_t>(i));
+  constexpr int count = 120;
+  test::run_programs(
+      usual_programs, [](std::uint64_t seed) { return test::random_program(seed, count); },
+      [](std::uint64_t seed, const std::vector<Step>& steps) {
+        return ProgramRun(seed).play(steps);
+      });
 }
 
 }  // namespace

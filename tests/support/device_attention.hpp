@@ -152,10 +152,12 @@ inline testing::AssertionResult is_close(const OracleRow& expected, const float*
          << tolerance << ", lse " << lse << ", expected " << expected.lse;
 }
 
-/// All rows of a batch.
+/// All rows of a batch. Where values may cancel, their norms count; `least_norm` is what they are at
+/// least.
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                          const Rows<float>& queries, const AttendOptions& options,
-                                         const Output& output, double tolerance = 2e-3) {
+                                         const Output& output, double tolerance = 2e-3,
+                                         double least_norm = -1.0) {
   const std::int64_t each = queries.tokens / static_cast<std::int64_t>(views.size());
   const LayerShape& shape = views[0].shape;
   const int ratio = queries.heads / shape.kv_heads;
@@ -171,7 +173,8 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                          &queries.at(row, head, 0), live.tokens);
           const testing::AssertionResult close =
               is_close(expected, &output.out.at(row, head, 0),
-                       output.lse[static_cast<std::size_t>(row * queries.heads + head)], tolerance);
+                       output.lse[static_cast<std::size_t>(row * queries.heads + head)], tolerance,
+                       least_norm < 0 ? 0.0 : std::max(least_norm, expected.value_norm));
           if (!close)
             return testing::AssertionFailure() << "sequence " << sequence << ", query " << t
                                                << ", head " << head << ": " << close.message();

@@ -73,10 +73,11 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
 }
 
 /// Whether an output is attention over what the views hold and, causally, the chunk in fp16.
-/// options.tree_mask is that of sequence 0, the only one then.
+/// options.tree_mask is that of sequence 0, the only one then. Where values
+/// may cancel, their norms count; `least_norm` is what they are at least.
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views, const Chunks& chunks,
                                          const AttendOptions& options, const Output& output,
-                                         double tolerance = 2e-3) {
+                                         double tolerance = 2e-3, double least_norm = -1.0) {
   const Rows<float> keys = rounded_to_half(chunks.keys.rows());
   const Rows<float> values = rounded_to_half(chunks.values.rows());
   const Rows<float>& queries = chunks.queries.rows();
@@ -98,7 +99,8 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
                                                 &queries.at(row, head, 0), live.tokens);
           const testing::AssertionResult close =
               is_close(expected, &output.out.at(row, head, 0),
-                       output.lse[static_cast<std::size_t>(row * queries.heads + head)], tolerance);
+                       output.lse[static_cast<std::size_t>(row * queries.heads + head)], tolerance,
+                       least_norm < 0 ? 0.0 : std::max(least_norm, expected.value_norm));
           if (!close)
             return testing::AssertionFailure() << "sequence " << sequence << ", query " << t
                                                << ", head " << head << ": " << close.message();

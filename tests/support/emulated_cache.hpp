@@ -57,6 +57,16 @@ class EmulatedCache {
               [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
     }
   }
+  /// Of what the book's last call lost.
+  void let_go(const cuda::SequenceBook& book, std::uint32_t slot) {
+    cuda::LostPages lost{};
+    lost.sequence = static_cast<std::int32_t>(slot);
+    for (int layer = 0; layer < book.layers(); ++layer)
+      for (const cuda::PageSlot& entry : book.lost(slot, layer))
+        lost.pages[lost.count++] = {layer, entry.page};
+    emulate(1, 32, 128,
+            [&](EmulatedThreads& threads) { cuda::let_go_body(threads, layers(), lost); });
+  }
   void reset(std::uint32_t slot) {
     emulate(1, 32, 0, [&](EmulatedThreads& threads) {
       cuda::reset_body(threads, layers(), static_cast<int>(slot));
@@ -77,7 +87,7 @@ class EmulatedCache {
     });
   }
   void fork(const cuda::ForkRequest& request) {
-    emulate(2, 32, 0,
+    emulate(2, 32, 128,
             [&](EmulatedThreads& threads) { cuda::fork_body(threads, layers(), request); });
     int blocks = 1;
     for (const cuda::LayerStorage& storage : storages_)

@@ -40,6 +40,14 @@ class RandomInput {
     return view.with_strides(token_stride_, head_stride_);
   }
 
+  /// All that the view may lie in, and the same view of a copy of it elsewhere.
+  [[nodiscard]] const std::vector<std::byte>& bytes() const { return bytes_; }
+  [[nodiscard]] TensorView view_of(const std::byte* copy) const {
+    TensorView view = this->view();
+    view.data = copy + static_cast<std::size_t>(origin_) * element_bytes();
+    return view;
+  }
+
   /// Puts something else into one element: the bits of a float, or the upper half of them.
   void spoil(std::int64_t token, int head, int channel, std::uint32_t bits) {
     store(origin_ + token * token_stride_ + head * head_stride_ + channel,

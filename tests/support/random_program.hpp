@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Programs for a cache: what each may ask, how they are drawn from a seed, and how a failing one
-/// is cut down to what the failure needs.
+/// Programs for a cache: what each may ask, and how they are drawn from a seed.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
@@ -113,22 +112,6 @@ inline std::vector<Step> random_program(std::uint64_t seed, int count) {
       for (int layer = step.layer + 1; layer < step.layer + 3; ++layer)
         steps.push_back({kind, step.which, layer, amount, random.next()});
   }
-  return steps;
-}
-
-/// Leaves out whatever the failure does not need. `fails` runs a program.
-template <class Fails>
-std::vector<Step> shrink(std::vector<Step> steps, Fails fails) {
-  for (std::size_t chunk = steps.size() / 2; chunk > 0; chunk /= 2)
-    for (std::size_t at = 0; at + chunk <= steps.size();) {
-      std::vector<Step> fewer = steps;
-      fewer.erase(fewer.begin() + static_cast<std::ptrdiff_t>(at),
-                  fewer.begin() + static_cast<std::ptrdiff_t>(at + chunk));
-      if (fails(fewer))
-        steps = fewer;
-      else
-        at += chunk;
-    }
   return steps;
 }
 

@@ -6,13 +6,14 @@
 
 namespace kvtilt::cuda {
 
-bool launch_each(Layers layers, const Truncation& truncation, const ForkRequest& fork) {
-  return launch_give_pages(layers, 0, {}, nullptr).ok() && launch_reset(layers, 0, nullptr).ok() &&
+bool launch_each(Layers layers, const Truncation& truncation, const ForkRequest& fork,
+                 const LostPages& lost) {
+  return launch_give_pages(layers, 0, {}, nullptr).ok() &&
+         launch_let_go(layers, lost, nullptr).ok() && launch_reset(layers, 0, nullptr).ok() &&
          launch_truncate(layers, truncation, nullptr).ok() &&
          launch_remove(layers, 0, 0, 0, nullptr).ok() &&
-         launch_fork(layers, fork, 1, nullptr).ok() &&
-         launch_write_slots({}, {}, nullptr).ok() && export_tables({}, {}, {}).ok() &&
-         import_tables({}, {}, nullptr, 0, 0, {}).ok() &&
+         launch_fork(layers, fork, 1, nullptr).ok() && launch_write_slots({}, {}, nullptr).ok() &&
+         export_tables({}, {}, {}).ok() && import_tables({}, {}, nullptr, 0, 0, {}).ok() &&
          merge({}, nullptr, {}, nullptr, nullptr).ok();
 }
 

@@ -3,7 +3,7 @@
 #include <kvtilt/quant/presets.hpp>
 
 #include "support/caches.hpp"
-#include "support/emulated_cache.hpp"
+#include "support/sequence_trio.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -18,64 +19,16 @@
 namespace kvtilt::cuda {
 namespace {
 
-using test::EmulatedCache;
 using test::Random;
+using test::small_options;
+using test::small_shape;
+using test::Trio;
 using testing::HasSubstr;
-
-CacheOptions small_options() {
-  CacheOptions options;
-  options.page_tokens = 32;
-  options.recent_tokens = 40;
-  options.max_sequences = 5;
-  options.token_capacity = 32 * 60;
-  options.max_sequence_tokens = 32 * 24;
-  return options;
-}
-
-/// The book, the tables of the device it stands for, and a CPU cache that does the same.
-struct Trio {
-  CacheShape shape;
-  EmulatedCache device;
-  SequenceBook book;
-  KVCache cpu;
-
-  static kvtilt::CacheOptions cpu_options(const CacheOptions& options) {
-    kvtilt::CacheOptions result;
-    result.page_tokens = options.page_tokens;
-    result.sink_tokens = options.sink_tokens;
-    result.recent_tokens = options.recent_tokens;
-    return result;
-  }
-
-  Trio(CacheShape shape_, const CacheOptions& options)
-      : shape(std::move(shape_)),
-        device(shape, Plan::uniform(shape, presets::k4v2), options),
-        book(device.layout().layers, options),
-        cpu(test::make_cache(shape, Plan::uniform(shape, presets::k4v2), cpu_options(options))) {}
-};
-
-/// Forks, which the device refuses because the host does not know its sequence; returns the child.
-SequenceId fork_refused(Trio& trio, SequenceId id) {
-  ForkRequest request{};
-  std::vector<PageRun> childs;
-  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
-  trio.device.reset(child.slot);
-  trio.device.fork(request);
-  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
-  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
-  return child;
-}
 
 struct Named {
   SequenceId ours;
   SequenceId theirs;
 };
-
-CacheShape small_shape() {
-  CacheShape shape;
-  shape.layers = {{1, 16, 16, 0}, {}, {1, 16, 16, 70}};
-  return shape;
-}
 
 void append(Trio& trio, const Named& id, int layer, std::int32_t tokens) {
   const test::Rows<float> rows(tokens, 1, 16);
@@ -296,60 +249,6 @@ TEST(SequenceBook, ATableFullOfShortPagesSaysSo) {
   EXPECT_LT(length, 800);
   EXPECT_THAT(std::string(status.message()), HasSubstr("left short by truncations"));
   EXPECT_THAT(std::string(status.message()), HasSubstr("larger than 1024"));
-}
-
-TEST(SequenceBook, LearnsWhatItWasNotTold) {
-  Trio trio(small_shape(), small_options());
-  const SequenceId id = trio.book.open().value();
-  std::vector<PageRun> given;
-  KVTILT_EXPECT_OK(trio.book.reserve(id, 500, given));
-  trio.device.reset(id.slot);
-  trio.device.give(id.slot, given);
-  for (const int layer : {0, 2}) trio.device.append(id.slot, layer, 300);
-
-  // The device refuses to fork what the host does not know.
-  KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
-
-  for (const int layer : {0, 2}) {
-    const LayerStorage& storage = trio.device.storage(layer);
-    const SequenceState& state = storage.states[id.slot];
-    KVTILT_EXPECT_OK(trio.book.adopt(
-        id, layer, state,
-        {storage.table(static_cast<int>(id.slot)), static_cast<std::size_t>(state.page_capacity)}));
-    EXPECT_EQ(trio.book.state(id.slot, layer).length, 300);
-  }
-  const PageSlot foreign[] = {{0, 59, 0}};
-  EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
-}
-
-TEST(SequenceBook, AForkOfAnotherTailIsRefused) {
-  CacheShape shape;
-  shape.layers = {{1, 16, 16, 0}};
-  CacheOptions options;
-  options.max_sequences = 2;
-  options.token_capacity = 2048;
-  Trio trio(shape, options);
-  const SequenceId id = trio.book.open().value();
-  std::vector<PageRun> given;
-  KVTILT_EXPECT_OK(trio.book.reserve(id, 1100, given));
-  trio.device.reset(id.slot);
-  trio.device.give(id.slot, given);
-  const auto append = [&](std::int32_t tokens, bool told) {
-    if (told) trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
-    trio.device.append(id.slot, 0, tokens);
-  };
-  append(1000, true);
-  trio.device.truncate(id.slot, 830);  // by a graph, and nobody told
-  append(170, false);
-  append(30, true);
-  const SequenceState& device = trio.device.storage(0).states[id.slot];
-  const SequenceState& host = trio.book.state(id.slot, 0);
-  ASSERT_EQ(host.length, device.length);
-  ASSERT_EQ(host.page_end, device.page_end);
-  ASSERT_NE(host.tail_start, device.tail_start);
-
-  // Else truncate(834) would free a page on the host that the device keeps.
-  fork_refused(trio, id);
 }
 
 }  // namespace

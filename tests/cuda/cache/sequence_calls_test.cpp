@@ -89,6 +89,15 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(cache.record().count, 2u);
 }
 
+/// A layer with a window, of up to two pages in use.
+ForkLayer windowed(std::int64_t pages, std::int64_t tail_start, std::int32_t page = 0) {
+  SequenceState state{};
+  state.page_end = static_cast<std::int32_t>(pages);
+  state.tail_start = tail_start;
+  const PageSlot table[] = {{4, page, 32}, {36, 1, 32}};
+  return {state, table, 40};
+}
+
 TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   EmulatedCache cache = make_cache();
   cache.give(0, {{0, 0, 15}, {2, 0, 4}});
@@ -103,7 +112,8 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   request.from = 0;
   request.to = 2;
   request.length = 100;
-  request.layers[0] = request.layers[2] = ForkLayer(1, 36);
+  request.layers[0] = ForkLayer(1, 36);
+  request.layers[2] = windowed(1, 36);
   cache.fork(request);
   ASSERT_EQ(cache.record().code, 0u);
   for (const int layer : {0, 2}) {
@@ -125,7 +135,8 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
 }
 
 TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
-  const auto forks = [](std::int64_t length, std::int64_t pages, std::int64_t tail_start) {
+  const auto forks = [](std::int64_t length, std::int64_t pages, std::int64_t tail_start,
+                        std::int32_t page = 0) {
     EmulatedCache cache = make_cache();
     cache.give(0, {{0, 0, 15}, {2, 0, 4}});
     for (const int layer : {0, 2}) cache.append(0, layer, 100);
@@ -134,7 +145,7 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
     request.to = 2;
     request.length = length;
     request.layers[0] = ForkLayer(1, 36);
-    request.layers[2] = ForkLayer(pages, tail_start);
+    request.layers[2] = windowed(pages, tail_start, page);
     cache.fork(request);
     EXPECT_EQ(cache.storage(0).states[2].length, cache.storage(2).states[2].length);
     return cache.record().code == 0 && cache.storage(2).states[2].length == 100;
@@ -143,6 +154,7 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
   EXPECT_FALSE(forks(101, 1, 36));
   EXPECT_FALSE(forks(100, 2, 36));
   EXPECT_FALSE(forks(100, 1, 37));
+  EXPECT_FALSE(forks(100, 1, 36, 1));
 }
 
 TEST(SequenceCalls, AForkKnowsLayersOfAnySize) {

@@ -4,6 +4,7 @@
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 
+#include "graph.cuh"
 #include "support.cuh"
 #include "support/some_kernels.hpp"
 
@@ -49,35 +50,6 @@ struct Batched {
   }
   void expect_same() const {
     for (const BothIds& id : open) EXPECT_TRUE(both.same(id));
-  }
-};
-
-/// A graph of what `calls` queues on a stream.
-struct Graph {
-  cudaStream_t stream = nullptr;
-  cudaGraph_t graph = nullptr;
-  cudaGraphExec_t exec = nullptr;
-
-  template <class Calls>
-  explicit Graph(Calls&& calls) {
-    expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    expect_cuda(cudaDeviceSynchronize());
-    expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-    calls(stream);
-    expect_cuda(cudaStreamEndCapture(stream, &graph));
-    expect_cuda(cudaGraphInstantiate(&exec, graph, 0));
-  }
-  Graph(const Graph&) = delete;
-  Graph& operator=(const Graph&) = delete;
-  ~Graph() {
-    expect_cuda(cudaGraphExecDestroy(exec));
-    expect_cuda(cudaGraphDestroy(graph));
-    expect_cuda(cudaStreamDestroy(stream));
-  }
-  void replay() const {
-    expect_cuda(cudaDeviceSynchronize());
-    expect_cuda(cudaGraphLaunch(exec, stream));
-    expect_cuda(cudaStreamSynchronize(stream));
   }
 };
 
@@ -277,6 +249,42 @@ TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {
   lengths_are(41);  // as truncate itself cuts nothing there
   KVTILT_EXPECT_OK(gpu.note_truncated(cache.batch, Lengths{40, 40, 40}));
   lengths_are(40);
+}
+
+/// The host takes an append whose rows the device refuses: a window lets go of pages that a fork shares.
+TEST(DeviceBatchHostile, PagesOfARefusedAppendAreNotKept) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  LayerShape windowed = batched_layer;
+  windowed.window = 64;
+  const CacheShape shape{{windowed}};
+  cuda::CacheOptions options = few_pages();
+  options.sink_tokens = options.recent_tokens = 0;
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), options);
+  Random random(33);
+  const BothIds id = both.open(300);
+  both.append(id, random, 64);
+  const SequenceId child = both.gpu.fork(id.gpu).value();
+  const DeviceRows<float> rows(random_rows(random, 128, 2, 64));
+  const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{1, 0});
+  KVTILT_EXPECT_OK(both.gpu.append(both.gpu.batch(id.gpu).value(), 0, rows.view(), rows.view(),
+                                   indptr.data(), std::vector<std::int32_t>{128}));
+  EXPECT_EQ(both.gpu.poll(nullptr).code(), ErrorCode::Corrupt);
+  KVTILT_EXPECT_OK(both.gpu.close(child));
+  const BothIds other = both.open(300);
+  both.append(other, random, 100);
+  const auto table = [&](SequenceId of) {
+    const cuda::LayerStorage layer = both.gpu.view(0).value();
+    const int slot = static_cast<int>(of.slot);
+    return read_device(
+        layer.table(slot),
+        static_cast<std::size_t>(read_device(layer.states + slot, 1)[0].page_capacity));
+  };
+  for (const cuda::PageSlot& mine : table(id.gpu))
+    for (const cuda::PageSlot& theirs : table(other.gpu)) EXPECT_NE(mine.page, theirs.page);
+  KVTILT_EXPECT_OK(both.gpu.refresh(id.gpu, nullptr));
+  EXPECT_EQ(both.gpu.length(id.gpu).value(), 64);
+  EXPECT_TRUE(both.same(other));
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
 }
 
 TEST(DeviceKVCache, TellsASchedulerWhatIsLeft) {

@@ -52,58 +52,6 @@ TEST(DeviceKVCache, RaggedBatchesAreTheirSequences) {
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
 }
 
-TEST(DeviceKVCacheRandom, DoesWhatTheCpuDoes) {
-  KVTILT_SKIP_WITHOUT_GPU();
-  for (std::uint64_t seed = 0; seed < 12; ++seed) {
-    SCOPED_TRACE(seed);
-    Random random(seed);
-    const CacheShape shape = two_layers(64, 64, seed % 2 == 0 ? 0 : 100);
-    BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
-    std::vector<BothIds> open = {both.open(700)};
-    for (int step = 0; step < 25; ++step) {
-      const std::size_t index =
-          static_cast<std::size_t>(random.below(static_cast<int>(open.size())));
-      const BothIds id = open[index];
-      const std::int64_t length = both.cpu.length(id.cpu).value();
-      const int what = random.below(8);
-      if (what <= 3) {
-        const std::int64_t tokens = 1 + random.below(120);
-        const Status room = both.gpu.reserve(id.gpu, std::min<std::int64_t>(length + tokens, 2048));
-        if (!room.ok() || length + tokens > 2048) continue;
-        KVTILT_EXPECT_OK(both.cpu.reserve(id.cpu, length + tokens));
-        both.append(id, random, tokens);
-      } else if (what == 4) {
-        const std::int64_t cut = random.chance(2)
-                                     ? std::max<std::int64_t>(0, length - random.below(40))
-                                     : random.below(static_cast<int>(length) + 1);
-        EXPECT_EQ(both.gpu.truncate(id.gpu, cut).code(), both.cpu.truncate(id.cpu, cut).code());
-      } else if (what == 5) {
-        const std::int64_t from = 4 + 32 * random.below(6);
-        const std::int64_t to = from + 32 * (1 + random.below(2));
-        EXPECT_EQ(both.gpu.remove(id.gpu, from, to).code(),
-                  both.cpu.remove(id.cpu, from, to).code());
-      } else if (what == 6 && open.size() < 6) {
-        const Result<SequenceId> gpu = both.gpu.fork(id.gpu);
-        if (!gpu) continue;
-        open.push_back({*gpu, both.cpu.fork(id.cpu).value()});
-      } else if (what == 7 && open.size() > 1) {
-        KVTILT_EXPECT_OK(both.gpu.close(id.gpu));
-        KVTILT_EXPECT_OK(both.cpu.close(id.cpu));
-        open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
-      }
-      KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
-      for (const BothIds& each : open) {
-        EXPECT_TRUE(both.same(each));
-        EXPECT_EQ(both.gpu.length(each.gpu).value(), both.cpu.length(each.cpu).value());
-        for (const int layer : {0, 2})
-          EXPECT_EQ(both.gpu.tokens_before_seal(each.gpu, layer).value(),
-                    both.cpu.tokens_before_seal(each.cpu, layer).value());
-      }
-      if (testing::Test::HasFailure()) return;
-    }
-  }
-}
-
 TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(7);

@@ -99,8 +99,8 @@ class Attention {
   }
 
   /// The newest `queries` tokens of each sequence ask; they have been appended. A row that sees nothing
-  /// gives 0 and lse = -infinity: so do those of positions before the start, of a sequence with fewer
-  /// tokens than queries.
+  /// gives 0 and lse = -infinity, or its head's sink logit: so do those of positions before the start,
+  /// of a sequence with fewer tokens than queries.
   ///
   /// queries    [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
   /// out        [sequences * queries, query_heads, value_dim], likewise

@@ -35,13 +35,15 @@ struct SequenceBatch {
 
 /// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
 /// call but create allocates device memory. The streams of calls that touch the same sequence must
-/// be ordered, and so must a close, truncate or remove and the reserve or fork after it, which may
-/// hand out the same pages, and a close and the open or fork after it, which may take the same slot
-/// while kernels in front of the close work on it. Neither create nor anything else changes the
-/// current device, which must be the one of create. One thread at a time.
+/// be ordered, and so must a close, truncate, remove or an append to a layer with a window and the
+/// reserve or fork after it, which may hand out the same pages, and a close and the open or fork after
+/// it, which may take the same slot while kernels in front of the close work on it. Neither create nor
+/// anything else changes the current device, which must be the one of create. One thread at a time.
 ///
 /// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
-/// be returned: it is recorded, and poll() tells.
+/// be returned: it is recorded, and poll() tells. A call that the device refuses when the host has
+/// taken it leaves its sequence alone, but for pages that are another's, too, and that the host has
+/// let go of: their tokens are gone. refresh() makes the host know again.
 class KVCache {
  public:
   /// Checks everything that can be wrong with the arguments, and takes all memory: see plan_memory.
@@ -90,7 +92,7 @@ class KVCache {
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
   /// reserved for `tokens` tokens, or for those it holds if that is more. Fails as open and reserve
   /// do, and if layers differ in length. If appends were not told (note_appended), the device
-  /// refuses, the new sequence stays empty, and poll() tells.
+  /// refuses, the new sequence stays empty, and poll() tells: close it, and refresh() the other.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
 
   /// Returns the pages of a sequence to the cache.
@@ -98,8 +100,9 @@ class KVCache {
 
   /// Sequences for append and attention. A graph that was captured with a batch reads `memory` when it
   /// is replayed: another batch in the same memory, of as many sequences or fewer, is what it then
-  /// serves. Sequences that it lacks grow no more, and get zeros and -inf from attention, as empty
-  /// ones do. Order the call with replays that are queued, and tell note_appended() of the new batch.
+  /// serves. Sequences that it lacks grow no more, and get zeros and -inf, or sink logits, from
+  /// attention, as empty ones do. Order the call with replays that are queued, and tell note_appended()
+  /// of the new batch.
   ///
   /// memory  device, at least ids.size() numbers; belongs to the batch as long as it is used. What is
   ///         left of it becomes -1: nobody
@@ -127,7 +130,8 @@ class KVCache {
   ///         and was not appended to. Where indptr cannot be meant, nothing is appended to any, and
   ///         poll() says so. Of what only the device refuses the host learns by refresh()
   /// Cost    one kernel: a small one where no sequence gets a page of tokens, else one that shares
-  ///         out pages. `tokens` decides; without it, and without as many for each, the number of rows
+  ///         out pages. `tokens` decides; without it, and without as many for each, the number of rows.
+  ///         One more where pages that are another's, too, leave a window
   Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
                 const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);
@@ -150,7 +154,9 @@ class KVCache {
   Result<LayerStorage> view(int layer) const;
 
   /// A replayed graph has appended tokens[i] tokens to sequence i of a batch, in all layers, or cut
-  /// it to lengths[i]. In the order in which it did, one call for each replay.
+  /// it to lengths[i]. In the order in which it did, one call for each time that all layers were
+  /// appended to or cut: told as one, pages of a window may be others than the host believes, and the
+  /// device refuses to fork them until refresh().
   ///
   /// Fails  InvalidArgument (handles, sizes, negative numbers), OutOfCapacity (more than is reserved,
   ///        which the device has then refused: refresh() the batch's sequences); then nothing changes
@@ -210,6 +216,9 @@ class KVCache {
   [[nodiscard]] const std::int32_t* device_slots() const {
     return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
   }
+  /// After a call that the book knows of: the device keeps no page that it released, in layers `first`
+  /// to last - 1.
+  Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream) const;
   void add_usage(std::uint32_t slot, MemoryReport& report) const;
 
   CacheOptions options_;

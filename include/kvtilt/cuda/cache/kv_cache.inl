@@ -77,7 +77,9 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens, cudaStream_t 
 inline Status KVCache::truncate(SequenceId id, std::int64_t length, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "truncate"));
   KVTILT_RETURN_IF_ERROR(book_.truncate(id, length));
-  return launch_truncate(device_layers(), {{device_slots() + id.slot, 1}, nullptr, length}, stream);
+  KVTILT_RETURN_IF_ERROR(
+      launch_truncate(device_layers(), {{device_slots() + id.slot, 1}, nullptr, length}, stream));
+  return let_go({&id, 1}, 0, layers(), stream);
 }
 
 inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* lengths,
@@ -90,14 +92,17 @@ inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* 
     KVTILT_RETURN_IF_ERROR(book_.truncate(batch.ids, known));
   }
   if (batch.device.count == 0) return {};
-  return launch_truncate(device_layers(), {batch.device, lengths, 0}, stream);
+  KVTILT_RETURN_IF_ERROR(launch_truncate(device_layers(), {batch.device, lengths, 0}, stream));
+  return known.empty() ? Status{} : let_go(batch.ids, 0, layers(), stream);
 }
 
 inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to,
                               cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "remove"));
   KVTILT_RETURN_IF_ERROR(book_.remove(id, from, to));
-  return launch_remove(device_layers(), static_cast<int>(id.slot), from, to, stream);
+  KVTILT_RETURN_IF_ERROR(
+      launch_remove(device_layers(), static_cast<int>(id.slot), from, to, stream));
+  return let_go({&id, 1}, 0, layers(), stream);
 }
 
 inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cudaStream_t stream) {
@@ -121,6 +126,24 @@ inline Status KVCache::close(SequenceId id, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(book_.close(id));
   // A replay that still names the slot then has no page to write to.
   return launch_reset(device_layers(), static_cast<int>(id.slot), stream);
+}
+
+inline Status KVCache::let_go(std::span<const SequenceId> ids, int first, int last,
+                              cudaStream_t stream) const {
+  LostPages lost;
+  for (const SequenceId& id : ids) {
+    lost.sequence = static_cast<std::int32_t>(id.slot);
+    lost.count = 0;
+    for (int layer = first; layer < last; ++layer)
+      for (const PageSlot& entry : book_.lost(id.slot, layer)) {
+        lost.pages[lost.count++] = {layer, entry.page};
+        if (lost.count < lost.capacity) continue;
+        KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
+        lost.count = 0;
+      }
+    if (lost.count > 0) KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
+  }
+  return {};
 }
 
 inline void KVCache::add_usage(std::uint32_t slot, MemoryReport& report) const {

@@ -69,8 +69,9 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   std::int64_t longest = indptr == nullptr ? each : keys.tokens;
   if (!tokens.empty()) longest = *std::max_element(tokens.begin(), tokens.end());
   KVTILT_RETURN_IF_ERROR(to_status(launch_pack(arguments, longest, stream), "appending tokens"));
-  if (told) book_.note_appended(ids, layer, tokens);
-  return {};
+  if (!told) return {};
+  book_.note_appended(ids, layer, tokens);
+  return let_go(ids, layer, layer + 1, stream);
 }
 
 inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,

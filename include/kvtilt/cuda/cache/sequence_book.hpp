@@ -20,9 +20,11 @@
 
 namespace kvtilt::cuda {
 
-/// Appends by a replayed graph have to be told (note_appended). What was not told costs pages or a
-/// refusal, never a wrong byte: kernels decide by their own lengths, and refuse a fork of a sequence
-/// that is not as the host believes. Calls that fail change nothing. Plain memory to threads.
+/// Appends by a replayed graph have to be told (note_appended). What was not told costs pages, tokens
+/// that were to be forgotten or a refusal, never a wrong byte: kernels decide by their own lengths,
+/// refuse a fork of a sequence that is not as the host believes, and are told of shared pages that
+/// the host has let go of (lost), where they did not do so themselves. Calls that fail change nothing.
+/// Plain memory to threads.
 class SequenceBook {
  public:
   SequenceBook(const std::vector<detail::DeviceLayer>& layers, const CacheOptions& options);
@@ -61,7 +63,15 @@ class SequenceBook {
     return sequences_[slot].layers[static_cast<std::size_t>(layer)].state;
   }
   [[nodiscard]] std::span<const PageSlot> table(std::uint32_t slot, int layer) const {
-    return sequences_[slot].layers[static_cast<std::size_t>(layer)].table;
+    const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
+    return {own.table.data(), static_cast<std::size_t>(own.state.page_capacity)};
+  }
+  /// Shared pages that the last call to change the sequence in this layer let go of: others may be
+  /// given them now, so that the device must not keep them, even if it refuses that call.
+  [[nodiscard]] std::span<const PageSlot> lost(std::uint32_t slot, int layer) const {
+    const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
+    return std::span<const PageSlot>(own.table).subspan(
+        static_cast<std::size_t>(own.state.page_capacity));
   }
   /// Tokens up to which appends to an open sequence need no other reserve, max_sequence_tokens at
   /// most.
@@ -78,7 +88,7 @@ class SequenceBook {
  private:
   struct Layer {
     SequenceState state{};
-    std::vector<PageSlot> table;  ///< up to page_capacity
+    std::vector<PageSlot> table;  ///< up to page_capacity; behind it what was lost last
   };
   struct Sequence {
     std::vector<Layer> layers;
@@ -98,7 +108,8 @@ class SequenceBook {
   [[nodiscard]] Status check_truncate(SequenceId id, std::int64_t length) const;
   void cut(SequenceId id, std::int64_t length);
   void give(std::size_t layer, Layer& own, std::int64_t count, std::vector<PageRun>& given);
-  void release_lost(std::size_t layer, Layer& own);
+  static void forget_lost(Layer& own);
+  void release_lost(std::size_t layer, const Layer& own);
   SequenceId occupy(std::uint32_t slot);
 
   std::vector<detail::DeviceLayer> layers_;

@@ -118,6 +118,7 @@ inline Status SequenceBook::check_room(std::size_t layer, std::int64_t missing, 
 inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count,
                                std::vector<PageRun>& given) {
   const std::int32_t number = static_cast<std::int32_t>(layer);
+  forget_lost(own);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t page = pages_[layer].take();
     own.table.push_back({0, page, 0});
@@ -130,12 +131,15 @@ inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count
   }
 }
 
-/// Entries that have just left the table lie behind it.
-inline void SequenceBook::release_lost(std::size_t layer, Layer& own) {
-  const std::size_t kept = static_cast<std::size_t>(own.state.page_capacity);
-  for (std::size_t entry = kept; entry < own.table.size(); ++entry)
+inline void SequenceBook::forget_lost(Layer& own) {
+  own.table.resize(static_cast<std::size_t>(own.state.page_capacity));
+}
+
+/// Entries that have just left the table lie behind it: of a sequence whose earlier ones are forgotten.
+inline void SequenceBook::release_lost(std::size_t layer, const Layer& own) {
+  for (std::size_t entry = static_cast<std::size_t>(own.state.page_capacity);
+       entry < own.table.size(); ++entry)
     pages_[layer].release(own.table[entry].page);
-  own.table.resize(kept);
 }
 
 inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
@@ -193,6 +197,7 @@ inline void SequenceBook::cut(SequenceId id, std::int64_t length) {
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     Layer& own = sequences_[id.slot].layers[layer];
+    forget_lost(own);
     cuda::truncate(SingleThread{}, layers_[layer].placement, own.state, own.table.data(), length);
     release_lost(layer, own);
   }
@@ -216,6 +221,7 @@ inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_
     if (!cached(layer)) continue;
     (void)find(layer);
     Layer& own = sequence.layers[layer];
+    forget_lost(own);
     drop_pages(SingleThread{}, own.state, own.table.data(), first, last);
     release_lost(layer, own);
   }
@@ -263,8 +269,9 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     const std::int64_t count = missing(layer);
-    request.layers[layer] = ForkLayer(parent.layers[layer].state);
     Layer& from = parent.layers[layer];
+    request.layers[layer] =
+        ForkLayer(from.state, from.table.data(), layers_[layer].placement.window);
     Layer& to = sequences_[*slot].layers[layer];
     to.state = empty_state(layers_[layer].placement, 0);
     to.table.resize(static_cast<std::size_t>(in_use(layer)));
@@ -280,8 +287,10 @@ inline Status SequenceBook::close(SequenceId id) {
   Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     Layer& own = sequence.layers[layer];
+    forget_lost(own);
     own.state = empty_state(layers_[layer].placement, 0);
     release_lost(layer, own);
+    forget_lost(own);
   }
   sequence.is_open = false;
   return {};
@@ -326,6 +335,7 @@ inline void SequenceBook::note_appended(std::span<const SequenceId> ids, int lay
   for (std::size_t i = 0; i < ids.size(); ++i) {
     Layer& own = sequences_[ids[i].slot].layers[static_cast<std::size_t>(layer)];
     const AppendPlan plan = plan_append(placement, own.state, own.table.data(), counts[i]);
+    forget_lost(own);
     finish_append(SingleThread{}, placement, plan, placement.ring_blocks(), own.state,
                   own.table.data());
     release_lost(static_cast<std::size_t>(layer), own);
@@ -344,6 +354,7 @@ inline Status SequenceBook::adopt(SequenceId id, int layer, const SequenceState&
     std::sort(sorted.begin(), sorted.end());
     return sorted;
   };
+  forget_lost(own);
   const std::vector<std::int32_t> before = sorted_pages(own.table);
   const std::vector<std::int32_t> now = sorted_pages(table);
   if (!std::includes(before.begin(), before.end(), now.begin(), now.end()))

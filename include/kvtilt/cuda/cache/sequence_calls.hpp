@@ -62,6 +62,47 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
   }
 }
 
+/// Pages that one sequence must not keep, as an argument of a kernel.
+struct LostPages {
+  static constexpr int capacity = 300;
+  struct Page {
+    std::int32_t layer;
+    std::int32_t page;
+  };
+  std::int32_t sequence;
+  std::int32_t count;
+  Page pages[capacity];
+};
+
+/// One block. 4 bytes of shared memory. Mostly there is nothing to do: the call that let go of them on
+/// the host has let go of them here. If it was refused, or the host was not told of others, entries
+/// with these pages leave the table, as if they had been removed.
+template <class Threads>
+KVTILT_HD void let_go_body(const Threads& threads, const Layers& layers, const LostPages& lost) {
+  std::int32_t& found = *reinterpret_cast<std::int32_t*>(threads.shared());
+  for (int i = 0; i < lost.count; ++i) {
+    const LayerStorage& storage = layers.storages[lost.pages[i].layer];
+    SequenceState& state = storage.states[lost.sequence];
+    PageSlot* table = storage.table(lost.sequence);
+    const std::int32_t capacity = state.page_capacity;
+    if (threads.thread() == 0) found = -1;
+    threads.sync();
+    for (std::int32_t entry = threads.thread(); entry < capacity; entry += threads.thread_count())
+      if (table[entry].page == lost.pages[i].page) found = entry;  // there is one at most
+    threads.sync();
+    const std::int32_t entry = found;
+    threads.sync();  // all have read it
+    if (entry < 0) continue;
+    detail::rotate_slots(threads, table + entry, capacity - entry, 1);
+    if (threads.thread() == 0) {
+      state.page_capacity = capacity - 1;
+      state.page_end -= entry < state.page_end ? 1 : 0;
+      state.shared_end -= entry < state.shared_end ? 1 : 0;
+    }
+    threads.sync();
+  }
+}
+
 /// Any number of blocks, a layer each at a time. Serves open and close.
 template <class Threads>
 KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequence) {
@@ -150,23 +191,38 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
 
 /// What the host believes of one layer of the sequence that is forked, in 48 bits, as a launch
 /// takes 4 KiB: up to 2^30 pages in use, and where the tail starts, modulo 2^17. Tails of sequences
-/// of one length are less than that apart, as they hold fewer tokens.
+/// of one length are less than that apart, as they hold fewer tokens. Under a window this is a hash,
+/// of which pages they are, too: those that it gives back serve in an order that depends on how many
+/// tokens came at a time.
 class ForkLayer {
  public:
   constexpr ForkLayer() = default;
   KVTILT_HD constexpr ForkLayer(std::int64_t pages, std::int64_t tail_start) {
-    const std::uint64_t number = static_cast<std::uint64_t>(pages) << 17 |
-                                 (static_cast<std::uint64_t>(tail_start) & 0x1ffffu);
-    for (int i = 0; i < 3; ++i) word_[i] = static_cast<std::uint16_t>(number >> (16 * i));
+    store(join(pages, tail_start));
   }
-  KVTILT_HD constexpr explicit ForkLayer(const SequenceState& state)
-      : ForkLayer(state.page_end - state.first_page, state.tail_start) {}
+  KVTILT_HD constexpr ForkLayer(const SequenceState& state, const PageSlot* table, int window) {
+    std::uint64_t number = join(state.page_end - state.first_page, state.tail_start);
+    KVTILT_DEVICE_LOOP
+    for (std::int32_t i = state.first_page; window > 0 && i < state.page_end; ++i) {
+      number = (number ^ static_cast<std::uint32_t>(table[i].page)) * 0x9e3779b97f4a7c15u;
+      number ^= number >> 32;
+    }
+    store(number);
+  }
 
   [[nodiscard]] KVTILT_HD constexpr bool operator==(const ForkLayer& other) const {
     return word_[0] == other.word_[0] && word_[1] == other.word_[1] && word_[2] == other.word_[2];
   }
 
  private:
+  KVTILT_HD static constexpr std::uint64_t join(std::int64_t pages, std::int64_t tail_start) {
+    return static_cast<std::uint64_t>(pages) << 17 |
+           (static_cast<std::uint64_t>(tail_start) & 0x1ffffu);
+  }
+  KVTILT_HD constexpr void store(std::uint64_t number) {
+    for (int i = 0; i < 3; ++i) word_[i] = static_cast<std::uint16_t>(number >> (16 * i));
+  }
+
   std::uint16_t word_[3] = {};
 };
 
@@ -181,17 +237,35 @@ struct ForkRequest {
 };
 static_assert(sizeof(Layers) + sizeof(ForkRequest) <= 4096);
 
-/// Any number of blocks. `to` must be empty.
+/// Any number of blocks. `to` must be empty, and stays so where the fork is refused. 4 bytes of shared
+/// memory.
 template <class Threads>
 KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const ForkRequest& request) {
-  for (int layer = 0; layer < layers.count; ++layer) {
+  std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
+  if (threads.thread() == 0) refusing = -1;
+  threads.sync();
+  KVTILT_DEVICE_LOOP
+  for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     const SequenceState& state = storage.states[request.from];  // other blocks change none of this
-    if (state.length == request.length && ForkLayer(state) == request.layers[layer]) continue;
+    if (state.length != request.length ||
+        !(ForkLayer(state, storage.table(request.from), storage.window) == request.layers[layer]))
+      refusing = layer;  // any of them will do
+  }
+  threads.sync();
+  if (refusing >= 0) {
+    const LayerStorage& storage = layers.storages[refusing];
     if (threads.thread() == 0 && threads.block() == 0)
       record_error(threads, storage.record,
-                   sequence_error(ErrorCode::InvalidArgument, layer, request.from, state.length));
+                   sequence_error(ErrorCode::InvalidArgument, refusing, request.from,
+                                  storage.states[request.from].length));
+    // The host has counted them as shared.
+    for (int layer = threads.block(); layer < layers.count; layer += threads.block_count())
+      if (threads.thread() == 0 && layers.storages[layer].kv_heads > 0) {
+        SequenceState& state = layers.storages[layer].states[request.from];
+        state.shared_end = state.page_end;
+      }
     return;
   }
   for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {

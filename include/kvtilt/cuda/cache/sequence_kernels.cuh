@@ -42,6 +42,11 @@ __global__ void __launch_bounds__(threads)
   give_pages_body(DeviceThreads::in_turn(), layers, given);
 }
 template <int threads>
+__global__ void __launch_bounds__(threads)
+    let_go_kernel(Layers layers, const __grid_constant__ LostPages lost) {
+  let_go_body(DeviceThreads::in_turn(), layers, lost);
+}
+template <int threads>
 __global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int sequence) {
   reset_body(DeviceThreads::in_turn(), layers, sequence);
 }
@@ -89,6 +94,13 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
   return {};
 }
 
+/// Makes a sequence let go of pages, if it has not.
+inline Status launch_let_go(Layers layers, const LostPages& lost, cudaStream_t stream) {
+  return to_status(detail::launch<&detail::let_go_kernel<detail::small_block>>(
+                       1, detail::small_block, sizeof(std::int32_t), stream, layers, lost),
+                   "letting go of pages of a sequence");
+}
+
 /// Empties a sequence.
 inline Status launch_reset(Layers layers, int sequence, cudaStream_t stream) {
   const int blocks = (layers.count + detail::small_block - 1) / detail::small_block;
@@ -114,10 +126,10 @@ inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std:
 /// Tables, lengths and 16-bit blocks.
 inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_blocks,
                           cudaStream_t stream) {
-  KVTILT_RETURN_IF_ERROR(
-      to_status(detail::launch<&detail::fork_kernel<detail::small_block>>(
-                    layers.count, detail::small_block, 0, stream, layers, request),
-                "forking a sequence"));
+  KVTILT_RETURN_IF_ERROR(to_status(
+      detail::launch<&detail::fork_kernel<detail::small_block>>(
+          layers.count, detail::small_block, sizeof(std::int32_t), stream, layers, request),
+      "forking a sequence"));
   constexpr int threads = 256;
   const int blocks_per_layer = ring_blocks + 1;
   return to_status(detail::launch<&detail::fork_blocks_kernel<threads>>(

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+// What the book does not know of, and what the device refuses: never a page that two sequences write.
+#include <kvtilt/cuda/cache/sequence_book.hpp>
+
+#include "support/caches.hpp"
+#include "support/sequence_trio.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvtilt::cuda {
+namespace {
+
+using test::fork_refused;
+using test::Random;
+using test::small_options;
+using test::small_shape;
+using test::Trio;
+
+TEST(SequenceBookUntold, LearnsWhatItWasNotTold) {
+  Trio trio(small_shape(), small_options());
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 500, given));
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  for (const int layer : {0, 2}) trio.device.append(id.slot, layer, 300);
+
+  // The device refuses to fork what the host does not know.
+  KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
+
+  for (const int layer : {0, 2}) {
+    const LayerStorage& storage = trio.device.storage(layer);
+    const SequenceState& state = storage.states[id.slot];
+    KVTILT_EXPECT_OK(trio.book.adopt(
+        id, layer, state,
+        {storage.table(static_cast<int>(id.slot)), static_cast<std::size_t>(state.page_capacity)}));
+    EXPECT_EQ(trio.book.state(id.slot, layer).length, 300);
+  }
+  const PageSlot foreign[] = {{0, 59, 0}};
+  EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
+}
+
+/// A sequence whose two pages a fork shares, in a layer without a window and one of 64 tokens. The fork
+/// is closed: what the host lets go of is free.
+struct Shared {
+  Trio trio{CacheShape{{{1, 16, 16, 0}, {1, 16, 16, 64}}}, options()};
+  SequenceId id;
+
+  static CacheOptions options() {
+    CacheOptions options = small_options();
+    options.sink_tokens = options.recent_tokens = 0;
+    return options;
+  }
+
+  Shared() : id(trio.book.open().value()) {
+    trio.device.reset(id.slot);
+    give(id, 320);
+    for (const int layer : {0, 1}) {
+      const std::int32_t tokens = 64;
+      trio.book.note_appended({&id, 1}, layer, {&tokens, 1});
+      trio.device.append(id.slot, layer, tokens);
+    }
+    ForkRequest request{};
+    std::vector<PageRun> given;
+    const SequenceId child = trio.book.fork(id, 0, request, given).value();
+    trio.device.reset(child.slot);
+    trio.device.fork(request);
+    EXPECT_EQ(trio.device.record().code, 0u);
+    KVTILT_EXPECT_OK(trio.book.close(child));
+    trio.device.reset(child.slot);
+  }
+
+  void give(SequenceId to, std::int64_t tokens) {
+    std::vector<PageRun> given;
+    KVTILT_EXPECT_OK(trio.book.reserve(to, tokens, given));
+    trio.device.give(to.slot, given);
+  }
+  void append_untold(std::int32_t tokens) {
+    for (const int layer : {0, 1}) trio.device.append(id.slot, layer, tokens);
+  }
+  void expect_refused() {
+    EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+    trio.device.forget_record();
+  }
+  [[nodiscard]] std::span<const PageSlot> held(SequenceId of, int layer) const {
+    const LayerStorage& storage = trio.device.storage(layer);
+    return {storage.table(static_cast<int>(of.slot)),
+            static_cast<std::size_t>(storage.states[of.slot].page_capacity)};
+  }
+  /// Another sequence gets all that is free, and the device holds no page twice; the host learns what
+  /// it holds.
+  void expect_apart() {
+    const SequenceId other = trio.book.open().value();
+    trio.device.reset(other.slot);
+    give(other, 700);
+    for (const int layer : {0, 1}) {
+      for (const PageSlot& mine : held(id, layer))
+        for (const PageSlot& theirs : held(other, layer)) EXPECT_NE(mine.page, theirs.page);
+      KVTILT_EXPECT_OK(
+          trio.book.adopt(id, layer, trio.device.storage(layer).states[id.slot], held(id, layer)));
+    }
+  }
+};
+
+TEST(SequenceBookUntold, PagesOfATruncationThatTheDeviceRefusesAreLetGoOf) {
+  Shared both;
+  both.append_untold(96);
+  KVTILT_EXPECT_OK(both.trio.book.truncate(both.id, 32));
+  both.trio.device.truncate(both.id.slot, 32);
+  both.expect_refused();
+  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.expect_apart();
+}
+
+TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreLetGoOf) {
+  Shared both;
+  both.append_untold(96);
+  KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 0, 32));
+  both.trio.device.remove(both.id.slot, 0, 32);
+  both.expect_refused();
+  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.expect_apart();
+}
+
+TEST(SequenceBookUntold, PagesThatAnAppendThatTheDeviceRefusesPushesOutAreLetGoOf) {
+  Shared both;
+  const std::int32_t tokens = 128;
+  both.trio.book.note_appended({&both.id, 1}, 1, {&tokens, 1});
+  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.expect_apart();
+}
+
+TEST(SequenceBookUntold, PagesOfAForkThatTheDeviceRefusesCountAsShared) {
+  Shared both;
+  ASSERT_EQ(both.trio.device.storage(0).states[both.id.slot].shared_end, 2);
+  const std::int32_t tokens = 32;
+  for (const int layer : {0, 1}) {
+    both.trio.book.note_appended({&both.id, 1}, layer, {&tokens, 1});
+    both.trio.device.append(both.id.slot, layer, tokens);
+  }
+  both.append_untold(1);
+  KVTILT_EXPECT_OK(both.trio.book.close(fork_refused(both.trio, both.id)));
+  for (const int layer : {0, 1})
+    EXPECT_EQ(both.trio.device.storage(layer).states[both.id.slot].shared_end,
+              both.trio.book.state(both.id.slot, layer).shared_end);
+  both.trio.device.forget_record();
+  KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 64, 96));
+  both.trio.device.remove(both.id.slot, 64, 96);
+  EXPECT_EQ(both.trio.device.record().code, 0u);
+  both.expect_apart();
+}
+
+/// Pages that a window gives back serve in another order if more of them come back at a time.
+TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
+  int refused = 0;
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    Shared both;
+    Random random(seed);
+    for (int step = 0; step < 3; ++step) {
+      std::int32_t tokens = 0;
+      for (int part = 0; part < 2; ++part) {
+        const std::int32_t some = random.between(1, 40);
+        both.append_untold(some);
+        tokens += some;
+      }
+      for (const int layer : {0, 1})  // as one append
+        both.trio.book.note_appended({&both.id, 1}, layer, {&tokens, 1});
+    }
+    bool same = true;
+    const std::span<const PageSlot> host = both.trio.book.table(both.id.slot, 1);
+    for (std::size_t i = 0; i < host.size(); ++i)
+      if (static_cast<std::int32_t>(i) < both.trio.book.state(both.id.slot, 1).page_end)
+        same = same && both.held(both.id, 1)[i].page == host[i].page;
+    ForkRequest request{};
+    std::vector<PageRun> given;
+    const SequenceId child = both.trio.book.fork(both.id, 0, request, given).value();
+    both.trio.device.reset(child.slot);
+    both.trio.device.fork(request);
+    EXPECT_EQ(both.trio.device.record().code == 0, same) << seed;
+    refused += same ? 0 : 1;
+  }
+  EXPECT_GT(refused, 0);
+  EXPECT_LT(refused, 20);
+}
+
+TEST(SequenceBookUntold, AForkOfAnotherTailIsRefused) {
+  CacheShape shape;
+  shape.layers = {{1, 16, 16, 0}};
+  CacheOptions options;
+  options.max_sequences = 2;
+  options.token_capacity = 2048;
+  Trio trio(shape, options);
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 1100, given));
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  const auto append = [&](std::int32_t tokens, bool told) {
+    if (told) trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
+    trio.device.append(id.slot, 0, tokens);
+  };
+  append(1000, true);
+  trio.device.truncate(id.slot, 830);  // by a graph, and nobody told
+  append(170, false);
+  append(30, true);
+  const SequenceState& device = trio.device.storage(0).states[id.slot];
+  const SequenceState& host = trio.book.state(id.slot, 0);
+  ASSERT_EQ(host.length, device.length);
+  ASSERT_EQ(host.page_end, device.page_end);
+  ASSERT_NE(host.tail_start, device.tail_start);
+
+  // Else truncate(834) would free a page on the host that the device keeps.
+  fork_refused(trio, id);
+}
+
+}  // namespace
+}  // namespace kvtilt::cuda

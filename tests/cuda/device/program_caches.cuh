@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: MIT
+/// A device cache under a random program, beside a CPU cache that is given the same and an account of
+/// its pages: every byte, table, length and number is compared.
+#pragma once
+
+#include "cache_program.cuh"
+#include "support.cuh"
+#include "support/page_account.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// One sequence of both caches.
+struct HeldSequence {
+  BothIds ids;
+  std::vector<std::optional<PageAccount>> layers;
+  bool told = true;   ///< the host knows what it holds on the device
+  bool wild = false;  ///< nobody knows: it is only held to what is others'
+
+  [[nodiscard]] std::int64_t shortest() const {
+    std::int64_t length = -1;
+    for (const auto& own : layers)
+      if (own) length = length < 0 ? own->length() : std::min(length, own->length());
+    return std::max<std::int64_t>(length, 0);
+  }
+  [[nodiscard]] std::int64_t longest() const {
+    std::int64_t length = 0;
+    for (const auto& own : layers)
+      if (own) length = std::max(length, own->length());
+    return length;
+  }
+  [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
+    return std::any_of(layers.begin(), layers.end(),
+                       [&](const auto& own) { return own && own->refuses_truncation(length); });
+  }
+};
+
+/// Calls return what went wrong, or nothing.
+class ProgramCaches {
+ public:
+  explicit ProgramCaches(std::uint64_t seed) : random_(seed), setup_(random_) {
+    if (setup_.misplaced >= 0) {
+      bytes_ =
+          cuda::plan_memory(setup_.shape, setup_.plan, setup_.options).value().device_bytes() + 255;
+      memory_.emplace(std::vector<std::byte>(
+          bytes_ + 2 * guard + static_cast<std::size_t>(setup_.misplaced), std::byte{0x7e}));
+      setup_.options.device_memory =
+          memory_->span().subspan(guard + static_cast<std::size_t>(setup_.misplaced), bytes_);
+    }
+    both_.emplace(setup_.shape, setup_.plan, setup_.options);
+    for (int layer = 0; layer < both_->layers(); ++layer)
+      pool_.push_back(cached(layer) ? gpu().free_pages(layer).value() : 0);
+  }
+
+  /// Closes everything: all pages must be free then.
+  std::string finish() {
+    while (!held_.empty())
+      if (const std::string wrong = close(held_.back()); !wrong.empty()) return wrong;
+    for (int layer = 0; layer < both_->layers(); ++layer)
+      if (cached(layer) && gpu().free_pages(layer).value() != pool_[at(layer)])
+        return "pages of layer " + std::to_string(layer) + " did not come back";
+    if (!memory_) return {};
+    const std::vector<std::byte> all = memory_->get();
+    const std::size_t first = guard + static_cast<std::size_t>(setup_.misplaced);
+    for (std::size_t i = 0; i < all.size(); ++i)
+      if ((i < first || i >= first + bytes_) && all[i] != std::byte{0x7e})
+        return "wrote outside the caller's memory";
+    return {};
+  }
+
+ protected:
+  static std::string message_of(const Status& status) {
+    return status.ok() ? "" : std::string(status.message());
+  }
+  static std::size_t at(int layer) { return static_cast<std::size_t>(layer); }
+  [[nodiscard]] bool cached(int layer) const { return both_->layer(layer).kv_heads > 0; }
+  [[nodiscard]] int layers() const { return both_->layers(); }
+  [[nodiscard]] std::int64_t most_tokens() const { return setup_.options.max_sequence_tokens; }
+  [[nodiscard]] const CacheProgramSetup& setup() const { return setup_; }
+  cuda::KVCache& gpu() { return both_->gpu; }
+  [[nodiscard]] const cuda::KVCache& gpu() const { return both_->gpu; }
+  KVCache& cpu() { return both_->cpu; }
+  std::vector<HeldSequence>& held() { return held_; }
+  std::vector<SequenceId>& closed() { return closed_; }
+  [[nodiscard]] cuda::LayerStorage storage(int layer) const { return gpu().view(layer).value(); }
+
+  /// poll() may tell anything after the step.
+  void expect_any_record() { any_record_ = true; }
+  /// What poll() will tell after the step: one of these, or, if it is not certain, maybe nothing.
+  void expect_record(ErrorCode code, bool certain = true) {
+    expected_.push_back(code);
+    certain_ = certain_ || certain;
+  }
+
+  std::string open(std::int64_t tokens) {
+    const Result<SequenceId> id = gpu().open();
+    const bool full = static_cast<int>(held_.size()) == setup_.options.max_sequences;
+    if (full) return id.code() == ErrorCode::OutOfCapacity ? "" : "opened one too many";
+    if (!id) return "open: " + std::string(id.message());
+    HeldSequence one{{*id, cpu().open().value()}, {}, true};
+    for (int layer = 0; layer < layers(); ++layer) {
+      one.layers.emplace_back();
+      if (cached(layer))
+        one.layers.back().emplace(cuda::token_placement(setup_.options, both_->layer(layer)));
+    }
+    held_.push_back(std::move(one));
+    return reserve(held_.back(), tokens);
+  }
+
+  std::string reserve(HeldSequence& one, std::int64_t tokens) {
+    const std::vector<std::int64_t> free = free_pages();
+    const Status status = gpu().reserve(one.ids.gpu, tokens);
+    if (tokens < 0 || tokens > most_tokens())
+      return status.code() == ErrorCode::InvalidArgument ? "" : "reserved more than there can be";
+    return given(one, tokens, status, free);
+  }
+
+  std::string truncate(HeldSequence& one, std::int64_t length) {
+    const bool refused = length < 0 || one.refuses_truncation(length);
+    const Status status = gpu().truncate(one.ids.gpu, length);
+    if (status.code() != (refused ? ErrorCode::InvalidArgument : ErrorCode::Ok))
+      return "truncate(" + std::to_string(length) + "): " + message(status);
+    return refused ? "" : was_truncated(one, length);
+  }
+  /// It was, on the device.
+  std::string was_truncated(HeldSequence& one, std::int64_t length) {
+    for (auto& own : one.layers)
+      if (own) own->truncate(length);
+    return message_of(cpu().truncate(one.ids.cpu, length));
+  }
+
+  std::string remove(HeldSequence& one, std::int64_t from, std::int64_t to) {
+    const bool works = std::all_of(one.layers.begin(), one.layers.end(), [&](const auto& own) {
+      return !own || own->can_remove(from, to);
+    });
+    const Status status = gpu().remove(one.ids.gpu, from, to);
+    if (status.code() != (works ? ErrorCode::Ok : ErrorCode::InvalidArgument))
+      return "remove: " + std::string(message(status));
+    if (!works) return {};
+    for (auto& own : one.layers)
+      if (own) own->remove(from, to);
+    return message_of(cpu().remove(one.ids.cpu, from, to));
+  }
+
+  std::string fork(HeldSequence& parent, std::int64_t tokens) {
+    const std::vector<std::int64_t> free = free_pages();
+    const Result<SequenceId> id = gpu().fork(parent.ids.gpu, tokens);
+    tokens = std::max(tokens, parent.longest());
+    if (parent.shortest() != parent.longest() || tokens > most_tokens())
+      return id.code() == ErrorCode::InvalidArgument ? "" : "forked what cannot be";
+    if (static_cast<int>(held_.size()) == setup_.options.max_sequences)
+      return id.code() == ErrorCode::OutOfCapacity ? "" : "forked one too many";
+    HeldSequence before = parent;
+    HeldSequence child = parent;
+    for (std::size_t layer = 0; layer < child.layers.size(); ++layer)
+      if (child.layers[layer]) *child.layers[layer] = parent.layers[layer]->fork();
+    if (const std::string wrong = given(child, tokens, id.status(), free); !wrong.empty())
+      return "fork: " + wrong;
+    if (!id) {
+      parent = before;
+      return {};
+    }
+    child.ids = {*id, cpu().fork(parent.ids.cpu).value()};
+    held_.push_back(std::move(child));
+    return {};
+  }
+
+  std::string close(HeldSequence& one) {
+    const BothIds ids = one.ids;
+    held_.erase(held_.begin() + (&one - held_.data()));
+    closed_.push_back(ids.gpu);
+    KVTILT_EXPECT_OK(cpu().close(ids.cpu));
+    const Status status = gpu().close(ids.gpu);
+    return status.ok() && gpu().length(ids.gpu).ok() ? "a closed sequence still answers"
+                                                     : message_of(status);
+  }
+
+  std::string refresh(HeldSequence& one) {
+    const Status status = gpu().refresh(one.ids.gpu, nullptr);
+    one.told = !one.wild;
+    return status.ok() ? "" : "refresh: " + std::string(message(status));
+  }
+
+  /// Everything the caches hold and say of themselves.
+  std::string compare() {
+    for (int layer = 0; layer < layers(); ++layer)
+      if (cached(layer))
+        if (const std::string wrong = compare_pages(layer); !wrong.empty())
+          return "layer " + std::to_string(layer) + ": " + wrong;
+    for (const HeldSequence& one : held_)
+      if (const std::string wrong = one.wild ? "" : compare(one); !wrong.empty())
+        return "slot " + std::to_string(one.ids.gpu.slot) + ": " + wrong;
+    return compare_record();
+  }
+
+ private:
+  [[nodiscard]] std::vector<std::int64_t> free_pages() const {
+    std::vector<std::int64_t> free;
+    for (int layer = 0; layer < both_->layers(); ++layer)
+      free.push_back(cached(layer) ? gpu().free_pages(layer).value() : 0);
+    return free;
+  }
+
+  /// Pages were given to a sequence for `tokens` tokens, or refused for good reason. `free`: before.
+  std::string given(HeldSequence& one, std::int64_t tokens, const Status& status,
+                    const std::vector<std::int64_t>& free) {
+    bool may_refuse = false;
+    bool must_refuse = false;
+    for (int layer = 0; layer < layers(); ++layer) {
+      if (!cached(layer)) continue;
+      const PageAccount& own = *one.layers[at(layer)];
+      const std::int64_t room = storage(layer).table_stride -
+                                static_cast<std::int64_t>(own.sealed().size()) - own.unused();
+      const std::int64_t most = std::min(free[at(layer)], room);
+      may_refuse = may_refuse || own.most_missing(tokens) > most;
+      must_refuse = must_refuse || own.missing(tokens) > most;
+    }
+    if (!status.ok())
+      return may_refuse && (status.code() == ErrorCode::OutOfMemory ||
+                            status.code() == ErrorCode::OutOfCapacity)
+                 ? ""
+                 : message_of(status);
+    if (must_refuse) return "gave what is not there";
+    for (int layer = 0; layer < layers(); ++layer) {
+      if (!cached(layer)) continue;
+      PageAccount& own = *one.layers[at(layer)];
+      const std::int64_t pages = free[at(layer)] - gpu().free_pages(layer).value();
+      const int window = both_->layer(layer).window;
+      if (pages < own.missing(tokens)) return "reserved too few pages";
+      if (pages > (window > 0 ? own.most_missing(tokens) : own.missing(tokens)))
+        return "reserved too many pages";
+      own.reserve(pages);
+    }
+    return {};
+  }
+
+  /// Who holds which page. None is in two sequences but for forks; all the others are free.
+  std::string compare_pages(int layer) {
+    const cuda::LayerStorage device = storage(layer);
+    std::map<std::int32_t, const void*> holders;
+    std::set<std::int32_t> wild;
+    bool told = true;
+    for (const HeldSequence& one : held_) {
+      told = told && one.told;
+      for (const std::int32_t page : one.wild ? table_pages(one, device) : std::vector<int>{})
+        wild.insert(page);
+    }
+    for (const HeldSequence& one : held_) {
+      if (one.wild) continue;
+      const PageAccount& own = *one.layers[at(layer)];
+      const int slot = static_cast<int>(one.ids.gpu.slot);
+      const cuda::SequenceState state = read_device(device.states + slot, 1)[0];
+      if (state.page_end - state.first_page != static_cast<std::int64_t>(own.sealed().size()))
+        return "a sequence uses " + std::to_string(state.page_end - state.first_page) +
+               " pages, not " + std::to_string(own.sealed().size());
+      if (state.page_capacity - state.page_end != own.unused())
+        return "a sequence has " + std::to_string(state.page_capacity - state.page_end) +
+               " unused pages, not " + std::to_string(own.unused());
+      if (state.page_capacity > device.table_stride) return "a table is longer than its memory";
+      const auto table = read_device(device.table(slot), at(state.page_capacity));
+      for (std::size_t i = 0; i < table.size(); ++i) {
+        const std::int32_t page = table[i].page;
+        if (page < 0 || page >= pool_[at(layer)]) return "a page is outside the pool";
+        const std::size_t entry = i - at(state.first_page);  // huge before it
+        const bool used = entry < own.sealed().size();
+        const void* holder = used ? own.sealed()[entry].page.get() : nullptr;
+        const auto [place, fresh] = holders.try_emplace(page, holder);
+        if (!fresh && (!used || place->second != holder))
+          return "page " + std::to_string(page) + " is in two sequences";
+        if (wild.count(page) > 0 && !(used && own.sealed()[entry].shared))
+          return "page " + std::to_string(page) + " is in a wild sequence, too";
+        if (!used) continue;
+        const PageAccount::Entry& expected = own.sealed()[entry];
+        if (*expected.page < 0) *expected.page = page;
+        if (*expected.page != page) return "a page moved";
+        if (table[i].first_position != expected.first || table[i].tokens != expected.count)
+          return "a page holds other positions";
+      }
+    }
+    const std::int64_t left = pool_[at(layer)] - static_cast<std::int64_t>(holders.size());
+    const std::int64_t free = gpu().free_pages(layer).value();
+    if (told ? free == left : free <= left) return {};
+    return std::to_string(free) + " pages are free, not " + std::to_string(left);
+  }
+
+  /// Pages that a sequence holds on the device.
+  static std::vector<std::int32_t> table_pages(const HeldSequence& one,
+                                               const cuda::LayerStorage& device) {
+    const int slot = static_cast<int>(one.ids.gpu.slot);
+    const std::int32_t count = read_device(device.states + slot, 1)[0].page_capacity;
+    std::vector<std::int32_t> pages;
+    for (const cuda::PageSlot& entry : read_device(device.table(slot), at(count)))
+      pages.push_back(entry.page);
+    return pages;
+  }
+
+  std::string compare(const HeldSequence& one) {
+    const SequenceId id = one.ids.gpu;
+    if (const testing::AssertionResult same = both_->same(one.ids); !same) return same.message();
+    std::int64_t reserved = most_tokens();
+    bool exact = true;
+    for (int layer = 0; layer < layers(); ++layer) {
+      if (!cached(layer)) continue;
+      const PageAccount& own = *one.layers[at(layer)];
+      if (gpu().length(id, layer, nullptr).value() != own.length()) return "length on the device";
+      reserved = std::min(reserved, own.reserved(most_tokens()));
+      exact = exact && both_->layer(layer).window == 0;
+      if (!one.told) continue;
+      if (gpu().length(id, layer).value() != own.length()) return "length of a layer";
+      if (gpu().tokens_before_seal(id, layer).value() !=
+          cpu().tokens_before_seal(one.ids.cpu, layer).value())
+        return "tokens_before_seal";
+    }
+    if (!one.told) return {};
+    if (gpu().length(id).value() != one.shortest()) return "length";
+    const std::int64_t says = gpu().reserved_tokens(id).value();
+    if (exact ? says != reserved : says > reserved)
+      return "reserved_tokens() is " + std::to_string(says) + ", not " + std::to_string(reserved);
+    const MemoryReport device = gpu().memory(id).value();
+    const MemoryReport host = cpu().memory(one.ids.cpu).value();
+    return device.elements == host.elements && device.page_bytes == host.page_bytes ? "" : "memory";
+  }
+
+  std::string compare_record() {
+    const Status status = gpu().poll(nullptr);
+    const bool expected = std::count(expected_.begin(), expected_.end(), status.code()) > 0;
+    const bool right = any_record_ || expected || (status.ok() && !certain_);
+    any_record_ = false;
+    expected_.clear();
+    certain_ = false;
+    return right ? "" : "poll: " + std::string(message(status));
+  }
+
+  static constexpr std::size_t guard = 256;
+
+  Random random_;
+  CacheProgramSetup setup_;
+  std::optional<DeviceArray<std::byte>> memory_;
+  std::size_t bytes_ = 0;
+  std::optional<BothCaches> both_;
+  std::vector<std::int64_t> pool_;  ///< pages of each layer
+  std::vector<HeldSequence> held_;
+  std::vector<SequenceId> closed_;
+  std::vector<ErrorCode> expected_;
+  bool certain_ = false;
+  bool any_record_ = false;
+};
+
+}  // namespace kvtilt::test

@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: MIT
+/// Which pages of a pool one layer of one sequence holds, as the design describes it: one token after
+/// the other, one object a page. Knows no tables and no kernels.
+#pragma once
+
+#include <kvtilt/cache/token_placement.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+class PageAccount {
+ public:
+  /// A page of the pool, held by several after a fork: its number, once it is known.
+  using Page = std::shared_ptr<std::int32_t>;
+  struct Entry {
+    std::int64_t first;
+    std::int64_t count;
+    Page page;
+    bool shared;  ///< was once: it is never used again by this sequence
+
+    [[nodiscard]] std::int64_t end() const { return first + count; }
+  };
+
+  explicit PageAccount(const TokenPlacement& placement)
+      : placement_(placement), tail_start_(placement.sink_tokens) {}
+
+  [[nodiscard]] std::int64_t length() const { return length_; }
+  [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
+  [[nodiscard]] const std::vector<Entry>& sealed() const { return sealed_; }
+  /// Pages without tokens.
+  [[nodiscard]] std::int64_t unused() const { return unused_; }
+  [[nodiscard]] std::int64_t short_pages() const {
+    return std::count_if(sealed_.begin(), sealed_.end(),
+                         [&](const Entry& entry) { return entry.count < placement_.page_tokens; });
+  }
+
+  void reserve(std::int64_t pages) { unused_ += pages; }
+
+  /// False, and nothing happens, if there are too few pages.
+  bool append(std::int64_t tokens) {
+    PageAccount after = *this;
+    for (std::int64_t i = 0; i < tokens; ++i) after.add_token();
+    for (Entry& entry : after.sealed_)
+      if (entry.page == nullptr) {
+        entry.page = std::make_shared<std::int32_t>(-1);
+        --after.unused_;
+      }
+    if (after.unused_ < 0) return false;
+    *this = std::move(after);
+    return true;
+  }
+
+  /// Pages that it lacks to grow to `tokens` tokens, in appends of any size.
+  [[nodiscard]] std::int64_t missing(std::int64_t tokens) const {
+    PageAccount grown = *this;
+    std::int64_t least = unused_;
+    while (grown.length_ < tokens) {
+      grown.add_token_and_page();
+      least = std::min(least, grown.unused_);
+    }
+    return std::max<std::int64_t>(0, -least);
+  }
+  /// The same if no window gave any back.
+  [[nodiscard]] std::int64_t most_missing(std::int64_t tokens) const {
+    PageAccount endless = *this;
+    endless.placement_.window = 0;
+    return endless.missing(tokens);
+  }
+  /// Tokens up to which it lacks none, `most` at most.
+  [[nodiscard]] std::int64_t reserved(std::int64_t most) const {
+    PageAccount grown = *this;
+    while (grown.length_ < most) {
+      grown.add_token_and_page();
+      if (grown.unused_ < 0) return grown.length_ - 1;
+    }
+    return most;
+  }
+
+  /// Whether the window has freed something the next token after a truncation would see.
+  [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
+    if (length >= length_ || placement_.window == 0) return false;
+    const std::int64_t oldest =
+        std::max<std::int64_t>(placement_.sink_tokens, length - placement_.window + 1);
+    return oldest < std::min(length, freed_until_);
+  }
+  void truncate(std::int64_t length) {
+    if (length >= length_) return;
+    length_ = length;
+    while (!sealed_.empty() && sealed_.back().first >= length) {
+      let_go(sealed_.back());
+      sealed_.pop_back();
+    }
+    if (!sealed_.empty())
+      sealed_.back().count = std::min(sealed_.back().count, length - sealed_.back().first);
+    if (length < tail_start_) tail_start_ = std::max<std::int64_t>(length, placement_.sink_tokens);
+    freed_until_ = std::min(freed_until_, length);
+  }
+
+  /// Whether there are sealed pages that hold exactly [from, to).
+  [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
+    const auto [first, last] = pages_between(from, to);
+    return last > first && sealed_[first].first == from && sealed_[last - 1].end() == to;
+  }
+  void remove(std::int64_t from, std::int64_t to) {
+    const auto [first, last] = pages_between(from, to);
+    for (std::size_t i = first; i < last; ++i) let_go(sealed_[i]);
+    sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
+                  sealed_.begin() + static_cast<std::ptrdiff_t>(last));
+  }
+
+  /// A copy with the same pages, and none unused.
+  [[nodiscard]] PageAccount fork() {
+    for (Entry& entry : sealed_) entry.shared = true;
+    PageAccount child = *this;
+    child.unused_ = 0;
+    return child;
+  }
+
+  /// Whether position `position` is in the sinks, a page or the tail.
+  [[nodiscard]] bool holds(std::int64_t position) const {
+    if (position < 0 || position >= length_) return false;
+    if (position < placement_.sink_tokens || position >= tail_start_) return true;
+    return std::any_of(sealed_.begin(), sealed_.end(), [&](const Entry& entry) {
+      return position >= entry.first && position < entry.end();
+    });
+  }
+
+ private:
+  void add_token() {
+    ++length_;
+    if (length_ - tail_start_ < placement_.recent_tokens + placement_.page_tokens) return;
+    sealed_.push_back({tail_start_, placement_.page_tokens, nullptr, false});
+    tail_start_ += placement_.page_tokens;
+    const std::int64_t cut = length_ - placement_.recent_tokens - placement_.window;
+    while (placement_.window > 0 && !sealed_.empty() && sealed_.front().end() <= cut) {
+      freed_until_ = sealed_.front().end();
+      // What the window frees at once was never in a page.
+      if (sealed_.front().page != nullptr) let_go(sealed_.front());
+      sealed_.erase(sealed_.begin());
+    }
+  }
+  /// Pages may be fewer than none.
+  void add_token_and_page() {
+    add_token();
+    if (sealed_.empty() || sealed_.back().page != nullptr) return;
+    sealed_.back().page = std::make_shared<std::int32_t>(-1);
+    --unused_;
+  }
+  void let_go(const Entry& entry) {
+    if (!entry.shared) ++unused_;
+  }
+
+  /// Indices of the sealed pages that start inside [from, to).
+  [[nodiscard]] std::pair<std::size_t, std::size_t> pages_between(std::int64_t from,
+                                                                  std::int64_t to) const {
+    std::size_t first = 0;
+    while (first < sealed_.size() && sealed_[first].first < from) ++first;
+    std::size_t last = first;
+    while (last < sealed_.size() && sealed_[last].first < to) ++last;
+    return {first, last};
+  }
+
+  TokenPlacement placement_;
+  std::int64_t length_ = 0;
+  std::int64_t tail_start_;
+  std::int64_t freed_until_ = 0;  ///< sealed positions before it went with the window
+  std::vector<Entry> sealed_;
+  std::int64_t unused_ = 0;
+};
+
+}  // namespace kvtilt::test

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: MIT
+/// The book of a device cache beside what it stands for.
+#pragma once
+
+#include <kvtilt/cuda/cache/sequence_book.hpp>
+#include <kvtilt/quant/presets.hpp>
+
+#include "support/caches.hpp"
+#include "support/emulated_cache.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+inline cuda::CacheOptions small_options() {
+  cuda::CacheOptions options;
+  options.page_tokens = 32;
+  options.recent_tokens = 40;
+  options.max_sequences = 5;
+  options.token_capacity = 32 * 60;
+  options.max_sequence_tokens = 32 * 24;
+  return options;
+}
+
+/// The book, the tables of the device it stands for, and a CPU cache that does the same.
+struct Trio {
+  CacheShape shape;
+  EmulatedCache device;
+  cuda::SequenceBook book;
+  KVCache cpu;
+
+  static kvtilt::CacheOptions cpu_options(const cuda::CacheOptions& options) {
+    kvtilt::CacheOptions result;
+    result.page_tokens = options.page_tokens;
+    result.sink_tokens = options.sink_tokens;
+    result.recent_tokens = options.recent_tokens;
+    return result;
+  }
+
+  Trio(CacheShape shape_, const cuda::CacheOptions& options)
+      : shape(std::move(shape_)),
+        device(shape, Plan::uniform(shape, presets::k4v2), options),
+        book(device.layout().layers, options),
+        cpu(make_cache(shape, Plan::uniform(shape, presets::k4v2), cpu_options(options))) {}
+};
+
+/// Forks, which the device refuses because the host does not know its sequence; returns the child.
+inline SequenceId fork_refused(Trio& trio, SequenceId id) {
+  cuda::ForkRequest request{};
+  std::vector<cuda::PageRun> childs;
+  const SequenceId child = trio.book.fork(id, 0, request, childs).value();
+  trio.device.reset(child.slot);
+  trio.device.fork(request);
+  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+  return child;
+}
+
+inline CacheShape small_shape() {
+  CacheShape shape;
+  shape.layers = {{1, 16, 16, 0}, {}, {1, 16, 16, 70}};
+  return shape;
+}
+
+}  // namespace kvtilt::test
