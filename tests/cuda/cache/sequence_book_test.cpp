@@ -228,6 +228,29 @@ TEST(SequenceBookHostile, RefusalsChangeNothing) {
   EXPECT_NE(trio.book.open().value(), id);
 }
 
+TEST(SequenceBook, WhatNeverFitsIsNotWhatHasToWait) {
+  CacheOptions options = small_options();
+  options.token_capacity = 32 * 20;
+  Trio trio(small_shape(), options);
+  const std::int64_t pages = trio.book.pages(0).pages();
+  const std::int64_t fitting = 4 + 40 + 32 * (pages + 1) - 1;
+  ASSERT_LT(fitting, options.max_sequence_tokens);
+  const SequenceId one = trio.book.open().value();
+  const SequenceId other = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(one, 300, given));
+  given.clear();
+  EXPECT_EQ(trio.book.reserve(other, fitting, given).code(), ErrorCode::OutOfMemory);
+  for (const SequenceId id : {one, other}) {
+    const Status never = trio.book.reserve(id, fitting + 1, given);
+    EXPECT_EQ(never.code(), ErrorCode::OutOfCapacity);
+    EXPECT_THAT(std::string(never.message()), HasSubstr("make token_capacity larger"));
+  }
+  EXPECT_TRUE(given.empty());
+  KVTILT_EXPECT_OK(trio.book.close(one));
+  KVTILT_EXPECT_OK(trio.book.reserve(other, fitting, given));
+}
+
 TEST(SequenceBook, ATableFullOfShortPagesSaysSo) {
   CacheShape shape;
   shape.layers = {{1, 16, 16, 0}};

@@ -58,7 +58,8 @@ class KVCache {
   Result<SequenceId> open(cudaStream_t stream = nullptr);
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing.
+  /// then append cannot run out. Never shrinks. Fails with OutOfMemory while other sequences hold the
+  /// pages, or with OutOfCapacity where no layer or table would ever have so many; then nothing changes.
   Status reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream = nullptr);
 
   /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they

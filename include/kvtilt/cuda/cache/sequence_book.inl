@@ -107,12 +107,19 @@ inline Status SequenceBook::check_room(std::size_t layer, std::int64_t missing, 
                          static_cast<long long>(missing), held, static_cast<long long>(cut),
                          static_cast<long long>(longest_));
   }
+  const std::int64_t pages = pages_[layer].pages();
+  if (missing + held > pages)
+    return Status::error(ErrorCode::OutOfCapacity,
+                         "layer %zu: %lld tokens need %lld pages; it has %lld for all sequences: "
+                         "make token_capacity larger",
+                         layer, static_cast<long long>(tokens),
+                         static_cast<long long>(missing + held), static_cast<long long>(pages));
   if (missing <= pages_[layer].free_pages()) return {};
   return Status::error(ErrorCode::OutOfMemory,
                        "layer %zu: %lld tokens need %lld pages more; %lld of its %lld are free",
                        layer, static_cast<long long>(tokens), static_cast<long long>(missing),
                        static_cast<long long>(pages_[layer].free_pages()),
-                       static_cast<long long>(pages_[layer].pages()));
+                       static_cast<long long>(pages));
 }
 
 inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count,
