@@ -251,6 +251,27 @@ TEST(SequenceBook, WhatNeverFitsIsNotWhatHasToWait) {
   KVTILT_EXPECT_OK(trio.book.reserve(other, fitting, given));
 }
 
+/// A window lets go of pages by their positions: short ones stay together for as many tokens as others.
+TEST(SequenceBook, ShortPagesInAWindowAreReservedFor) {
+  CacheOptions options = small_options();
+  options.sink_tokens = options.recent_tokens = 0;
+  Trio trio(CacheShape{{{1, 16, 16, 64}}}, options);
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  const auto append = [&](std::int32_t tokens) {
+    KVTILT_EXPECT_OK(trio.book.check_append({&id, 1}, 0, {&tokens, 1}));
+    trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
+  };
+  for (std::int64_t length = 0; length < 8; ++length) {  // pages of one token
+    KVTILT_EXPECT_OK(trio.book.reserve(id, length + 32, given));
+    append(32);
+    KVTILT_EXPECT_OK(trio.book.truncate(id, length + 1));
+  }
+  EXPECT_EQ(trio.book.state(id.slot, 0).page_end, 8);
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 300, given));
+  while (trio.book.state(id.slot, 0).length < 300 && !testing::Test::HasFailure()) append(1);
+}
+
 TEST(SequenceBook, ATableFullOfShortPagesSaysSo) {
   CacheShape shape;
   shape.layers = {{1, 16, 16, 0}};
