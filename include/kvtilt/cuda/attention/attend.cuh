@@ -109,6 +109,8 @@ class Attention {
   /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
   ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
   ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
+  ///            That counts on roundings that average out; where they do not, as of keys that are all
+  ///            alike beside a sink logit, it is up to 2^-11 * scale * sum |q k|.
   ///            Each query row is rounded after its largest channel was brought to 1, so that any
   ///            magnitudes from 2^-100 to 2^100 do; one with NaN or infinity has undefined results,
   ///            and others do not suffer from it
