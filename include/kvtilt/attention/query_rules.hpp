@@ -53,8 +53,10 @@ class RowRules {
         first_position_(first_position),
         window_(effective_window(view, options)),
         keep_sinks_(view.shape.keep_sinks) {
-    const float scale =
-        options.scale > 0.0f ? options.scale : 1.0f / std::sqrt(static_cast<float>(queries.dim));
+    // In double: of floats, compilers with -ffast-math take an approximation.
+    const float scale = options.scale > 0.0f
+                            ? options.scale
+                            : static_cast<float>(1.0 / std::sqrt(static_cast<double>(queries.dim)));
     // Softmax works in base 2; a cap wants tanh's argument instead.
     query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
   }
