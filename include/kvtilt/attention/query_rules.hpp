@@ -5,12 +5,12 @@
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
 #include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -53,10 +53,7 @@ class RowRules {
         first_position_(first_position),
         window_(effective_window(view, options)),
         keep_sinks_(view.shape.keep_sinks) {
-    // In double: of floats, compilers with -ffast-math take an approximation.
-    const float scale = options.scale > 0.0f
-                            ? options.scale
-                            : static_cast<float>(1.0 / std::sqrt(static_cast<double>(queries.dim)));
+    const float scale = options.scale > 0.0f ? options.scale : implied_scale(queries.dim);
     // Softmax works in base 2; a cap wants tanh's argument instead.
     query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
   }

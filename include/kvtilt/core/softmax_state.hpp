@@ -13,6 +13,12 @@ namespace kvtilt {
 /// Kernels work with logits of base 2.
 inline constexpr float log2_e = 1.44269504088896341f;
 
+/// The scale of logits where none is asked for. In double: of floats, compilers with -ffast-math take an
+/// approximation.
+inline float implied_scale(int key_dim) {
+  return static_cast<float>(1.0 / std::sqrt(static_cast<double>(key_dim)));
+}
+
 // Minus infinity is handled as bits: -ffast-math may drop one it sees computed or compared.
 inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 

@@ -6,7 +6,6 @@
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -121,8 +120,7 @@ inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& ba
   arguments.out_head_stride = out.head_stride;
   arguments.lse = lse;
   AttendRules& rules = arguments.rules;
-  const float scale =
-      options.scale > 0 ? options.scale : 1.0f / std::sqrt(static_cast<float>(layer.key_dim));
+  const float scale = options.scale > 0 ? options.scale : implied_scale(layer.key_dim);
   rules.scale = options.soft_cap > 0 ? scale / options.soft_cap : scale * log2_e;
   rules.soft_cap = options.soft_cap * log2_e;
   rules.window = options.window > 0 ? options.window : layer.window;
