@@ -6,6 +6,7 @@
 
 #include <kvtilt/page/layer_view.hpp>
 
+#include "support/model_layers.hpp"
 #include "support/quantizer_oracle.hpp"
 #include "support/rows.hpp"
 #include "support/unpack_head.hpp"
@@ -83,13 +84,13 @@ class LayerModel {
 
   /// Whether there are sealed pages that hold exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
-    const auto [first, last] = pages_between(from, to);
+    const auto [first, last] = pages_between(sealed_, from, to);
     return last > first && sealed_[first].first == from &&
            sealed_[last - 1].first + sealed_[last - 1].count == to;
   }
   bool remove(std::int64_t from, std::int64_t to) {
     if (!can_remove(from, to)) return false;
-    const auto [first, last] = pages_between(from, to);
+    const auto [first, last] = pages_between(sealed_, from, to);
     sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
                   sealed_.begin() + static_cast<std::ptrdiff_t>(last));
     return true;
@@ -186,16 +187,6 @@ class LayerModel {
     std::int64_t first;
     std::int64_t count;
   };
-
-  /// Indices of the sealed pages that start inside [from, to).
-  [[nodiscard]] std::pair<std::size_t, std::size_t> pages_between(std::int64_t from,
-                                                                  std::int64_t to) const {
-    std::size_t first = 0;
-    while (first < sealed_.size() && sealed_[first].first < from) ++first;
-    std::size_t last = first;
-    while (last < sealed_.size() && sealed_[last].first < to) ++last;
-    return {first, last};
-  }
 
   static bool same(const float* expected, const float* got, int dim) {
     for (int c = 0; c < dim; ++c)

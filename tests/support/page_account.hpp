@@ -5,6 +5,8 @@
 
 #include <kvtilt/cache/token_placement.hpp>
 
+#include "support/model_layers.hpp"
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -104,11 +106,11 @@ class PageAccount {
 
   /// Whether there are sealed pages that hold exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
-    const auto [first, last] = pages_between(from, to);
+    const auto [first, last] = pages_between(sealed_, from, to);
     return last > first && sealed_[first].first == from && sealed_[last - 1].end() == to;
   }
   void remove(std::int64_t from, std::int64_t to) {
-    const auto [first, last] = pages_between(from, to);
+    const auto [first, last] = pages_between(sealed_, from, to);
     for (std::size_t i = first; i < last; ++i) let_go(sealed_[i]);
     sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
                   sealed_.begin() + static_cast<std::ptrdiff_t>(last));
@@ -154,16 +156,6 @@ class PageAccount {
   }
   void let_go(const Entry& entry) {
     if (!entry.shared) ++unused_;
-  }
-
-  /// Indices of the sealed pages that start inside [from, to).
-  [[nodiscard]] std::pair<std::size_t, std::size_t> pages_between(std::int64_t from,
-                                                                  std::int64_t to) const {
-    std::size_t first = 0;
-    while (first < sealed_.size() && sealed_[first].first < from) ++first;
-    std::size_t last = first;
-    while (last < sealed_.size() && sealed_[last].first < to) ++last;
-    return {first, last};
   }
 
   TokenPlacement placement_;

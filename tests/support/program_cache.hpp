@@ -6,6 +6,7 @@
 
 #include "support/checked_layer.hpp"
 #include "support/counting_allocator.hpp"
+#include "support/model_layers.hpp"
 #include "support/random_input.hpp"
 #include "support/random_program.hpp"
 #include "support/unpack_check.hpp"
@@ -29,18 +30,8 @@ struct ModelSequence {
   std::int64_t capacity = 0;
   bool may_lack_pages = false;  ///< it was cut inside a sealed page, or shares pages
 
-  [[nodiscard]] std::int64_t shortest() const {
-    std::int64_t length = -1;
-    for (const auto& own : layers)
-      if (own) length = length < 0 ? own->length() : std::min(length, own->length());
-    return std::max<std::int64_t>(length, 0);
-  }
-  [[nodiscard]] std::int64_t longest() const {
-    std::int64_t length = 0;
-    for (const auto& own : layers)
-      if (own) length = std::max(length, own->length());
-    return length;
-  }
+  [[nodiscard]] std::int64_t shortest() const { return shortest_of(layers); }
+  [[nodiscard]] std::int64_t longest() const { return longest_of(layers); }
 };
 
 /// Calls return what went wrong, or nothing.

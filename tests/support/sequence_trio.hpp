@@ -6,6 +6,7 @@
 #include <kvtilt/quant/presets.hpp>
 
 #include "support/caches.hpp"
+#include "support/cpu_options.hpp"
 #include "support/emulated_cache.hpp"
 
 #include <gtest/gtest.h>
@@ -32,14 +33,6 @@ struct Trio {
   EmulatedCache device;
   cuda::SequenceBook book;
   KVCache cpu;
-
-  static kvtilt::CacheOptions cpu_options(const cuda::CacheOptions& options) {
-    kvtilt::CacheOptions result;
-    result.page_tokens = options.page_tokens;
-    result.sink_tokens = options.sink_tokens;
-    result.recent_tokens = options.recent_tokens;
-    return result;
-  }
 
   Trio(CacheShape shape_, const cuda::CacheOptions& options)
       : shape(std::move(shape_)),

@@ -5,6 +5,7 @@
 
 #include "cache_program.cuh"
 #include "support.cuh"
+#include "support/model_layers.hpp"
 #include "support/page_account.hpp"
 
 #include <gtest/gtest.h>
@@ -27,18 +28,8 @@ struct HeldSequence {
   bool told = true;   ///< the host knows what it holds on the device
   bool wild = false;  ///< nobody knows: it is only held to what is others'
 
-  [[nodiscard]] std::int64_t shortest() const {
-    std::int64_t length = -1;
-    for (const auto& own : layers)
-      if (own) length = length < 0 ? own->length() : std::min(length, own->length());
-    return std::max<std::int64_t>(length, 0);
-  }
-  [[nodiscard]] std::int64_t longest() const {
-    std::int64_t length = 0;
-    for (const auto& own : layers)
-      if (own) length = std::max(length, own->length());
-    return length;
-  }
+  [[nodiscard]] std::int64_t shortest() const { return shortest_of(layers); }
+  [[nodiscard]] std::int64_t longest() const { return longest_of(layers); }
   [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
     return std::any_of(layers.begin(), layers.end(),
                        [&](const auto& own) { return own && own->refuses_truncation(length); });

@@ -10,6 +10,7 @@
 #include "device_array.cuh"
 #include "support/cache_bytes.hpp"
 #include "support/caches.hpp"
+#include "support/cpu_options.hpp"
 #include "support/rows.hpp"
 
 #include <gtest/gtest.h>
@@ -113,14 +114,6 @@ class BothCaches {
         shape_(shape),
         gpu(cuda::KVCache::create(shape, plan, options).value()),
         cpu(make_cache(shape, plan, cpu_options(options))) {}
-
-  static kvtilt::CacheOptions cpu_options(const cuda::CacheOptions& options) {
-    kvtilt::CacheOptions result;
-    result.page_tokens = options.page_tokens;
-    result.sink_tokens = options.sink_tokens;
-    result.recent_tokens = options.recent_tokens;
-    return result;
-  }
 
   [[nodiscard]] int layers() const { return static_cast<int>(shape_.layers.size()); }
   [[nodiscard]] const LayerShape& layer(int index) const {

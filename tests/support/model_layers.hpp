@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+/// What models of a cache's sequences and layers are asked, whatever else they hold.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+
+/// Length of the shortest layer that keeps a cache; 0 if none does.
+template <class Layer>
+std::int64_t shortest_of(const std::vector<std::optional<Layer>>& layers) {
+  std::int64_t length = -1;
+  for (const auto& own : layers)
+    if (own) length = length < 0 ? own->length() : std::min(length, own->length());
+  return std::max<std::int64_t>(length, 0);
+}
+template <class Layer>
+std::int64_t longest_of(const std::vector<std::optional<Layer>>& layers) {
+  std::int64_t length = 0;
+  for (const auto& own : layers)
+    if (own) length = std::max(length, own->length());
+  return length;
+}
+
+/// Indices of the pages, in the order of their `first` positions, that start inside [from, to).
+template <class Page>
+std::pair<std::size_t, std::size_t> pages_between(const std::vector<Page>& pages, std::int64_t from,
+                                                  std::int64_t to) {
+  std::size_t first = 0;
+  while (first < pages.size() && pages[first].first < from) ++first;
+  std::size_t last = first;
+  while (last < pages.size() && pages[last].first < to) ++last;
+  return {first, last};
+}
+
+}  // namespace kvtilt::test
