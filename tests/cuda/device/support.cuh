@@ -127,13 +127,21 @@ class BothCaches {
     return id;
   }
 
-  /// Random tokens in all layers.
+  /// Random tokens in all layers: among them channels and tokens that hold zeros of both signs, or
+  /// what rounds to them.
   void append(const BothIds& id, Random& random, std::int64_t tokens) {
     for (int index = 0; index < layers(); ++index) {
       const LayerShape& of = layer(index);
       if (of.kv_heads == 0) continue;
-      const Rows<float> keys = random_rows(random, tokens, of.kv_heads, of.key_dim, 1.0f, 0.5f);
-      const Rows<float> values = random_rows(random, tokens, of.kv_heads, of.value_dim);
+      Rows<float> keys = random_rows(random, tokens, of.kv_heads, of.key_dim, 1.0f, 0.5f);
+      Rows<float> values = random_rows(random, tokens, of.kv_heads, of.value_dim);
+      for (Rows<float>* rows : {&keys, &values})
+        for (std::size_t i = 0; i < rows->data.size(); ++i) {
+          const std::size_t channel = i % static_cast<std::size_t>(rows->dim);
+          const std::size_t token = i / static_cast<std::size_t>(rows->heads * rows->dim);
+          if (channel == 5 || token % 16 == 3) rows->data[i] = -1e-9f;
+          if (channel == 6 || token % 16 == 4) rows->data[i] = random.chance(2) ? 0.0f : -0.0f;
+        }
       const DeviceRows<float> gpu_keys(keys);
       const DeviceRows<float> gpu_values(values);
       KVTILT_EXPECT_OK(gpu.append(id.gpu, index, gpu_keys.view(), gpu_values.view(), nullptr));

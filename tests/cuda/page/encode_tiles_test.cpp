@@ -88,11 +88,13 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
   for (int band = 0; band < packed.bands(); ++band)
     for (int i = 0; i < packed.pitch(); ++i) {
       const auto entry = static_cast<std::size_t>(band * packed.pitch() + i);
-      inverse[entry] = reciprocal(F16{static_cast<std::uint16_t>(random.below(0x7c00))});
-      minimum[entry] = to_float(F16{any_finite(random)});
+      const Affine affine{F16{static_cast<std::uint16_t>(random.below(0x7c00))},
+                          F16{any_finite(random)}};
+      inverse[entry] = reciprocal(affine.scale);
+      minimum[entry] = to_float(affine.minimum);
       int place = i;  // along outer, groups stand as registers do
       if (AlongOuter && role == cuda::Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
-      groups[band * packed.pitch() + place] = {minimum[entry], inverse[entry] * cuda::code_unit};
+      groups[band * packed.pitch() + place] = cuda::GroupCode(affine);
     }
   const cuda::TileMap map(half, packed);
   for (int first = 0; first < tiles; first += cuda::encoded_tiles)

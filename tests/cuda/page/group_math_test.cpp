@@ -40,7 +40,7 @@ TEST(GroupMath, CodePairsAreRounded) {
     for (const float rest : {0.0f, 0.25f, 0.5f, 0.75f}) {
       const float t = static_cast<float>(code) + rest;
       const std::uint32_t nearest = static_cast<std::uint32_t>(round_half_even(t));
-      EXPECT_EQ(code_pair(t * code_unit, -t * code_unit), nearest) << t;
+      EXPECT_EQ(code_pair(t * code_unit, (-t - 0.25f) * code_unit), nearest) << t;
       EXPECT_EQ(code_pair(3 * code_unit, t * code_unit), 3 | nearest << 16) << t;
     }
   EXPECT_GE(code_pair(131008.0f, 0.0f), 1024u);
@@ -49,11 +49,32 @@ TEST(GroupMath, CodePairsAreRounded) {
 /// What a device computes, with the operators of the host and some reciprocal of the levels.
 Affine device_range_affine(F16 low, F16 high, int bits, float inverse) {
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
-  const float range = to_float(high) - to_float(minimum);
+  const float range = std::fabs(to_float(high) - to_float(minimum));
   const float levels = static_cast<float>(max_code(bits));
   F16 scale = to_f16(range * inverse);
   if (to_float(scale) * levels < range) ++scale.bits;
   return {scale, minimum};
+}
+
+constexpr F16 zeros[] = {{0x0000}, {0x8000}};
+
+TEST(GroupMath, ZerosOfBothSignsHaveNoScale) {
+  for (int bits = 2; bits <= 8; ++bits)
+    for (const F16 low : zeros)
+      for (const F16 high : zeros)
+        EXPECT_EQ(device_range_affine(low, high, bits, 1.0f / static_cast<float>(max_code(bits))),
+                  Affine{});
+}
+
+TEST(GroupMath, NothingShiftedIsANegativeZero) {
+  for (std::uint32_t a = 0; a <= 0xfbffu; ++a) {
+    if ((a & 0x7c00u) == 0x7c00u || a == 0x8000u) continue;
+    const F16 minimum{static_cast<std::uint16_t>(a)};
+    const GroupCode group(Affine{F16{0x1000}, minimum});
+    for (const F16 x : {minimum, zeros[0], zeros[1]})
+      ASSERT_NE(bit_cast<std::uint32_t>(group.units(to_float(x))), 0x80000000u) << a;
+  }
+  EXPECT_EQ(code_pair(-1.0f, -0.3f * code_unit), 0u);
 }
 
 TEST(GroupMath, ScalesAreTheSmallest) {

@@ -145,8 +145,7 @@ struct LaneGroups {
       const GroupCode& low = group[AlongOuter ? reg / 2 * 2 : reg % 2];
       const GroupCode& high = group[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
       codes[reg] = min_halves(
-          code_pair(multiply(subtract(low_half(tile.r[reg]), low.minimum), low.inverse),
-                    multiply(subtract(high_half(tile.r[reg]), high.minimum), high.inverse)),
+          code_pair(low.units(low_half(tile.r[reg])), high.units(high_half(tile.r[reg]))),
           static_cast<std::uint32_t>(highest) * 0x10001u);
     }
   }

@@ -44,12 +44,6 @@ struct HalfTiles {
   }
 };
 
-/// What encoding needs of a group.
-struct alignas(8) GroupCode {
-  float minimum;
-  float inverse;  ///< of the scale, in code units
-};
-
 /// The 16 groups of a warp: tiles along the group.
 struct GroupTiles {
   const std::byte* first;

@@ -26,6 +26,16 @@ KVTILT_HD inline float multiply(float a, float b) {
 #endif
 }
 
+KVTILT_HD inline float add(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("add.rn.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
+  return result;
+#else
+  return a + b;
+#endif
+}
+
 KVTILT_HD inline float subtract(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -129,7 +139,8 @@ KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t seco
 KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
 #if defined(__CUDA_ARCH__)
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
-  const float range = subtract(widen(high), widen(minimum));
+  float range;  // of nothing but zeros it would be -0
+  asm("abs.f32 %0, %1;" : "=f"(range) : "f"(subtract(widen(high), widen(minimum))));
   const float levels = static_cast<float>(max_code(bits));
   float part;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(part) : "f"(levels));
@@ -153,16 +164,30 @@ KVTILT_HD inline Affine fast_apply_min_mse(Affine range, float rise, float shrin
 /// even, and packs two.
 inline constexpr float code_unit = 0x1p-24f;
 
-/// Of t code units each, t < 1024: rint(t), 0 if negative. What is above gives no less than 1024.
+/// Of t code units each, t < 1024, never -0: rint(t), 0 if negative. What is above gives no less than
+/// 1024. Nothing says that a device takes -0 for negative, so the host does not either.
 KVTILT_HD inline std::uint32_t code_pair(float low, float high) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;
   asm("cvt.rn.relu.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
   return result;
 #else
-  return pack_halves(low > 0.0f ? low : 0.0f, high > 0.0f ? high : 0.0f);
+  return pack_halves(low < 0.0f ? 0.0f : low, high < 0.0f ? 0.0f : high);
 #endif
 }
+
+/// What encoding needs of a group.
+struct alignas(8) GroupCode {
+  float shift;    ///< minus the minimum; if that is 0, then +0, so that nothing shifted is -0
+  float inverse;  ///< of the scale, in code units
+
+  GroupCode() = default;
+  KVTILT_HD explicit GroupCode(Affine affine)
+      : shift(subtract(0.0f, widen(affine.minimum))),
+        inverse(multiply(inverse_of(affine.scale), code_unit)) {}
+  /// In code units, to be rounded.
+  [[nodiscard]] KVTILT_HD float units(float x) const { return multiply(add(x, shift), inverse); }
+};
 
 /// The grid of the MinMse search. A candidate k = 3i + j is a multiply-add: with u a whole number,
 ///

@@ -90,8 +90,7 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
       reinterpret_cast<F16*>(task.block + task.packed.metadata) + band * 2 * map.pitch + entry;
   scales[0] = affine.scale;
   scales[map.pitch] = affine.minimum;
-  task.groups[band * map.pitch + place] = {widen(affine.minimum),
-                                           multiply(inverse_of(affine.scale), code_unit)};
+  task.groups[band * map.pitch + place] = GroupCode(affine);
 }
 
 template <class Threads>

@@ -262,7 +262,7 @@ struct SliceFit {
     std::byte* const metadata = block + task.packed.metadata;
     const Affine affine =
         fit_shares(threads, task.packed.format, task.grid, run, run.share_of(first));
-    const GroupCode found{widen(affine.minimum), multiply(inverse_of(affine.scale), code_unit)};
+    const GroupCode found(affine);
     if (!writes) return;
     *code = found;
     const int swapped = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
