@@ -261,7 +261,7 @@ struct Engine {
     }
     KVTILT_RETURN_IF_ERROR(project(step));
     KVTILT_RETURN_IF_ERROR(gpu::to_status(cudaGraphLaunch(graph, stream), "decoding"));
-    KVTILT_RETURN_IF_ERROR(cache.note_appended(batch, step.counts));
+    KVTILT_RETURN_IF_ERROR(cache.note_appended(batch, step.counts, stream));
     ++replays;
     return check(step);
   }

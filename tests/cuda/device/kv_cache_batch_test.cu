@@ -251,40 +251,79 @@ TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {
   lengths_are(40);
 }
 
-/// The host takes an append whose rows the device refuses: a window lets go of pages that a fork shares.
+/// A layer with a window whose pages a fork shares, and a call that the host takes and the device
+/// refuses: the host lets go of pages, which the next sequence is given.
+struct SharedWindow {
+  BothCaches both;
+  Random random{33};
+  BothIds id;
+  SequenceId child;
+
+  SharedWindow() : both(shape(), Plan::uniform(shape(), presets::k4v2), options()) {
+    id = both.open(300);
+    both.append(id, random, 64);
+    child = both.gpu.fork(id.gpu).value();
+  }
+  static CacheShape shape() {
+    LayerShape windowed = batched_layer;
+    windowed.window = 64;
+    return {{windowed}};
+  }
+  static cuda::CacheOptions options() {
+    cuda::CacheOptions options = few_pages();
+    options.sink_tokens = options.recent_tokens = 0;
+    return options;
+  }
+  [[nodiscard]] std::vector<cuda::PageSlot> table(SequenceId of) const {
+    const cuda::LayerStorage layer = both.gpu.view(0).value();
+    const cuda::SequenceState state = read_device(layer.states + of.slot, 1)[0];
+    return read_device(layer.table(static_cast<int>(of.slot)),
+                       static_cast<std::size_t>(state.page_capacity));
+  }
+  void expect_no_page_of_another(std::int64_t length) {
+    KVTILT_EXPECT_OK(both.gpu.close(child));
+    const BothIds other = both.open(300);
+    both.append(other, random, 100);
+    for (const cuda::PageSlot& mine : table(id.gpu))
+      for (const cuda::PageSlot& theirs : table(other.gpu)) EXPECT_NE(mine.page, theirs.page);
+    KVTILT_EXPECT_OK(both.gpu.refresh(id.gpu, nullptr));
+    EXPECT_EQ(both.gpu.length(id.gpu).value(), length);
+    EXPECT_TRUE(both.same(other));
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  }
+};
+
 TEST(DeviceBatchHostile, PagesOfARefusedAppendAreNotKept) {
   KVTILT_SKIP_WITHOUT_GPU();
-  LayerShape windowed = batched_layer;
-  windowed.window = 64;
-  const CacheShape shape{{windowed}};
-  cuda::CacheOptions options = few_pages();
-  options.sink_tokens = options.recent_tokens = 0;
-  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), options);
-  Random random(33);
-  const BothIds id = both.open(300);
-  both.append(id, random, 64);
-  const SequenceId child = both.gpu.fork(id.gpu).value();
-  const DeviceRows<float> rows(random_rows(random, 128, 2, 64));
+  SharedWindow cache;
+  const DeviceRows<float> rows(random_rows(cache.random, 128, 2, 64));
   const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{1, 0});
-  KVTILT_EXPECT_OK(both.gpu.append(both.gpu.batch(id.gpu).value(), 0, rows.view(), rows.view(),
-                                   indptr.data(), std::vector<std::int32_t>{128}));
-  EXPECT_EQ(both.gpu.poll(nullptr).code(), ErrorCode::Corrupt);
-  KVTILT_EXPECT_OK(both.gpu.close(child));
-  const BothIds other = both.open(300);
-  both.append(other, random, 100);
-  const auto table = [&](SequenceId of) {
-    const cuda::LayerStorage layer = both.gpu.view(0).value();
-    const int slot = static_cast<int>(of.slot);
-    return read_device(
-        layer.table(slot),
-        static_cast<std::size_t>(read_device(layer.states + slot, 1)[0].page_capacity));
-  };
-  for (const cuda::PageSlot& mine : table(id.gpu))
-    for (const cuda::PageSlot& theirs : table(other.gpu)) EXPECT_NE(mine.page, theirs.page);
-  KVTILT_EXPECT_OK(both.gpu.refresh(id.gpu, nullptr));
-  EXPECT_EQ(both.gpu.length(id.gpu).value(), 64);
-  EXPECT_TRUE(both.same(other));
-  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+  KVTILT_EXPECT_OK(cache.both.gpu.append(cache.both.gpu.batch(cache.id.gpu).value(), 0, rows.view(),
+                                         rows.view(), indptr.data(),
+                                         std::vector<std::int32_t>{128}));
+  EXPECT_EQ(cache.both.gpu.poll(nullptr).code(), ErrorCode::Corrupt);
+  cache.expect_no_page_of_another(64);
+}
+
+TEST(DeviceBatchHostile, PagesOfWhatIsToldWronglyAreNotKept) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  for (const bool cut : {true, false}) {
+    SharedWindow cache;
+    cuda::KVCache& gpu = cache.both.gpu;
+    const cuda::SequenceBatch batch = gpu.batch(cache.id.gpu).value();
+    if (cut) {  // after an append that nobody told of, what is cut away has left the window
+      const DeviceRows<float> rows(random_rows(cache.random, 32, 2, 64));
+      const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 32});
+      const DeviceArray<std::int64_t> length(std::vector<std::int64_t>{32});
+      KVTILT_EXPECT_OK(gpu.append(batch, 0, rows.view(), rows.view(), indptr.data(), {}));
+      KVTILT_EXPECT_OK(gpu.truncate(batch, length.data(), {}));
+      EXPECT_EQ(gpu.poll(nullptr).code(), ErrorCode::InvalidArgument);
+      KVTILT_EXPECT_OK(gpu.note_truncated(batch, std::vector<std::int64_t>{32}));
+    } else {
+      KVTILT_EXPECT_OK(gpu.note_appended(batch, std::vector<std::int32_t>{128}));
+    }
+    cache.expect_no_page_of_another(cut ? 96 : 64);
+  }
 }
 
 TEST(DeviceKVCache, TellsASchedulerWhatIsLeft) {

@@ -159,10 +159,14 @@ class KVCache {
   /// appended to or cut: told as one, pages of a window may be others than the host believes, and the
   /// device refuses to fork them until refresh().
   ///
+  /// stream  behind the replay: pages that are another's, too, and that the host lets go of here, the
+  ///         device then lets go of as well, if it has not
   /// Fails  InvalidArgument (handles, sizes, negative numbers), OutOfCapacity (more than is reserved,
   ///        which the device has then refused: refresh() the batch's sequences); then nothing changes
-  Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens);
-  Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths);
+  Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens,
+                       cudaStream_t stream = nullptr);
+  Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths,
+                        cudaStream_t stream = nullptr);
 
   /// Tokens that append takes before it seals a page of this layer: see kvtilt::KVCache. As the host
   /// knows it: without what a graph appended since and nobody told.

@@ -121,7 +121,8 @@ inline Result<LayerStorage> KVCache::view(int layer) const {
 }
 
 inline Status KVCache::note_appended(const SequenceBatch& batch,
-                                     std::span<const std::int32_t> tokens) {
+                                     std::span<const std::int32_t> tokens, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "note_appended"));
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
   const auto cached = [&](int layer) {
     return storages_[static_cast<std::size_t>(layer)].kv_heads > 0;
@@ -130,13 +131,15 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
     if (cached(layer)) KVTILT_RETURN_IF_ERROR(book_.check_append(batch.ids, layer, tokens));
   for (int layer = 0; layer < layers(); ++layer)
     if (cached(layer)) book_.note_appended(batch.ids, layer, tokens);
-  return {};
+  return let_go(batch.ids, 0, layers(), stream);
 }
 
 inline Status KVCache::note_truncated(const SequenceBatch& batch,
-                                      std::span<const std::int64_t> lengths) {
+                                      std::span<const std::int64_t> lengths, cudaStream_t stream) {
+  KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "note_truncated"));
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
-  return book_.truncate(batch.ids, lengths);
+  KVTILT_RETURN_IF_ERROR(book_.truncate(batch.ids, lengths));
+  return let_go(batch.ids, 0, layers(), stream);
 }
 
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
