@@ -21,8 +21,9 @@ namespace kvtilt::test {
 
 struct CubinKernel {
   std::string name;  ///< demangled, without spaces
-  /// By mnemonic, memory accesses also by mnemonic.bytes; "instructions" without padding, and
-  /// "registers" of a thread.
+  /// By mnemonic, memory accesses also by mnemonic.bytes; "instructions" without padding,
+  /// "registers" of a thread, and "ahead": what stands in front of ACQBULK and reaches global memory,
+  /// which kernels in front may still write.
   std::map<std::string, int> counts;
 
   [[nodiscard]] int count(const std::string& what) const {
@@ -92,6 +93,12 @@ inline std::string_view mnemonic(int opcode) {
     default:
       return "";
   }
+}
+
+inline bool reaches_global_memory(std::string_view name) {
+  for (const char* some : {"LDG", "STG", "LD", "ST", "LDGSTS", "UBLKCP"})
+    if (name == some) return true;
+  return false;
 }
 
 /// Bytes that a lane moves; 0 where an instruction has no such field. Bits 73 to 75.
@@ -221,6 +228,7 @@ inline std::vector<CubinKernel> read_cubin(std::string_view file) {
     const std::string mangled = section.name.substr(6);
     CubinKernel kernel{detail::demangle(mangled), {}};
     kernel.counts["registers"] = registers[mangled];
+    int reached = 0;
     for (std::size_t at = 0; at + detail::instruction_bytes <= section.data.size();
          at += detail::instruction_bytes) {
       const int opcode = static_cast<int>(*Elf::read<std::uint64_t>(section.data, at) & 0xfff);
@@ -230,6 +238,8 @@ inline std::vector<CubinKernel> read_cubin(std::string_view file) {
       ++kernel.counts["instructions"];
       if (name.empty()) continue;
       ++kernel.counts[name];
+      if (name == "ACQBULK") kernel.counts["ahead"] = reached;
+      reached += detail::reaches_global_memory(name);
       if (const int bytes = detail::access_bytes(opcode, name, upper); bytes != 0)
         ++kernel.counts[name + "." + std::to_string(bytes)];
     }

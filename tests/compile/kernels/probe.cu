@@ -67,3 +67,12 @@ KERNEL turns(int* cells) {
 #endif
   cells[threadIdx.x] = 1;
 }
+
+KERNEL jumps_the_queue(int* cells) {
+  volatile int* const where = cells;
+  const int early = where[threadIdx.x];
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+  where[threadIdx.x] = early + 1;
+}

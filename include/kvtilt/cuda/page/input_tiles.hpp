@@ -42,18 +42,24 @@ struct alignas(8) WordPair {
   std::uint32_t word[2];
 };
 
-/// From memory that no kernel of the launch writes.
+/// Not through the read-only path (ld.global.nc): a kernel in front, beside which this one may have
+/// started, may be the one that writes the rows.
 KVTILT_HD inline std::uint32_t load_input(const std::uint32_t* from) {
 #if defined(__CUDA_ARCH__)
-  return __ldg(from);
+  std::uint32_t word;
+  asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(from));
+  return word;
 #else
   return *from;
 #endif
 }
 KVTILT_HD inline WordPair load_input(const WordPair* from) {
 #if defined(__CUDA_ARCH__)
-  const uint2 pair = __ldg(reinterpret_cast<const uint2*>(from));
-  return {{pair.x, pair.y}};
+  WordPair pair;
+  asm volatile("ld.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(pair.word[0]), "=r"(pair.word[1])
+               : "l"(from));
+  return pair;
 #else
   return *from;
 #endif
