@@ -2,8 +2,10 @@
 /// How all kernels are launched. One that was compiled for compute capability 9.0 or later may be
 /// started while the kernel in front of it in the stream still runs, and waits by itself until that
 /// one has ended: DeviceThreads::in_turn(). So a step, also one that a graph replays, does not pay for
-/// each launch ("programmatic dependent launch"); nothing else changes.
+/// each launch; KVTILT_CUDA_EARLY_START says what that asks of an engine, and turns it off.
 #pragma once
+
+#include <kvtilt/cuda/machine.hpp>
 
 #include <cuda_runtime.h>
 
@@ -18,9 +20,12 @@ namespace kvtilt::cuda::detail {
 /// ptx     version that the code was compiled for, 10 x major + minor: a device of 9.0 may run that
 ///         of 8.0, which does not wait
 /// driver  1000 x major + 10 x minor
-constexpr bool takes_turns(int ptx, int driver) { return ptx >= 90 && driver >= 12030; }
+constexpr bool takes_turns(int ptx, int driver) {
+  return KVTILT_CUDA_EARLY_START && ptx >= 90 && driver >= 12030;
+}
 
-/// Once for each kernel and device, before the first launch there: lets it have as much dynamic shared
+/// Once for each kernel and device, before the first launch there (and not again after a
+/// cudaDeviceReset(), which forgets it: launches of more than 48 KiB then fail): lets it have as much dynamic shared
 /// memory as a block of the device may. The limit belongs to the kernel: were it what one launch needs,
 /// another thread's, or another object's, would fail.
 ///

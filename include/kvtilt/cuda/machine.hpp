@@ -5,6 +5,14 @@
 
 #include <kvtilt/core/config.hpp>
 
+/// Whether kernels for 9.0 and later let the kernel behind them in the stream start while they run, and
+/// start so themselves ("programmatic dependent launch"). An engine whose own kernels are launched like
+/// that must have them execute griddepcontrol.wait before they touch what kernels in front write; if
+/// some cannot, it defines this as 0, in all of its files.
+#ifndef KVTILT_CUDA_EARLY_START
+#define KVTILT_CUDA_EARLY_START 1
+#endif
+
 namespace kvtilt::cuda {
 
 struct MachineTraits {

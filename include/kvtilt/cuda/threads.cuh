@@ -6,6 +6,7 @@
 
 #include <kvtilt/core/config.hpp>
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/machine.hpp>
 
 #include <cuda_runtime.h>
 
@@ -20,7 +21,7 @@ class DeviceThreads {
   /// does until those in front have ended. What they wrote is there then. No kernel does anything
   /// without: launch() starts them all early.
   __device__ static DeviceThreads in_turn() {
-#if __CUDA_ARCH__ >= 900
+#if __CUDA_ARCH__ >= 900 && KVTILT_CUDA_EARLY_START
     asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

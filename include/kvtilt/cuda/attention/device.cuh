@@ -49,7 +49,7 @@ struct DeviceLimits {
   }
 };
 
-/// How many blocks of a kernel fit a multiprocessor.
+/// How many blocks of a kernel fit a multiprocessor: one at least, or Unsupported.
 template <auto Kernel>
 Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
   constexpr const char* preparing = "preparing attention";
@@ -59,6 +59,11 @@ Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
   KVTILT_RETURN_IF_ERROR(to_status(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, Kernel, threads, shared_bytes),
       preparing));
+  if (blocks == 0)
+    return Status::error(ErrorCode::Unsupported,
+                         "no block of %d threads with %zu bytes of shared memory fits a "
+                         "multiprocessor of this device",
+                         threads, shared_bytes);
   return blocks;
 }
 

@@ -114,6 +114,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
   if (early) {
     if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
+    threads.sync_warp();  // a shuffle orders nothing
     threads.fence();
     detail::publish_light(threads, layer, team);
     return;
