@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// The arithmetic of quant/ in few instructions: the same bits, whatever flags the device compiler
-/// gets (every rounding is written out in PTX). On the host the specification itself runs.
+/// gets (every rounding is written out in PTX). The host runs the same formulas, but for single
+/// operations, so that tests see them.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -26,7 +27,7 @@ KVTILT_HD inline float multiply(float a, float b) {
 #endif
 }
 
-KVTILT_HD inline float add(float a, float b) {
+KVTILT_HD inline float plus(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float result;
   asm("add.rn.f32 %0, %1, %2;" : "=f"(result) : "f"(a), "f"(b));
@@ -66,6 +67,16 @@ KVTILT_HD inline float smaller(float a, float b) {
 #endif
 }
 
+KVTILT_HD inline float absolute(float x) {
+#if defined(__CUDA_ARCH__)
+  float result;
+  asm("abs.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+#else
+  return bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu);
+#endif
+}
+
 KVTILT_HD inline F16 nearest_half(float x) {
 #if defined(__CUDA_ARCH__)
   F16 result;
@@ -97,21 +108,9 @@ KVTILT_HD inline float inverse_of(F16 scale) {
 #endif
 }
 
-/// 1.5 * 2^23: floats beside it are whole numbers, and their low bits those numbers.
+/// 1.5 * 2^23: the float nearest to t + rounder, |t| < 2^15, is a whole number, t's nearest, half to
+/// even, plus rounder, and that number's low 16 bits are its own.
 inline constexpr float rounder = 12582912.0f;
-
-/// Low 16 bits: nearest integer to t, half to even, |t| < 2^15. The rest is not said.
-KVTILT_HD inline std::uint32_t rounded_bits(float t) {
-#if defined(__CUDA_ARCH__)
-  float result;
-  asm("add.rn.f32 %0, %1, %2;" : "=f"(result) : "f"(t), "f"(rounder));
-  return bit_cast<std::uint32_t>(result);
-#else
-  const bool negative = (bit_cast<std::uint32_t>(t) >> 31) != 0;
-  const int magnitude = round_half_even(bit_cast<float>(bit_cast<std::uint32_t>(t) & 0x7fffffffu));
-  return static_cast<std::uint32_t>(negative ? -magnitude : magnitude);
-#endif
-}
 
 /// sum + a[0] b[0] + a[1] b[1] + a[2] b[2] + a[3] b[3], unsigned bytes.
 KVTILT_HD inline std::uint32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t sum) {
@@ -136,20 +135,17 @@ KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t seco
 
 /// range_affine() of affine.hpp: the nearest fp16 of range / n is the smallest scale or the one
 /// below it, as long as the quotient is off by less than half the distance of two fp16, 2^-12 of it.
-KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
-#if defined(__CUDA_ARCH__)
+///
+/// inverse  1 / n, roughly
+KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits, float inverse) {
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
-  float range;  // of nothing but zeros it would be -0
-  asm("abs.f32 %0, %1;" : "=f"(range) : "f"(subtract(widen(high), widen(minimum))));
-  const float levels = static_cast<float>(max_code(bits));
-  float part;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(part) : "f"(levels));
-  F16 scale = nearest_half(multiply(range, part));
-  if (multiply(widen(scale), levels) < range) ++scale.bits;
+  const float range = absolute(subtract(widen(high), widen(minimum)));  // of zeros it may be -0
+  F16 scale = nearest_half(multiply(range, inverse));
+  if (multiply(widen(scale), static_cast<float>(max_code(bits))) < range) ++scale.bits;
   return {scale, minimum};
-#else
-  return range_affine(low, high, bits);
-#endif
+}
+KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
+  return fast_range_affine(low, high, bits, reciprocal_fast(static_cast<float>(max_code(bits))));
 }
 
 /// apply_min_mse() of min_mse.hpp, except that candidate 0 needs no exception: it changes nothing.
@@ -186,7 +182,7 @@ struct alignas(8) GroupCode {
       : shift(subtract(0.0f, widen(affine.minimum))),
         inverse(multiply(inverse_of(affine.scale), code_unit)) {}
   /// In code units, to be rounded.
-  [[nodiscard]] KVTILT_HD float units(float x) const { return multiply(add(x, shift), inverse); }
+  [[nodiscard]] KVTILT_HD float units(float x) const { return multiply(plus(x, shift), inverse); }
 };
 
 /// The grid of the MinMse search. A candidate k = 3i + j is a multiply-add: with u a whole number,

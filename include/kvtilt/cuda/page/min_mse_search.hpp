@@ -43,12 +43,9 @@ class MinMseSearch {
     float units[3][4];  // up to the top of each j
     KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) {
-      bits[e] = rounded_bits(multiply(subtract(values[e], minimum_), unit_));
-#if defined(__CUDA_ARCH__)
-      units[0][e] = subtract(bit_cast<float>(bits[e]), rounder);
-#else
-      units[0][e] = static_cast<float>(bits[e]);
-#endif
+      const float whole = plus(multiply(subtract(values[e], minimum_), unit_), rounder);
+      bits[e] = bit_cast<std::uint32_t>(whole);
+      units[0][e] = subtract(whole, rounder);
       units[1][e] = smaller(units[0][e], steps_.top(1));
       units[2][e] = smaller(units[0][e], steps_.top(2));
     }
