@@ -12,8 +12,6 @@
 #include <random>
 #include <tuple>
 
-template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
-
 namespace kvtilt::bench {
 
 namespace {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-/// Compiled in caches.cpp alone.
+/// Compiled in kernels.cpp alone.
 extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
 
 namespace kvtilt::bench {

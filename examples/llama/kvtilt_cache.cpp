@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <utility>
 
-template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
-
 namespace llama {
 namespace {
 

@@ -12,7 +12,7 @@
 #include <optional>
 #include <vector>
 
-// Compiled in kvtilt_cache.cpp alone: kernels are most of what a file with a KVCache takes to compile.
+// Compiled in kernels.cpp alone: kernels are most of what a file with a KVCache takes to compile.
 extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);
 
 namespace llama {

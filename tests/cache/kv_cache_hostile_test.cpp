@@ -2,6 +2,7 @@
 /// What a cache refuses: each time with a sentence that names the numbers, and nothing has changed.
 #include <kvtilt/cache/kv_cache.hpp>
 
+#include "support/all_formats.hpp"
 #include "support/cache_bytes.hpp"
 #include "support/caches.hpp"
 
@@ -232,9 +233,9 @@ TEST(KVCacheCreationHostile, ShapesAndPlansThatDoNotFitAreRefused) {
   EXPECT_EQ(unknown.code(), invalid);
   EXPECT_THAT(std::string(unknown.message()), HasSubstr("'q4_0' does not exist"));
   EXPECT_THAT(std::string(unknown.message()), HasSubstr("for example k4v2"));
-  using Few = Formats<Keys<4>, Values<2>>;
   expect_refusal(
-      std::move(KVCache::create<Few>(two, Plan::uniform(two, presets::k8v4))).take_status(),
+      std::move(KVCache::create<test::FewFormats>(two, Plan::uniform(two, presets::k8v4)))
+          .take_status(),
       ErrorCode::Unsupported, "keys of 8 bits");
 }
 

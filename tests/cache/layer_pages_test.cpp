@@ -3,6 +3,7 @@
 #include <kvtilt/cache/layer_pages.hpp>
 
 #include "support/aligned_memory.hpp"
+#include "support/all_formats.hpp"
 #include "support/cache_bytes.hpp"
 #include "support/caches.hpp"
 
@@ -214,7 +215,7 @@ TEST(LayerPagesHostile, WhatACacheRefusesIsRefused) {
   EXPECT_THAT(message(shape, {3, presets::k4v2}, 64), HasSubstr("3 recipes for 2 kv heads"));
   EXPECT_THAT(message({1, 12, 16}, {presets::k4v2}, 64), HasSubstr("key 12"));
   EXPECT_THAT(message({}, {presets::k4v2}, 64), HasSubstr("nothing to keep"));
-  EXPECT_EQ((LayerPages::create<Formats<Keys<8>, Values<8>>>(shape, {presets::k4v2}).code()),
+  EXPECT_EQ(LayerPages::create<test::UnequalFormats>(shape, {presets::k4v2}).code(),
             ErrorCode::Unsupported);
 }
 

@@ -3,6 +3,7 @@
 /// asked of it; and no without a number to look at is no answer.
 #include <kvtilt/cache/options.hpp>
 
+#include "support/all_formats.hpp"
 #include "support/caches.hpp"
 
 #include <gmock/gmock.h>
@@ -149,8 +150,8 @@ void check_list(std::vector<int> key_bits, std::vector<int> value_bits) {
 }
 
 TEST(Supports, AShorterListSupportsItsWidthsAndSixteenBits) {
-  check_list<Formats<Keys<4, 8>, Values<2>>>({4, 8}, {2});
-  check_list<Formats<Keys<>, Values<>>>({}, {});
+  check_list<test::UnequalFormats>({3, 8}, {3});
+  check_list<test::NoFormats>({}, {});
 }
 
 TEST(Supports, WhatIsSupportedSealsAndAttends) {
