@@ -3,6 +3,7 @@
 #include <kvtilt/cuda/threads.cuh>
 
 #include "device_array.cuh"
+#include "graph.cuh"
 
 #include <gtest/gtest.h>
 
@@ -75,6 +76,52 @@ TEST(LaunchDevice, KernelsSeeWhatThoseInFrontWrote) {
   expect_cuda(cudaGraphExecDestroy(replay));
   expect_cuda(cudaGraphDestroy(graph));
   expect_cuda(cudaStreamDestroy(stream));
+}
+
+// In front of a kernel may stand what is none, or a kernel of another stream.
+TEST(LaunchDevice, KernelsSeeWhatMemsetsAndOtherStreamsWrote) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  constexpr int turns = 50;
+  constexpr int blocks = 64;
+  const DeviceArray<std::uint32_t> count(std::vector<std::uint32_t>{0});
+  const DeviceArray<std::uint32_t> notes(turns * blocks);
+  cudaStream_t other = nullptr;
+  cudaEvent_t here = nullptr;
+  cudaEvent_t there = nullptr;
+  expect_cuda(cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking));
+  expect_cuda(cudaEventCreateWithFlags(&here, cudaEventDisableTiming));
+  expect_cuda(cudaEventCreateWithFlags(&there, cudaEventDisableTiming));
+  const auto count_on = [&](cudaStream_t stream) {
+    expect_cuda(launch<&count_slowly<cuda::DeviceThreads>>(1, 1, 0, stream, count.data(), 20000LL));
+  };
+  const auto queue = [&](cudaStream_t stream) {
+    for (int turn = 0; turn < turns; ++turn) {
+      expect_cuda(cudaMemsetAsync(count.data(), turn, sizeof(std::uint32_t), stream));
+      count_on(stream);
+      expect_cuda(cudaEventRecord(here, stream));
+      expect_cuda(cudaStreamWaitEvent(other, here, 0));
+      count_on(other);
+      expect_cuda(cudaEventRecord(there, other));
+      expect_cuda(cudaStreamWaitEvent(stream, there, 0));
+      expect_cuda(launch<&note_count<cuda::DeviceThreads>>(blocks, 32, 0, stream, count.data(),
+                                                           notes.data() + turn * blocks));
+    }
+  };
+  const auto expect_notes = [&] {
+    expect_cuda(cudaDeviceSynchronize());
+    const std::vector<std::uint32_t> noted = notes.get();
+    for (std::uint32_t i = 0; i < turns * blocks; ++i)
+      ASSERT_EQ(noted[i], i / blocks * 0x01010101u + 2) << i;
+  };
+  const Graph graph(queue);
+  graph.replay();
+  expect_notes();
+  notes.set(std::vector<std::uint32_t>(turns * blocks));
+  queue(graph.stream);
+  expect_notes();
+  expect_cuda(cudaEventDestroy(here));
+  expect_cuda(cudaEventDestroy(there));
+  expect_cuda(cudaStreamDestroy(other));
 }
 
 }  // namespace
