@@ -84,7 +84,7 @@ TEST(LaunchDevice, KernelsSeeWhatMemsetsAndOtherStreamsWrote) {
   constexpr int turns = 50;
   constexpr int blocks = 64;
   const DeviceArray<std::uint32_t> count(std::vector<std::uint32_t>{0});
-  const DeviceArray<std::uint32_t> notes(turns * blocks);
+  DeviceArray<std::uint32_t> notes(turns * blocks);
   cudaStream_t other = nullptr;
   cudaEvent_t here = nullptr;
   cudaEvent_t there = nullptr;
