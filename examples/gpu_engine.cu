@@ -193,8 +193,9 @@ struct Engine {
     const int shared = forks ? requests[request.shares].prompt : 0;
     Result<SequenceId> id = forks ? cache.fork(parent->id, tokens, stream) : cache.open(stream);
     if (!id) return std::move(id).take_status();
-    Status made = forks ? cache.truncate(*id, shared, stream)  // without the other's answer
-                        : cache.reserve(*id, tokens, stream);
+    Status made;
+    if (forks) made = cache.truncate(*id, shared, stream);  // without the other's answer
+    if (made.ok()) made = cache.reserve(*id, tokens, stream);
     if (!made.ok()) {
       KVTILT_RETURN_IF_ERROR(cache.close(*id, stream));
       return made;

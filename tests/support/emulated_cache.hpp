@@ -57,8 +57,8 @@ class EmulatedCache {
               [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
     }
   }
-  /// Of what the book's last call lost.
-  void let_go(const cuda::SequenceBook& book, std::uint32_t slot) {
+  /// Of what the book's sequence has lost, which is then settled.
+  void let_go(cuda::SequenceBook& book, std::uint32_t slot) {
     cuda::LostPages lost{};
     lost.sequence = static_cast<std::int32_t>(slot);
     for (int layer = 0; layer < book.layers(); ++layer)
@@ -66,6 +66,7 @@ class EmulatedCache {
         lost.pages[lost.count++] = {layer, entry.page};
     emulate(1, 32, 128,
             [&](EmulatedThreads& threads) { cuda::let_go_body(threads, layers(), lost); });
+    for (int layer = 0; layer < book.layers(); ++layer) book.settle(slot, layer);
   }
   void reset(std::uint32_t slot) {
     emulate(1, 32, 0, [&](EmulatedThreads& threads) {

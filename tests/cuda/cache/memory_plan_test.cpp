@@ -93,6 +93,15 @@ TEST(DeviceMemoryPlan, RefusesWithAReason) {
   const auto refused = plan_memory(shape, plan);
   EXPECT_EQ(refused.code(), ErrorCode::Unsupported);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("layer 3: key_dim is 72"));
+  CacheOptions absurd;  // 2^64 bytes and 56 GiB
+  absurd.page_tokens = 32;
+  absurd.sink_tokens = absurd.recent_tokens = 0;
+  absurd.max_sequences = 1;
+  absurd.max_sequence_tokens = 64;
+  absurd.token_capacity = std::int64_t{477218589} * 32;
+  const CacheShape large = CacheShape::uniform(512, 1024, 576);
+  EXPECT_EQ(plan_memory(large, Plan::uniform(large, presets::k16v16), absurd).code(),
+            ErrorCode::OutOfMemory);
   const CacheShape deep = CacheShape::uniform(513, 1, 64);
   EXPECT_EQ(plan_memory(deep, Plan::uniform(deep, presets::k4v2)).code(), ErrorCode::Unsupported);
 }

@@ -188,6 +188,63 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
   EXPECT_LT(refused, 20);
 }
 
+/// The host releases nothing before it is queued that the device lets go of it.
+TEST(SequenceBookUntold, WhatIsLostServesNobodyBeforeItIsSettled) {
+  Shared learned;
+  KVTILT_EXPECT_OK(learned.trio.book.truncate(learned.id, 32));  // and its launch fails
+  EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 1u);
+  learned.expect_apart();
+  EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 0u);
+
+  Shared settled;
+  SequenceBook& book = settled.trio.book;
+  const PageList& pages = book.pages(0);
+  KVTILT_EXPECT_OK(book.truncate(settled.id, 40));
+  KVTILT_EXPECT_OK(book.truncate(settled.id, 16));
+  const std::int64_t before = pages.free_pages();
+  settled.give(settled.id, 320);
+  EXPECT_EQ(book.lost(settled.id.slot, 0).size(), 1u);
+  EXPECT_EQ(pages.free_pages(), before - 1);
+  settled.trio.device.let_go(book, settled.id.slot);
+  EXPECT_EQ(pages.free_pages(), before);
+  KVTILT_EXPECT_OK(book.truncate(settled.id, 0));
+  KVTILT_EXPECT_OK(book.close(settled.id));
+  EXPECT_EQ(pages.free_pages(), pages.pages());
+}
+
+/// Truncations and a removal that the host and the device take, of other pages.
+TEST(SequenceBookUntold, AForkOfOtherPagesIsRefusedWithoutAWindow) {
+  CacheOptions options = small_options();
+  options.sink_tokens = options.recent_tokens = 0;
+  Trio trio(CacheShape{{{1, 16, 16, 0}}}, options);
+  const SequenceId id = trio.book.open().value();
+  std::vector<PageRun> given;
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 192, given));
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  const auto append = [&](std::int32_t tokens) {
+    trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
+    trio.device.append(id.slot, 0, tokens);
+  };
+  append(96);
+  trio.device.truncate(id.slot, 16);  // by a graph, and nobody told
+  trio.device.append(id.slot, 0, 32);
+  trio.device.truncate(id.slot, 32);
+  trio.device.append(id.slot, 0, 64);
+  KVTILT_EXPECT_OK(trio.book.remove(id, 32, 64));
+  trio.device.remove(id.slot, 32, 64);
+  KVTILT_EXPECT_OK(trio.book.truncate(id, 10));
+  trio.device.truncate(id.slot, 10);
+  append(64);
+  const SequenceState& device = trio.device.storage(0).states[id.slot];
+  const SequenceState& host = trio.book.state(id.slot, 0);
+  EXPECT_EQ(trio.device.record().code, 0u);
+  ASSERT_EQ(host.length, device.length);
+  ASSERT_EQ(host.page_end, device.page_end);
+  ASSERT_EQ(host.tail_start, device.tail_start);
+  KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
+}
+
 TEST(SequenceBookUntold, AForkOfAnotherTailIsRefused) {
   CacheShape shape;
   shape.layers = {{1, 16, 16, 0}};

@@ -89,13 +89,13 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(cache.record().count, 2u);
 }
 
-/// A layer with a window, of up to two pages in use.
-ForkLayer windowed(std::int64_t pages, std::int64_t tail_start, std::int32_t page = 0) {
+ForkLayer fork_layer(std::int64_t tail_start, const std::vector<PageSlot>& table) {
   SequenceState state{};
-  state.page_end = static_cast<std::int32_t>(pages);
   state.tail_start = tail_start;
-  const PageSlot table[] = {{4, page, 32}, {36, 1, 32}};
-  return {state, table, 40};
+  std::uint64_t pages = 0;
+  for (std::size_t i = 0; i < table.size(); ++i)
+    pages += ForkLayer::page_term(static_cast<std::int32_t>(i), table[i]);
+  return {state, pages};
 }
 
 TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
@@ -112,8 +112,7 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   request.from = 0;
   request.to = 2;
   request.length = 100;
-  request.layers[0] = ForkLayer(1, 36);
-  request.layers[2] = windowed(1, 36);
+  request.layers[0] = request.layers[2] = fork_layer(36, {{4, 0, 32}});
   cache.fork(request);
   ASSERT_EQ(cache.record().code, 0u);
   for (const int layer : {0, 2}) {
@@ -135,35 +134,58 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
 }
 
 TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
-  const auto forks = [](std::int64_t length, std::int64_t pages, std::int64_t tail_start,
-                        std::int32_t page = 0) {
+  const auto forks = [](std::int64_t length, const ForkLayer& first, const ForkLayer& second) {
     EmulatedCache cache = make_cache();
     cache.give(0, {{0, 0, 15}, {2, 0, 4}});
-    for (const int layer : {0, 2}) cache.append(0, layer, 100);
+    for (const int layer : {0, 2}) cache.append(0, layer, 300);
     ForkRequest request{};
     request.from = 0;
     request.to = 2;
     request.length = length;
-    request.layers[0] = ForkLayer(1, 36);
-    request.layers[2] = windowed(pages, tail_start, page);
+    request.layers[0] = first;
+    request.layers[2] = second;
     cache.fork(request);
     EXPECT_EQ(cache.storage(0).states[2].length, cache.storage(2).states[2].length);
-    return cache.record().code == 0 && cache.storage(2).states[2].length == 100;
+    return cache.record().code == 0 && cache.storage(2).states[2].length == 300;
   };
-  EXPECT_TRUE(forks(100, 1, 36));
-  EXPECT_FALSE(forks(101, 1, 36));
-  EXPECT_FALSE(forks(100, 2, 36));
-  EXPECT_FALSE(forks(100, 1, 37));
-  EXPECT_FALSE(forks(100, 1, 36, 1));
-}
-
-TEST(SequenceCalls, AForkKnowsLayersOfAnySize) {
-  constexpr std::int64_t most = std::int64_t{1} << 30;
-  EXPECT_EQ(ForkLayer(most, most * 32), ForkLayer(most, most * 32));
-  for (std::int64_t bit = 1; bit <= most; bit *= 2)
-    EXPECT_FALSE(ForkLayer(most, 4) == ForkLayer(most ^ bit, 4)) << bit;
-  for (std::int64_t bit = 1; bit <= 65536; bit *= 2)
-    EXPECT_FALSE(ForkLayer(7, most) == ForkLayer(7, most + bit)) << bit;
+  EmulatedCache known = make_cache();
+  known.give(0, {{0, 0, 15}, {2, 0, 4}});
+  std::vector<PageSlot> tables[2];
+  std::int64_t tail_start = 0;
+  for (const int layer : {0, 2}) {
+    known.append(0, layer, 300);
+    const SequenceState& state = known.storage(layer).states[0];
+    tail_start = state.tail_start;
+    tables[layer / 2].assign(known.storage(layer).table(0) + state.first_page,
+                             known.storage(layer).table(0) + state.page_end);
+  }
+  ASSERT_GE(tables[0].size(), 7u);
+  ASSERT_GE(tables[1].size(), 2u);
+  const ForkLayer first = fork_layer(tail_start, tables[0]);
+  const ForkLayer second = fork_layer(tail_start, tables[1]);
+  EXPECT_TRUE(forks(300, first, second));
+  EXPECT_FALSE(forks(301, first, second));
+  EXPECT_FALSE(forks(300, first, first));
+  for (const std::int64_t tail : {tail_start + 1, tail_start + (1 << 17)}) {
+    EXPECT_FALSE(forks(300, fork_layer(tail, tables[0]), second));
+    EXPECT_FALSE(forks(300, first, fork_layer(tail, tables[1])));
+  }
+  for (const int layer : {0, 1})
+    for (std::size_t i = 0; i < tables[layer].size(); ++i) {
+      const auto with = [&](auto&& change) {
+        std::vector<PageSlot> table = tables[layer];
+        change(table);
+        const ForkLayer other = fork_layer(tail_start, table);
+        return layer == 0 ? forks(300, other, second) : forks(300, first, other);
+      };
+      EXPECT_FALSE(with([&](std::vector<PageSlot>& table) { table[i].page += 1; }));
+      EXPECT_FALSE(with([&](std::vector<PageSlot>& table) { table[i].tokens -= 1; }));
+      EXPECT_FALSE(with([&](std::vector<PageSlot>& table) { table[i].first_position += 1; }));
+      EXPECT_FALSE(with([&](std::vector<PageSlot>& table) { table.erase(table.begin() + 1); }));
+      const std::size_t next = (i + 1) % tables[layer].size();
+      EXPECT_FALSE(
+          with([&](std::vector<PageSlot>& table) { std::swap(table[i].page, table[next].page); }));
+    }
 }
 
 /// A block whose end is not that of its last whole round.

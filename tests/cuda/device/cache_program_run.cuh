@@ -156,9 +156,9 @@ class CacheProgramRun : ProgramWild {
       case 11:
         return one.told ? noted_too_much(one, batch) : "";
       case 12:
-        return refused("note_appended", gpu().note_appended(batch, Counts{-1}).code()) +
-               refused("note_appended", gpu().note_appended(batch, Counts{}).code()) +
-               refused("note_truncated", gpu().note_truncated(batch, Lengths{-1}).code());
+        return refused("note_appended", gpu().note_appended(batch, Counts{-1}, nullptr).code()) +
+               refused("note_appended", gpu().note_appended(batch, Counts{}, nullptr).code()) +
+               refused("note_truncated", gpu().note_truncated(batch, Lengths{-1}, nullptr).code());
       case 13:
         return refused("counts of others", gpu()
                                                .append(batch, layer, rows.view(), others.view(),
@@ -203,7 +203,7 @@ class CacheProgramRun : ProgramWild {
     std::int32_t tokens = 1 << 20;
     for (const auto& own : one.layers)  // a window may give back as many as are taken
       if (own && PageAccount(*own).append(1000)) return {};
-    return gpu().note_appended(batch, std::vector<std::int32_t>{tokens}).code() ==
+    return gpu().note_appended(batch, std::vector<std::int32_t>{tokens}, nullptr).code() ==
                    ErrorCode::OutOfCapacity
                ? ""
                : "noted more than there is room for";

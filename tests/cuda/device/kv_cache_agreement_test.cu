@@ -195,7 +195,7 @@ TEST(DeviceKVCacheAgreement, ReplaysHaveTheirOwnNumbersOfTokens) {
     expect_cuda(cudaDeviceSynchronize());
     expect_cuda(cudaGraphLaunch(replay, stream));
     expect_cuda(cudaStreamSynchronize(stream));
-    KVTILT_EXPECT_OK(both.gpu.note_appended(batch, counts));
+    KVTILT_EXPECT_OK(both.gpu.note_appended(batch, counts, nullptr));
     for (std::size_t i = 0; i < open.size(); ++i) {
       KVTILT_EXPECT_OK(both.cpu.append(open[i].cpu, 0, k.view(starts[i], counts[i]),
                                        v.view(starts[i], counts[i])));

@@ -70,7 +70,7 @@ TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
     const DeviceArray<std::int64_t> device(lengths);
     KVTILT_EXPECT_OK(both.gpu.truncate(batch, device.data(),
                                        told ? lengths : std::vector<std::int64_t>{}, nullptr));
-    if (!told) KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, lengths));
+    if (!told) KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, lengths, nullptr));
     expect_cuda(cudaDeviceSynchronize());
     for (std::size_t i = 0; i < 3; ++i) {
       KVTILT_EXPECT_OK(both.cpu.truncate(open[i].cpu, lengths[i]));
@@ -154,8 +154,8 @@ TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
     expect_cuda(cudaDeviceSynchronize());
     expect_cuda(cudaGraphLaunch(replay, stream));
     if (step % 2 == 0) {
-      KVTILT_EXPECT_OK(both.gpu.note_appended(batch, ones));
-      KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, cut));
+      KVTILT_EXPECT_OK(both.gpu.note_appended(batch, ones, nullptr));
+      KVTILT_EXPECT_OK(both.gpu.note_truncated(batch, cut, nullptr));
     } else {
       for (const SequenceId& id : ids) KVTILT_EXPECT_OK(both.gpu.refresh(id, stream));
     }

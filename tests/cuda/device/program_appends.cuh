@@ -160,7 +160,8 @@ class ProgramAppends : public ProgramCaches {
       if (const std::string wrong = append(chosen, layer, counts, false, random); !wrong.empty())
         return wrong;
     }
-    return untold.settle(random, [&] { return gpu().note_appended(chosen.batch, counts); });
+    return untold.settle(random,
+                         [&] { return gpu().note_appended(chosen.batch, counts, nullptr); });
   }
 
   std::string truncate_batch(int amount, Random& random) {
@@ -181,7 +182,8 @@ class ProgramAppends : public ProgramCaches {
     const Status status = gpu().truncate(chosen.batch, device.data(), {});
     if (!status.ok()) return "truncate: " + std::string(message(status));
     if (const std::string wrong = were_truncated(chosen.who, lengths); !wrong.empty()) return wrong;
-    return untold.settle(random, [&] { return gpu().note_truncated(chosen.batch, lengths); });
+    return untold.settle(random,
+                         [&] { return gpu().note_truncated(chosen.batch, lengths, nullptr); });
   }
 
   /// A graph of appends to all layers, and maybe of a truncation, replayed with other numbers and for
@@ -254,9 +256,9 @@ class ProgramAppends : public ProgramCaches {
         if (const std::string wrong = were_truncated(now, cut); !wrong.empty()) return wrong;
       }
       const std::string wrong = untold.settle(random, [&] {
-        Status noted = gpu().note_appended(batch, counts);
+        Status noted = gpu().note_appended(batch, counts, nullptr);
         if (noted.ok() != appended) return Status::error(ErrorCode::Corrupt, "note_appended");
-        return noted.ok() && cuts ? gpu().note_truncated(batch, cut) : std::move(noted);
+        return noted.ok() && cuts ? gpu().note_truncated(batch, cut, nullptr) : std::move(noted);
       });
       if (!wrong.empty()) return wrong;
       if (const std::string worse = compare(); !worse.empty()) return "replay: " + worse;

@@ -35,15 +35,17 @@ struct SequenceBatch {
 
 /// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
 /// call but create allocates device memory. The streams of calls that touch the same sequence must
-/// be ordered, and so must a close, truncate, remove or an append to a layer with a window and the
-/// reserve or fork after it, which may hand out the same pages, and a close and the open or fork after
-/// it, which may take the same slot while kernels in front of the close work on it. Neither create nor
-/// anything else changes the current device, which must be the one of create. One thread at a time.
+/// be ordered, and so must a close, truncate, remove, note_appended, note_truncated, refresh or an
+/// append to a layer with a window and the reserve or fork after it, which may hand out the same pages,
+/// and a close and the open or fork after it, which may take the same slot while kernels in front of the
+/// close work on it. Neither create nor anything else changes the current device, which must be the one
+/// of create. One thread at a time.
 ///
 /// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
 /// be returned: it is recorded, and poll() tells. A call that the device refuses when the host has
 /// taken it leaves its sequence alone, but for pages that are another's, too, and that the host has
-/// let go of: their tokens are gone. refresh() makes the host know again.
+/// let go of: their tokens are gone. refresh() makes the host know again; also where CUDA refused a
+/// launch, and the host has taken what the device never got.
 class KVCache {
  public:
   /// Checks everything that can be wrong with the arguments, and takes all memory: see plan_memory.
@@ -96,7 +98,8 @@ class KVCache {
   /// refuses, the new sequence stays empty, and poll() tells: close it, and refresh() the other.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
 
-  /// Returns the pages of a sequence to the cache.
+  /// Returns the pages of a sequence to the cache. Its slot serves the next sequence: a graph whose batch
+  /// still names it must be given another batch before it is replayed then.
   Status close(SequenceId id, cudaStream_t stream = nullptr);
 
   /// Sequences for append and attention. A graph that was captured with a batch reads `memory` when it
@@ -109,7 +112,7 @@ class KVCache {
   ///         left of it becomes -1: nobody
   Result<SequenceBatch> batch(std::span<const SequenceId> ids, std::span<std::int32_t> memory,
                               cudaStream_t stream = nullptr);
-  /// A batch of one needs no memory.
+  /// A batch of one needs no memory; a graph that was captured with it serves the slot for ever.
   Result<SequenceBatch> batch(SequenceId id) const;
   /// Nobody, in as many places as `memory` has numbers: what a graph is captured with before there are
   /// sequences. What batch() then writes into the same memory is served by replays.
@@ -161,12 +164,13 @@ class KVCache {
   ///
   /// stream  behind the replay: pages that are another's, too, and that the host lets go of here, the
   ///         device then lets go of as well, if it has not
-  /// Fails  InvalidArgument (handles, sizes, negative numbers), OutOfCapacity (more than is reserved,
-  ///        which the device has then refused: refresh() the batch's sequences); then nothing changes
+  /// Fails  InvalidArgument (handles, sizes, negative numbers, lengths that a window forbids),
+  ///        OutOfCapacity (more than is reserved in some layer of some sequence); then nothing changes,
+  ///        though the device may have taken the rest: refresh() the batch's sequences
   Status note_appended(const SequenceBatch& batch, std::span<const std::int32_t> tokens,
-                       cudaStream_t stream = nullptr);
+                       cudaStream_t stream);
   Status note_truncated(const SequenceBatch& batch, std::span<const std::int64_t> lengths,
-                        cudaStream_t stream = nullptr);
+                        cudaStream_t stream);
 
   /// Tokens that append takes before it seals a page of this layer: see kvtilt::KVCache. As the host
   /// knows it: without what a graph appended since and nobody told.
@@ -221,9 +225,9 @@ class KVCache {
   [[nodiscard]] const std::int32_t* device_slots() const {
     return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
   }
-  /// After a call that the book knows of: the device keeps no page that it released, in layers `first`
-  /// to last - 1.
-  Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream) const;
+  /// After a call that the book knows of: the device keeps no page that it lost, in layers `first` to
+  /// last - 1, and others may be given them.
+  Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
   void add_usage(std::uint32_t slot, MemoryReport& report) const;
 
   CacheOptions options_;

@@ -63,8 +63,10 @@ inline Result<SequenceId> KVCache::open(cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "open"));
   Result<SequenceId> id = book_.open();
   if (!id) return id;
-  KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), static_cast<int>(id->slot), stream));
-  return id;
+  Status emptied = launch_reset(device_layers(), static_cast<int>(id->slot), stream);
+  if (emptied.ok()) return id;
+  static_cast<void>(book_.close(*id));
+  return std::move(emptied);
 }
 
 inline Status KVCache::reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream) {
@@ -115,21 +117,24 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cuda
   int ring_blocks = 0;
   for (const LayerStorage& storage : storages_)
     ring_blocks = std::max(ring_blocks, storage.ring_blocks);
-  KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), slot, stream));
-  KVTILT_RETURN_IF_ERROR(launch_fork(device_layers(), request, ring_blocks, stream));
-  KVTILT_RETURN_IF_ERROR(launch_give_pages(device_layers(), slot, given_, stream));
-  return child;
+  Status made = launch_reset(device_layers(), slot, stream);
+  if (made.ok()) made = launch_fork(device_layers(), request, ring_blocks, stream);
+  if (made.ok()) made = launch_give_pages(device_layers(), slot, given_, stream);
+  if (made.ok()) return child;
+  static_cast<void>(book_.close(*child));  // nobody knows its slot
+  return std::move(made);
 }
 
 inline Status KVCache::close(SequenceId id, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "close"));
-  KVTILT_RETURN_IF_ERROR(book_.close(id));
+  KVTILT_RETURN_IF_ERROR(book_.check(id));
   // A replay that still names the slot then has no page to write to.
-  return launch_reset(device_layers(), static_cast<int>(id.slot), stream);
+  KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), static_cast<int>(id.slot), stream));
+  return book_.close(id);
 }
 
 inline Status KVCache::let_go(std::span<const SequenceId> ids, int first, int last,
-                              cudaStream_t stream) const {
+                              cudaStream_t stream) {
   LostPages lost;
   for (const SequenceId& id : ids) {
     lost.sequence = static_cast<std::int32_t>(id.slot);
@@ -142,6 +147,8 @@ inline Status KVCache::let_go(std::span<const SequenceId> ids, int first, int la
         lost.count = 0;
       }
     if (lost.count > 0) KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
+    for (int layer = first; layer < last; ++layer)
+      if (storages_[static_cast<std::size_t>(layer)].kv_heads > 0) book_.settle(id.slot, layer);
   }
   return {};
 }

@@ -61,7 +61,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   }
   Result<bool> capturing = is_capturing(stream);
   if (!capturing) return std::move(capturing).take_status();
-  const bool told = !*capturing && !tokens.empty();
+  const bool told = !*capturing && !tokens.empty() && !ids.empty();
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
   const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
@@ -101,7 +101,7 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
       kvtilt::detail::check_wanted_rows(shape(layer), keys, values, layer);
   if (!wanted) return std::move(wanted).take_status();
   const std::int64_t tokens = *wanted;
-  constexpr std::int64_t most = std::int64_t{1} << 30;
+  constexpr std::int64_t most = std::int64_t{1} << 24;
   if (first < 0 || tokens > most)
     return Status::error(ErrorCode::InvalidArgument,
                          "layer %d: cannot unpack %lld tokens from position %lld on: at most %lld "

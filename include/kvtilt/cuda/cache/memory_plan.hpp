@@ -77,18 +77,24 @@ struct DeviceLayout {
 /// Hands out offsets, and counts what for.
 class OffsetCounter {
  public:
-  /// `bytes` of memory for `purpose`; what they lack to a multiple of 256 is counted as other.
-  std::size_t take(std::size_t bytes, std::size_t& purpose, std::size_t& other) {
+  /// `count` times `bytes` of memory for `purpose`; what they lack to a multiple of 256 is counted as
+  /// other.
+  std::size_t take(std::size_t count, std::size_t bytes, std::size_t& purpose, std::size_t& other) {
+    fits_ = fits_ && (bytes == 0 || count <= (most - end_) / bytes);
+    if (!fits_) return 0;
     const std::size_t offset = end_;
-    const std::size_t padded = round_up(bytes, device_alignment);
-    purpose += bytes;
-    other += padded - bytes;
+    const std::size_t padded = round_up(count * bytes, device_alignment);
+    purpose += count * bytes;
+    other += padded - count * bytes;
     end_ += padded;
     return offset;
   }
+  [[nodiscard]] bool fits() const { return fits_; }
 
  private:
+  static constexpr std::size_t most = std::size_t{1} << 62;
   std::size_t end_ = 0;
+  bool fits_ = true;
 };
 
 /// How the pages of a layer are sealed in slices, for LayerStorage::slices.
@@ -132,7 +138,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
   OffsetCounter offsets;
   MemoryPlan& bytes = layout.plan;
   const auto other = [&](std::size_t count) {
-    return offsets.take(count, bytes.other_bytes, bytes.other_bytes);
+    return offsets.take(count, 1, bytes.other_bytes, bytes.other_bytes);
   };
   layout.record = other(sizeof(DeviceRecord));
   layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
@@ -152,8 +158,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
     const std::size_t ring = sequences * static_cast<std::size_t>(layer.placement.ring_blocks());
     const std::size_t rows = sequences * static_cast<std::size_t>(layer.table_stride);
     const auto pool = [&](PageKind kind, std::size_t blocks, std::size_t& purpose) {
-      layer.pool(kind) =
-          offsets.take(blocks * layer.layout(kind).bytes, purpose, bytes.other_bytes);
+      layer.pool(kind) = offsets.take(blocks, layer.layout(kind).bytes, purpose, bytes.other_bytes);
     };
     pool(PageKind::Sinks, sequences, bytes.sink_bytes);
     pool(PageKind::Tail, ring, bytes.tail_bytes);
@@ -162,10 +167,13 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
       heads = other(static_cast<std::size_t>(layer_shape.kv_heads) * sizeof(HeadLayout));
     layer.slices = other(static_cast<std::size_t>(layer_shape.kv_heads) * sizeof(HeadSlices));
     layer.states =
-        offsets.take(sequences * sizeof(SequenceState), bytes.table_bytes, bytes.other_bytes);
-    layer.tables = offsets.take(rows * sizeof(PageSlot), bytes.table_bytes, bytes.other_bytes);
+        offsets.take(sequences, sizeof(SequenceState), bytes.table_bytes, bytes.other_bytes);
+    layer.tables = offsets.take(rows, sizeof(PageSlot), bytes.table_bytes, bytes.other_bytes);
     layer.arrivals = other(sequences * sizeof(std::uint32_t));
   }
+  if (!offsets.fits())
+    return Status::error(ErrorCode::OutOfMemory,
+                         "the cache takes more than 2^62 bytes of device memory");
   if (options.max_bytes != 0 && bytes.device_bytes() > options.max_bytes)
     return Status::error(ErrorCode::OutOfMemory,
                          "the cache takes %zu bytes of device memory; the limit is %zu",

@@ -20,7 +20,10 @@ struct CacheOptions {
   int page_tokens = 64;                 ///< 32, 64 or 128
   int sink_tokens = 4;                  ///< first tokens kept in 16 bits for ever, 0 to 1024
   int recent_tokens = 128;              ///< newest tokens kept in 16 bits, at least; 0 to 65536
-  int max_sequences = 64;               ///< open at once; each has its 16-bit blocks from the start
+  /// Open at once; each has its 16-bit blocks from the start. Layers with a window have pages for as many
+  /// windows, so forks, which hold the pages they share beside those of their own, can find none left
+  /// unless this is larger.
+  int max_sequences = 64;
   std::int64_t token_capacity = 65536;  ///< tokens that all sequences together can reserve
   /// The longest sequence; 0: token_capacity. Page tables are made for it, 16 bytes a page, layer and
   /// sequence. A page that a truncation leaves short keeps its entry, so sequences that are cut behind

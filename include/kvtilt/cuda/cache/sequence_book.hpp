@@ -23,7 +23,8 @@ namespace kvtilt::cuda {
 /// Appends by a replayed graph have to be told (note_appended). What was not told costs pages, tokens
 /// that were to be forgotten or a refusal, never a wrong byte: kernels decide by their own lengths,
 /// refuse a fork of a sequence that is not as the host believes, and are told of shared pages that
-/// the host has let go of (lost), where they did not do so themselves. Calls that fail change nothing.
+/// the host has let go of (lost), where they did not do so themselves; until that is queued (settle)
+/// nobody else is given them. Calls that fail change nothing.
 /// Plain memory to threads.
 class SequenceBook {
  public:
@@ -66,13 +67,15 @@ class SequenceBook {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return {own.table.data(), static_cast<std::size_t>(own.state.page_capacity)};
   }
-  /// Shared pages that the last call to change the sequence in this layer let go of: others may be
-  /// given them now, so that the device must not keep them, even if it refuses that call.
+  /// Shared pages that calls since the last settle() let go of: the device must let go of them, too,
+  /// even if it refuses those calls, before others may be given them.
   [[nodiscard]] std::span<const PageSlot> lost(std::uint32_t slot, int layer) const {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return std::span<const PageSlot>(own.table).subspan(
         static_cast<std::size_t>(own.state.page_capacity));
   }
+  /// The device has let go of what is lost.
+  void settle(std::uint32_t slot, int layer);
   /// Tokens up to which appends to an open sequence need no other reserve, max_sequence_tokens at
   /// most.
   [[nodiscard]] std::int64_t reserved_tokens(std::uint32_t slot) const;
@@ -88,7 +91,7 @@ class SequenceBook {
  private:
   struct Layer {
     SequenceState state{};
-    std::vector<PageSlot> table;  ///< up to page_capacity; behind it what was lost last
+    std::vector<PageSlot> table;  ///< up to page_capacity; behind it what is lost
   };
   struct Sequence {
     std::vector<Layer> layers;
@@ -108,8 +111,6 @@ class SequenceBook {
   [[nodiscard]] Status check_truncate(SequenceId id, std::int64_t length) const;
   void cut(SequenceId id, std::int64_t length);
   void give(std::size_t layer, Layer& own, std::int64_t count, std::vector<PageRun>& given);
-  static void forget_lost(Layer& own);
-  void release_lost(std::size_t layer, const Layer& own);
   SequenceId occupy(std::uint32_t slot);
 
   std::vector<detail::DeviceLayer> layers_;

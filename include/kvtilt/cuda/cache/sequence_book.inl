@@ -125,10 +125,9 @@ inline Status SequenceBook::check_room(std::size_t layer, std::int64_t missing, 
 inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count,
                                std::vector<PageRun>& given) {
   const std::int32_t number = static_cast<std::int32_t>(layer);
-  forget_lost(own);
   for (std::int64_t i = 0; i < count; ++i) {
     const std::int32_t page = pages_[layer].take();
-    own.table.push_back({0, page, 0});
+    own.table.insert(own.table.begin() + own.state.page_capacity, {0, page, 0});
     ++own.state.page_capacity;
     if (!given.empty() && given.back().layer == number &&
         given.back().first + given.back().count == page)
@@ -138,15 +137,11 @@ inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count
   }
 }
 
-inline void SequenceBook::forget_lost(Layer& own) {
+inline void SequenceBook::settle(std::uint32_t slot, int layer) {
+  Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
+  for (const PageSlot& entry : lost(slot, layer))
+    pages_[static_cast<std::size_t>(layer)].release(entry.page);
   own.table.resize(static_cast<std::size_t>(own.state.page_capacity));
-}
-
-/// Entries that have just left the table lie behind it: of a sequence whose earlier ones are forgotten.
-inline void SequenceBook::release_lost(std::size_t layer, const Layer& own) {
-  for (std::size_t entry = static_cast<std::size_t>(own.state.page_capacity);
-       entry < own.table.size(); ++entry)
-    pages_[layer].release(own.table[entry].page);
 }
 
 inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
@@ -204,9 +199,7 @@ inline void SequenceBook::cut(SequenceId id, std::int64_t length) {
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     Layer& own = sequences_[id.slot].layers[layer];
-    forget_lost(own);
     cuda::truncate(SingleThread{}, layers_[layer].placement, own.state, own.table.data(), length);
-    release_lost(layer, own);
   }
 }
 
@@ -228,9 +221,7 @@ inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_
     if (!cached(layer)) continue;
     (void)find(layer);
     Layer& own = sequence.layers[layer];
-    forget_lost(own);
     drop_pages(SingleThread{}, own.state, own.table.data(), first, last);
-    release_lost(layer, own);
   }
   return {};
 }
@@ -277,8 +268,11 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
     if (!cached(layer)) continue;
     const std::int64_t count = missing(layer);
     Layer& from = parent.layers[layer];
-    request.layers[layer] =
-        ForkLayer(from.state, from.table.data(), layers_[layer].placement.window);
+    std::uint64_t pages = 0;
+    for (std::int32_t i = 0; i < in_use(layer); ++i)
+      pages +=
+          ForkLayer::page_term(i, from.table[static_cast<std::size_t>(from.state.first_page + i)]);
+    request.layers[layer] = ForkLayer(from.state, pages);
     Layer& to = sequences_[*slot].layers[layer];
     to.state = empty_state(layers_[layer].placement, 0);
     to.table.resize(static_cast<std::size_t>(in_use(layer)));
@@ -293,11 +287,9 @@ inline Status SequenceBook::close(SequenceId id) {
   KVTILT_RETURN_IF_ERROR(check(id));
   Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    Layer& own = sequence.layers[layer];
-    forget_lost(own);
-    own.state = empty_state(layers_[layer].placement, 0);
-    release_lost(layer, own);
-    forget_lost(own);
+    sequence.layers[layer].state =
+        empty_state(layers_[layer].placement, 0);  // and all pages are lost
+    settle(id.slot, static_cast<int>(layer));
   }
   sequence.is_open = false;
   return {};
@@ -342,10 +334,8 @@ inline void SequenceBook::note_appended(std::span<const SequenceId> ids, int lay
   for (std::size_t i = 0; i < ids.size(); ++i) {
     Layer& own = sequences_[ids[i].slot].layers[static_cast<std::size_t>(layer)];
     const AppendPlan plan = plan_append(placement, own.state, own.table.data(), counts[i]);
-    forget_lost(own);
     finish_append(SingleThread{}, placement, plan, placement.ring_blocks(), own.state,
                   own.table.data());
-    release_lost(static_cast<std::size_t>(layer), own);
   }
 }
 
@@ -361,7 +351,6 @@ inline Status SequenceBook::adopt(SequenceId id, int layer, const SequenceState&
     std::sort(sorted.begin(), sorted.end());
     return sorted;
   };
-  forget_lost(own);
   const std::vector<std::int32_t> before = sorted_pages(own.table);
   const std::vector<std::int32_t> now = sorted_pages(table);
   if (!std::includes(before.begin(), before.end(), now.begin(), now.end()))

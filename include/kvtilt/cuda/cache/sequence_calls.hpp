@@ -189,25 +189,23 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   }
 }
 
-/// What the host believes of one layer of the sequence that is forked, in 48 bits, as a launch
-/// takes 4 KiB: up to 2^30 pages in use, and where the tail starts, modulo 2^17. Tails of sequences
-/// of one length are less than that apart, as they hold fewer tokens. Under a window this is a hash,
-/// of which pages they are, too: those that it gives back serve in an order that depends on how many
-/// tokens came at a time.
+/// What the host believes of one layer of the sequence that is forked, in 48 bits, as a launch takes
+/// 4 KiB: a hash of which pages are in use, in which order, and of where the tail starts. Pages that
+/// a window or a truncation gives back serve in an order that depends on how many tokens came at a time.
 class ForkLayer {
  public:
   constexpr ForkLayer() = default;
-  KVTILT_HD constexpr ForkLayer(std::int64_t pages, std::int64_t tail_start) {
-    store(join(pages, tail_start));
-  }
-  KVTILT_HD constexpr ForkLayer(const SequenceState& state, const PageSlot* table, int window) {
-    std::uint64_t number = join(state.page_end - state.first_page, state.tail_start);
-    KVTILT_DEVICE_LOOP
-    for (std::int32_t i = state.first_page; window > 0 && i < state.page_end; ++i) {
-      number = (number ^ static_cast<std::uint32_t>(table[i].page)) * 0x9e3779b97f4a7c15u;
-      number ^= number >> 32;
-    }
-    store(number);
+  /// pages  the sum of page_term() over the pages in use, in any order
+  KVTILT_HD constexpr ForkLayer(const SequenceState& state, std::uint64_t pages)
+      : ForkLayer(mix(static_cast<std::uint64_t>(state.tail_start)) + pages) {}
+
+  /// Of the i-th page in use. No sum of such terms is that of other pages, of these in another order
+  /// or with other tokens, but by a chance of 2^-48.
+  KVTILT_HD static constexpr std::uint64_t page_term(std::int32_t i, const PageSlot& slot) {
+    const std::uint64_t page = static_cast<std::uint32_t>(slot.page);
+    return mix(mix(static_cast<std::uint64_t>(i + 1) << 32 | page) +
+               (static_cast<std::uint64_t>(slot.first_position) << 8) +
+               static_cast<std::uint64_t>(slot.tokens));
   }
 
   [[nodiscard]] KVTILT_HD constexpr bool operator==(const ForkLayer& other) const {
@@ -215,12 +213,14 @@ class ForkLayer {
   }
 
  private:
-  KVTILT_HD static constexpr std::uint64_t join(std::int64_t pages, std::int64_t tail_start) {
-    return static_cast<std::uint64_t>(pages) << 17 |
-           (static_cast<std::uint64_t>(tail_start) & 0x1ffffu);
-  }
-  KVTILT_HD constexpr void store(std::uint64_t number) {
+  KVTILT_HD constexpr explicit ForkLayer(std::uint64_t number) {
     for (int i = 0; i < 3; ++i) word_[i] = static_cast<std::uint16_t>(number >> (16 * i));
+  }
+  /// The finalizer of MurmurHash3.
+  KVTILT_HD static constexpr std::uint64_t mix(std::uint64_t number) {
+    number = (number ^ number >> 33) * 0xff51afd7ed558ccdu;
+    number = (number ^ number >> 33) * 0xc4ceb9fe1a85ec53u;
+    return number ^ number >> 33;
   }
 
   std::uint16_t word_[3] = {};
@@ -237,20 +237,26 @@ struct ForkRequest {
 };
 static_assert(sizeof(Layers) + sizeof(ForkRequest) <= 4096);
 
-/// Any number of blocks. `to` must be empty, and stays so where the fork is refused. 4 bytes of shared
-/// memory.
+/// Any number of blocks, of whole warps. `to` must be empty, and stays so where the fork is refused. 4
+/// bytes of shared memory. Each block looks at all layers, as none waits for another: a warp at a time,
+/// so that many loads are on their way.
 template <class Threads>
 KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const ForkRequest& request) {
   std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
   if (threads.thread() == 0) refusing = -1;
   threads.sync();
   KVTILT_DEVICE_LOOP
-  for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
+  for (int layer = threads.warp(); layer < layers.count; layer += threads.thread_count() / 32) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     const SequenceState& state = storage.states[request.from];  // other blocks change none of this
-    if (state.length != request.length ||
-        !(ForkLayer(state, storage.table(request.from), storage.window) == request.layers[layer]))
+    const PageSlot* table = storage.table(request.from) + state.first_page;
+    const std::int32_t count = state.page_end - state.first_page;
+    std::uint64_t pages = 0;
+    for (std::int32_t i = threads.lane(); i < count; i += 32)
+      pages += ForkLayer::page_term(i, table[i]);
+    for (int mask = 16; mask > 0; mask /= 2) pages += threads.shuffle_xor(pages, mask);
+    if (state.length != request.length || !(ForkLayer(state, pages) == request.layers[layer]))
       refusing = layer;  // any of them will do
   }
   threads.sync();
