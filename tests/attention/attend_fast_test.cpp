@@ -2,6 +2,7 @@
 // Integer dot products: their own error beside that of the codes they multiply, and what they must
 // share with float32.
 #include "support/caches.hpp"
+#include "support/float_modes.hpp"
 
 #include <gtest/gtest.h>
 
@@ -145,6 +146,29 @@ TEST(AttendFastAgreement, TakesTensorsWithoutARange) {
         EXPECT_NEAR(x, value, 1e-5f * std::abs(value)) << to_string(isa);
     }
   }
+}
+
+/// Engines may round otherwise: the largest weight must not leave its byte.
+TEST(AttendFastAgreement, SurvivesEveryFloatMode) {
+  Random random(12);
+  const LayerShape shape{1, 128, 128, 0};
+  const Data data(random, shape, 2000, 1.0f);
+  const test::Rows<float> queries = test::random_queries(random, shape, 1, 4);
+  for (const Isa isa : test::usable_isas())
+    for (const Recipe& recipe : {presets::k4v2, presets::k8v8}) {
+      const Filled filled(shape, recipe, isa, data);
+      const std::vector<float> expected = filled.attended(queries, Arithmetic::Exact);
+      const double size = rms(expected, std::vector<float>(expected.size()));
+      for (const test::FloatMode mode : test::all_float_modes) {
+        std::vector<float> fast;
+        {
+          const test::FloatModeGuard guard(mode);
+          fast = filled.attended(queries, Arithmetic::Fast);
+        }
+        EXPECT_LT(rms(fast, expected), 0.1 * size) << to_string(recipe) << " on " << to_string(isa)
+                                                   << ", mode " << static_cast<unsigned>(mode);
+      }
+    }
 }
 
 }  // namespace

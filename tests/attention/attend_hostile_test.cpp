@@ -115,6 +115,9 @@ TEST_F(AttendHostile, RefusesAWorkspaceThatIsTooSmall) {
 }
 
 TEST_F(AttendHostile, RefusesAViewThatComesFromNoCache) {
+  const AttendRequest request{{}, rows(1, 2, 64), out(1, 2, 32), {}};
+  EXPECT_GT(attend_workspace_bytes({&request, 1}, 2), 0u);
+  EXPECT_GT(attend_prefill_workspace_bytes(LayerView{}, 3), 0u);
   refuses({"view is empty"},
           [&] { return attend({}, rows(1, 2, 64), out(1, 2, 32), {}, workspace_); });
   refuses({"view is empty"}, [&] {

@@ -103,6 +103,20 @@ TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
                                    test::attended(filled.view(), queries, options)));
 }
 
+TEST(AttendOptionsAgreement, ASinkLogitOfMinusInfinityIsNone) {
+  Random random(8);
+  const SmallRows filled({1, 64, 64, 0}, "k4v4", 100, random,
+                         {.page_tokens = 32, .sink_tokens = 0, .recent_tokens = 32});
+  const Rows<float> queries = test::random_queries(random, filled.shape, 1, 2);
+  const std::vector<float> none(2, bit_cast<float>(0xff800000u));
+  AttendOptions options;
+  const test::Output plain = test::attended(filled.view(), queries, options);
+  options.sink_logits = none;
+  const test::Output same = test::attended(filled.view(), queries, options);
+  EXPECT_EQ(same.out.data, plain.out.data);
+  EXPECT_EQ(same.lse, plain.lse);
+}
+
 TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
   Random random(4);
   for (const std::int64_t drafts : {1, 2, 5, 17, 40, 64})
@@ -191,6 +205,16 @@ TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
   refused({.alibi_slopes = three}, "3 ALiBi slopes for 2");
   refused({.sink_logits = three}, "3 sink logits for 2");
   refused({.tree_mask = one}, "1 words for 2");
+  refused({.scale = 2e30f}, "scale is 2e+30");
+  refused({.soft_cap = 2e30f}, "soft_cap is 2e+30");
+  for (const std::uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800000u, 0xff800000u}) {
+    const std::vector<float> wrong = {0.0f, bit_cast<float>(bits)};
+    refused({.alibi_slopes = wrong}, "slope of head 1 is");
+    if (bits != 0xff800000u) refused({.sink_logits = wrong}, "sink logit of head 1 is");
+  }
+  const std::vector<float> huge = {2e30f, 0.0f};
+  refused({.alibi_slopes = huge}, "slope of head 0 is 2e+30");
+  refused({.sink_logits = huge}, "sink logit of head 0 is 2e+30");
   refused({.first_position = 5, .end_position = 4}, "5 to 4");
   EXPECT_EQ(output.out.data[0], 77.0f);
 }

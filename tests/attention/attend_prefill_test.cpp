@@ -188,6 +188,28 @@ TEST(AttendPrefill, ReadsEveryStridedElementType) {
   }
 }
 
+/// Sinks of the chunk itself, which the window passes within it.
+TEST(AttendPrefill, ShowsSinksThatTheChunkBrings) {
+  LayerShape shape{1, 64, 64, 16};
+  shape.keep_sinks = true;
+  CacheOptions options;
+  options.sink_tokens = 4;
+  for (const int past : {0, 2, 4}) {
+    Random random(static_cast<std::uint64_t>(past) + 9);
+    KVCache cache = test::make_cache(shape, presets::k16v16, options);
+    const SequenceId id = test::open_reserved(cache, 100);
+    const Rows<float> rows = random_rows(random, past + 64, 1, 64);
+    const Rows<float> queries = random_queries(random, shape, 64, 2);
+    KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(0, past), rows.view(0, past)));
+    const Output chunk =
+        prefilled(cache.view(id, 0).value(), queries, rows.view(past, 64), rows.view(past, 64));
+    KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(past, 64), rows.view(past, 64)));
+    const Output whole = test::attended(cache.view(id, 0).value(), queries, test::exact_options());
+    for (std::size_t i = 0; i < whole.out.data.size(); ++i)
+      ASSERT_NEAR(chunk.out.data[i], whole.out.data[i], 2e-5) << past << " before, " << i;
+  }
+}
+
 TEST(AttendPrefill, AnEmptyChunkWritesNothing) {
   KVCache cache = test::make_cache(LayerShape{1, 64, 64, 0}, presets::k4v2);
   const SequenceId id = test::open_reserved(cache, 10);

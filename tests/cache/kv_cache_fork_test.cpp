@@ -189,7 +189,12 @@ TEST_F(KVCacheFork, RemovalOfAnythingButWholePagesIsRefused) {
     EXPECT_TRUE(test::unchanged(first, cache_.view(parent_, 0).value()));
     EXPECT_TRUE(test::unchanged(second, cache_.view(parent_, 1).value()));
   }
-  KVTILT_EXPECT_OK(cache_.remove(parent_, 4, 132));
+  // Nor are pages on both sides of what is gone already.
+  KVTILT_EXPECT_OK(cache_.remove(parent_, 36, 68));
+  EXPECT_EQ(cache_.remove(parent_, 4, 132).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(cache_.remove(parent_, 4, 68).code(), ErrorCode::InvalidArgument);
+  KVTILT_EXPECT_OK(cache_.remove(parent_, 68, 132));
+  KVTILT_EXPECT_OK(cache_.remove(parent_, 4, 36));
 }
 
 }  // namespace

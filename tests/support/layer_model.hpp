@@ -63,6 +63,7 @@ class LayerModel {
 
   [[nodiscard]] const LayerShape& shape() const { return shape_; }
   [[nodiscard]] std::int64_t length() const { return static_cast<std::int64_t>(serials_.size()); }
+  [[nodiscard]] int sink_tokens() const { return sinks_; }
   [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
   [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
   [[nodiscard]] const ModelTensor& keys() const { return keys_; }
@@ -85,8 +86,11 @@ class LayerModel {
   /// Whether there are sealed pages that hold exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
     const auto [first, last] = pages_between(sealed_, from, to);
-    return last > first && sealed_[first].first == from &&
-           sealed_[last - 1].first + sealed_[last - 1].count == to;
+    for (std::size_t page = first; page < last; ++page) {
+      if (sealed_[page].first != from) return false;
+      from += sealed_[page].count;
+    }
+    return last > first && from == to;
   }
   bool remove(std::int64_t from, std::int64_t to) {
     if (!can_remove(from, to)) return false;

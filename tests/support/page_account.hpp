@@ -107,7 +107,11 @@ class PageAccount {
   /// Whether there are sealed pages that hold exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
     const auto [first, last] = pages_between(sealed_, from, to);
-    return last > first && sealed_[first].first == from && sealed_[last - 1].end() == to;
+    for (std::size_t page = first; page < last; ++page) {
+      if (sealed_[page].first != from) return false;
+      from = sealed_[page].end();
+    }
+    return last > first && from == to;
   }
   void remove(std::int64_t from, std::int64_t to) {
     const auto [first, last] = pages_between(sealed_, from, to);

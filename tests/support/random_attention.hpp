@@ -109,7 +109,8 @@ struct RandomRequest {
         for (std::int64_t p = page.first_position; p < page.first_position + page.tokens; ++p)
           add(model->keys(), model->values(), p, p, page.kind == PageKind::Sinks);
       for (std::int64_t i = 0; i < keys.rows().tokens; ++i)
-        add(chunk_keys, chunk_values, i, first_query() + i, false);
+        add(chunk_keys, chunk_values, i, first_query() + i,
+            first_query() + i < model->sink_tokens());
       const OracleRow expected =
           oracle_row(options, view.shape, {first_query() + token, first_query(), token, head},
                      &q.at(token, head, 0), tokens);

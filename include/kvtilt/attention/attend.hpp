@@ -101,7 +101,8 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 /// queries    [n, query_heads, key_dim], n <= length; query_heads is a multiple of kv_heads, and
 ///            query head h reads kv head h / (query_heads / kv_heads)
 /// out        [n, query_heads, value_dim], normalised; lse [n, query_heads] if wanted. A query
-///            that sees nothing gives 0 and lse = -infinity
+///            that sees nothing gives 0 and lse = -infinity; one with NaN or infinity has undefined
+///            results, and others do not suffer from it
 /// workspace  attend_workspace_bytes(requests, parallel.workers) bytes, any alignment
 /// Error      Arithmetic::Exact: against float64 on the stored values at most (1e-5 + 8 * 2^-24 *
 ///            max sum|q k| * scale) times max|v|, for any length. A k or v much smaller than the

@@ -33,7 +33,7 @@ struct AttendOptions {
   std::span<const float> alibi_slopes = {};  ///< [query_heads], usually positive; empty: none
   Arithmetic arithmetic = Arithmetic::Fast;
   /// [query_heads] logits of a token that is not there (gpt-oss). They belong to exactly one part
-  /// when partial results are merged. Empty: none.
+  /// when partial results are merged. -infinity: that head has none. Empty: none has.
   std::span<const float> sink_logits = {};
   /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
   /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal.
@@ -45,8 +45,20 @@ struct AttendOptions {
 
 namespace detail {
 
-/// True for finite x > 0 and for +0; on the bits, as -ffast-math assumes NaN away.
-inline bool is_positive_or_zero(float x) { return bit_cast<std::uint32_t>(x) < 0x7f800000u; }
+/// What factors and logits may be at most, so that their products and sums stay finite.
+inline constexpr float largest_option = 1e30f;
+
+/// True for 0 <= x <= largest_option, but -0; on the bits, as -ffast-math assumes NaN away.
+inline bool is_factor(float x) {
+  return bit_cast<std::uint32_t>(x) <= bit_cast<std::uint32_t>(largest_option);
+}
+
+/// True for |x| <= largest_option.
+inline bool is_moderate(float x) {
+  return is_factor(bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu));
+}
+
+inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 
 }  // namespace detail
 
@@ -54,11 +66,12 @@ inline bool is_positive_or_zero(float x) { return bit_cast<std::uint32_t>(x) < 0
 inline Status check_attend_options(const AttendOptions& options, const LayerShape& shape,
                                    std::int64_t queries, int query_heads) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
-  if (!detail::is_positive_or_zero(options.scale))
-    return Status::error(invalid, "scale is %g, must be positive, or 0 for 1/sqrt(key_dim)",
+  if (!detail::is_factor(options.scale))
+    return Status::error(invalid,
+                         "scale is %g, must be positive, up to 1e30, or 0 for 1/sqrt(key_dim)",
                          static_cast<double>(options.scale));
-  if (!detail::is_positive_or_zero(options.soft_cap))
-    return Status::error(invalid, "soft_cap is %g, must be positive, or 0 for none",
+  if (!detail::is_factor(options.soft_cap))
+    return Status::error(invalid, "soft_cap is %g, must be positive, up to 1e30, or 0 for none",
                          static_cast<double>(options.soft_cap));
   if (options.window < 0)
     return Status::error(invalid, "window is %d, must be positive, or 0 for the layer's own",
@@ -74,6 +87,19 @@ inline Status check_attend_options(const AttendOptions& options, const LayerShap
   if (!options.sink_logits.empty() && options.sink_logits.size() != heads)
     return Status::error(invalid, "%zu sink logits for %d query heads", options.sink_logits.size(),
                          query_heads);
+  for (std::size_t head = 0; head < options.alibi_slopes.size(); ++head)
+    if (!detail::is_moderate(options.alibi_slopes[head]))
+      return Status::error(invalid, "the ALiBi slope of head %zu is %g, must be within 1e30", head,
+                           static_cast<double>(options.alibi_slopes[head]));
+  for (std::size_t head = 0; head < options.sink_logits.size(); ++head)
+    if (const float logit = options.sink_logits[head];
+        !detail::is_moderate(logit) &&
+        bit_cast<std::uint32_t>(logit) != detail::minus_infinity_bits)
+      return Status::error(
+          invalid,
+          "the sink logit of head %zu is %g, must be within 1e30, or -infinity for "
+          "none",
+          head, static_cast<double>(logit));
   if (!options.tree_mask.empty() &&
       (options.tree_mask.size() != static_cast<std::size_t>(queries) || queries > 64))
     return Status::error(

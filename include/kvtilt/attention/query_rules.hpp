@@ -52,7 +52,8 @@ class RowRules {
       : options_(options),
         first_position_(first_position),
         window_(effective_window(view, options)),
-        keep_sinks_(view.shape.keep_sinks) {
+        keep_sinks_(view.shape.keep_sinks),
+        sink_tokens_(view.sink_tokens) {
     const float scale = options.scale > 0.0f ? options.scale : implied_scale(queries.dim);
     // Softmax works in base 2; a cap wants tanh's argument instead.
     query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
@@ -68,6 +69,7 @@ class RowRules {
     rule.first_position =
         std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
     rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
+    rule.sink_end = keep_sinks_ ? sink_tokens_ : 0;
     rule.end_position = std::min(options_.end_position, position + 1);
     rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
     if (!options_.tree_mask.empty()) {
@@ -88,6 +90,7 @@ class RowRules {
   std::int64_t first_position_;
   int window_;
   bool keep_sinks_;
+  std::int64_t sink_tokens_;
   float query_factor_;
 };
 

@@ -56,6 +56,7 @@ class WorkspaceCarver {
 struct RowRule {
   std::int64_t first_position;  ///< oldest position inside window and range
   std::int64_t first_sink;      ///< the same for sinks, which may outlive the window
+  std::int64_t sink_end;        ///< one past the newest sink that does; 0: none
   std::int64_t end_position;    ///< one past the newest
   std::int64_t position;        ///< its own
   std::uint64_t tree;           ///< bit j: sees position tree_start + j
@@ -71,6 +72,8 @@ struct RowRule {
     };
     unsigned mask =
         cpu::lanes_between(lane(sinks ? first_sink : first_position), lane(end_position));
+    if (start < sink_end)  // of a chunk: it is not marked as what it will be
+      mask |= cpu::lanes_between(lane(first_sink), lane(std::min(sink_end, end_position)));
     const int first_tree_lane = lane(tree_start);
     if (first_tree_lane < line_lanes) {
       const std::int64_t shift = start - tree_start;  // bit of the tree that lane 0 stands for

@@ -37,7 +37,10 @@ struct Work {
   int spans;                ///< items per tile: 1 unless the pages are split
   float* partials;          ///< [tile][span], if they are
 
-  [[nodiscard]] int ratio() const { return queries.heads / view->shape.kv_heads; }
+  /// 0 of a view that comes from no cache, which is refused later.
+  [[nodiscard]] int ratio() const {
+    return view->shape.kv_heads > 0 ? queries.heads / view->shape.kv_heads : 0;
+  }
   [[nodiscard]] std::int64_t rows() const { return queries.tokens * ratio(); }
   [[nodiscard]] std::int64_t tiles_per_head() const { return (rows() + tile_rows - 1) / tile_rows; }
   [[nodiscard]] std::int64_t tiles() const { return tiles_per_head() * view->shape.kv_heads; }

@@ -24,9 +24,12 @@
 
 namespace kvtilt {
 
-/// Threads: open, reserve and close may be called from anywhere at any time. append, truncate,
-/// view, unpack and length of one sequence belong to one thread at a time; different sequences do not
-/// disturb each other. memory() of a sequence that is being written is undefined.
+/// Threads: calls for one sequence belong to one thread at a time, and views of it may be read by any
+/// number until the next call but length() or view(); calls for different sequences, and open, may come
+/// from anywhere at any time. memory() of a sequence that is being written is undefined.
+///
+/// What create makes beside the cache's memory, a few KiB a layer, comes from operator new; so does what
+/// plan_memory() makes. An operator new that throws is not caught.
 class KVCache {
  public:
   /// Checks everything that can be wrong with the arguments; nothing is allocated for tokens yet.

@@ -91,6 +91,7 @@ inline Result<LayerView> KVCache::view(SequenceId id, int layer) const {
   LayerView view = store.empty_view();
   view.pages = own.entries().data();
   view.page_count = static_cast<std::int32_t>(own.entries().size());
+  view.sink_tokens = store.placement.sink_tokens;
   view.length = own.length();
   view.first_kept = own.first_kept();
   view.kernels = kernels_;

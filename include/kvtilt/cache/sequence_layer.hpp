@@ -188,8 +188,10 @@ class SequenceLayer {
     };
     first = 0;
     while (first < entries_.size() && entries_[first].first_position != from) ++first;
-    for (last = first; sealed(last) && entries_[last].first_position < to;) ++last;
-    return last > first && entries_[last - 1].first_position + entries_[last - 1].tokens == to;
+    std::int64_t end = from;
+    for (last = first; end < to && sealed(last) && entries_[last].first_position == end; ++last)
+      end += entries_[last].tokens;
+    return last > first && end == to;
   }
 
   /// Drops entries first to last-1, sealed pages all. Positions of the others stay as they are.

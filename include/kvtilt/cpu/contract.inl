@@ -174,7 +174,9 @@ struct Steps {
     const Floats4 one = nothing + 1.0f;
     const auto counts = largest > 1e-30f;
     step = largest / levels;
-    inverse = counts ? levels / (counts ? largest : one) : nothing;
+    // The largest weight stays within a byte in any rounding mode: short of its level by more than both
+    // products err.
+    inverse = counts ? levels * (1.0f - 0x1p-20f) / (counts ? largest : one) : nothing;
   }
 };
 

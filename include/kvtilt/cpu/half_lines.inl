@@ -28,11 +28,18 @@ inline void to_f16_half_line(const T* row, F16* out) {
 inline constexpr int value_lead = 4;
 inline constexpr int key_lead = line_lanes;
 
+/// Bytes from a row to the one that is asked for, which need not exist: a single row has any stride.
+template <class T>
+inline std::ptrdiff_t bytes_ahead(int lead, std::ptrdiff_t stride) {
+  return static_cast<std::ptrdiff_t>(static_cast<std::uintptr_t>(stride) *
+                                     static_cast<std::uintptr_t>(lead) * sizeof(T));
+}
+
 /// One value row: 16 channels go to a line of each block.
 template <class T>
 inline void write_value(const T* row, std::ptrdiff_t stride, CodeMatrix matrix, F16* stored,
                         int slot) {
-  const std::ptrdiff_t lead = value_lead * stride * static_cast<std::ptrdiff_t>(sizeof(T));
+  const std::ptrdiff_t lead = bytes_ahead<T>(value_lead, stride);
   const std::ptrdiff_t block = static_cast<std::ptrdiff_t>(line_lanes) * matrix.inner;
   const int full = matrix.full_blocks() * line_lanes;
   F16* line = stored + slot * line_lanes;
@@ -62,7 +69,7 @@ inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
 /// Sixteen key rows that fill lines: 16 channels at a time are converted and transposed.
 template <class T>
 inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* lines) {
-  const std::ptrdiff_t lead = key_lead * stride * static_cast<std::ptrdiff_t>(sizeof(T));
+  const std::ptrdiff_t lead = bytes_ahead<T>(key_lead, stride);
   alignas(line_bytes) std::byte scratch[line_lanes * line_lanes * sizeof(F16)];  // F16 sets zeros
   F16* square = reinterpret_cast<F16*>(scratch);
   for (int channel = 0; channel < dim; channel += line_lanes, lines += line_lanes * line_lanes) {

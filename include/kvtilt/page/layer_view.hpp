@@ -48,14 +48,15 @@ struct PageEntry {
   std::uint32_t* references = nullptr;  ///< how many sequences share a sealed page; the cache's own
 };
 
-/// One layer of one sequence. Pages are in order of position. Valid until the sequence is
-/// appended to, truncated or closed.
+/// One layer of one sequence. Pages are in order of position. Valid until the sequence is appended to,
+/// reserved for, truncated, loses pages or is closed.
 struct LayerView {
   LayerShape shape;
   const HeadLayout* heads[page_kinds] = {};  ///< [kv head], by kind of page
   const PageEntry* pages = nullptr;
   std::int32_t page_count = 0;
   std::int32_t max_page_tokens = 0;  ///< slots of the largest page
+  std::int32_t sink_tokens = 0;      ///< first positions that are, or will be, sinks
   std::int64_t length = 0;           ///< positions 0 to length-1 were appended
   std::int64_t first_kept = 0;  ///< beyond the sinks, positions before it were freed by the window
   const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device

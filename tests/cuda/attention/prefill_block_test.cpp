@@ -190,7 +190,8 @@ TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   for (int round = 0; round < 24; ++round) {
     LayerShape shape{2, 64, 64, random.chance(2) ? random.between(20, 200) : 0};
     shape.keep_sinks = random.chance(2);
-    const DeviceSequences sequences(random, shape, presets::k4v2, {random.below(300)});
+    // With its sinks: a chunk that brings them is refused where the window is shorter.
+    const DeviceSequences sequences(random, shape, presets::k4v2, {random.between(4, 300)});
     const int tokens = random.between(1, 90);
     const Chunks chunks(random, shape, {tokens}, random.between(1, 4));
     const RandomOptions asked(random, shape, chunks.queries.rows());
@@ -202,7 +203,9 @@ TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
          random.between(1, 4),
          2,
          {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}});
-    EXPECT_TRUE(is_close(sequences.views, chunks, options, output)) << "round " << round;
+    // Weights of 2^-24 of a row's largest are lost: all others, if that one's value is 0.
+    EXPECT_TRUE(is_close(sequences.views, chunks, options, output, 2e-3, 1e-6))
+        << "round " << round;
   }
 }
 

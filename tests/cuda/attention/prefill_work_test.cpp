@@ -337,6 +337,40 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
   }
 }
 
+/// Sinks that the cache does not hold yet are not marked as such.
+TEST(PrefillWork, ChunksThatHideTheirOwnSinksPlanNothing) {
+  const auto plans = [](std::int64_t length, int window, bool keep_sinks, std::int32_t rows) {
+    Random random(6);
+    Launch launch(random, 2, 1);
+    launch.arguments.attend.layer.sink_tokens = 4;
+    launch.arguments.attend.rules.window = window;
+    launch.arguments.attend.rules.keep_sinks = keep_sinks ? 1 : 0;
+    launch.indptr = {0, 3, 3 + rows};
+    launch.arguments.rows.indptr = launch.indptr.data();
+    launch.arguments.keys.tokens = 3 + rows;
+    for (SequenceState& state : launch.states) state = {};
+    SequenceState& own = launch.states[static_cast<std::size_t>(launch.slots[1])];
+    own.length = own.tail_start = length;
+    bool planned = false;
+    launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
+      planned = plan.total > 0;
+    });
+    EXPECT_EQ(launch.record.count, planned ? 0u : 1u);
+    if (planned) return true;
+    EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Unsupported);
+    EXPECT_EQ(launch.record.sequence, 1);
+    EXPECT_NE(cuda::to_status(launch.record, 64).message().find("longer than the window of 16"),
+              std::string_view::npos);
+    return false;
+  };
+  EXPECT_FALSE(plans(0, 16, true, 17));
+  EXPECT_FALSE(plans(3, 16, true, 17));
+  EXPECT_TRUE(plans(4, 16, true, 17));
+  EXPECT_TRUE(plans(0, 16, true, 16));
+  EXPECT_TRUE(plans(0, 16, false, 17));
+  EXPECT_TRUE(plans(0, 0, true, 17));
+}
+
 TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
   Random random(5);
   Launch launch(random, 1, 1);

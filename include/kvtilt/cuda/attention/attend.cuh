@@ -108,6 +108,7 @@ class Attention {
   /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
   ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
+  ///            Each weight may be off by 2^-25 of the row's largest, if that one's value is 0, too.
   ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
   ///            That counts on roundings that average out; where they do not, as of keys that are all
   ///            alike beside a sink logit, it is up to 2^-11 * scale * sum |q k|.

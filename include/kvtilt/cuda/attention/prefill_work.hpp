@@ -204,8 +204,18 @@ struct PrefillItem {
 /// A line has fewer units.
 inline constexpr std::int64_t most_units = 0x7fffffff;
 
+/// Whether a sequence's chunk holds sinks that keep_sinks shows beyond the window to tokens of the same
+/// chunk: only those of the cache are marked as sinks.
+KVTILT_HD inline bool hides_own_sinks(const PrefillArguments& arguments, int sequence) {
+  const AttendRules& rules = arguments.attend.rules;
+  const LayerStorage& layer = arguments.attend.layer;
+  return rules.keep_sinks != 0 && rules.window > 0 &&
+         arguments.rows.count(sequence) > rules.window &&
+         layer.state(arguments.attend.batch.slots[sequence]).length < layer.sink_tokens;
+}
+
 /// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows
-/// do not ascend from 0 on to the tensors' end at most. One warp.
+/// do not ascend from 0 on to the tensors' end at most, or chunks hide their own sinks. One warp.
 template <class Threads>
 KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& arguments, int block_rows,
                                int* tile_starts) {
@@ -216,7 +226,8 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   std::uint32_t wrong = none;
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane(); i < count; i += warp_lanes) {
-    const bool sound = arguments.rows.are_sound(i, arguments.keys.tokens);
+    const bool sound =
+        arguments.rows.are_sound(i, arguments.keys.tokens) && !hides_own_sinks(arguments, i);
     if (!sound && wrong == none) wrong = static_cast<std::uint32_t>(i);
     tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(arguments.rows.count(i)), each) : 0;
   }
@@ -228,11 +239,16 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   threads.sync_warp();
   if (threads.lane() != 0) return;
   tile_starts[count] = -1;
+  if (threads.block() != 0) return;
   const int sequence = static_cast<int>(wrong);
-  if (threads.block() == 0)
-    record_error(threads, attend.layer.record,
-                 sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
-                                arguments.rows.first(sequence + 1)));
+  DeviceRecord error = sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
+                                      arguments.rows.first(sequence + 1));
+  if (arguments.rows.are_sound(sequence, arguments.keys.tokens)) {
+    error.code = static_cast<std::uint32_t>(ErrorCode::Unsupported);
+    error.call = DeviceCall::Prefill;
+    error.token = attend.rules.window;
+  }
+  record_error(threads, attend.layer.record, error);
 }
 
 /// Units before each group, of one kv head. No units at all, and an error in the record, where

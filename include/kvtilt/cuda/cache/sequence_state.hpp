@@ -151,9 +151,10 @@ KVTILT_HD constexpr bool find_pages(const SequenceState& state, const PageSlot* 
                                     std::int64_t from, std::int64_t to, std::int32_t& first,
                                     std::int32_t& last) {
   first = entry_at(state, table, from);
-  if (first == state.page_end || table[first].first_position != from) return false;
-  last = entry_at(state, table, to);
-  return last > first && end_of(table[last - 1]) == to;
+  std::int64_t end = from;
+  for (last = first; end < to && last < state.page_end && table[last].first_position == end; ++last)
+    end += table[last].tokens;
+  return last > first && end == to;
 }
 
 /// What appending will do to a sequence: known before anything is written, by every block alike.
