@@ -63,7 +63,9 @@ HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& 
   const std::string prefix = std::string(metadata.string("general.architecture").value()) + ".";
   HeadCounts counts;
   counts.layers = metadata.integer(prefix + "block_count").value();
-  counts.query_heads = metadata.integers(prefix + "attention.head_count").value().front();
+  const auto query_heads = metadata.integers(prefix + "attention.head_count").value();
+  if (query_heads.empty()) fail(file, ": key '", prefix, "attention.head_count' is an empty array");
+  counts.query_heads = query_heads.front();
   counts.kv_heads = {counts.query_heads};
   if (metadata.contains(prefix + "attention.head_count_kv")) {
     counts.kv_heads = metadata.integers(prefix + "attention.head_count_kv").value();

@@ -2,12 +2,17 @@
 #include <kvtilt/io/safetensors_writer.hpp>
 
 #include "support.hpp"
+#include "support/tensor_files.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <llama/norm_source.hpp>
 
 #include <cmath>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace llama {
 namespace {
@@ -46,6 +51,33 @@ Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
   }
   return tensor;
 }
+
+/// A GGUF file of an architecture "a". Counts are single numbers, but lists of another size than one
+/// are arrays.
+class Gguf : public TemporaryFolder {
+ public:
+  explicit Gguf(const std::vector<std::pair<std::string, std::vector<std::uint32_t>>>& counts,
+                const std::vector<Folder::Named>& tensors = {}) {
+    kvtilt::test::GgufBytes bytes(tensors.size(), counts.size() + 1);
+    bytes.pair("general.architecture", 8).string("a");
+    for (const auto& [key, list] : counts) {
+      bytes.pair("a." + key, list.size() == 1 ? 4 : 9);
+      if (list.size() != 1) bytes.number<std::uint32_t>(4).number<std::uint64_t>(list.size());
+      for (const std::uint32_t count : list) bytes.number(count);
+    }
+    kvtilt::test::GgufBytes data;
+    const std::size_t before = data.align().bytes().size();
+    for (const Folder::Named& tensor : tensors) {
+      const std::vector<std::uint64_t> dimensions(tensor.shape.rbegin(), tensor.shape.rend());
+      bytes.tensor(tensor.name, dimensions, 0, data.bytes().size() - before);
+      for (const float number : tensor.numbers) data.number(number);
+      data.align();
+    }
+    write("a.gguf", bytes.align().data(data.bytes().substr(before)).bytes());
+  }
+
+  [[nodiscard]] std::filesystem::path file() const { return path() / "a.gguf"; }
+};
 
 /// sqrt of the sum of (row + 1)^2 over rows.
 double norm_of(int first, int count) {
@@ -131,6 +163,16 @@ TEST(NormSourceHostile, NamesWhatIsMissing) {
   broken.numbers[5] = std::nanf("");
   EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16), broken}).path()),
               HasSubstr("v_proj.weight\" of layer 0: row 1, column 2 is not finite"));
+}
+
+TEST(NormSourceHostile, RefusesCountsThatGgufFilesLeaveEmpty) {
+  EXPECT_THAT(error(Gguf({{"block_count", {2}}, {"attention.head_count", {}}}).file()),
+              HasSubstr("a.gguf: key 'a.attention.head_count' is an empty array"));
+  EXPECT_THAT(error(Gguf({{"block_count", {2}},
+                          {"attention.head_count", {4}},
+                          {"attention.head_count_kv", {}}})
+                        .file()),
+              HasSubstr("block_count and head counts contradict each other"));
 }
 
 }  // namespace
