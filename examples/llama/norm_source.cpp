@@ -16,6 +16,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace llama {
@@ -24,12 +25,53 @@ namespace {
 using kvtilt::StoredTensor;
 using kvtilt::Tensor;
 
-/// Counts that the tensors' shapes do not tell.
+/// What a checkpoint says of the numbers in a head.
+struct HeadSizes {
+  std::vector<std::int64_t> any_of;  // several where layers differ, none where nothing is said
+  std::string text;                  // the same for messages
+  bool guessed = false;              // what families take that say nothing, but not all of them
+
+  void add(const std::string& what, std::int64_t size) {
+    any_of.push_back(size);
+    text += (text.empty() ? "" : ", ") + what + " is " + std::to_string(size);
+  }
+  [[nodiscard]] bool allow(std::int64_t size) const {
+    return any_of.empty() || std::find(any_of.begin(), any_of.end(), size) != any_of.end();
+  }
+};
+
+/// Counts that the tensors' shapes do not tell, and sizes that they must have.
 struct HeadCounts {
   std::int64_t layers = 0;
   std::int64_t query_heads = 0;
   std::vector<std::int64_t> kv_heads;  // per layer, or one for all
+  HeadSizes key_sizes;
+  HeadSizes value_sizes;
 };
+
+/// `number(key)` is a std::optional; `width` and `heads` are keys of what an unstated size is the
+/// quotient of.
+template <class Number>
+void read_head_sizes(HeadCounts& counts, Number number, std::initializer_list<const char*> of_keys,
+                     std::initializer_list<const char*> of_values, const char* width,
+                     const char* heads) {
+  const auto add = [&](HeadSizes& sizes, std::initializer_list<const char*> keys) {
+    for (const std::string key : keys) {
+      if (const std::optional<std::int64_t> size = number(key)) sizes.add(key, *size);
+    }
+  };
+  add(counts.key_sizes, of_keys);
+  add(counts.value_sizes, of_values);
+  if (counts.key_sizes.any_of.empty()) {
+    if (const std::optional<std::int64_t> hidden = number(width)) {
+      counts.key_sizes.guessed = true;
+      counts.key_sizes.add(std::string(width) + " " + std::to_string(*hidden) + " / " + heads +
+                               " " + std::to_string(counts.query_heads),
+                           *hidden / counts.query_heads);
+    }
+  }
+  if (counts.value_sizes.any_of.empty()) counts.value_sizes = counts.key_sizes;
+}
 
 /// The first of `keys` that is there.
 std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
@@ -54,8 +96,16 @@ HeadCounts config_counts(const std::filesystem::path& path) {
   HeadCounts counts;
   counts.layers = count({"num_hidden_layers", "n_layer", "num_layers"});
   counts.query_heads = count({"num_attention_heads", "n_head"});
-  const bool grouped = find_any(root, {"num_key_value_heads", "num_kv_heads"}).has_value();
-  counts.kv_heads = {grouped ? count({"num_key_value_heads", "num_kv_heads"}) : counts.query_heads};
+  const auto kv_names = {"num_key_value_heads", "num_kv_heads", "n_head_kv"};
+  counts.kv_heads = {find_any(root, kv_names) ? count(kv_names) : counts.query_heads};
+  const auto number = [&](const std::string& key) -> std::optional<std::int64_t> {
+    const auto value = find_any(root, {key.c_str()});
+    if (!value) return std::nullopt;
+    return value->integer(1, 1 << 20).value();
+  };
+  read_head_sizes(counts, number,
+                  {"head_dim", "attention_head_dim", "global_head_dim", "swa_head_dim"},
+                  {"v_head_dim", "swa_v_head_dim"}, "hidden_size", "num_attention_heads");
   return counts;
 }
 
@@ -77,6 +127,13 @@ HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& 
       std::all_of(counts.kv_heads.begin(), counts.kv_heads.end(),
                   [](std::int64_t heads) { return heads >= 0 && heads <= kvtilt::max_kv_heads; });
   if (!sane) fail(file, ": block_count and head counts contradict each other");
+  const auto number = [&](const std::string& key) -> std::optional<std::int64_t> {
+    if (!metadata.contains(prefix + key)) return std::nullopt;
+    return metadata.integer(prefix + key).value();
+  };
+  read_head_sizes(counts, number, {"attention.key_length", "attention.key_length_swa"},
+                  {"attention.value_length", "attention.value_length_swa"}, "embedding_length",
+                  "attention.head_count");
   return counts;
 }
 
@@ -108,7 +165,10 @@ void release(std::span<const std::byte> bytes) {
 class Layers {
  public:
   Layers(const kvtilt::Checkpoint& checkpoint, HeadCounts counts, std::string name)
-      : checkpoint_(checkpoint), counts_(std::move(counts)), name_(std::move(name)) {}
+      : checkpoint_(checkpoint),
+        names_(checkpoint.names()),
+        counts_(std::move(counts)),
+        name_(std::move(name)) {}
 
   [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
 
@@ -122,6 +182,10 @@ class Layers {
       fail(name_, ": layer ", layer, " has only one of a key and a value projection");
     }
     if (keys.weight == nullptr) return {};
+    const StoredTensor* gains = find_any(layer, {"k_norm.weight", "attn_k_norm.weight",
+                                                 "key_layernorm.weight", "k_layernorm.weight"});
+    require_size(keys, counts_.key_sizes, layer, gains);
+    require_size(values, counts_.value_sizes, layer, gains);
     shape = {static_cast<int>(heads), static_cast<int>(keys.head_rows),
              static_cast<int>(values.head_rows), 0};
     const auto checked = kvtilt::check_shape(shape, layer);
@@ -129,9 +193,7 @@ class Layers {
     kvtilt::LayerNorms norms;
     norms.keys = measure(keys, layer);
     norms.values = measure(values, layer);
-    if (const StoredTensor* gains =
-            find_any(layer, {"k_norm.weight", "attn_k_norm.weight", "key_layernorm.weight",
-                             "k_layernorm.weight"})) {
+    if (gains != nullptr) {
       norms.key_norm = true;
       const auto numbers = kvtilt::read_floats(*gains).value();
       const auto rows = static_cast<std::size_t>(keys.head_rows);
@@ -148,12 +210,29 @@ class Layers {
     return counts_.kv_heads[counts_.kv_heads.size() == 1 ? 0 : static_cast<std::size_t>(layer)];
   }
 
-  [[nodiscard]] const StoredTensor* find_any(int layer,
-                                             std::initializer_list<const char*> names) const {
+  /// What the names of a layer's tensors may begin with.
+  [[nodiscard]] static std::vector<std::string> prefixes(int layer) {
+    std::vector<std::string> list;
     for (const std::string prefix : layer_prefixes) {
       const std::size_t place = prefix.find('#');
-      const std::string start =
-          prefix.substr(0, place) + std::to_string(layer) + prefix.substr(place + 1);
+      list.push_back(prefix.substr(0, place) + std::to_string(layer) + prefix.substr(place + 1));
+    }
+    return list;
+  }
+
+  /// Whether a tensor's name begins with one of the layer's prefixes and `start`.
+  [[nodiscard]] bool has_any(int layer, const char* start) const {
+    for (const std::string& prefix : prefixes(layer)) {
+      const std::string wanted = prefix + start;
+      const auto found = std::lower_bound(names_.begin(), names_.end(), wanted);
+      if (found != names_.end() && found->starts_with(wanted)) return true;
+    }
+    return false;
+  }
+
+  [[nodiscard]] const StoredTensor* find_any(int layer,
+                                             std::initializer_list<const char*> names) const {
+    for (const std::string& start : prefixes(layer)) {
       for (const char* name : names) {
         if (const StoredTensor* tensor = checkpoint_.find(start + name)) return tensor;
       }
@@ -188,6 +267,12 @@ class Layers {
     }
     if (found.weight == nullptr) return found;
     const std::int64_t all = counts_.query_heads + 2 * heads;
+    const HeadSizes& sizes = keys ? counts_.key_sizes : counts_.value_sizes;
+    // GGUF files give linear attention's projection the name of softmax attention's.
+    if (found.weight->name.ends_with("attn_qkv.weight") && has_any(layer, "ssm_") &&
+        (found.weight->rows() % all != 0 || !sizes.allow(found.weight->rows() / all))) {
+      return {};
+    }
     require_rows(*found.weight, layer, all, "query, key and value heads");
     found.head_rows = found.weight->rows() / all;
     for (std::int64_t head = 0; head < heads; ++head) {
@@ -203,6 +288,19 @@ class Layers {
     if (tensor.shape.size() == 2 && tensor.rows() % heads == 0 && tensor.rows() > 0) return;
     fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " has shape ",
          kvtilt::shape_text(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
+  }
+
+  /// Heads of another size than stated come from a wrong count of them. Gains of one head outweigh
+  /// a guess: some families have sizes of their own.
+  void require_size(const Projection& projection, const HeadSizes& sizes, int layer,
+                    const StoredTensor* gains) const {
+    const std::int64_t size = projection.head_rows;
+    if (sizes.allow(size)) return;
+    if (sizes.guessed && gains != nullptr && gains->shape == std::vector{size}) return;
+    const StoredTensor& tensor = *projection.weight;
+    fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " has shape ",
+         kvtilt::shape_text(tensor.shape), ", which for ", counts_.query_heads, " query and ",
+         kv_heads(layer), " kv heads makes ", size, " rows a head; but ", sizes.text);
   }
 
   [[nodiscard]] kvtilt::TensorNorms measure(const Projection& projection, int layer) const {
@@ -240,6 +338,7 @@ class Layers {
   }
 
   const kvtilt::Checkpoint& checkpoint_;
+  std::vector<std::string_view> names_;  // sorted
   HeadCounts counts_;
   std::string name_;
 };

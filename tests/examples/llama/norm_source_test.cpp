@@ -56,8 +56,9 @@ Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
 /// are arrays.
 class Gguf : public TemporaryFolder {
  public:
-  explicit Gguf(const std::vector<std::pair<std::string, std::vector<std::uint32_t>>>& counts,
-                const std::vector<Folder::Named>& tensors = {}) {
+  using Counts = std::vector<std::pair<std::string, std::vector<std::uint32_t>>>;
+
+  explicit Gguf(const Counts& counts, const std::vector<Folder::Named>& tensors = {}) {
     kvtilt::test::GgufBytes bytes(tensors.size(), counts.size() + 1);
     bytes.pair("general.architecture", 8).string("a");
     for (const auto& [key, list] : counts) {
@@ -138,6 +139,78 @@ TEST(NormSource, LayersWithoutProjectionsKeepNoCache) {
   const WeightNorms norms = read_weight_norms(folder.path(), 1);
   EXPECT_EQ(norms.shape.layers[0].kv_heads, 0);
   EXPECT_EQ(norms.shape.layers[1].kv_heads, 2);
+}
+
+/// What is wrong with a layer of these rows and 8 query heads, beside what config.json adds.
+std::string size_error(int key_rows, int value_rows, const std::string& config) {
+  return error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", key_rows),
+                       matrix("model.layers.0.self_attn.v_proj.weight", value_rows)},
+                      R"({"num_hidden_layers": 1, "num_attention_heads": 8, )" + config + "}")
+                   .path());
+}
+
+TEST(NormSource, TakesHeadsOfTheSizeThatIsStated) {
+  EXPECT_EQ(size_error(128, 128, R"("num_key_value_heads": 2, "head_dim": 64)"), "");
+  EXPECT_EQ(size_error(128, 64, R"("num_key_value_heads": 2, "head_dim": 64, "v_head_dim": 32)"),
+            "");
+  EXPECT_EQ(size_error(128, 128, R"("num_kv_heads": 2, "head_dim": 32, "global_head_dim": 64)"),
+            "");
+  EXPECT_EQ(size_error(128, 128, R"("n_head_kv": 2, "hidden_size": 512)"), "");
+  EXPECT_EQ(size_error(128, 128, R"("num_kv_heads": 2, "hidden_size": 480, "head_dim": 64)"), "");
+}
+
+/// Configurations leave out head_dim where their family's is not hidden_size / heads (Gemma 3).
+TEST(NormSource, GainsOfOneHeadTellItsSizeWhereNothingIsStated) {
+  const auto with_gains = [](std::int64_t size) {
+    return error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),
+                         matrix("model.layers.0.self_attn.v_proj.weight", 16),
+                         {"model.layers.0.self_attn.k_norm.weight",
+                          {size},
+                          std::vector<float>(static_cast<std::size_t>(size), 1)}},
+                        R"({"num_hidden_layers": 1, "num_attention_heads": 4,
+                            "num_key_value_heads": 2, "hidden_size": 24})")
+                     .path());
+  };
+  EXPECT_EQ(with_gains(8), "");
+  EXPECT_THAT(with_gains(16), HasSubstr("hidden_size 24 / num_attention_heads 4 is 6"));
+}
+
+TEST(NormSource, LinearAttentionOfGgufFilesKeepsNoCache) {
+  const Gguf::Counts counts = {{"block_count", {2}},
+                               {"attention.head_count", {6}},
+                               {"attention.head_count_kv", {1}},
+                               {"attention.key_length", {16}},
+                               {"attention.value_length", {16}}};
+  const auto with_rows = [&](int rows, const std::string& beside) {
+    return Gguf(counts, {matrix("blk.0.attn_qkv.weight", rows), matrix("blk.0." + beside, 4),
+                         matrix("blk.1.attn_k.weight", 16), matrix("blk.1.attn_v.weight", 16)});
+  };
+  for (const int rows : {192, 193}) {
+    const Gguf file = with_rows(rows, "ssm_conv1d.weight");
+    const WeightNorms norms = read_weight_norms(file.file(), 1);
+    EXPECT_EQ(norms.shape.layers[0].kv_heads, 0) << rows;
+    EXPECT_EQ(norms.shape.layers[1], (kvtilt::LayerShape{1, 16, 16, 0}));
+  }
+  EXPECT_EQ(read_weight_norms(with_rows(128, "ssm_a").file(), 1).shape.layers[0].kv_heads, 1);
+  EXPECT_THAT(
+      error(with_rows(192, "attn_norm.weight").file()),
+      HasSubstr("\"blk.0.attn_qkv.weight\" of layer 0 has shape [192, 3], which for 6 query "
+                "and 1 kv heads makes 24 rows a head; but attention.key_length is 16"));
+}
+
+TEST(NormSourceHostile, RefusesHeadsOfAnotherSizeThanStated) {
+  EXPECT_THAT(size_error(128, 128, R"("num_key_value_heads": null, "head_dim": 64)"),
+              HasSubstr("k_proj.weight\" of layer 0 has shape [128, 3], which for 8 query and 8 kv "
+                        "heads makes 16 rows a head; but head_dim is 64"));
+  EXPECT_THAT(size_error(128, 128, R"("hidden_size": 512, "num_key_value_heads_per_layer": [2])"),
+              HasSubstr("makes 16 rows a head; but hidden_size 512 / num_attention_heads 8 is 64"));
+  EXPECT_THAT(size_error(128, 128, R"("n_head_kv": 2, "head_dim": 64, "v_head_dim": 32)"),
+              HasSubstr("v_proj.weight\" of layer 0 has shape [128, 3], which for 8 query and 2 kv "
+                        "heads makes 64 rows a head; but v_head_dim is 32"));
+  const Gguf file({{"block_count", {1}}, {"attention.head_count", {4}}, {"embedding_length", {32}}},
+                  {matrix("blk.0.attn_k.weight", 64), matrix("blk.0.attn_v.weight", 64)});
+  EXPECT_THAT(error(file.file()),
+              HasSubstr("makes 16 rows a head; but embedding_length 32 / attention.head_count 4"));
 }
 
 TEST(NormSourceHostile, NamesWhatIsMissing) {
