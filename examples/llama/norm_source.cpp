@@ -303,8 +303,19 @@ class Layers {
          kv_heads(layer), " kv heads makes ", size, " rows a head; but ", sizes.text);
   }
 
+  /// FP8 checkpoints keep scales beside the weights; norms without them would be of other weights.
+  void require_unscaled(const StoredTensor& tensor, int layer) const {
+    for (const char* suffix : {"_scale_inv", "_scale"}) {
+      const StoredTensor* scale = checkpoint_.find(tensor.name + suffix);
+      if (scale == nullptr) continue;
+      fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " is to be scaled by \"",
+           scale->name, "\", which is not understood; convert the checkpoint to bfloat16 first");
+    }
+  }
+
   [[nodiscard]] kvtilt::TensorNorms measure(const Projection& projection, int layer) const {
     const StoredTensor& tensor = *projection.weight;
+    require_unscaled(tensor, layer);
     const auto heads = static_cast<std::int64_t>(projection.first_rows.size());
     const std::int64_t columns = tensor.columns();
     const std::int64_t block = projection.head_rows * columns;

@@ -213,6 +213,23 @@ TEST(NormSourceHostile, RefusesHeadsOfAnotherSizeThanStated) {
               HasSubstr("makes 16 rows a head; but embedding_length 32 / attention.head_count 4"));
 }
 
+TEST(NormSourceHostile, RefusesWeightsThatScalesBelongTo) {
+  for (const std::string scale : {"v_proj.weight_scale_inv", "v_proj.weight_scale"}) {
+    EXPECT_THAT(
+        error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),
+                      matrix("model.layers.0.self_attn.v_proj.weight", 16),
+                      matrix("model.layers.0.self_attn." + scale, 1, 1)})
+                  .path()),
+        HasSubstr("\"model.layers.0.self_attn.v_proj.weight\" of layer 0 is to be scaled by "
+                  "\"model.layers.0.self_attn." +
+                  scale + "\", which is not understood"));
+  }
+  EXPECT_THAT(error(Folder({matrix("model.layers.0.self_attn.qkv_proj.weight", 64),
+                            matrix("model.layers.0.self_attn.qkv_proj.weight_scale", 64, 1)})
+                        .path()),
+              HasSubstr("qkv_proj.weight_scale\", which is not understood"));
+}
+
 TEST(NormSourceHostile, NamesWhatIsMissing) {
   EXPECT_THAT(error("/nowhere"), HasSubstr("/nowhere"));
   EXPECT_THAT(error(Folder({matrix("something.else", 16)}).path()),
