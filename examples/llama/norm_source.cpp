@@ -172,6 +172,19 @@ class Layers {
 
   [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
 
+  /// Refuses a checkpoint that has some of the layers only: a layer without attention has other
+  /// tensors.
+  void require_all() const {
+    std::vector<int> missing;
+    for (int layer = 0; layer < count(); ++layer) {
+      if (kv_heads(layer) != 0 && !has_tensors(layer)) missing.push_back(layer);
+    }
+    // None at all: the names are of a family that is not known.
+    if (missing.empty() || static_cast<int>(missing.size()) == count()) return;
+    fail(name_, ": ", missing.size(), " of ", count(), " layers have no tensors at all, layer ",
+         missing.front(), " the first of them; is a part of the checkpoint missing?");
+  }
+
   /// The norms of one layer and, in `shape`, what its cache looks like.
   [[nodiscard]] kvtilt::LayerNorms read(int layer, kvtilt::LayerShape& shape) const {
     const std::int64_t heads = kv_heads(layer);
@@ -220,14 +233,19 @@ class Layers {
     return list;
   }
 
-  /// Whether a tensor's name begins with one of the layer's prefixes and `start`.
-  [[nodiscard]] bool has_any(int layer, const char* start) const {
-    for (const std::string& prefix : prefixes(layer)) {
-      const std::string wanted = prefix + start;
-      const auto found = std::lower_bound(names_.begin(), names_.end(), wanted);
-      if (found != names_.end() && found->starts_with(wanted)) return true;
-    }
-    return false;
+  /// Whether a tensor's name begins so.
+  [[nodiscard]] bool has_any(const std::string& start) const {
+    const auto found = std::lower_bound(names_.begin(), names_.end(), start);
+    return found != names_.end() && found->starts_with(start);
+  }
+
+  /// Whether the layer has tensors, of attention or not.
+  [[nodiscard]] bool has_tensors(int layer) const {
+    const std::string number = "." + std::to_string(layer) + ".";
+    const auto all = prefixes(layer);
+    return std::any_of(all.begin(), all.end(), [&](const std::string& prefix) {
+      return has_any(prefix.substr(0, prefix.find(number) + number.size()));
+    });
   }
 
   [[nodiscard]] const StoredTensor* find_any(int layer,
@@ -269,7 +287,8 @@ class Layers {
     const std::int64_t all = counts_.query_heads + 2 * heads;
     const HeadSizes& sizes = keys ? counts_.key_sizes : counts_.value_sizes;
     // GGUF files give linear attention's projection the name of softmax attention's.
-    if (found.weight->name.ends_with("attn_qkv.weight") && has_any(layer, "ssm_") &&
+    if (found.weight->name.ends_with("attn_qkv.weight") &&
+        has_any("blk." + std::to_string(layer) + ".ssm_") &&
         (found.weight->rows() % all != 0 || !sizes.allow(found.weight->rows() / all))) {
       return {};
     }
@@ -366,6 +385,7 @@ WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
           : config_counts((std::filesystem::is_directory(path) ? path : path.parent_path()) /
                           "config.json"),
       path.string());
+  layers.require_all();
   WeightNorms norms;
   norms.layers.resize(static_cast<std::size_t>(layers.count()));
   norms.shape.layers.resize(norms.layers.size());

@@ -133,7 +133,8 @@ TEST(NormSource, SeesTheNormThatKeysPass) {
 
 /// Layers of linear attention in hybrid models have no such projections.
 TEST(NormSource, LayersWithoutProjectionsKeepNoCache) {
-  const Folder folder({matrix("model.layers.1.self_attn.k_proj.weight", 16),
+  const Folder folder({matrix("model.layers.0.linear_attn.in_proj.weight", 16),
+                       matrix("model.layers.1.self_attn.k_proj.weight", 16),
                        matrix("model.layers.1.self_attn.v_proj.weight", 16)},
                       R"({"text_config": {"num_hidden_layers": 2, "num_attention_heads": 2}})");
   const WeightNorms norms = read_weight_norms(folder.path(), 1);
@@ -228,6 +229,27 @@ TEST(NormSourceHostile, RefusesWeightsThatScalesBelongTo) {
                             matrix("model.layers.0.self_attn.qkv_proj.weight_scale", 64, 1)})
                         .path()),
               HasSubstr("qkv_proj.weight_scale\", which is not understood"));
+}
+
+TEST(NormSourceHostile, RefusesCheckpointsThatLackLayers) {
+  EXPECT_THAT(error(Folder({matrix("model.layers.1.self_attn.k_proj.weight", 16),
+                            matrix("model.layers.1.self_attn.v_proj.weight", 16),
+                            matrix("model.layers.10.mlp.weight", 16)},
+                           R"({"num_hidden_layers": 4, "num_attention_heads": 2})")
+                        .path()),
+              HasSubstr(": 3 of 4 layers have no tensors at all, layer 0 the first of them"));
+  const Folder::Named keys = matrix("blk.1.attn_k.weight", 32);
+  const Folder::Named values = matrix("blk.1.attn_v.weight", 32);
+  EXPECT_EQ(error(Gguf({{"block_count", {2}},
+                        {"attention.head_count", {2}},
+                        {"attention.head_count_kv", {0, 2}}},
+                       {keys, values})
+                      .file()),
+            "")
+      << "a layer without heads may have nothing";
+  EXPECT_THAT(
+      error(Gguf({{"block_count", {2}}, {"attention.head_count", {2}}}, {keys, values}).file()),
+      HasSubstr("a.gguf: 1 of 2 layers have no tensors at all, layer 0 the first"));
 }
 
 TEST(NormSourceHostile, NamesWhatIsMissing) {
