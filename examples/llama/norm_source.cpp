@@ -40,13 +40,14 @@ struct HeadSizes {
   }
 };
 
-/// Counts that the tensors' shapes do not tell, and sizes that they must have.
+/// Counts that the tensors' shapes do not tell, sizes that they must have, and what gains mean.
 struct HeadCounts {
   std::int64_t layers = 0;
   std::int64_t query_heads = 0;
   std::vector<std::int64_t> kv_heads;  // per layer, or one for all
   HeadSizes key_sizes;
   HeadSizes value_sizes;
+  bool gains_add_one = false;  // QK-norms multiply by 1 + what is stored
 };
 
 /// `number(key)` is a std::optional; `width` and `heads` are keys of what an unstated size is the
@@ -83,6 +84,15 @@ std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
   return std::nullopt;
 }
 
+/// Families whose norms multiply by 1 + what is stored; Gemma 3n's do not. GGUF files of them have
+/// the 1 in the tensor.
+bool adds_one_to_gains(std::string_view model_type) {
+  constexpr std::array<std::string_view, 7> families{
+      "gemma3",       "gemma3_text", "qwen3_next",      "qwen3_5",
+      "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"};
+  return std::find(families.begin(), families.end(), model_type) != families.end();
+}
+
 HeadCounts config_counts(const std::filesystem::path& path) {
   const auto file = kvtilt::MappedFile::open(path).value();
   const auto document = kvtilt::JsonDocument::parse(file.text(), path.string()).value();
@@ -106,6 +116,10 @@ HeadCounts config_counts(const std::filesystem::path& path) {
   read_head_sizes(counts, number,
                   {"head_dim", "attention_head_dim", "global_head_dim", "swa_head_dim"},
                   {"v_head_dim", "swa_v_head_dim"}, "hidden_size", "num_attention_heads");
+  for (const kvtilt::JsonValue& object : {document.root(), root}) {
+    const auto family = find_any(object, {"model_type"});
+    if (family && adds_one_to_gains(family->string().value())) counts.gains_add_one = true;
+  }
   return counts;
 }
 
@@ -208,11 +222,14 @@ class Layers {
     norms.values = measure(values, layer);
     if (gains != nullptr) {
       norms.key_norm = true;
-      const auto numbers = kvtilt::read_floats(*gains).value();
+      auto numbers = kvtilt::read_floats(*gains).value();
+      if (counts_.gains_add_one) {
+        for (float& gain : numbers) gain += 1;
+      }
       const auto rows = static_cast<std::size_t>(keys.head_rows);
       // Gains over all heads together (OLMo2) or per head; anything else says nothing of the scale.
       if (numbers.size() == rows || numbers.size() == rows * static_cast<std::size_t>(heads)) {
-        norms.key_gains = numbers;
+        norms.key_gains = std::move(numbers);
       }
     }
     return norms;

@@ -52,17 +52,17 @@ Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
   return tensor;
 }
 
-/// A GGUF file of an architecture "a". Counts are single numbers, but lists of another size than one
-/// are arrays.
+/// A GGUF file. Counts are single numbers, but lists of another size than one are arrays.
 class Gguf : public TemporaryFolder {
  public:
   using Counts = std::vector<std::pair<std::string, std::vector<std::uint32_t>>>;
 
-  explicit Gguf(const Counts& counts, const std::vector<Folder::Named>& tensors = {}) {
+  explicit Gguf(const Counts& counts, const std::vector<Folder::Named>& tensors = {},
+                const std::string& family = "a") {
     kvtilt::test::GgufBytes bytes(tensors.size(), counts.size() + 1);
-    bytes.pair("general.architecture", 8).string("a");
+    bytes.pair("general.architecture", 8).string(family);
     for (const auto& [key, list] : counts) {
-      bytes.pair("a." + key, list.size() == 1 ? 4 : 9);
+      bytes.pair(family + "." + key, list.size() == 1 ? 4 : 9);
       if (list.size() != 1) bytes.number<std::uint32_t>(4).number<std::uint64_t>(list.size());
       for (const std::uint32_t count : list) bytes.number(count);
     }
@@ -129,6 +129,40 @@ TEST(NormSource, SeesTheNormThatKeysPass) {
   }
   EXPECT_FALSE(read_weight_norms(golden_folder("llama_f32"), 1).layers[0].key_norm);
   EXPECT_GT(read_weight_norms(golden_folder("qwen2_f16"), 1).layers[0].keys.bias, 0);
+}
+
+/// Gemma 3 and Qwen3-Next store gains as what is added to one, but not in GGUF files.
+TEST(NormSource, AddsTheOneThatFamiliesLeaveOutOfGains) {
+  const auto gains = [](const std::string& config) {
+    const Folder folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),
+                         matrix("model.layers.0.self_attn.v_proj.weight", 16),
+                         {"model.layers.0.self_attn.k_norm.weight", {8}, std::vector<float>(8, 3)}},
+                        config);
+    return read_weight_norms(folder.path(), 1).layers[0].key_gains;
+  };
+  const std::string counts = R"("num_hidden_layers": 1, "num_attention_heads": 2)";
+  for (const std::string family : {"gemma3", "gemma3_text", "qwen3_next", "qwen3_5", "qwen3_5_text",
+                                   "qwen3_5_moe", "qwen3_5_moe_text"}) {
+    EXPECT_EQ(gains("{\"model_type\": \"" + family + "\", " + counts + "}"),
+              std::vector<float>(8, 4))
+        << family;
+  }
+  EXPECT_EQ(gains(R"({"model_type": "gemma3", "text_config": {)" + counts + "}}"),
+            std::vector<float>(8, 4));
+  EXPECT_EQ(
+      gains(R"({"model_type": "x", "text_config": {"model_type": "gemma3_text", )" + counts + "}}"),
+      std::vector<float>(8, 4));
+  for (const std::string family : {"qwen3", "gemma3n", "gemma3n_text", "gemma4"}) {
+    EXPECT_EQ(gains("{\"model_type\": \"" + family + "\", " + counts + "}"),
+              std::vector<float>(8, 3))
+        << family;
+  }
+  const Gguf file({{"block_count", {1}}, {"attention.head_count", {2}}},
+                  {matrix("blk.0.attn_k.weight", 16),
+                   matrix("blk.0.attn_v.weight", 16),
+                   {"blk.0.attn_k_norm.weight", {8}, std::vector<float>(8, 4)}},
+                  "gemma3");
+  EXPECT_EQ(read_weight_norms(file.file(), 1).layers[0].key_gains, std::vector<float>(8, 4));
 }
 
 /// Layers of linear attention in hybrid models have no such projections.
