@@ -2,10 +2,10 @@
 #include "norm_source.hpp"
 
 #include <kvtilt/io/checkpoint.hpp>
-#include <kvtilt/io/json.hpp>
 
 #include "fail.hpp"
 #include "for_each_piece.hpp"
+#include "head_counts.hpp"
 
 #include <sys/mman.h>
 #include <unistd.h>
@@ -14,8 +14,8 @@
 #include <array>
 #include <cstdint>
 #include <mutex>
-#include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 
 namespace llama {
@@ -23,60 +23,6 @@ namespace {
 
 using kvtilt::StoredTensor;
 using kvtilt::Tensor;
-
-/// Counts that the tensors' shapes do not tell.
-struct HeadCounts {
-  std::int64_t layers = 0;
-  std::int64_t query_heads = 0;
-  std::vector<std::int64_t> kv_heads;  // per layer, or one for all
-};
-
-/// The first of `keys` that is there.
-std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
-                                          std::initializer_list<const char*> keys) {
-  for (const char* key : keys) {
-    const auto value = object.find(key);
-    if (value && !value->is_null()) return value;
-  }
-  return std::nullopt;
-}
-
-HeadCounts config_counts(const std::filesystem::path& path) {
-  const auto file = kvtilt::MappedFile::open(path).value();
-  const auto document = kvtilt::JsonDocument::parse(file.text(), path.string()).value();
-  // Models of several senses keep the language model's numbers in an object of their own.
-  const kvtilt::JsonValue root = document.root().find("text_config").value_or(document.root());
-  const auto count = [&](std::initializer_list<const char*> keys) {
-    const auto value = find_any(root, keys);
-    if (!value) fail(path.string(), ": has no \"", *keys.begin(), "\"");
-    return value->integer(1, kvtilt::max_kv_heads).value();
-  };
-  HeadCounts counts;
-  counts.layers = count({"num_hidden_layers", "n_layer", "num_layers"});
-  counts.query_heads = count({"num_attention_heads", "n_head"});
-  const bool grouped = find_any(root, {"num_key_value_heads", "num_kv_heads"}).has_value();
-  counts.kv_heads = {grouped ? count({"num_key_value_heads", "num_kv_heads"}) : counts.query_heads};
-  return counts;
-}
-
-HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& file) {
-  const std::string prefix = std::string(metadata.string("general.architecture").value()) + ".";
-  HeadCounts counts;
-  counts.layers = metadata.integer(prefix + "block_count").value();
-  counts.query_heads = metadata.integers(prefix + "attention.head_count").value().front();
-  counts.kv_heads = {counts.query_heads};
-  if (metadata.contains(prefix + "attention.head_count_kv")) {
-    counts.kv_heads = metadata.integers(prefix + "attention.head_count_kv").value();
-  }
-  const bool sane =
-      counts.layers >= 1 && counts.layers <= 10000 && counts.query_heads >= 1 &&
-      (counts.kv_heads.size() == 1 ||
-       counts.kv_heads.size() == static_cast<std::size_t>(counts.layers)) &&
-      std::all_of(counts.kv_heads.begin(), counts.kv_heads.end(),
-                  [](std::int64_t heads) { return heads >= 0 && heads <= kvtilt::max_kv_heads; });
-  if (!sane) fail(file, ": block_count and head counts contradict each other");
-  return counts;
-}
 
 /// How families name a layer's tensors; # is the layer.
 constexpr std::array layer_prefixes{"model.layers.#.self_attn.",
@@ -106,9 +52,25 @@ void release(std::span<const std::byte> bytes) {
 class Layers {
  public:
   Layers(const kvtilt::Checkpoint& checkpoint, HeadCounts counts, std::string name)
-      : checkpoint_(checkpoint), counts_(std::move(counts)), name_(std::move(name)) {}
+      : checkpoint_(checkpoint),
+        names_(checkpoint.names()),
+        counts_(std::move(counts)),
+        name_(std::move(name)) {}
 
   [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
+
+  /// Refuses a checkpoint that has some of the layers only: a layer without attention has other
+  /// tensors.
+  void require_all() const {
+    std::vector<int> missing;
+    for (int layer = 0; layer < count(); ++layer) {
+      if (kv_heads(layer) != 0 && !has_tensors(layer)) missing.push_back(layer);
+    }
+    // None at all: the names are of a family that is not known.
+    if (missing.empty() || static_cast<int>(missing.size()) == count()) return;
+    fail(name_, ": ", missing.size(), " of ", count(), " layers have no tensors at all, layer ",
+         missing.front(), " the first of them; is a part of the checkpoint missing?");
+  }
 
   /// The norms of one layer and, in `shape`, what its cache looks like.
   [[nodiscard]] kvtilt::LayerNorms read(int layer, kvtilt::LayerShape& shape) const {
@@ -120,6 +82,10 @@ class Layers {
       fail(name_, ": layer ", layer, " has only one of a key and a value projection");
     }
     if (keys.weight == nullptr) return {};
+    const StoredTensor* gains = find_any(layer, {"k_norm.weight", "attn_k_norm.weight",
+                                                 "key_layernorm.weight", "k_layernorm.weight"});
+    require_size(keys, counts_.key_sizes, layer, gains);
+    require_size(values, counts_.value_sizes, layer, gains);
     shape = {static_cast<int>(heads), static_cast<int>(keys.head_rows),
              static_cast<int>(values.head_rows), 0};
     const auto checked = kvtilt::check_shape(shape, layer);
@@ -127,15 +93,16 @@ class Layers {
     kvtilt::LayerNorms norms;
     norms.keys = measure(keys, layer);
     norms.values = measure(values, layer);
-    if (const StoredTensor* gains =
-            find_any(layer, {"k_norm.weight", "attn_k_norm.weight", "key_layernorm.weight",
-                             "k_layernorm.weight"})) {
+    if (gains != nullptr) {
       norms.key_norm = true;
-      const auto numbers = kvtilt::read_floats(*gains).value();
+      auto numbers = kvtilt::read_floats(*gains).value();
+      if (counts_.gains_add_one) {
+        for (float& gain : numbers) gain += 1;
+      }
       const auto rows = static_cast<std::size_t>(keys.head_rows);
       // Gains over all heads together (OLMo2) or per head; anything else says nothing of the scale.
       if (numbers.size() == rows || numbers.size() == rows * static_cast<std::size_t>(heads)) {
-        norms.key_gains = numbers;
+        norms.key_gains = std::move(numbers);
       }
     }
     return norms;
@@ -146,12 +113,34 @@ class Layers {
     return counts_.kv_heads[counts_.kv_heads.size() == 1 ? 0 : static_cast<std::size_t>(layer)];
   }
 
-  [[nodiscard]] const StoredTensor* find_any(int layer,
-                                             std::initializer_list<const char*> names) const {
+  /// What the names of a layer's tensors may begin with.
+  [[nodiscard]] static std::vector<std::string> prefixes(int layer) {
+    std::vector<std::string> list;
     for (const std::string prefix : layer_prefixes) {
       const std::size_t place = prefix.find('#');
-      const std::string start =
-          prefix.substr(0, place) + std::to_string(layer) + prefix.substr(place + 1);
+      list.push_back(prefix.substr(0, place) + std::to_string(layer) + prefix.substr(place + 1));
+    }
+    return list;
+  }
+
+  /// Whether a tensor's name begins so.
+  [[nodiscard]] bool has_any(const std::string& start) const {
+    const auto found = std::lower_bound(names_.begin(), names_.end(), start);
+    return found != names_.end() && found->starts_with(start);
+  }
+
+  /// Whether the layer has tensors, of attention or not.
+  [[nodiscard]] bool has_tensors(int layer) const {
+    const std::string number = "." + std::to_string(layer) + ".";
+    const auto all = prefixes(layer);
+    return std::any_of(all.begin(), all.end(), [&](const std::string& prefix) {
+      return has_any(prefix.substr(0, prefix.find(number) + number.size()));
+    });
+  }
+
+  [[nodiscard]] const StoredTensor* find_any(int layer,
+                                             std::initializer_list<const char*> names) const {
+    for (const std::string& start : prefixes(layer)) {
       for (const char* name : names) {
         if (const StoredTensor* tensor = checkpoint_.find(start + name)) return tensor;
       }
@@ -186,6 +175,13 @@ class Layers {
     }
     if (found.weight == nullptr) return found;
     const std::int64_t all = counts_.query_heads + 2 * heads;
+    const HeadSizes& sizes = keys ? counts_.key_sizes : counts_.value_sizes;
+    // GGUF files give linear attention's projection the name of softmax attention's.
+    if (found.weight->name.ends_with("attn_qkv.weight") &&
+        has_any("blk." + std::to_string(layer) + ".ssm_") &&
+        (found.weight->rows() % all != 0 || !sizes.allow(found.weight->rows() / all))) {
+      return {};
+    }
     require_rows(*found.weight, layer, all, "query, key and value heads");
     found.head_rows = found.weight->rows() / all;
     for (std::int64_t head = 0; head < heads; ++head) {
@@ -203,8 +199,32 @@ class Layers {
          kvtilt::shape_text(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
   }
 
+  /// Heads of another size than stated come from a wrong count of them. Gains of one head outweigh
+  /// a guess: some families have sizes of their own.
+  void require_size(const Projection& projection, const HeadSizes& sizes, int layer,
+                    const StoredTensor* gains) const {
+    const std::int64_t size = projection.head_rows;
+    if (sizes.allow(size)) return;
+    if (sizes.guessed && gains != nullptr && gains->shape == std::vector{size}) return;
+    const StoredTensor& tensor = *projection.weight;
+    fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " has shape ",
+         kvtilt::shape_text(tensor.shape), ", which for ", counts_.query_heads, " query and ",
+         kv_heads(layer), " kv heads makes ", size, " rows a head; but ", sizes.text);
+  }
+
+  /// FP8 checkpoints keep scales beside the weights; norms without them would be of other weights.
+  void require_unscaled(const StoredTensor& tensor, int layer) const {
+    for (const char* suffix : {"_scale_inv", "_scale"}) {
+      const StoredTensor* scale = checkpoint_.find(tensor.name + suffix);
+      if (scale == nullptr) continue;
+      fail(tensor.file, ": tensor \"", tensor.name, "\" of layer ", layer, " is to be scaled by \"",
+           scale->name, "\", which is not understood; convert the checkpoint to bfloat16 first");
+    }
+  }
+
   [[nodiscard]] kvtilt::TensorNorms measure(const Projection& projection, int layer) const {
     const StoredTensor& tensor = *projection.weight;
+    require_unscaled(tensor, layer);
     const auto heads = static_cast<std::int64_t>(projection.first_rows.size());
     const std::int64_t columns = tensor.columns();
     const std::int64_t block = projection.head_rows * columns;
@@ -238,6 +258,7 @@ class Layers {
   }
 
   const kvtilt::Checkpoint& checkpoint_;
+  std::vector<std::string_view> names_;  // sorted
   HeadCounts counts_;
   std::string name_;
 };
@@ -254,6 +275,7 @@ WeightNorms read_weight_norms(const std::filesystem::path& path, int threads,
           : config_counts((std::filesystem::is_directory(path) ? path : path.parent_path()) /
                           "config.json"),
       path.string());
+  layers.require_all();
   WeightNorms norms;
   norms.layers.resize(static_cast<std::size_t>(layers.count()));
   norms.shape.layers.resize(norms.layers.size());

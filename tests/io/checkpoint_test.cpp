@@ -133,6 +133,21 @@ TEST(CheckpointHostile, RefusesADamagedShard) {
   EXPECT_THAT(open_error(folder.path()), HasSubstr("two.safetensors: the header should have"));
 }
 
+TEST(CheckpointHostile, RefusesOneShardOfSeveral) {
+  const TemporaryFolder folder;
+  const auto named = [&](const std::string& name) {
+    return open_error(folder.write(name + ".safetensors", one_tensor("a")));
+  };
+  EXPECT_THAT(named("model-00001-of-00002"),
+              HasSubstr("model-00001-of-00002.safetensors: is one of 2 parts; open the folder"));
+  EXPECT_THAT(named("model-00002-of-00002"), HasSubstr("is one of 2 parts"));
+  EXPECT_THAT(named("-00001-of-12340"), HasSubstr("is one of 12340 parts"));
+  for (const std::string name :
+       {"model-00001-of-00001", "model-00001-of-00000", "00001-of-00002", "model-00001-of-0000x",
+        "model-00001_of-00002", "model-00001-of-00002-merged", "model-1-of-2"})
+    EXPECT_EQ(named(name), "") << name;
+}
+
 TEST(CheckpointHostile, RefusesOnePartOfAGguf) {
   const TemporaryFolder folder;
   const auto with_parts = [&](std::uint16_t parts) {

@@ -32,7 +32,9 @@ class Checkpoint {
  public:
   /// `path` is a folder with model.safetensors or model.safetensors.index.json, or a file that ends
   /// in .safetensors or .gguf. Errors name the file: InvalidArgument when it is none of these,
-  /// FileAccess when there is none, otherwise those of SafetensorsFile and GgufFile.
+  /// FileAccess when there is none, Unsupported when it is one part of several (by its name, like
+  /// model-00001-of-00002.safetensors, or split.count), otherwise those of SafetensorsFile and
+  /// GgufFile.
   static Result<Checkpoint> open(const std::filesystem::path& path) {
     Checkpoint checkpoint;
     KVTILT_RETURN_IF_ERROR(checkpoint.read(path));
@@ -88,10 +90,28 @@ class Checkpoint {
       return Status::error(ErrorCode::InvalidArgument,
                            "%s: is neither a folder nor a .safetensors or .gguf file",
                            name_.c_str());
+    if (const int parts = shards_of(path.stem().string()); parts > 1)
+      return Status::error(ErrorCode::Unsupported,
+                           "%s: is one of %d parts; open the folder of all, with their index",
+                           name_.c_str(), parts);
     Result<SafetensorsFile> file = SafetensorsFile::open(path);
     if (!file) return std::move(file).take_status();
     add(shards_.emplace(path.string(), *std::move(file)).first->second.tensors());
     return {};
+  }
+
+  /// The second number of a name that ends like "-00001-of-00002"; 1 for others.
+  static int shards_of(std::string_view stem) {
+    constexpr std::string_view form = "-00000-of-00000";
+    if (stem.size() < form.size()) return 1;
+    stem.remove_prefix(stem.size() - form.size());
+    int parts = 0;
+    for (std::size_t i = 0; i < form.size(); ++i) {
+      const bool digit = stem[i] >= '0' && stem[i] <= '9';
+      if (form[i] == '0' ? !digit : stem[i] != form[i]) return 1;
+      parts = digit ? parts * 10 + (stem[i] - '0') : 0;
+    }
+    return parts;
   }
 
   Status read_gguf(const std::filesystem::path& path) {
