@@ -186,6 +186,27 @@ kvtilt::CacheShape captured_shape(const std::vector<kvtilt::CapturedLayer>& laye
   return shape;
 }
 
+/// The capture and the model must keep the same keys and values.
+void check_same_heads(const PlanRequest& request, const kvtilt::CacheShape& captured,
+                      const kvtilt::CacheShape& model) {
+  if (captured.layers.size() != model.layers.size()) {
+    fail(request.capture.string(), ": has ", captured.layers.size(), " layers, ",
+         request.model.string(), " has ", model.layers.size());
+  }
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    const kvtilt::LayerShape& found = captured.layers[i];
+    const kvtilt::LayerShape& expected = model.layers[i];
+    if (found.kv_heads == expected.kv_heads && found.key_dim == expected.key_dim &&
+        found.value_dim == expected.value_dim) {
+      continue;
+    }
+    fail(request.capture.string(), ": layer ", i, " has ", found.kv_heads, " kv heads of ",
+         found.key_dim, " and ", found.value_dim, " channels (keys, values), ",
+         request.model.string(), " has ", expected.kv_heads, " of ", expected.key_dim, " and ",
+         expected.value_dim);
+  }
+}
+
 }  // namespace
 
 std::vector<Planning> run_planner(const PlanRequest& request) {
@@ -214,11 +235,8 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
       fail(request.capture.string(), ": was captured for pages of ", file.page_tokens,
            " tokens; --page is ", request.page_tokens);
     }
-    if (!norms.layers.empty() && norms.shape.layers.size() != file.layers.size()) {
-      fail(request.capture.string(), ": has ", file.layers.size(), " layers, ",
-           request.model.string(), " has ", norms.shape.layers.size());
-    }
     shape = captured_shape(file.layers);
+    if (!norms.layers.empty()) check_same_heads(request, shape, norms.shape);
     choices = choose_formats(request, source, shape);
     losses = checked(kvtilt::losses_from_statistics(shape, request.page_tokens, choices,
                                                     file.layers, request.per));

@@ -2,6 +2,8 @@
 // `plan`, and what `evaluate` makes of its files, as a user meets them.
 #include "programs.hpp"
 
+#include <llama/statistics_file.hpp>
+
 namespace llama {
 namespace {
 
@@ -81,6 +83,48 @@ TEST_F(PlanCommandLine, StatisticsOutliveTheRunThatCapturedThem) {
   EXPECT_TRUE(json("both.json")[0]["layers"][0].contains("w_k"));
   expect_error(plan("--capture " + file("capture.safetensors") + " --budget 5"),
                "was captured for pages of 32 tokens; --page is 64");
+}
+
+/// A capture of zeros, of layers with these kv heads and channels.
+void write_capture(const std::filesystem::path& path, const kvtilt::CacheShape& shape) {
+  StatisticsFile file;
+  file.page_tokens = 32;
+  for (const kvtilt::LayerShape& layer : shape.layers) {
+    const auto heads = static_cast<std::size_t>(layer.kv_heads);
+    const auto keys = heads * static_cast<std::size_t>(layer.key_dim);
+    const auto values = heads * static_cast<std::size_t>(layer.value_dim);
+    kvtilt::CapturedLayer& captured = file.layers.emplace_back();
+    captured.tokens = 32;
+    captured.kv_heads = layer.kv_heads;
+    captured.key_dim = layer.key_dim;
+    captured.value_dim = layer.value_dim;
+    captured.keys.resize(32 * keys);
+    captured.values.resize(32 * values);
+    captured.query_square.resize(keys);
+    captured.attention.resize(32 * heads);
+    captured.key_attention.resize(32 * heads);
+    captured.output_square.resize(values);
+    captured.weight = 1;
+  }
+  write_statistics(path, file);
+}
+
+TEST_F(PlanCommandLine, CapturesOfOtherHeadsAreRefused) {
+  const auto refused = [&](const kvtilt::LayerShape& odd, const std::string& sentence) {
+    auto shape = kvtilt::CacheShape::uniform(5, 4, 8);
+    shape.layers[3] = odd;
+    write_capture(file("c"), shape);
+    const Outcome outcome =
+        plan(stories_model + "--capture " + file("c") + " --page 32 --budget 5");
+    expect_error(outcome, "/c: layer 3 has " + sentence + " channels (keys, values), ");
+    EXPECT_THAT(outcome.output, HasSubstr("has 4 of 8 and 8"));
+  };
+  refused({8, 8, 8}, "8 kv heads of 8 and 8");
+  refused({4, 16, 8}, "4 kv heads of 16 and 8");
+  refused({4, 8, 16}, "4 kv heads of 8 and 16");
+  write_capture(file("c"), kvtilt::CacheShape::uniform(4, 4, 8));
+  expect_error(plan(stories_model + "--capture " + file("c") + " --page 32 --budget 5"),
+               "/c: has 4 layers, ");
 }
 
 TEST_F(PlanCommandLine, WorksFromPublishedNormsAlone) {
