@@ -139,6 +139,7 @@ class TextLosses {
   }
 
   [[nodiscard]] ModelLosses measure(const FormatChoices& choices) const {
+    check_some_read_codes();
     DivergenceOptions options;
     options.cache.page_tokens = request_.page_tokens;
     options.threads = request_.threads;
@@ -152,6 +153,17 @@ class TextLosses {
   }
 
  private:
+  /// Predictions read codes from the one on that fills the first page.
+  void check_some_read_codes() const {
+    std::size_t longest = 0;
+    for (const auto& piece : pieces_) longest = std::max(longest, piece.size());
+    if (longest > static_cast<std::size_t>(request_.page_tokens)) return;
+    fail(request_.text.string(), ": nothing can be measured with pages of ", request_.page_tokens,
+         " tokens: the longest piece has ", longest, " tokens (of --tokens ", request_.tokens,
+         " and a context of ", request_.context > 0 ? request_.context : model_.config().context,
+         "), ", request_.page_tokens + 1, " are needed");
+  }
+
   [[nodiscard]] std::function<void(double)> progress(const char* what) const {
     if (!request_.progress) return {};
     return [this, what](double share) { request_.progress(what, share); };

@@ -127,6 +127,22 @@ TEST_F(PlanCommandLine, CapturesOfOtherHeadsAreRefused) {
                "/c: has 4 layers, ");
 }
 
+TEST_F(PlanCommandLine, TextsOnWhichNothingReadsCodesAreRefused) {
+  const std::string text = stories_model + stories_text + "--probes 1 --budget 5 ";
+  expect_error(plan(text + "--tokens 63"),
+               "the longest piece has 64 tokens (of --tokens 63 and a "
+               "context of 512), 65 are needed");
+  expect_error(plan(text + "--tokens 2000 --context 60"),
+               "the longest piece has 60 tokens (of --tokens 2000 and a context of 60), 65 are");
+  expect_error(plan(text + "--tokens 31 --page 32"), "with pages of 32 tokens: the longest piece");
+  folder_.write("short.txt", "Once there was a cat.<|endoftext|>It was red.<|endoftext|>");
+  expect_error(plan(stories_model + "--text " + file("short.txt") + " --share 1 --budget 5"),
+               "short.txt: nothing can be measured with pages of 64 tokens");
+  const Outcome least = plan(text + "--tokens 32 --page 32 --json " + file("least.json"));
+  ASSERT_EQ(least.status, 0) << least.output;
+  EXPECT_GT(json("least.json")[0]["loss"], 1e-6);
+}
+
 TEST_F(PlanCommandLine, WorksFromPublishedNormsAlone) {
   folder_.write("norms.json", R"({"w_k": [40, 30, 9], "w_v": [10, 12, 11]})");
   const Outcome outcome = plan("--norms " + file("norms.json") + " --kv-heads 4 --head-dim 64 " +
