@@ -4,8 +4,8 @@
 
 #include "evaluation_report.hpp"
 #include "fail.hpp"
-#include "json_output.hpp"
 #include "kvtilt_cache.hpp"
+#include "output_files.hpp"
 #include "pieces.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
@@ -105,6 +105,7 @@ void capture(const Arguments& arguments, const llama::Model& model,
 }
 
 void run(Arguments& arguments) {
+  llama::check_outputs({{"--capture", arguments.capture}, {"--json", arguments.json}});
   const llama::Model model(arguments.model);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   if (arguments.context > model.config().context) {
@@ -136,7 +137,6 @@ void run(Arguments& arguments) {
   for (const auto& plan : options.plans) {
     (void)llama::make_cache(model.config(), plan.plan, options.cache);
   }
-  llama::JsonOutput json(arguments.json);
 
   std::cout << arguments.model << " on " << arguments.text;
   if (arguments.skip > 0) std::cout << " from byte " << text.size() - rest.size() << " on";
@@ -152,7 +152,7 @@ void run(Arguments& arguments) {
   const auto reports = llama::evaluate(model, pieces, options);
   progress.clear();
   std::cout << llama::evaluation_text(reports, tokenizer->byte_level()) << std::flush;
-  json.write(llama::evaluation_json(reports));
+  llama::write_json(arguments.json, llama::evaluation_json(reports));
 }
 
 }  // namespace

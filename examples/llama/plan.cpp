@@ -3,7 +3,7 @@
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "fail.hpp"
-#include "json_output.hpp"
+#include "output_files.hpp"
 #include "planner.hpp"
 #include "planning_report.hpp"
 #include "progress.hpp"
@@ -79,7 +79,7 @@ void run(Arguments& arguments, const std::string& command) {
     llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
                 " budgets: write {} where the budget goes, as in plan_{}.json");
   }
-  llama::JsonOutput json(arguments.json);
+  llama::check_outputs({{"--out", arguments.out}, {"--json", arguments.json}});
   llama::Progress progress;
   if (progress.visible()) {
     request.progress = [&](const char* what, double share) { progress.show(what, share); };
@@ -100,7 +100,7 @@ void run(Arguments& arguments, const std::string& command) {
     if (!written.ok()) llama::fail(written.message());
     std::cout << "written to " << out << '\n';
   }
-  json.write(figures);
+  llama::write_json(arguments.json, figures);
 }
 
 }  // namespace

@@ -165,6 +165,21 @@ TEST_F(PlanCommandLine, RowsSkipTheTextThatThePlanHasSeen) {
                                     HasSubstr("\nk4v4:g32,32 "), HasSubstr("\n3c:min-max/2t ")));
 }
 
+TEST_F(PlanCommandLine, OldFilesStayWhereItFails) {
+  folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
+  folder_.write("old.json", "old");
+  const std::string norms = "--norms " + file("norms.json") + " --json " + file("old.json") + " ";
+  expect_error(plan(norms + "--budget 2"), "the smallest that works");
+  expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"),
+               "--out: /nowhere/p.json: cannot be");
+  expect_error(plan(norms + "--budget 3 --out " + folder_.path().string()), "not a regular file");
+  expect_error(plan(norms + "--budget 3 --out " + folder_.path().string() + "/./old.json"),
+               "--out and --json would write the same file, ");
+  EXPECT_EQ(folder_.read("old.json"), "old");
+  ASSERT_EQ(plan(norms + "--budget 3").status, 0);
+  EXPECT_EQ(json("old.json").size(), 1U);
+}
+
 TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
   const std::string norms = "--norms " + file("norms.json") + " ";
@@ -180,9 +195,8 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
   expect_error(plan(norms + "--budget 3 --formats 2,x4"), "format 'x4' does not exist");
   expect_error(plan(norms + "--budget 3,4 --out " + file("p.json")), "write {} where the budget");
-  const Outcome unwritable = plan(norms + "--budget 3 --out /nowhere/p.json");
-  EXPECT_EQ(unwritable.status, 1);
-  EXPECT_THAT(unwritable.output, HasSubstr("\nerror: /nowhere/p.json: cannot be written"));
+  expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"),
+               "--out: /nowhere/p.json: cannot be written");
   expect_error(plan(norms + "--budget 3 --json /nowhere/p.json"), "cannot be written");
   expect_error(plan("--norms /nowhere/n.json --budget 3"), "/nowhere/n.json");
   expect_error(plan("--model /nowhere --budget 3"), "/nowhere");
