@@ -84,7 +84,7 @@ std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
     const auto fits = kvtilt::check_fits(file, llama::cache_shape(model.config()), page_tokens);
     if (!fits.ok()) llama::fail(path, ": ", fits.message());
     const std::string name = std::filesystem::path(path).filename().string();
-    plans.push_back({paths.size() == 1 ? "plan" : "plan:" + name, file.plan});
+    plans.push_back({paths.size() == 1 ? "plan" : "plan:" + llama::json_text(name), file.plan});
   }
   return plans;
 }
@@ -99,7 +99,8 @@ void capture(const Arguments& arguments, const llama::Model& model,
   const auto layers = llama::capture_statistics(model, pieces, options);
   progress.clear();
   llama::write_statistics(arguments.capture,
-                          {layers, options.page_tokens, arguments.model, arguments.text});
+                          {layers, options.page_tokens, llama::json_text(arguments.model),
+                           llama::json_text(arguments.text)});
   std::cout << "captured " << layers.front().tokens << " tokens of every layer in "
             << arguments.capture << std::endl;
 }

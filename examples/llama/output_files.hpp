@@ -2,6 +2,7 @@
 // Files for what takes long to find: refused before the work, written whole after it.
 #pragma once
 
+#include <kvtilt/io/json.hpp>
 #include <kvtilt/io/write_file.hpp>
 
 #include "fail.hpp"
@@ -43,6 +44,11 @@ inline void write_json(const std::filesystem::path& path, const nlohmann::ordere
   if (path.empty()) return;
   const auto written = kvtilt::write_file(path, figures.dump(2) + '\n');
   if (!written.ok()) fail(written.message());
+}
+
+/// A text with names of files, which need not be UTF-8 as JSON must.
+inline std::string json_text(const std::string& text) {
+  return kvtilt::to_json_string(text).ok() ? text : kvtilt::shown(text, text.size());
 }
 
 }  // namespace llama

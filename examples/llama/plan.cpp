@@ -57,10 +57,21 @@ std::string number(double value) {
   return text;
 }
 
-/// The name with the budget in place of {}.
-std::string file_name(std::string name, const std::string& budget) {
-  const std::size_t place = name.find("{}");
-  return place == std::string::npos ? name : name.replace(place, 2, budget);
+/// The recipe files to write, one per budget, or none: {} stands for the budget.
+std::vector<std::string> recipe_files(const std::string& out, const std::vector<double>& budgets) {
+  std::vector<std::string> names;
+  if (out.empty()) return names;
+  const std::size_t place = out.find("{}");
+  if (budgets.size() > 1 && place == std::string::npos) {
+    llama::fail("--out ", out, " is one file for ", budgets.size(),
+                " budgets: write {} where the budget goes, as in plan_{}.json");
+  }
+  for (const double budget : budgets) {
+    std::string name = out;
+    if (place != std::string::npos) name.replace(place, 2, number(budget));
+    names.push_back(name);
+  }
+  return names;
 }
 
 void run(Arguments& arguments, const std::string& command) {
@@ -74,12 +85,10 @@ void run(Arguments& arguments, const std::string& command) {
   if (request.threads == 0) {
     request.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   }
-  if (request.budgets.size() > 1 && !arguments.out.empty() &&
-      arguments.out.find("{}") == std::string::npos) {
-    llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
-                " budgets: write {} where the budget goes, as in plan_{}.json");
-  }
-  llama::check_outputs({{"--out", arguments.out}, {"--json", arguments.json}});
+  const std::vector<std::string> files = recipe_files(arguments.out, request.budgets);
+  std::vector<llama::OutputFile> outputs{{"--json", arguments.json}};
+  for (const std::string& name : files) outputs.push_back({"--out", name});
+  llama::check_outputs(outputs);
   llama::Progress progress;
   if (progress.visible()) {
     request.progress = [&](const char* what, double share) { progress.show(what, share); };
@@ -88,17 +97,16 @@ void run(Arguments& arguments, const std::string& command) {
   progress.clear();
   auto figures = nlohmann::ordered_json::array();
   std::cout << llama::planning_legend();
-  for (const llama::Planning& planning : plannings) {
+  for (std::size_t i = 0; i < plannings.size(); ++i) {
+    const llama::Planning& planning = plannings[i];
     std::cout << '\n' << llama::planning_text(planning) << std::flush;
     figures.push_back(llama::planning_json(planning));
-    if (arguments.out.empty()) continue;
-    const std::string budget = number(planning.budget);
-    const std::string out = file_name(arguments.out, budget);
+    if (files.empty()) continue;
     const auto written = kvtilt::write_recipe_file(
-        out,
-        {planning.best.plan, planning.shape, planning.page_tokens, command, budget + " page bits"});
+        files[i], {planning.best.plan, planning.shape, planning.page_tokens,
+                   llama::json_text(command), number(planning.budget) + " page bits"});
     if (!written.ok()) llama::fail(written.message());
-    std::cout << "written to " << out << '\n';
+    std::cout << "written to " << files[i] << '\n';
   }
   llama::write_json(arguments.json, figures);
 }

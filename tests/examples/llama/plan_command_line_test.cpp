@@ -174,10 +174,29 @@ TEST_F(PlanCommandLine, OldFilesStayWhereItFails) {
                "--out: /nowhere/p.json: cannot be");
   expect_error(plan(norms + "--budget 3 --out " + folder_.path().string()), "not a regular file");
   expect_error(plan(norms + "--budget 3 --out " + folder_.path().string() + "/./old.json"),
-               "--out and --json would write the same file, ");
+               "--json and --out would write the same file, ");
+  expect_error(plan(norms + "--budget 3,4 --out /nowhere/p_{}.json"),
+               "--out: /nowhere/p_3.json: cannot be written");
   EXPECT_EQ(folder_.read("old.json"), "old");
   ASSERT_EQ(plan(norms + "--budget 3").status, 0);
   EXPECT_EQ(json("old.json").size(), 1U);
+}
+
+TEST_F(PlanCommandLine, NamesNeedNotBeUtf8) {
+  std::filesystem::create_directory_symlink(data_folder("models/stories260K"), file("m\xff"));
+  const std::string model = "--model " + file("m\xff") + " ";
+  const std::string recipe = file("p\xff.json");
+  const Outcome planned = plan(model + "--budget 5 --out " + recipe);
+  ASSERT_EQ(planned.status, 0) << planned.output;
+  EXPECT_THAT(json("p\xff.json")["made_by"].get<std::string>(),
+              AllOf(HasSubstr("/m? --budget 5 --out "), HasSubstr("/p?.json")));
+  std::filesystem::copy_file(recipe, file("\xc3\xa4.json"));
+  const Outcome judged =
+      evaluate(model + stories_text + "--tokens 100 --recipes k8v8 --plan " + recipe + " --plan " +
+               file("\xc3\xa4.json") + " --capture " + file("c") + " --json " + file("rows.json"));
+  ASSERT_EQ(judged.status, 0) << judged.output;
+  EXPECT_EQ(json("rows.json")[2]["recipe"], "plan:p?.json");
+  EXPECT_EQ(json("rows.json")[3]["recipe"], "plan:\xc3\xa4.json");
 }
 
 TEST_F(PlanCommandLine, SaysWhatIsWrong) {
