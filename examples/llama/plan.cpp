@@ -10,7 +10,9 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
+#include <initializer_list>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -69,9 +71,26 @@ std::vector<std::string> recipe_files(const std::string& out, const std::vector<
   for (const double budget : budgets) {
     std::string name = out;
     if (place != std::string::npos) name.replace(place, 2, number(budget));
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      llama::fail("--out ", out, ": ", name, " would be written for several of the budgets");
+    }
     names.push_back(name);
   }
   return names;
+}
+
+/// Throws for options that nothing would read.
+void check_used(const CLI::App& app, const Arguments& arguments) {
+  const auto refuse = [&](std::initializer_list<const char*> options, const char* use) {
+    for (const char* option : options) {
+      if (app.count(option) > 0) llama::fail(option, " is only for ", use);
+    }
+  };
+  if (arguments.norms.empty()) refuse({"--kv-heads", "--head-dim"}, "a norm file (--norms)");
+  if (arguments.text.empty()) refuse({"--share", "--tokens", "--context"}, "a text (--text)");
+  if (arguments.text.empty() || (!arguments.from.empty() && arguments.from != "measured")) {
+    refuse({"--probes"}, "measuring on a text (--text, without another --from)");
+  }
 }
 
 void run(Arguments& arguments, const std::string& command) {
@@ -169,6 +188,7 @@ int main(int argc, char** argv) {
   std::string command = "plan";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
   try {
+    check_used(app, arguments);
     run(arguments, command);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';

@@ -51,6 +51,10 @@ LossSource choose_source(const PlanRequest& request) {
   const LossSource source = request.source.value_or(text      ? LossSource::Measured
                                                     : capture ? LossSource::Statistics
                                                               : LossSource::Spectral);
+  if (from_norms(source) && (text || capture)) {
+    fail("--from ", to_string(source), " looks at weights alone: it cannot go with ",
+         text ? "--text" : "--capture");
+  }
   if (source == LossSource::Measured && !text) {
     fail("--from measured runs the model on a text: give --text");
   }

@@ -165,6 +165,24 @@ TEST_F(PlanCommandLine, RowsSkipTheTextThatThePlanHasSeen) {
                                     HasSubstr("\nk4v4:g32,32 "), HasSubstr("\n3c:min-max/2t ")));
 }
 
+TEST_F(PlanCommandLine, OptionsThatNothingReadsAreRefused) {
+  folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
+  const std::string model = stories_model + "--budget 5 ";
+  const std::string norms = "--norms " + file("norms.json") + " --budget 5 ";
+  expect_error(plan(model + stories_text + "--from spectral"),
+               "--from spectral looks at weights alone: it cannot go with --text");
+  expect_error(plan(model + "--capture /nowhere/c --from frobenius"),
+               "--from frobenius looks at weights alone: it cannot go with --capture");
+  expect_error(plan(model + "--kv-heads 4"), "--kv-heads is only for a norm file");
+  expect_error(plan(model + "--head-dim 64"), "--head-dim is only for a norm file");
+  expect_error(plan(model + "--share 0.5"), "--share is only for a text");
+  expect_error(plan(norms + "--tokens 100"), "--tokens is only for a text");
+  expect_error(plan("--capture /nowhere/c --budget 5 --context 100"), "--context is only for a");
+  expect_error(plan(model + "--probes 2"), "--probes is only for measuring");
+  expect_error(plan(model + stories_text + "--from statistics --probes 2"),
+               "--probes is only for measuring");
+}
+
 TEST_F(PlanCommandLine, OldFilesStayWhereItFails) {
   folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
   folder_.write("old.json", "old");
@@ -214,6 +232,8 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
   expect_error(plan(norms + "--budget 3 --formats 2,x4"), "format 'x4' does not exist");
   expect_error(plan(norms + "--budget 3,4 --out " + file("p.json")), "write {} where the budget");
+  expect_error(plan(norms + "--budget 4.5,5,4.5000001 --out " + file("p_{}.json")),
+               "/p_4.5.json would be written for several of the budgets");
   expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"),
                "--out: /nowhere/p.json: cannot be written");
   expect_error(plan(norms + "--budget 3 --json /nowhere/p.json"), "cannot be written");
