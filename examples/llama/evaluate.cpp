@@ -4,6 +4,7 @@
 
 #include "evaluation_report.hpp"
 #include "fail.hpp"
+#include "finite.hpp"
 #include "kvtilt_cache.hpp"
 #include "output_files.hpp"
 #include "pieces.hpp"
@@ -174,7 +175,8 @@ int main(int argc, char** argv) {
   app.add_option("--plan", arguments.plans, "recipe file to judge as well; repeatable")
       ->allow_extra_args(false);
   app.add_option("--skip", arguments.skip, "begin after this share of the text (0 to 1)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(CLI::Range(0.0, 1.0))
+      ->check(llama::finite);
   app.add_option("--capture", arguments.capture,
                  "file to write keys, values and what meets them to, for plan --capture: 16384 "
                  "tokens at most, in pieces spread over those that are evaluated");

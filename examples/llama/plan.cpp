@@ -3,6 +3,7 @@
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "fail.hpp"
+#include "finite.hpp"
 #include "output_files.hpp"
 #include "planner.hpp"
 #include "planning_report.hpp"
@@ -144,7 +145,8 @@ int main(int argc, char** argv) {
                  "page bits; several, comma-separated, cost little more")
       ->required()
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::PositiveNumber)
+      ->check(llama::finite);
   app.add_option("--from", arguments.from, "where losses come from (default: see above)")
       ->check(CLI::IsMember({"frobenius", "spectral", "statistics", "measured"}));
   app.add_option("--formats", request.formats,
@@ -161,6 +163,7 @@ int main(int argc, char** argv) {
   app.add_option("--text", arguments.text, "text file to measure on");
   app.add_option("--share", request.share, "part of the text to read, from its beginning")
       ->check(CLI::Range(0.0, 1.0))
+      ->check(llama::finite)
       ->capture_default_str();
   const CLI::Range counts(1, 1 << 30);
   app.add_option("--tokens", request.tokens, "predictions to measure on, spread over that part")

@@ -83,7 +83,7 @@ std::vector<std::vector<int>> calibration_pieces(const PlanRequest& request, con
 }
 
 /// Formats that the source can tell apart. Measuring takes time for each of them: without a list
-/// of the user's, widths far from the budget are left out.
+/// of the user's, widths far from the budget are left out; a budget beyond all gets the widest.
 FormatChoices choose_formats(const PlanRequest& request, LossSource source,
                              const kvtilt::CacheShape& shape) {
   std::vector<std::string> entries = request.formats;
@@ -92,7 +92,8 @@ FormatChoices choose_formats(const PlanRequest& request, LossSource source,
     for (int bits = 1; bits <= 8; ++bits) {
       const bool useful =
           std::any_of(request.budgets.begin(), request.budgets.end(), [bits](double budget) {
-            return std::abs(bits + 0.5 - budget) <= 2;  // half a bit goes to scales and minima
+            const double stored = bits + 0.5;  // half a bit goes to scales and minima
+            return std::abs(stored - budget) <= 2 || (bits == 8 && budget > stored);
           });
       if (!near || useful) entries.push_back(std::to_string(bits));
     }

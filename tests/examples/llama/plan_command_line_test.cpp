@@ -143,6 +143,21 @@ TEST_F(PlanCommandLine, TextsOnWhichNothingReadsCodesAreRefused) {
   EXPECT_GT(json("least.json")[0]["loss"], 1e-6);
 }
 
+TEST_F(PlanCommandLine, BudgetsBeyondAllWidthsGetTheWidest) {
+  const Outcome planned = plan(stories_model + stories_text + "--page 32 --tokens 100 --probes 1 " +
+                               "--budget 5,11 --json " + file("figures.json"));
+  ASSERT_EQ(planned.status, 0) << planned.output;
+  const auto layers = json("figures.json").at(1)["layers"];
+  ASSERT_EQ(layers.size(), 5U);
+  for (const auto& layer : layers) {
+    EXPECT_EQ(layer["key_bits"], 8);
+    EXPECT_EQ(layer["value_bits"], 8);
+  }
+  EXPECT_EQ(
+      plan(stories_model + stories_text + "--page 32 --tokens 100 --probes 1 --budget 11").status,
+      0);
+}
+
 TEST_F(PlanCommandLine, WorksFromPublishedNormsAlone) {
   folder_.write("norms.json", R"({"w_k": [40, 30, 9], "w_v": [10, 12, 11]})");
   const Outcome outcome = plan("--norms " + file("norms.json") + " --kv-heads 4 --head-dim 64 " +
@@ -246,6 +261,15 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   EXPECT_NE(plan(stories_model).status, 0);
   EXPECT_NE(plan(norms + "--budget -3").status, 0);
   EXPECT_NE(plan(norms + "--budget nothing").status, 0);
+  for (const std::string none : {"nan", "-nan", "inf"}) {
+    EXPECT_THAT(plan(norms + "--budget 3," + none).output, HasSubstr("--budget: Value " + none));
+    EXPECT_THAT(plan(stories_model + stories_text + "--budget 3 --share " + none).output,
+                HasSubstr("--share: Value " + none));
+    EXPECT_THAT(evaluate(stories_model + stories_text + "--skip " + none).output,
+                HasSubstr("--skip: Value " + none));
+    EXPECT_THAT(generate(stories_model + "--temperature " + none).output,
+                HasSubstr("--temperature: Value " + none));
+  }
   EXPECT_NE(plan(norms + "--budget 3 --from guesses").status, 0);
   EXPECT_NE(plan(norms + "--budget 3 --page 48").status, 0);
   EXPECT_NE(plan(norms + "--budget 3 --share 1.5").status, 0);
