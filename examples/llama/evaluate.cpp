@@ -4,8 +4,9 @@
 
 #include "evaluation_report.hpp"
 #include "fail.hpp"
-#include "json_output.hpp"
+#include "finite.hpp"
 #include "kvtilt_cache.hpp"
+#include "output_files.hpp"
 #include "pieces.hpp"
 #include "progress.hpp"
 #include "statistics.hpp"
@@ -84,7 +85,7 @@ std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
     const auto fits = kvtilt::check_fits(file, llama::cache_shape(model.config()), page_tokens);
     if (!fits.ok()) llama::fail(path, ": ", fits.message());
     const std::string name = std::filesystem::path(path).filename().string();
-    plans.push_back({paths.size() == 1 ? "plan" : "plan:" + name, file.plan});
+    plans.push_back({paths.size() == 1 ? "plan" : "plan:" + llama::json_text(name), file.plan});
   }
   return plans;
 }
@@ -99,12 +100,14 @@ void capture(const Arguments& arguments, const llama::Model& model,
   const auto layers = llama::capture_statistics(model, pieces, options);
   progress.clear();
   llama::write_statistics(arguments.capture,
-                          {layers, options.page_tokens, arguments.model, arguments.text});
+                          {layers, options.page_tokens, llama::json_text(arguments.model),
+                           llama::json_text(arguments.text)});
   std::cout << "captured " << layers.front().tokens << " tokens of every layer in "
             << arguments.capture << std::endl;
 }
 
 void run(Arguments& arguments) {
+  llama::check_outputs({{"--capture", arguments.capture}, {"--json", arguments.json}});
   const llama::Model model(arguments.model);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   if (arguments.context > model.config().context) {
@@ -136,7 +139,6 @@ void run(Arguments& arguments) {
   for (const auto& plan : options.plans) {
     (void)llama::make_cache(model.config(), plan.plan, options.cache);
   }
-  llama::JsonOutput json(arguments.json);
 
   std::cout << arguments.model << " on " << arguments.text;
   if (arguments.skip > 0) std::cout << " from byte " << text.size() - rest.size() << " on";
@@ -152,7 +154,7 @@ void run(Arguments& arguments) {
   const auto reports = llama::evaluate(model, pieces, options);
   progress.clear();
   std::cout << llama::evaluation_text(reports, tokenizer->byte_level()) << std::flush;
-  json.write(llama::evaluation_json(reports));
+  llama::write_json(arguments.json, llama::evaluation_json(reports));
 }
 
 }  // namespace
@@ -173,7 +175,8 @@ int main(int argc, char** argv) {
   app.add_option("--plan", arguments.plans, "recipe file to judge as well; repeatable")
       ->allow_extra_args(false);
   app.add_option("--skip", arguments.skip, "begin after this share of the text (0 to 1)")
-      ->check(CLI::Range(0.0, 1.0));
+      ->check(CLI::Range(0.0, 1.0))
+      ->check(llama::finite);
   app.add_option("--capture", arguments.capture,
                  "file to write keys, values and what meets them to, for plan --capture: 16384 "
                  "tokens at most, in pieces spread over those that are evaluated");

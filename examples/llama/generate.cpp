@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Writes a text with a quantized cache, and says what the cache cost.
 #include "fail.hpp"
+#include "finite.hpp"
 #include "generation.hpp"
 #include "linear.hpp"
 #include "make_cache.hpp"
@@ -116,6 +117,7 @@ int main(int argc, char** argv) {
   app.add_option("--temperature", arguments.temperature,
                  "0 always takes the likeliest token; 1 samples the model's distribution")
       ->check(CLI::Range(0.0, 100.0))
+      ->check(llama::finite)
       ->capture_default_str();
   app.add_option("--page", arguments.cache.page_tokens, "tokens per page")->capture_default_str();
   app.add_option("--tail", arguments.cache.recent_tokens, "newest tokens kept in 16 bits, at least")

@@ -3,14 +3,17 @@
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "fail.hpp"
-#include "json_output.hpp"
+#include "finite.hpp"
+#include "output_files.hpp"
 #include "planner.hpp"
 #include "planning_report.hpp"
 #include "progress.hpp"
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <cstdio>
+#include <initializer_list>
 #include <iostream>
 #include <string>
 #include <thread>
@@ -57,10 +60,38 @@ std::string number(double value) {
   return text;
 }
 
-/// The name with the budget in place of {}.
-std::string file_name(std::string name, const std::string& budget) {
-  const std::size_t place = name.find("{}");
-  return place == std::string::npos ? name : name.replace(place, 2, budget);
+/// The recipe files to write, one per budget, or none: {} stands for the budget.
+std::vector<std::string> recipe_files(const std::string& out, const std::vector<double>& budgets) {
+  std::vector<std::string> names;
+  if (out.empty()) return names;
+  const std::size_t place = out.find("{}");
+  if (budgets.size() > 1 && place == std::string::npos) {
+    llama::fail("--out ", out, " is one file for ", budgets.size(),
+                " budgets: write {} where the budget goes, as in plan_{}.json");
+  }
+  for (const double budget : budgets) {
+    std::string name = out;
+    if (place != std::string::npos) name.replace(place, 2, number(budget));
+    if (std::find(names.begin(), names.end(), name) != names.end()) {
+      llama::fail("--out ", out, ": ", name, " would be written for several of the budgets");
+    }
+    names.push_back(name);
+  }
+  return names;
+}
+
+/// Throws for options that nothing would read.
+void check_used(const CLI::App& app, const Arguments& arguments) {
+  const auto refuse = [&](std::initializer_list<const char*> options, const char* use) {
+    for (const char* option : options) {
+      if (app.count(option) > 0) llama::fail(option, " is only for ", use);
+    }
+  };
+  if (arguments.norms.empty()) refuse({"--kv-heads", "--head-dim"}, "a norm file (--norms)");
+  if (arguments.text.empty()) refuse({"--share", "--tokens", "--context"}, "a text (--text)");
+  if (arguments.text.empty() || (!arguments.from.empty() && arguments.from != "measured")) {
+    refuse({"--probes"}, "measuring on a text (--text, without another --from)");
+  }
 }
 
 void run(Arguments& arguments, const std::string& command) {
@@ -74,12 +105,10 @@ void run(Arguments& arguments, const std::string& command) {
   if (request.threads == 0) {
     request.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   }
-  if (request.budgets.size() > 1 && !arguments.out.empty() &&
-      arguments.out.find("{}") == std::string::npos) {
-    llama::fail("--out ", arguments.out, " is one file for ", request.budgets.size(),
-                " budgets: write {} where the budget goes, as in plan_{}.json");
-  }
-  llama::JsonOutput json(arguments.json);
+  const std::vector<std::string> files = recipe_files(arguments.out, request.budgets);
+  std::vector<llama::OutputFile> outputs{{"--json", arguments.json}};
+  for (const std::string& name : files) outputs.push_back({"--out", name});
+  llama::check_outputs(outputs);
   llama::Progress progress;
   if (progress.visible()) {
     request.progress = [&](const char* what, double share) { progress.show(what, share); };
@@ -88,19 +117,18 @@ void run(Arguments& arguments, const std::string& command) {
   progress.clear();
   auto figures = nlohmann::ordered_json::array();
   std::cout << llama::planning_legend();
-  for (const llama::Planning& planning : plannings) {
+  for (std::size_t i = 0; i < plannings.size(); ++i) {
+    const llama::Planning& planning = plannings[i];
     std::cout << '\n' << llama::planning_text(planning) << std::flush;
     figures.push_back(llama::planning_json(planning));
-    if (arguments.out.empty()) continue;
-    const std::string budget = number(planning.budget);
-    const std::string out = file_name(arguments.out, budget);
+    if (files.empty()) continue;
     const auto written = kvtilt::write_recipe_file(
-        out,
-        {planning.best.plan, planning.shape, planning.page_tokens, command, budget + " page bits"});
+        files[i], {planning.best.plan, planning.shape, planning.page_tokens,
+                   llama::json_text(command), number(planning.budget) + " page bits"});
     if (!written.ok()) llama::fail(written.message());
-    std::cout << "written to " << out << '\n';
+    std::cout << "written to " << files[i] << '\n';
   }
-  json.write(figures);
+  llama::write_json(arguments.json, figures);
 }
 
 }  // namespace
@@ -117,7 +145,8 @@ int main(int argc, char** argv) {
                  "page bits; several, comma-separated, cost little more")
       ->required()
       ->delimiter(',')
-      ->check(CLI::PositiveNumber);
+      ->check(CLI::PositiveNumber)
+      ->check(llama::finite);
   app.add_option("--from", arguments.from, "where losses come from (default: see above)")
       ->check(CLI::IsMember({"frobenius", "spectral", "statistics", "measured"}));
   app.add_option("--formats", request.formats,
@@ -134,6 +163,7 @@ int main(int argc, char** argv) {
   app.add_option("--text", arguments.text, "text file to measure on");
   app.add_option("--share", request.share, "part of the text to read, from its beginning")
       ->check(CLI::Range(0.0, 1.0))
+      ->check(llama::finite)
       ->capture_default_str();
   const CLI::Range counts(1, 1 << 30);
   app.add_option("--tokens", request.tokens, "predictions to measure on, spread over that part")
@@ -161,6 +191,7 @@ int main(int argc, char** argv) {
   std::string command = "plan";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];
   try {
+    check_used(app, arguments);
     run(arguments, command);
   } catch (const std::exception& error) {
     std::cerr << "error: " << error.what() << '\n';

@@ -51,6 +51,10 @@ LossSource choose_source(const PlanRequest& request) {
   const LossSource source = request.source.value_or(text      ? LossSource::Measured
                                                     : capture ? LossSource::Statistics
                                                               : LossSource::Spectral);
+  if (from_norms(source) && (text || capture)) {
+    fail("--from ", to_string(source), " looks at weights alone: it cannot go with ",
+         text ? "--text" : "--capture");
+  }
   if (source == LossSource::Measured && !text) {
     fail("--from measured runs the model on a text: give --text");
   }
@@ -79,7 +83,7 @@ std::vector<std::vector<int>> calibration_pieces(const PlanRequest& request, con
 }
 
 /// Formats that the source can tell apart. Measuring takes time for each of them: without a list
-/// of the user's, widths far from the budget are left out.
+/// of the user's, widths far from the budget are left out; a budget beyond all gets the widest.
 FormatChoices choose_formats(const PlanRequest& request, LossSource source,
                              const kvtilt::CacheShape& shape) {
   std::vector<std::string> entries = request.formats;
@@ -88,7 +92,8 @@ FormatChoices choose_formats(const PlanRequest& request, LossSource source,
     for (int bits = 1; bits <= 8; ++bits) {
       const bool useful =
           std::any_of(request.budgets.begin(), request.budgets.end(), [bits](double budget) {
-            return std::abs(bits + 0.5 - budget) <= 2;  // half a bit goes to scales and minima
+            const double stored = bits + 0.5;  // half a bit goes to scales and minima
+            return std::abs(stored - budget) <= 2 || (bits == 8 && budget > stored);
           });
       if (!near || useful) entries.push_back(std::to_string(bits));
     }
@@ -139,6 +144,7 @@ class TextLosses {
   }
 
   [[nodiscard]] ModelLosses measure(const FormatChoices& choices) const {
+    check_some_read_codes();
     DivergenceOptions options;
     options.cache.page_tokens = request_.page_tokens;
     options.threads = request_.threads;
@@ -152,6 +158,17 @@ class TextLosses {
   }
 
  private:
+  /// Predictions read codes from the one on that fills the first page.
+  void check_some_read_codes() const {
+    std::size_t longest = 0;
+    for (const auto& piece : pieces_) longest = std::max(longest, piece.size());
+    if (longest > static_cast<std::size_t>(request_.page_tokens)) return;
+    fail(request_.text.string(), ": nothing can be measured with pages of ", request_.page_tokens,
+         " tokens: the longest piece has ", longest, " tokens (of --tokens ", request_.tokens,
+         " and a context of ", request_.context > 0 ? request_.context : model_.config().context,
+         "), ", request_.page_tokens + 1, " are needed");
+  }
+
   [[nodiscard]] std::function<void(double)> progress(const char* what) const {
     if (!request_.progress) return {};
     return [this, what](double share) { request_.progress(what, share); };
@@ -186,6 +203,27 @@ kvtilt::CacheShape captured_shape(const std::vector<kvtilt::CapturedLayer>& laye
   return shape;
 }
 
+/// The capture and the model must keep the same keys and values.
+void check_same_heads(const PlanRequest& request, const kvtilt::CacheShape& captured,
+                      const kvtilt::CacheShape& model) {
+  if (captured.layers.size() != model.layers.size()) {
+    fail(request.capture.string(), ": has ", captured.layers.size(), " layers, ",
+         request.model.string(), " has ", model.layers.size());
+  }
+  for (std::size_t i = 0; i < model.layers.size(); ++i) {
+    const kvtilt::LayerShape& found = captured.layers[i];
+    const kvtilt::LayerShape& expected = model.layers[i];
+    if (found.kv_heads == expected.kv_heads && found.key_dim == expected.key_dim &&
+        found.value_dim == expected.value_dim) {
+      continue;
+    }
+    fail(request.capture.string(), ": layer ", i, " has ", found.kv_heads, " kv heads of ",
+         found.key_dim, " and ", found.value_dim, " channels (keys, values), ",
+         request.model.string(), " has ", expected.kv_heads, " of ", expected.key_dim, " and ",
+         expected.value_dim);
+  }
+}
+
 }  // namespace
 
 std::vector<Planning> run_planner(const PlanRequest& request) {
@@ -214,11 +252,8 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
       fail(request.capture.string(), ": was captured for pages of ", file.page_tokens,
            " tokens; --page is ", request.page_tokens);
     }
-    if (!norms.layers.empty() && norms.shape.layers.size() != file.layers.size()) {
-      fail(request.capture.string(), ": has ", file.layers.size(), " layers, ",
-           request.model.string(), " has ", norms.shape.layers.size());
-    }
     shape = captured_shape(file.layers);
+    if (!norms.layers.empty()) check_same_heads(request, shape, norms.shape);
     choices = choose_formats(request, source, shape);
     losses = checked(kvtilt::losses_from_statistics(shape, request.page_tokens, choices,
                                                     file.layers, request.per));

@@ -119,11 +119,12 @@ const char* to_string(LossSource source) {
 
 std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int page_tokens,
                                           const kvtilt::FormatChoices& choices,
-                                          const kvtilt::ModelLosses& losses,
-                                          std::size_t page_bytes) {
+                                          const kvtilt::ModelLosses& losses, std::size_t page_bytes,
+                                          int key_floor) {
   std::optional<UniformRecipe> best;
   const double elements = kvtilt::detail::page_elements(shape, page_tokens);
   for (std::size_t key = 0; key < choices.keys.size(); ++key) {
+    if (choices.keys[key].bits < key_floor) continue;
     for (std::size_t value = 0; value < choices.values.size(); ++value) {
       const Recipe recipe{choices.keys[key], choices.values[value]};
       const auto bytes = uniform_bytes(shape, page_tokens, recipe);
@@ -153,7 +154,10 @@ Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int p
   auto best = kvtilt::plan_bits(shape, page_tokens, choices, losses, budget);
   if (!best) fail(best.message());
   planning.best = *std::move(best);
-  planning.uniform = best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes);
+  planning.uniform =
+      best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes, budget.key_floor);
+  const auto free = best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes, 0);
+  planning.floor_costs = free && free->recipe.key.bits < budget.key_floor;
   if (source == LossSource::Statistics || source == LossSource::Measured) {
     for (const auto& layer : losses.layers) {
       planning.measured_gaps.push_back(measured_gap(layer, choices));

@@ -24,12 +24,13 @@ struct UniformRecipe {
   double loss = 0;
 };
 
-/// The uniform recipe of least loss within `page_bytes` for a page of every layer; nothing if none
-/// fits. Ties go to the smaller, then to formats that come earlier.
+/// The uniform recipe of least loss with keys of `key_floor` bits at least, within `page_bytes` for
+/// a page of every layer; nothing if none fits. Ties go to the smaller, then to formats that come
+/// earlier.
 std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int page_tokens,
                                           const kvtilt::FormatChoices& choices,
-                                          const kvtilt::ModelLosses& losses,
-                                          std::size_t page_bytes);
+                                          const kvtilt::ModelLosses& losses, std::size_t page_bytes,
+                                          int key_floor);
 
 /// Everything that one run of the planner found out.
 struct Planning {
@@ -43,7 +44,8 @@ struct Planning {
   bool one_norm = false;                     // norms are of one kind, whichever it is
   std::vector<std::optional<double>> measured_gaps;  // per layer; empty for losses from norms
   kvtilt::BitPlan best;
-  std::optional<UniformRecipe> uniform;  // of the same or smaller size
+  std::optional<UniformRecipe> uniform;  // of the same or smaller size, above the same floor
+  bool floor_costs = false;              // the best uniform recipe of all has keys below the floor
   std::vector<std::string> warnings;
 };
 

@@ -153,7 +153,10 @@ std::string planning_text(const Planning& planning) {
                   format_number(static_cast<double>(planning.best.page_bytes), 0),
                   format_scientific(planning.best.loss, 3)});
   if (planning.uniform) {
-    rows.push_back({"best uniform: " + uniform_name(planning),
+    const std::string floor = planning.floor_costs
+                                  ? " of keys with " + std::to_string(planning.key_floor) + "+ bits"
+                                  : "";
+    rows.push_back({"best uniform" + floor + ": " + uniform_name(planning),
                     format_number(planning.uniform->page_bits, 3),
                     format_number(static_cast<double>(planning.uniform->page_bytes), 0),
                     format_scientific(planning.uniform->loss, 3)});

@@ -68,6 +68,20 @@ TEST(WriteFileHostile, NamesWhatCannotBeWritten) {
               HasSubstr("is not a regular file"));
 }
 
+TEST(WriteFile, TellsBeforehandWhetherAFileCanBeWritten) {
+  const TemporaryFolder folder;
+  folder.write("file", "old");
+  EXPECT_TRUE(check_writable(folder.path() / "file").ok());
+  EXPECT_TRUE(check_writable(folder.path() / "new").ok());
+  EXPECT_EQ(folder.read("file"), "old");
+  EXPECT_EQ(files_in(folder), 1);
+  for (const auto& path : {folder.path() / "absent" / "file", folder.path()}) {
+    const Status status = check_writable(path);
+    EXPECT_EQ(status.code(), ErrorCode::FileAccess);
+    EXPECT_EQ(status.message(), write_file(path, "text").message());
+  }
+}
+
 // A limit on the size of files is the one full disk that a test can have.
 TEST(WriteFileHostile, AFullDiskLeavesWhatWasThere) {
   const TemporaryFolder folder;

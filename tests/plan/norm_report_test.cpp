@@ -69,5 +69,16 @@ TEST(NormReport, GainsSpeakForNormedKeys) {
   EXPECT_FALSE(report.contradicted) << "the gains agree with what was measured";
 }
 
+TEST(NormReportHostile, GainsOfAnotherShapeSayNothing) {
+  LayerNorms layer = norms_of(20, 4, 10, 2);
+  layer.key_norm = true;
+  for (const int gains : {0, 1, 16, 31, 33, 63, 65}) {
+    layer.key_gains = std::vector<float>(static_cast<std::size_t>(gains), 8.0f);
+    const LayerReport report = layer_report(layer, report_shape, 1.5);
+    EXPECT_FALSE(report.gain_gap.has_value()) << gains;
+    EXPECT_FALSE(report.contradicted) << "the weights' own gap is 1";
+  }
+}
+
 }  // namespace
 }  // namespace kvtilt

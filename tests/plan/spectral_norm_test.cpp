@@ -65,6 +65,26 @@ TEST(SpectralNormAgreement, WithTheExactSvd) {
     expect_norm(gaussian(random, rows, columns), 1e-4);
 }
 
+TEST(SpectralNormAgreement, OnManyMatricesOfFewRows) {
+  test::Random random(46);
+  for (int rows = 1; rows <= 16; ++rows) {
+    for (int i = 0; i < 30; ++i) {
+      const RowMajor matrix = gaussian(random, rows, i % 3 == 0 ? 2048 : 256);
+      const Eigen::MatrixXd wide = matrix.cast<double>();
+      const Eigen::ArrayXd values =  // of a gram matrix, which takes no time
+          Eigen::JacobiSVD<Eigen::MatrixXd>(wide * wide.transpose())
+              .singularValues()
+              .array()
+              .sqrt();
+      const SpectralNorm norm = norm_of(matrix);
+      EXPECT_LE(norm.bracket, spectral_bracket);
+      EXPECT_LE((values - norm.value).abs().minCoeff(), (norm.bracket + 2e-6) * norm.value)
+          << rows << " x " << matrix.cols() << ": no singular value";
+      EXPECT_LE(norm.value, values[0] * (1 + 2e-6));
+    }
+  }
+}
+
 TEST(SpectralNormAgreement, OnSpectraOfEveryKind) {
   test::Random random(42);
   const Eigen::Index size = 96;

@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace kvtilt {
 
@@ -33,14 +34,24 @@ inline int write_bytes(int descriptor, std::span<const std::byte> bytes) {
   return 0;
 }
 
-/// Creates a file next to `path` that nobody else has; its name goes to `name`. -1: see errno.
-inline int open_temporary(const std::filesystem::path& path, std::string& name) {
+inline Status write_error(const std::filesystem::path& path, const char* what, int reason) {
+  return Status::error(ErrorCode::FileAccess, "%s: %s: %s", shown_path(path).c_str(), what,
+                       std::strerror(reason));
+}
+
+/// Creates a file next to `path` that nobody else has; its name goes to `name`.
+inline Result<int> open_temporary(const std::filesystem::path& path, std::string& name) {
+  struct stat info {};
+  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
+    return Status::error(ErrorCode::FileAccess, "%s: is not a regular file",
+                         shown_path(path).c_str());
   int descriptor = -1;
   for (int i = 0; i < 1000; ++i) {
     name = path.string() + ".tmp" + std::to_string(i);
     descriptor = ::open(name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (descriptor >= 0 || errno != EEXIST) break;
   }
+  if (descriptor < 0) return write_error(path, "cannot be written", errno);
   return descriptor;
 }
 
@@ -52,26 +63,29 @@ inline int open_temporary(const std::filesystem::path& path, std::string& name) 
 /// regular file, nothing else.
 inline Status write_file(const std::filesystem::path& path,
                          std::span<const std::span<const std::byte>> parts) {
-  const auto fail = [&](const char* what, int reason) {
-    return Status::error(ErrorCode::FileAccess, "%s: %s: %s", shown_path(path).c_str(), what,
-                         std::strerror(reason));
-  };
-  struct stat info {};
-  if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
-    return Status::error(ErrorCode::FileAccess, "%s: is not a regular file",
-                         shown_path(path).c_str());
   std::string temporary;
-  const int descriptor = detail::open_temporary(path, temporary);
-  if (descriptor < 0) return fail("cannot be written", errno);
+  Result<int> descriptor = detail::open_temporary(path, temporary);
+  if (!descriptor) return std::move(descriptor).take_status();
   int reason = 0;
   for (const std::span<const std::byte> part : parts)
-    if (reason == 0) reason = detail::write_bytes(descriptor, part);
-  if (reason == 0 && ::fsync(descriptor) != 0) reason = errno;
-  if (::close(descriptor) != 0 && reason == 0) reason = errno;
+    if (reason == 0) reason = detail::write_bytes(*descriptor, part);
+  if (reason == 0 && ::fsync(*descriptor) != 0) reason = errno;
+  if (::close(*descriptor) != 0 && reason == 0) reason = errno;
   if (reason == 0 && std::rename(temporary.c_str(), path.c_str()) != 0) reason = errno;
   if (reason == 0) return {};
   ::unlink(temporary.c_str());
-  return fail("could not be written whole", reason);
+  return detail::write_error(path, "could not be written whole", reason);
+}
+
+/// What write_file would fail with before it writes anything: for results that take long. Leaves
+/// `path` as it is.
+inline Status check_writable(const std::filesystem::path& path) {
+  std::string temporary;
+  Result<int> descriptor = detail::open_temporary(path, temporary);
+  if (!descriptor) return std::move(descriptor).take_status();
+  ::close(*descriptor);
+  ::unlink(temporary.c_str());
+  return {};
 }
 
 inline Status write_file(const std::filesystem::path& path, std::string_view text) {

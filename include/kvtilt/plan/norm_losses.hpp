@@ -32,7 +32,13 @@ inline const std::vector<double>& head_norms(const TensorNorms& norms, Norm norm
   return norm == Norm::Frobenius ? norms.head_frobenius : norms.head_spectral;
 }
 
-/// Gains of one head.
+/// Whether the gains are those of keys of this shape: for one head, or for each.
+inline bool gains_fit(const std::vector<float>& gains, const LayerShape& shape) {
+  const std::size_t dim = static_cast<std::size_t>(shape.key_dim);
+  return gains.size() == dim || gains.size() == static_cast<std::size_t>(shape.kv_heads) * dim;
+}
+
+/// Gains of one head, out of gains that fit.
 inline std::span<const float> head_gains(const std::vector<float>& gains, int head, int key_dim) {
   const std::size_t dim = static_cast<std::size_t>(key_dim);
   if (gains.size() == dim) return gains;
@@ -86,7 +92,6 @@ inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tens
                           Norm norm, RecipePer per) {
   const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
   const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
-  const std::size_t dim = static_cast<std::size_t>(shape.key_dim);
   std::vector<double> used{norm_of(norms, norm)};
   if (per == RecipePer::Head) {
     used = head_norms(norms, norm);
@@ -97,11 +102,10 @@ inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tens
   for (const double size : used)
     if (!is_loss(size) || size > largest_norm)
       return Status::error(ErrorCode::InvalidValue, "%g is no %s norm", size, to_string(norm));
-  const std::size_t gains = layer.key_gains.size();
-  if (gains != 0 && gains != dim && gains != heads * dim)
+  if (!layer.key_gains.empty() && !gains_fit(layer.key_gains, shape))
     return Status::error(ErrorCode::InvalidArgument,
-                         "%zu gains of the key norm for %zu heads of %zu channels", gains, heads,
-                         dim);
+                         "%zu gains of the key norm for %zu heads of %d channels",
+                         layer.key_gains.size(), heads, shape.key_dim);
   for (const float gain : layer.key_gains)
     if (!is_finite(static_cast<double>(gain)))
       return Status::error(ErrorCode::InvalidValue, "a gain of the key norm is not finite");

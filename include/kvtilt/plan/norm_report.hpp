@@ -61,6 +61,7 @@ inline std::optional<double> measured_gap(std::span<const HeadLosses> entries,
 }
 
 /// What the weights of one layer claim; `measured` is what measured_gap gave for it, if anything.
+/// There is no gain_gap from gains of another number than the shape's channels.
 inline LayerReport layer_report(const LayerNorms& layer, const LayerShape& shape,
                                 std::optional<double> measured = {}) {
   LayerReport report;
@@ -69,7 +70,7 @@ inline LayerReport layer_report(const LayerNorms& layer, const LayerShape& shape
   report.frobenius_gap = detail::gap(layer.keys.frobenius, layer.values.frobenius);
   report.spectral_gap = detail::gap(layer.keys.spectral, layer.values.spectral);
   report.key_norm = layer.key_norm;
-  if (layer.key_norm && !layer.key_gains.empty()) {
+  if (layer.key_norm && !layer.key_gains.empty() && detail::gains_fit(layer.key_gains, shape)) {
     const double keys = detail::squared_scale(layer, shape, Tensor::Keys, Norm::Frobenius, -1);
     report.gain_gap = detail::gap(std::sqrt(keys), layer.values.frobenius);
   }

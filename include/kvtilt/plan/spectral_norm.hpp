@@ -131,9 +131,10 @@ inline Result<SpectralNorm> spectral_norm(const WeightView& weights, double frob
   if (frobenius == 0.0) return norm;
   const detail::GramOperator gram(weights, frobenius);
   const Eigen::Index size = weights.columns;
-  // One more than the rank: the start also has a part that W takes to zero.
+  // One more than the rank, for the part of the start that W takes to zero, is enough in exact
+  // arithmetic; the others make up for rounding.
   const int most = static_cast<int>(
-      std::min({std::int64_t{most_spectral_steps}, weights.rows + 1, weights.columns}));
+      std::min({std::int64_t{most_spectral_steps}, weights.rows + 8, weights.columns}));
   Eigen::MatrixXf basis(size, most + 1);
   basis.col(0) = detail::start_vector(size);
   Eigen::VectorXd diagonal(most);

@@ -130,6 +130,24 @@ TEST(CommandLineHostile, NumbersThatAreNoneAreReported) {
   EXPECT_THAT(outcome.output, HasSubstr("error: the model's logits are not finite"));
 }
 
+TEST(CommandLineHostile, EvaluateKeepsOldFilesWhereItFails) {
+  const TemporaryFolder folder;
+  folder.write("figures.json", "old");
+  folder.write("capture", "old");
+  const std::string json = "--json " + (folder.path() / "figures.json").string() + " ";
+  const std::string capture = "--capture " + (folder.path() / "capture").string() + " ";
+  const std::string few = stories_model + stories_text + "--tokens 5 ";
+  // There is no whole page to capture.
+  EXPECT_EQ(evaluate(few + json + capture).status, 1);
+  expect_error(evaluate(few + json + "--capture /nowhere/c"), "--capture: /nowhere/c: cannot be");
+  expect_error(evaluate(few + json + "--capture " + folder.path().string() + "/./figures.json"),
+               "--capture and --json would write the same file, ");
+  EXPECT_EQ(folder.read("figures.json"), "old");
+  EXPECT_EQ(folder.read("capture"), "old");
+  EXPECT_EQ(evaluate(few + json + "--recipes k8v8").status, 0);
+  EXPECT_EQ(nlohmann::json::parse(folder.read("figures.json")).size(), 2U);
+}
+
 TEST(CommandLineHostile, EvaluateSaysWhatIsWrong) {
   const TemporaryFolder folder;
   folder.write("empty.txt", "");

@@ -2,6 +2,8 @@
 // `plan`, and what `evaluate` makes of its files, as a user meets them.
 #include "programs.hpp"
 
+#include <llama/statistics_file.hpp>
+
 namespace llama {
 namespace {
 
@@ -83,6 +85,79 @@ TEST_F(PlanCommandLine, StatisticsOutliveTheRunThatCapturedThem) {
                "was captured for pages of 32 tokens; --page is 64");
 }
 
+/// A capture of zeros, of layers with these kv heads and channels.
+void write_capture(const std::filesystem::path& path, const kvtilt::CacheShape& shape) {
+  StatisticsFile file;
+  file.page_tokens = 32;
+  for (const kvtilt::LayerShape& layer : shape.layers) {
+    const auto heads = static_cast<std::size_t>(layer.kv_heads);
+    const auto keys = heads * static_cast<std::size_t>(layer.key_dim);
+    const auto values = heads * static_cast<std::size_t>(layer.value_dim);
+    kvtilt::CapturedLayer& captured = file.layers.emplace_back();
+    captured.tokens = 32;
+    captured.kv_heads = layer.kv_heads;
+    captured.key_dim = layer.key_dim;
+    captured.value_dim = layer.value_dim;
+    captured.keys.resize(32 * keys);
+    captured.values.resize(32 * values);
+    captured.query_square.resize(keys);
+    captured.attention.resize(32 * heads);
+    captured.key_attention.resize(32 * heads);
+    captured.output_square.resize(values);
+    captured.weight = 1;
+  }
+  write_statistics(path, file);
+}
+
+TEST_F(PlanCommandLine, CapturesOfOtherHeadsAreRefused) {
+  const auto refused = [&](const kvtilt::LayerShape& odd, const std::string& sentence) {
+    auto shape = kvtilt::CacheShape::uniform(5, 4, 8);
+    shape.layers[3] = odd;
+    write_capture(file("c"), shape);
+    const Outcome outcome =
+        plan(stories_model + "--capture " + file("c") + " --page 32 --budget 5");
+    expect_error(outcome, "/c: layer 3 has " + sentence + " channels (keys, values), ");
+    EXPECT_THAT(outcome.output, HasSubstr("has 4 of 8 and 8"));
+  };
+  refused({8, 8, 8}, "8 kv heads of 8 and 8");
+  refused({4, 16, 8}, "4 kv heads of 16 and 8");
+  refused({4, 8, 16}, "4 kv heads of 8 and 16");
+  write_capture(file("c"), kvtilt::CacheShape::uniform(4, 4, 8));
+  expect_error(plan(stories_model + "--capture " + file("c") + " --page 32 --budget 5"),
+               "/c: has 4 layers, ");
+}
+
+TEST_F(PlanCommandLine, TextsOnWhichNothingReadsCodesAreRefused) {
+  const std::string text = stories_model + stories_text + "--probes 1 --budget 5 ";
+  expect_error(plan(text + "--tokens 63"),
+               "the longest piece has 64 tokens (of --tokens 63 and a "
+               "context of 512), 65 are needed");
+  expect_error(plan(text + "--tokens 2000 --context 60"),
+               "the longest piece has 60 tokens (of --tokens 2000 and a context of 60), 65 are");
+  expect_error(plan(text + "--tokens 31 --page 32"), "with pages of 32 tokens: the longest piece");
+  folder_.write("short.txt", "Once there was a cat.<|endoftext|>It was red.<|endoftext|>");
+  expect_error(plan(stories_model + "--text " + file("short.txt") + " --share 1 --budget 5"),
+               "short.txt: nothing can be measured with pages of 64 tokens");
+  const Outcome least = plan(text + "--tokens 32 --page 32 --json " + file("least.json"));
+  ASSERT_EQ(least.status, 0) << least.output;
+  EXPECT_GT(json("least.json")[0]["loss"], 1e-6);
+}
+
+TEST_F(PlanCommandLine, BudgetsBeyondAllWidthsGetTheWidest) {
+  const Outcome planned = plan(stories_model + stories_text + "--page 32 --tokens 100 --probes 1 " +
+                               "--budget 5,11 --json " + file("figures.json"));
+  ASSERT_EQ(planned.status, 0) << planned.output;
+  const auto layers = json("figures.json").at(1)["layers"];
+  ASSERT_EQ(layers.size(), 5U);
+  for (const auto& layer : layers) {
+    EXPECT_EQ(layer["key_bits"], 8);
+    EXPECT_EQ(layer["value_bits"], 8);
+  }
+  EXPECT_EQ(
+      plan(stories_model + stories_text + "--page 32 --tokens 100 --probes 1 --budget 11").status,
+      0);
+}
+
 TEST_F(PlanCommandLine, WorksFromPublishedNormsAlone) {
   folder_.write("norms.json", R"({"w_k": [40, 30, 9], "w_v": [10, 12, 11]})");
   const Outcome outcome = plan("--norms " + file("norms.json") + " --kv-heads 4 --head-dim 64 " +
@@ -105,6 +180,58 @@ TEST_F(PlanCommandLine, RowsSkipTheTextThatThePlanHasSeen) {
                                     HasSubstr("\nk4v4:g32,32 "), HasSubstr("\n3c:min-max/2t ")));
 }
 
+TEST_F(PlanCommandLine, OptionsThatNothingReadsAreRefused) {
+  folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
+  const std::string model = stories_model + "--budget 5 ";
+  const std::string norms = "--norms " + file("norms.json") + " --budget 5 ";
+  expect_error(plan(model + stories_text + "--from spectral"),
+               "--from spectral looks at weights alone: it cannot go with --text");
+  expect_error(plan(model + "--capture /nowhere/c --from frobenius"),
+               "--from frobenius looks at weights alone: it cannot go with --capture");
+  expect_error(plan(model + "--kv-heads 4"), "--kv-heads is only for a norm file");
+  expect_error(plan(model + "--head-dim 64"), "--head-dim is only for a norm file");
+  expect_error(plan(model + "--share 0.5"), "--share is only for a text");
+  expect_error(plan(norms + "--tokens 100"), "--tokens is only for a text");
+  expect_error(plan("--capture /nowhere/c --budget 5 --context 100"), "--context is only for a");
+  expect_error(plan(model + "--probes 2"), "--probes is only for measuring");
+  expect_error(plan(model + stories_text + "--from statistics --probes 2"),
+               "--probes is only for measuring");
+}
+
+TEST_F(PlanCommandLine, OldFilesStayWhereItFails) {
+  folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
+  folder_.write("old.json", "old");
+  const std::string norms = "--norms " + file("norms.json") + " --json " + file("old.json") + " ";
+  expect_error(plan(norms + "--budget 2"), "the smallest that works");
+  expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"),
+               "--out: /nowhere/p.json: cannot be");
+  expect_error(plan(norms + "--budget 3 --out " + folder_.path().string()), "not a regular file");
+  expect_error(plan(norms + "--budget 3 --out " + folder_.path().string() + "/./old.json"),
+               "--json and --out would write the same file, ");
+  expect_error(plan(norms + "--budget 3,4 --out /nowhere/p_{}.json"),
+               "--out: /nowhere/p_3.json: cannot be written");
+  EXPECT_EQ(folder_.read("old.json"), "old");
+  ASSERT_EQ(plan(norms + "--budget 3").status, 0);
+  EXPECT_EQ(json("old.json").size(), 1U);
+}
+
+TEST_F(PlanCommandLine, NamesNeedNotBeUtf8) {
+  std::filesystem::create_directory_symlink(data_folder("models/stories260K"), file("m\xff"));
+  const std::string model = "--model " + file("m\xff") + " ";
+  const std::string recipe = file("p\xff.json");
+  const Outcome planned = plan(model + "--budget 5 --out " + recipe);
+  ASSERT_EQ(planned.status, 0) << planned.output;
+  EXPECT_THAT(json("p\xff.json")["made_by"].get<std::string>(),
+              AllOf(HasSubstr("/m? --budget 5 --out "), HasSubstr("/p?.json")));
+  std::filesystem::copy_file(recipe, file("\xc3\xa4.json"));
+  const Outcome judged =
+      evaluate(model + stories_text + "--tokens 100 --recipes k8v8 --plan " + recipe + " --plan " +
+               file("\xc3\xa4.json") + " --capture " + file("c") + " --json " + file("rows.json"));
+  ASSERT_EQ(judged.status, 0) << judged.output;
+  EXPECT_EQ(json("rows.json")[2]["recipe"], "plan:p?.json");
+  EXPECT_EQ(json("rows.json")[3]["recipe"], "plan:\xc3\xa4.json");
+}
+
 TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   folder_.write("norms.json", R"({"w_k": [40], "w_v": [10]})");
   const std::string norms = "--norms " + file("norms.json") + " ";
@@ -120,9 +247,10 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
   expect_error(plan(norms + "--budget 3 --formats 2,x4"), "format 'x4' does not exist");
   expect_error(plan(norms + "--budget 3,4 --out " + file("p.json")), "write {} where the budget");
-  const Outcome unwritable = plan(norms + "--budget 3 --out /nowhere/p.json");
-  EXPECT_EQ(unwritable.status, 1);
-  EXPECT_THAT(unwritable.output, HasSubstr("\nerror: /nowhere/p.json: cannot be written"));
+  expect_error(plan(norms + "--budget 4.5,5,4.5000001 --out " + file("p_{}.json")),
+               "/p_4.5.json would be written for several of the budgets");
+  expect_error(plan(norms + "--budget 3 --out /nowhere/p.json"),
+               "--out: /nowhere/p.json: cannot be written");
   expect_error(plan(norms + "--budget 3 --json /nowhere/p.json"), "cannot be written");
   expect_error(plan("--norms /nowhere/n.json --budget 3"), "/nowhere/n.json");
   expect_error(plan("--model /nowhere --budget 3"), "/nowhere");
@@ -133,6 +261,15 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   EXPECT_NE(plan(stories_model).status, 0);
   EXPECT_NE(plan(norms + "--budget -3").status, 0);
   EXPECT_NE(plan(norms + "--budget nothing").status, 0);
+  for (const std::string none : {"nan", "-nan", "inf"}) {
+    EXPECT_THAT(plan(norms + "--budget 3," + none).output, HasSubstr("--budget: Value " + none));
+    EXPECT_THAT(plan(stories_model + stories_text + "--budget 3 --share " + none).output,
+                HasSubstr("--share: Value " + none));
+    EXPECT_THAT(evaluate(stories_model + stories_text + "--skip " + none).output,
+                HasSubstr("--skip: Value " + none));
+    EXPECT_THAT(generate(stories_model + "--temperature " + none).output,
+                HasSubstr("--temperature: Value " + none));
+  }
   EXPECT_NE(plan(norms + "--budget 3 --from guesses").status, 0);
   EXPECT_NE(plan(norms + "--budget 3 --page 48").status, 0);
   EXPECT_NE(plan(norms + "--budget 3 --share 1.5").status, 0);

@@ -52,6 +52,26 @@ TEST_F(PlanningTest, IsComparedWithTheBestUniformRecipeOfItsSize) {
   EXPECT_EQ(wider.uniform->recipe.value.bits, 2);
 }
 
+// What the plan may not do, nothing beside it may.
+TEST_F(PlanningTest, TheBestUniformRecipeKeepsTheKeyFloor) {
+  choices_ = parse_formats({"k2", "k4", "v2", "v4"}, Variants::Default, model_shape, model_page);
+  losses_ = {{{{{1, 0.5}, {80, 10}}}, {{{1, 0.5}, {80, 10}}}}};
+  const Planning free = plan(LossSource::Measured, 3.5);
+  ASSERT_TRUE(free.uniform.has_value());
+  EXPECT_EQ(free.uniform->recipe.key.bits, 2);
+  EXPECT_EQ(free.uniform->recipe.value.bits, 4);
+  EXPECT_FALSE(free.floor_costs);
+  EXPECT_THAT(planning_text(free), HasSubstr("best uniform: 2c/4t "));
+  const Planning floored = plan(LossSource::Measured, 3.5, 4);
+  ASSERT_TRUE(floored.uniform.has_value());
+  EXPECT_EQ(floored.uniform->recipe.key.bits, 4);
+  EXPECT_DOUBLE_EQ(floored.uniform->loss, 161);
+  EXPECT_LE(floored.best.loss, floored.uniform->loss);
+  EXPECT_THAT(planning_text(floored), HasSubstr("best uniform of keys with 4+ bits: 4c/2t "));
+  EXPECT_THAT(planning_text(plan(LossSource::Measured, 4.5, 3)), HasSubstr("best uniform: 4c/4t "))
+      << "the floor changes nothing";
+}
+
 TEST_F(PlanningTest, WarnsWhereNormsAndMeasurementPart) {
   const Planning measured = plan(LossSource::Measured, 3.5);
   ASSERT_EQ(measured.measured_gaps.size(), 2U);
