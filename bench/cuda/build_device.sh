@@ -2,7 +2,8 @@
 # Builds all that a machine with a GPU runs, without needing more there than a driver:
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
 #     bench/cuda/build_device.sh --commit       prints what would be built
-# Programs end up in build/device, with the commit in a file, objects in build/device-objects. Sources:
+# Programs end up in build/device, with the commit in a file, and packed in build/device.tgz, for a
+# machine elsewhere; objects in build/device-objects. Sources:
 # tests/cuda/device/*.cu and *.cpp are one program with GoogleTest, bench/cuda/*.cu and examples/*.cu
 # programs of their own. Compiles what changed since, or all if the SMs or flags did.
 set -euo pipefail
@@ -83,4 +84,5 @@ for source in bench/cuda/*.cu examples/*.cu; do
   link "$(basename "${source%.cu}")" "$(object_of "$source")"
 done
 echo "$commit" >"$out/commit"
+tar -C build -czf build/device.tgz device
 ls -l "$out" | awk 'NR > 1 && $1 !~ /^d/ { print $9, $5 }'

@@ -131,7 +131,7 @@ class MmaNumerics {
         worst = INFINITY;
     });
     report_.add(name, worst, "worst_relative_error");
-    if (worst < 1e-5)
+    if (worst < 1e-4)  // sums are cut off; what is flushed is off by about 1
       report_.add_text(name + "_verdict", "subnormals ok");
     else
       report_.fail(name + "_verdict", "flushed or wrong");

@@ -41,6 +41,7 @@ class Graph {
   /// From before the first replay to after the last one. Waits.
   double seconds(int replays = 1) {
     float milliseconds = 0;
+    keep_busy(stream_);
     KVTILT_CHECK(cudaEventRecord(start_, stream_));
     for (int i = 0; i < replays; ++i) KVTILT_CHECK(cudaGraphLaunch(replay_, stream_));
     KVTILT_CHECK(cudaEventRecord(stop_, stream_));

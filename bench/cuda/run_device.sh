@@ -4,8 +4,8 @@
 #                              [--seconds N]
 # Probes, tests, the example of an engine, benches, PyTorch's attention where there is PyTorch, a few
 # tests under compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in
-# all (default: 560). Logs and JSON, named as in bench/results, go to the folder OUT (default: $OUT,
-# else build/device/out). However it ends, a table of the targets and one of the steps come last. Fails
+# all (default: 560). JSON, named as in bench/results, and logs.tgz go to the folder OUT (default: $OUT,
+# else build/device/out). Unpacks build/device.tgz where there is no build/device. However it ends, a table of the targets and one of the steps come last. Fails
 # if anything is missing, wrong or cut short, but for the grid; not if a target is missed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
@@ -28,7 +28,9 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$parts" ] || parts='tests benches'
-mkdir -p "$out"
+logs=$programs/logs
+[ -d $programs ] || tar -xzf $programs.tgz -C build || exit
+mkdir -p "$out" $logs
 
 rows=()
 failed=0
@@ -40,7 +42,7 @@ row() {  # <name> <result> <seconds> <remark>
 
 # Runs one command, no longer than it may and than time is left; $optional: may be cut short.
 step() {  # <name> <most seconds> <command>...
-  local name=$1 limit=$2 log=$out/$1.log start=$SECONDS left=$((seconds - SECONDS)) code result=ok
+  local name=$1 limit=$2 log=$logs/$1.log start=$SECONDS left=$((seconds - SECONDS)) code result=ok
   [ "$limit" -le "$left" ] || limit=$left
   if [ "$limit" -lt 5 ]; then
     row "$name" 'NOT RUN, no time left' 0 ''
@@ -58,7 +60,7 @@ step() {  # <name> <most seconds> <command>...
   esac
   if [ "$result" != ok ]; then
     echo "== $name: $result"
-    grep -E 'FAILED|Failure|ERROR|error|differ|no GPU|no CUDA device' "$log" | head -n 20
+    grep -E 'FAILED|Failure|ERROR|error:|differ|no GPU|no CUDA device' "$log" | head -n 20
     tail -n 10 "$log"
   fi
   row "$name" "$result" $((SECONDS - start)) "$(grep -E \
@@ -82,6 +84,7 @@ finish() {
   [[ $parts != *benches* ]] || awk -f bench/cuda/targets.awk "$out/$card"-*.json /dev/null
   printf '\n'
   printf '%s\n' "${rows[@]}"
+  tar -C $programs -czf "$out/logs.tgz" logs
   exit $failed
 }
 trap finish EXIT
@@ -91,11 +94,8 @@ card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null |
   awk 'NR == 1 { print tolower($2) }')
 card=${card:-gpu}
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noheader \
-  >"$out/gpu.txt" 2>&1
-cat "$out/gpu.txt"
-if [ ! -x $programs/tests ] && PATH=$PATH:/usr/local/cuda/bin command -v nvcc >/dev/null; then
-  step build 400 bench/cuda/build_device.sh
-fi
+  >$logs/gpu.txt 2>&1
+cat $logs/gpu.txt
 built=$(cat $programs/commit 2>/dev/null)
 tree=$(bench/cuda/build_device.sh --commit 2>/dev/null)
 echo "programs of ${built:-an unknown commit}"
@@ -103,15 +103,15 @@ echo "programs of ${built:-an unknown commit}"
 
 if [[ $parts == *benches* ]]; then bench probes 60 $programs/probes; fi
 if [[ $parts == *tests* ]]; then
-  program tests 150 $programs/tests "--gtest_filter=$filter" "--gtest_output=json:$out/tests.json"
+  program tests 150 $programs/tests "--gtest_filter=$filter" "--gtest_output=json:$logs/tests.json"
   program gpu_engine 30 $programs/gpu_engine
 fi
 if [[ $parts == *benches* ]]; then
   bench attend 120 $programs/attend_bench
   bench cache 60 $programs/cache_bench
   bench prefill 60 $programs/prefill_bench
-  if timeout 30 python3 -c 'import torch' 2>/dev/null; then
-    bench sdpa 60 bench/cuda/sdpa.py
+  if python3 -c 'import importlib.util as u; exit(u.find_spec("torch") is None)' 2>/dev/null; then
+    bench sdpa 90 bench/cuda/sdpa.py
   else
     optional=yes row sdpa 'not measured, no torch' 0 ''
   fi
