@@ -83,12 +83,12 @@ class EmulatedCache {
             [&](EmulatedThreads& threads) { cuda::truncate_body(threads, layers(), request); });
   }
   void remove(std::uint32_t slot, std::int64_t from, std::int64_t to) {
-    emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+    emulate(1, 32, 128, [&](EmulatedThreads& threads) {
       cuda::remove_body(threads, layers(), static_cast<int>(slot), from, to);
     });
   }
   void fork(const cuda::ForkRequest& request) {
-    emulate(2, 32, 128,
+    emulate(2, 64, 128,
             [&](EmulatedThreads& threads) { cuda::fork_body(threads, layers(), request); });
     int blocks = 1;
     for (const cuda::LayerStorage& storage : storages_)

@@ -4,6 +4,7 @@
 
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 
 #include <cstdint>
@@ -27,12 +28,12 @@ enum class Arithmetic : std::uint8_t {
 ///     then only keys in `positions`, inside the window and causal or in the tree mask count;
 ///     then the head's sink logit joins the denominator as it is.
 struct AttendOptions {
-  float scale = 0.0f;     ///< 0: 1 / sqrt(key_dim)
-  float soft_cap = 0.0f;  ///< 0: none
+  float scale = 0.0f;     ///< up to 1e30; 0: 1 / sqrt(key_dim)
+  float soft_cap = 0.0f;  ///< up to 1e30; 0: none
   int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
-  std::span<const float> alibi_slopes = {};  ///< [query_heads], usually positive; empty: none
+  std::span<const float> alibi_slopes = {};  ///< [query_heads], within 1e30; empty: none
   Arithmetic arithmetic = Arithmetic::Fast;
-  /// [query_heads] logits of a token that is not there (gpt-oss). They belong to exactly one part
+  /// [query_heads] logits, within 1e30, of a token that is not there (gpt-oss). They belong to exactly one part
   /// when partial results are merged. -infinity: that head has none. Empty: none has.
   std::span<const float> sink_logits = {};
   /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
@@ -45,7 +46,7 @@ struct AttendOptions {
 
 namespace detail {
 
-/// What factors and logits may be at most, so that their products and sums stay finite.
+/// What factors, slopes and logits may be at most: no model's are near.
 inline constexpr float largest_option = 1e30f;
 
 /// True for 0 <= x <= largest_option, but -0; on the bits, as -ffast-math assumes NaN away.
@@ -57,8 +58,6 @@ inline bool is_factor(float x) {
 inline bool is_moderate(float x) {
   return is_factor(bit_cast<float>(bit_cast<std::uint32_t>(x) & 0x7fffffffu));
 }
-
-inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 
 }  // namespace detail
 
@@ -93,8 +92,7 @@ inline Status check_attend_options(const AttendOptions& options, const LayerShap
                            static_cast<double>(options.alibi_slopes[head]));
   for (std::size_t head = 0; head < options.sink_logits.size(); ++head)
     if (const float logit = options.sink_logits[head];
-        !detail::is_moderate(logit) &&
-        bit_cast<std::uint32_t>(logit) != detail::minus_infinity_bits)
+        !detail::is_moderate(logit) && !is_minus_infinity(logit))
       return Status::error(
           invalid,
           "the sink logit of head %zu is %g, must be within 1e30, or -infinity for "

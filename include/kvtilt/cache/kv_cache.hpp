@@ -25,8 +25,8 @@
 namespace kvtilt {
 
 /// Threads: calls for one sequence belong to one thread at a time, and views of it may be read by any
-/// number until the next call but length() or view(); calls for different sequences, and open, may come
-/// from anywhere at any time. memory() of a sequence that is being written is undefined.
+/// number until a call changes it (LayerView); calls for different sequences, and open, may come from
+/// anywhere at any time. memory() of a sequence that is being written is undefined.
 ///
 /// What create makes beside the cache's memory, a few KiB a layer, comes from operator new; so does what
 /// plan_memory() makes. An operator new that throws is not caught.

@@ -33,8 +33,8 @@ class LayerPages {
   /// Slots of a block and of a page.
   [[nodiscard]] int page_tokens() const { return store_.placement.page_tokens; }
   /// Bytes of one: Sealed is a quantized page, Tail and Sinks are the same kind of 16-bit block.
-  /// Attention treats them alike, except that keep_sinks shows Sinks outside the window: those of pages,
-  /// not of a chunk that attend_prefill() is given, which is to be no longer than the window then.
+  /// Attention treats them alike, except that keep_sinks shows Sinks outside the window: those of pages. A
+  /// chunk that brings them to attend_prefill() is to be no longer than the window.
   [[nodiscard]] std::size_t bytes(PageKind kind) const { return store_.layout(kind).bytes; }
 
   /// Stores tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.

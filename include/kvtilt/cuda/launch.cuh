@@ -24,10 +24,10 @@ constexpr bool takes_turns(int ptx, int driver) {
   return KVTILT_CUDA_EARLY_START && ptx >= 90 && driver >= 12030;
 }
 
-/// Once for each kernel and device, before the first launch there (and not again after a
-/// cudaDeviceReset(), which forgets it: launches of more than 48 KiB then fail): lets it have as much dynamic shared
+/// Once for each kernel and device, before the first launch there: lets it have as much dynamic shared
 /// memory as a block of the device may. The limit belongs to the kernel: were it what one launch needs,
-/// another thread's, or another object's, would fail.
+/// another thread's, or another object's, would fail. A cudaDeviceReset() forgets it, and nothing here
+/// notices: launches of more than 48 KiB then fail.
 ///
 /// early  whether its code takes turns
 template <auto Kernel>

@@ -56,9 +56,10 @@ struct LayerView {
   const PageEntry* pages = nullptr;
   std::int32_t page_count = 0;
   std::int32_t max_page_tokens = 0;  ///< slots of the largest page
-  std::int32_t sink_tokens = 0;      ///< first positions that are, or will be, sinks
-  std::int64_t length = 0;           ///< positions 0 to length-1 were appended
-  std::int64_t first_kept = 0;  ///< beyond the sinks, positions before it were freed by the window
+  std::int32_t sink_tokens = 0;  ///< first positions that are sinks, or will be; of LayerPages 0:
+                                 ///< there pages alone say so
+  std::int64_t length = 0;       ///< positions 0 to length-1 were appended
+  std::int64_t first_kept = 0;   ///< beyond the sinks, positions before it were freed by the window
   const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
 
   [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {

@@ -339,7 +339,8 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
 
 /// Sinks that the cache does not hold yet are not marked as such.
 TEST(PrefillWork, ChunksThatHideTheirOwnSinksPlanNothing) {
-  const auto plans = [](std::int64_t length, int window, bool keep_sinks, std::int32_t rows) {
+  const auto plans = [](std::int64_t length, int window, bool keep_sinks, std::int32_t rows,
+                        bool nobody = false) {
     Random random(6);
     Launch launch(random, 2, 1);
     launch.arguments.attend.layer.sink_tokens = 4;
@@ -351,6 +352,7 @@ TEST(PrefillWork, ChunksThatHideTheirOwnSinksPlanNothing) {
     for (SequenceState& state : launch.states) state = {};
     SequenceState& own = launch.states[static_cast<std::size_t>(launch.slots[1])];
     own.length = own.tail_start = length;
+    if (nobody) launch.slots[1] = -1;
     bool planned = false;
     launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       planned = plan.total > 0;
@@ -369,6 +371,7 @@ TEST(PrefillWork, ChunksThatHideTheirOwnSinksPlanNothing) {
   EXPECT_TRUE(plans(0, 16, true, 16));
   EXPECT_TRUE(plans(0, 16, false, 17));
   EXPECT_TRUE(plans(0, 0, true, 17));
+  EXPECT_TRUE(plans(0, 16, true, 17, true));
 }
 
 TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {

@@ -140,7 +140,7 @@ class StateProgram {
     const std::int64_t to = end_of(table.slots[static_cast<std::size_t>(b)]);
     std::int32_t first = 0;
     std::int32_t last = 0;
-    const bool found = find_pages(table.state, table.slots.data(), from, to, first, last);
+    const bool found = find_whole_pages(table.state, table.slots.data(), from, to, first, last);
     ASSERT_EQ(cache_->remove(ids_[one], from, to).ok(), found);
     if (found) cuda::drop_pages(SingleThread{}, table.state, table.slots.data(), first, last);
   }

@@ -13,13 +13,14 @@
 namespace kvtilt::cuda {
 
 /// AttendOptions whose arrays are in device memory. Windows and ALiBi go by tokens' positions, in the
-/// order in which they were appended, also under a tree mask: not by their depth in the tree.
+/// order in which they were appended, also under a tree mask: not by their depth in the tree. What the
+/// arrays hold is not checked.
 struct DeviceAttendOptions {
   float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;                     ///< 0: none
   int window = 0;                            ///< 0: the layer's own
   const float* alibi_slopes = nullptr;       ///< [query_heads]
-  const float* sink_logits = nullptr;        ///< [query_heads]
+  const float* sink_logits = nullptr;        ///< [query_heads]; -infinity: that head has none
   const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();

@@ -209,9 +209,10 @@ inline constexpr std::int64_t most_units = 0x7fffffff;
 KVTILT_HD inline bool hides_own_sinks(const PrefillArguments& arguments, int sequence) {
   const AttendRules& rules = arguments.attend.rules;
   const LayerStorage& layer = arguments.attend.layer;
+  const std::int32_t slot = arguments.attend.batch.slots[sequence];
   return rules.keep_sinks != 0 && rules.window > 0 &&
-         arguments.rows.count(sequence) > rules.window &&
-         layer.state(arguments.attend.batch.slots[sequence]).length < layer.sink_tokens;
+         arguments.rows.count(sequence) > rules.window && slot >= 0 &&
+         layer.state(slot).length < layer.sink_tokens;
 }
 
 /// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows

@@ -149,8 +149,9 @@ class KVCache {
   ///
   /// keys    device, receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
   /// values  device, receives [n, kv_heads, value_dim], likewise
-  /// Fails   InvalidArgument (shapes, handle, layer), before anything is queued. Rows of positions
-  ///         that were not appended, were removed or freed are left alone, and poll() tells
+  /// Fails   InvalidArgument (shapes, handle, layer, more than 2^24 tokens), before anything is queued.
+  ///         Rows of positions that were not appended, were removed or freed are left alone, and poll()
+  ///         tells
   Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
                 const MutableTensorView& values, cudaStream_t stream = nullptr) const;
 
@@ -195,8 +196,8 @@ class KVCache {
   /// The first thing that went wrong on the device since the last poll, or Ok. Waits for the stream.
   ///
   /// record  if not null, receives the same as numbers: whose request failed, where and how often.
-  ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables and
-  ///         for indptr (Corrupt), where it is the place in the batch
+  ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables, for
+  ///         indptr (both Corrupt) and for chunks (Unsupported), where it is the place in the batch
   Status poll(cudaStream_t stream, DeviceRecord* record = nullptr);
 
   /// Bytes of one sequence, and of all together, as the host knows it; reserved_bytes is all of the

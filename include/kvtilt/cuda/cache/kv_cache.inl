@@ -147,8 +147,7 @@ inline Status KVCache::let_go(std::span<const SequenceId> ids, int first, int la
         lost.count = 0;
       }
     if (lost.count > 0) KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
-    for (int layer = first; layer < last; ++layer)
-      if (storages_[static_cast<std::size_t>(layer)].kv_heads > 0) book_.settle(id.slot, layer);
+    for (int layer = first; layer < last; ++layer) book_.settle(id.slot, layer);
   }
   return {};
 }

@@ -44,8 +44,8 @@ struct DeviceRecord {
   std::uint32_t code;   ///< ErrorCode; written when all the rest is there
   std::uint32_t count;  ///< how many elements or sequences
   std::int32_t layer;
-  std::int32_t sequence;  ///< slot
-  std::int64_t token;     ///< position
+  std::int32_t sequence;  ///< slot, or place in a batch: see poll()
+  std::int64_t token;     ///< position, or what to_status() says
   std::int32_t head;      ///< kv head
   std::int32_t channel;   ///< of the key, or key_dim + channel of the value
   float value;

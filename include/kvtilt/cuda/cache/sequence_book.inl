@@ -210,7 +210,7 @@ inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_
   std::int32_t last = 0;
   const auto find = [&](std::size_t layer) {
     const Layer& own = sequence.layers[layer];
-    return find_pages(own.state, own.table.data(), from, to, first, last);
+    return find_whole_pages(own.state, own.table.data(), from, to, first, last);
   };
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer) && !find(layer))

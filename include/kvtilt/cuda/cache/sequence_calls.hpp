@@ -162,20 +162,30 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   if (threads.thread() == 0) storage.states[sequence] = state;
 }
 
-/// One block.
+/// One block. 4 bytes of shared memory.
 template <class Threads>
 KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int sequence,
                            std::int64_t from, std::int64_t to) {
+  std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
+  if (threads.thread() == 0) refusing = -1;
+  threads.sync();
   std::int32_t first = 0;
   std::int32_t last = 0;
   for (int layer = 0; layer < layers.count; ++layer) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0 ||
-        find_pages(storage.states[sequence], storage.table(sequence), from, to, first, last))
-      continue;
+    if (storage.kv_heads == 0) continue;
+    const PageSlot* table = storage.table(sequence);
+    bool whole = find_pages(storage.states[sequence], table, from, to, first, last);
+    for (std::int32_t entry = first + threads.thread(); whole && entry + 1 < last;
+         entry += threads.thread_count())
+      whole = follows_at_once(table + entry);
+    if (!whole) refusing = layer;  // any of them will do
+  }
+  threads.sync();
+  if (refusing >= 0) {
     if (threads.thread() == 0)
-      record_error(threads, storage.record,
-                   sequence_error(ErrorCode::InvalidArgument, layer, sequence, from));
+      record_error(threads, layers.storages[refusing].record,
+                   sequence_error(ErrorCode::InvalidArgument, refusing, sequence, from));
     return;
   }
   for (int layer = 0; layer < layers.count; ++layer) {

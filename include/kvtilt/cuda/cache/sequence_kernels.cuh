@@ -118,9 +118,10 @@ inline Status launch_truncate(Layers layers, const Truncation& request, cudaStre
 
 inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std::int64_t to,
                             cudaStream_t stream) {
-  return to_status(detail::launch<&detail::remove_kernel<detail::small_block>>(
-                       1, detail::small_block, 0, stream, layers, sequence, from, to),
-                   "removing pages of a sequence");
+  return to_status(
+      detail::launch<&detail::remove_kernel<detail::small_block>>(
+          1, detail::small_block, sizeof(std::int32_t), stream, layers, sequence, from, to),
+      "removing pages of a sequence");
 }
 
 /// Tables, lengths and 16-bit blocks.

@@ -146,15 +146,30 @@ KVTILT_HD void truncate(const Threads& threads, const TokenPlacement& placement,
   if (state.first_kept > length) state.first_kept = length;
 }
 
-/// The entries that hold exactly the positions `from` to to - 1; false if there are none such.
+/// The entries that hold the positions `from` to to - 1, the first and the last of them at least, and no
+/// others; false if there are none such. Whether there is a hole between them follows_at_once() tells.
 KVTILT_HD constexpr bool find_pages(const SequenceState& state, const PageSlot* table,
                                     std::int64_t from, std::int64_t to, std::int32_t& first,
                                     std::int32_t& last) {
   first = entry_at(state, table, from);
-  std::int64_t end = from;
-  for (last = first; end < to && last < state.page_end && table[last].first_position == end; ++last)
-    end += table[last].tokens;
-  return last > first && end == to;
+  if (first == state.page_end || table[first].first_position != from) return false;
+  last = entry_at(state, table, to);
+  return last > first && end_of(table[last - 1]) == to;
+}
+
+/// Whether the next entry goes on where this one ends.
+KVTILT_HD constexpr bool follows_at_once(const PageSlot* entry) {
+  return end_of(entry[0]) == entry[1].first_position;
+}
+
+/// find_pages(), and no hole between them: as one thread finds out.
+constexpr bool find_whole_pages(const SequenceState& state, const PageSlot* table,
+                                std::int64_t from, std::int64_t to, std::int32_t& first,
+                                std::int32_t& last) {
+  bool whole = find_pages(state, table, from, to, first, last);
+  for (std::int32_t entry = first; whole && entry + 1 < last; ++entry)
+    whole = follows_at_once(table + entry);
+  return whole;
 }
 
 /// What appending will do to a sequence: known before anything is written, by every block alike.
