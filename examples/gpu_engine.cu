@@ -193,10 +193,11 @@ struct Engine {
     const int shared = forks ? requests[request.shares].prompt : 0;
     Result<SequenceId> id = forks ? cache.fork(parent->id, tokens, stream) : cache.open(stream);
     if (!id) return std::move(id).take_status();
-    Status made;
-    if (forks) made = cache.truncate(*id, shared, stream);  // without the other's answer
-    if (made.ok()) made = cache.reserve(*id, tokens, stream);
-    if (!made.ok()) {
+    const auto prepare = [&]() -> Status {
+      if (forks) KVTILT_RETURN_IF_ERROR(cache.truncate(*id, shared, stream));  // not the answer
+      return cache.reserve(*id, tokens, stream);
+    };
+    if (Status made = prepare(); !made.ok()) {
       KVTILT_RETURN_IF_ERROR(cache.close(*id, stream));
       return made;
     }

@@ -66,7 +66,7 @@ inline Result<SequenceId> KVCache::open(cudaStream_t stream) {
   Status emptied = launch_reset(device_layers(), static_cast<int>(id->slot), stream);
   if (emptied.ok()) return id;
   static_cast<void>(book_.close(*id));
-  return std::move(emptied);
+  return static_cast<Status&&>(emptied);
 }
 
 inline Status KVCache::reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream) {
@@ -117,12 +117,15 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cuda
   int ring_blocks = 0;
   for (const LayerStorage& storage : storages_)
     ring_blocks = std::max(ring_blocks, storage.ring_blocks);
-  Status made = launch_reset(device_layers(), slot, stream);
-  if (made.ok()) made = launch_fork(device_layers(), request, ring_blocks, stream);
-  if (made.ok()) made = launch_give_pages(device_layers(), slot, given_, stream);
+  const auto launch = [&]() -> Status {
+    KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), slot, stream));
+    KVTILT_RETURN_IF_ERROR(launch_fork(device_layers(), request, ring_blocks, stream));
+    return launch_give_pages(device_layers(), slot, given_, stream);
+  };
+  Status made = launch();
   if (made.ok()) return child;
   static_cast<void>(book_.close(*child));  // nobody knows its slot
-  return std::move(made);
+  return static_cast<Status&&>(made);
 }
 
 inline Status KVCache::close(SequenceId id, cudaStream_t stream) {
