@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -94,31 +95,24 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   finish();
   const double stored = static_cast<double>(cache.memory(ids[0])->bytes_in_use());
   const double moved = keys.bytes() + values.bytes() + stored;
-  std::vector<double> times;
-  for (int round = 0; round < 7; ++round) {
-    for (int i = 1; round > 0 && i < sequences; ++i) {
-      SequenceId& id = ids[static_cast<std::size_t>(i)];
+  const std::span<SequenceId> others = std::span(ids).subspan(1);
+  const auto append_all = [&] {
+    for (const SequenceId id : others) check(cache.append(id, 0, keys.view(), values.view()));
+  };
+  const auto open_anew = [&] {
+    for (SequenceId& id : others) {
       check(cache.close(id));
       id = check(cache.open());
       check(cache.reserve(id, prompt));
     }
-    finish();
-    times.push_back(seconds_of([&] {
-      for (int i = 1; i < sequences; ++i)
-        check(cache.append(ids[static_cast<std::size_t>(i)], 0, keys.view(), values.view()));
-    }));
-  }
-  std::sort(times.begin(), times.end());
-  const double packed = times[times.size() / 2] / (sequences - 1);
+  };
+  const auto unpack_all = [&] {
+    for (const SequenceId id : others) check(cache.unpack(id, 0, 0, keys.out(), values.out()));
+  };
+  const double packed = median_seconds(7, append_all, open_anew) / (sequences - 1);
   report.add("pack/" + name + "/time", packed * 1e6, "us");
   report.add("pack/" + name + "/of_copy", 100 * moved / packed / copied, "%");
-  const double unpacked = median_seconds(15,
-                                         [&] {
-                                           for (int i = 1; i < sequences; ++i)
-                                             check(cache.unpack(ids[static_cast<std::size_t>(i)], 0,
-                                                                0, keys.out(), values.out()));
-                                         }) /
-                          (sequences - 1);
+  const double unpacked = median_seconds(15, unpack_all) / (sequences - 1);
   report.add("unpack/" + name + "/time", unpacked * 1e6, "us");
   report.add("unpack/" + name + "/of_copy", 100 * moved / unpacked / copied, "%");
   check(cache.poll(nullptr));

@@ -204,16 +204,23 @@ double seconds_of(Launch launch) {
   return milliseconds * 1e-3;
 }
 
-/// The first two launches only warm up.
-template <class Launch>
-double median_seconds(int launches, Launch launch) {
+/// The first two launches only warm up. prepare() comes before each, and is not counted.
+template <class Launch, class Prepare>
+double median_seconds(int launches, Launch launch, Prepare prepare) {
   std::vector<double> seconds;
   for (int i = -2; i < launches; ++i) {
+    prepare();
+    finish();
     const double taken = seconds_of(launch);
     if (i >= 0) seconds.push_back(taken);
   }
   std::sort(seconds.begin(), seconds.end());
   return seconds[seconds.size() / 2];
+}
+
+template <class Launch>
+double median_seconds(int launches, Launch launch) {
+  return median_seconds(launches, launch, [] {});
 }
 
 }  // namespace kvtilt::bench

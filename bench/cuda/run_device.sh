@@ -5,8 +5,9 @@
 # Probes, tests, the example of an engine, benches, PyTorch's attention where there is PyTorch, a few
 # tests under compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in
 # all (default: 560). JSON, named as in bench/results, and logs.tgz go to the folder OUT (default: $OUT,
-# else build/device/out). Unpacks build/device.tgz where there is no build/device. However it ends, a table of the targets and one of the steps come last. Fails
-# if anything is missing, wrong or cut short, but for the grid; not if a target is missed.
+# else build/device/out). Unpacks build/device.tgz where there is no build/device. However it ends, a
+# table of the targets and one of the steps come last. Fails if anything is missing, wrong or cut
+# short, but for the grid; not if a target is missed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 

@@ -85,12 +85,7 @@ class LayerModel {
 
   /// Whether there are sealed pages that hold exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
-    const auto [first, last] = pages_between(sealed_, from, to);
-    for (std::size_t page = first; page < last; ++page) {
-      if (sealed_[page].first != from) return false;
-      from += sealed_[page].count;
-    }
-    return last > first && from == to;
+    return hold_exactly(sealed_, from, to);
   }
   bool remove(std::int64_t from, std::int64_t to) {
     if (!can_remove(from, to)) return false;

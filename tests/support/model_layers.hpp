@@ -38,4 +38,15 @@ std::pair<std::size_t, std::size_t> pages_between(const std::vector<Page>& pages
   return {first, last};
 }
 
+/// Whether some of the pages hold exactly [from, to), without a hole.
+template <class Page>
+bool hold_exactly(const std::vector<Page>& pages, std::int64_t from, std::int64_t to) {
+  const auto [first, last] = pages_between(pages, from, to);
+  for (std::size_t page = first; page < last; ++page) {
+    if (pages[page].first != from) return false;
+    from += pages[page].count;
+  }
+  return last > first && from == to;
+}
+
 }  // namespace kvtilt::test

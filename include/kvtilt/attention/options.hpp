@@ -33,8 +33,8 @@ struct AttendOptions {
   int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
   std::span<const float> alibi_slopes = {};  ///< [query_heads], within 1e30; empty: none
   Arithmetic arithmetic = Arithmetic::Fast;
-  /// [query_heads] logits, within 1e30, of a token that is not there (gpt-oss). They belong to exactly one part
-  /// when partial results are merged. -infinity: that head has none. Empty: none has.
+  /// [query_heads] logits, within 1e30, of a token that is not there (gpt-oss). They belong to exactly
+  /// one part when partial results are merged. -infinity: that head has none. Empty: none has.
   std::span<const float> sink_logits = {};
   /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
   /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal.
