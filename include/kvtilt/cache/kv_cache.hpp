@@ -6,6 +6,8 @@
 #include <kvtilt/cache/layer_store.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/saved_reader.hpp>
+#include <kvtilt/cache/saved_writer.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cache/unpack.hpp>
@@ -19,6 +21,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -77,6 +80,29 @@ class KVCache {
   /// both sequences let go of them; one that loses a shared page (truncation, window) may have to
   /// reserve again. Fails as open and reserve do, and if layers differ in length.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0);
+
+  /// Bytes that save() writes for a sequence as it is.
+  Result<std::size_t> saved_bytes(SequenceId id) const;
+
+  /// Writes all that a sequence holds, pages as they are: saved_sequence.hpp is the format, and any
+  /// machine's. Equal sequences have equal bytes.
+  ///
+  /// image  saved_bytes() bytes, any alignment
+  /// Fails  InvalidArgument (handle, another size of image), or if layers differ in length
+  /// Cost   a copy and a checksum of the bytes
+  Status save(SequenceId id, std::span<std::byte> image) const;
+
+  /// A new sequence that holds what a saved one did and goes on as that would: the bits of all that is
+  /// appended and attended to later are the same. It is reserved for `tokens` tokens, or for those it
+  /// holds if that is more; pages it shared when it was saved are its own.
+  ///
+  /// image  of save(), whole, of a cache of the same shape, plan, page_tokens, sink_tokens and
+  ///        recent_tokens
+  /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
+  ///        (another version), InvalidArgument (of another cache: names what differs)
+  /// Cost   a checksum and a copy of the bytes. The checksum finds damage, no forgery: forged bytes
+  ///        can give outputs that are no numbers, but are never read beyond their end
+  Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0);
 
   /// Returns the blocks of a sequence to the cache.
   Status close(SequenceId id);
@@ -138,9 +164,11 @@ class KVCache {
   Status check_append(const Sequence& sequence, int layer, const TensorView& keys,
                       const TensorView& values) const;
   PagePool& pool(std::size_t layer, PageKind kind) { return pools_[stores_[layer].pool(kind)]; }
-  std::unique_ptr<Sequence> new_sequence() const;
+  Result<std::int64_t> common_length(const Sequence& sequence, const char* verb) const;
+  std::size_t write_saved(const Sequence& sequence, std::int64_t length,
+                          std::span<std::byte> image) const;
+  Result<std::unique_ptr<Sequence>> new_sequence() const;
   SequenceId adopt(std::unique_ptr<Sequence> sequence);
-  [[nodiscard]] bool all_open() const;
   [[nodiscard]] std::size_t reserved_bytes() const {
     return table_bytes_ + pools_.allocated_bytes();
   }
@@ -164,4 +192,5 @@ class KVCache {
 }  // namespace kvtilt
 
 #include <kvtilt/cache/kv_cache.inl>
+#include <kvtilt/cache/kv_cache_saved.inl>
 #include <kvtilt/cache/kv_cache_tokens.inl>

@@ -42,20 +42,20 @@ inline Result<KVCache::Sequence*> KVCache::find(SequenceId id, int layer) const 
   return sequence;
 }
 
-/// Null if there is no memory.
-inline std::unique_ptr<KVCache::Sequence> KVCache::new_sequence() const {
+/// One that nobody knows yet. OutOfCapacity if there is no slot for it, or OutOfMemory.
+inline Result<std::unique_ptr<KVCache::Sequence>> KVCache::new_sequence() const {
+  if (std::none_of(slots_.begin(), slots_.end(),
+                   [](const Slot& slot) { return slot.sequence == nullptr; }))
+    return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
+                         slots_.size());
   auto sequence = std::unique_ptr<Sequence>(new (std::nothrow) Sequence);
-  if (sequence == nullptr) return nullptr;
-  sequence->layers.reset(new (std::nothrow) std::optional<SequenceLayer>[stores_.size()]);
-  if (sequence->layers == nullptr) return nullptr;
+  if (sequence != nullptr)
+    sequence->layers.reset(new (std::nothrow) std::optional<SequenceLayer>[stores_.size()]);
+  if (sequence == nullptr || sequence->layers == nullptr)
+    return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     sequence->layers[layer].emplace(stores_[layer].placement, options_.allocator);
   return sequence;
-}
-
-inline bool KVCache::all_open() const {
-  return std::none_of(slots_.begin(), slots_.end(),
-                      [](const Slot& slot) { return slot.sequence == nullptr; });
 }
 
 inline SequenceId KVCache::adopt(std::unique_ptr<Sequence> sequence) {
@@ -69,13 +69,9 @@ inline SequenceId KVCache::adopt(std::unique_ptr<Sequence> sequence) {
 
 inline Result<SequenceId> KVCache::open() {
   const std::lock_guard<std::mutex> lock(*mutex_);
-  if (all_open())
-    return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
-                         slots_.size());
-  std::unique_ptr<Sequence> sequence = new_sequence();
-  if (sequence == nullptr)
-    return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
-  return adopt(std::move(sequence));
+  Result<std::unique_ptr<Sequence>> sequence = new_sequence();
+  if (!sequence) return std::move(sequence).take_status();
+  return adopt(*std::move(sequence));
 }
 
 /// What `sequence` lacks: the wanted blocks, and tables for needs_. SIZE_MAX if no number says.
@@ -153,42 +149,48 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
   return provide(**found, tokens);
 }
 
+/// Tokens in every layer; to `verb` a sequence takes that.
+inline Result<std::int64_t> KVCache::common_length(const Sequence& sequence,
+                                                   const char* verb) const {
+  std::int64_t length = -1;
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    if (stores_[layer].shape.kv_heads == 0) continue;
+    const std::int64_t own = sequence.layer(layer).length();
+    if (length >= 0 && own != length)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "cannot %s: layer %zu holds %lld tokens, an earlier one %lld; "
+                           "truncate to the shorter length first",
+                           verb, layer, static_cast<long long>(own),
+                           static_cast<long long>(length));
+    length = own;
+  }
+  return std::max<std::int64_t>(length, 0);
+}
+
 inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens) {
   Result<Sequence*> found = find(id);
   if (!found) return std::move(found).take_status();
   const Sequence& parent = **found;
-  std::int64_t length = -1;
-  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
-    if (stores_[layer].shape.kv_heads == 0) continue;
-    const std::int64_t own = parent.layer(layer).length();
-    if (length >= 0 && own != length)
-      return Status::error(ErrorCode::InvalidArgument,
-                           "cannot fork: layer %zu holds %lld tokens, an earlier one %lld; "
-                           "truncate to the shorter length first",
-                           layer, static_cast<long long>(own), static_cast<long long>(length));
-    length = own;
-  }
+  Result<std::int64_t> length = common_length(parent, "fork");
+  if (!length) return std::move(length).take_status();
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
-  tokens = std::max(tokens, length);
+  tokens = std::max(tokens, *length);
 
   const std::lock_guard<std::mutex> lock(*mutex_);
-  if (all_open())
-    return Status::error(ErrorCode::OutOfCapacity, "all %zu sequences of this cache are open",
-                         slots_.size());
-  std::unique_ptr<Sequence> child = new_sequence();
-  if (child == nullptr)
-    return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
+  Result<std::unique_ptr<Sequence>> made = new_sequence();
+  if (!made) return std::move(made).take_status();
+  Sequence& child = **made;
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     needs_[layer] =
         stores_[layer].shape.kv_heads == 0 ? BlockCounts{} : parent.layer(layer).fork_needs(tokens);
-  if (Status given = provide(*child, tokens); !given.ok()) {
-    release_blocks(*child);
+  if (Status given = provide(child, tokens); !given.ok()) {
+    release_blocks(child);
     return Result<SequenceId>(std::move(given));
   }
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
-    child->layer(layer).copy_from(parent.layer(layer), stores_[layer].layout(PageKind::Sinks).bytes,
-                                  stores_[layer].layout(PageKind::Tail).bytes);
-  return adopt(std::move(child));
+    child.layer(layer).copy_from(parent.layer(layer), stores_[layer].layout(PageKind::Sinks).bytes,
+                                 stores_[layer].layout(PageKind::Tail).bytes);
+  return adopt(*std::move(made));
 }
 
 inline void KVCache::release_blocks(Sequence& sequence) {

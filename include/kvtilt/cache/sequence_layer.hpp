@@ -13,6 +13,7 @@
 
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
@@ -21,6 +22,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 namespace kvtilt {
 
@@ -44,6 +46,8 @@ class SequenceLayer {
   [[nodiscard]] std::int64_t length() const { return length_; }
   /// Sealed positions before this one were freed by the window.
   [[nodiscard]] std::int64_t first_kept() const { return first_kept_; }
+  /// Position of the tail's first token; sinks lie before it.
+  [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
 
   /// Blocks this layer lacks to hold `length` tokens.
@@ -52,7 +56,8 @@ class SequenceLayer {
     if (placement_.sink_tokens > 0 && sink_block_.data == nullptr && length > 0) missing.sinks = 1;
     const std::size_t blocks = placement_.ring_blocks_for(length);
     if (blocks > ring_.size()) missing.tail = blocks - ring_.size();
-    missing.sealed = missing_pages(length, spare_.size(), false);
+    missing.sealed =
+        missing_pages(length, spare_.size(), [&](std::size_t i) { return old_page(i, false); });
     return missing;
   }
 
@@ -206,9 +211,55 @@ class SequenceLayer {
     BlockCounts needs;
     needs.sinks = placement_.sink_tokens > 0 && length > 0 ? 1 : 0;
     needs.tail = placement_.ring_blocks_for(length);
-    needs.sealed = missing_pages(length, 0, true);
+    needs.sealed = missing_pages(length, 0, [&](std::size_t i) { return old_page(i, true); });
     needs.shared = entries_.size();
     return needs;
+  }
+
+  /// Becomes, empty so far and without blocks, a layer that was saved: its positions alone. To be
+  /// given the result, for up to `length` tokens, then asked to place_loaded().
+  ///
+  /// page  page(i): the i-th SavedPage
+  template <class Page>
+  [[nodiscard]] BlockCounts load(const SavedLayer& saved, std::int64_t saved_length,
+                                 std::int64_t length, Page page) {
+    tail_start_ = saved.tail_start;
+    length_ = saved_length;
+    first_kept_ = saved.first_kept;
+    BlockCounts needs;
+    needs.sinks = placement_.sink_tokens > 0 && length > 0 ? 1 : 0;
+    needs.tail = placement_.ring_blocks_for(length);
+    const auto old = [&](std::size_t i) -> std::optional<OldPage> {
+      if (i >= static_cast<std::size_t>(saved.pages)) return {};
+      const SavedPage one = page(i);
+      return OldPage{one.first_position + one.tokens, true};
+    };
+    needs.sealed = static_cast<std::size_t>(saved.pages) + missing_pages(length, 0, old);
+    return needs;
+  }
+
+  /// Puts the saved pages into the table, and the blocks of sinks and tail. Their bytes are the
+  /// caller's to fill.
+  template <class Page>
+  void place_loaded(const SavedLayer& saved, Page page) {
+    if (length_ > 0 && placement_.sink_tokens > 0) {
+      const auto tokens = std::min<std::int64_t>(length_, placement_.sink_tokens);
+      entries_.push_back({sink_block_.data, 0, static_cast<std::int32_t>(tokens), PageKind::Sinks,
+                          sink_block_.references});
+    }
+    for (std::size_t i = 0; i < static_cast<std::size_t>(saved.pages); ++i) {
+      const SavedPage one = page(i);
+      const Block own = spare_.pop_back();
+      entries_.push_back(
+          {own.data, one.first_position, one.tokens, PageKind::Sealed, own.references});
+    }
+    for (std::int64_t at = tail_start_, block = 0; at < length_;
+         at += placement_.page_tokens, ++block) {
+      const Block& own = ring_[static_cast<std::size_t>(block)];
+      const auto tokens = std::min<std::int64_t>(length_ - at, placement_.page_tokens);
+      entries_.push_back(
+          {own.data, at, static_cast<std::int32_t>(tokens), PageKind::Tail, own.references});
+    }
   }
 
   /// Becomes a copy of `parent`: shares its sealed pages, copies its 16-bit blocks. The blocks and
@@ -246,10 +297,23 @@ class SequenceLayer {
             ring_.size() + missing.tail, pages};
   }
 
+  /// A page that a window may free: where it ends, and whether this layer can then use it again.
+  struct OldPage {
+    std::int64_t end;
+    bool comes_back;
+  };
+  [[nodiscard]] std::optional<OldPage> old_page(std::size_t i, bool all_shared) const {
+    if (i >= entries_.size()) return {};
+    const PageEntry& entry = entries_[i];
+    const bool own = entry.kind == PageKind::Sealed && !all_shared && !is_shared(entry);
+    return OldPage{end_of(entry), own};
+  }
+
   /// Pages that sealing up to `length` tokens needs beyond `spare` ones, those that the window
-  /// frees on the way counted in. A shared page frees nothing.
-  [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare,
-                                          bool all_shared) const {
+  /// frees on the way counted in: `old` names them, oldest first, then nothing. A shared page frees
+  /// nothing.
+  template <class Old>
+  [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare, Old old) const {
     std::int64_t seals = placement_.seals(tail_start_, length);
     if (placement_.window == 0)
       return static_cast<std::size_t>(seals) -
@@ -257,16 +321,14 @@ class SequenceLayer {
     // Once a window's worth of pages is sealed, each new one frees an old one.
     seals = std::min<std::int64_t>(seals, placement_.window / placement_.page_tokens + 2);
     std::size_t missing = 0;
-    std::size_t old_entry = 0;   // next page of today's table that the window may free
+    std::size_t next = 0;        // old page, for the window to free
     std::int64_t new_pages = 0;  // pages sealed on the way that it has freed
     for (std::int64_t i = 0; i < seals; ++i) {
       const std::int64_t start = tail_start_ + i * placement_.page_tokens;
       const std::int64_t cut =
           placement_.free_until(start + placement_.page_tokens + placement_.recent_tokens);
-      for (; old_entry < entries_.size() && end_of(entries_[old_entry]) <= cut; ++old_entry)
-        if (entries_[old_entry].kind == PageKind::Sealed && !all_shared &&
-            !is_shared(entries_[old_entry]))
-          ++spare;
+      for (auto page = old(next); page && page->end <= cut; page = old(++next))
+        if (page->comes_back) ++spare;
       for (; tail_start_ + (new_pages + 1) * placement_.page_tokens <= cut && new_pages < i;
            ++new_pages)
         ++spare;

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT
+// Members of KVCache that write sequences to bytes and read them back; included by kv_cache.hpp.
+
+namespace kvtilt {
+
+/// Returns the bytes that it takes; without an image nothing is written.
+inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t length,
+                                        std::span<std::byte> image) const {
+  SavedWriter writer(image, layers(), length, token_placement(options_));
+  for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
+    const LayerStore& store = stores_[layer];
+    if (store.shape.kv_heads == 0) {
+      writer.skip_layer();
+      continue;
+    }
+    const SequenceLayer& own = sequence.layer(layer);
+    const Buffer<PageEntry>& entries = own.entries();
+    std::size_t first = 0;  // sealed page
+    while (first < entries.size() && entries[first].kind == PageKind::Sinks) ++first;
+    std::size_t last = first;
+    while (last < entries.size() && entries[last].kind == PageKind::Sealed) ++last;
+    SavedLayer saved;
+    saved.pages = static_cast<std::int32_t>(last - first);
+    saved.tail_start = own.tail_start();
+    saved.first_kept = own.first_kept();
+    const SavedPlaces places =
+        writer.add_layer(store.shape, store.layouts, saved, [&](std::int32_t i) {
+          const PageEntry& page = entries[first + static_cast<std::size_t>(i)];
+          return SavedPage{page.first_position, page.tokens};
+        });
+    if (image.empty()) continue;
+    const auto copy = [&](PageKind kind, std::int64_t index, const PageEntry* from) {
+      std::byte* to = image.data() + places.block(kind, index);
+      if (from == nullptr)  // the sinks of an empty sequence
+        return static_cast<void>(std::memset(to, 0, store.layout(kind).bytes));
+      std::memcpy(to, from->data, store.layout(kind).bytes);
+      if (kind != PageKind::Sealed) clear_unused_slots(store.layout(kind), from->tokens, to);
+    };
+    copy(PageKind::Sinks, 0, first > 0 ? &entries[0] : nullptr);
+    for (std::size_t i = first; i < entries.size(); ++i)
+      copy(entries[i].kind, static_cast<std::int64_t>(i - (i < last ? first : last)), &entries[i]);
+  }
+  if (!image.empty()) writer.finish();
+  return writer.bytes();
+}
+
+inline Result<std::size_t> KVCache::saved_bytes(SequenceId id) const {
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  Result<std::int64_t> length = common_length(**found, "save");
+  if (!length) return std::move(length).take_status();
+  return write_saved(**found, *length, {});
+}
+
+inline Status KVCache::save(SequenceId id, std::span<std::byte> image) const {
+  Result<std::size_t> bytes = saved_bytes(id);
+  if (!bytes) return std::move(bytes).take_status();
+  if (image.size() != *bytes)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "sequence %u takes %zu bytes to save; the image has %zu", id.slot, *bytes,
+                         image.size());
+  const Sequence& sequence = **find(id);
+  write_saved(sequence, *common_length(sequence, "save"), image);
+  return {};
+}
+
+inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::int64_t tokens) {
+  Result<SavedReader> saved = SavedReader::open(image, stores_, token_placement(options_));
+  if (!saved) return std::move(saved).take_status();
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
+  tokens = std::max(tokens, saved->length());
+
+  // Calls act(layer, its store, own, the page table's places and reader) for what keeps a cache.
+  const auto for_each_layer = [&](Sequence& sequence, auto act) {
+    for (std::size_t layer = 0; layer < stores_.size(); ++layer)
+      if (stores_[layer].shape.kv_heads > 0) {
+        const SavedPlaces places = saved->places(layer, stores_[layer].layouts);
+        const auto page = [&](std::size_t i) { return saved->page(places, i); };
+        act(layer, sequence.layer(layer), places, page);
+      }
+  };
+  Sequence* loaded = nullptr;
+  SequenceId id;
+  {
+    const std::lock_guard<std::mutex> lock(*mutex_);
+    Result<std::unique_ptr<Sequence>> made = new_sequence();
+    if (!made) return std::move(made).take_status();
+    loaded = made->get();
+    std::fill(needs_.begin(), needs_.end(), BlockCounts{});
+    for_each_layer(*loaded,
+                   [&](std::size_t layer, SequenceLayer& own, const SavedPlaces&, auto page) {
+                     needs_[layer] = own.load(saved->layer(layer), saved->length(), tokens, page);
+                   });
+    if (Status given = provide(*loaded, tokens); !given.ok()) {
+      release_blocks(*loaded);
+      return Result<SequenceId>(std::move(given));
+    }
+    for_each_layer(*loaded, [&](std::size_t layer, SequenceLayer& own, const SavedPlaces&,
+                                auto page) { own.place_loaded(saved->layer(layer), page); });
+    id = adopt(*std::move(made));
+  }
+  // Nobody else knows the sequence: others need not wait for its bytes.
+  for_each_layer(
+      *loaded, [&](std::size_t layer, SequenceLayer& own, const SavedPlaces& places, auto) {
+        std::int64_t next[page_kinds] = {};
+        for (std::size_t i = 0; i < own.entries().size(); ++i) {
+          const PageEntry& entry = own.entries()[i];
+          std::memcpy(entry.data,
+                      saved->block(places, entry.kind, next[static_cast<int>(entry.kind)]++),
+                      stores_[layer].layout(entry.kind).bytes);
+        }
+      });
+  return id;
+}
+
+}  // namespace kvtilt

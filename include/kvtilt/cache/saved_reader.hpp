@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+/// Checks a saved sequence against the cache that is to load it.
+#pragma once
+
+#include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/saved_sequence.hpp>
+#include <kvtilt/cache/token_placement.hpp>
+#include <kvtilt/core/shape.hpp>
+#include <kvtilt/core/status.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+namespace kvtilt {
+
+/// A saved sequence all of whose numbers a cache can take. Reads its bytes where they are and owns
+/// nothing.
+class SavedReader {
+ public:
+  /// layers  of the cache, [i] with `shape`, `placement` and `layouts`
+  /// Fails   Corrupt (foreign, cut off or damaged), Unsupported (another version), InvalidArgument
+  ///         (of a cache of another shape, plan or options: names what differs)
+  /// Cost    one pass over all bytes, for the checksum
+  template <class Layers>
+  static Result<SavedReader> open(std::span<const std::byte> image, const Layers& layers,
+                                  const TokenPlacement& placement) {
+    SavedReader reader(image);
+    KVTILT_RETURN_IF_ERROR(reader.check_header(static_cast<int>(layers.size()), placement));
+    std::uint64_t end = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
+    for (std::size_t layer = 0; layer < layers.size(); ++layer)
+      KVTILT_RETURN_IF_ERROR(reader.check_layer(static_cast<int>(layer), layers[layer].shape,
+                                                layers[layer].layouts, end));
+    if (end != image.size()) return damaged("bytes lie behind its last layer");
+    return reader;
+  }
+
+  [[nodiscard]] std::int64_t length() const { return header_.length; }
+  [[nodiscard]] SavedLayer layer(std::size_t index) const {
+    return read<SavedLayer>(sizeof(SavedHeader) + index * sizeof(SavedLayer));
+  }
+  [[nodiscard]] SavedPlaces places(std::size_t index, const LayerLayouts& layouts) const {
+    return {header_, layer(index), layouts};
+  }
+  [[nodiscard]] SavedPage page(const SavedPlaces& places, std::int64_t index) const {
+    return read<SavedPage>(places.pages + static_cast<std::uint64_t>(index) * sizeof(SavedPage));
+  }
+  [[nodiscard]] const std::byte* block(const SavedPlaces& places, PageKind kind,
+                                       std::int64_t index) const {
+    return image_.data() + places.block(kind, index);
+  }
+
+ private:
+  explicit SavedReader(std::span<const std::byte> image) : image_(image) {}
+
+  template <class T>
+  [[nodiscard]] T read(std::uint64_t at) const {
+    T record;
+    std::memcpy(&record, image_.data() + at, sizeof record);
+    return record;
+  }
+  static Status damaged(const char* what) {
+    return Status::error(ErrorCode::Corrupt, "the saved sequence is damaged: %s", what);
+  }
+  static Status differs(const char* name, long long saved, long long own) {
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the saved sequence is of another cache: %s is %lld there, %lld here",
+                         name, saved, own);
+  }
+  static Status differs(std::size_t layer, const char* name, long long saved, long long own) {
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "the saved sequence is of another cache: layer %zu: %s is %lld there, %lld here", layer,
+        name, saved, own);
+  }
+
+  Status check_header(int layers, const TokenPlacement& placement);
+  Status check_layer(int index, const LayerShape& shape, const LayerLayouts& layouts,
+                     std::uint64_t& end) const;
+  Status check_recipes(int index, const SavedPlaces& places, const LayerLayouts& layouts) const;
+  Status check_positions(const SavedLayer& layer) const;
+  Status check_pages(const SavedLayer& layer, const SavedPlaces& places) const;
+
+  std::span<const std::byte> image_;
+  SavedHeader header_;
+};
+
+inline Status SavedReader::check_header(int layers, const TokenPlacement& placement) {
+  if (image_.size() < sizeof header_)
+    return Status::error(ErrorCode::Corrupt,
+                         "%zu bytes are no saved sequence: its header alone has %zu", image_.size(),
+                         sizeof header_);
+  header_ = read<SavedHeader>(0);
+  if (header_.magic != SavedHeader::magic_number)
+    return Status::error(ErrorCode::Corrupt,
+                         "the bytes are no saved sequence: they start otherwise");
+  if (header_.version != SavedHeader::newest)
+    return Status::error(ErrorCode::Unsupported,
+                         "the saved sequence has version %u of its format; this build reads %u",
+                         header_.version, SavedHeader::newest);
+  if (header_.bytes != image_.size() || image_.size() % page_alignment != 0)
+    return Status::error(ErrorCode::Corrupt,
+                         "the saved sequence has %llu bytes by its header; there are %zu",
+                         static_cast<unsigned long long>(header_.bytes), image_.size());
+  if (header_.checksum != saved_checksum(image_)) return damaged("its checksum is another");
+  if (header_.layers != layers) return differs("the number of layers", header_.layers, layers);
+  if (header_.page_tokens != placement.page_tokens)
+    return differs("page_tokens", header_.page_tokens, placement.page_tokens);
+  if (header_.sink_tokens != placement.sink_tokens)
+    return differs("sink_tokens", header_.sink_tokens, placement.sink_tokens);
+  if (header_.recent_tokens != placement.recent_tokens)
+    return differs("recent_tokens", header_.recent_tokens, placement.recent_tokens);
+  for (const std::int32_t reserved : header_.reserved)
+    if (reserved != 0) return damaged("reserved bytes are not zeros");
+  if (header_.length < 0 || header_.length > max_tokens) return damaged("its length");
+  if (static_cast<std::uint64_t>(layers) > image_.size() / sizeof(SavedLayer) - 1)
+    return damaged("its layers do not fit");
+  return {};
+}
+
+inline Status SavedReader::check_recipes(int index, const SavedPlaces& places,
+                                         const LayerLayouts& layouts) const {
+  std::uint64_t at = places.recipes;
+  int head = 0;
+  for (const HeadLayout& own : layouts[static_cast<std::size_t>(PageKind::Sealed)].heads) {
+    const SavedRecipe saved = read<SavedRecipe>(at);
+    if (saved != saved_recipe(own)) {
+      const bool keys = saved.key != saved_recipe(own).key;
+      const SavedFormat& there = keys ? saved.key : saved.value;
+      const Format& here = keys ? own.key.format : own.value.format;
+      return Status::error(ErrorCode::InvalidArgument,
+                           "the saved sequence is of another cache: layer %d, kv head %d: %s have "
+                           "%d bits there (per "
+                           "%s, group %d, rule %d), %d here (per %s, group %d, rule %d)",
+                           index, head, keys ? "keys" : "values", there.bits,
+                           there.granularity == 0 ? "channel" : "token", there.group, there.rule,
+                           here.bits,
+                           here.granularity == Granularity::PerChannel ? "channel" : "token",
+                           here.group, static_cast<int>(here.rule));
+    }
+    at += sizeof(SavedRecipe);
+    ++head;
+  }
+  return {};
+}
+
+/// As appending, truncating, removing and a window leave them.
+inline Status SavedReader::check_positions(const SavedLayer& layer) const {
+  const std::int64_t sinks = header_.sink_tokens;
+  if (layer.tail_start < sinks || layer.tail_start > std::max(sinks, header_.length))
+    return damaged("its tail starts elsewhere");
+  if (header_.length - layer.tail_start >= header_.recent_tokens + header_.page_tokens)
+    return damaged("its tail is too long");
+  if (layer.first_kept < 0 || layer.first_kept > header_.length ||
+      (layer.window == 0 && layer.first_kept != 0))
+    return damaged("its window has freed too much");
+  // A page has 16 bytes in the table: no offset of one overflows then.
+  if (layer.pages < 0 ||
+      static_cast<std::uint64_t>(layer.pages) > image_.size() / sizeof(SavedPage))
+    return damaged("it has too many pages");
+  return {};
+}
+
+inline Status SavedReader::check_pages(const SavedLayer& layer, const SavedPlaces& places) const {
+  std::int64_t end = std::max<std::int64_t>(header_.sink_tokens, layer.first_kept);
+  for (std::int32_t i = 0; i < layer.pages; ++i) {
+    const SavedPage saved = page(places, i);
+    if (saved.tokens < 1 || saved.tokens > header_.page_tokens || saved.first_position < end ||
+        saved.first_position > layer.tail_start - saved.tokens || saved.reserved != 0)
+      return damaged("a page of it is out of place");
+    end = saved.first_position + saved.tokens;
+  }
+  return {};
+}
+
+inline Status SavedReader::check_layer(int index, const LayerShape& shape,
+                                       const LayerLayouts& layouts, std::uint64_t& end) const {
+  const SavedLayer saved = layer(static_cast<std::size_t>(index));
+  const struct {
+    const char* name;
+    long long saved;
+    long long own;
+  } numbers[] = {{"kv_heads", saved.kv_heads, shape.kv_heads},
+                 {"key_dim", saved.key_dim, shape.key_dim},
+                 {"value_dim", saved.value_dim, shape.value_dim},
+                 {"window", saved.window, shape.window},
+                 {"keep_sinks", saved.keep_sinks, shape.keep_sinks ? 1 : 0}};
+  const int compared = shape.kv_heads == 0 ? 1 : 5;
+  for (int i = 0; i < compared; ++i)
+    if (numbers[i].saved != numbers[i].own)
+      return differs(static_cast<std::size_t>(index), numbers[i].name, numbers[i].saved,
+                     numbers[i].own);
+  if (saved.offset != end || saved.reserved[0] != 0 || saved.reserved[1] != 0)
+    return damaged("a layer of it lies elsewhere");
+  if (shape.kv_heads == 0) return {};
+  KVTILT_RETURN_IF_ERROR(check_positions(saved));
+  const SavedPlaces places(header_, saved, layouts);
+  if (places.end > image_.size()) return damaged("a layer of it does not fit");
+  end = places.end;
+  KVTILT_RETURN_IF_ERROR(check_recipes(index, places, layouts));
+  return check_pages(saved, places);
+}
+
+}  // namespace kvtilt

@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: MIT
+/// The bytes of a saved sequence: what save() of a cache writes, on any machine, and load() of a cache
+/// like it reads. Version 1; a reader refuses others.
+///
+///     header           64 bytes  SavedHeader
+///     [layers]         64 bytes  SavedLayer
+///     of each layer that keeps a cache, from its `offset` on, a multiple of 64:
+///       [kv_heads]     16 bytes  SavedRecipe
+///       [pages]        16 bytes  SavedPage, in order of position
+///                                zeros up to a multiple of 64
+///       a block of sinks         \  in the order of page/layout.hpp, with slots for sink_tokens,
+///       [pages] sealed pages      > rounded up to 16, or for page_tokens. Sinks and tail are in 16
+///       [tail blocks]            /  bits; their slots without a token are zeros
+///
+/// Everything is little endian, reserved bytes are zeros, nothing else lies between. A tail of n
+/// tokens has n / page_tokens blocks, rounded up. So equal sequences have equal bytes, and where
+/// anything lies follows from header and tables: pages can be read in place, or sent layer by layer.
+#pragma once
+
+#include <kvtilt/core/config.hpp>
+#include <kvtilt/core/mix_bits.hpp>
+#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layout.hpp>
+#include <kvtilt/quant/format.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <span>
+
+namespace kvtilt {
+
+struct SavedHeader {
+  static constexpr std::uint64_t magic_number = 0x7173746c6974766bu;  // "kvtiltsq"
+  static constexpr std::uint32_t newest = 1;
+
+  std::uint64_t magic = magic_number;
+  std::uint32_t version = newest;
+  std::int32_t layers = 0;
+  std::uint64_t bytes = 0;     ///< of everything, header included
+  std::uint64_t checksum = 0;  ///< saved_checksum()
+  std::int64_t length = 0;     ///< tokens in every layer
+  std::int32_t page_tokens = 0;
+  std::int32_t sink_tokens = 0;
+  std::int32_t recent_tokens = 0;
+  std::int32_t reserved[3] = {};
+};
+static_assert(sizeof(SavedHeader) == 64);
+
+struct SavedLayer {
+  std::int32_t kv_heads = 0;  ///< 0: no cache, and all the rest but `offset` is zero
+  std::int32_t key_dim = 0;
+  std::int32_t value_dim = 0;
+  std::int32_t window = 0;
+  std::int32_t keep_sinks = 0;
+  std::int32_t pages = 0;
+  std::int64_t tail_start = 0;  ///< position of the tail's first token; sinks lie before it
+  std::int64_t first_kept = 0;  ///< beyond the sinks, positions before it were freed by the window
+  std::uint64_t offset = 0;     ///< from the start of the header
+  std::int64_t reserved[2] = {};
+};
+static_assert(sizeof(SavedLayer) == 64);
+
+struct SavedFormat {
+  std::uint8_t bits;
+  std::uint8_t granularity;  ///< 0: per channel, 1: per token
+  std::uint8_t rule;         ///< 0: MinMax, 1: MinMse, 2: Centroids
+  std::uint8_t reserved;
+  std::int32_t group;  ///< written out; 0 in 16 bits
+
+  friend constexpr bool operator==(const SavedFormat&, const SavedFormat&) = default;
+};
+struct SavedRecipe {
+  SavedFormat key;
+  SavedFormat value;
+
+  friend constexpr bool operator==(const SavedRecipe&, const SavedRecipe&) = default;
+};
+static_assert(sizeof(SavedRecipe) == 16);
+
+struct SavedPage {
+  std::int64_t first_position = 0;
+  std::int32_t tokens = 0;  ///< slots 0 to tokens - 1 hold tokens
+  std::int32_t reserved = 0;
+};
+static_assert(sizeof(SavedPage) == 16);
+
+/// The sum over all 64-bit words w[i], that of the checksum apart, of mix_bits(w[i] + i * odd): any
+/// order of adding up will do. It finds damage, not forgery.
+///
+/// image  a multiple of 8 bytes, any alignment; at least a header
+/// Cost   about 1 ns a word
+inline std::uint64_t saved_checksum(std::span<const std::byte> image) {
+  constexpr std::size_t own = offsetof(SavedHeader, checksum) / sizeof(std::uint64_t);
+  std::uint64_t sum = 0;
+  for (std::size_t i = 0; i < image.size() / sizeof(std::uint64_t); ++i) {
+    std::uint64_t word;
+    std::memcpy(&word, image.data() + i * sizeof word, sizeof word);
+    if (i != own) sum += mix_bits(word + i * 0x9e3779b97f4a7c15u);
+  }
+  return sum;
+}
+
+/// How one kv head of a sealed page is stored.
+constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
+  const auto format = [](const Format& from) {
+    return SavedFormat{static_cast<std::uint8_t>(from.bits),
+                       static_cast<std::uint8_t>(from.granularity),
+                       static_cast<std::uint8_t>(from.rule), 0, from.group};
+  };
+  return {format(sealed.key.format), format(sealed.value.format)};
+}
+
+/// Where the parts of a layer lie, in bytes from the start of the header.
+struct SavedPlaces {
+  std::uint64_t recipes = 0;
+  std::uint64_t pages = 0;  ///< the table
+  std::uint64_t blocks[page_kinds] = {};
+  std::uint64_t block_bytes[page_kinds] = {};
+  std::int64_t counts[page_kinds] = {};
+  std::uint64_t end = 0;
+
+  /// layer     one that keeps a cache, with its offset
+  /// layouts   its pages
+  SavedPlaces(const SavedHeader& header, const SavedLayer& layer, const LayerLayouts& layouts)
+      : recipes(layer.offset),
+        pages(recipes + static_cast<std::uint64_t>(layer.kv_heads) * sizeof(SavedRecipe)) {
+    const std::int64_t tail = std::max<std::int64_t>(0, header.length - layer.tail_start);
+    counts[static_cast<int>(PageKind::Sinks)] = 1;
+    counts[static_cast<int>(PageKind::Sealed)] = layer.pages;
+    counts[static_cast<int>(PageKind::Tail)] = (tail + header.page_tokens - 1) / header.page_tokens;
+    end = round_up(pages + static_cast<std::uint64_t>(layer.pages) * sizeof(SavedPage),
+                   page_alignment);
+    for (int kind = 0; kind < page_kinds; ++kind) {
+      blocks[kind] = end;
+      block_bytes[kind] = layouts[static_cast<std::size_t>(kind)].bytes;
+      end += static_cast<std::uint64_t>(counts[kind]) * block_bytes[kind];
+    }
+  }
+
+  [[nodiscard]] KVTILT_HD std::uint64_t block(PageKind kind, std::int64_t index) const {
+    return blocks[static_cast<int>(kind)] +
+           static_cast<std::uint64_t>(index) * block_bytes[static_cast<int>(kind)];
+  }
+  [[nodiscard]] std::int64_t count(PageKind kind) const { return counts[static_cast<int>(kind)]; }
+};
+
+}  // namespace kvtilt
