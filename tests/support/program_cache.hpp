@@ -160,21 +160,36 @@ class ProgramCache {
 
   std::string fork(ModelSequence& model, int tokens, Random& random) {
     const bool possible = models_.size() < 5 && model.shortest() == model.longest();
-    const std::size_t reserved = cache_->memory().reserved_bytes;
-    bool may_refuse = false;
-    const Result<SequenceId> id =
-        with_scarce_memory(random, may_refuse, [&] { return cache_->fork(model.id, tokens); });
-    if (id.code() == ErrorCode::OutOfMemory && may_refuse && possible)
-      return cache_->memory().reserved_bytes == reserved ? "" : "a fork that failed kept memory";
-    if (id.ok() != possible) return "fork: " + std::string(id.message());
-    if (!id) return {};
-    model.may_lack_pages = true;
-    ModelSequence child = model;
-    child.id = *id;
-    child.capacity = std::max<std::int64_t>(child.longest(), tokens);
-    child.may_lack_pages = false;
-    models_.push_back(std::move(child));
-    return {};
+    const std::ptrdiff_t index = &model - models_.data();
+    std::string wrong;
+    if (made("fork", model, tokens, possible, wrong, random,
+             [&] { return cache_->fork(model.id, tokens); }))
+      models_[static_cast<std::size_t>(index)].may_lack_pages = true;
+    return wrong;
+  }
+
+  /// Saves a sequence and loads it as another one; damaged, it must not load.
+  std::string save_and_load(const ModelSequence& model, int tokens, Random& random) {
+    const Result<std::size_t> bytes = cache_->saved_bytes(model.id);
+    if (bytes.ok() != (model.shortest() == model.longest()))
+      return "saved_bytes: " + std::string(bytes.message());
+    if (!bytes) return {};
+    std::vector<std::byte> image(*bytes, std::byte{0xa5});
+    if (Status status = cache_->save(model.id, image); !status.ok())
+      return std::string(status.message());
+    std::vector<std::byte> damaged = image;
+    damaged[random.next() % *bytes] ^= static_cast<std::byte>(1 << random.below(8));
+    const ErrorCode code = cache_->load(damaged).code();
+    if (code != ErrorCode::Corrupt && code != ErrorCode::Unsupported) return "loaded damaged bytes";
+
+    std::string wrong;
+    if (!made("load", model, tokens, models_.size() < 5, wrong, random,
+              [&] { return cache_->load(image, tokens); }))
+      return wrong;
+    std::vector<std::byte> again(*bytes);
+    if (Status status = cache_->save(models_.back().id, again); !status.ok())
+      return std::string(status.message());
+    return image == again ? "" : "what was loaded saves as something else";
   }
 
   std::string remove(ModelSequence& model, Random& random) {
@@ -217,6 +232,28 @@ class ProgramCache {
   const std::vector<ModelSequence>& models() const { return models_; }
 
  private:
+  /// One call that may make a copy of a sequence, reserved for `tokens` tokens, whose model is `child`
+  /// then. Returns whether it did, and fills `wrong` if that is wrong.
+  template <class Call>
+  bool made(const char* name, ModelSequence child, std::int64_t tokens, bool possible,
+            std::string& wrong, Random& random, Call call) {
+    const std::size_t reserved = cache_->memory().reserved_bytes;
+    bool may_refuse = false;
+    const Result<SequenceId> id = with_scarce_memory(random, may_refuse, call);
+    if (id.code() == ErrorCode::OutOfMemory && may_refuse && possible) {
+      if (cache_->memory().reserved_bytes != reserved)
+        wrong = std::string(name) + " failed and kept memory";
+      return false;
+    }
+    if (id.ok() != possible) wrong = std::string(name) + ": " + std::string(id.message());
+    if (!id) return false;
+    child.id = *id;
+    child.capacity = std::max(child.longest(), tokens);
+    child.may_lack_pages = false;
+    models_.push_back(std::move(child));
+    return true;
+  }
+
   std::string compare(ModelSequence& model) {
     std::int64_t elements = 0;
     for (std::size_t layer = 0; layer < model.layers.size(); ++layer) {

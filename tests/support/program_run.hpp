@@ -67,6 +67,8 @@ class ProgramRun : ProgramCache {
         return fork(model, amount, random);
       case Step::Remove:
         return remove(model, random);
+      case Step::Save:
+        return save_and_load(model, amount, random);
       case Step::Close:
         return close(model);
       case Step::Attend:

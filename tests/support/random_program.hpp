@@ -27,6 +27,7 @@ struct Step {
     Repair,
     Fork,
     Remove,
+    Save,
     Close,
     Attend,
     Merge,
@@ -41,7 +42,7 @@ struct Step {
 
 inline std::string to_string(const Step& step) {
   constexpr const char* names[] = {"open",   "reserve", "append", "truncate", "repair", "fork",
-                                   "remove", "close",   "attend", "merge",    "prefill"};
+                                   "remove", "save",    "close",  "attend",   "merge",  "prefill"};
   return std::string(names[step.kind]) + " sequence " + std::to_string(step.which) + ", layer " +
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
@@ -95,15 +96,15 @@ struct ProgramSetup {
 inline std::vector<Step> random_program(std::uint64_t seed, int count) {
   Random random(seed ^ 0x5eed);
   std::vector<Step> steps = {{Step::Open, 0, 0, 400, random.next()}};
-  constexpr Step::Kind kinds[] = {Step::Open,   Step::Reserve, Step::Reserve,  Step::Append,
-                                  Step::Append, Step::Append,  Step::Append,   Step::Append,
-                                  Step::Append, Step::Append,  Step::Truncate, Step::Truncate,
-                                  Step::Repair, Step::Fork,    Step::Remove,   Step::Close,
-                                  Step::Attend, Step::Attend,  Step::Merge,    Step::Prefill};
+  constexpr Step::Kind kinds[] = {
+      Step::Open,   Step::Reserve, Step::Reserve, Step::Append, Step::Append,   Step::Append,
+      Step::Append, Step::Append,  Step::Append,  Step::Append, Step::Truncate, Step::Truncate,
+      Step::Repair, Step::Fork,    Step::Remove,  Step::Save,   Step::Close,    Step::Attend,
+      Step::Attend, Step::Merge,   Step::Prefill};
   while (static_cast<int>(steps.size()) < count) {
     const Step::Kind kind = kinds[random.below(static_cast<int>(std::size(kinds)))];
     int amount = random.between(0, 40);
-    if (kind == Step::Open || kind == Step::Reserve || kind == Step::Fork)
+    if (kind == Step::Open || kind == Step::Reserve || kind == Step::Fork || kind == Step::Save)
       amount = random.between(0, 500);
     if (kind == Step::Append && random.chance(3)) amount = random.between(0, 200);
     const Step step{kind, random.below(5), random.below(6), amount, random.next()};
