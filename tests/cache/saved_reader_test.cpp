@@ -156,6 +156,17 @@ TEST_F(SavedReaderHostile, ForgedNumbersAreRefused) {
   expect_layer_refused(1, offsetof(SavedLayer, reserved), std::int64_t{1}, "lies elsewhere");
 }
 
+TEST_F(SavedReaderHostile, ALayerWithoutACacheSaysNothing) {
+  CacheShape shape = CacheShape::uniform(2, 2, 32);
+  shape.layers[0] = {};
+  KVCache cache = make(shape, presets::k4v2, options());
+  const std::vector<std::byte> image = test::saved(cache, test::open_reserved(cache, 10));
+  EXPECT_TRUE(cache.load(image).ok());
+  for (const std::size_t offset : {offsetof(SavedLayer, window), offsetof(SavedLayer, tail_start)})
+    expect_refused(cache, forged(image, 64 + offset, 1), ErrorCode::Corrupt,
+                   "a layer without a cache has numbers");
+}
+
 TEST_F(SavedReaderHostile, ForgedPagesAreRefused) {
   const SavedLayer first = test::read_at<SavedLayer>(image_, 64);
   ASSERT_EQ(first.pages, 4);

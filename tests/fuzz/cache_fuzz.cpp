@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <utility>
@@ -144,7 +145,7 @@ class Program {
 
   void step_once() {
     const std::vector<std::int64_t> before = lengths();
-    switch (bytes_.below(12)) {
+    switch (bytes_.below(13)) {
       case 0:
         if (const Result<SequenceId> opened = cache_.open()) ids_.push_back(*opened);
         return;
@@ -177,9 +178,40 @@ class Program {
         require(lengths() == before);
         return;
       }
+      case 12:
+        load_forged();
+        return;
       default:
         return append_once(before);
     }
+  }
+
+  /// A saved sequence with any bytes in its tables and a right checksum: it is refused, or is a
+  /// sequence like any other, whose tables are saved as they were loaded.
+  void load_forged() {
+    const Result<std::size_t> size = cache_.saved_bytes(id_);
+    if (!size) return;
+    std::vector<std::byte> image(*size);
+    require(cache_.save(id_, image).ok());
+    SavedLayer first;
+    std::memcpy(&first, image.data() + sizeof(SavedHeader), sizeof first);
+    const std::size_t tables = first.offset +
+                               static_cast<std::size_t>(first.kv_heads) * sizeof(SavedRecipe) +
+                               static_cast<std::size_t>(first.pages) * sizeof(SavedPage);
+    for (int forgeries = bytes_.below(4); forgeries > 0; --forgeries) {
+      const int at = bytes_.below(256) * 2 + bytes_.below(2);
+      image[static_cast<std::size_t>(at) % tables] = static_cast<std::byte>(bytes_.below(256));
+    }
+    const std::uint64_t checksum = saved_checksum(image);
+    std::memcpy(image.data() + offsetof(SavedHeader, checksum), &checksum, sizeof checksum);
+    const Result<SequenceId> loaded = cache_.load(image, bytes_.below(250));
+    if (!loaded) return;
+    ids_.push_back(*loaded);
+    std::vector<std::byte> again(image.size());
+    require(cache_.save(*loaded, again).ok());
+    require(std::equal(image.begin() + sizeof(SavedHeader),
+                       image.begin() + static_cast<std::ptrdiff_t>(tables),
+                       again.begin() + sizeof(SavedHeader)));
   }
 
   [[nodiscard]] LayerShape own_shape() const {

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <string>
 #include <utility>
@@ -40,6 +41,12 @@ constexpr int devices = 6;
 int current_device = 0;
 constexpr int shared_per_block(int device) { return 227 << 10 >> device; }
 constexpr int shared_per_multiprocessor(int device) { return shared_per_block(device) + 1024; }
+
+/// Pinned memory: its bytes by where it starts.
+std::map<const char*, std::size_t>& pinned() {
+  static std::map<const char*, std::size_t> memory;
+  return memory;
+}
 
 /// While any stream is captured, what allocates, frees or waits for the device is refused.
 int captures = 0;
@@ -160,6 +167,29 @@ cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
 cudaError_t cudaFree(void* memory) {
   if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
   return std::free(memory), cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+  const cudaError_t error = cudaMalloc(memory, bytes);
+  if (error == cudaSuccess) kvtilt::test::pinned()[static_cast<char*>(*memory)] = bytes;
+  return error;
+}
+cudaError_t cudaFreeHost(void* memory) {
+  kvtilt::test::pinned().erase(static_cast<char*>(memory));
+  return cudaFree(memory);
+}
+/// All that is not pinned counts as the engine's own.
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
+  *attributes = {};
+  const char* at = static_cast<const char*>(pointer);
+  const auto& pinned = kvtilt::test::pinned();
+  const auto behind = pinned.upper_bound(at);
+  if (behind == pinned.begin()) return cudaSuccess;
+  const auto& [start, bytes] = *std::prev(behind);
+  if (at >= start + bytes) return cudaSuccess;
+  attributes->type = cudaMemoryTypeHost;
+  attributes->devicePointer = const_cast<char*>(at);
+  attributes->hostPointer = const_cast<char*>(at);
+  return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {

@@ -123,6 +123,17 @@ class PageAccount {
     return child;
   }
 
+  /// The same tokens before any page is there for them: it lacks those, too.
+  [[nodiscard]] PageAccount copy() const {
+    PageAccount other = *this;
+    for (Entry& entry : other.sealed_) {
+      entry.page = std::make_shared<std::int32_t>(-1);
+      entry.shared = false;
+    }
+    other.unused_ = -static_cast<std::int64_t>(sealed_.size());
+    return other;
+  }
+
   /// Whether position `position` is in the sinks, a page or the tail.
   [[nodiscard]] bool holds(std::int64_t position) const {
     if (position < 0 || position >= length_) return false;

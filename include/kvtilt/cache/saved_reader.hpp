@@ -194,7 +194,13 @@ inline Status SavedReader::check_layer(int index, const LayerShape& shape,
                      numbers[i].own);
   if (saved.offset != end || saved.reserved[0] != 0 || saved.reserved[1] != 0)
     return damaged("a layer of it lies elsewhere");
-  if (shape.kv_heads == 0) return {};
+  if (shape.kv_heads == 0) {
+    SavedLayer none;
+    none.offset = end;
+    return std::memcmp(&saved, &none, sizeof saved) == 0
+               ? Status{}
+               : damaged("a layer without a cache has numbers");
+  }
   KVTILT_RETURN_IF_ERROR(check_positions(saved));
   const SavedPlaces places(header_, saved, layouts);
   if (places.end > image_.size()) return damaged("a layer of it does not fit");

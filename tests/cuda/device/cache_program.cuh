@@ -27,6 +27,7 @@ struct CacheStep {
     TruncateBatch,  ///< to lengths in device memory, told at once, later, or never
     Repair,         ///< what appends to single layers left
     Fork,
+    Save,
     Remove,
     Close,
     Refresh,
@@ -47,9 +48,9 @@ struct CacheStep {
 
 inline std::string to_string(const CacheStep& step) {
   constexpr const char* names[] = {
-      "open",    "reserve", "append", "append batch", "untold",  "truncate", "truncate batch",
-      "repair",  "fork",    "remove", "close",        "refresh", "unpack",   "attend",
-      "prefill", "replay",  "tables", "hostile",      "wild"};
+      "open",   "reserve", "append", "append batch", "untold",  "truncate", "truncate batch",
+      "repair", "fork",    "save",   "remove",       "close",   "refresh",  "unpack",
+      "attend", "prefill", "replay", "tables",       "hostile", "wild"};
   return std::string(names[step.kind]) + " sequence " + std::to_string(step.which) + ", layer " +
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
@@ -102,17 +103,19 @@ inline std::vector<CacheStep> random_cache_program(std::uint64_t seed, int count
   using S = CacheStep;
   Random random(seed ^ 0x5eed);
   std::vector<S> steps = {{S::Open, 0, 0, 500, random.next()}, {S::Open, 0, 0, 300, random.next()}};
-  constexpr S::Kind kinds[] = {
-      S::Open,          S::Reserve,       S::Reserve,     S::Append,      S::Append,
-      S::AppendBatch,   S::AppendBatch,   S::AppendBatch, S::AppendBatch, S::AppendBatch,
-      S::AppendBatch,   S::Untold,        S::Untold,      S::Truncate,    S::Truncate,
-      S::TruncateBatch, S::TruncateBatch, S::Repair,      S::Fork,        S::Fork,
-      S::Remove,        S::Close,         S::Refresh,     S::Unpack,      S::Attend,
-      S::Prefill,       S::Replay,        S::Tables,      S::Hostile,     S::Wild};
+  constexpr S::Kind kinds[] = {S::Open,          S::Reserve,     S::Reserve,     S::Append,
+                               S::Append,        S::AppendBatch, S::AppendBatch, S::AppendBatch,
+                               S::AppendBatch,   S::AppendBatch, S::AppendBatch, S::Untold,
+                               S::Untold,        S::Truncate,    S::Truncate,    S::TruncateBatch,
+                               S::TruncateBatch, S::Repair,      S::Fork,        S::Fork,
+                               S::Save,          S::Remove,      S::Close,       S::Refresh,
+                               S::Unpack,        S::Attend,      S::Prefill,     S::Replay,
+                               S::Tables,        S::Hostile,     S::Wild};
   while (static_cast<int>(steps.size()) < count) {
     const S::Kind kind = kinds[random.below(static_cast<int>(std::size(kinds)))];
     int amount = random.between(0, 40);
-    if (kind == S::Open || kind == S::Reserve || kind == S::Fork) amount = random.between(0, 700);
+    if (kind == S::Open || kind == S::Reserve || kind == S::Fork || kind == S::Save)
+      amount = random.between(0, 700);
     if ((kind == S::Append || kind == S::AppendBatch || kind == S::Untold) && random.chance(3))
       amount = random.between(0, 250);
     if (kind == S::AppendBatch && random.chance(3)) amount = random.between(0, 2);

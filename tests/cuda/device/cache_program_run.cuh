@@ -78,6 +78,8 @@ class CacheProgramRun : ProgramWild {
         return truncate(one, one.shortest());
       case CacheStep::Fork:
         return fork(one, step.amount);
+      case CacheStep::Save:
+        return save_and_load(one, step.amount);
       default: {
         const std::int64_t page = setup().options.page_tokens;
         const std::int64_t from = setup().options.sink_tokens + page * random.below(6);

@@ -5,6 +5,7 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <span>
 #include <vector>
@@ -47,6 +48,28 @@ class DeviceArray {
     expect_cuda(cudaDeviceSynchronize());
     expect_cuda(cudaMemcpy(values.data(), data_, size_ * sizeof(T), cudaMemcpyDefault));
     return values;
+  }
+
+ private:
+  void* data_ = nullptr;
+  std::size_t size_;
+};
+
+/// Bytes that host and device both reach.
+class PinnedBytes {
+ public:
+  explicit PinnedBytes(std::size_t size) : size_(size) {
+    expect_cuda(cudaMallocHost(&data_, size + 1));
+  }
+  explicit PinnedBytes(const std::vector<std::byte>& bytes) : PinnedBytes(bytes.size()) {
+    std::copy(bytes.begin(), bytes.end(), static_cast<std::byte*>(data_));
+  }
+  PinnedBytes(const PinnedBytes&) = delete;
+  PinnedBytes& operator=(const PinnedBytes&) = delete;
+  ~PinnedBytes() { (void)cudaFreeHost(data_); }
+
+  [[nodiscard]] std::span<std::byte> span() const {
+    return {static_cast<std::byte*>(data_), size_};
   }
 
  private:

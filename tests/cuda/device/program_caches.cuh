@@ -146,24 +146,40 @@ class ProgramCaches {
   std::string fork(HeldSequence& parent, std::int64_t tokens) {
     const std::vector<std::int64_t> free = free_pages();
     const Result<SequenceId> id = gpu().fork(parent.ids.gpu, tokens);
-    tokens = std::max(tokens, parent.longest());
-    if (parent.shortest() != parent.longest() || tokens > most_tokens())
-      return id.code() == ErrorCode::InvalidArgument ? "" : "forked what cannot be";
-    if (static_cast<int>(held_.size()) == setup_.options.max_sequences)
-      return id.code() == ErrorCode::OutOfCapacity ? "" : "forked one too many";
-    HeldSequence before = parent;
+    HeldSequence after = parent;
     HeldSequence child = parent;
     for (std::size_t layer = 0; layer < child.layers.size(); ++layer)
-      if (child.layers[layer]) *child.layers[layer] = parent.layers[layer]->fork();
-    if (const std::string wrong = given(child, tokens, id.status(), free); !wrong.empty())
-      return "fork: " + wrong;
-    if (!id) {
-      parent = before;
-      return {};
-    }
-    child.ids = {*id, cpu().fork(parent.ids.cpu).value()};
-    held_.push_back(std::move(child));
-    return {};
+      if (child.layers[layer]) child.layers[layer] = after.layers[layer]->fork();
+    const std::size_t index = static_cast<std::size_t>(&parent - held_.data());
+    const SequenceId host = parent.ids.cpu;
+    return copied("fork", std::move(child), tokens, id, free, [&] {
+      held_[index].layers = after.layers;
+      return cpu().fork(host);
+    });
+  }
+
+  /// Both caches save the same bytes, and load them.
+  std::string save_and_load(HeldSequence& one, std::int64_t tokens) {
+    const Result<std::size_t> host_bytes = cpu().saved_bytes(one.ids.cpu);
+    const Result<std::size_t> bytes = gpu().saved_bytes(one.ids.gpu);
+    if (bytes.code() != host_bytes.code()) return "saved_bytes: " + std::string(bytes.message());
+    if (!bytes) return {};
+    if (*bytes != *host_bytes) return "another number of bytes to save";
+    std::vector<std::byte> expected(*bytes);
+    KVTILT_EXPECT_OK(cpu().save(one.ids.cpu, expected));
+    const PinnedBytes image(std::vector<std::byte>(*bytes, std::byte{0xa5}));
+    if (Status status = gpu().save(one.ids.gpu, image.span()); !status.ok())
+      return "save: " + message_of(status);
+    if (!std::equal(expected.begin(), expected.end(), image.span().begin()))
+      return "saved other bytes than the CPU";
+
+    const std::vector<std::int64_t> free = free_pages();
+    const Result<SequenceId> id = gpu().load(image.span(), tokens);
+    HeldSequence child = one;
+    for (auto& own : child.layers)
+      if (own) own = own->copy();
+    return copied("load", std::move(child), tokens, id, free,
+                  [&] { return cpu().load(expected, tokens); });
   }
 
   std::string close(HeldSequence& one) {
@@ -195,6 +211,26 @@ class ProgramCaches {
   }
 
  private:
+  /// A sequence was made that holds what `child` says, or was refused for good reason; on_host()
+  /// makes it on the CPU. `free`: before.
+  template <class OnHost>
+  std::string copied(const char* name, HeldSequence child, std::int64_t tokens,
+                     const Result<SequenceId>& id, const std::vector<std::int64_t>& free,
+                     OnHost on_host) {
+    tokens = std::max(tokens, child.longest());
+    if (child.shortest() != child.longest() || tokens > most_tokens())
+      return id.code() == ErrorCode::InvalidArgument ? ""
+                                                     : std::string(name) + " of what cannot be";
+    if (static_cast<int>(held_.size()) == setup_.options.max_sequences)
+      return id.code() == ErrorCode::OutOfCapacity ? "" : std::string(name) + " of one too many";
+    if (const std::string wrong = given(child, tokens, id.status(), free); !wrong.empty())
+      return std::string(name) + ": " + wrong;
+    if (!id) return {};
+    child.ids = {*id, on_host().value()};
+    held_.push_back(std::move(child));
+    return {};
+  }
+
   [[nodiscard]] std::vector<std::int64_t> free_pages() const {
     std::vector<std::int64_t> free;
     for (int layer = 0; layer < both_->layers(); ++layer)

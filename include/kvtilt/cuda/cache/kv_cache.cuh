@@ -4,6 +4,8 @@
 
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/cache/saved_reader.hpp>
+#include <kvtilt/cache/saved_writer.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/append.cuh>
@@ -11,6 +13,7 @@
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/memory_plan.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/cuda/cache/saved_layer.cuh>
 #include <kvtilt/cuda/cache/sequence_book.hpp>
 #include <kvtilt/cuda/cache/sequence_kernels.cuh>
 #include <kvtilt/cuda/cache/unpack.cuh>
@@ -97,6 +100,31 @@ class KVCache {
   /// do, and if layers differ in length. If appends were not told (note_appended), the device
   /// refuses, the new sequence stays empty, and poll() tells: close it, and refresh() the other.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
+
+  /// Bytes that save() writes for a sequence as the host knows it.
+  Result<std::size_t> saved_bytes(SequenceId id) const;
+
+  /// Writes all that a sequence holds, with the bytes that the CPU's cache would write
+  /// (cache/saved_sequence.hpp): either loads what the other saved. To give pages to others and come
+  /// back: save, close, load. Learns from the device what it holds, as refresh() does; waits for the
+  /// stream.
+  ///
+  /// image  saved_bytes() bytes of pinned or managed memory, at a multiple of 16
+  /// Fails  InvalidArgument (handle, another size or kind of image), or if layers differ in length
+  /// Cost   one kernel a layer, as fast as the image takes bytes, and a checksum of them on the host
+  Status save(SequenceId id, std::span<std::byte> image, cudaStream_t stream = nullptr);
+
+  /// A new sequence that holds what a saved one did and goes on as that would: see kvtilt::KVCache. It
+  /// is reserved for `tokens` tokens, or for those it holds if that is more.
+  ///
+  /// image  of save(), of either cache, whole, of the same shape, plan, page_tokens, sink_tokens and
+  ///        recent_tokens: pinned or managed memory at a multiple of 16. Must stay as it is until the
+  ///        stream has passed
+  /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
+  ///        (another version), InvalidArgument (of another cache, another kind of memory)
+  /// Cost   a checksum of the bytes on the host, two kernels a layer
+  Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0,
+                          cudaStream_t stream = nullptr);
 
   /// Returns the pages of a sequence to the cache. Its slot serves the next sequence: a graph whose batch
   /// still names it must be given another batch before it is replayed then.
@@ -229,6 +257,10 @@ class KVCache {
   /// After a call that the book knows of: the device keeps no page that it lost, in layers `first` to
   /// last - 1, and others may be given them.
   Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
+  static Result<std::byte*> device_address(std::span<const std::byte> image);
+  template <class Blocks>
+  std::size_t write_saved(SequenceId id, std::int64_t length, std::span<std::byte> image,
+                          Blocks blocks) const;
   void add_usage(std::uint32_t slot, MemoryReport& report) const;
 
   CacheOptions options_;
@@ -243,4 +275,5 @@ class KVCache {
 }  // namespace kvtilt::cuda
 
 #include <kvtilt/cuda/cache/kv_cache.inl>
+#include <kvtilt/cuda/cache/kv_cache_saved.inl>
 #include <kvtilt/cuda/cache/kv_cache_tokens.inl>

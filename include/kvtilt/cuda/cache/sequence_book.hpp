@@ -3,6 +3,7 @@
 /// tables what the kernels do to theirs, with the same functions, so that it need not ask.
 #pragma once
 
+#include <kvtilt/cache/saved_reader.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/cache/memory_plan.hpp>
@@ -46,6 +47,12 @@ class SequenceBook {
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
   /// Fills `request`, and `given` as reserve() does.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
+                          std::vector<PageRun>& given);
+  /// Tokens in every layer; to `verb` a sequence takes that.
+  [[nodiscard]] Result<std::int64_t> common_length(SequenceId id, const char* verb) const;
+  /// A sequence as it was saved, that the device must be given the same pages for. Fills `given` as
+  /// reserve() does: the first pages of each layer are those of its tokens, in order.
+  Result<SequenceId> load(const SavedReader& saved, std::int64_t tokens,
                           std::vector<PageRun>& given);
   Status close(SequenceId id);
 
@@ -123,3 +130,4 @@ class SequenceBook {
 }  // namespace kvtilt::cuda
 
 #include <kvtilt/cuda/cache/sequence_book.inl>
+#include <kvtilt/cuda/cache/sequence_book_copies.inl>

@@ -226,63 +226,6 @@ inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_
   return {};
 }
 
-inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
-                                             ForkRequest& request, std::vector<PageRun>& given) {
-  KVTILT_RETURN_IF_ERROR(check(id));
-  Sequence& parent = sequences_[id.slot];
-  std::int64_t length = -1;
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    if (!cached(layer)) continue;
-    const std::int64_t own = parent.layers[layer].state.length;
-    if (length >= 0 && own != length)
-      return Status::error(ErrorCode::InvalidArgument,
-                           "cannot fork: layer %zu holds %lld tokens, an earlier one %lld; "
-                           "truncate to the shorter length first",
-                           layer, static_cast<long long>(own), static_cast<long long>(length));
-    length = own;
-  }
-  length = std::max<std::int64_t>(length, 0);
-  tokens = std::max(tokens, length);
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
-  Result<std::uint32_t> slot = free_slot();
-  if (!slot) return std::move(slot).take_status();
-
-  const auto in_use = [&](std::size_t layer) {
-    const SequenceState& state = parent.layers[layer].state;
-    return state.page_end - state.first_page;
-  };
-  const auto missing = [&](std::size_t layer) {
-    SequenceState shared = parent.layers[layer].state;
-    shared.page_capacity = shared.shared_end = shared.page_end;
-    return missing_pages(layer, shared, nullptr, tokens);
-  };
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
-    if (cached(layer))
-      KVTILT_RETURN_IF_ERROR(
-          check_room(layer, missing(layer), in_use(layer), parent.layers[layer], tokens));
-
-  request.from = static_cast<std::int32_t>(id.slot);
-  request.to = static_cast<std::int32_t>(*slot);
-  request.length = length;
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
-    if (!cached(layer)) continue;
-    const std::int64_t count = missing(layer);
-    Layer& from = parent.layers[layer];
-    std::uint64_t pages = 0;
-    for (std::int32_t i = 0; i < in_use(layer); ++i)
-      pages +=
-          ForkLayer::page_term(i, from.table[static_cast<std::size_t>(from.state.first_page + i)]);
-    request.layers[layer] = ForkLayer(from.state, pages);
-    Layer& to = sequences_[*slot].layers[layer];
-    to.state = empty_state(layers_[layer].placement, 0);
-    to.table.resize(static_cast<std::size_t>(in_use(layer)));
-    share_pages(SingleThread{}, from.state, from.table.data(), to.state, to.table.data());
-    for (const PageSlot& entry : to.table) pages_[layer].share(entry.page);
-    give(layer, to, count, given);
-  }
-  return occupy(*slot);
-}
-
 inline Status SequenceBook::close(SequenceId id) {
   KVTILT_RETURN_IF_ERROR(check(id));
   Sequence& sequence = sequences_[id.slot];

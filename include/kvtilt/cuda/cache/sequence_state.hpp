@@ -11,6 +11,7 @@
 /// the sequence must reserve again.
 #pragma once
 
+#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/config.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -31,6 +32,18 @@ KVTILT_HD constexpr SequenceState empty_state(const TokenPlacement& placement, s
   SequenceState state{};
   state.tail_start = placement.sink_tokens;
   state.page_capacity = pages;
+  return state;
+}
+
+/// A sequence that was loaded: its pages are the first entries of a table of `capacity`.
+KVTILT_HD constexpr SequenceState loaded_state(const SavedLayer& saved, std::int64_t length,
+                                               std::int32_t capacity) {
+  SequenceState state{};
+  state.length = length;
+  state.tail_start = saved.tail_start;
+  state.first_kept = saved.first_kept;
+  state.page_end = saved.pages;
+  state.page_capacity = capacity;
   return state;
 }
 
