@@ -149,7 +149,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
   const int lane = threads.lane();
   const int bits = tensor.format.bits;
   copy_words(threads, host + tensor.codes, shared,
-             static_cast<int>(code_bytes(tensor.matrix, bits)));
+             static_cast<int>(tensor.metadata - tensor.codes));  // what code_bytes() is
   threads.sync();
   const QuadNumbers quad_number(tensor.matrix);
   const QuadBytes bytes(role);
