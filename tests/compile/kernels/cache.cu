@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The kernels that put tokens into a device cache, and the one that takes them out.
+// The kernels that put tokens into a device cache, and those that take them out.
 #include <kvtilt/cuda/cache/append.cuh>
+#include <kvtilt/cuda/cache/saved_layer.cuh>
 #include <kvtilt/cuda/cache/unpack.cuh>
 
 cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
@@ -8,4 +9,11 @@ cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
   (void)kvtilt::cuda::launch_append(append, nullptr);
   (void)kvtilt::cuda::launch_pack(append, 1, nullptr);
   return kvtilt::cuda::launch_unpack(unpack, nullptr);
+}
+
+bool save_and_load(const kvtilt::cuda::SaveArguments& save, const kvtilt::cuda::LoadArguments& load,
+                   const kvtilt::SavedLayer& saved) {
+  return kvtilt::cuda::launch_save_layer(save, nullptr).ok() &&
+         kvtilt::cuda::launch_load_tables(load.layer, 0, saved, nullptr, 0, nullptr).ok() &&
+         kvtilt::cuda::launch_load_layer(load, nullptr).ok();
 }

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: MIT
+/// Launches of the kernels of saved_layer.hpp. Each takes one layer; those of a load follow each other
+/// in the stream: tables, then blocks.
+#pragma once
+
+#include <kvtilt/cuda/cache/saved_layer.hpp>
+#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+inline constexpr int saved_table_threads = 128;
+
+// Templates, so that all files that include this share one definition.
+template <int threads>
+__global__ void __launch_bounds__(threads, 4)
+    save_layer_kernel(const __grid_constant__ SaveArguments arguments) {
+  save_layer_body(DeviceThreads::in_turn(), arguments);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads, 4)
+    load_layer_kernel(const __grid_constant__ LoadArguments arguments) {
+  load_layer_body(DeviceThreads::in_turn(), arguments);
+}
+template <int threads>
+__global__ void __launch_bounds__(threads)
+    load_tables_kernel(const __grid_constant__ LayerStorage layer, int sequence,
+                       const __grid_constant__ SavedLayer saved, const SavedPage* pages,
+                       std::int64_t length) {
+  load_tables_body(DeviceThreads::in_turn(), layer, sequence, saved, pages, length);
+}
+
+}  // namespace detail
+
+/// Writes the blocks of a sequence's layer to an image.
+inline Status launch_save_layer(const SaveArguments& arguments, cudaStream_t stream) {
+  return to_status(detail::launch<&detail::save_layer_kernel<saved_threads>>(
+                       saved_blocks(arguments.layer, arguments.places), saved_threads,
+                       saved_shared_bytes(arguments.layer), stream, arguments),
+                   "saving a sequence");
+}
+
+/// Sets where the tokens of an empty sequence's layer stand, in its first unused pages.
+///
+/// pages  of the image, as the device sees it
+inline Status launch_load_tables(const LayerStorage& layer, int sequence, const SavedLayer& saved,
+                                 const SavedPage* pages, std::int64_t length, cudaStream_t stream) {
+  constexpr int threads = detail::saved_table_threads;
+  return to_status(detail::launch<&detail::load_tables_kernel<threads>>(
+                       std::max(1, (saved.pages + threads - 1) / threads), threads, 0, stream,
+                       layer, sequence, saved, pages, length),
+                   "loading the tables of a sequence");
+}
+
+/// Reads the blocks.
+inline Status launch_load_layer(const LoadArguments& arguments, cudaStream_t stream) {
+  return to_status(detail::launch<&detail::load_layer_kernel<saved_threads>>(
+                       saved_blocks(arguments.layer, arguments.places), saved_threads,
+                       saved_shared_bytes(arguments.layer), stream, arguments),
+                   "loading a sequence");
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: MIT
+/// Bodies of the kernels behind save and load: one layer of a sequence of a device cache to the blocks
+/// of a saved sequence, and back. A block takes keys or values of one kv head of one page, sink block
+/// or tail block at a time. The image may be pinned memory of the host: convert_tensor.hpp.
+#pragma once
+
+#include <kvtilt/cache/saved_sequence.hpp>
+#include <kvtilt/core/half.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/cuda/cache/device_record.hpp>
+#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/sequence_pieces.hpp>
+#include <kvtilt/cuda/page/convert_tensor.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+struct SaveArguments {
+  LayerStorage layer;
+  int sequence;      ///< slot
+  std::byte* image;  ///< of the saved sequence, 16-byte aligned; device memory, or pinned
+  SavedPlaces places;
+};
+
+struct LoadArguments {
+  LayerStorage layer;
+  int sequence;
+  const std::byte* image;
+  SavedPlaces places;
+};
+
+inline constexpr int saved_threads = 256;
+
+KVTILT_HD constexpr std::size_t saved_shared_bytes(const LayerStorage& layer) {
+  const int dim = layer.key_dim > layer.value_dim ? layer.key_dim : layer.value_dim;
+  return convert_shared_bytes(layer.page_tokens * dim, saved_threads);
+}
+
+/// One for each tensor, up to a number that leaves each a few where there are many.
+KVTILT_HD constexpr int saved_blocks(const LayerStorage& layer, const SavedPlaces& places) {
+  constexpr std::int64_t most = 1 << 16;
+  std::int64_t pieces = 0;
+  for (const std::int64_t count : places.counts) pieces += count;
+  const std::int64_t tensors = pieces * layer.kv_heads * 2;
+  return static_cast<int>(tensors < most ? tensors : most);
+}
+
+namespace detail {
+
+/// A tensor of a sequence, where the device has it and where the image does.
+struct SavedTensor {
+  Role role;
+  const TensorLayout* layout;
+  std::byte* device;    ///< block of the head
+  std::uint64_t place;  ///< of the head's block in the image
+  int tokens;           ///< slots from here on are nobody's, in 16 bits
+};
+
+/// Calls body(tensor) for those that are this block's. If the sequence has not as many pages and tail
+/// blocks as the image, nothing is done and the record says InvalidArgument.
+template <class Threads, class Arguments, class Body>
+KVTILT_HD void for_each_saved_tensor(const Threads& threads, const Arguments& arguments,
+                                     const Body& body) {
+  const LayerStorage& layer = arguments.layer;
+  const SavedPlaces& places = arguments.places;
+  const SequenceState state = layer.states[arguments.sequence];
+  const Pieces pieces{layer, state, arguments.sequence};
+  const int pages = pieces.pages();
+  const int count = pieces.count();
+  const int tail_blocks = count - 1 - pages;
+  if (pages != places.counts[static_cast<int>(PageKind::Sealed)] ||
+      tail_blocks != places.counts[static_cast<int>(PageKind::Tail)] ||
+      tail_blocks > layer.ring_blocks) {
+    if (threads.block() == 0 && threads.thread() == 0)
+      record_error(threads, layer.record,
+                   sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence,
+                                  state.length));
+    return;
+  }
+  const std::int64_t tensors = static_cast<std::int64_t>(count) * layer.kv_heads * 2;
+  KVTILT_DEVICE_LOOP
+  for (std::int64_t i = threads.block(); i < tensors; i += threads.block_count()) {
+    const Role role = i % 2 == 0 ? Role::Keys : Role::Values;
+    const int index = static_cast<int>(i / 2 / layer.kv_heads);
+    const int head = static_cast<int>(i / 2 - static_cast<std::int64_t>(index) * layer.kv_heads);
+    const Piece piece = pieces[index];
+    const int before = piece.kind == PageKind::Sinks    ? 0
+                       : piece.kind == PageKind::Sealed ? 1
+                                                        : 1 + pages;
+    const HeadLayout& layout = layer.head(piece.kind, head);
+    body(SavedTensor{role, role == Role::Keys ? &layout.key : &layout.value,
+                     const_cast<std::byte*>(piece.block) + layout.offset,  // pools are writable
+                     places.block(piece.kind, index - before) + layout.offset,
+                     piece.kind == PageKind::Sealed ? layer.page_tokens : piece.tokens});
+  }
+}
+
+}  // namespace detail
+
+/// Body of the kernel: any number of blocks of saved_threads threads, saved_shared_bytes(). Writes all
+/// bytes of the layer's blocks; if the sequence is not the one that the image is for, none, and the
+/// record says InvalidArgument.
+template <class Threads>
+KVTILT_HD void save_layer_body(const Threads& threads, const SaveArguments& arguments) {
+  detail::for_each_saved_tensor(threads, arguments, [&](const detail::SavedTensor& tensor) {
+    tensor_to_host(threads, tensor.role, *tensor.layout, tensor.device,
+                   arguments.image + tensor.place, tensor.tokens, threads.shared());
+  });
+}
+
+/// The reverse, once load_tables_body() has set where the sequence's tokens stand.
+template <class Threads>
+KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& arguments) {
+  detail::for_each_saved_tensor(threads, arguments, [&](const detail::SavedTensor& tensor) {
+    tensor_to_device(threads, tensor.role, *tensor.layout, arguments.image + tensor.place,
+                     tensor.device, threads.shared());
+  });
+}
+
+/// Body of the kernel: any number of blocks. Makes an empty sequence one whose first unused pages are
+/// the saved ones, as far as tables go. If it has too few, nothing changes and the record says
+/// OutOfCapacity.
+///
+/// pages  of the image, `saved.pages` of them, 16-byte aligned
+template <class Threads>
+KVTILT_HD void load_tables_body(const Threads& threads, const LayerStorage& layer, int sequence,
+                                const SavedLayer& saved, const SavedPage* pages,
+                                std::int64_t length) {
+  SequenceState& state = layer.states[sequence];
+  const std::int32_t capacity = state.page_capacity;  // no block changes it
+  const auto page = [&](std::int32_t i) {
+    return bit_cast<SavedPage>(load_words(reinterpret_cast<const std::byte*>(pages + i)));
+  };
+  const int first = threads.block() * threads.thread_count() + threads.thread();
+  if (capacity < saved.pages) {
+    if (first == 0)
+      record_error(threads, layer.record,
+                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, sequence,
+                                  page(capacity).first_position));
+    return;
+  }
+  PageSlot* const table = layer.table(sequence);
+  for (std::int32_t i = first; i < saved.pages;
+       i += threads.block_count() * threads.thread_count()) {
+    const SavedPage from = page(i);
+    table[i].first_position = from.first_position;
+    table[i].tokens = from.tokens;
+  }
+  if (first != 0) return;
+  state.length = length;
+  state.tail_start = saved.tail_start;
+  state.first_kept = saved.first_kept;
+  state.first_page = 0;
+  state.page_end = saved.pages;
+  state.ring_head = 0;
+  state.shared_end = 0;
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,312 @@
+// SPDX-License-Identifier: MIT
+/// Keys or values of a kv head between the order of the CPU (and of disk) and that of the GPU, by all
+/// threads of a block: convert_page.hpp where the page is. The host's side may be pinned memory behind
+/// a bus: it is read and written once, in order, 16 bytes a thread. What does not fit its order goes
+/// through shared memory.
+///
+/// Tensors that the GPU takes fill lines of 64 bytes, in either order and metadata too: no padding lies
+/// between or behind them.
+#pragma once
+
+#include <kvtilt/cuda/half2.hpp>
+#include <kvtilt/cuda/page/decode_tiles.hpp>
+#include <kvtilt/cuda/page/encode_tiles.hpp>
+#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
+#include <kvtilt/cuda/page/tile_map.hpp>
+#include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/page/layout.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+/// Shared memory in which a warp turns a tile of 16 bits: four inner neighbours in a row, rows as far
+/// apart as keeps them in different banks.
+inline constexpr int turned_pitch = 160;
+inline constexpr int turned_bytes = 4 * turned_pitch;
+
+}  // namespace detail
+
+/// Bytes of shared memory that converting tensors of up to `elements` quantized elements takes, and any
+/// in 16 bits: a byte for each code.
+KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) {
+  const int turned = threads / warp_lanes * detail::turned_bytes;
+  return static_cast<std::size_t>(elements > turned ? elements : turned);
+}
+
+namespace detail {
+
+/// `bytes` is a multiple of 16. Loads are on their way four at a time.
+template <class Threads>
+KVTILT_HD void copy_words(const Threads& threads, const std::byte* from, std::byte* to, int bytes) {
+  constexpr int together = 4;
+  const int step = threads.thread_count() * static_cast<int>(sizeof(Words));
+  KVTILT_DEVICE_LOOP
+  for (int at = threads.thread() * static_cast<int>(sizeof(Words)); at < bytes;
+       at += together * step) {
+    Words words[together] = {};
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i)
+      if (at + i * step < bytes) words[i] = load_words(from + at + i * step);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < together; ++i)
+      if (at + i * step < bytes) *reinterpret_cast<Words*>(to + at + i * step) = words[i];
+  }
+}
+
+/// Numbers of a tensor's quads, as bit_pack.hpp counts them.
+struct QuadNumbers {
+  Divisor outer_tiles;
+  int quads;  ///< along inner
+  int tiles;
+
+  KVTILT_HD explicit QuadNumbers(CodeMatrix matrix)
+      : outer_tiles(tiles_along(matrix.outer)), quads(matrix.quads()), tiles(tile_count(matrix)) {}
+
+  /// That of a lane in a tile, which follow each other along outer.
+  [[nodiscard]] KVTILT_HD int operator()(int tile, int lane) const {
+    const int inner_tile = outer_tiles.quotient(tile);
+    const int outer_tile = tile - inner_tile * outer_tiles.value;
+    return outer_tile * quads + inner_tile * (tile_extent / quad) + lane % 4;
+  }
+};
+
+/// Selectors of permute_bytes(): a quad is four codes in the bytes of a word, and what a lane has of
+/// one outer neighbour in two registers.
+struct QuadBytes {
+  std::uint32_t joined;  ///< the quad, of both registers
+  std::uint32_t low;     ///< R0 or R1, of the quad and zero
+  std::uint32_t high;    ///< R2 or R3
+
+  KVTILT_HD explicit QuadBytes(Role role)
+      : joined(role == Role::Keys ? 0x6420 : 0x6240),
+        low(role == Role::Keys ? 0x4140 : 0x4240),
+        high(role == Role::Keys ? 0x4342 : 0x4341) {}
+};
+
+/// All codes as bytes in shared memory, in the order of an 8-bit plane; then planes from those.
+template <class Threads>
+KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
+                             const std::byte* device, std::byte* host, std::byte* shared) {
+  const int lane = threads.lane();
+  const int bits = tensor.format.bits;
+  const QuadNumbers quad_number(tensor.matrix);
+  const QuadBytes bytes(role);
+  const int step = threads.thread_count() / warp_lanes * decoded_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int first = threads.warp() * decoded_tiles; first < quad_number.tiles; first += step) {
+    CodeTiles codes;
+    read_code_tiles(tensor, device, first, lane, codes);
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < decoded_tiles; ++i) {
+      if (first + i >= quad_number.tiles) break;
+      Words2 rows;
+      KVTILT_DEVICE_UNROLL
+      for (int row = 0; row < 2; ++row)
+        rows.w[row] = permute_bytes(codes[i][row], codes[i][row + 2], bytes.joined);
+      *reinterpret_cast<Words2*>(shared + quad_number(first + i, lane) * line_bytes +
+                                 lane / 4 * static_cast<int>(sizeof rows)) = rows;
+    }
+  }
+  threads.sync();
+  constexpr int parts = line_bytes / static_cast<int>(sizeof(Words));
+  std::byte* plane = host + tensor.codes;
+  int below = bits;
+  KVTILT_DEVICE_LOOP
+  for (int width = 8; width > 0; width /= 2) {
+    if ((bits & width) == 0) continue;
+    below -= width;
+    const std::uint32_t mask = ((1u << width) - 1) * 0x01010101u;
+    const int words = quad_number.tiles * (tile_extent / quad) * width / 8 * parts;
+    KVTILT_DEVICE_LOOP
+    for (int i = threads.thread(); i < words; i += threads.thread_count()) {
+      // Line i / parts: its fields are as many lines of bytes.
+      const std::byte* from = shared + i / parts * (8 / width) * line_bytes +
+                              i % parts * static_cast<int>(sizeof(Words));
+      Words line{};
+      KVTILT_DEVICE_LOOP
+      for (int shift = 0; shift < 8; shift += width) {
+        const Words field = load_words(from);
+        KVTILT_DEVICE_UNROLL
+        for (int w = 0; w < 4; ++w) line.word[w] |= (field.word[w] >> below & mask) << shift;
+        from += line_bytes;
+      }
+      *reinterpret_cast<Words*>(plane + i * static_cast<int>(sizeof(Words))) = line;
+    }
+    plane += plane_bytes(tensor.matrix, width);
+  }
+}
+
+/// The planes in shared memory; then lanes fetch what they own.
+template <class Threads>
+KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
+                               const std::byte* host, std::byte* device, std::byte* shared) {
+  const int lane = threads.lane();
+  const int bits = tensor.format.bits;
+  copy_words(threads, host + tensor.codes, shared,
+             static_cast<int>(tensor.metadata - tensor.codes));  // what code_bytes() is
+  threads.sync();
+  const QuadNumbers quad_number(tensor.matrix);
+  const QuadBytes bytes(role);
+  const int step = threads.thread_count() / warp_lanes * decoded_tiles;
+  KVTILT_DEVICE_LOOP
+  for (int first = threads.warp() * decoded_tiles; first < quad_number.tiles; first += step) {
+    int numbers[decoded_tiles];
+    std::uint32_t rows[decoded_tiles][2];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < decoded_tiles; ++i) {
+      // Beyond the last tile, that once more: it is not stored.
+      numbers[i] = quad_number(first + i < quad_number.tiles ? first + i : first, lane);
+      rows[i][0] = rows[i][1] = 0;
+    }
+    const std::byte* plane = shared + lane / 4 * static_cast<int>(sizeof(Words2));
+    KVTILT_DEVICE_LOOP
+    for (int width = 8; width > 0; width /= 2) {
+      if ((bits & width) == 0) continue;
+      const std::uint32_t mask = ((1u << width) - 1) * 0x01010101u;
+      KVTILT_DEVICE_UNROLL
+      for (int i = 0; i < decoded_tiles; ++i) {
+        const int bit = numbers[i] * width;  // of a lane's bytes
+        const Words2 words = *reinterpret_cast<const Words2*>(plane + bit / 8 * line_bytes);
+        KVTILT_DEVICE_UNROLL
+        for (int row = 0; row < 2; ++row)
+          rows[i][row] = rows[i][row] << width | (words.w[row] >> bit % 8 & mask);
+      }
+      plane += plane_bytes(tensor.matrix, width);
+    }
+    TileCodes<decoded_tiles> codes;
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < decoded_tiles; ++i) {
+      KVTILT_DEVICE_UNROLL
+      for (int row = 0; row < 2; ++row) {
+        codes[i][row] = permute_bytes(rows[i][row], 0, bytes.low);
+        codes[i][row + 2] = permute_bytes(rows[i][row], 0, bytes.high);
+      }
+    }
+    store_codes(codes, bits, device + tensor.codes, tensor.matrix, first, lane);
+  }
+}
+
+/// Where lanes put the pairs of a 16-bit tile, two outer neighbours each, that they own: word `pair`
+/// of the four, in the order that registers have them.
+KVTILT_HD inline std::uint32_t* turned_pair(std::byte* buffer, Role role, int pair, int lane) {
+  const int inner = role == Role::Keys ? pair : pair % 2 * 2 + pair / 2;
+  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * turned_pitch + inner * 32 +
+                                          lane / 4 * 4);
+}
+/// Where they find, or put, their 16 bytes of the tile in the host's order.
+KVTILT_HD inline Words* turned_words(std::byte* buffer, int lane) {
+  return reinterpret_cast<Words*>(buffer + lane / 8 * turned_pitch +
+                                  lane % 8 * static_cast<int>(sizeof(Words)));
+}
+
+/// The bits of a pair that belong to tokens before `tokens`.
+KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_tile, int pair,
+                                         int lane, int tokens) {
+  if (role == Role::Keys) {
+    const int token = outer_tile * tile_extent + lane / 4 * 2;
+    return token + 1 < tokens ? 0xffffffffu : token < tokens ? 0xffffu : 0;
+  }
+  const int token = inner_tile * tile_extent + lane % 4 * 4 + pair % 2 * 2 + pair / 2;
+  return token < tokens ? 0xffffffffu : 0;
+}
+
+/// A tile is 512 bytes in either order: a warp turns one at a time.
+template <class Threads>
+KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
+                              const std::byte* device, std::byte* host, int tokens,
+                              std::byte* shared) {
+  const int lane = threads.lane();
+  const int inner_tiles = tiles_along(tensor.matrix.inner);
+  const int tiles = tile_count(tensor.matrix);
+  std::byte* const buffer = shared + threads.warp() * turned_bytes;
+  KVTILT_DEVICE_LOOP
+  for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
+    const int outer_tile = tile / inner_tiles;
+    const int inner_tile = tile - outer_tile * inner_tiles;
+    const HalfTiles half{role, device + tensor.codes, tiles_along(tensor.matrix.outer),
+                         inner_tiles};
+    const Fragment own = half.load(half.index(outer_tile, inner_tile), lane);
+    KVTILT_DEVICE_UNROLL
+    for (int pair = 0; pair < 4; ++pair) {
+      const std::uint32_t even = own.r[pair / 2 * 2];
+      const std::uint32_t odd = own.r[pair / 2 * 2 + 1];
+      *turned_pair(buffer, role, pair, lane) =
+          (pair % 2 == 0 ? join_low(even, odd) : join_high(even, odd)) &
+          held_bits(role, outer_tile, inner_tile, pair, lane, tokens);
+    }
+    threads.sync_warp();
+    reinterpret_cast<Words*>(host + tensor.codes + tile * fragment_tile_bytes)[lane] =
+        *turned_words(buffer, lane);
+    threads.sync_warp();
+  }
+}
+
+template <class Threads>
+KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
+                                const std::byte* host, std::byte* device, std::byte* shared) {
+  const int lane = threads.lane();
+  const int inner_tiles = tiles_along(tensor.matrix.inner);
+  const int tiles = tile_count(tensor.matrix);
+  std::byte* const buffer = shared + threads.warp() * turned_bytes;
+  KVTILT_DEVICE_LOOP
+  for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
+    const int outer_tile = tile / inner_tiles;
+    const int inner_tile = tile - outer_tile * inner_tiles;
+    *turned_words(buffer, lane) =
+        reinterpret_cast<const Words*>(host + tensor.codes + tile * fragment_tile_bytes)[lane];
+    threads.sync_warp();
+    Fragment own;
+    KVTILT_DEVICE_UNROLL
+    for (int reg = 0; reg < 4; reg += 2) {
+      const std::uint32_t first = *turned_pair(buffer, role, reg, lane);
+      const std::uint32_t second = *turned_pair(buffer, role, reg + 1, lane);
+      own.r[reg] = join_low(first, second);
+      own.r[reg + 1] = join_high(first, second);
+    }
+    const int to = tile_index(role, tensor.matrix, half_bits, outer_tile, inner_tile);
+    reinterpret_cast<Fragment*>(device + tensor.codes + to * fragment_tile_bytes)[lane] = own;
+    threads.sync_warp();
+  }
+}
+
+}  // namespace detail
+
+/// From device order to host order: codes and metadata.
+///
+/// device  block of the head, 64-byte aligned
+/// host    block of the head, 16-byte aligned
+/// tokens  in 16 bits, slots from here on become zeros; quantized tensors are copied whole
+/// shared  convert_shared_bytes() of the tensor's elements, 16-byte aligned; free when it returns
+template <class Threads>
+KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
+                              const std::byte* device, std::byte* host, int tokens,
+                              std::byte* shared) {
+  if (tensor.format.quantized())
+    detail::codes_to_host(threads, role, tensor, device, host, shared);
+  else
+    detail::halves_to_host(threads, role, tensor, device, host, tokens, shared);
+  detail::copy_words(threads, device + tensor.metadata, host + tensor.metadata,
+                     static_cast<int>(tensor.metadata_bytes()));
+  threads.sync();
+}
+
+/// The reverse, exactly, of all slots.
+template <class Threads>
+KVTILT_HD void tensor_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
+                                const std::byte* host, std::byte* device, std::byte* shared) {
+  detail::copy_words(threads, host + tensor.metadata, device + tensor.metadata,
+                     static_cast<int>(tensor.metadata_bytes()));
+  if (tensor.format.quantized())
+    detail::codes_to_device(threads, role, tensor, host, device, shared);
+  else
+    detail::halves_to_device(threads, role, tensor, host, device, shared);
+  threads.sync();
+}
+
+}  // namespace kvtilt::cuda
