@@ -75,7 +75,9 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
     for (std::size_t layer = 0; layer < stores_.size(); ++layer)
       if (stores_[layer].shape.kv_heads > 0) {
         const SavedPlaces places = saved->places(layer, stores_[layer].layouts);
-        const auto page = [&](std::size_t i) { return saved->page(places, i); };
+        const auto page = [&](std::size_t i) {
+          return saved->page(places, static_cast<std::int64_t>(i));
+        };
         act(layer, sequence.layer(layer), places, page);
       }
   };

@@ -103,8 +103,10 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
     for (std::size_t layer = 0; layer < storages_.size(); ++layer) {
       if (storages_[layer].kv_heads == 0) continue;
       const SavedPlaces places = saved->places(layer, layout_.layers[layer].layouts);
-      KVTILT_RETURN_IF_ERROR(launch_load_layer({storages_[layer], slot, *device, places},
-                                               saved->layer(layer), saved->length(), stream));
+      KVTILT_RETURN_IF_ERROR(launch_load_tables(
+          storages_[layer], slot, saved->layer(layer),
+          reinterpret_cast<const SavedPage*>(*device + places.pages), saved->length(), stream));
+      KVTILT_RETURN_IF_ERROR(launch_load_layer({storages_[layer], slot, *device, places}, stream));
     }
     return {};
   };

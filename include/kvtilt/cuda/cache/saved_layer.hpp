@@ -151,13 +151,7 @@ KVTILT_HD void load_tables_body(const Threads& threads, const LayerStorage& laye
     table[i].tokens = from.tokens;
   }
   if (first != 0) return;
-  state.length = length;
-  state.tail_start = saved.tail_start;
-  state.first_kept = saved.first_kept;
-  state.first_page = 0;
-  state.page_end = saved.pages;
-  state.ring_head = 0;
-  state.shared_end = 0;
+  state = loaded_state(saved, length, capacity);
 }
 
 }  // namespace kvtilt::cuda
