@@ -168,7 +168,7 @@ cudaError_t cudaFree(void* memory) {
   if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
   return std::free(memory), cudaSuccess;
 }
-cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
+cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
   const cudaError_t error = cudaMalloc(memory, bytes);
   if (error == cudaSuccess) kvtilt::test::pinned()[static_cast<char*>(*memory)] = bytes;
   return error;

@@ -55,7 +55,7 @@ inline Result<std::unique_ptr<KVCache::Sequence>> KVCache::new_sequence() const 
     return Status::error(ErrorCode::OutOfMemory, "no memory for another sequence");
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     sequence->layers[layer].emplace(stores_[layer].placement, options_.allocator);
-  return sequence;
+  return Result<std::unique_ptr<Sequence>>(std::move(sequence));
 }
 
 inline SequenceId KVCache::adopt(std::unique_ptr<Sequence> sequence) {

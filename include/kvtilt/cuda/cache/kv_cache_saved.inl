@@ -71,13 +71,17 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
                          image.size());
   Result<std::byte*> device = device_address(image);
   if (!device) return std::move(device).take_status();
-  Status launched;
-  write_saved(id, *length, {}, [&](int layer, const SavedPlaces& places) {
-    if (launched.ok())
-      launched = launch_save_layer(
-          {storages_[static_cast<std::size_t>(layer)], static_cast<int>(id.slot), *device, places},
-          stream);
-  });
+  const auto launch = [&]() -> Status {
+    std::vector<std::pair<std::size_t, SavedPlaces>> layers;
+    write_saved(id, *length, {}, [&](int layer, const SavedPlaces& places) {
+      layers.emplace_back(static_cast<std::size_t>(layer), places);
+    });
+    for (const auto& [layer, places] : layers)
+      KVTILT_RETURN_IF_ERROR(launch_save_layer(
+          {storages_[layer], static_cast<int>(id.slot), *device, places}, stream));
+    return {};
+  };
+  Status launched = launch();
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "saving a sequence"));
   KVTILT_RETURN_IF_ERROR(std::move(launched));
   // The host writes only now: not all memory may be written from both sides at once.
