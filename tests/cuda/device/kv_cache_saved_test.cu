@@ -26,37 +26,41 @@ std::vector<std::byte> saved_by_cpu(const KVCache& cache, SequenceId id) {
 TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(1);
-  for (const char* name : {"k4v2", "k16v16", "k3tv5c", "k8v1", "k7v6"})
-    for (const int page_tokens : {32, 64, 128}) {
-      SCOPED_TRACE(std::string(name) + ", pages of " + std::to_string(page_tokens));
-      const int window = page_tokens == 64 ? 150 : 0;
-      const CacheShape shape = two_layers(64, 128, window);
-      cuda::CacheOptions options = few_pages();
-      options.page_tokens = page_tokens;
-      BothCaches both(shape, Plan::uniform(shape, parse_recipe(name).value()), options);
-      const BothIds id = both.open(900);
-      both.append(id, random, 500);
-      const std::int64_t cut = window == 0 ? 430 : 480;  // without a window inside a page
-      KVTILT_EXPECT_OK(both.gpu.truncate(id.gpu, cut));
-      KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, cut));
-      both.append(id, random, 77);
+  struct Kind {
+    const char* recipe;
+    int page_tokens;
+  };
+  for (const Kind& kind :
+       {Kind{"k4v2", 64}, {"k16v16", 32}, {"k3tv5c", 128}, {"k8v1", 32}, {"k7v6", 64}}) {
+    SCOPED_TRACE(kind.recipe);
+    const int window = kind.page_tokens == 64 ? 150 : 0;
+    const CacheShape shape = two_layers(64, 128, window);
+    cuda::CacheOptions options = few_pages();
+    options.page_tokens = kind.page_tokens;
+    BothCaches both(shape, Plan::uniform(shape, parse_recipe(kind.recipe).value()), options);
+    const BothIds id = both.open(900);
+    both.append(id, random, 500);
+    const std::int64_t cut = window == 0 ? 430 : 480;  // without a window inside a page
+    KVTILT_EXPECT_OK(both.gpu.truncate(id.gpu, cut));
+    KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, cut));
+    both.append(id, random, 77);
 
-      const std::vector<std::byte> host = saved_by_cpu(both.cpu, id.cpu);
-      ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());
-      const PinnedBytes image(std::vector<std::byte>(host.size(), std::byte{0xa5}));
-      KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
-      EXPECT_TRUE(std::equal(host.begin(), host.end(), image.span().begin()));
+    const std::vector<std::byte> host = saved_by_cpu(both.cpu, id.cpu);
+    ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());
+    const PinnedBytes image(std::vector<std::byte>(host.size(), std::byte{0xa5}));
+    KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
+    EXPECT_TRUE(std::equal(host.begin(), host.end(), image.span().begin()));
 
-      const PinnedBytes pinned(host);
-      const BothIds other{both.gpu.load(pinned.span(), 900).value(),
-                          both.cpu.load(image.span(), 900).value()};
-      EXPECT_TRUE(both.same(other));
-      both.append(other, random, 300);
-      EXPECT_TRUE(both.same(other));
-      EXPECT_TRUE(both.same(id));
-      KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
-      if (testing::Test::HasFailure()) return;
-    }
+    const PinnedBytes pinned(host);
+    const BothIds other{both.gpu.load(pinned.span(), 900).value(),
+                        both.cpu.load(image.span(), 900).value()};
+    EXPECT_TRUE(both.same(other));
+    both.append(other, random, 300);
+    EXPECT_TRUE(both.same(other));
+    EXPECT_TRUE(both.same(id));
+    KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+    if (testing::Test::HasFailure()) return;
+  }
 }
 
 // A request that has to wait: its pages serve another one meanwhile.
