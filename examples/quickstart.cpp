@@ -55,5 +55,12 @@ int main() {
   std::cout << tokens << " tokens in " << memory.bytes_in_use() << " bytes, "
             << memory.effective_bits() << " bits per element (16-bit tail and sinks included), "
             << cache.page_bits() << " in sealed pages; kernels: " << to_string(cache.isa()) << '\n';
+
+  // Put aside, in a file say, and continued where it stopped, by this cache or another like it.
+  std::vector<std::byte> image(cache.saved_bytes(chat).value());
+  if (Status saved = cache.save(chat, image); !saved.ok()) return 1;
+  const SequenceId again = cache.load(image, 2 * tokens).value();
+  std::cout << image.size() << " bytes saved, " << cache.length(again).value()
+            << " tokens loaded\n";
   // README: end
 }

@@ -5,6 +5,8 @@
 //
 //   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
 //   unpack/<recipe>   the same tokens as f16 rows
+//   save/<recipe>, load/<recipe>  the same tokens to pinned host memory and back, as the host waits for
+//                     them, checksums included; % of a copy of as many bytes over the same bus
 //   memory/<recipe>   what KVCache::create took of the device, and what plan_memory says
 //   append/<recipe>/batch:<b>  one token for each of b sequences, per layer, in a graph of 32 layers
 //                     that is replayed 64 times: with 64 sequences one seals a page at each step
@@ -17,6 +19,8 @@
 #include "replay.cuh"
 
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <span>
@@ -118,6 +122,52 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   check(cache.poll(nullptr));
 }
 
+/// Of a call that the host waits for.
+template <class Call>
+double host_seconds(Call call) {
+  std::vector<double> times;
+  for (int i = 0; i < 5; ++i) {
+    finish();
+    const auto start = std::chrono::steady_clock::now();
+    call();
+    finish();
+    times.push_back(
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::nth_element(times.begin(), times.begin() + 2, times.end());
+  return times[2];
+}
+
+void measure_saving(const std::string& name, const Recipe& recipe, Report& report) {
+  const CacheShape shape = CacheShape::uniform(1, kv_heads, head_dim);
+  cuda::CacheOptions options;
+  options.max_sequences = 2;
+  options.max_sequence_tokens = prompt;
+  options.token_capacity = 2 * prompt;
+  cuda::KVCache cache = check(cuda::KVCache::create(shape, Plan::uniform(shape, recipe), options));
+  const SequenceId id = check(cache.open());
+  check(cache.reserve(id, prompt));
+  const DeviceRows rows(prompt, 3);
+  check(cache.append(id, 0, rows.view(), rows.view()));
+  const std::size_t bytes = check(cache.saved_bytes(id));
+  void* pinned = nullptr;
+  KVTILT_CHECK(cudaMallocHost(&pinned, bytes));
+  const std::span<std::byte> image(static_cast<std::byte*>(pinned), bytes);
+  DeviceArray<std::byte> device(bytes);
+  const auto add = [&](const char* verb, double seconds, double copied) {
+    report.add(verb + ("/" + name) + "/time", seconds * 1e6, "us");
+    report.add(verb + ("/" + name) + "/of_copy", 100 * copied / seconds, "%");
+  };
+  const double down = host_seconds(
+      [&] { KVTILT_CHECK(cudaMemcpyAsync(pinned, device.data(), bytes, cudaMemcpyDeviceToHost)); });
+  add("save", host_seconds([&] { check(cache.save(id, image)); }), down);
+  const double up = host_seconds(
+      [&] { KVTILT_CHECK(cudaMemcpyAsync(device.data(), pinned, bytes, cudaMemcpyHostToDevice)); });
+  add("load", host_seconds([&] { check(cache.close(check(cache.load(image)))); }), up);
+  check(cache.poll(nullptr));
+  KVTILT_CHECK(cudaFreeHost(pinned));
+}
+
 void measure_append(const std::string& name, const Recipe& recipe, int batch_size, Report& report) {
   constexpr int layers = 32;
   constexpr int steps = 64;
@@ -176,6 +226,9 @@ int main(int argc, char** argv) {
                                                  {"k16v16", presets::k16v16}};
   for (const auto& row : rows)
     report.row(row.first, [&] { measure_prompts(row.first, row.second, copied, report); });
+  for (const auto& row : rows)
+    report.row("save/" + std::string(row.first),
+               [&] { measure_saving(row.first, row.second, report); });
   for (const auto& row : rows)
     for (const int batch : {1, 64})
       report.row("append/" + std::string(row.first) + "/batch:" + std::to_string(batch),

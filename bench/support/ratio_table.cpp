@@ -53,8 +53,8 @@ void RatioTable::Finalize() {
   std::printf(
       "R: read/k16v16, an ideal memory-bound 16-bit kernel; roof: the read/ row of the same "
       "bytes,\n"
-      "of unpack: write/rows; x16: the same verb at k16v16.\n"
-      "ns: per token and kv head, or per element (append, unpack).\n\n");
+      "of unpack: write/rows, of save and load: copy/; x16: the same verb at k16v16.\n"
+      "ns: per token and kv head, or per element (append, unpack, save, load).\n\n");
   std::printf("%-50s %12s %8s %6s %6s %6s %6s %9s %9s\n", "benchmark", "us", "ns", "/ R", "roof %",
               "x16", "bits", "error", "fast err");
   for (const auto& [whole, row] : rows_) {
@@ -68,8 +68,10 @@ void RatioTable::Finalize() {
     std::printf("%-50s %12.1f", whole.c_str(), row.seconds * 1e6);
     print_ratio(ns, 1.0, 8);
     print_ratio(row.seconds, seconds("read/k16v16" + name.rest), 6);
+    const bool bytes = name.verb == "save" || name.verb == "load";
     print_ratio(name.verb == "attend"   ? 100 * seconds("read/" + name.recipe + name.rest)
                 : name.verb == "unpack" ? 100 * seconds("write/rows" + name.rest)
+                : bytes                 ? 100 * seconds("copy/" + name.recipe + name.rest)
                                         : std::numeric_limits<double>::quiet_NaN(),
                 row.seconds, 6);
     print_ratio(row.seconds, seconds(name.verb + "/k16v16" + name.rest), 6);

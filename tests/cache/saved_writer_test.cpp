@@ -24,11 +24,11 @@ TEST(SavedWriter, CountsWithoutAnImageWhatItWritesIntoOne) {
   const auto write = [&](std::span<std::byte> image) {
     SavedWriter writer(image, 3, 170, placement);
     writer.skip_layer();
-    writer.add_layer(shape, layouts, layer, [](std::int32_t i) {
+    const SavedPlaces places = writer.add_layer(shape, layouts, layer, [](std::int32_t i) {
       return SavedPage{4 + std::int64_t{i} * 32, 32};
     });
     writer.skip_layer();
-    if (!image.empty()) writer.finish();
+    if (!image.empty()) writer.finish(saved_sum(image, places.first_block(), places.end));
     return writer.bytes();
   };
   std::vector<std::byte> image(write({}), std::byte{0xff});

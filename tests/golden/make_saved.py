@@ -11,7 +11,6 @@ import struct
 import sys
 
 LAYERS, KEY_DIM, VALUE_DIM, PAGE, SINKS, RECENT, LENGTH = 2, 8, 16, 32, 2, 20, 60
-MASK = (1 << 64) - 1
 
 
 def element(layer, token, channel, sign):
@@ -59,13 +58,13 @@ def header(checksum):
     return struct.pack("<8sIi2Qq3i12x", b"kvtiltsq", 1, LAYERS, total, checksum, LENGTH, PAGE, SINKS, RECENT)
 
 
-def mix(x):
-    x = (x ^ x >> 33) * 0xFF51AFD7ED558CCD & MASK
-    x = (x ^ x >> 33) * 0xC4CEB9FE1A85EC53 & MASK
-    return x ^ x >> 33
+def word_sum(word, index):
+    low = (word + index * 0x9E3779B1) % 2**32
+    high = ((word >> 32) + index * 0x85EBCA77) % 2**32
+    return (2**32 + low) * (2**32 + high)
 
 
 image = header(0) + layers + parts
 words = struct.unpack(f"<{len(image) // 8}Q", image)
-checksum = sum(mix((w + i * 0x9E3779B97F4A7C15) & MASK) for i, w in enumerate(words) if i != 3) & MASK
+checksum = sum(word_sum(w, i) for i, w in enumerate(words) if i != 3) % 2**64
 sys.stdout.buffer.write(header(checksum) + layers + parts)

@@ -22,6 +22,7 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+#include <utility>
 
 namespace kvtilt::test {
 
@@ -78,9 +79,10 @@ class EmulatedThreads {
   }
 
   std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
-    const std::uint32_t before = *where;
-    *where += value;
-    return before;
+    return std::exchange(*where, *where + value);
+  }
+  std::uint64_t atomic_add(std::uint64_t* where, std::uint64_t value) const {
+    return std::exchange(*where, *where + value);
   }
   std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {
     return atomic_add(where, value);

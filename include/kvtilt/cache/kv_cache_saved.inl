@@ -7,6 +7,7 @@ namespace kvtilt {
 inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t length,
                                         std::span<std::byte> image) const {
   SavedWriter writer(image, layers(), length, token_placement(options_));
+  std::uint64_t sum = 0;  // of each block when it was just written
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
     if (store.shape.kv_heads == 0) {
@@ -30,17 +31,21 @@ inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t l
         });
     if (image.empty()) continue;
     const auto copy = [&](PageKind kind, std::int64_t index, const PageEntry* from) {
-      std::byte* to = image.data() + places.block(kind, index);
+      const std::uint64_t at = places.block(kind, index);
+      const std::size_t bytes = store.layout(kind).bytes;
       if (from == nullptr)  // the sinks of an empty sequence
-        return static_cast<void>(std::memset(to, 0, store.layout(kind).bytes));
-      std::memcpy(to, from->data, store.layout(kind).bytes);
-      if (kind != PageKind::Sealed) clear_unused_slots(store.layout(kind), from->tokens, to);
+        std::memset(image.data() + at, 0, bytes);
+      else
+        std::memcpy(image.data() + at, from->data, bytes);
+      if (from != nullptr && kind != PageKind::Sealed)
+        clear_unused_slots(store.layout(kind), from->tokens, image.data() + at);
+      sum += saved_sum(image, at, at + bytes);
     };
     copy(PageKind::Sinks, 0, first > 0 ? &entries[0] : nullptr);
     for (std::size_t i = first; i < entries.size(); ++i)
       copy(entries[i].kind, static_cast<std::int64_t>(i - (i < last ? first : last)), &entries[i]);
   }
-  if (!image.empty()) writer.finish();
+  if (!image.empty()) writer.finish(sum);
   return writer.bytes();
 }
 
@@ -65,8 +70,10 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image) const {
 }
 
 inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::int64_t tokens) {
-  Result<SavedReader> saved = SavedReader::open(image, stores_, token_placement(options_));
+  Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
+  KVTILT_RETURN_IF_ERROR(saved->check_sum());
+  KVTILT_RETURN_IF_ERROR(saved->check_numbers(stores_, token_placement(options_)));
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved->length());
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Checks a saved sequence against the cache that is to load it.
+/// Reads saved sequences, and checks them against the cache that is to load one.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
@@ -16,25 +16,44 @@
 
 namespace kvtilt {
 
-/// A saved sequence all of whose numbers a cache can take. Reads its bytes where they are and owns
-/// nothing.
+/// A saved sequence. Reads its bytes where they are and owns nothing.
 class SavedReader {
  public:
-  /// layers  of the cache, [i] with `shape`, `placement` and `layouts`
-  /// Fails   Corrupt (foreign, cut off or damaged), Unsupported (another version), InvalidArgument
-  ///         (of a cache of another shape, plan or options: names what differs)
-  /// Cost    one pass over all bytes, for the checksum
-  template <class Layers>
-  static Result<SavedReader> open(std::span<const std::byte> image, const Layers& layers,
-                                  const TokenPlacement& placement) {
+  /// Fails  Corrupt (foreign or cut off), Unsupported (another version)
+  static Result<SavedReader> open(std::span<const std::byte> image) {
     SavedReader reader(image);
-    KVTILT_RETURN_IF_ERROR(reader.check_header(static_cast<int>(layers.size()), placement));
+    KVTILT_RETURN_IF_ERROR(reader.check_header());
+    return reader;
+  }
+
+  /// Whether a cache can take all of its numbers: the rest may be read only then.
+  ///
+  /// layers  of the cache, [i] with `shape` and `layouts`
+  /// Fails   InvalidArgument (of a cache of another shape, plan or options: names what differs),
+  ///         Corrupt
+  template <class Layers>
+  Status check_numbers(const Layers& layers, const TokenPlacement& placement) const {
+    KVTILT_RETURN_IF_ERROR(check_options(static_cast<int>(layers.size()), placement));
     std::uint64_t end = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
     for (std::size_t layer = 0; layer < layers.size(); ++layer)
-      KVTILT_RETURN_IF_ERROR(reader.check_layer(static_cast<int>(layer), layers[layer].shape,
-                                                layers[layer].layouts, end));
-    if (end != image.size()) return damaged("bytes lie behind its last layer");
-    return reader;
+      KVTILT_RETURN_IF_ERROR(
+          check_layer(static_cast<int>(layer), layers[layer].shape, layers[layer].layouts, end));
+    return end == image_.size() ? Status{} : damaged("bytes lie behind its last layer");
+  }
+
+  /// Corrupt unless the bytes are those that were saved. One pass over all of them.
+  [[nodiscard]] Status check_sum() const { return check_sum(saved_checksum(image_)); }
+  /// The same after check_numbers(), by who has the sum of all blocks.
+  template <class Layers>
+  Status check_sum(std::uint64_t blocks, const Layers& layers) const {
+    const std::size_t heads = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
+    std::uint64_t sum = saved_checksum(image_.first(heads)) + blocks;
+    for (std::size_t i = 0; i < layers.size(); ++i)
+      if (layers[i].shape.kv_heads > 0) {
+        const SavedPlaces own = places(i, layers[i].layouts);
+        sum += saved_sum(image_, own.recipes, own.first_block());
+      }
+    return check_sum(sum);
   }
 
   [[nodiscard]] std::int64_t length() const { return header_.length; }
@@ -76,7 +95,11 @@ class SavedReader {
         name, saved, own);
   }
 
-  Status check_header(int layers, const TokenPlacement& placement);
+  [[nodiscard]] Status check_sum(std::uint64_t sum) const {
+    return sum == header_.checksum ? Status{} : damaged("its checksum is another");
+  }
+  Status check_header();
+  Status check_options(int layers, const TokenPlacement& placement) const;
   Status check_layer(int index, const LayerShape& shape, const LayerLayouts& layouts,
                      std::uint64_t& end) const;
   Status check_recipes(int index, const SavedPlaces& places, const LayerLayouts& layouts) const;
@@ -87,7 +110,7 @@ class SavedReader {
   SavedHeader header_;
 };
 
-inline Status SavedReader::check_header(int layers, const TokenPlacement& placement) {
+inline Status SavedReader::check_header() {
   if (image_.size() < sizeof header_)
     return Status::error(ErrorCode::Corrupt,
                          "%zu bytes are no saved sequence: its header alone has %zu", image_.size(),
@@ -104,7 +127,10 @@ inline Status SavedReader::check_header(int layers, const TokenPlacement& placem
     return Status::error(ErrorCode::Corrupt,
                          "the saved sequence has %llu bytes by its header; there are %zu",
                          static_cast<unsigned long long>(header_.bytes), image_.size());
-  if (header_.checksum != saved_checksum(image_)) return damaged("its checksum is another");
+  return {};
+}
+
+inline Status SavedReader::check_options(int layers, const TokenPlacement& placement) const {
   if (header_.layers != layers) return differs("the number of layers", header_.layers, layers);
   if (header_.page_tokens != placement.page_tokens)
     return differs("page_tokens", header_.page_tokens, placement.page_tokens);

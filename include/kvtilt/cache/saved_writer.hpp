@@ -29,7 +29,7 @@ inline void clear_unused_slots(const PageLayout& half, std::int64_t tokens, std:
     }
 }
 
-/// Layer by layer, in order; then the blocks; then finish(). Without an image nothing is written, and
+/// Layer by layer, in order; then finish(). Without an image nothing is written, and
 /// bytes() says how large one has to be.
 class SavedWriter {
  public:
@@ -68,12 +68,12 @@ class SavedWriter {
     write_layer(layer);
     const SavedPlaces places(header_, layer, layouts);
     if (!image_.empty()) {
-      const std::uint64_t tables = places.blocks[static_cast<int>(PageKind::Sinks)];
-      std::memset(image_.data() + layer.offset, 0, tables - layer.offset);
+      std::memset(image_.data() + layer.offset, 0, places.first_block() - layer.offset);
       std::uint64_t at = places.recipes;
       for (const HeadLayout& head : layouts[static_cast<std::size_t>(PageKind::Sealed)].heads)
         at = write(at, saved_recipe(head));
       for (std::int32_t i = 0; i < layer.pages; ++i) at = write(at, page(i));
+      tables_ += saved_sum(image_, layer.offset, places.first_block());
     }
     header_.bytes = places.end;
     return places;
@@ -81,10 +81,13 @@ class SavedWriter {
 
   [[nodiscard]] std::size_t bytes() const { return header_.bytes; }
 
-  /// The header, when all else is written.
-  void finish() {
+  /// Writes the header.
+  ///
+  /// blocks  saved_sum() of all blocks
+  void finish(std::uint64_t blocks) {
     write(0, header_);
-    header_.checksum = saved_checksum(image_);
+    const std::uint64_t layers = static_cast<std::uint64_t>(header_.layers) * sizeof(SavedLayer);
+    header_.checksum = saved_checksum(image_.first(sizeof header_ + layers)) + tables_ + blocks;
     write(0, header_);
   }
 
@@ -101,7 +104,8 @@ class SavedWriter {
 
   std::span<std::byte> image_;
   SavedHeader header_;
-  int next_ = 0;  ///< layer
+  std::uint64_t tables_ = 0;  ///< their sum
+  int next_ = 0;              ///< layer
 };
 
 }  // namespace kvtilt

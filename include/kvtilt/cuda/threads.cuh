@@ -69,6 +69,10 @@ class DeviceThreads {
   __device__ std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
     return atomicAdd(where, value);
   }
+  __device__ std::uint64_t atomic_add(std::uint64_t* where, std::uint64_t value) const {
+    static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
+    return atomicAdd(reinterpret_cast<unsigned long long*>(where), value);
+  }
   /// What the block read or wrote before it happens before what another does that finds the sum, behind
   /// its own fence(). Without the half of a fence() that forgets what L1 holds.
   __device__ std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {

@@ -69,11 +69,18 @@ std::vector<std::byte> saved_by_cpu(DeviceProgram& program, int sequence) {
   return bytes;
 }
 
+/// Of the layer's blocks.
+std::uint64_t sum_of(Image& image) {
+  return saved_sum({image.data(), image.places.end}, image.places.first_block(), image.places.end);
+}
+
 void save(EmulatedLayer& device, int sequence, Image& image, int blocks) {
-  const cuda::SaveArguments arguments{device.storage(), sequence, image.data(), image.places};
+  std::uint64_t sum = 5;
+  const cuda::SaveArguments arguments{device.storage(), sequence, image.data(), image.places, &sum};
   ASSERT_TRUE(
       emulate(blocks, cuda::saved_threads, cuda::saved_shared_bytes(arguments.layer),
               [&](EmulatedThreads& threads) { cuda::save_layer_body(threads, arguments); }));
+  EXPECT_TRUE(device.record().code != 0 || sum == 5 + sum_of(image));
 }
 
 void load_tables(EmulatedLayer& device, int sequence, Image& image) {
@@ -84,10 +91,12 @@ void load_tables(EmulatedLayer& device, int sequence, Image& image) {
 }
 
 void load(EmulatedLayer& device, int sequence, Image& image, int blocks) {
-  const cuda::LoadArguments arguments{device.storage(), sequence, image.data(), image.places};
+  std::uint64_t sum = 0;
+  const cuda::LoadArguments arguments{device.storage(), sequence, image.data(), image.places, &sum};
   ASSERT_TRUE(
       emulate(blocks, cuda::saved_threads, cuda::saved_shared_bytes(arguments.layer),
               [&](EmulatedThreads& threads) { cuda::load_layer_body(threads, arguments); }));
+  EXPECT_TRUE(device.record().code != 0 || sum == sum_of(image));
 }
 
 EmulatedLayer another_layer(const ProgramSetup& setup, DeviceProgram& program, int pages_each) {

@@ -83,22 +83,35 @@ void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchO
     }
 
   ImagePage image(layout.bytes);
+  const std::uint64_t first_word = random.next();  // the page is anywhere in a saved sequence
+  std::uint64_t expected_sum = 0;
+  for (std::size_t i = 0; i < layout.bytes / 8; ++i) {
+    std::uint64_t word;
+    std::memcpy(&word, host.data() + 8 * i, sizeof word);
+    expected_sum += saved_word_sum(word, first_word + i);
+  }
+  std::uint64_t sum = 0;
   convert(layout, threads, order,
           [&](EmulatedThreads& block, Role role, const TensorLayout& tensor, std::size_t head) {
-            tensor_to_host(block, role, tensor, device.data() + head, image.data() + head, tokens,
-                           block.shared());
+            HostBlock<std::byte> to{image.data() + head, first_word + head / 8};
+            tensor_to_host(block, role, tensor, device.data() + head, to, tokens, block.shared());
+            sum += to.sum;
           });
+  EXPECT_EQ(sum, expected_sum);
   EXPECT_TRUE(image.is(host)) << "to the host";
   EXPECT_TRUE(image.surroundings_are_whole());
   EXPECT_TRUE(device.guards_are_whole());
 
   to_device_page(layout, host.data(), device.data());
   Block back(layout.bytes, 0x33);
+  sum = 0;
   convert(layout, threads, order,
           [&](EmulatedThreads& block, Role role, const TensorLayout& tensor, std::size_t head) {
-            tensor_to_device(block, role, tensor, image.data() + head, back.data() + head,
-                             block.shared());
+            HostBlock<const std::byte> from{image.data() + head, first_word + head / 8};
+            tensor_to_device(block, role, tensor, from, back.data() + head, block.shared());
+            sum += from.sum;
           });
+  EXPECT_EQ(sum, expected_sum);
   EXPECT_EQ(test::first_difference(back, device), -1) << "to the device";
   EXPECT_TRUE(back.guards_are_whole());
   EXPECT_TRUE(image.is(host) && image.surroundings_are_whole());

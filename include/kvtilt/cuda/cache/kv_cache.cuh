@@ -111,18 +111,18 @@ class KVCache {
   ///
   /// image  saved_bytes() bytes of pinned or managed memory, at a multiple of 16
   /// Fails  InvalidArgument (handle, another size or kind of image), or if layers differ in length
-  /// Cost   one kernel a layer, as fast as the image takes bytes, and a checksum of them on the host
+  /// Cost   one kernel a layer, as fast as the image takes bytes; it sums up the checksum, too
   Status save(SequenceId id, std::span<std::byte> image, cudaStream_t stream = nullptr);
 
   /// A new sequence that holds what a saved one did and goes on as that would: see kvtilt::KVCache. It
   /// is reserved for `tokens` tokens, or for those it holds if that is more.
   ///
   /// image  of save(), of either cache, whole, of the same shape, plan, page_tokens, sink_tokens and
-  ///        recent_tokens: pinned or managed memory at a multiple of 16. Must stay as it is until the
-  ///        stream has passed
+  ///        recent_tokens: pinned or managed memory at a multiple of 16
   /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
   ///        (another version), InvalidArgument (of another cache, another kind of memory)
-  /// Cost   a checksum of the bytes on the host, two kernels a layer
+  /// Cost   two kernels a layer, as fast as the image gives bytes. Waits for the stream: the checksum
+  ///        comes out of them, and what was damaged is closed again
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0,
                           cudaStream_t stream = nullptr);
 
@@ -251,6 +251,9 @@ class KVCache {
   [[nodiscard]] Layers device_layers() const {
     return {reinterpret_cast<const LayerStorage*>(memory_.data() + layout_.storages), layers()};
   }
+  [[nodiscard]] std::uint64_t* device_sum() const {
+    return reinterpret_cast<std::uint64_t*>(memory_.data() + layout_.sum);
+  }
   [[nodiscard]] const std::int32_t* device_slots() const {
     return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
   }
@@ -259,8 +262,10 @@ class KVCache {
   Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
   static Result<std::byte*> device_address(std::span<const std::byte> image);
   template <class Blocks>
-  std::size_t write_saved(SequenceId id, std::int64_t length, std::span<std::byte> image,
-                          Blocks blocks) const;
+  SavedWriter write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
+                           Blocks blocks) const;
+  template <class Launch>
+  Result<std::uint64_t> summed(Launch launch, cudaStream_t stream) const;
   void add_usage(std::uint32_t slot, MemoryReport& report) const;
 
   CacheOptions options_;

@@ -27,11 +27,11 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   return first;
 }
 
-/// Calls blocks(layer, places) for each layer that keeps a cache. Returns the bytes that it takes;
-/// without an image nothing is written, and with one all but the blocks.
+/// Writes all but blocks and checksum, and calls blocks(layer, places) for each layer that keeps a
+/// cache. Without an image nothing is written.
 template <class Blocks>
-std::size_t KVCache::write_saved(SequenceId id, std::int64_t length, std::span<std::byte> image,
-                                 Blocks blocks) const {
+SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
+                                  Blocks blocks) const {
   SavedWriter writer(image, layers(), length, token_placement(options_, {}));
   for (int layer = 0; layer < layers(); ++layer) {
     const detail::DeviceLayer& of = layout_.layers[static_cast<std::size_t>(layer)];
@@ -49,14 +49,30 @@ std::size_t KVCache::write_saved(SequenceId id, std::int64_t length, std::span<s
       return SavedPage{table[i].first_position, table[i].tokens};
     }));
   }
-  if (!image.empty()) writer.finish();
-  return writer.bytes();
+  return writer;
+}
+
+/// Queues what `launch` does, and waits for the sum of the blocks that it moves.
+template <class Launch>
+Result<std::uint64_t> KVCache::summed(Launch launch, cudaStream_t stream) const {
+  std::uint64_t* own = device_sum();
+  KVTILT_RETURN_IF_ERROR(
+      to_status(cudaMemsetAsync(own, 0, sizeof *own, stream), "moving a sequence"));
+  Status launched = launch();
+  std::uint64_t sum = 0;
+  Status read = to_status(cudaMemcpyAsync(&sum, own, sizeof sum, cudaMemcpyDeviceToHost, stream),
+                          "moving a sequence");
+  // Whatever was queued may still use the caller's memory.
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "moving a sequence"));
+  KVTILT_RETURN_IF_ERROR(std::move(launched));
+  KVTILT_RETURN_IF_ERROR(std::move(read));
+  return sum;
 }
 
 inline Result<std::size_t> KVCache::saved_bytes(SequenceId id) const {
   Result<std::int64_t> length = book_.common_length(id, "save");
   if (!length) return std::move(length).take_status();
-  return write_saved(id, *length, {}, [](int, const SavedPlaces&) {});
+  return write_tables(id, *length, {}, [](int, const SavedPlaces&) {}).bytes();
 }
 
 inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStream_t stream) {
@@ -64,7 +80,11 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   KVTILT_RETURN_IF_ERROR(refresh(id, stream));
   Result<std::int64_t> length = book_.common_length(id, "save");
   if (!length) return std::move(length).take_status();
-  const std::size_t bytes = write_saved(id, *length, {}, [](int, const SavedPlaces&) {});
+  std::vector<std::pair<std::size_t, SavedPlaces>> layers;
+  const std::size_t bytes =
+      write_tables(id, *length, {}, [&](int layer, const SavedPlaces& places) {
+        layers.emplace_back(static_cast<std::size_t>(layer), places);
+      }).bytes();
   if (image.size() != bytes)
     return Status::error(ErrorCode::InvalidArgument,
                          "sequence %u takes %zu bytes to save; the image has %zu", id.slot, bytes,
@@ -72,20 +92,15 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   Result<std::byte*> device = device_address(image);
   if (!device) return std::move(device).take_status();
   const auto launch = [&]() -> Status {
-    std::vector<std::pair<std::size_t, SavedPlaces>> layers;
-    write_saved(id, *length, {}, [&](int layer, const SavedPlaces& places) {
-      layers.emplace_back(static_cast<std::size_t>(layer), places);
-    });
     for (const auto& [layer, places] : layers)
       KVTILT_RETURN_IF_ERROR(launch_save_layer(
-          {storages_[layer], static_cast<int>(id.slot), *device, places}, stream));
+          {storages_[layer], static_cast<int>(id.slot), *device, places, device_sum()}, stream));
     return {};
   };
-  Status launched = launch();
-  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "saving a sequence"));
-  KVTILT_RETURN_IF_ERROR(std::move(launched));
+  Result<std::uint64_t> sum = summed(launch, stream);
+  if (!sum) return std::move(sum).take_status();
   // The host writes only now: not all memory may be written from both sides at once.
-  write_saved(id, *length, image, [](int, const SavedPlaces&) {});
+  write_tables(id, *length, image, [](int, const SavedPlaces&) {}).finish(*sum);
   return {};
 }
 
@@ -94,9 +109,9 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "load"));
   Result<std::byte*> device = device_address(image);
   if (!device) return std::move(device).take_status();
-  Result<SavedReader> saved =
-      SavedReader::open(image, layout_.layers, token_placement(options_, {}));
+  Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
+  KVTILT_RETURN_IF_ERROR(saved->check_numbers(layout_.layers, token_placement(options_, {})));
   given_.clear();
   Result<SequenceId> id = book_.load(*saved, tokens, given_);
   if (!id) return id;
@@ -110,14 +125,21 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
       KVTILT_RETURN_IF_ERROR(launch_load_tables(
           storages_[layer], slot, saved->layer(layer),
           reinterpret_cast<const SavedPage*>(*device + places.pages), saved->length(), stream));
-      KVTILT_RETURN_IF_ERROR(launch_load_layer({storages_[layer], slot, *device, places}, stream));
+      KVTILT_RETURN_IF_ERROR(
+          launch_load_layer({storages_[layer], slot, *device, places, device_sum()}, stream));
     }
     return {};
   };
-  Status made = launch();
-  if (made.ok()) return id;
+  const auto load = [&]() -> Status {
+    Result<std::uint64_t> sum = summed(launch, stream);
+    if (!sum) return std::move(sum).take_status();
+    return saved->check_sum(*sum, layout_.layers);
+  };
+  Status loaded = load();
+  if (loaded.ok()) return id;
+  static_cast<void>(launch_reset(device_layers(), slot, stream));
   static_cast<void>(book_.close(*id));  // nobody knows its slot
-  return static_cast<Status&&>(made);
+  return static_cast<Status&&>(loaded);
 }
 
 }  // namespace kvtilt::cuda

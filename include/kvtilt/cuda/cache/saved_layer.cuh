@@ -22,12 +22,12 @@ inline constexpr int saved_table_threads = 128;
 
 // Templates, so that all files that include this share one definition.
 template <int threads>
-__global__ void __launch_bounds__(threads, 4)
+__global__ void __launch_bounds__(threads, 3)
     save_layer_kernel(const __grid_constant__ SaveArguments arguments) {
   save_layer_body(DeviceThreads::in_turn(), arguments);
 }
 template <int threads>
-__global__ void __launch_bounds__(threads, 4)
+__global__ void __launch_bounds__(threads, 3)
     load_layer_kernel(const __grid_constant__ LoadArguments arguments) {
   load_layer_body(DeviceThreads::in_turn(), arguments);
 }

@@ -19,19 +19,17 @@
 
 namespace kvtilt::cuda {
 
-struct SaveArguments {
+/// Byte: std::byte to save, const std::byte to load.
+template <class Byte>
+struct SavedLayerArguments {
   LayerStorage layer;
-  int sequence;      ///< slot
-  std::byte* image;  ///< of the saved sequence, 16-byte aligned; device memory, or pinned
+  int sequence;  ///< slot
+  Byte* image;   ///< of the saved sequence, 16-byte aligned; device memory, or pinned
   SavedPlaces places;
+  std::uint64_t* sum;  ///< device: saved_sum() of the layer's blocks is added to it
 };
-
-struct LoadArguments {
-  LayerStorage layer;
-  int sequence;
-  const std::byte* image;
-  SavedPlaces places;
-};
+using SaveArguments = SavedLayerArguments<std::byte>;
+using LoadArguments = SavedLayerArguments<const std::byte>;
 
 inline constexpr int saved_threads = 256;
 
@@ -55,16 +53,16 @@ namespace detail {
 struct SavedTensor {
   Role role;
   const TensorLayout* layout;
-  std::byte* device;    ///< block of the head
-  std::uint64_t place;  ///< of the head's block in the image
-  int tokens;           ///< slots from here on are nobody's, in 16 bits
+  std::byte* device;  ///< block of the head
+  int tokens;         ///< slots from here on are nobody's, in 16 bits
 };
 
-/// Calls body(tensor) for those that are this block's. If the sequence has not as many pages and tail
-/// blocks as the image, nothing is done and the record says InvalidArgument.
-template <class Threads, class Arguments, class Body>
-KVTILT_HD void for_each_saved_tensor(const Threads& threads, const Arguments& arguments,
-                                     const Body& body) {
+/// Calls body(tensor, host) for those that are this block's, and adds up what comes of them. If the
+/// sequence has not as many pages and tail blocks as the image, nothing is done and the record says
+/// InvalidArgument.
+template <class Threads, class Byte, class Body>
+KVTILT_HD void for_each_saved_tensor(const Threads& threads,
+                                     const SavedLayerArguments<Byte>& arguments, const Body& body) {
   const LayerStorage& layer = arguments.layer;
   const SavedPlaces& places = arguments.places;
   const SequenceState state = layer.states[arguments.sequence];
@@ -82,6 +80,7 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads, const Arguments& ar
     return;
   }
   const std::int64_t tensors = static_cast<std::int64_t>(count) * layer.kv_heads * 2;
+  std::uint64_t sum = 0;
   KVTILT_DEVICE_LOOP
   for (std::int64_t i = threads.block(); i < tensors; i += threads.block_count()) {
     const Role role = i % 2 == 0 ? Role::Keys : Role::Values;
@@ -92,11 +91,16 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads, const Arguments& ar
                        : piece.kind == PageKind::Sealed ? 1
                                                         : 1 + pages;
     const HeadLayout& layout = layer.head(piece.kind, head);
+    const std::uint64_t place = places.block(piece.kind, index - before) + layout.offset;
+    HostBlock<Byte> host{arguments.image + place, place / sizeof(std::uint64_t)};
     body(SavedTensor{role, role == Role::Keys ? &layout.key : &layout.value,
                      const_cast<std::byte*>(piece.block) + layout.offset,  // pools are writable
-                     places.block(piece.kind, index - before) + layout.offset,
-                     piece.kind == PageKind::Sealed ? layer.page_tokens : piece.tokens});
+                     piece.kind == PageKind::Sealed ? layer.page_tokens : piece.tokens},
+         host);
+    sum += host.sum;
   }
+  for (int mask = warp_lanes / 2; mask > 0; mask /= 2) sum += threads.shuffle_xor(sum, mask);
+  if (threads.lane() == 0) (void)threads.atomic_add(arguments.sum, sum);
 }
 
 }  // namespace detail
@@ -106,19 +110,21 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads, const Arguments& ar
 /// record says InvalidArgument.
 template <class Threads>
 KVTILT_HD void save_layer_body(const Threads& threads, const SaveArguments& arguments) {
-  detail::for_each_saved_tensor(threads, arguments, [&](const detail::SavedTensor& tensor) {
-    tensor_to_host(threads, tensor.role, *tensor.layout, tensor.device,
-                   arguments.image + tensor.place, tensor.tokens, threads.shared());
-  });
+  detail::for_each_saved_tensor(
+      threads, arguments, [&](const detail::SavedTensor& tensor, HostBlock<std::byte>& host) {
+        tensor_to_host(threads, tensor.role, *tensor.layout, tensor.device, host, tensor.tokens,
+                       threads.shared());
+      });
 }
 
 /// The reverse, once load_tables_body() has set where the sequence's tokens stand.
 template <class Threads>
 KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& arguments) {
-  detail::for_each_saved_tensor(threads, arguments, [&](const detail::SavedTensor& tensor) {
-    tensor_to_device(threads, tensor.role, *tensor.layout, arguments.image + tensor.place,
-                     tensor.device, threads.shared());
-  });
+  detail::for_each_saved_tensor(
+      threads, arguments, [&](const detail::SavedTensor& tensor, HostBlock<const std::byte>& host) {
+        tensor_to_device(threads, tensor.role, *tensor.layout, host, tensor.device,
+                         threads.shared());
+      });
 }
 
 /// Body of the kernel: any number of blocks. Makes an empty sequence one whose first unused pages are

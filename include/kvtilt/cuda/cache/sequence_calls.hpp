@@ -4,7 +4,6 @@
 /// layer.
 #pragma once
 
-#include <kvtilt/core/mix_bits.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
@@ -208,13 +207,13 @@ class ForkLayer {
   constexpr ForkLayer() = default;
   /// pages  the sum of page_term() over the pages in use, in any order
   KVTILT_HD constexpr ForkLayer(const SequenceState& state, std::uint64_t pages)
-      : ForkLayer(mix_bits(static_cast<std::uint64_t>(state.tail_start)) + pages) {}
+      : ForkLayer(mix(static_cast<std::uint64_t>(state.tail_start)) + pages) {}
 
   /// Of the i-th page in use. No sum of such terms is that of other pages, of these in another order
   /// or with other tokens, but by a chance of 2^-48.
   KVTILT_HD static constexpr std::uint64_t page_term(std::int32_t i, const PageSlot& slot) {
     const std::uint64_t page = static_cast<std::uint32_t>(slot.page);
-    return mix_bits(mix_bits(static_cast<std::uint64_t>(i + 1) << 32 | page) +
+    return mix(mix(static_cast<std::uint64_t>(i + 1) << 32 | page) +
                (static_cast<std::uint64_t>(slot.first_position) << 8) +
                static_cast<std::uint64_t>(slot.tokens));
   }
@@ -226,6 +225,12 @@ class ForkLayer {
  private:
   KVTILT_HD constexpr explicit ForkLayer(std::uint64_t number) {
     for (int i = 0; i < 3; ++i) word_[i] = static_cast<std::uint16_t>(number >> (16 * i));
+  }
+  /// The finalizer of MurmurHash3.
+  KVTILT_HD static constexpr std::uint64_t mix(std::uint64_t number) {
+    number = (number ^ number >> 33) * 0xff51afd7ed558ccdu;
+    number = (number ^ number >> 33) * 0xc4ceb9fe1a85ec53u;
+    return number ^ number >> 33;
   }
 
   std::uint16_t word_[3] = {};

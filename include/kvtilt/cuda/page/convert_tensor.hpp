@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
 /// Keys or values of a kv head between the order of the CPU (and of disk) and that of the GPU, by all
 /// threads of a block: convert_page.hpp where the page is. The host's side may be pinned memory behind
-/// a bus: it is read and written once, in order, 16 bytes a thread. What does not fit its order goes
-/// through shared memory.
+/// a bus: it is read and written once, in order, 16 bytes a thread, and summed up on the way. What does
+/// not fit its order goes through shared memory.
 ///
 /// Tensors that the GPU takes fill lines of 64 bytes, in either order and metadata too: no padding lies
 /// between or behind them.
 #pragma once
 
+#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 #include <kvtilt/cuda/page/encode_tiles.hpp>
@@ -22,6 +23,33 @@
 #include <cstdint>
 
 namespace kvtilt::cuda {
+
+/// The block of a kv head in a saved sequence, as one thread reads or writes it.
+template <class Byte>
+struct HostBlock {
+  Byte* block;               ///< 16-byte aligned
+  std::uint64_t first_word;  ///< 64-bit words of the saved sequence in front of it
+  std::uint64_t sum = 0;     ///< saved_word_sum() of what this thread read or wrote
+
+  /// 16 bytes, `byte` a multiple of as many.
+  KVTILT_HD Words load(std::size_t byte) {
+    const Words words = load_words(block + byte);
+    add(byte, words);
+    return words;
+  }
+  KVTILT_HD void store(std::size_t byte, const Words& words) {
+    *reinterpret_cast<Words*>(block + byte) = words;
+    add(byte, words);
+  }
+
+ private:
+  KVTILT_HD void add(std::size_t byte, const Words& words) {
+    const std::uint64_t index = first_word + byte / sizeof(std::uint64_t);
+    for (int i = 0; i < 2; ++i)
+      sum += saved_word_sum(words.word[2 * i] | std::uint64_t{words.word[2 * i + 1]} << 32,
+                            index + static_cast<std::uint64_t>(i));
+  }
+};
 
 namespace detail {
 
@@ -41,9 +69,10 @@ KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) 
 
 namespace detail {
 
-/// `bytes` is a multiple of 16. Loads are on their way four at a time.
-template <class Threads>
-KVTILT_HD void copy_words(const Threads& threads, const std::byte* from, std::byte* to, int bytes) {
+/// `bytes` is a multiple of 16: load(byte) and store(byte, words) take 16. Loads are on their way four
+/// at a time.
+template <class Threads, class Load, class Store>
+KVTILT_HD void copy_words(const Threads& threads, int bytes, Load load, Store store) {
   constexpr int together = 4;
   const int step = threads.thread_count() * static_cast<int>(sizeof(Words));
   KVTILT_DEVICE_LOOP
@@ -52,11 +81,16 @@ KVTILT_HD void copy_words(const Threads& threads, const std::byte* from, std::by
     Words words[together] = {};
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < together; ++i)
-      if (at + i * step < bytes) words[i] = load_words(from + at + i * step);
+      if (at + i * step < bytes) words[i] = load(at + i * step);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < together; ++i)
-      if (at + i * step < bytes) *reinterpret_cast<Words*>(to + at + i * step) = words[i];
+      if (at + i * step < bytes) store(at + i * step, words[i]);
   }
+}
+
+/// Where 16 bytes go, or come from, `at` bytes behind the start of a part of a host's block.
+KVTILT_HD constexpr std::size_t behind(std::size_t part, int at) {
+  return part + static_cast<std::size_t>(at);
 }
 
 /// Numbers of a tensor's quads, as bit_pack.hpp counts them.
@@ -92,7 +126,8 @@ struct QuadBytes {
 /// All codes as bytes in shared memory, in the order of an 8-bit plane; then planes from those.
 template <class Threads>
 KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
-                             const std::byte* device, std::byte* host, std::byte* shared) {
+                             const std::byte* device, HostBlock<std::byte>& host,
+                             std::byte* shared) {
   const int lane = threads.lane();
   const int bits = tensor.format.bits;
   const QuadNumbers quad_number(tensor.matrix);
@@ -115,7 +150,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
   }
   threads.sync();
   constexpr int parts = line_bytes / static_cast<int>(sizeof(Words));
-  std::byte* plane = host + tensor.codes;
+  std::size_t plane = tensor.codes;
   int below = bits;
   KVTILT_DEVICE_LOOP
   for (int width = 8; width > 0; width /= 2) {
@@ -136,7 +171,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
         for (int w = 0; w < 4; ++w) line.word[w] |= (field.word[w] >> below & mask) << shift;
         from += line_bytes;
       }
-      *reinterpret_cast<Words*>(plane + i * static_cast<int>(sizeof(Words))) = line;
+      host.store(behind(plane, i * static_cast<int>(sizeof(Words))), line);
     }
     plane += plane_bytes(tensor.matrix, width);
   }
@@ -145,11 +180,14 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
 /// The planes in shared memory; then lanes fetch what they own.
 template <class Threads>
 KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
-                               const std::byte* host, std::byte* device, std::byte* shared) {
+                               HostBlock<const std::byte>& host, std::byte* device,
+                               std::byte* shared) {
   const int lane = threads.lane();
   const int bits = tensor.format.bits;
-  copy_words(threads, host + tensor.codes, shared,
-             static_cast<int>(tensor.metadata - tensor.codes));  // what code_bytes() is
+  const int code_bytes = static_cast<int>(tensor.metadata - tensor.codes);
+  copy_words(
+      threads, code_bytes, [&](int at) { return host.load(behind(tensor.codes, at)); },
+      [&](int at, const Words& words) { *reinterpret_cast<Words*>(shared + at) = words; });
   threads.sync();
   const QuadNumbers quad_number(tensor.matrix);
   const QuadBytes bytes(role);
@@ -219,7 +257,7 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
 /// A tile is 512 bytes in either order: a warp turns one at a time.
 template <class Threads>
 KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
-                              const std::byte* device, std::byte* host, int tokens,
+                              const std::byte* device, HostBlock<std::byte>& host, int tokens,
                               std::byte* shared) {
   const int lane = threads.lane();
   const int inner_tiles = tiles_along(tensor.matrix.inner);
@@ -241,15 +279,17 @@ KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLay
           held_bits(role, outer_tile, inner_tile, pair, lane, tokens);
     }
     threads.sync_warp();
-    reinterpret_cast<Words*>(host + tensor.codes + tile * fragment_tile_bytes)[lane] =
-        *turned_words(buffer, lane);
+    host.store(
+        behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words))),
+        *turned_words(buffer, lane));
     threads.sync_warp();
   }
 }
 
 template <class Threads>
 KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
-                                const std::byte* host, std::byte* device, std::byte* shared) {
+                                HostBlock<const std::byte>& host, std::byte* device,
+                                std::byte* shared) {
   const int lane = threads.lane();
   const int inner_tiles = tiles_along(tensor.matrix.inner);
   const int tiles = tile_count(tensor.matrix);
@@ -258,8 +298,8 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
   for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
     const int outer_tile = tile / inner_tiles;
     const int inner_tile = tile - outer_tile * inner_tiles;
-    *turned_words(buffer, lane) =
-        reinterpret_cast<const Words*>(host + tensor.codes + tile * fragment_tile_bytes)[lane];
+    *turned_words(buffer, lane) = host.load(
+        behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words))));
     threads.sync_warp();
     Fragment own;
     KVTILT_DEVICE_UNROLL
@@ -280,28 +320,34 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
 /// From device order to host order: codes and metadata.
 ///
 /// device  block of the head, 64-byte aligned
-/// host    block of the head, 16-byte aligned
 /// tokens  in 16 bits, slots from here on become zeros; quantized tensors are copied whole
 /// shared  convert_shared_bytes() of the tensor's elements, 16-byte aligned; free when it returns
 template <class Threads>
 KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
-                              const std::byte* device, std::byte* host, int tokens,
+                              const std::byte* device, HostBlock<std::byte>& host, int tokens,
                               std::byte* shared) {
   if (tensor.format.quantized())
     detail::codes_to_host(threads, role, tensor, device, host, shared);
   else
     detail::halves_to_host(threads, role, tensor, device, host, tokens, shared);
-  detail::copy_words(threads, device + tensor.metadata, host + tensor.metadata,
-                     static_cast<int>(tensor.metadata_bytes()));
+  detail::copy_words(
+      threads, static_cast<int>(tensor.metadata_bytes()),
+      [&](int at) { return load_words(device + tensor.metadata + at); },
+      [&](int at, const Words& words) { host.store(detail::behind(tensor.metadata, at), words); });
   threads.sync();
 }
 
 /// The reverse, exactly, of all slots.
 template <class Threads>
 KVTILT_HD void tensor_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
-                                const std::byte* host, std::byte* device, std::byte* shared) {
-  detail::copy_words(threads, host + tensor.metadata, device + tensor.metadata,
-                     static_cast<int>(tensor.metadata_bytes()));
+                                HostBlock<const std::byte>& host, std::byte* device,
+                                std::byte* shared) {
+  detail::copy_words(
+      threads, static_cast<int>(tensor.metadata_bytes()),
+      [&](int at) { return host.load(detail::behind(tensor.metadata, at)); },
+      [&](int at, const Words& words) {
+        *reinterpret_cast<Words*>(device + tensor.metadata + at) = words;
+      });
   if (tensor.format.quantized())
     detail::codes_to_device(threads, role, tensor, host, device, shared);
   else
