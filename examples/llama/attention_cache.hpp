@@ -2,8 +2,12 @@
 // The one thing the model knows about where its keys and values are kept.
 #pragma once
 
+#include "fail.hpp"
+
 #include <cstddef>
 #include <cstdint>
+#include <span>
+#include <vector>
 
 namespace llama {
 
@@ -42,6 +46,11 @@ class AttentionCache {
   /// Forgets every token from `length` on, in all layers.
   virtual void truncate(int length) = 0;
 
+  /// The sequence as bytes, and a sequence of such bytes with room for `more` tokens instead of the one
+  /// there is. Throw where the cache cannot, or where the bytes are another cache's.
+  [[nodiscard]] virtual std::vector<std::byte> save() const { refuse_saving(); }
+  virtual void load(std::span<const std::byte> /*saved*/, int /*more*/) { refuse_saving(); }
+
   /// Tokens in the cache, in every layer.
   [[nodiscard]] virtual int length() const = 0;
   [[nodiscard]] virtual CacheUsage usage() const = 0;
@@ -49,6 +58,11 @@ class AttentionCache {
   [[nodiscard]] virtual double page_bits() const = 0;
   /// Whether an attend() since the last token began read a sealed page.
   [[nodiscard]] virtual bool touched_codes() const = 0;
+
+ private:
+  [[noreturn]] static void refuse_saving() {
+    fail("only kvtilt's caches can be saved and loaded, not this one");
+  }
 };
 
 }  // namespace llama

@@ -1,17 +1,24 @@
 // SPDX-License-Identifier: MIT
 // Writes a text with a quantized cache, and says what the cache cost.
+#include <kvtilt/io/mapped_file.hpp>
+
 #include "fail.hpp"
 #include "finite.hpp"
 #include "generation.hpp"
 #include "linear.hpp"
 #include "make_cache.hpp"
+#include "output_files.hpp"
 #include "table.hpp"
 
 #include <CLI/CLI.hpp>
 
+#include <cstddef>
 #include <cstdio>
 #include <iostream>
 #include <limits>
+#include <optional>
+#include <span>
+#include <vector>
 
 namespace {
 
@@ -24,6 +31,8 @@ struct Arguments {
   std::uint64_t seed = 1;
   double temperature = 0;
   llama::CacheSettings cache;
+  std::string load;
+  std::string save;
 };
 
 /// Text as a terminal may see it: a model can produce any byte, also those that move cursors.
@@ -57,22 +66,33 @@ std::string compare(const std::string& recipe, const std::vector<int>& tokens,
 }
 
 void run(const Arguments& arguments) {
+  llama::check_outputs({{"--save", arguments.save}});
   const llama::Model model(arguments.model);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
-  const auto write = [&](const std::string& recipe, const auto& on_text) {
+  const auto before = arguments.load.empty() ? std::optional<kvtilt::MappedFile>{}
+                                             : kvtilt::MappedFile::open(arguments.load).value();
+  std::vector<std::byte> after;
+  llama::SavedPrompt saved;
+  if (before) saved.before = before->bytes();
+  if (!arguments.save.empty()) saved.after = &after;
+  const auto write = [&](const std::string& recipe, const auto& on_text,
+                         const llama::SavedPrompt& saved_prompt) {
     const auto cache = llama::make_cache(model.config(), recipe, arguments.cache);
     const llama::Sampler sampler(arguments.temperature, arguments.seed);
     return llama::generate(model, *tokenizer, arguments.prompt, arguments.tokens, arguments.draft,
-                           sampler, *cache, on_text);
+                           sampler, *cache, on_text, saved_prompt);
   };
 
   bool started = false;
-  const auto result = write(arguments.recipe, [&](std::string_view text) {
-    // Not before the first token: what cannot run should not leave half a text behind.
-    if (!started) std::cout << printable(arguments.prompt);
-    started = true;
-    std::cout << printable(text) << std::flush;
-  });
+  const auto result = write(
+      arguments.recipe,
+      [&](std::string_view text) {
+        // Not before the first token: what cannot run should not leave half a text behind.
+        if (!started) std::cout << printable(arguments.prompt);
+        started = true;
+        std::cout << printable(text) << std::flush;
+      },
+      saved);
   std::cout << "\n\n";
   if (result.context_full) {
     std::cout << "The model's context of " << model.config().context << " tokens is full.\n\n";
@@ -82,12 +102,20 @@ void run(const Arguments& arguments) {
       {"recipe", "tokens kept", "cache bytes", "eff. bits", "tokens/s"},
       table_row(arguments.recipe, result)};
   std::string verdict;
-  if (arguments.recipe != llama::baseline_recipe) {
-    const auto baseline = write(llama::baseline_recipe, [](std::string_view) {});
+  // What was saved, 16 bits have not read.
+  if (arguments.recipe != llama::baseline_recipe && !before) {
+    const auto baseline = write(llama::baseline_recipe, [](std::string_view) {}, {});
     rows.push_back(table_row("16 bits", baseline));
     verdict = compare(arguments.recipe, result.tokens, baseline.tokens) + '\n';
   }
   std::cout << llama::format_table(rows) << verdict;
+  if (!arguments.save.empty()) {
+    const std::span<const std::byte> bytes(after);
+    const auto written = kvtilt::write_file(arguments.save, std::span(&bytes, 1));
+    if (!written.ok()) llama::fail(written.message());
+    std::cout << after.size() << " bytes of cache saved in " << kvtilt::shown_path(arguments.save)
+              << ".\n";
+  }
   if (arguments.draft > 0) {
     std::cout << result.accepted << " of " << result.drafted << " drafted tokens accepted; "
               << result.steps << " tokens in " << result.passes << " forward passes.\n";
@@ -124,6 +152,11 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--sinks", arguments.cache.sink_tokens, "first tokens kept in 16 bits")
       ->capture_default_str();
+  app.add_option("--save", arguments.save,
+                 "file to keep the prompt in, read as it is: others can go on from there");
+  app.add_option("--load", arguments.load,
+                 "saved file that the prompt goes on from; of this model (the file does not say "
+                 "which), recipe, page, tail and sinks");
   CLI11_PARSE(app, argc, argv);
   try {
     run(arguments);

@@ -26,13 +26,18 @@ bool ends_text(const ModelConfig& config, const Tokenizer& tokenizer, int token)
 
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     int count, int draft, Sampler sampler, AttentionCache& cache,
-                    const std::function<void(std::string_view)>& on_text) {
+                    const std::function<void(std::string_view)>& on_text,
+                    const SavedPrompt& saved) {
   const ModelConfig& config = model.config();
+  const bool goes_on = saved.before.has_value();
   std::vector<int> tokens;
-  if (tokenizer.begin_token()) tokens.push_back(*tokenizer.begin_token());
+  if (tokenizer.begin_token() && !goes_on) tokens.push_back(*tokenizer.begin_token());
   const auto encoded = tokenizer.encode(prompt);
   tokens.insert(tokens.end(), encoded.begin(), encoded.end());
-  if (tokens.empty()) fail("the prompt is empty, and this model has no begin token to start from");
+  if (tokens.empty()) {
+    fail("the prompt is empty, and ", goes_on ? "what was saved does not say what comes next"
+                                              : "this model has no begin token to start from");
+  }
   if (tokens.size() > static_cast<std::size_t>(config.context)) {
     fail("the prompt has ", tokens.size(), " tokens, more than the model's context of ",
          config.context);
@@ -41,8 +46,17 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     fail("a draft has 0 to ", same_bits_tokens - 1, " tokens, not ", draft);
   }
   const int prompt_tokens = static_cast<int>(tokens.size());
-  const int room = config.context - prompt_tokens;
-  cache.restart(prompt_tokens + std::min(count, room));
+  const int wanted = prompt_tokens + std::min(count, config.context - prompt_tokens);
+  if (goes_on) {
+    cache.load(*saved.before, wanted);
+  } else {
+    cache.restart(wanted);
+  }
+  const int before = cache.length();
+  if (before > config.context - prompt_tokens) {
+    fail("the prompt has ", prompt_tokens, " tokens and what was saved ", before,
+         ", together more than the model's context of ", config.context);
+  }
 
   Scratch scratch;
   const auto vocab = static_cast<std::size_t>(config.vocab);
@@ -51,6 +65,7 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     const std::size_t size = std::min(chunk_tokens, tokens.size() - begin);
     model.forward({&tokens[begin], size}, cache, scratch, {logits.data(), vocab});
   }
+  if (saved.after != nullptr) *saved.after = cache.save();
 
   Generation result;
   std::vector<int> batch{tokens.back()};  // a known token, then guesses; a row of logits for each
@@ -90,7 +105,7 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     ++result.passes;
   }
   result.tokens.assign(tokens.begin() + prompt_tokens, tokens.end());
-  result.steps = cache.length() - prompt_tokens;
+  result.steps = cache.length() - before - prompt_tokens;
   result.usage = cache.usage();
   result.tokens_kept = cache.length();
   return result;

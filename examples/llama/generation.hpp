@@ -7,7 +7,10 @@
 #include "sampler.hpp"
 #include "tokenizer.hpp"
 
+#include <cstddef>
 #include <functional>
+#include <optional>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -27,6 +30,12 @@ struct Generation {
   [[nodiscard]] double tokens_per_s() const { return seconds > 0 ? steps / seconds : 0; }
 };
 
+/// What a prompt goes on from, and what is kept of it for others to go on from.
+struct SavedPrompt {
+  std::optional<std::span<const std::byte>> before;  // AttentionCache::save(); none: from the start
+  std::vector<std::byte>* after = nullptr;           // receives that and the prompt; null: not kept
+};
+
 /// Reads the prompt in chunks, then produces up to `count` tokens, or fewer when the text ends or
 /// the context is full. `on_text` receives the bytes of every token as it comes.
 ///
@@ -34,9 +43,11 @@ struct Generation {
 ///        It decides the speed and never the text: a guess counts only if the sampler chooses it
 ///        from the logits that decoding without drafts gives, bit for bit. For that, a draft ends
 ///        where a page of the cache is due to be sealed. At most same_bits_tokens - 1.
-/// Throws when the prompt is empty or does not fit the context, and on logits that are not finite.
+/// Throws when the prompt is empty or does not fit the context, on logits that are not finite, and
+/// where the cache refuses to be saved or loaded.
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     int count, int draft, Sampler sampler, AttentionCache& cache,
-                    const std::function<void(std::string_view)>& on_text);
+                    const std::function<void(std::string_view)>& on_text,
+                    const SavedPrompt& saved = {});
 
 }  // namespace llama

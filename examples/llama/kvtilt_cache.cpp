@@ -97,6 +97,20 @@ int KvtiltCache::draft_room() const {
 
 void KvtiltCache::truncate(int length) { check(cache_.truncate(sequence_.value(), length)); }
 
+std::vector<std::byte> KvtiltCache::save() const {
+  std::vector<std::byte> saved(cache_.saved_bytes(sequence_.value()).value());
+  check(cache_.save(*sequence_, saved));
+  return saved;
+}
+
+void KvtiltCache::load(std::span<const std::byte> saved, int more) {
+  const std::int64_t held = kvtilt::SavedReader::open(saved).value().length();
+  if (sequence_) check(cache_.close(*sequence_));
+  sequence_.reset();
+  sequence_ = cache_.load(saved, held + more).value();
+  touched_codes_ = false;
+}
+
 int KvtiltCache::length() const {
   return sequence_ ? static_cast<int>(cache_.length(*sequence_).value()) : 0;
 }

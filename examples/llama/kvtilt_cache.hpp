@@ -9,7 +9,9 @@
 #include "config.hpp"
 #include "make_cache.hpp"
 
+#include <cstddef>
 #include <optional>
+#include <span>
 #include <vector>
 
 // Compiled in kernels.cpp alone: kernels are most of what a file with a KVCache takes to compile.
@@ -30,6 +32,8 @@ class KvtiltCache final : public AttentionCache {
               float* out) override;
   [[nodiscard]] int draft_room() const override;
   void truncate(int length) override;
+  [[nodiscard]] std::vector<std::byte> save() const override;
+  void load(std::span<const std::byte> saved, int more) override;
   [[nodiscard]] int length() const override;
   [[nodiscard]] CacheUsage usage() const override;
   [[nodiscard]] double page_bits() const override { return cache_.page_bits(); }

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 #include <string>
 #include <vector>
@@ -118,8 +119,11 @@ TEST_F(SavedReaderHostile, AnotherCacheIsNamed) {
   other = shape();
   other.layers[0].value_dim = 40;
   expect(other, presets::k4v2, options(), "layer 0: value_dim is 32 there, 40 here");
-  expect(shape(), presets::k4v4, options(), "values have 2 bits there");
-  expect(shape(), parse_recipe("k4v2:g16,32").value(), options(), "keys have 4 bits there");
+  expect(shape(), presets::k4v4, options(), "values have 2 bits per token");
+  expect(
+      shape(), parse_recipe("k4v2:g16,32").value(), options(),
+      "keys have 4 bits per channel in groups of 32 by rule 1 there, 4 bits per channel in groups "
+      "of 16");
   CacheOptions changed = options();
   changed.page_tokens = 64;
   expect(shape(), presets::k4v2, changed, "page_tokens is 32 there, 64 here");
@@ -137,15 +141,15 @@ TEST_F(SavedReaderHostile, ForgedNumbersAreRefused) {
   const std::size_t length = offsetof(SavedHeader, length);
   expect_forgery_refused(length, std::int64_t{-1}, "its length");
   expect_forgery_refused(length, most, "its length");
-  expect_forgery_refused(length, std::int64_t{100}, "tail");
+  expect_forgery_refused(length, std::int64_t{100}, "its tail starts elsewhere");
   expect_forgery_refused(length, std::int64_t{200}, "its tail is too long");
-  expect_forgery_refused(length, std::int64_t{3}, "tail");
+  expect_forgery_refused(length, std::int64_t{3}, "its tail starts elsewhere");
   expect_forgery_refused(offsetof(SavedHeader, reserved), 1, "reserved");
   const std::size_t tail_start = offsetof(SavedLayer, tail_start);
   for (const std::int64_t at : {least, std::int64_t{-1}, std::int64_t{3}, std::int64_t{151}, most})
     expect_layer_refused(0, tail_start, at, "its tail starts elsewhere");
   expect_layer_refused(0, offsetof(SavedLayer, first_kept), std::int64_t{36}, "window has freed");
-  for (const std::int64_t at : {least, std::int64_t{-1}, std::int64_t{151}, most})
+  for (const std::int64_t at : {least, std::int64_t{-1}, std::int64_t{150}, most})
     expect_layer_refused(1, offsetof(SavedLayer, first_kept), at, "window has freed");
   for (const std::int32_t pages :
        {std::numeric_limits<std::int32_t>::min(), -1, std::numeric_limits<std::int32_t>::max()})
@@ -188,6 +192,46 @@ TEST_F(SavedReaderHostile, ForgedPagesAreRefused) {
   ASSERT_GT(second.first_kept, 4);
   expect_forgery_refused(second.offset + 2 * sizeof(SavedRecipe), SavedPage{4, 32},
                          "out of place");  // freed
+}
+
+TEST_F(SavedReaderHostile, ForgedRecipesAreNamedOrRefused) {
+  const SavedLayer first = test::read_at<SavedLayer>(image_, 64);
+  const SavedRecipe recipe = test::read_at<SavedRecipe>(image_, first.offset);
+  EXPECT_EQ(recipe, (SavedRecipe{{4, 0, 1, 0, 32}, {2, 1, 1, 0, 32}}));  // k4v2, head by head
+  SavedRecipe other = recipe;
+  other.value.rule = 0;
+  expect_refused(
+      forged(image_, first.offset, other), ErrorCode::InvalidArgument,
+      "values have 2 bits per token in groups of 32 by rule 0 there, 2 bits per token in "
+      "groups of 32 by rule 1 here");
+  other = recipe;
+  other.key.reserved = 1;
+  expect_forgery_refused(first.offset, other, "reserved");
+}
+
+TEST_F(SavedReaderHostile, ForgedValuesAreRefused) {
+  for (const std::size_t layer : {0, 1}) {
+    const SavedHeader header = test::read_at<SavedHeader>(image_, 0);
+    const SavedLayer own = test::read_at<SavedLayer>(image_, 64 + layer * 64);
+    const LayerLayouts layouts = make_layer_layouts(
+        shape().layers[layer],
+        resolve_plan(Plan::uniform(shape(), presets::k4v2), shape(), 32)->recipes[layer], 32, 4);
+    const SavedPlaces places(header, own, layouts);
+    for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail}) {
+      const std::uint64_t last = places.block(kind, places.count(kind) - 1);
+      const HeadLayout& head = layouts[static_cast<std::size_t>(kind)].heads[1];
+      for (const TensorLayout* tensor : {&head.key, &head.value}) {
+        const std::uint32_t at = kind == PageKind::Sealed ? tensor->metadata : tensor->codes;
+        for (const std::uint16_t bits :
+             std::initializer_list<std::uint16_t>{0x7c00, 0xfc00, 0x7e00, 0xffff})
+          expect_forgery_refused(last + head.offset + at, bits, "was forged");
+        const Result<SequenceId> largest =
+            cache_.load(forged(image_, last + head.offset + at, std::uint16_t{0xfbff}));
+        ASSERT_TRUE(largest.ok());
+        KVTILT_EXPECT_OK(cache_.close(*largest));
+      }
+    }
+  }
 }
 
 TEST_F(SavedReaderHostile, ShorterPagesAndHolesAreNotForged) {

@@ -186,8 +186,8 @@ class Program {
     }
   }
 
-  /// A saved sequence with any bytes in its tables and a right checksum: it is refused, or is a
-  /// sequence like any other, whose tables are saved as they were loaded.
+  /// A saved sequence with any bytes and a right checksum: it is refused, or is a sequence like any
+  /// other, whose tables are saved as they were loaded.
   void load_forged() {
     const Result<std::size_t> size = cache_.saved_bytes(id_);
     if (!size) return;
@@ -199,8 +199,9 @@ class Program {
                                static_cast<std::size_t>(first.kv_heads) * sizeof(SavedRecipe) +
                                static_cast<std::size_t>(first.pages) * sizeof(SavedPage);
     for (int forgeries = bytes_.below(4); forgeries > 0; --forgeries) {
-      const int at = bytes_.below(256) * 2 + bytes_.below(2);
-      image[static_cast<std::size_t>(at) % tables] = static_cast<std::byte>(bytes_.below(256));
+      const std::size_t range = bytes_.below(3) == 0 ? image.size() : tables;
+      const int at = bytes_.below(256) * 256 + bytes_.below(256);
+      image[static_cast<std::size_t>(at) % range] = static_cast<std::byte>(bytes_.below(256));
     }
     const std::uint64_t checksum = saved_checksum(image);
     std::memcpy(image.data() + offsetof(SavedHeader, checksum), &checksum, sizeof checksum);

@@ -61,7 +61,7 @@ def header(checksum):
 def word_sum(word, index):
     low = (word + index * 0x9E3779B1) % 2**32
     high = ((word >> 32) + index * 0x85EBCA77) % 2**32
-    return (2**32 + low) * (2**32 + high)
+    return low * high + ((3 * low + high) << 32)
 
 
 image = header(0) + layers + parts

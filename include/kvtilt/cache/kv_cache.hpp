@@ -84,8 +84,8 @@ class KVCache {
   /// Bytes that save() writes for a sequence as it is.
   Result<std::size_t> saved_bytes(SequenceId id) const;
 
-  /// Writes all that a sequence holds, pages as they are: saved_sequence.hpp is the format, and any
-  /// machine's. Equal sequences have equal bytes.
+  /// Writes all that a sequence holds, pages as they are: saved_sequence.hpp is the format, the same
+  /// on every machine.
   ///
   /// image  saved_bytes() bytes, any alignment
   /// Fails  InvalidArgument (handle, another size of image), or if layers differ in length
@@ -100,8 +100,8 @@ class KVCache {
   ///        recent_tokens
   /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
   ///        (another version), InvalidArgument (of another cache: names what differs)
-  /// Cost   a checksum and a copy of the bytes. The checksum finds damage, no forgery: forged bytes
-  ///        can give outputs that are no numbers, but are never read beyond their end
+  /// Cost   a checksum and a copy of the bytes. The checksum is no signature: of forged bytes nothing
+  ///        is read or written out of place, but what they say is believed
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0);
 
   /// Returns the blocks of a sequence to the cache.

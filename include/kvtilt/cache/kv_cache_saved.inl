@@ -74,6 +74,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   if (!saved) return std::move(saved).take_status();
   KVTILT_RETURN_IF_ERROR(saved->check_sum());
   KVTILT_RETURN_IF_ERROR(saved->check_numbers(stores_, token_placement(options_)));
+  KVTILT_RETURN_IF_ERROR(saved->check_values(stores_));
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved->length());
 

@@ -5,6 +5,7 @@
 #include <kvtilt/cache/options.hpp>
 #include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
+#include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
 
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <vector>
 
 namespace kvtilt {
 
@@ -39,6 +41,26 @@ class SavedReader {
       KVTILT_RETURN_IF_ERROR(
           check_layer(static_cast<int>(layer), layers[layer].shape, layers[layer].layouts, end));
     return end == image_.size() ? Status{} : damaged("bytes lie behind its last layer");
+  }
+
+  /// Corrupt if a number that a cache would check on arrival, in sinks and tail, or that it would have
+  /// made itself, in metadata, is NaN, infinite or too large: only forgery makes such. After
+  /// check_numbers().
+  template <class Layers>
+  [[nodiscard]] Status check_values(const Layers& layers) const {
+    for (std::size_t layer = 0; layer < layers.size(); ++layer) {
+      if (layers[layer].shape.kv_heads == 0) continue;
+      const LayerLayouts& layouts = layers[layer].layouts;
+      const SavedPlaces own = places(layer, layouts);
+      for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail})
+        for (std::int64_t i = 0; i < own.count(kind); ++i)
+          if (!holds_numbers(layouts, kind, block(own, kind, i)))
+            return Status::error(ErrorCode::Corrupt,
+                                 "the saved sequence was forged: layer %zu holds what no cache "
+                                 "stores: NaN, infinity or too large a number",
+                                 layer);
+    }
+    return {};
   }
 
   /// Corrupt unless the bytes are those that were saved. One pass over all of them.
@@ -98,6 +120,7 @@ class SavedReader {
   [[nodiscard]] Status check_sum(std::uint64_t sum) const {
     return sum == header_.checksum ? Status{} : damaged("its checksum is another");
   }
+  static bool holds_numbers(const LayerLayouts& layouts, PageKind kind, const std::byte* block);
   Status check_header();
   Status check_options(int layers, const TokenPlacement& placement) const;
   Status check_layer(int index, const LayerShape& shape, const LayerLayouts& layouts,
@@ -109,6 +132,33 @@ class SavedReader {
   std::span<const std::byte> image_;
   SavedHeader header_;
 };
+
+inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kind,
+                                       const std::byte* block) {
+  const auto up_to = [](const std::byte* halves, std::size_t bytes, float limit) {
+    const std::uint16_t most = to_f16(limit).bits;
+    bool good = true;
+    for (std::size_t i = 0; i < bytes; i += sizeof most) {
+      std::uint16_t bits;
+      std::memcpy(&bits, halves + i, sizeof bits);
+      good &= (bits & 0x7fff) <= most;
+    }
+    return good;
+  };
+  const std::vector<HeadLayout>& heads = layouts[static_cast<std::size_t>(kind)].heads;
+  const std::vector<HeadLayout>& sealed = layouts[static_cast<std::size_t>(PageKind::Sealed)].heads;
+  for (std::size_t head = 0; head < heads.size(); ++head)
+    for (const auto tensor : {&HeadLayout::key, &HeadLayout::value}) {
+      const TensorLayout& own = heads[head].*tensor;
+      const std::byte* at = block + heads[head].offset;
+      const bool good = own.format.quantized()
+                            ? up_to(at + own.metadata, own.metadata_bytes(), f16_max)
+                            : up_to(at + own.codes, code_bytes(own.matrix, half_bits),
+                                    largest_magnitude((sealed[head].*tensor).format));
+      if (!good) return false;
+    }
+  return true;
+}
 
 inline Status SavedReader::check_header() {
   if (image_.size() < sizeof header_)
@@ -152,19 +202,21 @@ inline Status SavedReader::check_recipes(int index, const SavedPlaces& places,
   int head = 0;
   for (const HeadLayout& own : layouts[static_cast<std::size_t>(PageKind::Sealed)].heads) {
     const SavedRecipe saved = read<SavedRecipe>(at);
+    if (saved.key.reserved != 0 || saved.value.reserved != 0)
+      return damaged("reserved bytes are not zeros");
     if (saved != saved_recipe(own)) {
       const bool keys = saved.key != saved_recipe(own).key;
-      const SavedFormat& there = keys ? saved.key : saved.value;
-      const Format& here = keys ? own.key.format : own.value.format;
+      const SavedFormat there = keys ? saved.key : saved.value;
+      const SavedFormat here = keys ? saved_recipe(own).key : saved_recipe(own).value;
+      const auto along = [](const SavedFormat& format) {
+        return format.granularity == 0 ? "channel" : "token";
+      };
       return Status::error(ErrorCode::InvalidArgument,
                            "the saved sequence is of another cache: layer %d, kv head %d: %s have "
-                           "%d bits there (per "
-                           "%s, group %d, rule %d), %d here (per %s, group %d, rule %d)",
-                           index, head, keys ? "keys" : "values", there.bits,
-                           there.granularity == 0 ? "channel" : "token", there.group, there.rule,
-                           here.bits,
-                           here.granularity == Granularity::PerChannel ? "channel" : "token",
-                           here.group, static_cast<int>(here.rule));
+                           "%d bits per %s in groups of %d by rule %d there, %d bits per %s in "
+                           "groups of %d by rule %d here",
+                           index, head, keys ? "keys" : "values", there.bits, along(there),
+                           there.group, there.rule, here.bits, along(here), here.group, here.rule);
     }
     at += sizeof(SavedRecipe);
     ++head;
@@ -179,7 +231,7 @@ inline Status SavedReader::check_positions(const SavedLayer& layer) const {
     return damaged("its tail starts elsewhere");
   if (header_.length - layer.tail_start >= header_.recent_tokens + header_.page_tokens)
     return damaged("its tail is too long");
-  if (layer.first_kept < 0 || layer.first_kept > header_.length ||
+  if (layer.first_kept < 0 || layer.first_kept > std::min(header_.length, layer.tail_start) ||
       (layer.window == 0 && layer.first_kept != 0))
     return damaged("its window has freed too much");
   // A page has 16 bytes in the table: no offset of one overflows then.

@@ -13,7 +13,8 @@
 ///       [tail blocks]            /  bits; their slots without a token are zeros
 ///
 /// Everything is little endian, reserved bytes are zeros, nothing else lies between. A tail of n
-/// tokens has n / page_tokens blocks, rounded up. So equal sequences have equal bytes, and where
+/// tokens has n / page_tokens blocks, rounded up. So sequences that hold the same have the same bytes,
+/// but for pages that a truncation cut short: they are saved whole, with what was cut off. Where
 /// anything lies follows from header and tables: pages can be read in place, or sent layer by layer.
 #pragma once
 
@@ -85,14 +86,14 @@ struct SavedPage {
 };
 static_assert(sizeof(SavedPage) == 16);
 
-/// What the `index`-th 64-bit word of a saved sequence adds to its checksum: a product of two numbers of
-/// 33 bits, half of the word and of its place in each. So no damage to one half of one word, and in
-/// practice no other, leaves the sum as it is; any order of adding up will do.
+/// What the `index`-th 64-bit word of a saved sequence adds to its checksum: nearly the product of two
+/// numbers of 33 bits, half of the word and of its place in each. No damage to one half of one word
+/// leaves the sum as it is, others do by chance only; any order of adding up will do.
 KVTILT_HD constexpr std::uint64_t saved_word_sum(std::uint64_t word, std::uint64_t index) {
   const std::uint32_t place = static_cast<std::uint32_t>(index);
   const std::uint32_t low = static_cast<std::uint32_t>(word) + place * 0x9e3779b1u;
   const std::uint32_t high = static_cast<std::uint32_t>(word >> 32) + place * 0x85ebca77u;
-  return std::uint64_t{low} * high + (std::uint64_t{low + high} << 32);  // + 2^64
+  return std::uint64_t{low} * high + (std::uint64_t{3 * low + high} << 32);
 }
 
 /// The sum over bytes `from` to to - 1 of a saved sequence, both multiples of 8. Any alignment. About
@@ -117,6 +118,11 @@ inline std::uint64_t saved_checksum(std::span<const std::byte> image) {
 }
 
 /// How one kv head of a sealed page is stored.
+static_assert(static_cast<int>(Granularity::PerChannel) == 0 &&
+              static_cast<int>(Granularity::PerToken) == 1);
+static_assert(static_cast<int>(RangeRule::MinMax) == 0 &&
+              static_cast<int>(RangeRule::MinMse) == 1 &&
+              static_cast<int>(RangeRule::Centroids) == 2);
 constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
   const auto format = [](const Format& from) {
     return SavedFormat{static_cast<std::uint8_t>(from.bits),

@@ -11,9 +11,9 @@ cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
   return kvtilt::cuda::launch_unpack(unpack, nullptr);
 }
 
-bool save_and_load(const kvtilt::cuda::SaveArguments& save, const kvtilt::cuda::LoadArguments& load,
-                   const kvtilt::SavedLayer& saved) {
+bool save_and_load(const kvtilt::cuda::SaveArguments& save,
+                   const kvtilt::cuda::LoadArguments& load) {
   return kvtilt::cuda::launch_save_layer(save, nullptr).ok() &&
-         kvtilt::cuda::launch_load_tables(load.layer, 0, saved, nullptr, 0, nullptr).ok() &&
+         kvtilt::cuda::launch_load_tables(load, nullptr).ok() &&
          kvtilt::cuda::launch_load_layer(load, nullptr).ok();
 }

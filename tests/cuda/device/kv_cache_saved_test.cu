@@ -149,7 +149,8 @@ TEST(DeviceKVCacheSavedHostile, WrongImagesChangeNothing) {
   exact[bytes / 2] ^= std::byte{1};
   EXPECT_EQ(both.gpu.load(exact, 1 << 20).code(), ErrorCode::InvalidArgument);
   BothCaches other(shape, Plan::uniform(shape, presets::k4v4), few_pages());
-  EXPECT_THAT(std::string(other.gpu.load(exact).message()), HasSubstr("values have 2 bits there"));
+  EXPECT_THAT(std::string(other.gpu.load(exact).message()),
+              HasSubstr("values have 2 bits per token"));
   {
     const Graph graph([&](cudaStream_t stream) {
       EXPECT_THAT(std::string(both.gpu.save(id.gpu, exact, stream).message()),

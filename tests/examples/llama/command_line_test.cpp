@@ -39,6 +39,26 @@ TEST(CommandLine, GenerateRunsTheBaselineAlone) {
   EXPECT_THAT(outcome.output, AllOf(HasSubstr("\nf16 "), Not(HasSubstr("16 bits "))));
 }
 
+TEST(CommandLine, GenerateGoesOnFromASavedPrompt) {
+  const TemporaryFolder folder;
+  const std::string file = (folder.path() / "prompt").string();
+  const std::string common = stories_model + "--recipe k4v2 --tokens 30 --page 32 --tail 32 ";
+  const Outcome saved = generate(common + "--prompt 'Once upon a time, there was' --save " + file);
+  EXPECT_EQ(saved.status, 0);
+  EXPECT_THAT(saved.output, HasSubstr("bytes of cache saved in "));
+  const Outcome loaded = generate(common + "--prompt ' a little dog' --load " + file);
+  EXPECT_EQ(loaded.status, 0);
+  EXPECT_THAT(loaded.output,
+              AllOf(testing::StartsWith(" a little dog"), Not(HasSubstr("16 bits "))));
+  const Outcome other =
+      generate(stories_model + "--recipe k4v4 --prompt x --load " + file + " --page 32 --tail 32");
+  EXPECT_NE(other.status, 0);
+  EXPECT_THAT(other.output, HasSubstr("of another cache: layer 0, kv head 0: values have 2 bits"));
+  folder.write("prompt", "");
+  EXPECT_THAT(generate(common + "--prompt x --load " + file).output,
+              HasSubstr("0 bytes are no saved sequence"));
+}
+
 TEST(CommandLine, EvaluatePrintsATableAndWritesJson) {
   const TemporaryFolder folder;
   const auto json_path = (folder.path() / "figures.json").string();

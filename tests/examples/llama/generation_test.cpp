@@ -5,8 +5,11 @@
 #include <gtest/gtest.h>
 #include <llama/float_cache.hpp>
 #include <llama/generation.hpp>
+#include <llama/make_cache.hpp>
 
+#include <cstddef>
 #include <map>
+#include <span>
 
 namespace llama {
 namespace {
@@ -63,6 +66,59 @@ TEST_F(GenerationTest, TheSeedDecidesTheText) {
   const auto first = write("One day", 40, 1.0, 5).tokens;
   EXPECT_EQ(write("One day", 40, 1.0, 5).tokens, first);
   EXPECT_NE(write("One day", 40, 1.0, 6).tokens, first);
+}
+
+/// A model whose tokens are bytes, so that a text can be cut anywhere.
+class SavedPromptTest : public testing::Test {
+ protected:
+  std::vector<int> write(const std::string& prompt, const SavedPrompt& saved = {}) {
+    const auto cache = make_cache(model_.config(), "k4v2", {32, 32, 4, CacheArithmetic::Fast});
+    return generate(
+               model_, *tokenizer_, prompt, 40, 0, Sampler(0, 1), *cache, [](std::string_view) {},
+               saved)
+        .tokens;
+  }
+
+  Model model_{data_folder("models/novels-3M")};
+  std::unique_ptr<Tokenizer> tokenizer_ =
+      load_tokenizer(data_folder("models/novels-3M"), model_.config());
+  // A prompt is read 64 tokens at a time, and what a chunk sees of itself is not quantized.
+  std::string first_ =
+      std::string(64, 'x') + "It was the best of times, it was the worst of times, it was the ";
+  std::string second_ = "age of wisdom, it was the age of foolishness, ";
+};
+
+TEST_F(SavedPromptTest, TheTextGoesOnAsIfNothingHadHappened) {
+  ASSERT_EQ(first_.size() % 64, 0U);
+  std::vector<std::byte> image;
+  std::vector<std::byte> expected;
+  std::vector<std::byte> both;
+  write(first_, {{}, &image});
+  const std::vector<int> whole = write(first_ + second_, {{}, &expected});
+  EXPECT_EQ(write(second_, {image, &both}), whole);
+  EXPECT_EQ(both, expected);  // every key and value that was read
+}
+
+TEST_F(SavedPromptTest, RefusesWhatItCannotGoOnFrom) {
+  std::vector<std::byte> image;
+  write(first_, {{}, &image});
+  EXPECT_THAT(error_of([&] { write("", {image, nullptr}); }), HasSubstr("what comes next"));
+  EXPECT_THAT(error_of([&] {
+                write(std::string(1000, 'x'), {image, nullptr});
+              }),
+              HasSubstr("and what was saved 128, together more than"));
+  EXPECT_THAT(error_of([&] {
+                write("x", {std::span<const std::byte>{}, nullptr});
+              }),
+              HasSubstr("no saved sequence"));
+  image[5000] ^= std::byte{1};
+  EXPECT_THAT(error_of([&] { write("x", {image, nullptr}); }), HasSubstr("is damaged"));
+  FloatCache cache(model_.config());
+  EXPECT_THAT(error_of([&] {
+                (void)generate(model_, *tokenizer_, "x", 1, 0, Sampler(0, 1), cache,
+                               [](std::string_view) {}, {{}, &image});
+              }),
+              HasSubstr("only kvtilt's caches can be saved"));
 }
 
 TEST(GenerationHostile, AnEmptyPromptNeedsABeginToken) {

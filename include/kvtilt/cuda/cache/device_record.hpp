@@ -75,10 +75,10 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
           record.layer, record.sequence, token, record.count);
     case ErrorCode::InvalidArgument:
       return Status::error(code,
-                           "layer %d: a truncation, removal, fork, unpacking, saving or loading of "
-                           "sequence slot %d from position %lld on was refused on the device: "
-                           "tokens it needs are not there, pages do not end there, or lengths are "
-                           "not those that the host knows. %u errors in all",
+                           "layer %d: a truncation, removal, fork or unpacking of sequence slot %d "
+                           "from position %lld on was refused on the device: tokens it needs are "
+                           "not there, pages do not end there, or lengths are not those that the "
+                           "host knows. %u errors in all",
                            record.layer, record.sequence, token, record.count);
     case ErrorCode::Unsupported:
       if (record.call == DeviceCall::Prefill)

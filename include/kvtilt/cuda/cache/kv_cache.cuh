@@ -39,9 +39,9 @@ struct SequenceBatch {
 /// kvtilt::KVCache with a stream. Everything is queued and nothing waits, except what says so; no
 /// call but create allocates device memory. The streams of calls that touch the same sequence must
 /// be ordered, and so must a close, truncate, remove, note_appended, note_truncated, refresh or an
-/// append to a layer with a window and the reserve or fork after it, which may hand out the same pages,
-/// and a close and the open or fork after it, which may take the same slot while kernels in front of the
-/// close work on it. Neither create nor anything else changes the current device, which must be the one
+/// append to a layer with a window and the reserve, fork or load after it, which may hand out the same
+/// pages, and a close and the open, fork or load after it, which may take the same slot while kernels in
+/// front of the close work on it. Neither create nor anything else changes the current device, which must be the one
 /// of create. One thread at a time.
 ///
 /// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
@@ -109,8 +109,10 @@ class KVCache {
   /// back: save, close, load. Learns from the device what it holds, as refresh() does; waits for the
   /// stream.
   ///
-  /// image  saved_bytes() bytes of pinned or managed memory, at a multiple of 16
-  /// Fails  InvalidArgument (handle, another size or kind of image), or if layers differ in length
+  /// image  saved_bytes() bytes at a multiple of 16, of one allocation that host and device reach:
+  ///        pinned, or managed while no other kernel runs where that forbids the host to touch it
+  /// Fails  InvalidArgument (handle, another size or kind of image, a sequence that changes meanwhile),
+  ///        or if layers differ in length; the image may be written in part then
   /// Cost   one kernel a layer, as fast as the image takes bytes; it sums up the checksum, too
   Status save(SequenceId id, std::span<std::byte> image, cudaStream_t stream = nullptr);
 
@@ -118,11 +120,12 @@ class KVCache {
   /// is reserved for `tokens` tokens, or for those it holds if that is more.
   ///
   /// image  of save(), of either cache, whole, of the same shape, plan, page_tokens, sink_tokens and
-  ///        recent_tokens: pinned or managed memory at a multiple of 16
+  ///        recent_tokens; memory as for save()
   /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
   ///        (another version), InvalidArgument (of another cache, another kind of memory)
-  /// Cost   two kernels a layer, as fast as the image gives bytes. Waits for the stream: the checksum
-  ///        comes out of them, and what was damaged is closed again
+  /// Cost   two kernels a layer, as fast as the image gives bytes, and a look at metadata and 16-bit
+  ///        tokens by the host. Waits for the stream: the checksum comes out of the kernels, and what
+  ///        was damaged is closed again
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0,
                           cudaStream_t stream = nullptr);
 
@@ -251,8 +254,8 @@ class KVCache {
   [[nodiscard]] Layers device_layers() const {
     return {reinterpret_cast<const LayerStorage*>(memory_.data() + layout_.storages), layers()};
   }
-  [[nodiscard]] std::uint64_t* device_sum() const {
-    return reinterpret_cast<std::uint64_t*>(memory_.data() + layout_.sum);
+  [[nodiscard]] SavedResult* saved_result() const {
+    return reinterpret_cast<SavedResult*>(memory_.data() + layout_.saved);
   }
   [[nodiscard]] const std::int32_t* device_slots() const {
     return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
@@ -261,11 +264,11 @@ class KVCache {
   /// last - 1, and others may be given them.
   Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
   static Result<std::byte*> device_address(std::span<const std::byte> image);
-  template <class Blocks>
+  template <class Act>
   SavedWriter write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
-                           Blocks blocks) const;
+                           Act act) const;
   template <class Launch>
-  Result<std::uint64_t> summed(Launch launch, cudaStream_t stream) const;
+  Result<std::uint64_t> sum_of_blocks(Launch launch, cudaStream_t stream) const;
   void add_usage(std::uint32_t slot, MemoryReport& report) const;
 
   CacheOptions options_;

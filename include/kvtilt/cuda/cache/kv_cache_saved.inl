@@ -5,33 +5,36 @@ namespace kvtilt::cuda {
 
 /// Device address of bytes that the host reads and writes, too; nothing else will do.
 inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> image) {
-  const auto address = [](const std::byte* at) -> std::byte* {
-    cudaPointerAttributes attributes{};
-    if (cudaPointerGetAttributes(&attributes, at) != cudaSuccess) {
-      (void)cudaGetLastError();  // it is reported: the engine's next question is not for it
-      return nullptr;
-    }
-    const bool both =
-        attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeManaged;
-    return both ? static_cast<std::byte*>(attributes.devicePointer) : nullptr;
+  cudaPointerAttributes first{};
+  cudaPointerAttributes last{};
+  cudaError_t error = cudaSuccess;
+  if (!image.empty()) error = cudaPointerGetAttributes(&first, image.data());
+  if (!image.empty() && error == cudaSuccess)
+    error = cudaPointerGetAttributes(&last, &image.back());
+  if (error != cudaSuccess) (void)cudaGetLastError();  // it is reported
+  if (error != cudaSuccess && error != cudaErrorInvalidValue)
+    return to_status(error, "looking at an image");
+  const auto both = [](const cudaPointerAttributes& of) {
+    return of.type == cudaMemoryTypeHost || of.type == cudaMemoryTypeManaged;
   };
   constexpr std::size_t alignment = 16;
-  std::byte* first = image.empty() ? nullptr : address(image.data());
-  if (first == nullptr || address(&image.back()) != first + (image.size() - 1) ||
-      reinterpret_cast<std::uintptr_t>(first) % alignment != 0)
+  std::byte* address = static_cast<std::byte*>(first.devicePointer);
+  if (error != cudaSuccess || !both(first) || !both(last) ||
+      last.devicePointer != address + (image.size() - 1) ||
+      reinterpret_cast<std::uintptr_t>(address) % alignment != 0)
     return Status::error(ErrorCode::InvalidArgument,
                          "the image, %zu bytes at %p, must be pinned or managed memory at a "
                          "multiple of %zu, which host and device both reach: cudaMallocHost, "
                          "cudaHostRegister or cudaMallocManaged",
                          image.size(), static_cast<const void*>(image.data()), alignment);
-  return first;
+  return address;
 }
 
-/// Writes all but blocks and checksum, and calls blocks(layer, places) for each layer that keeps a
+/// Writes all but blocks and checksum, and calls act(layer, saved, places) for each layer that keeps a
 /// cache. Without an image nothing is written.
-template <class Blocks>
+template <class Act>
 SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
-                                  Blocks blocks) const {
+                                  Act act) const {
   SavedWriter writer(image, layers(), length, token_placement(options_, {}));
   for (int layer = 0; layer < layers(); ++layer) {
     const detail::DeviceLayer& of = layout_.layers[static_cast<std::size_t>(layer)];
@@ -45,34 +48,41 @@ SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<
     saved.pages = state.page_end - state.first_page;
     saved.tail_start = state.tail_start;
     saved.first_kept = state.first_kept;
-    blocks(layer, writer.add_layer(of.shape, of.layouts, saved, [&](std::int32_t i) {
+    const SavedPlaces places = writer.add_layer(of.shape, of.layouts, saved, [&](std::int32_t i) {
       return SavedPage{table[i].first_position, table[i].tokens};
-    }));
+    });
+    act(layer, saved, places);
   }
   return writer;
 }
 
 /// Queues what `launch` does, and waits for the sum of the blocks that it moves.
 template <class Launch>
-Result<std::uint64_t> KVCache::summed(Launch launch, cudaStream_t stream) const {
-  std::uint64_t* own = device_sum();
+Result<std::uint64_t> KVCache::sum_of_blocks(Launch launch, cudaStream_t stream) const {
+  const char* const what = "moving a sequence";
+  SavedResult result{};
   KVTILT_RETURN_IF_ERROR(
-      to_status(cudaMemsetAsync(own, 0, sizeof *own, stream), "moving a sequence"));
+      to_status(cudaMemsetAsync(saved_result(), 0, sizeof result, stream), what));
   Status launched = launch();
-  std::uint64_t sum = 0;
-  Status read = to_status(cudaMemcpyAsync(&sum, own, sizeof sum, cudaMemcpyDeviceToHost, stream),
-                          "moving a sequence");
+  Status read = to_status(
+      cudaMemcpyAsync(&result, saved_result(), sizeof result, cudaMemcpyDeviceToHost, stream),
+      what);
   // Whatever was queued may still use the caller's memory.
-  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "moving a sequence"));
+  KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), what));
   KVTILT_RETURN_IF_ERROR(std::move(launched));
   KVTILT_RETURN_IF_ERROR(std::move(read));
-  return sum;
+  if (result.refusals > 0)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "moving a sequence: %llu layers of it changed meanwhile; streams that "
+                         "touch a sequence must be ordered",
+                         static_cast<unsigned long long>(result.refusals));
+  return result.sum;
 }
 
 inline Result<std::size_t> KVCache::saved_bytes(SequenceId id) const {
   Result<std::int64_t> length = book_.common_length(id, "save");
   if (!length) return std::move(length).take_status();
-  return write_tables(id, *length, {}, [](int, const SavedPlaces&) {}).bytes();
+  return write_tables(id, *length, {}, [](int, const SavedLayer&, const SavedPlaces&) {}).bytes();
 }
 
 inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStream_t stream) {
@@ -80,11 +90,12 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   KVTILT_RETURN_IF_ERROR(refresh(id, stream));
   Result<std::int64_t> length = book_.common_length(id, "save");
   if (!length) return std::move(length).take_status();
-  std::vector<std::pair<std::size_t, SavedPlaces>> layers;
-  const std::size_t bytes =
-      write_tables(id, *length, {}, [&](int layer, const SavedPlaces& places) {
-        layers.emplace_back(static_cast<std::size_t>(layer), places);
-      }).bytes();
+  std::vector<SaveArguments> layers;
+  const auto add = [&](int layer, const SavedLayer& saved, const SavedPlaces& places) {
+    layers.push_back({storages_[static_cast<std::size_t>(layer)], static_cast<int>(id.slot),
+                      nullptr, *length, saved, places, saved_result()});
+  };
+  const std::size_t bytes = write_tables(id, *length, {}, add).bytes();
   if (image.size() != bytes)
     return Status::error(ErrorCode::InvalidArgument,
                          "sequence %u takes %zu bytes to save; the image has %zu", id.slot, bytes,
@@ -92,15 +103,16 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   Result<std::byte*> device = device_address(image);
   if (!device) return std::move(device).take_status();
   const auto launch = [&]() -> Status {
-    for (const auto& [layer, places] : layers)
-      KVTILT_RETURN_IF_ERROR(launch_save_layer(
-          {storages_[layer], static_cast<int>(id.slot), *device, places, device_sum()}, stream));
+    for (SaveArguments& layer : layers) {
+      layer.image = *device;
+      KVTILT_RETURN_IF_ERROR(launch_save_layer(layer, stream));
+    }
     return {};
   };
-  Result<std::uint64_t> sum = summed(launch, stream);
+  Result<std::uint64_t> sum = sum_of_blocks(launch, stream);
   if (!sum) return std::move(sum).take_status();
-  // The host writes only now: not all memory may be written from both sides at once.
-  write_tables(id, *length, image, [](int, const SavedPlaces&) {}).finish(*sum);
+  // Not all managed memory may be touched by the host while kernels run.
+  write_tables(id, *length, image, [](int, const SavedLayer&, const SavedPlaces&) {}).finish(*sum);
   return {};
 }
 
@@ -112,33 +124,33 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
   KVTILT_RETURN_IF_ERROR(saved->check_numbers(layout_.layers, token_placement(options_, {})));
+  KVTILT_RETURN_IF_ERROR(saved->check_values(layout_.layers));
   given_.clear();
   Result<SequenceId> id = book_.load(*saved, tokens, given_);
   if (!id) return id;
   const int slot = static_cast<int>(id->slot);
+  std::vector<LoadArguments> layers;  // before kernels run: see save()
+  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
+    if (storages_[layer].kv_heads > 0)
+      layers.push_back({storages_[layer], slot, *device, saved->length(), saved->layer(layer),
+                        saved->places(layer, layout_.layers[layer].layouts), saved_result()});
   const auto launch = [&]() -> Status {
     KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), slot, stream));
     KVTILT_RETURN_IF_ERROR(launch_give_pages(device_layers(), slot, given_, stream));
-    for (std::size_t layer = 0; layer < storages_.size(); ++layer) {
-      if (storages_[layer].kv_heads == 0) continue;
-      const SavedPlaces places = saved->places(layer, layout_.layers[layer].layouts);
-      KVTILT_RETURN_IF_ERROR(launch_load_tables(
-          storages_[layer], slot, saved->layer(layer),
-          reinterpret_cast<const SavedPage*>(*device + places.pages), saved->length(), stream));
-      KVTILT_RETURN_IF_ERROR(
-          launch_load_layer({storages_[layer], slot, *device, places, device_sum()}, stream));
+    for (const LoadArguments& layer : layers) {
+      KVTILT_RETURN_IF_ERROR(launch_load_tables(layer, stream));
+      KVTILT_RETURN_IF_ERROR(launch_load_layer(layer, stream));
     }
     return {};
   };
   const auto load = [&]() -> Status {
-    Result<std::uint64_t> sum = summed(launch, stream);
+    Result<std::uint64_t> sum = sum_of_blocks(launch, stream);
     if (!sum) return std::move(sum).take_status();
     return saved->check_sum(*sum, layout_.layers);
   };
   Status loaded = load();
   if (loaded.ok()) return id;
-  static_cast<void>(launch_reset(device_layers(), slot, stream));
-  static_cast<void>(book_.close(*id));  // nobody knows its slot
+  static_cast<void>(book_.close(*id));  // nobody knows its slot, and nothing writes to its pages
   return static_cast<Status&&>(loaded);
 }
 

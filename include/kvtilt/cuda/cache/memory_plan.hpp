@@ -4,6 +4,7 @@
 
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
+#include <kvtilt/cuda/cache/saved_layer.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
 #include <kvtilt/cuda/page/seal_slice.hpp>
@@ -71,7 +72,7 @@ struct DeviceLayout {
   std::size_t storages = 0;  ///< LayerStorage [layers]
   std::size_t record = 0;    ///< DeviceRecord
   std::size_t slots = 0;     ///< 0, 1, 2, ... : batches of one sequence
-  std::size_t sum = 0;       ///< of what is saved or loaded: 64 bits
+  std::size_t saved = 0;     ///< SavedResult
   MemoryPlan plan;
 };
 
@@ -142,7 +143,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
     return offsets.take(count, 1, bytes.other_bytes, bytes.other_bytes);
   };
   layout.record = other(sizeof(DeviceRecord));
-  layout.sum = other(sizeof(std::uint64_t));
+  layout.saved = other(sizeof(SavedResult));
   layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
   const std::size_t sequences = static_cast<std::size_t>(options.max_sequences);
   layout.slots = other(sequences * sizeof(std::int32_t));

@@ -33,10 +33,8 @@ __global__ void __launch_bounds__(threads, 3)
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
-    load_tables_kernel(const __grid_constant__ LayerStorage layer, int sequence,
-                       const __grid_constant__ SavedLayer saved, const SavedPage* pages,
-                       std::int64_t length) {
-  load_tables_body(DeviceThreads::in_turn(), layer, sequence, saved, pages, length);
+    load_tables_kernel(const __grid_constant__ LoadArguments arguments) {
+  load_tables_body(DeviceThreads::in_turn(), arguments);
 }
 
 }  // namespace detail
@@ -50,14 +48,11 @@ inline Status launch_save_layer(const SaveArguments& arguments, cudaStream_t str
 }
 
 /// Sets where the tokens of an empty sequence's layer stand, in its first unused pages.
-///
-/// pages  of the image, as the device sees it
-inline Status launch_load_tables(const LayerStorage& layer, int sequence, const SavedLayer& saved,
-                                 const SavedPage* pages, std::int64_t length, cudaStream_t stream) {
+inline Status launch_load_tables(const LoadArguments& arguments, cudaStream_t stream) {
   constexpr int threads = detail::saved_table_threads;
   return to_status(detail::launch<&detail::load_tables_kernel<threads>>(
-                       std::max(1, (saved.pages + threads - 1) / threads), threads, 0, stream,
-                       layer, sequence, saved, pages, length),
+                       std::max(1, (arguments.saved.pages + threads - 1) / threads), threads, 0,
+                       stream, arguments),
                    "loading the tables of a sequence");
 }
 

@@ -6,8 +6,6 @@
 
 #include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/core/half.hpp>
-#include <kvtilt/core/status.hpp>
-#include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_pieces.hpp>
 #include <kvtilt/cuda/page/convert_tensor.hpp>
@@ -19,14 +17,22 @@
 
 namespace kvtilt::cuda {
 
+/// What comes of saving or loading a sequence. Zeros before.
+struct SavedResult {
+  std::uint64_t sum;       ///< saved_sum() of all blocks
+  std::uint64_t refusals;  ///< layers that are not as the host believes: nothing was done to them
+};
+
 /// Byte: std::byte to save, const std::byte to load.
 template <class Byte>
 struct SavedLayerArguments {
   LayerStorage layer;
   int sequence;  ///< slot
   Byte* image;   ///< of the saved sequence, 16-byte aligned; device memory, or pinned
+  std::int64_t length;
+  SavedLayer saved;
   SavedPlaces places;
-  std::uint64_t* sum;  ///< device: saved_sum() of the layer's blocks is added to it
+  SavedResult* result;  ///< device
 };
 using SaveArguments = SavedLayerArguments<std::byte>;
 using LoadArguments = SavedLayerArguments<const std::byte>;
@@ -42,7 +48,8 @@ KVTILT_HD constexpr std::size_t saved_shared_bytes(const LayerStorage& layer) {
 KVTILT_HD constexpr int saved_blocks(const LayerStorage& layer, const SavedPlaces& places) {
   constexpr std::int64_t most = 1 << 16;
   std::int64_t pieces = 0;
-  for (const std::int64_t count : places.counts) pieces += count;
+  for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail})
+    pieces += places.count(kind);
   const std::int64_t tensors = pieces * layer.kv_heads * 2;
   return static_cast<int>(tensors < most ? tensors : most);
 }
@@ -57,9 +64,8 @@ struct SavedTensor {
   int tokens;         ///< slots from here on are nobody's, in 16 bits
 };
 
-/// Calls body(tensor, host) for those that are this block's, and adds up what comes of them. If the
-/// sequence has not as many pages and tail blocks as the image, nothing is done and the record says
-/// InvalidArgument.
+/// Calls body(tensor, host) for those that are this block's, and adds up what comes of them. Refuses a
+/// sequence that is not the saved one.
 template <class Threads, class Byte, class Body>
 KVTILT_HD void for_each_saved_tensor(const Threads& threads,
                                      const SavedLayerArguments<Byte>& arguments, const Body& body) {
@@ -69,14 +75,10 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads,
   const Pieces pieces{layer, state, arguments.sequence};
   const int pages = pieces.pages();
   const int count = pieces.count();
-  const int tail_blocks = count - 1 - pages;
-  if (pages != places.counts[static_cast<int>(PageKind::Sealed)] ||
-      tail_blocks != places.counts[static_cast<int>(PageKind::Tail)] ||
-      tail_blocks > layer.ring_blocks) {
+  if (pages != arguments.saved.pages || state.length != arguments.length ||
+      state.tail_start != arguments.saved.tail_start) {
     if (threads.block() == 0 && threads.thread() == 0)
-      record_error(threads, layer.record,
-                   sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence,
-                                  state.length));
+      (void)threads.atomic_add(&arguments.result->refusals, std::uint64_t{1});
     return;
   }
   const std::int64_t tensors = static_cast<std::int64_t>(count) * layer.kv_heads * 2;
@@ -100,14 +102,13 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads,
     sum += host.sum;
   }
   for (int mask = warp_lanes / 2; mask > 0; mask /= 2) sum += threads.shuffle_xor(sum, mask);
-  if (threads.lane() == 0) (void)threads.atomic_add(arguments.sum, sum);
+  if (threads.lane() == 0) (void)threads.atomic_add(&arguments.result->sum, sum);
 }
 
 }  // namespace detail
 
 /// Body of the kernel: any number of blocks of saved_threads threads, saved_shared_bytes(). Writes all
-/// bytes of the layer's blocks; if the sequence is not the one that the image is for, none, and the
-/// record says InvalidArgument.
+/// bytes of the layer's blocks.
 template <class Threads>
 KVTILT_HD void save_layer_body(const Threads& threads, const SaveArguments& arguments) {
   detail::for_each_saved_tensor(
@@ -128,36 +129,28 @@ KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& argu
 }
 
 /// Body of the kernel: any number of blocks. Makes an empty sequence one whose first unused pages are
-/// the saved ones, as far as tables go. If it has too few, nothing changes and the record says
-/// OutOfCapacity.
-///
-/// pages  of the image, `saved.pages` of them, 16-byte aligned
+/// the saved ones, as far as tables go. Refuses one that has too few.
 template <class Threads>
-KVTILT_HD void load_tables_body(const Threads& threads, const LayerStorage& layer, int sequence,
-                                const SavedLayer& saved, const SavedPage* pages,
-                                std::int64_t length) {
-  SequenceState& state = layer.states[sequence];
-  const std::int32_t capacity = state.page_capacity;  // no block changes it
-  const auto page = [&](std::int32_t i) {
-    return bit_cast<SavedPage>(load_words(reinterpret_cast<const std::byte*>(pages + i)));
-  };
+KVTILT_HD void load_tables_body(const Threads& threads, const LoadArguments& arguments) {
+  const LayerStorage& layer = arguments.layer;
+  const SavedLayer& saved = arguments.saved;
+  SequenceState& state = layer.states[arguments.sequence];
+  const std::int32_t capacity = state.page_capacity;  // stays what it is
   const int first = threads.block() * threads.thread_count() + threads.thread();
   if (capacity < saved.pages) {
-    if (first == 0)
-      record_error(threads, layer.record,
-                   sequence_error(ErrorCode::OutOfCapacity, layer.layer, sequence,
-                                  page(capacity).first_position));
+    if (first == 0) (void)threads.atomic_add(&arguments.result->refusals, std::uint64_t{1});
     return;
   }
-  PageSlot* const table = layer.table(sequence);
+  const std::byte* pages = arguments.image + arguments.places.pages;
+  PageSlot* const table = layer.table(arguments.sequence);
   for (std::int32_t i = first; i < saved.pages;
        i += threads.block_count() * threads.thread_count()) {
-    const SavedPage from = page(i);
+    const SavedPage from =
+        bit_cast<SavedPage>(load_words(pages + static_cast<std::size_t>(i) * sizeof(SavedPage)));
     table[i].first_position = from.first_position;
     table[i].tokens = from.tokens;
   }
-  if (first != 0) return;
-  state = loaded_state(saved, length, capacity);
+  if (first == 0) state = loaded_state(saved, arguments.length, capacity);
 }
 
 }  // namespace kvtilt::cuda

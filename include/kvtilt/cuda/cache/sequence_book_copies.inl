@@ -26,6 +26,7 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
   Result<std::int64_t> length = common_length(id, "fork");
   if (!length) return std::move(length).take_status();
   Sequence& parent = sequences_[id.slot];
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, *length);
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   Result<std::uint32_t> slot = free_slot();
@@ -69,6 +70,7 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
 
 inline Result<SequenceId> SequenceBook::load(const SavedReader& saved, std::int64_t tokens,
                                              std::vector<PageRun>& given) {
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved.length());
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   Result<std::uint32_t> slot = free_slot();
