@@ -58,14 +58,16 @@ inline Result<std::size_t> KVCache::saved_bytes(SequenceId id) const {
 }
 
 inline Status KVCache::save(SequenceId id, std::span<std::byte> image) const {
-  Result<std::size_t> bytes = saved_bytes(id);
-  if (!bytes) return std::move(bytes).take_status();
-  if (image.size() != *bytes)
+  Result<Sequence*> found = find(id);
+  if (!found) return std::move(found).take_status();
+  Result<std::int64_t> length = common_length(**found, "save");
+  if (!length) return std::move(length).take_status();
+  const std::size_t bytes = write_saved(**found, *length, {});
+  if (image.size() != bytes)
     return Status::error(ErrorCode::InvalidArgument,
-                         "sequence %u takes %zu bytes to save; the image has %zu", id.slot, *bytes,
+                         "sequence %u takes %zu bytes to save; the image has %zu", id.slot, bytes,
                          image.size());
-  const Sequence& sequence = **find(id);
-  write_saved(sequence, *common_length(sequence, "save"), image);
+  write_saved(**found, *length, image);
   return {};
 }
 
@@ -78,7 +80,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved->length());
 
-  // Calls act(layer, its store, own, the page table's places and reader) for what keeps a cache.
+  // Calls act(layer, own, places, page) for each layer that keeps a cache; page(i): i-th SavedPage.
   const auto for_each_layer = [&](Sequence& sequence, auto act) {
     for (std::size_t layer = 0; layer < stores_.size(); ++layer)
       if (stores_[layer].shape.kv_heads > 0) {

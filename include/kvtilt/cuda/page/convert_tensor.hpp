@@ -254,21 +254,35 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
   return token < tokens ? 0xffffffffu : 0;
 }
 
-/// A tile is 512 bytes in either order: a warp turns one at a time.
+/// A 16-bit tile is 512 bytes in either order: a warp turns one at a time. Calls turn(tile, outer_tile,
+/// inner_tile, buffer), tiles as the host counts them.
+template <class Threads, class Turn>
+KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std::byte* shared,
+                                  const Turn& turn) {
+  const int inner_tiles = tiles_along(matrix.inner);
+  const int tiles = tile_count(matrix);
+  std::byte* const buffer = shared + threads.warp() * turned_bytes;
+  KVTILT_DEVICE_LOOP
+  for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
+    const int outer_tile = tile / inner_tiles;
+    turn(tile, outer_tile, tile - outer_tile * inner_tiles, buffer);
+    threads.sync_warp();
+  }
+}
+
+/// Where a lane's 16 bytes of a tile are in the host's order.
+KVTILT_HD inline std::size_t half_words_at(const TensorLayout& tensor, int tile, int lane) {
+  return behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
+}
+
 template <class Threads>
 KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
                               const std::byte* device, HostBlock<std::byte>& host, int tokens,
                               std::byte* shared) {
   const int lane = threads.lane();
-  const int inner_tiles = tiles_along(tensor.matrix.inner);
-  const int tiles = tile_count(tensor.matrix);
-  std::byte* const buffer = shared + threads.warp() * turned_bytes;
-  KVTILT_DEVICE_LOOP
-  for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
-    const int outer_tile = tile / inner_tiles;
-    const int inner_tile = tile - outer_tile * inner_tiles;
-    const HalfTiles half{role, device + tensor.codes, tiles_along(tensor.matrix.outer),
-                         inner_tiles};
+  const HalfTiles half{role, device + tensor.codes, tiles_along(tensor.matrix.outer),
+                       tiles_along(tensor.matrix.inner)};
+  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
     const Fragment own = half.load(half.index(outer_tile, inner_tile), lane);
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
@@ -279,11 +293,9 @@ KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLay
           held_bits(role, outer_tile, inner_tile, pair, lane, tokens);
     }
     threads.sync_warp();
-    host.store(
-        behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words))),
-        *turned_words(buffer, lane));
-    threads.sync_warp();
-  }
+    host.store(half_words_at(tensor, tile, lane), *turned_words(buffer, lane));
+  };
+  for_each_half_tile(threads, tensor.matrix, shared, turn);
 }
 
 template <class Threads>
@@ -291,15 +303,8 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
                                 HostBlock<const std::byte>& host, std::byte* device,
                                 std::byte* shared) {
   const int lane = threads.lane();
-  const int inner_tiles = tiles_along(tensor.matrix.inner);
-  const int tiles = tile_count(tensor.matrix);
-  std::byte* const buffer = shared + threads.warp() * turned_bytes;
-  KVTILT_DEVICE_LOOP
-  for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
-    const int outer_tile = tile / inner_tiles;
-    const int inner_tile = tile - outer_tile * inner_tiles;
-    *turned_words(buffer, lane) = host.load(
-        behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words))));
+  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
+    *turned_words(buffer, lane) = host.load(half_words_at(tensor, tile, lane));
     threads.sync_warp();
     Fragment own;
     KVTILT_DEVICE_UNROLL
@@ -311,8 +316,8 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
     }
     const int to = tile_index(role, tensor.matrix, half_bits, outer_tile, inner_tile);
     reinterpret_cast<Fragment*>(device + tensor.codes + to * fragment_tile_bytes)[lane] = own;
-    threads.sync_warp();
-  }
+  };
+  for_each_half_tile(threads, tensor.matrix, shared, turn);
 }
 
 }  // namespace detail
