@@ -100,11 +100,14 @@ struct DeviceSequences {
   std::vector<LayerView> views;
 
   DeviceSequences(Random& random, const LayerShape& shape, const Recipe& recipe,
-                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
-      : DeviceSequences(random, shape, std::vector<Recipe>{recipe}, lengths, page_tokens, recent) {}
+                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20,
+                  int sinks = 4)
+      : DeviceSequences(random, shape, std::vector<Recipe>{recipe}, lengths, page_tokens, recent,
+                        sinks) {}
   DeviceSequences(Random& random, const LayerShape& shape, const std::vector<Recipe>& recipes_,
-                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20)
-      : options(make_options(page_tokens, recent)),
+                  const std::vector<std::int64_t>& lengths, int page_tokens = 64, int recent = 20,
+                  int sinks = 4)
+      : options(make_options(page_tokens, recent, sinks)),
         recipes(recipes_),
         cache(make_cache(CacheShape{{shape}}, Plan{{recipes}}, options)) {
     for (const std::int64_t length : lengths) {
@@ -118,10 +121,11 @@ struct DeviceSequences {
   [[nodiscard]] DeviceLayer device() const { return {views, recipes, options}; }
 
  private:
-  static CacheOptions make_options(int page_tokens, int recent) {
+  static CacheOptions make_options(int page_tokens, int recent, int sinks) {
     CacheOptions options;
     options.page_tokens = page_tokens;
     options.recent_tokens = recent;
+    options.sink_tokens = sinks;
     return options;
   }
 };

@@ -89,8 +89,9 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
       const std::int64_t first = chunks.indptr[sequence];
       const std::int64_t count = chunks.indptr[sequence + 1] - first;
       for (std::int64_t t = 0; t < count; ++t)
-        live.tokens.push_back(
-            {past + t, &keys.at(first + t, kv_head, 0), &values.at(first + t, kv_head, 0), false});
+        live.tokens.push_back({past + t, &keys.at(first + t, kv_head, 0),
+                               &values.at(first + t, kv_head, 0),
+                               past + t < views[sequence].sink_tokens});
       for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
         for (std::int64_t t = 0; t < count; ++t) {
           const std::int64_t row = first + t;

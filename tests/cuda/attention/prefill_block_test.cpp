@@ -185,13 +185,37 @@ TEST(PrefillBlock, RowsThatSeeNothingAreEmpty) {
   }
 }
 
+template <class Pages>
+void expect_own_sinks_seen(const Recipe& recipe) {
+  Random random(13);
+  for (const int window : {1, 24, 69}) {
+    LayerShape shape{2, 64, 64, window};
+    shape.keep_sinks = true;
+    const DeviceSequences sequences(random, shape, recipe, {0, 3, 39, 40, 150}, 64, 20, 40);
+    const Chunks chunks(random, shape, {90, 100, 70, 50, 10}, 3);
+    for (const int blocks : {1, 7}) {
+      const Output output =
+          emulated_prefill<Pages>(sequences.device(), chunks, {}, {}, {blocks, 1, 2});
+      EXPECT_TRUE(is_close(sequences.views, chunks, {}, output))
+          << to_string(recipe) << ", window " << window;
+    }
+  }
+}
+
+TEST(PrefillBlock, SinksThatAChunkBringsAreSeenBeyondItsWindow) {
+  expect_own_sinks_seen<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_own_sinks_seen<GenericTraits<64>>(presets::k4v2);
+  expect_own_sinks_seen<HalfTraits<64>>(presets::k16v16);
+}
+
 TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   Random random(7);
   for (int round = 0; round < 24; ++round) {
     LayerShape shape{2, 64, 64, random.chance(2) ? random.between(20, 200) : 0};
     shape.keep_sinks = random.chance(2);
-    // With its sinks: a chunk that brings them is refused where the window is shorter.
-    const DeviceSequences sequences(random, shape, presets::k4v2, {random.between(4, 300)});
+    const DeviceSequences sequences(random, shape, presets::k4v2,
+                                    {random.chance(3) ? random.below(20) : random.between(0, 300)},
+                                    64, 20, random.chance(2) ? 4 : random.below(40));
     const int tokens = random.between(1, 90);
     const Chunks chunks(random, shape, {tokens}, random.between(1, 4));
     const RandomOptions asked(random, shape, chunks.queries.rows());

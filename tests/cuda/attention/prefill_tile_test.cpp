@@ -50,8 +50,7 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
     rows.kv_head = random.below(2);
     SourceTile tile{};
     tile.source = TileSource::Chunk;
-    tile.at.index = random.below((tokens + 15) / 16);
-    const int first = tile.at.index * tile_extent;
+    const int first = tile.at.index = random.below(tokens);
     tile.at.tokens = std::min(tokens - first, tile_extent);
     fast += tile.at.tokens == tile_extent && keys.view().type != ElementType::F32;
     std::vector<std::byte> to(TileTraits::key_bytes + TileTraits::value_bytes, std::byte{0xff});

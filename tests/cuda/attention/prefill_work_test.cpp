@@ -163,14 +163,14 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     const std::uint64_t tree[1] = {};
     if (random.chance(4)) rules.tree_mask = tree;
     rules.keep_sinks = random.chance(2);
-    if (random.chance(2)) rules.window = random.between(1, 700);
+    if (random.chance(2)) rules.window = random.between(1, random.chance(2) ? 60 : 700);
     if (random.chance(3)) rules.first_position = random.below(900);
     if (random.chance(3)) rules.end_position = random.below(1600);
     const std::int64_t all = rows.past + rows.chunk_tokens;
     const std::int64_t seen_end =
         std::min(rules.end_position, rules.tree_mask != nullptr ? all : rows.newest() + 1);
     const auto some_row_sees = [&](std::int64_t position) {
-      const bool sink = position < std::min<std::int64_t>(attend.layer.sink_tokens, state.length);
+      const bool sink = position < attend.layer.sink_tokens;
       return position >= rules.first_position && position < seen_end &&
              (rules.window == 0 || (sink && rules.keep_sinks != 0) ||
               position > rows.oldest() - rules.window);
@@ -193,9 +193,14 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
       EXPECT_EQ(tile.source == TileSource::Chunk, tile.at.first_position >= rows.past);
       bool seen = false;
       for (int slot = 0; slot < tile.at.tokens; ++slot) {
-        const std::size_t position = static_cast<std::size_t>(tile.at.first_position + slot);
-        ++held.at(position);
-        seen = seen || some_row_sees(tile.at.first_position + slot);
+        const std::int64_t position = tile.at.first_position + slot;
+        ++held.at(static_cast<std::size_t>(position));
+        seen = seen || some_row_sees(position);
+        if (tile.at.sink) {
+          EXPECT_LT(position, attend.layer.sink_tokens);
+        } else if (rules.keep_sinks != 0 && position < attend.layer.sink_tokens) {
+          EXPECT_TRUE(rules.window == 0 || position > rows.newest() - rules.window) << round;
+        }
       }
       if (tile.source == TileSource::Sealed) {
         bool& page = pages[tile.at.first_position - tile.at.index * tile_extent];
@@ -258,6 +263,70 @@ TEST(PrefillWork, TheWindowHidesTilesOfPastAndChunk) {
   attend.rules.tree_mask = tree;
   EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 19)
       << "trees see any of their tokens";
+}
+
+TEST(PrefillWork, SinksThatAChunkBringsHaveTilesOfTheirOwn) {
+  AttendArguments attend{};
+  attend.layer.page_tokens = 64;
+  attend.layer.sink_tokens = 20;
+  AttendRules& rules = attend.rules;
+  rules.end_position = std::numeric_limits<std::int64_t>::max();
+  rules.window = 40;
+  rules.keep_sinks = 1;
+  RowTile rows{};
+  rows.chunk_tokens = 300;
+  rows.token = 100;
+  rows.tokens = 32;
+  SequenceState state{};
+  const auto list = [&] { return TileList::of(attend, state, nullptr, rows); };
+  /// First position, tokens and whether they are sinks.
+  const auto tile = [&](int i) {
+    const SourceTile found = find_tile(attend.layer, 0, state, rows, list(), i);
+    EXPECT_EQ(found.source, TileSource::Chunk);
+    EXPECT_EQ(found.at.index, found.at.first_position - rows.past);
+    return std::vector<std::int64_t>{found.at.first_position, found.at.tokens, found.at.sink};
+  };
+  using Tile = std::vector<std::int64_t>;
+  EXPECT_EQ(list().total(), 2 + 5);
+  EXPECT_EQ(tile(0), (Tile{0, 16, 1}));
+  EXPECT_EQ(tile(1), (Tile{16, 4, 1}));
+  EXPECT_EQ(tile(2), (Tile{20 + 2 * 16, 16, 0})) << "token 100 sees those from 61 on";
+  EXPECT_EQ(tile(6), (Tile{20 + 6 * 16, 16, 0})) << "and token 131 itself";
+  rules.first_position = 20;
+  EXPECT_EQ(list().total(), 5);
+  rules.first_position = 19;
+  EXPECT_EQ(list().total(), 2 + 5);
+  rules.end_position = 20;
+  EXPECT_EQ(list().total(), 2);
+  rules.first_position = 0;
+  rules.end_position = 16;
+  EXPECT_EQ(list().total(), 1);
+  rules.end_position = std::numeric_limits<std::int64_t>::max();
+
+  rules.window = 131;
+  EXPECT_EQ(tile(0), (Tile{0, 16, 1})) << "token 131 does not see the first one otherwise";
+  rules.window = 132;
+  EXPECT_EQ(list().chunk_sink_tiles, 0);
+  EXPECT_EQ(tile(0), (Tile{0, 16, 0}));
+  rules.window = 40;
+  rules.keep_sinks = 0;
+  EXPECT_EQ(list().chunk_sink_tiles, 0);
+  rules.keep_sinks = 1;
+
+  state.length = state.tail_start = rows.past = 17;
+  EXPECT_EQ(list().past.total(), 2);
+  EXPECT_EQ(list().total(), 2 + 1 + 6);
+  EXPECT_EQ(tile(2), (Tile{17, 3, 1}));
+  EXPECT_EQ(tile(3), (Tile{20 + 3 * 16, 16, 0})) << "position 117 sees those from 78 on";
+  state.length = state.tail_start = rows.past = 20;
+  EXPECT_EQ(list().chunk_sink_tiles, 0);
+
+  state = {};
+  rows = {};
+  rows.chunk_tokens = rows.tokens = 10;
+  rules.window = 3;
+  EXPECT_EQ(list().total(), 1) << "all of them are sinks";
+  EXPECT_EQ(tile(0), (Tile{0, 10, 1}));
 }
 
 TEST(PrefillWork, AWindowCutsTheLine) {
@@ -335,43 +404,6 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
     EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Corrupt);
     EXPECT_EQ(launch.record.count, 1u);
   }
-}
-
-/// Sinks that the cache does not hold yet are not marked as such.
-TEST(PrefillWork, ChunksThatHideTheirOwnSinksPlanNothing) {
-  const auto plans = [](std::int64_t length, int window, bool keep_sinks, std::int32_t rows,
-                        bool nobody = false) {
-    Random random(6);
-    Launch launch(random, 2, 1);
-    launch.arguments.attend.layer.sink_tokens = 4;
-    launch.arguments.attend.rules.window = window;
-    launch.arguments.attend.rules.keep_sinks = keep_sinks ? 1 : 0;
-    launch.indptr = {0, 3, 3 + rows};
-    launch.arguments.rows.indptr = launch.indptr.data();
-    launch.arguments.keys.tokens = 3 + rows;
-    for (SequenceState& state : launch.states) state = {};
-    SequenceState& own = launch.states[static_cast<std::size_t>(launch.slots[1])];
-    own.length = own.tail_start = length;
-    if (nobody) launch.slots[1] = -1;
-    bool planned = false;
-    launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
-      planned = plan.total > 0;
-    });
-    EXPECT_EQ(launch.record.count, planned ? 0u : 1u);
-    if (planned) return true;
-    EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Unsupported);
-    EXPECT_EQ(launch.record.sequence, 1);
-    EXPECT_NE(cuda::to_status(launch.record, 64).message().find("longer than the window of 16"),
-              std::string_view::npos);
-    return false;
-  };
-  EXPECT_FALSE(plans(0, 16, true, 17));
-  EXPECT_FALSE(plans(3, 16, true, 17));
-  EXPECT_TRUE(plans(4, 16, true, 17));
-  EXPECT_TRUE(plans(0, 16, true, 16));
-  EXPECT_TRUE(plans(0, 16, false, 17));
-  EXPECT_TRUE(plans(0, 0, true, 17));
-  EXPECT_TRUE(plans(0, 16, true, 17, true));
 }
 
 TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {

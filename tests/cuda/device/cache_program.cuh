@@ -119,6 +119,7 @@ inline std::vector<CacheStep> random_cache_program(std::uint64_t seed, int count
     if ((kind == S::Append || kind == S::AppendBatch || kind == S::Untold) && random.chance(3))
       amount = random.between(0, 250);
     if (kind == S::AppendBatch && random.chance(3)) amount = random.between(0, 2);
+    if (kind == S::Prefill && random.chance(2)) amount = random.between(0, 120);
     steps.push_back({kind, random.below(5), random.below(6), amount, random.next()});
   }
   return steps;

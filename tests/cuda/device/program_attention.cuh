@@ -92,13 +92,6 @@ class ProgramReads : public ProgramAppends {
         storage(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
         lse.data(), arrays.options, workspace.span(), nullptr);
     if (!status.ok()) return "attend_prefill: " + std::string(message(status));
-    const int window = options.options.window > 0 ? options.options.window : shape.window;
-    for (std::size_t i = 0; i < asked.views.size(); ++i)
-      if (shape.keep_sinks && window > 0 && lengths[i] > window &&
-          asked.views[i].length < setup().options.sink_tokens) {
-        expect_record(ErrorCode::Unsupported);
-        return {};
-      }
     const Output output = output_of(out, lse);
     if (!sees_nothing(output, chunks.indptr[asked.views.size()], options.options))
       return "attend_prefill: rows of nobody";

@@ -88,9 +88,8 @@ class PrefillAttention {
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), or what the
   ///            launch says. Values that append would change give undefined outputs. An indptr that
   ///            does not ascend or leaves the tensors writes nothing, nor do chunks and pasts that
-  ///            are more than 2^31 pairs of a row tile and 64 tokens, nor a batch with a chunk that is
-  ///            longer than the window and brings sinks which keep_sinks is to show, and the layer's
-  ///            record tells (poll)
+  ///            are more than 2^31 pairs of a row tile and 64 tokens, and the layer's record tells
+  ///            (poll)
   /// Cost       one launch, none where there are no rows; does not wait
   [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
                                       const std::int32_t* indptr, const TensorView& queries,

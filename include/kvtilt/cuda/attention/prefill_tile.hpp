@@ -211,7 +211,7 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
     stage_fragments<Traits::channel_tiles>(
         threads, HalfFragments{block + head.value.codes + index * Traits::value_bytes}, values);
   } else if (tile.source == TileSource::Chunk) {
-    const std::int64_t row = rows.first_row + tile.at.index * tile_extent;
+    const std::int64_t row = rows.first_row + tile.at.index;
     stage_chunk<Role::Keys, Traits::steps>(threads, arguments.keys, row, rows.kv_head,
                                            tile.at.tokens, keys);
     stage_chunk<Role::Values, Traits::channel_tiles>(threads, arguments.values, row, rows.kv_head,

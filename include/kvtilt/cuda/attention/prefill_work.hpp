@@ -3,7 +3,9 @@
 /// a block holds in its registers, some tokens of a chunk with all query heads of one kv head. It is
 /// a list of tiles of 16 tokens, which a block takes four at a time, a unit: the sealed pages, sinks
 /// and tail of the past, then the chunk itself up to the row tile's newest token, without what no row
-/// of the tile can see. All units of all items lie on one line, cut for the blocks as in work.hpp.
+/// of the tile can see. Sinks that the chunk brings have tiles of their own, like those of the past,
+/// where keep_sinks shows them beyond the window: no tile needs two rules. All units of all items lie
+/// on one line, cut for the blocks as in work.hpp.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -64,10 +66,14 @@ struct TileList {
   UnitCounts past;     ///< in tiles
   int page_first = 0;  ///< pages before it are seen by no row, nor are tiles before these:
   int tail_first = 0;
-  int chunk_first = 0;
+  int chunk_sinks = 0;       ///< first tokens of the chunk, which lie in tiles of their own
+  int chunk_sink_tiles = 0;  ///< of which there are as many
+  int chunk_first = 0;       ///< tile of the chunk's other tokens
   int chunk_end = 0;
 
-  [[nodiscard]] KVTILT_HD int total() const { return past.total() + chunk_end - chunk_first; }
+  [[nodiscard]] KVTILT_HD int total() const {
+    return past.total() + chunk_sink_tiles + chunk_end - chunk_first;
+  }
   [[nodiscard]] KVTILT_HD int units() const { return ceil_div(total(), unit_tiles); }
 
   /// table  of the sequence; read where rules hide something, as often as a binary search does
@@ -84,7 +90,11 @@ struct TileList {
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
       begin = rows.oldest() - rules.window + 1;
-    if (begin > 0 || rules.end_position < rows.past + chunk)
+    const std::int64_t sinks = arguments.layer.sink_tokens - rows.past;
+    if (sinks > 0 && rules.keep_sinks != 0 && rules.window > 0 &&
+        rows.newest() - rules.window >= rows.past)
+      list.chunk_sinks = sinks < chunk ? static_cast<int>(sinks) : chunk;
+    if (begin > 0 || rules.end_position < rows.past + chunk || list.chunk_sinks > 0)
       list.narrow(arguments, state, table, begin, rows.past + chunk);
     if (list.total() == 0) {  // outputs are written by those who attend to something
       list.chunk_first = 0;
@@ -111,7 +121,9 @@ struct TileList {
     const TileRange tail = TileRange::of(state.tail_start, state.length, begin, end);
     tail_first = tail.first;
     past.tail_tiles = tail.last - tail.first;
-    const TileRange chunk = TileRange::of(state.length, stop, begin, end);
+    const std::int64_t rest = state.length + chunk_sinks;
+    chunk_sink_tiles = TileRange::of(state.length, rest, rules.first_position, end).last;
+    const TileRange chunk = TileRange::of(rest, stop, begin, end);
     chunk_first = chunk.first;
     chunk_end = chunk.last;
   }
@@ -119,7 +131,7 @@ struct TileList {
 
 enum class TileSource : std::uint8_t { Nothing, Sealed, Half, Chunk };
 
-/// A tile of 16 tokens, wherever it is. Chunk: `index` counts tiles of the chunk, block is null.
+/// A tile of 16 tokens, wherever it is. Chunk: `index` is its first token there, block is null.
 /// Sealed: to stage_tile() block is the head's.
 struct SourceTile {
   TileSource source;
@@ -141,10 +153,13 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
                          half < list.past.sink_tiles ? half : half + list.tail_first);
   } else if (tile < list.total()) {
     found.source = TileSource::Chunk;
-    found.at.index = list.chunk_first + tile - list.past.total();
-    const int first = found.at.index * tile_extent;
-    const int left = rows.chunk_tokens - first;
-    found.at.first_position = rows.past + first;
+    const int own = tile - list.past.total();
+    const int other = own - list.chunk_sink_tiles;
+    found.at.sink = other < 0;
+    found.at.index = found.at.sink ? own * tile_extent
+                                   : list.chunk_sinks + (list.chunk_first + other) * tile_extent;
+    const int left = (found.at.sink ? list.chunk_sinks : rows.chunk_tokens) - found.at.index;
+    found.at.first_position = rows.past + found.at.index;
     found.at.tokens = left < tile_extent ? left : tile_extent;
   }
   return found;
@@ -204,19 +219,8 @@ struct PrefillItem {
 /// A line has fewer units.
 inline constexpr std::int64_t most_units = 0x7fffffff;
 
-/// Whether a sequence's chunk holds sinks that keep_sinks shows beyond the window to tokens of the same
-/// chunk: only those of the cache are marked as sinks.
-KVTILT_HD inline bool hides_own_sinks(const PrefillArguments& arguments, int sequence) {
-  const AttendRules& rules = arguments.attend.rules;
-  const LayerStorage& layer = arguments.attend.layer;
-  const std::int32_t slot = arguments.attend.batch.slots[sequence];
-  return rules.keep_sinks != 0 && rules.window > 0 &&
-         arguments.rows.count(sequence) > rules.window && slot >= 0 &&
-         layer.state(slot).length < layer.sink_tokens;
-}
-
 /// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows
-/// do not ascend from 0 on to the tensors' end at most, or chunks hide their own sinks. One warp.
+/// do not ascend from 0 on to the tensors' end at most. One warp.
 template <class Threads>
 KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& arguments, int block_rows,
                                int* tile_starts) {
@@ -227,8 +231,7 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   std::uint32_t wrong = none;
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane(); i < count; i += warp_lanes) {
-    const bool sound =
-        arguments.rows.are_sound(i, arguments.keys.tokens) && !hides_own_sinks(arguments, i);
+    const bool sound = arguments.rows.are_sound(i, arguments.keys.tokens);
     if (!sound && wrong == none) wrong = static_cast<std::uint32_t>(i);
     tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(arguments.rows.count(i)), each) : 0;
   }
@@ -242,14 +245,9 @@ KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& argumen
   tile_starts[count] = -1;
   if (threads.block() != 0) return;
   const int sequence = static_cast<int>(wrong);
-  DeviceRecord error = sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
-                                      arguments.rows.first(sequence + 1));
-  if (arguments.rows.are_sound(sequence, arguments.keys.tokens)) {
-    error.code = static_cast<std::uint32_t>(ErrorCode::Unsupported);
-    error.call = DeviceCall::Prefill;
-    error.token = attend.rules.window;
-  }
-  record_error(threads, attend.layer.record, error);
+  record_error(threads, attend.layer.record,
+               sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
+                              arguments.rows.first(sequence + 1)));
 }
 
 /// Units before each group, of one kv head. No units at all, and an error in the record, where

@@ -81,13 +81,6 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
                            "host knows. %u errors in all",
                            record.layer, record.sequence, token, record.count);
     case ErrorCode::Unsupported:
-      if (record.call == DeviceCall::Prefill)
-        return Status::error(
-            code,
-            "layer %d: no chunk of a batch was attended to: that of sequence %d is longer than the "
-            "window of %lld and has its first tokens, which keep_sinks shows beyond the window; "
-            "attend to those and append them before the rest. %u errors in all",
-            record.layer, record.sequence, token, record.count);
       return Status::error(
           code,
           "layer %d: sequence slot %d cannot be exported: its page at position %lld "

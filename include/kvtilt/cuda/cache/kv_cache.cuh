@@ -227,8 +227,8 @@ class KVCache {
   /// The first thing that went wrong on the device since the last poll, or Ok. Waits for the stream.
   ///
   /// record  if not null, receives the same as numbers: whose request failed, where and how often.
-  ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables, for
-  ///         indptr (both Corrupt) and for chunks (Unsupported), where it is the place in the batch
+  ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables and for
+  ///         indptr (both Corrupt), where it is the place in the batch
   Status poll(cudaStream_t stream, DeviceRecord* record = nullptr);
 
   /// Bytes of one sequence, and of all together, as the host knows it; reserved_bytes is all of the
