@@ -16,7 +16,7 @@
 #include <cstdio>
 #include <iostream>
 #include <limits>
-#include <optional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -69,8 +69,10 @@ void run(const Arguments& arguments) {
   llama::check_outputs({{"--save", arguments.save}});
   const llama::Model model(arguments.model);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
-  const auto before = arguments.load.empty() ? std::optional<kvtilt::MappedFile>{}
-                                             : kvtilt::MappedFile::open(arguments.load).value();
+  std::unique_ptr<const kvtilt::MappedFile> before;
+  if (!arguments.load.empty()) {
+    before = std::make_unique<kvtilt::MappedFile>(kvtilt::MappedFile::open(arguments.load).value());
+  }
   std::vector<std::byte> after;
   llama::SavedPrompt saved;
   if (before) saved.before = before->bytes();

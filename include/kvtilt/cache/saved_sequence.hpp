@@ -117,12 +117,13 @@ inline std::uint64_t saved_checksum(std::span<const std::byte> image) {
   return saved_sum(image, 0, own) + saved_sum(image, own + sizeof own, image.size());
 }
 
-/// How one kv head of a sealed page is stored.
 static_assert(static_cast<int>(Granularity::PerChannel) == 0 &&
               static_cast<int>(Granularity::PerToken) == 1);
 static_assert(static_cast<int>(RangeRule::MinMax) == 0 &&
               static_cast<int>(RangeRule::MinMse) == 1 &&
               static_cast<int>(RangeRule::Centroids) == 2);
+
+/// How one kv head of a sealed page is stored.
 constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
   const auto format = [](const Format& from) {
     return SavedFormat{static_cast<std::uint8_t>(from.bits),
@@ -141,8 +142,8 @@ struct SavedPlaces {
   std::int64_t counts[page_kinds] = {};
   std::uint64_t end = 0;
 
-  /// layer     one that keeps a cache, with its offset
-  /// layouts   its pages
+  /// layer    one that keeps a cache, with its offset
+  /// layouts  its pages
   SavedPlaces(const SavedHeader& header, const SavedLayer& layer, const LayerLayouts& layouts)
       : recipes(layer.offset),
         pages(recipes + static_cast<std::uint64_t>(layer.kv_heads) * sizeof(SavedRecipe)) {

@@ -41,8 +41,8 @@ struct SequenceBatch {
 /// be ordered, and so must a close, truncate, remove, note_appended, note_truncated, refresh or an
 /// append to a layer with a window and the reserve, fork or load after it, which may hand out the same
 /// pages, and a close and the open, fork or load after it, which may take the same slot while kernels in
-/// front of the close work on it. Neither create nor anything else changes the current device, which must be the one
-/// of create. One thread at a time.
+/// front of the close work on it. Neither create nor anything else changes the current device, which
+/// must be the one of create. One thread at a time.
 ///
 /// What only the device sees (values that no format holds; lengths after replays of a graph) cannot
 /// be returned: it is recorded, and poll() tells. A call that the device refuses when the host has
