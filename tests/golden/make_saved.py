@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes saved.bin, a saved sequence, from the description in cache/saved_sequence.hpp and page/layout.hpp
+"""Writes saved.bin, a saved sequence, from the description in page/saved_sequence.hpp and page/layout.hpp
 alone: two layers in 16 bits, 1 kv head, key_dim 8, value_dim 16, the second with a window of 40; pages of
 32 tokens, 2 sinks, 20 recent ones; 70 tokens, then truncated to 60, which cuts no page. Element (token t,
 channel c) of the keys of layer l is fp16 of (100 l + t + c / 64), of the values of minus that.

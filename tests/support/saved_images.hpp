@@ -3,7 +3,7 @@
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
-#include <kvtilt/cache/saved_sequence.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include "support/caches.hpp"
 

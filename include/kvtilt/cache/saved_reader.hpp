@@ -3,11 +3,11 @@
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <algorithm>
 #include <cstddef>

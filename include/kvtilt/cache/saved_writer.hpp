@@ -2,9 +2,9 @@
 /// Writes all of a saved sequence but its blocks, which a cache fills in.
 #pragma once
 
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/shape.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <cstddef>
 #include <cstdint>

@@ -13,9 +13,9 @@
 
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/page_pool.hpp>
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <algorithm>
 #include <atomic>

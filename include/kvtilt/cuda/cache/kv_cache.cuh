@@ -105,7 +105,7 @@ class KVCache {
   Result<std::size_t> saved_bytes(SequenceId id) const;
 
   /// Writes all that a sequence holds, with the bytes that the CPU's cache would write
-  /// (cache/saved_sequence.hpp): either loads what the other saved. To give pages to others and come
+  /// (page/saved_sequence.hpp): either loads what the other saved. To give pages to others and come
   /// back: save, close, load. Learns from the device what it holds, as refresh() does; waits for the
   /// stream.
   ///

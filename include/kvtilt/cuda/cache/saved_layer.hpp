@@ -4,13 +4,13 @@
 /// or tail block at a time. The image may be pinned memory of the host: convert_tensor.hpp.
 #pragma once
 
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_pieces.hpp>
 #include <kvtilt/cuda/page/convert_tensor.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <cstddef>
 #include <cstdint>

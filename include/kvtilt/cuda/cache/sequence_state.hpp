@@ -11,10 +11,10 @@
 /// the sequence must reserve again.
 #pragma once
 
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/config.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <cstdint>
 

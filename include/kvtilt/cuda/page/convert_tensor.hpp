@@ -8,7 +8,6 @@
 /// between or behind them.
 #pragma once
 
-#include <kvtilt/cache/saved_sequence.hpp>
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 #include <kvtilt/cuda/page/encode_tiles.hpp>
@@ -18,6 +17,7 @@
 #include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/page/layout.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include <cstddef>
 #include <cstdint>

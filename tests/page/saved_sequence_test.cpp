@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/saved_sequence.hpp>
+#include <kvtilt/page/saved_sequence.hpp>
 
 #include "support/caches.hpp"
 #include "support/golden_file.hpp"
