@@ -4,6 +4,7 @@
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 
 #include "support/device_program.hpp"
+#include "support/saved_images.hpp"
 
 #include <gtest/gtest.h>
 
@@ -64,9 +65,7 @@ class Image {
 };
 
 std::vector<std::byte> saved_by_cpu(DeviceProgram& program, int sequence) {
-  std::vector<std::byte> bytes(program.cpu().saved_bytes(program.id(sequence)).value());
-  EXPECT_TRUE(program.cpu().save(program.id(sequence), bytes).ok());
-  return bytes;
+  return saved(program.cpu(), program.id(sequence));
 }
 
 /// Of the layer's blocks.

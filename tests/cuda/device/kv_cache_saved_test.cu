@@ -2,6 +2,7 @@
 /// Sequences between device and host: saved by one cache, loaded by the other.
 #include "graph.cuh"
 #include "support.cuh"
+#include "support/saved_images.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -16,12 +17,6 @@ namespace kvtilt::test {
 namespace {
 
 using testing::HasSubstr;
-
-std::vector<std::byte> saved_by_cpu(const KVCache& cache, SequenceId id) {
-  std::vector<std::byte> image(cache.saved_bytes(id).value(), std::byte{0xa5});
-  KVTILT_EXPECT_OK(cache.save(id, image));
-  return image;
-}
 
 TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
   KVTILT_SKIP_WITHOUT_GPU();
@@ -45,7 +40,7 @@ TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
     KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, cut));
     both.append(id, random, 77);
 
-    const std::vector<std::byte> host = saved_by_cpu(both.cpu, id.cpu);
+    const std::vector<std::byte> host = saved(both.cpu, id.cpu);
     ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());
     const PinnedBytes image(std::vector<std::byte>(host.size(), std::byte{0xa5}));
     KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
@@ -107,7 +102,7 @@ TEST(DeviceKVCacheSaved, SavesWhatAGraphAppendedAndNobodyTold) {
   KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, rows.view(), rows.view()));
   const PinnedBytes wrong(both.gpu.saved_bytes(id.gpu).value());
   EXPECT_EQ(both.gpu.save(id.gpu, wrong.span()).code(), ErrorCode::InvalidArgument);
-  const std::vector<std::byte> host = saved_by_cpu(both.cpu, id.cpu);
+  const std::vector<std::byte> host = saved(both.cpu, id.cpu);
   ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());  // it knows now
   const PinnedBytes image(host.size());
   KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
@@ -141,7 +136,6 @@ TEST(DeviceKVCacheSavedHostile, WrongImagesChangeNothing) {
   EXPECT_EQ(both.gpu.load({}).code(), ErrorCode::InvalidArgument);
 
   KVTILT_EXPECT_OK(both.gpu.save(id.gpu, exact));
-  const std::vector<std::byte> good(exact.begin(), exact.end());
   EXPECT_EQ(both.gpu.load(image.span()).code(), ErrorCode::Corrupt);
   EXPECT_EQ(both.gpu.load(exact.first(bytes - 64)).code(), ErrorCode::Corrupt);
   exact[bytes / 2] ^= std::byte{1};
