@@ -53,7 +53,7 @@ class EmulatedCache {
       given.sequence = static_cast<std::int32_t>(slot);
       for (; first < runs.size() && given.runs < given.capacity; ++first)
         given.run[given.runs++] = runs[first];
-      emulate(1, 32, 0,
+      emulate(cuda::give_pages_blocks(given), 32, 0,
               [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
     }
   }

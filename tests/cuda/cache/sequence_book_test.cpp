@@ -207,6 +207,48 @@ TEST(SequenceBook, ReservedTokensFit) {
   expect_equal(trio, id);
 }
 
+/// A launch takes 300 runs of pages.
+TEST(SequenceBook, PagesOfClosedSequencesComeBackAsOneRun) {
+  Trio trio(small_shape(), small_options());
+  std::vector<PageRun> given;
+  for (int round = 0; round < 5; ++round) {
+    const SequenceId one = trio.book.open().value();
+    const SequenceId other = trio.book.open().value();
+    given.clear();
+    KVTILT_EXPECT_OK(trio.book.reserve(one, 700 - 50 * round, given));
+    EXPECT_EQ(given.size(), 2u) << round;
+    given.clear();
+    KVTILT_EXPECT_OK(trio.book.reserve(other, 300, given));
+    EXPECT_EQ(given.size(), 2u) << round;
+    KVTILT_EXPECT_OK(trio.book.close(other));
+    KVTILT_EXPECT_OK(trio.book.close(one));
+  }
+}
+
+TEST(SequenceBook, RunsOfScatteredPagesAreGivenInOrder) {
+  Trio trio(small_shape(), small_options());
+  const SequenceId one = trio.book.open().value();
+  const SequenceId other = trio.book.open().value();
+  std::vector<PageRun> given;
+  for (const std::int64_t tokens : {100, 200, 300, 400})
+    for (const SequenceId& id : {one, other})
+      KVTILT_EXPECT_OK(trio.book.reserve(id, tokens, given));
+  KVTILT_EXPECT_OK(trio.book.close(one));
+  const SequenceId id = trio.book.open().value();
+  given.clear();
+  KVTILT_EXPECT_OK(trio.book.reserve(id, 700, given));
+  EXPECT_GT(given.size(), 4u);
+  trio.device.reset(id.slot);
+  trio.device.give(id.slot, given);
+  for (const int layer : {0, 2}) {
+    const std::span<const PageSlot> table = trio.book.table(id.slot, layer);
+    const LayerStorage& storage = trio.device.storage(layer);
+    ASSERT_EQ(static_cast<std::size_t>(storage.states[id.slot].page_capacity), table.size());
+    for (std::size_t i = 0; i < table.size(); ++i)
+      EXPECT_EQ(storage.table(static_cast<int>(id.slot))[i].page, table[i].page);
+  }
+}
+
 TEST(SequenceBookHostile, RefusalsChangeNothing) {
   Trio trio(small_shape(), small_options());
   std::vector<PageRun> given;

@@ -38,7 +38,7 @@ class PageList {
  private:
   static std::size_t at(std::int32_t page) { return static_cast<std::size_t>(page); }
 
-  std::vector<std::int32_t> free_;  ///< the last is taken next; at first in ascending order
+  std::vector<std::int32_t> free_;  ///< the last is taken next
   std::vector<std::uint32_t> references_;
 };
 

@@ -139,8 +139,9 @@ inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count
 
 inline void SequenceBook::settle(std::uint32_t slot, int layer) {
   Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
-  for (const PageSlot& entry : lost(slot, layer))
-    pages_[static_cast<std::size_t>(layer)].release(entry.page);
+  const std::span<const PageSlot> entries = lost(slot, layer);
+  for (std::size_t i = entries.size(); i-- > 0;)  // so that who takes them next has one run
+    pages_[static_cast<std::size_t>(layer)].release(entries[i].page);
   own.table.resize(static_cast<std::size_t>(own.state.page_capacity));
 }
 
@@ -304,7 +305,7 @@ inline Status SequenceBook::adopt(SequenceId id, int layer, const SequenceState&
   std::vector<std::int32_t> lost;
   std::set_difference(before.begin(), before.end(), now.begin(), now.end(),
                       std::back_inserter(lost));
-  for (const std::int32_t page : lost) pages_[index].release(page);
+  for (std::size_t i = lost.size(); i-- > 0;) pages_[index].release(lost[i]);
   own.state = state;
   own.table.assign(table.begin(), table.end());
   return {};

@@ -37,29 +37,38 @@ struct GivenPages {
   PageRun run[capacity];
 };
 
-/// One block.
+/// Blocks of a launch: one for each layer from the first that is given pages to the last.
+inline int give_pages_blocks(const GivenPages& given) {
+  return given.run[given.runs - 1].layer - given.run[0].layer + 1;
+}
+
+/// Runs are in the order of their layers; after churn there may be as many as pages.
 template <class Threads>
 KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
                                const GivenPages& given) {
+  const std::int32_t layer = given.run[0].layer + threads.block();
+  const LayerStorage& storage = layers.storages[layer];
+  if (storage.kv_heads == 0) return;
+  SequenceState& state = storage.states[given.sequence];
+  PageSlot* table = storage.table(given.sequence);
+  std::int32_t end = state.page_capacity;
+  threads.sync();  // all have read it
+  KVTILT_DEVICE_LOOP
   for (int i = 0; i < given.runs; ++i) {
     const PageRun& run = given.run[i];
-    const LayerStorage& storage = layers.storages[run.layer];
-    SequenceState& state = storage.states[given.sequence];
-    PageSlot* table = storage.table(given.sequence);
-    const std::int32_t end = state.page_capacity;
-    threads.sync();  // all have read it, and written what an earlier run gave
+    if (run.layer != layer) continue;
     // The host counts what it gives: more is given only where it was not told of appends.
-    const bool fits = end + static_cast<std::int64_t>(run.count) <= storage.table_stride;
-    for (std::int32_t page = threads.thread(); fits && page < run.count;
-         page += threads.thread_count())
+    if (end + static_cast<std::int64_t>(run.count) > storage.table_stride) {
+      if (threads.thread() == 0)
+        record_error(threads, storage.record,
+                     sequence_error(ErrorCode::OutOfCapacity, layer, given.sequence, state.length));
+      continue;
+    }
+    for (std::int32_t page = threads.thread(); page < run.count; page += threads.thread_count())
       table[end + page] = {0, run.first + page, 0};
-    if (threads.thread() == 0 && fits) state.page_capacity = end + run.count;
-    if (threads.thread() == 0 && !fits)
-      record_error(
-          threads, storage.record,
-          sequence_error(ErrorCode::OutOfCapacity, run.layer, given.sequence, state.length));
-    threads.sync();
+    end += run.count;
   }
+  if (threads.thread() == 0) state.page_capacity = end;
 }
 
 /// Pages that one sequence must not keep, as an argument of a kernel.

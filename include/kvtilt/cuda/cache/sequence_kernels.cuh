@@ -88,7 +88,7 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
     runs = runs.subspan(static_cast<std::size_t>(given.runs));
     KVTILT_RETURN_IF_ERROR(
         to_status(detail::launch<&detail::give_pages_kernel<detail::small_block>>(
-                      1, detail::small_block, 0, stream, layers, given),
+                      give_pages_blocks(given), detail::small_block, 0, stream, layers, given),
                   "giving pages to a sequence"));
   }
   return {};
