@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Continuous batching on a GPU: prompts go in by chunks while other sequences decode by one captured
-// graph, a request shares another's pages, drafts are rejected, and who finds no room waits. The
-// numbers are random: an engine has its projections where `project` stands.
+// graph, each with as many drafts as it has, some of which are rejected; a request shares another's
+// pages, and who finds no room waits. The numbers are random: an engine has its projections where
+// `project` stands.
 
 #include <kvtilt/kvtilt.cuh>
 
@@ -21,9 +22,10 @@ namespace gpu = kvtilt::cuda;
 namespace {
 
 constexpr int layers = 3, heads = 4, kv_heads = 2, dim = 128;
-constexpr int bucket = 4;      // sequences that the graph serves; of fewer, the rest is nobody
-constexpr int most_rows = 64;  // of chunks, in a step
-constexpr int drafts = 4;      // of a sequence, every eighth step
+constexpr int bucket = 4;       // sequences that the graph serves; of fewer, the rest is nobody
+constexpr int most_rows = 64;   // of chunks, in a step
+constexpr int most_drafts = 4;  // of a sequence
+constexpr int decoded_rows = bucket * (1 + most_drafts);  // at most, in a replay
 // Queries, keys and values of a token: [layers, heads + 2 * kv_heads, dim].
 constexpr int row_heads = heads + 2 * kv_heads, row = layers * row_heads * dim;
 constexpr int key_head(int head) { return heads + head / (heads / kv_heads); }
@@ -154,15 +156,14 @@ struct Engine {
                           "copying");
   }
 
-  /// One token each, of all layers.
+  /// The rows that `indptr` holds when this is replayed, of all layers.
   Status queue_decode(const gpu::SequenceBatch& of) {
-    const int rows = of.device.count;
-    for (int layer = 0; layer < layers; ++layer) {
-      KVTILT_RETURN_IF_ERROR(
-          cache.append(of, layer, keys(layer, rows), values(layer, rows), stream));
-      KVTILT_RETURN_IF_ERROR(
-          attention_of(layer).decode.attend(*cache.view(layer), of.device, queries(layer, rows),
-                                            out(layer, rows), nullptr, {}, workspace, stream));
+    for (int layer = 0, rows = decoded_rows; layer < layers; ++layer) {
+      KVTILT_RETURN_IF_ERROR(cache.append(of, layer, keys(layer, rows), values(layer, rows),
+                                          indptr.data(), {}, stream));
+      KVTILT_RETURN_IF_ERROR(attention_of(layer).decode.attend(
+          *cache.view(layer), of.device, indptr.data(), queries(layer, rows), out(layer, rows),
+          nullptr, {}, workspace, stream));
     }
     return {};
   }
@@ -185,7 +186,7 @@ struct Engine {
   /// With all the pages that the request can need, or not at all: nobody runs out of them later.
   Status admit(int number) {
     const Request& request = requests[number];
-    const std::int64_t tokens = request.prompt + request.answer + drafts;
+    const std::int64_t tokens = request.prompt + request.answer + most_drafts;
     const auto parent = std::find_if(running.begin(), running.end(), [&](const Sequence& other) {
       return other.request == request.shares && other.prompt_left == 0;
     });
@@ -208,19 +209,17 @@ struct Engine {
     return {};
   }
 
-  /// Chunks of prompts that are not in yet, and drafts that follow the others where it is asked for.
-  Status attend_chunks(bool speculate) {
+  /// Chunks of prompts that are not in yet.
+  Status attend_chunks() {
     Step step;
     for (Sequence& sequence : running) {
-      const int wanted = sequence.prompt_left > 0 ? sequence.prompt_left : speculate ? drafts : 0;
-      const int count = std::min(wanted, most_rows - step.rows());
+      const int count = std::min(sequence.prompt_left, most_rows - step.rows());
       if (count > 0) step.add(sequence, count);
     }
     if (step.rows() == 0) return {};
     Result<gpu::SequenceBatch> chunks = cache.batch(step.ids, chunk_slots, stream);
     if (!chunks) return std::move(chunks).take_status();
     KVTILT_RETURN_IF_ERROR(project(step));
-    KVTILT_RETURN_IF_ERROR(copy(indptr.data(), step.indptr.data(), step.indptr.size()));
     for (int layer = 0, rows = step.rows(); layer < layers; ++layer) {
       const TensorView k = keys(layer, rows), v = values(layer, rows);
       KVTILT_RETURN_IF_ERROR(attention_of(layer).prefill.attend_prefill(
@@ -229,32 +228,17 @@ struct Engine {
       KVTILT_RETURN_IF_ERROR(
           cache.append(*chunks, layer, k, v, indptr.data(), step.counts, stream));
     }
-    KVTILT_RETURN_IF_ERROR(check(step));
-    std::vector<std::int64_t> kept;
-    for (std::size_t i = 0; i < step.ids.size(); ++i) {
-      Sequence& sequence = *step.sequences[i];
-      int accepted = step.counts[i];
-      if (sequence.prompt_left > 0)
-        sequence.prompt_left -= accepted;
-      else
-        sequence.answer_left -= accepted = 1 + random() % std::min(accepted, sequence.answer_left);
-      sequence.rows.resize(sequence.rows.size() - (step.counts[i] - accepted) * row);
-      kept.push_back(sequence.length());
-      rejected += step.counts[i] - accepted;
-    }
-    if (!speculate) return {};
-    KVTILT_RETURN_IF_ERROR(copy(lengths.data(), kept.data(), kept.size()));
-    return cache.truncate(*chunks, lengths.data(), kept, stream);
+    for (std::size_t i = 0; i < step.ids.size(); ++i)
+      step.sequences[i]->prompt_left -= step.counts[i];
+    return check(step);
   }
 
-  /// A token of every sequence whose prompt is in.
+  /// A token of every sequence whose prompt is in, and its drafts: of which the first some are right.
   Status decode() {
     Step step;
     for (Sequence& sequence : running)
-      if (sequence.prompt_left == 0) {
-        step.add(sequence, 1);
-        --sequence.answer_left;
-      }
+      if (sequence.prompt_left == 0)
+        step.add(sequence, 1 + random() % std::min(1 + most_drafts, sequence.answer_left));
     if (step.rows() == 0) return {};
     if (step.ids != batch.ids) {
       Result<gpu::SequenceBatch> now = cache.batch(step.ids, slots, stream);
@@ -265,10 +249,21 @@ struct Engine {
     KVTILT_RETURN_IF_ERROR(gpu::to_status(cudaGraphLaunch(graph, stream), "decoding"));
     KVTILT_RETURN_IF_ERROR(cache.note_appended(batch, step.counts, stream));
     ++replays;
-    return check(step);
+    KVTILT_RETURN_IF_ERROR(check(step));
+    std::vector<std::int64_t> kept;
+    for (std::size_t i = 0; i < step.ids.size(); ++i) {
+      Sequence& sequence = *step.sequences[i];
+      const int accepted = 1 + random() % step.counts[i];
+      sequence.answer_left -= accepted;
+      sequence.rows.resize(sequence.rows.size() - (step.counts[i] - accepted) * row);
+      kept.push_back(sequence.length());
+      rejected += step.counts[i] - accepted;
+    }
+    KVTILT_RETURN_IF_ERROR(copy(lengths.data(), kept.data(), kept.size()));
+    return cache.truncate(batch, lengths.data(), kept, stream);
   }
 
-  /// Normal keys and values. A query is the key of a token up to its own, and so finds that one.
+  /// Normal keys and values, and where they begin. A query is the key of a token up to its own, and so finds that one.
   Status project(const Step& step) {
     std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < step.ids.size(); ++i) {
@@ -283,7 +278,9 @@ struct Engine {
       KVTILT_RETURN_IF_ERROR(
           copy(inputs.data() + step.indptr[i] * row, sequence.at(first, 0, 0), elements));
     }
-    return {};
+    std::vector<std::int32_t> starts = step.indptr;
+    starts.resize(indptr.size(), step.rows());  // nobody has no rows
+    return copy(indptr.data(), starts.data(), starts.size());
   }
 
   Status check(const Step& step) {
@@ -318,9 +315,8 @@ struct Engine {
         if (waited++ == 0) std::printf("request %d waits: %s\n", next, refused.message().data());
         break;
       }
-      const bool speculate = step % 8 == 7;
-      KVTILT_RETURN_IF_ERROR(attend_chunks(speculate));
-      if (!speculate) KVTILT_RETURN_IF_ERROR(decode());
+      KVTILT_RETURN_IF_ERROR(attend_chunks());
+      KVTILT_RETURN_IF_ERROR(decode());
       if (cache.memory().elements > peak.elements) peak = cache.memory();
       for (const Sequence& sequence : running) {
         if (sequence.answer_left > 0) continue;

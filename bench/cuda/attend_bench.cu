@@ -88,7 +88,7 @@ void time_row(const Row& row, const std::string& name, const cuda::AttendTuning&
   check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();
   const auto launch = [&](int i, cudaStream_t stream) {
-    check(attention->attend(data.layer(), data.batch(i),
+    check(attention->attend(data.layer(), data.batch(i), nullptr,
                             {queries.data(), sequences, row.query_heads, head_dim},
                             {out.data(), sequences, row.query_heads, head_dim}, nullptr, {},
                             {workspace.data(), workspace_bytes}, stream));

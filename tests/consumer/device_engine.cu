@@ -45,7 +45,7 @@ kvtilt::Status decode() {
     const TensorView keys(rows, 1, kv_heads, head_dim);
     KVTILT_RETURN_IF_ERROR(cache->append(*batch, layer, keys, keys));
     KVTILT_RETURN_IF_ERROR(attention->attend(
-        *cache->view(layer), batch->device, TensorView(rows, 1, query_heads, head_dim),
+        *cache->view(layer), batch->device, nullptr, TensorView(rows, 1, query_heads, head_dim),
         MutableTensorView(out, 1, query_heads, head_dim), nullptr, {}, workspace, nullptr));
   }
   return cache->poll(nullptr);

@@ -26,7 +26,7 @@ struct AttendItem {
   AttendItem(Rows<float> queries_, std::int64_t length) : queries(std::move(queries_)) {
     arguments.layer.kv_heads = 1;
     arguments.layer.key_dim = queries.dim;
-    arguments.queries = static_cast<int>(queries.tokens);
+    arguments.rows.each = static_cast<int>(queries.tokens);
     arguments.query_heads = queries.heads;
     arguments.ratio = queries.heads;
     arguments.query = queries.data.data();
@@ -35,11 +35,13 @@ struct AttendItem {
     arguments.query_head_stride = queries.dim;
     arguments.rules.scale = 0.125f;
     arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
-    rows.rows = std::min(cuda::item_rows, arguments.rows());
+    rows.queries = arguments.rows.each;
+    rows.rows = std::min(cuda::item_rows, all_rows());
     rows.length = length;
   }
   AttendItem(const AttendItem&) = delete;
 
+  [[nodiscard]] int all_rows() const { return arguments.rows.each * arguments.ratio; }
   [[nodiscard]] const float* query(int column) const {
     return &queries.at(column / queries.heads, column % queries.heads, 0);
   }

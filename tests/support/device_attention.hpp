@@ -11,6 +11,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -24,18 +25,23 @@ struct EmulatedLaunch {
   int warps = 2;
   int stages = 2;
   LaunchOrder order = {};
+  std::vector<std::int32_t> indptr = {};  ///< empty: as many rows for each sequence
 };
 
-/// Attention of the newest `queries` tokens of each sequence of a batch; rows of one sequence after
-/// the other.
+/// Attention of the newest tokens of each sequence of a batch; rows of one sequence after the other.
+/// A tree mask is that of every sequence, with indptr [rows]. Rows that nobody writes stay 7.
 template <class Traits>
 Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                        const AttendOptions& options, const EmulatedLaunch& launch = {}) {
   const cuda::LayerStorage& layer = device.layer();
   const int count = device.batch().count;
   Output output(queries.tokens, queries.heads, layer.value_dim);
+  std::fill(output.out.data.begin(), output.out.data.end(), 7.0f);
+  const bool ragged = !launch.indptr.empty();
+  const cuda::BatchRows rows{ragged ? launch.indptr.data() : nullptr,
+                             ragged || count == 0 ? 0 : static_cast<int>(queries.tokens / count)};
   std::vector<std::uint64_t> trees;
-  for (int i = 0; i < count; ++i)
+  for (int i = 0; i < (ragged ? 1 : count); ++i)
     trees.insert(trees.end(), options.tree_mask.begin(), options.tree_mask.end());
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
   const cuda::DeviceAttendOptions rules{options.scale,
@@ -47,7 +53,7 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                                         options.first_position,
                                         options.end_position};
   cuda::AttendArguments arguments = cuda::make_arguments(
-      layer, device.batch(), queries.view(), output.out.out(), output.lse.data(), rules);
+      layer, device.batch(), rows, queries.view(), output.out.out(), output.lse.data(), rules);
   arguments.stages = launch.stages;
 
   const std::size_t parts = static_cast<std::size_t>(2 * launch.blocks * cuda::item_rows);
@@ -156,24 +162,40 @@ inline testing::AssertionResult is_close(const OracleRow& expected, const float*
          << tolerance << ", lse " << lse << ", expected " << expected.lse;
 }
 
+/// Of a sequence whose rows begin at `start`: a tree mask, [rows], has no bits for more than 64.
+inline AttendOptions options_of_rows(const AttendOptions& options, std::int64_t start,
+                                     std::int64_t count) {
+  AttendOptions own = options;
+  if (count > 64) own.tree_mask = {};
+  if (!own.tree_mask.empty())
+    own.tree_mask =
+        own.tree_mask.subspan(static_cast<std::size_t>(start), static_cast<std::size_t>(count));
+  return own;
+}
+
 /// All rows of a batch. Where values may cancel, their norms count; `least_norm` is what they are at
-/// least.
+/// least. `indptr`, tree masks: as of emulated_attend().
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                          const Rows<float>& queries, const AttendOptions& options,
                                          const Output& output, double tolerance = 2e-3,
-                                         double least_norm = -1.0) {
-  const std::int64_t each = queries.tokens / static_cast<std::int64_t>(views.size());
+                                         double least_norm = -1.0,
+                                         const std::vector<std::int32_t>& indptr = {}) {
+  const std::int64_t same = queries.tokens / static_cast<std::int64_t>(views.size());
   const LayerShape& shape = views[0].shape;
   const int ratio = queries.heads / shape.kv_heads;
-  for (std::size_t sequence = 0; sequence < views.size(); ++sequence)
+  for (std::size_t sequence = 0; sequence < views.size(); ++sequence) {
+    const std::int64_t start =
+        indptr.empty() ? static_cast<std::int64_t>(sequence) * same : indptr[sequence];
+    const std::int64_t each = indptr.empty() ? same : indptr[sequence + 1] - start;
+    const std::int64_t first = views[sequence].length - each;
+    const AttendOptions own = indptr.empty() ? options : options_of_rows(options, start, each);
     for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
       const LiveHead live(views[sequence], kv_head);
       for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
         for (std::int64_t t = 0; t < each; ++t) {
-          const std::int64_t row = static_cast<std::int64_t>(sequence) * each + t;
-          const std::int64_t first = views[sequence].length - each;
+          const std::int64_t row = start + t;
           const OracleRow expected =
-              oracle_row(options, shape, {first + t, first, static_cast<int>(t), head},
+              oracle_row(own, shape, {first + t, first, static_cast<int>(t), head},
                          &queries.at(row, head, 0), live.tokens);
           const testing::AssertionResult close =
               is_close(expected, &output.out.at(row, head, 0),
@@ -184,6 +206,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                                << ", head " << head << ": " << close.message();
         }
     }
+  }
   return testing::AssertionSuccess();
 }
 

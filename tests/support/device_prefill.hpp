@@ -49,12 +49,12 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
   cuda::PrefillArguments arguments{};
   arguments.attend = cuda::make_arguments(
-      layer, device.batch(), queries, output.out.out(), output.lse.data(),
+      layer, device.batch(), {chunks.indptr.data(), 0}, queries, output.out.out(),
+      output.lse.data(),
       {options.scale, options.soft_cap, options.window, array(options.alibi_slopes),
        array(options.sink_logits), array(trees), options.first_position, options.end_position});
   arguments.keys = chunks.keys.view();
   arguments.values = chunks.values.view();
-  arguments.rows = {chunks.indptr.data(), 0};
   const int block_rows = launch.warps * Traits::warp_rows;
   const int count = device.batch().count;
 
@@ -73,8 +73,8 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
 }
 
 /// Whether an output is attention over what the views hold and, causally, the chunk in fp16.
-/// options.tree_mask is that of sequence 0, the only one then. Where values
-/// may cancel, their norms count; `least_norm` is what they are at least.
+/// A tree mask has a word per row of the tensors. Where values may cancel, their norms count;
+/// `least_norm` is what they are at least.
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views, const Chunks& chunks,
                                          const AttendOptions& options, const Output& output,
                                          double tolerance = 2e-3, double least_norm = -1.0) {
@@ -88,6 +88,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
       const std::int64_t past = views[sequence].length;
       const std::int64_t first = chunks.indptr[sequence];
       const std::int64_t count = chunks.indptr[sequence + 1] - first;
+      const AttendOptions own = options_of_rows(options, first, count);
       for (std::int64_t t = 0; t < count; ++t)
         live.tokens.push_back({past + t, &keys.at(first + t, kv_head, 0),
                                &values.at(first + t, kv_head, 0),
@@ -95,9 +96,9 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
       for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
         for (std::int64_t t = 0; t < count; ++t) {
           const std::int64_t row = first + t;
-          const OracleRow expected = oracle_row(options, views[sequence].shape,
-                                                {past + t, past, static_cast<int>(t), head},
-                                                &queries.at(row, head, 0), live.tokens);
+          const OracleRow expected =
+              oracle_row(own, views[sequence].shape, {past + t, past, static_cast<int>(t), head},
+                         &queries.at(row, head, 0), live.tokens);
           const testing::AssertionResult close =
               is_close(expected, &output.out.at(row, head, 0),
                        output.lse[static_cast<std::size_t>(row * queries.heads + head)], tolerance,

@@ -14,18 +14,19 @@ namespace {
 static_assert(std::is_trivially_copyable_v<AttendArguments>);
 static_assert(sizeof(AttendArguments) <= 4096);
 
-TEST(AttendArguments, CountRowsOfAKvHead) {
+TEST(AttendArguments, CountRowsAndHeads) {
   LayerStorage layer{};
   layer.kv_heads = 4;
   layer.key_dim = 16;
   const float memory[1] = {};
   float out[1] = {};
   const AttendArguments arguments =
-      make_arguments(layer, {nullptr, 2}, TensorView(memory, 10, 12, 16),
+      make_arguments(layer, {nullptr, 2}, {nullptr, 5}, TensorView(memory, 10, 12, 16),
                      MutableTensorView(out, 10, 12, 16), nullptr, {});
-  EXPECT_EQ(arguments.queries, 5);
+  EXPECT_EQ(arguments.queries(1), 5);
+  EXPECT_EQ(arguments.rows.first(1), 5);
+  EXPECT_EQ(arguments.row_count, 10);
   EXPECT_EQ(arguments.ratio, 3);
-  EXPECT_EQ(arguments.rows(), 15);
 }
 
 TEST(AttendArguments, WorkspacePartsFollowEachOther) {
@@ -59,9 +60,9 @@ TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
   float numbers[1] = {};
   const TensorView queries(numbers, 6, 8, 64);
   const MutableTensorView out(numbers, 6, 8, 32);
-  const AttendArguments plain =
-      make_arguments(layer, {nullptr, 3}, queries, out.with_strides(900, 90), numbers, {});
-  EXPECT_EQ(plain.queries, 2);
+  const AttendArguments plain = make_arguments(layer, {nullptr, 3}, {nullptr, 2}, queries,
+                                               out.with_strides(900, 90), numbers, {});
+  EXPECT_EQ(plain.queries(2), 2);
   EXPECT_EQ(plain.query_heads, 8);
   EXPECT_EQ(plain.out_token_stride, 900);
   EXPECT_EQ(plain.out_head_stride, 90);
@@ -73,7 +74,7 @@ TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
   options.soft_cap = 4.0f;
   options.window = 7;
   const AttendRules capped =
-      make_arguments(layer, {nullptr, 3}, queries, out, nullptr, options).rules;
+      make_arguments(layer, {nullptr, 3}, {nullptr, 2}, queries, out, nullptr, options).rules;
   EXPECT_FLOAT_EQ(capped.scale, 0.5f) << "of tanh's argument";
   EXPECT_FLOAT_EQ(capped.soft_cap, 4.0f * log2_e);
   EXPECT_EQ(capped.window, 7);

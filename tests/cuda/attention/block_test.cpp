@@ -16,6 +16,7 @@ namespace kvtilt::test {
 namespace {
 
 using cuda::ChannelValueTraits;
+using cuda::GenericTraits;
 using cuda::HalfTraits;
 using cuda::PageTraits;
 using cuda::TokenKeyTraits;
@@ -98,7 +99,7 @@ TEST(AttendBlock, WhatSlotsWithoutATokenHoldDoesNotMatter) {
   expect_absent_slots_ignored<PageTraits<4, 2, 64>>("k4v2");
   expect_absent_slots_ignored<TokenKeyTraits<8, 8, 64>>("k8tv8");
   expect_absent_slots_ignored<ChannelValueTraits<4, 2, 64, 64, 64, 32, 16>>("k4v2c:g32,16");
-  expect_absent_slots_ignored<cuda::GenericTraits<64>>("k4v2");
+  expect_absent_slots_ignored<GenericTraits<64>>("k4v2");
   expect_absent_slots_ignored<HalfTraits<64>>("k16v16");
 }
 
@@ -160,6 +161,65 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
             ? emulated_attend<TokenKeyTraits<8, 4, 64>>(device, queries, options, launch)
             : emulated_attend<ChannelValueTraits<4, 4, 64>>(device, queries, options, launch);
     EXPECT_TRUE(is_close(sequences.views, queries, options, output)) << "round " << round;
+  }
+}
+
+/// Drafts of different lengths: sequences with no row, with more rows than tokens, rows of nobody.
+TEST(AttendBlockRandom, SequencesAskWithAsManyRowsAsTheyHave) {
+  Random random(13);
+  for (int round = 0; round < 40; ++round) {
+    LayerShape shape{random.between(1, 2), 64, 64, random.chance(3) ? random.between(50, 300) : 0};
+    shape.keep_sinks = random.chance(2);
+    const int count = random.between(1, 6);
+    std::vector<std::int64_t> lengths;
+    std::vector<std::int32_t> indptr = {random.below(3)};
+    for (int i = 0; i < count; ++i) {
+      lengths.push_back(random.chance(5) ? 0 : random.between(1, 420));
+      indptr.push_back(indptr.back() + (random.chance(4) ? 0 : random.between(1, 9)));
+    }
+    const int generic = random.below(2);
+    const DeviceSequences sequences(random, shape, presets::k4v2, lengths);
+    const Rows<float> queries =
+        random_queries(random, shape, indptr.back() + random.below(3), random.between(1, 4));
+    RandomOptions asked(random, shape, queries);
+    const AttendOptions& options = asked.options;
+    const EmulatedLaunch launch{
+        random.chance(2) ? random.between(1, 6) : random.between(20, 60),
+        random.between(1, 3),
+        2,
+        {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))},
+        indptr};
+    const DeviceLayer device = sequences.device();
+    const Output output =
+        generic != 0 ? emulated_attend<GenericTraits<64>>(device, queries, options, launch)
+                     : emulated_attend<PageTraits<4, 2, 64>>(device, queries, options, launch);
+    EXPECT_TRUE(is_close(sequences.views, queries, options, output, 2e-3, -1.0, indptr))
+        << "round " << round;
+    for (std::int64_t row = 0; row < queries.tokens; ++row) {
+      if (row >= indptr[0] && row < indptr.back()) continue;
+      for (int head = 0; head < queries.heads; ++head)
+        for (int c = 0; c < 64; ++c) ASSERT_EQ(output.out.at(row, head, c), 7.0f);
+    }
+  }
+}
+
+TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
+  Random random(14);
+  const LayerShape shape{2, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, presets::k4v2, {200, 0, 90});
+  DeviceLayer device = sequences.device();
+  cuda::DeviceRecord record{};
+  device.set_record(&record);
+  const Rows<float> queries = random_queries(random, shape, 9, 4);
+  for (const std::vector<std::int32_t>& indptr :
+       {std::vector<std::int32_t>{0, 5000, 2, 9}, {-3, 2, 4, 9}, {0, 4, 3, 9}, {0, 2, 4, 10}}) {
+    const Output output =
+        emulated_attend<PageTraits<4, 2, 64>>(device, queries, {}, {5, 2, 2, {}, indptr});
+    for (const float x : output.out.data) ASSERT_EQ(x, 7.0f);
+    EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
+    EXPECT_EQ(record.count, 2u) << "once for each of two launches";
+    EXPECT_EQ(record.call, cuda::DeviceCall::Attend);
+    record = {};
   }
 }
 

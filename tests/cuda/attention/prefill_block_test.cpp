@@ -213,14 +213,17 @@ TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   for (int round = 0; round < 24; ++round) {
     LayerShape shape{2, 64, 64, random.chance(2) ? random.between(20, 200) : 0};
     shape.keep_sinks = random.chance(2);
-    const DeviceSequences sequences(random, shape, presets::k4v2,
-                                    {random.chance(3) ? random.below(20) : random.between(0, 300)},
-                                    64, 20, random.chance(2) ? 4 : random.below(40));
-    const int tokens = random.between(1, 90);
-    const Chunks chunks(random, shape, {tokens}, random.between(1, 4));
+    std::vector<std::int64_t> lengths;
+    std::vector<int> tokens;
+    for (int count = random.chance(3) ? 2 : 1; count > 0; --count) {
+      lengths.push_back(random.chance(3) ? random.below(20) : random.between(0, 300));
+      tokens.push_back(random.between(1, 90));
+    }
+    const DeviceSequences sequences(random, shape, presets::k4v2, lengths, 64, 20,
+                                    random.chance(2) ? 4 : random.below(40));
+    const Chunks chunks(random, shape, tokens, random.between(1, 4));
     const RandomOptions asked(random, shape, chunks.queries.rows());
-    AttendOptions options = asked.options;
-    if (tokens > 64) options.tree_mask = {};
+    const AttendOptions& options = asked.options;
     const Output output = emulated_prefill<PageTraits<4, 2, 64>>(
         sequences.device(), chunks, options, {options.tree_mask.begin(), options.tree_mask.end()},
         {random.between(1, 6),

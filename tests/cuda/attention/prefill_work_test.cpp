@@ -70,8 +70,8 @@ struct Launch {
     arguments.attend.batch = {slots.data(), count};
     arguments.attend.query_heads = layer.kv_heads * ratio;
     arguments.attend.ratio = ratio;
-    arguments.rows = {indptr.data(), 0};
-    arguments.keys.tokens = indptr.back();
+    arguments.attend.rows = {indptr.data(), 0};
+    arguments.attend.row_count = indptr.back();
   }
 
   /// What each thread of each block does with the plan.
@@ -128,10 +128,10 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
     EXPECT_LE(*most - *least, 1) << "blocks get equal stretches";
     std::size_t expected = 0;
     for (int i = 0; i < count; ++i)
-      for (int token = 0; token < arguments.rows.count(i); ++token) {
+      for (int token = 0; token < arguments.attend.rows.count(i); ++token) {
         const int tile_size = tile_tokens(Launch::block_rows, ratio);
         const int last_token = std::min<int>((token / tile_size + 1) * tile_size,
-                                             static_cast<int>(arguments.rows.count(i)));
+                                             static_cast<int>(arguments.attend.rows.count(i)));
         const UnitCounts past = count_units(
             arguments.attend.layer,
             launch.states[static_cast<std::size_t>(launch.slots[static_cast<std::size_t>(i)])],
@@ -155,7 +155,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
       if (random.chance(5))
         launch.tables[static_cast<std::size_t>(page)].tokens = random.between(1, 31);
     RowTile rows{};
-    rows.chunk_tokens = static_cast<int>(launch.arguments.rows.count(0));
+    rows.chunk_tokens = static_cast<int>(launch.arguments.attend.rows.count(0));
     if (rows.chunk_tokens == 0) continue;
     rows.token = random.below(rows.chunk_tokens);
     rows.tokens = random.between(1, rows.chunk_tokens - rows.token);
@@ -168,7 +168,8 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     if (random.chance(3)) rules.end_position = random.below(1600);
     const std::int64_t all = rows.past + rows.chunk_tokens;
     const std::int64_t seen_end =
-        std::min(rules.end_position, rules.tree_mask != nullptr ? all : rows.newest() + 1);
+        std::min(rules.end_position,
+                 rules.tree_mask != nullptr && rows.chunk_tokens <= 64 ? all : rows.newest() + 1);
     const auto some_row_sees = [&](std::int64_t position) {
       const bool sink = position < attend.layer.sink_tokens;
       return position >= rules.first_position && position < seen_end &&
@@ -239,8 +240,8 @@ TEST(PrefillWork, AWindowCutsTheLine) {
   for (int page = 0; page < 50; ++page)
     launch.tables[static_cast<std::size_t>(page)] = {4 + page * 64, page, 64};
   launch.indptr = {0, 128};
-  launch.arguments.rows.indptr = launch.indptr.data();
-  launch.arguments.keys.tokens = 128;
+  launch.arguments.attend.rows.indptr = launch.indptr.data();
+  launch.arguments.attend.row_count = 128;
   const auto units = [&] {
     int total = -1;
     launch.plan(1,
@@ -263,8 +264,8 @@ TEST(PrefillWork, GroupsOfRowTilesHoldThemOneAfterTheOther) {
     launch.indptr = {0};
     for (int i = 0; i < count; ++i) launch.indptr.push_back(launch.indptr.back() + 50 + 300 * i);
     PrefillArguments& arguments = launch.arguments;
-    arguments.rows.indptr = launch.indptr.data();
-    arguments.keys.tokens = launch.indptr.back();
+    arguments.attend.rows.indptr = launch.indptr.data();
+    arguments.attend.row_count = launch.indptr.back();
     const int heads = arguments.attend.layer.kv_heads;
     launch.plan(1, [&](EmulatedThreads& threads, const PrefillPlan& plan, int* tile_starts,
                        int* unit_starts) {
@@ -291,8 +292,8 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
        {std::vector<std::int32_t>{0, 5000, 10, 100}, {-3, 5, 10, 100}, {0, 20, 10, 101}}) {
     Launch launch(random, 3, 1);
     launch.indptr = indptr;
-    launch.arguments.rows.indptr = launch.indptr.data();
-    launch.arguments.keys.tokens = 100;
+    launch.arguments.attend.rows.indptr = launch.indptr.data();
+    launch.arguments.attend.row_count = 100;
     launch.plan(3, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       EXPECT_EQ(plan.total, 0);
     });
@@ -307,8 +308,8 @@ TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
   launch.arguments.attend.layer.page_tokens = 64;
   launch.arguments.attend.layer.kv_heads = 2;
   launch.indptr = {0, 64 * 20};
-  launch.arguments.rows.indptr = launch.indptr.data();
-  launch.arguments.keys.tokens = 64 * 20;
+  launch.arguments.attend.rows.indptr = launch.indptr.data();
+  launch.arguments.attend.row_count = 64 * 20;
   launch.states[0] = {};
   for (const bool fits : {true, false}) {
     // 20 row tiles of 2 heads: 2^31 - 1 units are as many as 53687091 pages each, and 8 units more.

@@ -48,7 +48,11 @@ TEST(PrefillWorkTiles, TheWindowHidesTilesOfPastAndChunk) {
   attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
   const std::uint64_t tree[1] = {};
   attend.rules.tree_mask = tree;
-  EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 19)
+  EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 9) << "too many for a tree";
+  rows.token = 20;
+  rows.tokens = 10;
+  rows.chunk_tokens = 60;
+  EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 4)
       << "trees see any of their tokens";
 }
 

@@ -29,12 +29,11 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
   arguments.ratio = 3;
-  arguments.queries = 5;
-  const ItemRows item{3, 1, 8, 7, 100};
+  const ItemRows item{5, 1, 8, 7, 15, 100};
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
-    EXPECT_EQ(item.place(arguments, column).token, 3 * 5 + (8 + column) / 3);
+    EXPECT_EQ(item.place(arguments, column).token, 15 + (8 + column) / 3);
     EXPECT_EQ(item.place(arguments, column).head, item.query_head(arguments, column));
   }
   EXPECT_EQ(item.query_token(arguments, 7), 8 / 3) << "columns without a row read another's";
@@ -144,12 +143,12 @@ TEST(AttendQuery, RowsOfZerosAndExtremesStayFinite) {
 bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
   const AttendRules& rules = item.arguments.rules;
   const std::int64_t own = item.position(column);
-  const std::int64_t oldest = item.rows.length - item.arguments.queries;
+  const std::int64_t oldest = item.rows.length - item.rows.queries;
   if (token < rules.first_position || token >= rules.end_position) return false;
   if (token >= item.rows.length) return false;
   if (rules.window > 0 && token <= own - rules.window && !(sink && rules.keep_sinks != 0))
     return false;
-  if (rules.tree_mask == nullptr || token < oldest) return token <= own;
+  if (rules.tree_mask == nullptr || item.rows.queries > 64 || token < oldest) return token <= own;
   return (rules.tree_mask[own - oldest] >> (token - oldest) & 1u) != 0;
 }
 
@@ -159,7 +158,7 @@ struct RandomRules {
   RandomRules(Random& random, AttendItem& item) {
     AttendRules& rules = item.arguments.rules;
     const int length = static_cast<int>(item.rows.length);
-    for (int i = 0; i < item.arguments.queries; ++i) tree.push_back(random.next() | random.next());
+    for (int i = 0; i < item.rows.queries; ++i) tree.push_back(random.next() | random.next());
     if (random.chance(2)) rules.tree_mask = tree.data();
     if (random.chance(2)) rules.window = random.between(1, length + 5);
     if (random.chance(2)) rules.keep_sinks = 1;
@@ -171,11 +170,11 @@ struct RandomRules {
 TEST(AttendQueryRandom, ColumnsSeeWhatTheRulesSay) {
   Random random(2);
   for (int round = 0; round < 2000; ++round) {
-    const int tokens = random.chance(4) ? random.between(1, 64) : random.between(1, 8);
+    const int tokens = random.chance(4) ? random.between(1, 70) : random.between(1, 8);
     AttendItem item(Rows<float>(tokens, random.chance(2) ? 1 : 3, 16), tokens + random.below(150));
     const RandomRules rules(random, item);
-    item.rows.first_row = random.below(item.arguments.rows());
-    item.rows.rows = std::min(8, item.arguments.rows() - item.rows.first_row);
+    item.rows.first_row = random.below(item.all_rows());
+    item.rows.rows = std::min(8, item.all_rows() - item.rows.first_row);
     const std::int64_t first = random.below(static_cast<int>(item.rows.length) + 20);
     const bool sink = random.chance(2);
     for (int column = 0; column < item.rows.rows; ++column) {

@@ -38,6 +38,7 @@ TEST(AttendSegment, ChunksAreCountedExactlyBelowTwoMillionUnits) {
 struct DecodeLaunch {
   std::vector<SequenceState> states;
   std::vector<std::int32_t> slots;
+  std::vector<std::int32_t> indptr = {0};
   AttendArguments arguments{};
 
   DecodeLaunch(const std::vector<std::int64_t>& lengths, int kv_heads, int ratio, int queries) {
@@ -58,10 +59,20 @@ struct DecodeLaunch {
     }
     layer.states = states.data();
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
-    arguments.queries = queries;
+    arguments.rows.each = queries;
     arguments.ratio = ratio;
     arguments.query_heads = ratio * kv_heads;
     arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
+  }
+  /// Up to so many rows for each sequence.
+  void make_ragged(Random& random, int most) {
+    for (std::size_t i = 0; i < slots.size(); ++i)
+      indptr.push_back(indptr.back() + random.below(most + 1));
+    arguments.rows.indptr = indptr.data();
+    arguments.row_count = indptr.back();
+  }
+  [[nodiscard]] int items(int sequence) const {
+    return arguments.layer.kv_heads * row_tiles(arguments, sequence);
   }
   [[nodiscard]] int units(int sequence) const {
     return count_units(arguments.layer, states[static_cast<std::size_t>(sequence)], 1).total();
@@ -90,7 +101,7 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
     arguments.layer.tables = table.data();
     arguments.layer.window = random.chance(2) ? 0 : 300;
     arguments.batch = {&slot, 1};
-    arguments.queries = random.between(1, 9);
+    const int queries = random.between(1, 9);
     AttendRules& rules = arguments.rules;
     rules.window = random.chance(2) ? arguments.layer.window : random.between(1, 300);
     rules.first_position = random.chance(2) ? 0 : random.below(700);
@@ -98,11 +109,11 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
                                           : rules.first_position + random.below(300);
 
     SequenceState part = state;
-    drop_unseen(arguments, 0, part);
+    drop_unseen(arguments, queries, 0, part);
     // A layer's own window needs no search: its pages have been freed.
     const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
-    const std::int64_t from = std::max(
-        rules.first_position, narrower ? state.length - arguments.queries - rules.window + 1 : 0);
+    const std::int64_t from =
+        std::max(rules.first_position, narrower ? state.length - queries - rules.window + 1 : 0);
     if (from >= rules.end_position) continue;
     for (std::int32_t i = state.first_page; i < state.page_end; ++i) {
       const PageSlot& page = table[static_cast<std::size_t>(i)];
@@ -131,7 +142,7 @@ struct DecodeCover {
         starts[i + 1] = launch.units(i);
       threads.sync();
       if (threads.warp() != 0) return;
-      const WorkLine line = plan_line(threads, items_per_sequence(launch.arguments), count, starts);
+      const WorkLine line = plan_line(threads, launch.arguments, starts);
       if (threads.lane() == 0 && threads.block() < line.blocks)
         walk(launch, starts, line, threads.block());
     });
@@ -150,7 +161,9 @@ struct DecodeCover {
       if (!segment.exists()) break;
       EXPECT_GE(segment.item_start + segment.first, line.start(block));
       EXPECT_LE(segment.item_start + segment.last, end);
-      EXPECT_EQ(segment.slot, segment.rows.batch_index);
+      const BatchRows& rows = launch.arguments.rows;
+      EXPECT_EQ(segment.rows.queries, rows.count(segment.slot));
+      EXPECT_EQ(segment.rows.first_token, rows.first(segment.slot));
       EXPECT_EQ(segment.counts.total(), launch.units(segment.slot));
       for (int i = segment.first; i < segment.last; ++i, ++units)
         EXPECT_TRUE(
@@ -172,13 +185,13 @@ TEST(AttendSegmentRandom, BlocksShareOutEveryUnitOnce) {
     const int count = random.chance(4) ? random.between(33, 80) : random.between(1, 12);
     for (int i = 0; i < count; ++i)
       lengths.push_back(random.chance(4) ? 0 : random.below(random.chance(3) ? 9000 : 400));
-    const DecodeLaunch launch(lengths, random.between(1, 4), random.between(1, 12),
-                              random.between(1, 3));
+    DecodeLaunch launch(lengths, random.between(1, 4), random.between(1, 12), random.between(1, 3));
+    if (random.chance(2)) launch.make_ragged(random, random.between(1, 9));
     const DecodeCover cover(launch, random.between(1, 40), random.between(1, 4));
     std::size_t expected = 0;
     for (int i = 0; i < count; ++i)
-      expected += static_cast<std::size_t>(launch.units(i)) *
-                  static_cast<std::size_t>(items_per_sequence(launch.arguments));
+      expected +=
+          static_cast<std::size_t>(launch.units(i)) * static_cast<std::size_t>(launch.items(i));
     EXPECT_EQ(cover.seen.size(), expected) << "round " << round;
   }
 }
@@ -214,7 +227,18 @@ TEST(AttendSegment, MuchWorkIsCutEvenly) {
   const DecodeLaunch launch(std::vector<std::int64_t>(16, 32768), 8, 4, 1);
   const DecodeCover cover(launch, 264, 4);
   EXPECT_EQ(cover.blocks, 264);
-  EXPECT_LE(cover.most - cover.least, compiled_machine.attend_item_units + 1) << "but for what an item costs";
+  EXPECT_LE(cover.most - cover.least, compiled_machine.attend_item_units + 1)
+      << "but for what an item costs";
+}
+
+TEST(AttendSegment, SequencesOfMoreRowsHaveMoreOfTheLine) {
+  DecodeLaunch launch({1024, 1024}, 8, 4, 1);
+  launch.indptr = {0, 1, 6};  // 4 and 20 rows: 1 and 3 items for each head, of 7 parts
+  launch.arguments.rows.indptr = launch.indptr.data();
+  launch.arguments.row_count = 6;
+  const DecodeCover cover(launch, 264, 4);
+  EXPECT_EQ(cover.blocks, 8 * 4 * 7);
+  EXPECT_EQ(cover.most_items, 1);
 }
 
 TEST(AttendSegment, NothingToDoIsNoLine) {

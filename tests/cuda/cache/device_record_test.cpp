@@ -94,9 +94,10 @@ TEST(DeviceRecord, SaysWhatToDo) {
   EXPECT_THAT(std::string(to_status(sequence_error(ErrorCode::Unsupported, 1, 2, 3), 64).message()),
               HasSubstr("page at position 3 is not full"));
   const std::int32_t indptr[] = {0, 3, 103};
-  EXPECT_THAT(std::string(to_status(rows_error(1, 1, {indptr, 0}, 50), 64).message()),
-              HasSubstr("layer 1: nothing was appended to any sequence of a batch: indptr gives "
-                        "sequence 1 rows 3 up to 103 of 50"));
+  EXPECT_THAT(
+      std::string(to_status(rows_error(1, 1, {indptr, 0}, 50, DeviceCall::Append), 64).message()),
+      HasSubstr("layer 1: nothing was appended to any sequence of a batch: indptr gives "
+                "sequence 1 rows 3 up to 103 of 50"));
   EXPECT_EQ(to_status(sequence_error(ErrorCode::InvalidArgument, 1, 2, 3), 64).code(),
             ErrorCode::InvalidArgument);
 }

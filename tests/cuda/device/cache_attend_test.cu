@@ -45,9 +45,9 @@ TEST(DeviceCacheAttend, AfterForksAndTruncations) {
     const Outputs arrays(queries, attention.workspace_bytes());
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     for (int launch = 0; launch < 2; ++launch)
-      KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
-                                        arrays.out.out(), arrays.lse.data(), {},
-                                        arrays.workspace.span(), nullptr));
+      KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, nullptr,
+                                        arrays.queries.view(), arrays.out.out(), arrays.lse.data(),
+                                        {}, arrays.workspace.span(), nullptr));
     EXPECT_TRUE(is_close(cache.views(), queries, AttendOptions{}, arrays.get()))
         << to_string(recipe);
     KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
@@ -77,8 +77,8 @@ TEST(DeviceCacheAttend, AGraphReplaysStepsAsSequencesGrow) {
   expect_cuda(cudaDeviceSynchronize());
   expect_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
   KVTILT_EXPECT_OK(cache.both.gpu.append(cache.batch, 0, keys.view(), values.view(), stream));
-  KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
-                                    arrays.out.out(), arrays.lse.data(), {},
+  KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, nullptr,
+                                    arrays.queries.view(), arrays.out.out(), arrays.lse.data(), {},
                                     arrays.workspace.span(), stream));
   expect_cuda(cudaStreamEndCapture(stream, &graph));
   expect_cuda(cudaGraphInstantiate(&replay, graph, 0));
@@ -163,9 +163,9 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
     most_blocks = attention.blocks();
     const Outputs arrays(queries, attention.workspace_bytes());
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
-    KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, arrays.queries.view(),
-                                      arrays.out.out(), arrays.lse.data(), {},
-                                      arrays.workspace.span(), nullptr));
+    KVTILT_EXPECT_OK(attention.attend(cache.layer(), cache.batch.device, nullptr,
+                                      arrays.queries.view(), arrays.out.out(), arrays.lse.data(),
+                                      {}, arrays.workspace.span(), nullptr));
     EXPECT_TRUE(is_close(cache.views(), queries, AttendOptions{}, arrays.get())) << device;
     const auto tuned =
         cuda::Attention::create<SomeKernels>(attended_layer, presets::k4v2, 64, {3, 4});
@@ -211,8 +211,8 @@ TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
     KVTILT_EXPECT_OK(prefill.prepare(chunks.span(), nullptr));
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     const auto attend = [&](const cuda::LayerStorage& of, const cuda::Batch& batch) {
-      return attention.attend(of, batch, arrays.queries.view(), arrays.out.out(), arrays.lse.data(),
-                              {}, arrays.workspace.span(), nullptr);
+      return attention.attend(of, batch, nullptr, arrays.queries.view(), arrays.out.out(),
+                              arrays.lse.data(), {}, arrays.workspace.span(), nullptr);
     };
     for (const Status& status :
          {attend(layer, cache.batch.device), attend(imported.storage, imported.batch),
@@ -243,8 +243,8 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   const std::span<std::byte> all = arrays.workspace.span();
   const DeviceRows<float> chunk(rows, 2, 64);
   const auto attend = [&](const cuda::LayerStorage& layer, std::span<std::byte> workspace) {
-    return attention.attend(layer, cache.batch.device, arrays.queries.view(), arrays.out.out(),
-                            arrays.lse.data(), {}, workspace, nullptr);
+    return attention.attend(layer, cache.batch.device, nullptr, arrays.queries.view(),
+                            arrays.out.out(), arrays.lse.data(), {}, workspace, nullptr);
   };
   const auto attend_prefill = [&](std::span<std::byte> workspace) {
     return prefill.attend_prefill(cache.layer(), cache.batch.device, nullptr, arrays.queries.view(),
@@ -269,6 +269,44 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   cuda::LayerStorage endless = cache.layer();
   endless.table_stride = std::int64_t{1} << 30;  // 2 kv heads: 2^31 units
   refused(attend(endless, all), "more work than one launch can number");
+}
+
+TEST(DeviceCacheAttendHostile, RowsThatCannotBeMeantAreTold) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(27);
+  Attended cache(presets::k4v2);
+  cache.hold_one(random);
+  const cuda::Attention attention = make_attention(presets::k4v2);
+  const auto prefill =
+      cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
+  const Rows<float> queries = random_queries(random, attended_layer, 3, ratio);
+  const Outputs arrays(queries, std::max(attention.workspace_bytes(), prefill.workspace_bytes()));
+  const DeviceRows<float> chunk(3, 2, 64);
+  KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
+  const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{1, 4});
+  for (const bool prompts : {false, true}) {
+    KVTILT_EXPECT_OK(
+        prompts ? prefill.attend_prefill(cache.layer(), cache.batch.device, indptr.data(),
+                                         arrays.queries.view(), chunk.view(), chunk.view(),
+                                         arrays.out.out(), arrays.lse.data(), {},
+                                         arrays.workspace.span(), nullptr)
+                : attention.attend(cache.layer(), cache.batch.device, indptr.data(),
+                                   arrays.queries.view(), arrays.out.out(), arrays.lse.data(), {},
+                                   arrays.workspace.span(), nullptr));
+    const Status told = cache.both.gpu.poll(nullptr);
+    EXPECT_EQ(told.code(), ErrorCode::Corrupt);
+    EXPECT_THAT(told.message(), testing::HasSubstr("nothing was attended to for any sequence of a "
+                                                   "batch: indptr gives sequence 0 rows 1 up to 4 "
+                                                   "of 3"));
+    KVTILT_EXPECT_OK(cache.both.gpu.poll(nullptr));
+  }
+  const int most = cuda::max_attend_queries;
+  const MutableTensorView out(arrays.out.array.data(), most + 1, 8, 64);
+  const TensorView asked(arrays.queries.array.data(), most + 1, 8, 64);
+  const Status refused = attention.attend(cache.layer(), cache.batch.device, indptr.data(), asked,
+                                          out, nullptr, {}, arrays.workspace.span(), nullptr);
+  EXPECT_EQ(refused.code(), ErrorCode::InvalidArgument);
+  EXPECT_THAT(refused.message(), testing::HasSubstr("65537 queries of some sequences"));
 }
 
 TEST(DeviceCacheAttendHostile, ShapesWithoutACacheHaveNoAttention) {
@@ -323,14 +361,14 @@ TEST(DeviceCacheAttend, NothingAskedIsNothingDone) {
   const MutableTensorView out(static_cast<float*>(nullptr), 0, 8, 64);
   const auto none = cache.both.gpu.batch(std::vector<SequenceId>{}, {}).value();
   for (const cuda::SequenceBatch& batch : {none, cache.batch}) {
-    KVTILT_EXPECT_OK(
-        attention.attend(cache.layer(), batch.device, nothing(8), out, nullptr, {}, {}, nullptr));
+    KVTILT_EXPECT_OK(attention.attend(cache.layer(), batch.device, nullptr, nothing(8), out,
+                                      nullptr, {}, {}, nullptr));
     KVTILT_EXPECT_OK(prefill.attend_prefill(cache.layer(), batch.device, nullptr, nothing(8),
                                             nothing(2), nothing(2), out, nullptr, {}, {}, nullptr));
   }
   const DeviceRows<float> some(3, 8, 64);
-  const Status lost = attention.attend(cache.layer(), none.device, some.view(), some.out(), nullptr,
-                                       {}, {}, nullptr);
+  const Status lost = attention.attend(cache.layer(), none.device, nullptr, some.view(), some.out(),
+                                       nullptr, {}, {}, nullptr);
   EXPECT_THAT(lost.message(), testing::HasSubstr("3 queries of 0 sequences"));
 }
 

@@ -141,7 +141,7 @@ Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
   if (!call.sink_logits.empty()) options.sink_logits = sinks.as<float>();
   if (!call.tree_mask.empty()) options.tree_mask = trees.as<std::uint64_t>();
   KVTILT_RETURN_IF_ERROR(replay(call.launches, [&](cudaStream_t stream) {
-    return attention->attend(call.layer, {slots.as<std::int32_t>(), count}, queries.view(),
+    return attention->attend(call.layer, {slots.as<std::int32_t>(), count}, nullptr, queries.view(),
                              output.view, output.lse.as<float>(), options, workspace.span(),
                              stream);
   }));

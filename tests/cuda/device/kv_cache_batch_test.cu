@@ -133,7 +133,7 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
                                               queries.view(), keys.view(), values.view(),
                                               prefilled.out(), nullptr, {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.append(cache.batch, 0, keys.view(), values.view(), s));
-      KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, queries.view(), decoded.out(),
+      KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, nullptr, queries.view(), decoded.out(),
                                      lse.data(), {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.truncate(cache.batch, lengths.data(), {}, s));
     });

@@ -35,28 +35,35 @@ class ProgramReads : public ProgramAppends {
     if (!attention) return unsupported(attention.status());
     const Asked asked(*this, layer, random);
     if (!asked.wrong.empty()) return asked.wrong;
-    const int each = random.between(1, 3);
     const int count = asked.batch.count;
     const int ratio = random.between(1, 4);
-    const RandomInput queries(random, count * each, shape.kv_heads * ratio, shape.key_dim, false);
-    RandomOptions options(random, shape, Rows<float>(each, shape.kv_heads * ratio, 1));
-    for (const LayerView& view : asked.views)  // the mask is that of the newest tokens
-      if (view.length < each) options.options.tree_mask = {};
+    const bool ragged = random.chance(2);
+    const int same = random.between(1, 3);
+    std::vector<std::int32_t> starts = {0};
+    for (int i = 0; i < count; ++i)
+      starts.push_back(starts.back() + (ragged ? random.below(5) : same));
+    const int all = starts.back();
+    const RandomInput queries(random, all, shape.kv_heads * ratio, shape.key_dim, false);
+    RandomOptions options(random, shape, Rows<float>(all, shape.kv_heads * ratio, 1));
+    for (std::size_t i = 0; i < asked.views.size(); ++i)  // the mask is that of the newest tokens
+      if (asked.views[i].length < starts[i + 1] - starts[i]) options.options.tree_mask = {};
     const DeviceInput q(queries);
-    const DeviceRows<float> out(count * each, queries.rows().heads, shape.value_dim);
-    const DeviceArray<float> lse(at(count * each * queries.rows().heads));
+    const DeviceArray<std::int32_t> indptr(starts);
+    const DeviceRows<float> out(all, queries.rows().heads, shape.value_dim);
+    const DeviceArray<float> lse(at(all * queries.rows().heads));
     const DeviceArray<std::byte> workspace(attention->workspace_bytes());
-    const OptionArrays arrays(options.options, count);
+    const OptionArrays arrays(options.options);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
-    const Status status = attention->attend(storage(layer), asked.batch, q.view(), out.out(),
-                                            lse.data(), arrays.options, workspace.span(), nullptr);
+    const Status status =
+        attention->attend(storage(layer), asked.batch, ragged ? indptr.data() : nullptr, q.view(),
+                          out.out(), lse.data(), arrays.options, workspace.span(), nullptr);
     if (!status.ok()) return "attend: " + std::string(message(status));
     const Output output = output_of(out, lse);
     Rows<float> rows = queries.rows();
-    rows.tokens = static_cast<std::int64_t>(asked.views.size()) * each;
+    rows.tokens = starts[asked.views.size()];
     if (!sees_nothing(output, rows.tokens, options.options)) return "attend: rows of nobody";
     const testing::AssertionResult close =
-        is_close(asked.views, rows, options.options, output, tolerance, least_norm);
+        is_close(asked.views, rows, options.options, output, tolerance, least_norm, starts);
     return close ? "" : std::string("attend: ") + close.message();
   }
 
@@ -76,9 +83,7 @@ class ProgramReads : public ProgramAppends {
     for (int i = 0; i < count; ++i) lengths.push_back(random.between(0, amount));
     const Chunks chunks(random, shape, lengths, ratio);
     const std::int64_t rows = chunks.indptr.back();
-    RandomOptions options(random, shape,
-                          Rows<float>(std::min<std::int64_t>(rows, 64), shape.kv_heads * ratio, 1));
-    if (count > 1 || rows > 64) options.options.tree_mask = {};
+    const RandomOptions options(random, shape, Rows<float>(rows, shape.kv_heads * ratio, 1));
     const DeviceInput q(chunks.queries);
     const DeviceInput k(chunks.keys);
     const DeviceInput v(chunks.values);
@@ -86,7 +91,7 @@ class ProgramReads : public ProgramAppends {
     const DeviceRows<float> out(rows, shape.kv_heads * ratio, shape.value_dim);
     const DeviceArray<float> lse(static_cast<std::size_t>(rows * out.heads));
     const DeviceArray<std::byte> workspace(attention->workspace_bytes());
-    const OptionArrays arrays(options.options, 1);
+    const OptionArrays arrays(options.options);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
     const Status status = attention->attend_prefill(
         storage(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
@@ -224,23 +229,15 @@ class ProgramReads : public ProgramAppends {
     DeviceArray<std::uint64_t> trees;
     cuda::DeviceAttendOptions options{};
 
-    /// `copies` of the tree mask.
-    OptionArrays(const AttendOptions& from, int copies)
+    explicit OptionArrays(const AttendOptions& from)
         : slopes(std::vector<float>(from.alibi_slopes.begin(), from.alibi_slopes.end())),
           sinks(std::vector<float>(from.sink_logits.begin(), from.sink_logits.end())),
-          trees(repeated(from.tree_mask, copies)) {
+          trees(std::vector<std::uint64_t>(from.tree_mask.begin(), from.tree_mask.end())) {
       const auto given = [](const auto& array) {
         return array.span().empty() ? nullptr : array.data();
       };
       options = {from.scale,   from.soft_cap, from.window,         given(slopes),
                  given(sinks), given(trees),  from.first_position, from.end_position};
-    }
-
-   private:
-    static std::vector<std::uint64_t> repeated(std::span<const std::uint64_t> words, int copies) {
-      std::vector<std::uint64_t> all;
-      for (; copies > 0; --copies) all.insert(all.end(), words.begin(), words.end());
-      return all;
     }
   };
 

@@ -21,10 +21,13 @@ struct DeviceAttendOptions {
   int window = 0;                            ///< 0: the layer's own
   const float* alibi_slopes = nullptr;       ///< [query_heads]
   const float* sink_logits = nullptr;        ///< [query_heads]; -infinity: that head has none
-  const std::uint64_t* tree_mask = nullptr;  ///< [sequences, queries]; at most 64 queries
+  const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see masks()
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
 };
+
+/// Rows of a sequence that a tree mask has bits for.
+inline constexpr int most_tree_rows = 64;
 
 /// AttendOptions as kernels need them; all pointers are device memory.
 struct AttendRules {
@@ -34,9 +37,15 @@ struct AttendRules {
   int keep_sinks = 0;
   const float* alibi_slopes = nullptr;       ///< [query_heads]
   const float* sink_logits = nullptr;        ///< [query_heads]
-  const std::uint64_t* tree_mask = nullptr;  ///< [queries] of every sequence: [batch][queries]
+  const std::uint64_t* tree_mask = nullptr;  ///< [rows]
   std::int64_t first_position = 0;
   std::int64_t end_position = 0;
+
+  /// Whether the mask rules what a sequence with so many rows sees of them: with more than a word has
+  /// bits it is a prompt's chunk, causal, beside the others' trees.
+  [[nodiscard]] KVTILT_HD bool masks(std::int64_t rows) const {
+    return tree_mask != nullptr && rows <= most_tree_rows;
+  }
 };
 
 /// Blocks of a launch: counters of a workspace.
@@ -78,18 +87,19 @@ struct RowPlace {
 struct AttendArguments {
   LayerStorage layer;
   Batch batch;
-  int queries;  ///< newest tokens of each sequence that ask
+  BatchRows rows;              ///< of the tensors: the tokens of each sequence that ask
+  std::int64_t row_count = 0;  ///< of the tensors
   int query_heads;
   int ratio;                    ///< query heads of a kv head
-  const void* query = nullptr;  ///< [batch * queries, query_heads, key_dim]
+  const void* query = nullptr;  ///< [rows, query_heads, key_dim]
   ElementType query_type = ElementType::F16;
   std::int64_t query_token_stride = 0;
   std::int64_t query_head_stride = 0;
-  void* out = nullptr;  ///< [batch * queries, query_heads, value_dim]
+  void* out = nullptr;  ///< [rows, query_heads, value_dim]
   ElementType out_type = ElementType::F16;
   std::int64_t out_token_stride = 0;
   std::int64_t out_head_stride = 0;
-  float* lse = nullptr;  ///< [batch * queries, query_heads]; null: not wanted
+  float* lse = nullptr;  ///< [rows, query_heads]; null: not wanted
   AttendRules rules;
   AttendWorkspace workspace;
   int stages;  ///< of each warp's ring
@@ -98,17 +108,22 @@ struct AttendArguments {
   [[nodiscard]] KVTILT_HD std::int64_t output_offset(const RowPlace& place) const {
     return place.token * out_token_stride + place.head * out_head_stride;
   }
-  [[nodiscard]] KVTILT_HD int rows() const { return ratio * queries; }
+  /// Tokens of a sequence that ask.
+  [[nodiscard]] KVTILT_HD int queries(int sequence) const {
+    return static_cast<int>(rows.count(sequence));
+  }
 };
 
 /// What is asked for: all but the workspace and the stages, which depend on the launch.
 inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& batch,
-                                      const TensorView& queries, const MutableTensorView& out,
-                                      float* lse, const DeviceAttendOptions& options) {
+                                      const BatchRows& rows, const TensorView& queries,
+                                      const MutableTensorView& out, float* lse,
+                                      const DeviceAttendOptions& options) {
   AttendArguments arguments{};
   arguments.layer = layer;
   arguments.batch = batch;
-  arguments.queries = static_cast<int>(queries.tokens / batch.count);
+  arguments.rows = rows;
+  arguments.row_count = queries.tokens;
   arguments.query_heads = queries.heads;
   arguments.ratio = queries.heads / layer.kv_heads;
   arguments.query = queries.data;

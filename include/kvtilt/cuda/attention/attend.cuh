@@ -29,7 +29,8 @@ namespace kvtilt::cuda {
 /// Of a block; fewer where shared memory is small.
 inline constexpr int attend_warps = 4;
 
-/// Queries of a sequence in one launch: what numbers of items can be.
+/// Queries of a sequence in one launch, or of all where only the device knows whose they are: what
+/// numbers of items can be.
 inline constexpr int max_attend_queries = 1 << 16;
 
 /// Blocks on a multiprocessor that a kernel leaves registers for. With a third one sums and queries of
@@ -98,13 +99,18 @@ class Attention {
     return zero_counters(workspace, workspace_bytes(), stream);
   }
 
-  /// The newest `queries` tokens of each sequence ask; they have been appended. A row that sees nothing
-  /// gives 0 and lse = -infinity, or its head's sink logit: so do those of positions before the start,
-  /// of a sequence with fewer tokens than queries.
+  /// The newest tokens of each sequence ask, as many as it has rows; they have been appended. A row
+  /// that sees nothing gives 0 and lse = -infinity, or its head's sink logit: so do those of positions
+  /// before the start, of a sequence with fewer tokens than rows.
   ///
-  /// queries    [sequences * queries, query_heads, key_dim], f32, f16 or bf16, any strides
-  /// out        [sequences * queries, query_heads, value_dim], likewise
-  /// lse        [sequences * queries, query_heads], natural logarithm, contiguous; null: not wanted
+  /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's, as many
+  ///            as it has drafts, none if it is not to be asked. Rows that are nobody's are left
+  ///            alone, so that a graph of the most rows replays with fewer. Null: as many for each
+  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// out        device, [rows, query_heads, value_dim], likewise
+  /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
+  /// options    tree_mask holds a word per row: bit j lets it see the j-th of its sequence's rows.
+  ///            A sequence with more than 64 rows is causal
   /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
   ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
@@ -116,11 +122,13 @@ class Attention {
   ///            magnitudes from 2^-100 to 2^100 do; one with NaN or infinity has undefined results,
   ///            and others do not suffer from it
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, more than 2^31 units of work), or
-  ///            what the launch says
+  ///            what the launch says. An indptr that does not ascend or leaves the tensors writes
+  ///            nothing, and the layer's record tells (poll)
   /// Cost       one launch, none where there are no sequences or no queries; does not wait. Pages that
   ///            no query may see are not read
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
-                              const TensorView& queries, const MutableTensorView& out, float* lse,
+                              const std::int32_t* indptr, const TensorView& queries,
+                              const MutableTensorView& out, float* lse,
                               const DeviceAttendOptions& options, std::span<std::byte> workspace,
                               cudaStream_t stream) const;
 
@@ -213,24 +221,35 @@ class Attention {
 };
 
 inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
-                                const TensorView& queries, const MutableTensorView& out, float* lse,
+                                const std::int32_t* indptr, const TensorView& queries,
+                                const MutableTensorView& out, float* lse,
                                 const DeviceAttendOptions& options, std::span<std::byte> workspace,
                                 cudaStream_t stream) const {
-  const std::int64_t each = batch.count > 0 ? queries.tokens / batch.count : 0;
+  const std::int64_t each = indptr == nullptr && batch.count > 0 ? queries.tokens / batch.count : 0;
   KVTILT_RETURN_IF_ERROR(check_launch(layers_, layer, batch, queries, out, options, each));
-  if (each * batch.count != queries.tokens || each > max_attend_queries)
+  if (indptr == nullptr && (each * batch.count != queries.tokens || each > max_attend_queries))
     return Status::error(ErrorCode::InvalidArgument,
-                         "%lld queries are not as many, and at most %d, for each of %d sequences",
+                         "%lld queries are not as many, and at most %d, for each of %d sequences; "
+                         "give indptr",
                          static_cast<long long>(queries.tokens), max_attend_queries, batch.count);
+  if (indptr != nullptr && queries.tokens > max_attend_queries)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%lld queries of some sequences; a launch takes up to %d, or as many for "
+                         "each sequence",
+                         static_cast<long long>(queries.tokens), max_attend_queries);
   if (queries.tokens == 0) return {};
   KVTILT_RETURN_IF_ERROR(check_workspace(workspace, workspace_bytes()));
 
-  AttendArguments arguments = make_arguments(layer, batch, queries, out, lse, options);
+  AttendArguments arguments =
+      make_arguments(layer, batch, {indptr, static_cast<int>(each)}, queries, out, lse, options);
   // The line of units has 32-bit numbers: no sequence has more than its table holds.
   const std::int64_t units =
       layer.table_stride * page_units_ + ceil_div(layer.sink_tokens, tile_extent) +
       layer.ring_blocks * (layers_.page_tokens / tile_extent) + compiled_machine.attend_item_units;
-  const std::int64_t items = std::int64_t{batch.count} * items_per_sequence(arguments);
+  const std::int64_t tiles = indptr == nullptr
+                                 ? std::int64_t{batch.count} * row_tiles(arguments, 0)
+                                 : batch.count + queries.tokens * arguments.ratio / item_rows;
+  const std::int64_t items = tiles * layer.kv_heads;
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
   if (units > most / items)
     return Status::error(ErrorCode::InvalidArgument,

@@ -82,7 +82,8 @@ class PrefillAttention {
   /// values     device, [rows, kv_heads, value_dim], likewise
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
-  /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk
+  /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk.
+  ///            A chunk of more than 64 tokens is causal, beside others' trees
   /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      as of Attention::attend()
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), or what the
@@ -199,11 +200,11 @@ inline Status PrefillAttention::attend_prefill(
         tile_tokens(block_rows(), ratio));
   KVTILT_RETURN_IF_ERROR(check_workspace(workspace, workspace_bytes()));
   PrefillArguments arguments{};
-  arguments.attend = make_arguments(layer, batch, queries, out, lse, options);
+  arguments.attend =
+      make_arguments(layer, batch, {indptr, static_cast<int>(each)}, queries, out, lse, options);
   arguments.attend.workspace = layout_workspace(workspace.data()).parts;
   arguments.keys = keys;
   arguments.values = values;
-  arguments.rows = {indptr, static_cast<int>(each)};
   return to_status(launch_(blocks_, 32 * warps_, bytes, stream, arguments), "attending to a chunk");
 }
 

@@ -105,10 +105,12 @@ KVTILT_HD void attend_segment(MixedTraits<Pages...> mixed, Threads& threads,
   });
 }
 
-/// Sequences without a token have no unit: their outputs are written here.
+/// Sequences without a token have no unit: their outputs are written here. None where starts[count] is
+/// -1.
 template <class Traits, class Threads>
 KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& arguments,
                                      const int* starts) {
+  if (starts[arguments.batch.count] < 0) return;
   RowPart<Traits::value_dim> nothing;
   nothing.clear();
   nothing.maximum = no_maximum;
@@ -118,7 +120,7 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
        sequence += threads.block_count()) {
     if (starts[sequence + 1] != starts[sequence]) continue;
     KVTILT_DEVICE_LOOP
-    for (int item = 0; item < items_per_sequence(arguments); ++item)
+    for (int item = 0; item < arguments.layer.kv_heads * row_tiles(arguments, sequence); ++item)
       KVTILT_DEVICE_LOOP
       for (int row = threads.warp(); row < item_rows; row += threads.thread_count() / warp_lanes)
         write_item_row(threads, arguments, item_rows_of(arguments, sequence, item), row, nothing);
@@ -174,7 +176,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   for (int i = threads.thread(); i < count; i += threads.thread_count()) {
     const int slot = arguments.batch.slots[i];
     SequenceState state = arguments.layer.state(slot);
-    drop_unseen(arguments, slot, state);
+    drop_unseen(arguments, arguments.queries(i), slot, state);
     starts[i + 1] = count_units(arguments.layer, state, page_units).total();
     prefetch_table(threads, arguments.layer.table(slot), state);
   }
@@ -183,7 +185,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     if (threads.warp() == threads.thread_count() / warp_lanes - 1)
       UnitRing<Traits>::prepare(threads, shared, arguments.stages);
   if (threads.warp() == 0) {
-    const WorkLine line = plan_line(threads, items_per_sequence(arguments), count, starts);
+    const WorkLine line = plan_line(threads, arguments, starts);
     if (threads.lane() == 0) work.line = line;
   }
 

@@ -19,10 +19,9 @@
 namespace kvtilt::cuda {
 
 struct PrefillArguments {
-  AttendArguments attend;  ///< `queries` is not read: chunks may differ in length
+  AttendArguments attend;  ///< its rows are the chunks
   TensorView keys;         ///< device, [rows, kv_heads, key_dim]
   TensorView values;
-  BatchRows rows;
 };
 
 /// Tiles of 16 tokens in a unit.
@@ -85,7 +84,7 @@ struct TileList {
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
     const int own = rows.token + rows.tokens;
     const int chunk =
-        rules.tree_mask != nullptr || own > rows.chunk_tokens ? rows.chunk_tokens : own;
+        rules.masks(rows.chunk_tokens) || own > rows.chunk_tokens ? rows.chunk_tokens : own;
     list.chunk_end = ceil_div(chunk, tile_extent);
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
@@ -185,8 +184,8 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   const int sequence = last_not_above(tile_starts, arguments.attend.batch.count, 1, tile);
   RowTile rows{};
   rows.sequence = sequence;
-  rows.chunk_tokens = static_cast<int>(arguments.rows.count(sequence));
-  rows.first_row = arguments.rows.first(sequence);
+  rows.chunk_tokens = arguments.attend.queries(sequence);
+  rows.first_row = arguments.attend.rows.first(sequence);
   const int each = tile_tokens(block_rows, arguments.attend.ratio);
   rows.token = (tile - tile_starts[sequence]) * each;
   const int left = rows.chunk_tokens - rows.token;
@@ -219,35 +218,22 @@ struct PrefillItem {
 /// A line has fewer units.
 inline constexpr std::int64_t most_units = 0x7fffffff;
 
-/// Row tiles before each sequence; -1 in place of their sum, and an error in the record, where rows
-/// do not ascend from 0 on to the tensors' end at most. One warp.
+/// Row tiles before each sequence; -1 in place of their sum where the rows cannot be meant: the record
+/// tells. One warp.
 template <class Threads>
-KVTILT_HD void count_row_tiles(Threads& threads, const PrefillArguments& arguments, int block_rows,
+KVTILT_HD void count_row_tiles(Threads& threads, const AttendArguments& attend, int block_rows,
                                int* tile_starts) {
-  const AttendArguments& attend = arguments.attend;
   const int count = attend.batch.count;
-  const int each = tile_tokens(block_rows, attend.ratio);
-  constexpr std::uint32_t none = 0xffffffffu;
-  std::uint32_t wrong = none;
-  KVTILT_DEVICE_LOOP
-  for (int i = threads.lane(); i < count; i += warp_lanes) {
-    const bool sound = arguments.rows.are_sound(i, arguments.keys.tokens);
-    if (!sound && wrong == none) wrong = static_cast<std::uint32_t>(i);
-    tile_starts[i + 1] = sound ? ceil_div(static_cast<int>(arguments.rows.count(i)), each) : 0;
-  }
-  wrong = threads.min_over_warp(wrong);
-  if (wrong == none) {
-    sum_up(threads, tile_starts, count);
+  if (!rows_are_sound(threads, attend.layer, attend.batch, attend.rows, attend.row_count,
+                      DeviceCall::Attend)) {
+    if (threads.lane() == 0) tile_starts[count] = -1;
     return;
   }
-  threads.sync_warp();
-  if (threads.lane() != 0) return;
-  tile_starts[count] = -1;
-  if (threads.block() != 0) return;
-  const int sequence = static_cast<int>(wrong);
-  record_error(threads, attend.layer.record,
-               sequence_error(ErrorCode::Corrupt, attend.layer.layer, sequence,
-                              arguments.rows.first(sequence + 1)));
+  const int each = tile_tokens(block_rows, attend.ratio);
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane(); i < count; i += warp_lanes)
+    tile_starts[i + 1] = ceil_div(attend.queries(i), each);
+  sum_up(threads, tile_starts, count);
 }
 
 /// Units before each group, of one kv head. No units at all, and an error in the record, where
@@ -282,7 +268,7 @@ template <class Threads>
 KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arguments,
                                    int block_rows, int* tile_starts, int* unit_starts) {
   const AttendArguments& attend = arguments.attend;
-  if (threads.warp() == 0) count_row_tiles(threads, arguments, block_rows, tile_starts);
+  if (threads.warp() == 0) count_row_tiles(threads, attend, block_rows, tile_starts);
   threads.sync();
   PrefillPlan plan{};
   if (tile_starts[attend.batch.count] < 0) return plan;
@@ -335,8 +321,9 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   }
   const int head = (unit - tile_start) / segment.item_units;
   segment.rows.kv_head = head;
-  segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
-                                 segment.rows.newest(), segment.rows.past);
+  segment.plain =
+      PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
+                     segment.rows.past, segment.rows.chunk_tokens);
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

@@ -24,16 +24,17 @@ struct PlainRange {
     return shaped || tokens < slots || first < begin || first + slots > end;
   }
 
-  /// oldest, newest  positions of the item's queries
-  /// new_from        first of the new tokens, to which a tree mask applies
+  /// oldest, newest      positions of the item's queries
+  /// new_from, new_rows  the new tokens, to which a tree mask applies
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
-                                               std::int64_t newest, std::int64_t new_from) {
+                                               std::int64_t newest, std::int64_t new_from,
+                                               int new_rows) {
     PlainRange range;
     range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
-    range.end = rules.tree_mask != nullptr ? new_from : oldest + 1;
+    range.end = rules.masks(new_rows) ? new_from : oldest + 1;
     if (rules.end_position < range.end) range.end = rules.end_position;
     return range;
   }
@@ -41,31 +42,28 @@ struct PlainRange {
 
 /// Which rows of which sequence an item has.
 struct ItemRows {
-  int batch_index;  ///< of the sequence
+  int queries;  ///< tokens of the sequence that ask
   int kv_head;
-  int first_row;        ///< row = query token * ratio + query head of the group
-  int rows;             ///< of this item, 1 to 8
-  std::int64_t length;  ///< positions of the sequence
+  int first_row;             ///< row = query token * ratio + query head of the group
+  int rows;                  ///< of this item, 1 to 8
+  std::int64_t first_token;  ///< row of the tensors for the sequence's first query
+  std::int64_t length;       ///< positions of the sequence
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return arguments.queries == 1 ? 0 : row / arguments.ratio;
+    return queries == 1 ? 0 : row / arguments.ratio;
   }
   [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
     return kv_head * arguments.ratio + row - query_token(arguments, column) * arguments.ratio;
   }
   [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
-    return {
-        static_cast<std::int64_t>(batch_index) * arguments.queries + query_token(arguments, column),
-        query_head(arguments, column)};
+    return {first_token + query_token(arguments, column), query_head(arguments, column)};
   }
   /// Position of the oldest query.
-  [[nodiscard]] KVTILT_HD std::int64_t oldest(const AttendArguments& arguments) const {
-    return length - arguments.queries;
-  }
+  [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return length - queries; }
   [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
-    return PlainRange::of(arguments.rules, oldest(arguments), length - 1, oldest(arguments));
+    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), queries);
   }
 };
 
@@ -98,7 +96,7 @@ struct ColumnView {
     if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
         query.own - rules.window + 1 > begin)
       begin = query.own - rules.window + 1;
-    const bool tree = rules.tree_mask != nullptr;
+    const bool tree = rules.masks(query.new_end - query.new_from);
     std::int64_t end = tree ? query.new_end : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
@@ -112,8 +110,8 @@ struct ColumnView {
   [[nodiscard]] KVTILT_HD static ColumnView of(const AttendArguments& arguments,
                                                const ItemRows& item, int column, std::int64_t first,
                                                bool sink) {
-    const std::int64_t oldest = item.oldest(arguments);
-    return of(arguments.rules, {oldest + item.query_token(arguments, column), oldest, item.length},
+    return of(arguments.rules,
+              {item.oldest() + item.query_token(arguments, column), item.oldest(), item.length},
               item.place(arguments, column).token, first, sink);
   }
 

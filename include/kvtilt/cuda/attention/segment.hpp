@@ -4,6 +4,7 @@
 
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
+#include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/machine.hpp>
 
@@ -20,22 +21,19 @@ KVTILT_HD int units_of_page(const LayerStorage& layer) {
     return Traits::page_units;
 }
 
-KVTILT_HD inline int row_tiles(const AttendArguments& arguments) {
-  return ceil_div(arguments.rows(), item_rows);
-}
-/// Items of one sequence.
-KVTILT_HD inline int items_per_sequence(const AttendArguments& arguments) {
-  return arguments.layer.kv_heads * row_tiles(arguments);
+/// Items of one sequence and kv head.
+KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
+  return ceil_div(arguments.ratio * arguments.queries(sequence), item_rows);
 }
 
 /// Takes the pages that none of a sequence's queries may see out of its state, where options are narrower
 /// than what the layer keeps: parts of a context, other windows.
-KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int slot,
+KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int queries, int slot,
                                   SequenceState& state) {
   const AttendRules& rules = arguments.rules;
   std::int64_t from = rules.first_position;
   if (rules.window > 0 && rules.window != arguments.layer.window) {
-    const std::int64_t oldest = state.length - arguments.queries - rules.window + 1;
+    const std::int64_t oldest = state.length - queries - rules.window + 1;
     if (oldest > from) from = oldest;
   }
   if (from > 0 || rules.end_position < state.tail_start)
@@ -61,55 +59,68 @@ struct Chunk {
 };
 
 /// The chunk, a multiple of `warps`, that takes the least time of those for which there is a block for
-/// each of `units`, [count], of `items` items: units of a warp one after the other, then the parts of
-/// the longest item, which one block merges. 0 if there is none. One warp. What Chunk does not count
+/// each of an item's `units`, [sequences]: units of a warp one after the other, then the parts of the
+/// longest item, which one block merges. 0 if there is none. One warp. What Chunk does not count
 /// exactly is more than there are blocks, whatever the last digit.
 template <class Threads>
-KVTILT_HD int find_chunk(Threads& threads, const int* units, int count, int items, int warps) {
+KVTILT_HD int find_chunk(Threads& threads, const AttendArguments& arguments, const int* units,
+                         int warps) {
+  const int count = arguments.batch.count;
+  const int heads = arguments.layer.kv_heads;
   const int blocks = threads.block_count();
-  if (count > max_chunked_sequences || count * items > blocks) return 0;
+  if (count > max_chunked_sequences || count * heads > blocks) return 0;
   const Chunk own((threads.lane() + 1) * warps);
-  int chunks = 0;
+  std::uint32_t chunks = 0;
   int most = 0;
   for (int i = 0; i < count; ++i) {
     const int parts = own.count(units[i]);
-    chunks += parts;
+    chunks += static_cast<std::uint32_t>(parts * row_tiles(arguments, i));
     most = parts > most ? parts : most;
   }
   constexpr std::uint32_t none = 0xffffffffu;
   const int time = (threads.lane() + 1) * compiled_machine.attend_merged_parts + most;
   const std::uint32_t least = threads.min_over_warp(
-      chunks * items <= blocks ? static_cast<std::uint32_t>(time * warp_lanes + threads.lane())
-                               : none);
+      chunks * static_cast<std::uint32_t>(heads) <= static_cast<std::uint32_t>(blocks)
+          ? static_cast<std::uint32_t>(time * warp_lanes + threads.lane())
+          : none);
   return least == none ? 0 : (static_cast<int>(least % warp_lanes) + 1) * warps;
 }
 
-/// The line of a launch, planned anew by each block, and units before each sequence of the batch,
-/// padding included. One warp; `starts`, shared, [sequences + 1], holds the units of each from index 1
-/// on.
+/// The line of a launch, planned anew by each block, and units before each sequence of the batch, of
+/// one kv head, padding included. No units, and starts[sequences] is -1, where the rows cannot be
+/// meant: the record tells. One warp; `starts`, shared, [sequences + 1], holds the units of an item of
+/// each sequence from index 1 on.
 ///
 /// An item costs its block some microseconds however short it is. So where there is little to do,
 /// blocks get whole chunks of an item: no block has parts of two. Where there is much, they get equal
 /// stretches whatever item they end in.
 template <class Threads>
-KVTILT_HD WorkLine plan_line(Threads& threads, int items, int count, int* starts) {
+KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments, int* starts) {
+  const LayerStorage& layer = arguments.layer;
+  const int count = arguments.batch.count;
+  if (!rows_are_sound(threads, layer, arguments.batch, arguments.rows, arguments.row_count,
+                      DeviceCall::Attend)) {
+    if (threads.lane() == 0) starts[count] = -1;
+    return {};
+  }
   const int warps = threads.thread_count() / warp_lanes;
-  const int found = find_chunk(threads, starts + 1, count, items, warps);
+  const int found = find_chunk(threads, arguments, starts + 1, warps);
   const Chunk chunk(found > 0 ? found : 1);
   threads.sync_warp();
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane() + 1; i <= count; i += warp_lanes) {
     const int units = starts[i];
-    starts[i] = units == 0  ? 0
-                : found > 0 ? chunk.count(units) * chunk.units
-                            : units + compiled_machine.attend_item_units;
+    const int padded = units == 0  ? 0
+                       : found > 0 ? chunk.count(units) * chunk.units
+                                   : units + compiled_machine.attend_item_units;
+    starts[i] = padded * row_tiles(arguments, i - 1);
   }
   threads.sync_warp();
   sum_up(threads, starts, count);
   threads.sync_warp();
-  const int total = starts[count] * items;
+  const int total = starts[count] * layer.kv_heads;
   if (total == 0) return {};
-  if (found > 0) return {chunk.count(starts[count]) * items, chunk.units, 0};
+  if (found > 0) return {chunk.count(starts[count]) * layer.kv_heads, chunk.units, 0};
   return WorkLine::make(total, threads.block_count());
 }
 
@@ -133,11 +144,12 @@ struct Segment {
 /// Rows of item `item` of a sequence; their length is for the caller to fill in.
 KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
   ItemRows rows{};
-  rows.batch_index = sequence;
-  const int tiles = row_tiles(arguments);
+  rows.queries = arguments.queries(sequence);
+  rows.first_token = arguments.rows.first(sequence);
+  const int tiles = row_tiles(arguments, sequence);
   rows.kv_head = tiles == 1 ? item : item / tiles;
   rows.first_row = (item - rows.kv_head * tiles) * item_rows;
-  const int left = arguments.rows() - rows.first_row;
+  const int left = arguments.ratio * rows.queries - rows.first_row;
   rows.rows = left < item_rows ? left : item_rows;
   return rows;
 }
@@ -146,17 +158,19 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
 /// that ends there.
 KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
                                       int page_units, int unit, int end) {
-  const int items = items_per_sequence(arguments);
+  const int heads = arguments.layer.kv_heads;
   Segment segment{};
   segment.item_end = end;
   KVTILT_DEVICE_LOOP
   while (unit < end && !segment.exists()) {
-    const int sequence = last_not_above(starts, arguments.batch.count, items, unit);
+    const int sequence = last_not_above(starts, arguments.batch.count, heads, unit);
     segment.slot = arguments.batch.slots[sequence];
     segment.sequence = arguments.layer.state(segment.slot);
-    drop_unseen(arguments, segment.slot, segment.sequence);
-    const int item_units = starts[sequence + 1] - starts[sequence];
-    const int sequence_start = starts[sequence] * items;
+    const int tiles = row_tiles(arguments, sequence);
+    drop_unseen(arguments, arguments.queries(sequence), segment.slot, segment.sequence);
+    int item_units = starts[sequence + 1] - starts[sequence];
+    if (tiles > 1) item_units /= tiles;
+    const int sequence_start = starts[sequence] * heads;
     const int item = (unit - sequence_start) / item_units;
     segment.item_start = sequence_start + item * item_units;
     segment.item_end = segment.item_start + item_units;

@@ -35,24 +35,10 @@ KVTILT_HD inline int count_bits(std::uint32_t mask) {
 #endif
 }
 
-/// Whether all sequences' rows can be meant: units and teams count on all of them, so if not, nothing
-/// is appended, which one block records. A warp calls it; it loads nothing without indptr.
 template <class Threads>
 KVTILT_HD bool rows_are_sound(const Threads& threads, const AppendArguments& arguments) {
-  if (arguments.rows.indptr == nullptr) return true;
-  constexpr std::uint32_t none = 0xffffffffu;
-  std::uint32_t wrong = none;
-  KVTILT_DEVICE_LOOP
-  for (int i = threads.lane(); i < arguments.batch.count; i += warp_lanes)
-    if (wrong == none && !arguments.rows.are_sound(i, arguments.keys.tokens))
-      wrong = static_cast<std::uint32_t>(i);
-  wrong = threads.min_over_warp(wrong);
-  if (wrong == none) return true;
-  if (threads.block() == 0 && threads.thread() == 0)
-    record_error(threads, arguments.layer.record,
-                 rows_error(arguments.layer.layer, static_cast<int>(wrong), arguments.rows,
-                            arguments.keys.tokens));
-  return false;
+  return kvtilt::cuda::rows_are_sound(threads, arguments.layer, arguments.batch, arguments.rows,
+                                      arguments.keys.tokens, DeviceCall::Append);
 }
 
 /// One kv head of one sequence that tokens are added to.

@@ -4,6 +4,8 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/unroll.hpp>
 
 #include <cstdint>
 
@@ -34,9 +36,9 @@ KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequ
   return {static_cast<std::uint32_t>(code), 1, layer, sequence, token, -1, -1, 0.0f};
 }
 
-/// An append whose rows cannot be meant, those of sequence `index` of its batch first.
+/// A launch whose rows cannot be meant, those of sequence `index` of its batch first.
 KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& rows,
-                                         std::int64_t in_all) {
+                                         std::int64_t in_all, DeviceCall call) {
   return {static_cast<std::uint32_t>(ErrorCode::Corrupt),
           1,
           layer,
@@ -46,7 +48,29 @@ KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& 
           static_cast<std::int32_t>(in_all),
           0.0f,
           0,
-          DeviceCall::Append};
+          call};
+}
+
+/// Whether the rows of all sequences of a batch can be meant: who plans a launch counts on all of
+/// them, so if not, nothing is done, which one block records. A warp calls it; it loads nothing
+/// without indptr.
+///
+/// in_all  rows of the tensors
+template <class Threads>
+KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerStorage& layer, const Batch& batch,
+                              const BatchRows& rows, std::int64_t in_all, DeviceCall call) {
+  if (rows.indptr == nullptr) return true;
+  constexpr std::uint32_t none = 0xffffffffu;
+  std::uint32_t wrong = none;
+  KVTILT_DEVICE_LOOP
+  for (int i = threads.lane(); i < batch.count; i += warp_lanes)
+    if (wrong == none && !rows.are_sound(i, in_all)) wrong = static_cast<std::uint32_t>(i);
+  wrong = threads.min_over_warp(wrong);
+  if (wrong == none) return true;
+  if (threads.block() == 0 && threads.thread() == 0)
+    record_error(threads, layer.record,
+                 rows_error(layer.layer, static_cast<int>(wrong), rows, in_all, call));
+  return false;
 }
 
 /// The error in words. `key_dim` is that of the layer.
@@ -87,13 +111,14 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
           "is not full. %u errors in all",
           record.layer, record.sequence, token, record.count);
     case ErrorCode::Corrupt:
-      if (record.call == DeviceCall::Append)
+      if (record.call != DeviceCall::Any)
         return Status::error(
             code,
-            "layer %d: nothing was appended to any sequence of a batch: indptr gives sequence %d "
-            "rows %d up to %lld of %d; it must ascend from 0 on, to the number of rows at most. %u "
-            "errors in all",
-            record.layer, record.sequence, record.head, token, record.channel, record.count);
+            "layer %d: nothing was %s any sequence of a batch: indptr gives sequence %d rows %d up "
+            "to %lld of %d; it must ascend from 0 on, to the number of rows at most. %u errors in "
+            "all",
+            record.layer, record.call == DeviceCall::Append ? "appended to" : "attended to for",
+            record.sequence, record.head, token, record.channel, record.count);
       return Status::error(
           code,
           "layer %d: the engine's table or indptr of sequence %d cannot be meant: %lld tokens, "
