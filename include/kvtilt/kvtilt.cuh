@@ -6,6 +6,7 @@
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
+#include <kvtilt/cuda/cache/pack_pages.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 #include <kvtilt/cuda/page/convert_page.hpp>
 #include <kvtilt/kvtilt.hpp>

@@ -2,6 +2,7 @@
 // Kernels of the cache, and the bodies that the emulator runs for them: see emulated_runtime.cpp.
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
+#include <kvtilt/cuda/cache/pack_pages.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 
 #include "support/emulated_kernels.hpp"
@@ -30,6 +31,7 @@ EmulatedKernels all_kernels() {
       KVTILT_EMULATED(detail::fork_blocks_kernel<256>, fork_blocks_body),
       KVTILT_EMULATED(append_kernel<cuda::DeviceThreads>, append),
       KVTILT_EMULATED(pack_kernel<cuda::DeviceThreads>, pack),
+      KVTILT_EMULATED(detail::pack_pages_kernel<cuda::DeviceThreads>, pack_pages),
       KVTILT_EMULATED(unpack_kernel<cuda::DeviceThreads>, unpack),
       KVTILT_EMULATED(detail::save_layer_kernel<cuda::saved_threads>, save_layer_body),
       KVTILT_EMULATED(detail::load_tables_kernel<cuda::detail::saved_table_threads>,

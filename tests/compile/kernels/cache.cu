@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The kernels that put tokens into a device cache, and those that take them out.
 #include <kvtilt/cuda/cache/append.cuh>
+#include <kvtilt/cuda/cache/pack_pages.cuh>
 #include <kvtilt/cuda/cache/saved_layer.cuh>
 #include <kvtilt/cuda/cache/unpack.cuh>
 
@@ -9,6 +10,10 @@ cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
   (void)kvtilt::cuda::launch_append(append, nullptr);
   (void)kvtilt::cuda::launch_pack(append, 1, nullptr);
   return kvtilt::cuda::launch_unpack(unpack, nullptr);
+}
+
+bool pack_an_engines_pages(const kvtilt::cuda::LayerStorage& layer) {
+  return kvtilt::cuda::pack_pages(layer, {}, {}, nullptr, nullptr, 1).ok();
 }
 
 bool save_and_load(const kvtilt::cuda::SaveArguments& save,

@@ -164,6 +164,20 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   }
 }
 
+/// By more units than a line pads an item with.
+TEST(AttendBlock, AWindowOfManyRowsReachesFurtherBackThanOfOne) {
+  Random random(15);
+  const LayerShape shape{1, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, presets::k4v2, {900, 900}, 32);
+  const std::vector<std::int32_t> indptr = {0, 1, 701};
+  const Rows<float> queries = random_queries(random, shape, 701, 1);
+  AttendOptions options;
+  options.window = 60;
+  const Output output = emulated_attend<PageTraits<4, 2, 64, 64, 32>>(
+      sequences.device(), queries, options, {2, 2, 2, {}, indptr});
+  EXPECT_TRUE(is_close(sequences.views, queries, options, output, 2e-3, -1.0, indptr));
+}
+
 /// Drafts of different lengths: sequences with no row, with more rows than tokens, rows of nobody.
 TEST(AttendBlockRandom, SequencesAskWithAsManyRowsAsTheyHave) {
   Random random(13);
@@ -206,13 +220,15 @@ TEST(AttendBlockRandom, SequencesAskWithAsManyRowsAsTheyHave) {
 TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
   Random random(14);
   const LayerShape shape{2, 64, 64, 0};
-  const DeviceSequences sequences(random, shape, presets::k4v2, {200, 0, 90});
+  const DeviceSequences sequences(random, shape, presets::k4v2, {200, 0, 0, 90});
   DeviceLayer device = sequences.device();
   cuda::DeviceRecord record{};
   device.set_record(&record);
   const Rows<float> queries = random_queries(random, shape, 9, 4);
-  for (const std::vector<std::int32_t>& indptr :
-       {std::vector<std::int32_t>{0, 5000, 2, 9}, {-3, 2, 4, 9}, {0, 4, 3, 9}, {0, 2, 4, 10}}) {
+  for (const std::vector<std::int32_t>& indptr : {std::vector<std::int32_t>{0, 5000, 2, 4, 9},
+                                                  {-3, 2, 4, 4, 9},
+                                                  {0, 4, 3, 5, 9},
+                                                  {0, 2, 4, 5, 10}}) {
     const Output output =
         emulated_attend<PageTraits<4, 2, 64>>(device, queries, {}, {5, 2, 2, {}, indptr});
     for (const float x : output.out.data) ASSERT_EQ(x, 7.0f);

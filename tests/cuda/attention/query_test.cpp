@@ -160,6 +160,7 @@ struct RandomRules {
     const int length = static_cast<int>(item.rows.length);
     for (int i = 0; i < item.rows.queries; ++i) tree.push_back(random.next() | random.next());
     if (random.chance(2)) rules.tree_mask = tree.data();
+    item.rows.tree = rules.masks(item.rows.queries);
     if (random.chance(2)) rules.window = random.between(1, length + 5);
     if (random.chance(2)) rules.keep_sinks = 1;
     if (random.chance(3)) rules.first_position = random.below(length + 3);

@@ -3,6 +3,8 @@
 #include <kvtilt/cuda/cache/memory_plan.hpp>
 #include <kvtilt/quant/presets.hpp>
 
+#include "support/random.hpp"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -15,6 +17,7 @@
 namespace kvtilt::cuda {
 namespace {
 
+using test::Random;
 using testing::HasSubstr;
 
 CacheShape mixed_shape() {
@@ -81,6 +84,55 @@ TEST(DeviceMemoryPlan, NothingOverlapsAndAllIsCounted) {
     end = offset + bytes;
   }
   EXPECT_EQ(layout.plan.device_bytes(), round_up(end, 256));
+}
+
+TEST(DeviceMemoryPlanRandom, MostTokenCapacityFitsAndOnePageMoreDoesNot) {
+  Random random(5);
+  for (int round = 0; round < 60; ++round) {
+    CacheShape shape;
+    for (int layer = random.between(1, 4); layer > 0; --layer)
+      shape.layers.push_back({random.below(3), 32, 64, random.chance(3) ? 200 : 0});
+    shape.layers.push_back({1, 64, 64, 0});
+    const Plan plan = Plan::uniform(shape, presets::k4v2);
+    CacheOptions options;
+    options.page_tokens = 32 << random.below(3);
+    options.max_sequences = random.between(1, 9);
+    options.token_capacity = 1;  // does not count
+    if (random.chance(2)) options.max_sequence_tokens = random.between(1, 5000);
+    const std::size_t limit = static_cast<std::size_t>(random.between(1, 64)) << 20;
+    alignas(256) static std::byte memory[256];  // of which nothing is used
+    const std::size_t lost = random.chance(2) ? 0 : 16;
+    if (random.chance(2))
+      options.max_bytes = limit;
+    else
+      options.device_memory = {memory + (256 - lost) % 256, limit + lost};
+    const Result<std::int64_t> most = most_token_capacity(shape, plan, options);
+    CacheOptions made = options;
+    made.max_bytes = limit;
+    made.token_capacity = options.page_tokens;
+    if (!most) {
+      EXPECT_EQ(most.code(), ErrorCode::OutOfMemory);
+      EXPECT_EQ(plan_memory(shape, plan, made).code(), ErrorCode::OutOfMemory) << round;
+      continue;
+    }
+    EXPECT_EQ(*most % options.page_tokens, 0);
+    made.token_capacity = *most;
+    EXPECT_TRUE(plan_memory(shape, plan, made).ok()) << round;
+    made.token_capacity += options.page_tokens;
+    EXPECT_EQ(plan_memory(shape, plan, made).code(), ErrorCode::OutOfMemory) << round;
+  }
+}
+
+TEST(DeviceMemoryPlanHostile, MostTokenCapacityNeedsALimitAndRoom) {
+  const CacheShape shape = CacheShape::uniform(2, 2, 64);
+  const Plan plan = Plan::uniform(shape, presets::k4v2);
+  CacheOptions options;
+  EXPECT_THAT(std::string(most_token_capacity(shape, plan, options).message()),
+              HasSubstr("nothing limits the tokens"));
+  options.max_bytes = 1000;
+  EXPECT_EQ(most_token_capacity(shape, plan, options).code(), ErrorCode::OutOfMemory);
+  options.page_tokens = 48;
+  EXPECT_EQ(most_token_capacity(shape, plan, options).code(), ErrorCode::InvalidArgument);
 }
 
 TEST(DeviceMemoryPlan, RefusesWithAReason) {

@@ -43,7 +43,7 @@ struct AttendRules {
 
   /// Whether the mask rules what a sequence with so many rows sees of them: with more than a word has
   /// bits it is a prompt's chunk, causal, beside the others' trees.
-  [[nodiscard]] KVTILT_HD bool masks(std::int64_t rows) const {
+  [[nodiscard]] KVTILT_HD bool masks(int rows) const {
     return tree_mask != nullptr && rows <= most_tree_rows;
   }
 };

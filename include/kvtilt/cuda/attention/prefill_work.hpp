@@ -323,7 +323,7 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   segment.rows.kv_head = head;
   segment.plain =
       PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
-                     segment.rows.past, segment.rows.chunk_tokens);
+                     segment.rows.past, arguments.attend.rules.masks(segment.rows.chunk_tokens));
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

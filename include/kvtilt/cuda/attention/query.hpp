@@ -25,16 +25,16 @@ struct PlainRange {
   }
 
   /// oldest, newest      positions of the item's queries
-  /// new_from, new_rows  the new tokens, to which a tree mask applies
+  /// new_from, tree      first of the new tokens, and whether a tree mask rules what is seen of them
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
                                                std::int64_t newest, std::int64_t new_from,
-                                               int new_rows) {
+                                               bool tree) {
     PlainRange range;
     range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
-    range.end = rules.masks(new_rows) ? new_from : oldest + 1;
+    range.end = tree ? new_from : oldest + 1;
     if (rules.end_position < range.end) range.end = rules.end_position;
     return range;
   }
@@ -48,6 +48,7 @@ struct ItemRows {
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
   std::int64_t length;       ///< positions of the sequence
+  bool tree;                 ///< rules.masks(queries)
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
@@ -63,7 +64,7 @@ struct ItemRows {
   /// Position of the oldest query.
   [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return length - queries; }
   [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
-    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), queries);
+    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), tree);
   }
 };
 
@@ -76,7 +77,8 @@ KVTILT_HD constexpr std::uint32_t slots_before(int count) {
 struct QueryPosition {
   std::int64_t own;
   std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
-  std::int64_t new_end;
+  int new_rows;
+  bool tree;  ///< rules.masks(new_rows)
 };
 
 /// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
@@ -96,8 +98,8 @@ struct ColumnView {
     if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
         query.own - rules.window + 1 > begin)
       begin = query.own - rules.window + 1;
-    const bool tree = rules.masks(query.new_end - query.new_from);
-    std::int64_t end = tree ? query.new_end : query.own + 1;
+    const bool tree = query.tree;
+    std::int64_t end = tree ? query.new_from + query.new_rows : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
     view.begin = slot_of(begin - first);
@@ -111,7 +113,8 @@ struct ColumnView {
                                                const ItemRows& item, int column, std::int64_t first,
                                                bool sink) {
     return of(arguments.rules,
-              {item.oldest() + item.query_token(arguments, column), item.oldest(), item.length},
+              {item.oldest() + item.query_token(arguments, column), item.oldest(), item.queries,
+               item.tree},
               item.place(arguments, column).token, first, sink);
   }
 

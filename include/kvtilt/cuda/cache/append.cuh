@@ -39,6 +39,17 @@ inline cudaError_t launch_append(const AppendArguments& arguments, cudaStream_t 
                                 append_shared_bytes(arguments.layer), stream, arguments);
 }
 
+/// Shared memory that a block of the current device can have.
+inline cudaError_t most_shared_bytes(std::size_t& bytes) {
+  int device = 0;
+  int limit = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  bytes = static_cast<std::size_t>(limit);
+  return error;
+}
+
 /// The same, in the way that is faster where a sequence gets up to `most_tokens`: from a page's
 /// worth on, pages of new tokens alone are sealed by blocks of their own. Whatever the number, the
 /// result is right for any that are in device memory. Heads whose pages do not fit the shared
@@ -49,14 +60,9 @@ inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t mo
   constexpr auto kernel = &pack_kernel<DeviceThreads>;
   if (most_tokens < arguments.layer.page_tokens) return launch_append(arguments, stream);
   const std::size_t shared = pack_shared_bytes(arguments.layer);
-  int device = 0;
-  int limit = 0;
-  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
-  if (const cudaError_t error =
-          cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-      error != cudaSuccess)
-    return error;
-  if (shared > static_cast<std::size_t>(limit)) return launch_append(arguments, stream);
+  std::size_t limit = 0;
+  if (const cudaError_t error = most_shared_bytes(limit); error != cudaSuccess) return error;
+  if (shared > limit) return launch_append(arguments, stream);
   const std::int64_t blocks = pack_blocks(arguments);
   if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
   return detail::launch<kernel>(static_cast<int>(blocks), pack_threads, shared, stream, arguments);

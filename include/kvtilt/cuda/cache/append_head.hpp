@@ -65,16 +65,23 @@ KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerStorage& layer) {
   return sizeof(AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
 }
 
-/// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
-/// whether this block records that tokens do not fit.
+/// The arguments to where all threads of a block read them, after the next sync().
 template <class Threads>
-KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constants, int index,
-                         int head, bool reports) {
+KVTILT_HD AppendShared& share_arguments(const Threads& threads, const AppendArguments& constants) {
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
   constexpr int words = sizeof(AppendArguments) / 4;
   for (int i = threads.thread(); i < words; i += threads.thread_count())
     reinterpret_cast<std::uint32_t*>(&shared.arguments)[i] =
         reinterpret_cast<const std::uint32_t*>(&constants)[i];
+  return shared;
+}
+
+/// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
+/// whether this block records that tokens do not fit.
+template <class Threads>
+KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constants, int index,
+                         int head, bool reports) {
+  AppendShared& shared = share_arguments(threads, constants);
   threads.sync();
   const AppendArguments& arguments = shared.arguments;
   const LayerStorage& layer = arguments.layer;

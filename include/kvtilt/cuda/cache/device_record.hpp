@@ -111,6 +111,11 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
           "is not full. %u errors in all",
           record.layer, record.sequence, token, record.count);
     case ErrorCode::Corrupt:
+      if (record.call == DeviceCall::PackPages)
+        return Status::error(code,
+                             "layer %d: rows from %lld on were not packed: page %d is outside the "
+                             "pool. %u errors in all",
+                             record.layer, token, record.sequence, record.count);
       if (record.call != DeviceCall::Any)
         return Status::error(
             code,

@@ -63,8 +63,10 @@ class KVCache {
   Result<SequenceId> open(cudaStream_t stream = nullptr);
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks. Fails with OutOfMemory while other sequences hold the
-  /// pages, or with OutOfCapacity where no layer or table would ever have so many; then nothing changes.
+  /// then append cannot run out, but for what fork() says of windows. Never shrinks. Fails with
+  /// OutOfMemory while other sequences hold the pages, or with OutOfCapacity where no layer or table
+  /// would ever have so many; then nothing changes. Cost: one kernel, one more for each 300 pieces
+  /// that the free pages lie in.
   Status reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream = nullptr);
 
   /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
@@ -96,8 +98,9 @@ class KVCache {
   Status remove(SequenceId id, std::int64_t from, std::int64_t to, cudaStream_t stream = nullptr);
 
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
-  /// reserved for `tokens` tokens, or for those it holds if that is more. Fails as open and reserve
-  /// do, and if layers differ in length. If appends were not told (note_appended), the device
+  /// reserved for `tokens` tokens, or for those it holds if that is more. A shared page that a window
+  /// leaves behind comes back to neither: the first one, too, may have to reserve again once its window
+  /// has moved on. Fails as open and reserve do, and if layers differ in length. If appends were not told (note_appended), the device
   /// refuses, the new sequence stays empty, and poll() tells: close it, and refresh() the other.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
 
@@ -140,7 +143,7 @@ class KVCache {
   /// of the new batch.
   ///
   /// memory  device, at least ids.size() numbers; belongs to the batch as long as it is used. What is
-  ///         left of it becomes -1: nobody
+  ///         left of it becomes -1: nobody. Attention takes batches of up to 1024
   Result<SequenceBatch> batch(std::span<const SequenceId> ids, std::span<std::int32_t> memory,
                               cudaStream_t stream = nullptr);
   /// A batch of one needs no memory; a graph that was captured with it serves the slot for ever.

@@ -37,7 +37,7 @@ struct SequenceState {
 };
 
 /// What found an error, where its code does not tell.
-enum class DeviceCall : std::int32_t { Any, Append, Attend };
+enum class DeviceCall : std::int32_t { Any, Append, Attend, PackPages };
 
 /// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
 struct DeviceRecord {

@@ -217,4 +217,39 @@ inline Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
   return layout->plan;
 }
 
+/// The largest token_capacity, in whole pages, of a cache that fits options.max_bytes,
+/// options.device_memory, or both; whatever options.token_capacity is. Where max_sequence_tokens is 0
+/// each sequence's table grows with it: set that to what one sequence needs.
+///
+/// Fails  as create does, with InvalidArgument if the options have no limit, and with OutOfMemory if
+///        not even one page a layer fits
+/// Cost   plan_memory()'s, some 30 times
+inline Result<std::int64_t> most_token_capacity(const CacheShape& shape, const Plan& plan,
+                                                CacheOptions options) {
+  KVTILT_RETURN_IF_ERROR(check_options(options));
+  if (options.max_bytes == 0 && options.device_memory.empty())
+    return Status::error(ErrorCode::InvalidArgument,
+                         "max_bytes is 0 and device_memory is empty: nothing limits the tokens");
+  if (!options.device_memory.empty()) {
+    const std::size_t beyond =
+        reinterpret_cast<std::uintptr_t>(options.device_memory.data()) % detail::device_alignment;
+    const std::size_t lost = beyond == 0 ? 0 : detail::device_alignment - beyond;
+    const std::size_t size = options.device_memory.size();
+    const std::size_t usable = size > lost ? size - lost : 1;
+    if (options.max_bytes == 0 || usable < options.max_bytes) options.max_bytes = usable;
+  }
+  const auto planned = [&](std::int64_t pages) {
+    options.token_capacity = pages * options.page_tokens;
+    return plan_memory(shape, plan, options);
+  };
+  if (Result<MemoryPlan> least = planned(1); !least) return std::move(least).take_status();
+  std::int64_t fitting = 1;
+  std::int64_t end = most_token_count / options.page_tokens + 1;
+  while (end - fitting > 1) {
+    const std::int64_t middle = fitting + (end - fitting) / 2;
+    (planned(middle).ok() ? fitting : end) = middle;
+  }
+  return fitting * options.page_tokens;
+}
+
 }  // namespace kvtilt::cuda

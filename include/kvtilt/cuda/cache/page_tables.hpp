@@ -68,8 +68,9 @@ constexpr std::size_t import_workspace_bytes(int sequences, int most_pages) {
 
 /// `layer` over an engine's own pages: what import_tables makes ready, once its kernel has run.
 ///
-/// layer      a layer of a KVCache with the engine's shape, recipes and page_tokens; it is only
-///            asked for its layouts. There are no sinks and no tail
+/// layer      a layer of a KVCache with the engine's shape, recipes and page_tokens, which must
+///            outlive what is imported: its layouts are read where they are in device memory, and
+///            its record is written. There are no sinks and no tail
 /// pool       device: quantized pages, one after the other
 /// workspace  device, at a multiple of 64: import_workspace_bytes()
 inline ImportedLayer imported_layer(const LayerStorage& layer, std::byte* pool, int sequences,

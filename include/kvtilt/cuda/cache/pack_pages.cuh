@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: MIT
+/// Fills pages of an engine's own pool.
+#pragma once
+
+#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/cuda/cache/append.cuh>
+#include <kvtilt/cuda/cache/pack_pages.hpp>
+#include <kvtilt/cuda/error.cuh>
+#include <kvtilt/cuda/launch.cuh>
+#include <kvtilt/cuda/machine.hpp>
+#include <kvtilt/cuda/threads.cuh>
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+namespace kvtilt::cuda {
+
+namespace detail {
+
+/// A template only so that many files may include it.
+template <class Threads = DeviceThreads>
+__global__ void __launch_bounds__(pack_threads, compiled_machine.append_blocks)
+    pack_pages_kernel(const __grid_constant__ PackPagesArguments arguments) {
+  const Threads threads = Threads::in_turn();
+  pack_pages(threads, arguments);
+}
+
+}  // namespace detail
+
+/// Seals full pages of tokens into an engine's own pool, for import_tables(): the bytes that a cache of
+/// the same shape, recipes and page_tokens would have sealed. Tokens that fill no page are the engine's
+/// to keep, in 16 bits, and to attend to; merge() joins both results. May be captured.
+///
+/// layer   a layer of a KVCache with the engine's shape, recipes and page_tokens, which must outlive
+///         the kernel: only its layouts are read, and its record is written
+/// keys    device, [pages * page_tokens, kv_heads, key_dim], after RoPE, f32, f16 or bf16; channels
+///         contiguous, any other strides; rounded to fp16
+/// values  device, [pages * page_tokens, kv_heads, value_dim], likewise
+/// pages   device, [pages]: the place in the pool of each page_tokens rows, none twice; below 0: those
+///         rows are left alone, so that a graph of the most pages replays with fewer
+/// pool    device, at a multiple of 64: pool_pages quantized pages, one after the other
+/// Fails   InvalidArgument (shapes, rows that fill no page, pool), Unsupported (a head's page does not
+///         fit the device's shared memory), or what the launch says; then nothing is queued. NaN
+///         is stored as 0 and what is too large as the largest that the recipe holds, a page outside
+///         the pool is left out: poll() of the cache tells, the page in place of a slot and the row in
+///         place of a position
+/// Cost    one launch, one pass over the rows; does not wait
+inline Status pack_pages(const LayerStorage& layer, const TensorView& keys,
+                         const TensorView& values, const std::int32_t* pages, std::byte* pool,
+                         std::int32_t pool_pages, cudaStream_t stream = nullptr) {
+  constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
+  if (layer.kv_heads == 0)
+    return Status::error(invalid, "layer %d keeps no cache (kv_heads is 0)", layer.layer);
+  const LayerShape shape{layer.kv_heads, layer.key_dim, layer.value_dim};
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_rows(shape, keys, values, layer.layer));
+  if (keys.tokens % layer.page_tokens != 0)
+    return Status::error(invalid, "%lld rows do not fill pages of %d tokens",
+                         static_cast<long long>(keys.tokens), layer.page_tokens);
+  if (keys.tokens == 0) return {};
+  if (pages == nullptr || pool == nullptr || pool_pages < 1 ||
+      reinterpret_cast<std::uintptr_t>(pool) % page_alignment != 0)
+    return Status::error(invalid,
+                         "pages at %p and a pool of %d at %p: neither may be null, nor the pool "
+                         "empty or off a multiple of %d",
+                         static_cast<const void*>(pages), pool_pages, static_cast<void*>(pool),
+                         page_alignment);
+  const std::int64_t blocks = keys.tokens / layer.page_tokens * layer.kv_heads;
+  if (blocks > std::numeric_limits<int>::max())
+    return Status::error(invalid, "%lld rows are more than one launch can number, pack in parts",
+                         static_cast<long long>(keys.tokens));
+  const std::size_t shared = pack_shared_bytes(layer);
+  std::size_t limit = 0;
+  KVTILT_RETURN_IF_ERROR(to_status(most_shared_bytes(limit), "asking for shared memory"));
+  if (shared > limit)
+    return Status::error(ErrorCode::Unsupported,
+                         "a page of %d tokens of %d and %d channels takes %zu bytes of shared "
+                         "memory, a block of this device has %zu",
+                         layer.page_tokens, layer.key_dim, layer.value_dim, shared, limit);
+  PackPagesArguments arguments{{layer, {}, keys, values, {}}, pages, pool_pages};
+  arguments.append.layer.pool[static_cast<int>(PageKind::Sealed)] = pool;
+  return to_status(detail::launch<&detail::pack_pages_kernel<DeviceThreads>>(
+                       static_cast<int>(blocks), pack_threads, shared, stream, arguments),
+                   "packing pages");
+}
+
+}  // namespace kvtilt::cuda

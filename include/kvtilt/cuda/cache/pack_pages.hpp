@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: MIT
+/// Rows straight into sealed pages of an engine's own pool, which page_tables.hpp shows to attention:
+/// the bytes that append would have sealed. A block for each kv head of each page.
+#pragma once
+
+#include <kvtilt/cuda/cache/pack.hpp>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvtilt::cuda {
+
+struct PackPagesArguments {
+  /// A layer whose sealed pool is the engine's, keys and values [pages * page_tokens, kv_heads, dim].
+  /// Neither batch nor rows are read.
+  AppendArguments append;
+  const std::int32_t* pages;  ///< device, [pages]: where in the pool; below 0: nowhere
+  std::int32_t pool_pages;
+};
+
+/// Body of the kernel: kv_heads blocks of pack_threads threads for each page, pack_shared_bytes(). A
+/// page outside the pool is left out, and recorded. What a recipe cannot hold is repaired and recorded
+/// as append does, by the page in place of a slot and the row in place of a position.
+template <class Threads>
+KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& constants) {
+  const unsigned heads = static_cast<unsigned>(constants.append.layer.kv_heads);
+  const int index = static_cast<int>(static_cast<unsigned>(threads.block()) / heads);
+  const int head = threads.block() - index * constants.append.layer.kv_heads;
+  const std::int64_t first_row = std::int64_t{index} * constants.append.layer.page_tokens;
+  const std::int32_t page = constants.pages[index];
+  if (page < 0) return;
+  if (page >= constants.pool_pages) {
+    if (threads.thread() != 0 || head != 0) return;
+    DeviceRecord outside =
+        sequence_error(ErrorCode::Corrupt, constants.append.layer.layer, page, first_row);
+    outside.call = DeviceCall::PackPages;
+    record_error(threads, constants.append.layer.record, outside);
+    return;
+  }
+  detail::AppendShared& shared = detail::share_arguments(threads, constants.append);
+  auto& pack = *reinterpret_cast<detail::PackShared*>(threads.shared());
+  threads.sync();
+  const LayerStorage& layer = shared.arguments.layer;
+  const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
+  if (threads.thread() == 0) {
+    shared.work = {page, head, first_row, {}, nullptr, {}};
+    shared.work.plan.length = first_row;
+    pack.block = layer.block(PageKind::Sealed, page) + sealed.offset;
+  }
+  threads.sync();
+  const bool straight = !sealed.key.format.quantized() && !sealed.value.format.quantized();
+  const detail::HalfBlock to = detail::page_rows(threads, pack, sealed, straight);
+  detail::write_tokens(threads, shared.arguments, shared.work, layer.head(PageKind::Tail, head), to,
+                       {0, 0, layer.page_tokens});
+  if (straight) return;
+  threads.sync();
+  seal_head(threads, to.keys, to.values, sealed, pack.block,
+            threads.shared() + sizeof(detail::PackShared));
+}
+
+}  // namespace kvtilt::cuda

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: MIT
+// Against pages that LayerPages has sealed on the CPU.
+#include <kvtilt/cache/layer_pages.hpp>
+#include <kvtilt/cuda/cache/pack_pages.hpp>
+
+#include "support/caches.hpp"
+#include "support/emulated_layer.hpp"
+#include "support/emulated_threads.hpp"
+#include "support/random_input.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kvtilt::test {
+namespace {
+
+constexpr std::int32_t pool_pages = 9;
+
+/// Rows on their way into an engine's pool, whose pages are zeros.
+struct Packing {
+  std::vector<Recipe> recipes;
+  LayerPages cpu;
+  EmulatedLayer device;
+  std::vector<std::int32_t> pages;
+  RandomInput keys;
+  RandomInput values;
+  Block pool;
+
+  Packing(Random& random, const LayerShape& shape, const Recipe& recipe, int page_tokens,
+          std::vector<std::int32_t> pages_)
+      : recipes{resolve_recipe(recipe, shape, page_tokens).value()},
+        cpu(LayerPages::create(shape, recipes, page_tokens).value()),
+        device(shape, recipes, {page_tokens, 0, 0, 0}, 1, 1),
+        pages(std::move(pages_)),
+        keys(random, rows(page_tokens), shape.kv_heads, shape.key_dim),
+        values(random, rows(page_tokens), shape.kv_heads, shape.value_dim),
+        pool(pool_pages * device.layout(PageKind::Sealed).bytes) {}
+
+  [[nodiscard]] std::int64_t rows(int page_tokens) const {
+    return static_cast<std::int64_t>(pages.size()) * page_tokens;
+  }
+  void pack() {
+    cuda::LayerStorage layer = device.storage();
+    layer.pool[static_cast<int>(PageKind::Sealed)] = pool.data();
+    const cuda::PackPagesArguments arguments{
+        {layer, {}, keys.view(), values.view(), {}}, pages.data(), pool_pages};
+    EXPECT_TRUE(emulate(static_cast<int>(pages.size()) * layer.kv_heads, cuda::pack_threads,
+                        cuda::pack_shared_bytes(layer),
+                        [&](EmulatedThreads& threads) { cuda::pack_pages(threads, arguments); },
+                        {LaunchOrder::Shuffled, 1}));
+  }
+  /// Every page that is named holds what the CPU makes of its rows, and no other was written.
+  void expect_pages() {
+    const PageLayout& sealed = device.layout(PageKind::Sealed);
+    const int page_tokens = cpu.page_tokens();
+    Block expected(pool.size());
+    for (std::size_t i = 0; i < pages.size(); ++i) {
+      if (pages[i] < 0 || pages[i] >= pool_pages) continue;
+      const std::int64_t first = static_cast<std::int64_t>(i) * page_tokens;
+      const auto page_rows = [&](const RandomInput& input) {
+        TensorView view = input.view();
+        view.data = static_cast<const std::byte*>(view.data) +
+                    first * view.token_stride * static_cast<std::int64_t>(element_bytes(view.type));
+        view.tokens = page_tokens;
+        return view;
+      };
+      Block block(cpu.bytes(PageKind::Tail));
+      Block page(sealed.bytes);
+      KVTILT_EXPECT_OK(cpu.write(page_rows(keys), page_rows(values), 0, block.data()));
+      KVTILT_EXPECT_OK(cpu.seal(block.data(), page.data()));
+      for (const HeadLayout& head : sealed.heads)
+        to_fragment_order(
+            head, page.data() + head.offset,
+            expected.data() + sealed.bytes * static_cast<std::size_t>(pages[i]) + head.offset);
+    }
+    EXPECT_EQ(first_difference(pool, expected), -1)
+        << to_string(recipes[0]) << ", pages of " << sealed.bytes << " bytes";
+    EXPECT_TRUE(pool.guards_are_whole());
+  }
+};
+
+TEST(PackPages, PagesHaveTheCpusBytes) {
+  Random random(1);
+  for (const char* recipe : {"k4v2", "k16v16", "k16v4", "k8tv8", "k4v2c", "k1v1", "k3v6"}) {
+    Packing packing(random, {3, 64, 96}, parse_recipe(recipe).value(), 64, {4, -1, 0, 7});
+    packing.pack();
+    packing.expect_pages();
+    EXPECT_EQ(packing.device.record().code, 0u);
+  }
+}
+
+TEST(PackPagesRandom, AnyRecipeAndPage) {
+  Random random(2);
+  for (int round = 0; round < 25; ++round) {
+    const int page_tokens = 32 << random.below(3);
+    const LayerShape shape{random.between(1, 3), 32 * random.between(1, 4),
+                           32 * random.between(1, 4)};
+    std::vector<std::int32_t> pages = {random.below(pool_pages)};
+    const int step = 1 << random.below(3);
+    for (int more = random.below(4); more > 0; --more)
+      pages.push_back((pages.back() + step) % pool_pages);
+    if (random.chance(2)) pages.back() = -1 - random.below(9);
+    Packing packing(random, shape,
+                    {random_format(random, shape.key_dim, page_tokens),
+                     random_format(random, shape.value_dim, page_tokens)},
+                    page_tokens, pages);
+    packing.pack();
+    packing.expect_pages();
+  }
+}
+
+TEST(PackPagesHostile, PagesOutsideThePoolAreLeftOutAndTold) {
+  Random random(3);
+  Packing packing(random, {2, 64, 64}, presets::k4v2, 64, {1, pool_pages, 2});
+  packing.pack();
+  packing.expect_pages();
+  EXPECT_EQ(packing.device.record().count, 1u);
+  EXPECT_THAT(std::string(to_status(packing.device.record(), 64).message()),
+              testing::HasSubstr("layer 3: rows from 64 on were not packed: page 9 is outside the "
+                                 "pool"));
+}
+
+TEST(PackPagesHostile, WhatARecipeCannotHoldIsRepairedAndTold) {
+  Random random(4);
+  Packing packing(random, {2, 64, 64}, presets::k4v2, 64, {5, 3});
+  packing.values.spoil(64 + 7, 1, 11, 0x7fc00000u);
+  packing.pack();
+  const cuda::DeviceRecord& record = packing.device.record();
+  EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::InvalidValue);
+  EXPECT_EQ(record.count, 1u);
+  EXPECT_EQ(record.sequence, 3);
+  EXPECT_EQ(record.token, 64 + 7);
+  EXPECT_EQ(record.head, 1);
+  EXPECT_EQ(record.channel, 64 + 11);
+}
+
+}  // namespace
+}  // namespace kvtilt::test
