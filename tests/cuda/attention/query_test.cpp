@@ -29,7 +29,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
   arguments.ratio = 3;
-  const ItemRows item{5, 1, 8, 7, 15, 100};
+  const ItemRows item{5, 1, 8, 7, 15, 100, false};
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
