@@ -37,7 +37,8 @@ struct Row {
   int kv_heads;
   std::vector<std::int64_t> lengths;
   std::string shape;
-  bool with_error = false;  ///< check some outputs
+  bool with_error = false;                ///< check some outputs, of one query each
+  std::vector<std::int32_t> indptr = {};  ///< queries of each sequence; empty: one
 };
 
 /// Names with a + between them: heads take turns.
@@ -77,8 +78,10 @@ void time_row(const Row& row, const std::string& name, const cuda::AttendTuning&
   check(attention.status());
   const LayerData data(shape, recipes, row.lengths);
   const int sequences = static_cast<int>(row.lengths.size());
+  const int asked = row.indptr.empty() ? sequences : row.indptr.back();
+  const DeviceArray<std::int32_t> indptr(row.indptr);
   const std::size_t elements =
-      static_cast<std::size_t>(sequences) * static_cast<std::size_t>(row.query_heads) * head_dim;
+      static_cast<std::size_t>(asked) * static_cast<std::size_t>(row.query_heads) * head_dim;
   const DeviceArray<F16> queries(elements);
   const DeviceArray<F16> out(elements);
   fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
@@ -88,9 +91,10 @@ void time_row(const Row& row, const std::string& name, const cuda::AttendTuning&
   check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
   finish();
   const auto launch = [&](int i, cudaStream_t stream) {
-    check(attention->attend(data.layer(), data.batch(i), nullptr,
-                            {queries.data(), sequences, row.query_heads, head_dim},
-                            {out.data(), sequences, row.query_heads, head_dim}, nullptr, {},
+    check(attention->attend(data.layer(), data.batch(i),
+                            row.indptr.empty() ? nullptr : indptr.data(),
+                            {queries.data(), asked, row.query_heads, head_dim},
+                            {out.data(), asked, row.query_heads, head_dim}, nullptr, {},
                             {workspace.data(), workspace_bytes}, stream));
   };
   const double seconds = replayed_seconds(std::max(data.sets(), 8), launch);
@@ -130,6 +134,15 @@ Row ragged_row(const char* recipe, int query_heads, int kv_heads) {
           "batch:16/tokens:ragged"};
 }
 
+/// A token and up to four drafts of each sequence.
+Row drafts_row(const char* recipe, int query_heads, int kv_heads) {
+  Row row = uniform_row(recipe, query_heads, kv_heads, 16, 32768);
+  row.shape += "/drafts:ragged";
+  row.indptr = {0};
+  for (int i = 0; i < 16; ++i) row.indptr.push_back(row.indptr.back() + 1 + i % 5);
+  return row;
+}
+
 constexpr const char* usual_recipes[] = {"k16v16", "k4v2", "k4v4", "k8v8", "k2v2", "k8v4"};
 
 /// Targets first, then what else is told of.
@@ -143,6 +156,7 @@ void measure_all(Report& report) {
   }
   for (const char* recipe : {"k16v16", "k4v2"}) {
     measure(ragged_row(recipe, 32, 8), report);
+    measure(drafts_row(recipe, 32, 8), report);
     measure(uniform_row(recipe, 64, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 32, 4, 32768), report);
     measure(uniform_row(recipe, 8, 1, 1, 131072), report);  // of eight GPUs that share the heads

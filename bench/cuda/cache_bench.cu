@@ -4,6 +4,7 @@
 // tokens, f16 input. Beside them what this card copies, in the same run. JSON goes to argument 1.
 //
 //   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
+//   pack_pages/<recipe>  the same, into pages of an engine's own
 //   unpack/<recipe>   the same tokens as f16 rows
 //   save/<recipe>, load/<recipe>  the same tokens to pinned host memory and back, as the host waits for
 //                     them, checksums included; % of a copy of as many bytes over the same bus
@@ -12,6 +13,7 @@
 //                     that is replayed 64 times: with 64 sequences one seals a page at each step
 
 #include <kvtilt/cuda/cache/kv_cache.cuh>
+#include <kvtilt/cuda/cache/pack_pages.cuh>
 #include <kvtilt/quant/recipe.hpp>
 
 #include "layer_data.cuh"
@@ -72,6 +74,28 @@ double copy_rate(Report& report) {
   return rate;
 }
 
+/// Into the pages of a cache, in place of an engine's pool.
+void measure_engine_pages(const std::string& name, cuda::KVCache& cache, const DeviceRows& keys,
+                          const DeviceRows& values, double copied, Report& report) {
+  const cuda::LayerStorage layer = check(cache.view(0));
+  constexpr int sealed = static_cast<int>(PageKind::Sealed);
+  constexpr int calls = 5;
+  constexpr int pages = prompt / 64;
+  std::vector<std::int32_t> order;
+  for (std::int32_t page = 0; page < calls * pages; ++page) order.push_back(page);
+  const DeviceArray<std::int32_t> places(order);
+  const auto pack_all = [&] {
+    for (int call = 0; call < calls; ++call)
+      check(cuda::pack_pages(layer, keys.view(), values.view(), places.data() + call * pages,
+                             layer.pool[sealed], calls * pages));
+  };
+  const double seconds = median_seconds(7, pack_all) / calls;
+  const double stored = static_cast<double>(pages * layer.block_bytes[sealed]);
+  const double moved = keys.bytes() + values.bytes() + stored;
+  report.add("pack_pages/" + name + "/time", seconds * 1e6, "us");
+  report.add("pack_pages/" + name + "/of_copy", 100 * moved / seconds / copied, "%");
+}
+
 void measure_prompts(const std::string& name, const Recipe& recipe, double copied, Report& report) {
   constexpr int sequences = 6;
   const CacheShape shape = CacheShape::uniform(1, kv_heads, head_dim);
@@ -119,6 +143,7 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   const double unpacked = median_seconds(15, unpack_all) / (sequences - 1);
   report.add("unpack/" + name + "/time", unpacked * 1e6, "us");
   report.add("unpack/" + name + "/of_copy", 100 * moved / unpacked / copied, "%");
+  measure_engine_pages(name, cache, keys, values, copied, report);
   check(cache.poll(nullptr));
 }
 
