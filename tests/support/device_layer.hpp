@@ -57,7 +57,7 @@ class DeviceLayer {
   DeviceLayer(DeviceLayer&&) = default;
 
   [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
-  void set_record(cuda::DeviceRecord* record) { layer_.record = record; }
+  void set_records(cuda::DeviceRecords* records) { layer_.records = records; }
   [[nodiscard]] std::size_t pool_bytes(int kind) const { return pools_[kind].size() - 64; }
   [[nodiscard]] cuda::Batch batch() const { return {slots_.data(), count_}; }
 

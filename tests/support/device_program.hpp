@@ -165,7 +165,7 @@ inline void expect_bad_rows_are_refused(const AppendBody& body) {
                                                     {-1, 1, 2, 3},
                                                     {0, 1, 2, far},
                                                     {far, 0, 1, 2}}) {
-      program.device().record() = {};
+      program.device().forget_record();
       body({program.device().storage(), {slots.data(), 3}, tensor, tensor, {indptr.data(), 0}}, {});
       const cuda::DeviceRecord& record = program.device().record();
       EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::Corrupt));

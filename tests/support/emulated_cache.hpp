@@ -44,8 +44,8 @@ class EmulatedCache {
   [[nodiscard]] const cuda::LayerStorage& storage(int layer) const {
     return storages_[static_cast<std::size_t>(layer)];
   }
-  [[nodiscard]] const cuda::DeviceRecord& record() const { return *storages_[0].record; }
-  void forget_record() { *storages_[0].record = {}; }
+  [[nodiscard]] const cuda::DeviceRecord& record() const { return storages_[0].records->first(); }
+  void forget_record() { *storages_[0].records = {}; }
 
   void give(std::uint32_t slot, const std::vector<cuda::PageRun>& runs) {
     for (std::size_t first = 0; first < runs.size();) {

@@ -54,7 +54,7 @@ class EmulatedLayer {
     storage_.states = states_.data();
     storage_.tables = tables_.data();
     storage_.arrivals = arrivals_.data() + 1;
-    storage_.record = &record_;
+    storage_.records = &records_;
     // Pages in no order.
     for (int sequence = 0; sequence < sequences; ++sequence)
       for (int i = 0; i < pages_each; ++i)
@@ -69,7 +69,8 @@ class EmulatedLayer {
   [[nodiscard]] cuda::SequenceState& state(int sequence) {
     return states_[static_cast<std::size_t>(sequence)];
   }
-  [[nodiscard]] cuda::DeviceRecord& record() { return record_; }
+  [[nodiscard]] const cuda::DeviceRecord& record() const { return records_.first(); }
+  void forget_record() { records_ = {}; }
 
   /// Compares a sequence with the view of a CPU cache: all states, all bytes of sealed pages, all
   /// 16-bit values.
@@ -150,7 +151,7 @@ class EmulatedLayer {
   std::vector<cuda::SequenceState> states_;
   std::vector<cuda::PageSlot> tables_;
   std::vector<std::uint32_t> arrivals_;
-  cuda::DeviceRecord record_{};
+  cuda::DeviceRecords records_{};
   cuda::LayerStorage storage_{};
 };
 

@@ -222,8 +222,9 @@ TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
   const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {200, 0, 0, 90});
   DeviceLayer device = sequences.device();
-  cuda::DeviceRecord record{};
-  device.set_record(&record);
+  cuda::DeviceRecords records{};
+  const cuda::DeviceRecord& record = records.refused;
+  device.set_records(&records);
   const Rows<float> queries = random_queries(random, shape, 9, 4);
   for (const std::vector<std::int32_t>& indptr : {std::vector<std::int32_t>{0, 5000, 2, 4, 9},
                                                   {-3, 2, 4, 4, 9},
@@ -235,7 +236,7 @@ TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
     EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
     EXPECT_EQ(record.count, 2u) << "once for each of two launches";
     EXPECT_EQ(record.call, cuda::DeviceCall::Attend);
-    record = {};
+    records = {};
   }
 }
 

@@ -106,12 +106,12 @@ TEST(PrefillBlock, FourWarpsFitSmallDevices) {
 /// The error of a launch that writes nothing.
 cuda::DeviceRecord refused(const DeviceSequences& sequences, const Chunks& chunks) {
   DeviceLayer device = sequences.device();
-  cuda::DeviceRecord record{};
-  device.set_record(&record);
+  cuda::DeviceRecords records{};
+  device.set_records(&records);
   const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
   for (const float x : output.out.data) EXPECT_EQ(x, 77.0f);
-  EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
-  return record;
+  EXPECT_EQ(static_cast<ErrorCode>(records.refused.code), ErrorCode::Corrupt);
+  return records.refused;
 }
 
 TEST(PrefillBlock, MoreRowsThanTheHostWasToldOfWriteNothing) {

@@ -30,7 +30,7 @@ struct Launch {
   std::vector<std::int32_t> indptr{0};
   const HeadLayout heads[3] = {};
   std::byte memory[1];
-  DeviceRecord record{};
+  DeviceRecords records{};
   PrefillArguments arguments{};
 
   Launch(Random& random, int count, int ratio) {
@@ -63,7 +63,7 @@ struct Launch {
     }
     layer.states = states.data();
     layer.tables = tables.data();
-    layer.record = &record;
+    layer.records = &records;
     layer.heads[static_cast<int>(PageKind::Sealed)] = heads;
     for (std::byte*& pool : layer.pool) pool = memory;
     arguments.attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
@@ -297,8 +297,8 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
     launch.plan(3, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       EXPECT_EQ(plan.total, 0);
     });
-    EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Corrupt);
-    EXPECT_EQ(launch.record.count, 1u);
+    EXPECT_EQ(static_cast<ErrorCode>(launch.records.refused.code), ErrorCode::Corrupt);
+    EXPECT_EQ(launch.records.refused.count, 1u);
   }
 }
 
@@ -317,10 +317,10 @@ TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
     launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       EXPECT_EQ(plan.total > 0, fits);
     });
-    EXPECT_EQ(launch.record.count, fits ? 0u : 1u);
+    EXPECT_EQ(launch.records.refused.count, fits ? 0u : 1u);
   }
-  EXPECT_EQ(static_cast<ErrorCode>(launch.record.code), ErrorCode::Corrupt);
-  EXPECT_GT(launch.record.token, 0x7fffffff);
+  EXPECT_EQ(static_cast<ErrorCode>(launch.records.refused.code), ErrorCode::Corrupt);
+  EXPECT_GT(launch.records.refused.token, 0x7fffffff);
 }
 
 }  // namespace

@@ -29,6 +29,25 @@ TEST(DeviceRecord, KeepsOneErrorAndCountsAll) {
   EXPECT_EQ(record.token, 100);
 }
 
+TEST(DeviceRecord, WhatWasRepairedHidesNothingThatWasRefused) {
+  DeviceRecords records{};
+  const auto record = [&](ErrorCode code, int sequence) {
+    test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+      if (threads.thread() == 0)
+        record_error(threads, &records, sequence_error(code, 0, sequence, 0));
+    });
+  };
+  EXPECT_EQ(records.first().code, 0u);
+  record(ErrorCode::InvalidValue, 1);
+  EXPECT_EQ(records.first().sequence, 1);
+  record(ErrorCode::OutOfCapacity, 2);
+  record(ErrorCode::InvalidValue, 3);
+  EXPECT_EQ(records.first().sequence, 2);
+  EXPECT_EQ(records.refused.count, 1u);
+  EXPECT_EQ(records.repaired.sequence, 1);
+  EXPECT_EQ(records.repaired.count, 2u);
+}
+
 /// Looks at the record whenever others may.
 struct WatchedThread {
   DeviceRecord* record;

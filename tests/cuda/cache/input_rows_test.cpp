@@ -48,9 +48,10 @@ TEST(InputRows, WriteTheSlotsTheyAreGivenAndNoOthers) {
     rows.data = raw.data() + static_cast<std::size_t>(start) * bytes;
     rows.type = type;
     rows = rows.with_strides(dim + pad, dim);
-    cuda::DeviceRecord record{};
+    cuda::DeviceRecords records{};
+    const cuda::DeviceRecord& record = records.repaired;
     cuda::LayerStorage layer{};
-    layer.record = &record;
+    layer.records = &records;
     alignas(16) static std::byte codes[144 * 128 * 2];
     std::memset(codes, 0xcd, sizeof codes);
     const cuda::Role role = keys ? cuda::Role::Keys : cuda::Role::Values;

@@ -56,7 +56,7 @@ TEST(DeviceMemoryPlan, NothingOverlapsAndAllIsCounted) {
   const auto layout =
       detail::make_device_layout(shape, Plan::uniform(shape, presets::k4v2), options).value();
   std::vector<std::pair<std::size_t, std::size_t>> pieces = {
-      {layout.record, sizeof(DeviceRecord)},
+      {layout.record, sizeof(DeviceRecords)},
       {layout.storages, shape.layers.size() * sizeof(LayerStorage)},
       {layout.slots, 3 * sizeof(std::int32_t)}};
   for (const detail::DeviceLayer& layer : layout.layers) {

@@ -122,7 +122,7 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
   };
   for (const Range& range : {Range{390, 11}, {4, 10}, {-1, 3}, {400, 1}, {2, 5}}) {
     Rows<F16> keys(range.tokens, 1, 64, 0);
-    program.device().record() = {};
+    program.device().forget_record();
     const cuda::UnpackArguments arguments{
         program.device().storage(), 0, range.first, range.tokens, keys.view, {}};
     ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads,

@@ -255,6 +255,29 @@ TEST(DeviceKVCacheHostile, BadValuesAreRecorded) {
   EXPECT_TRUE(both.same(id));
 }
 
+TEST(DeviceKVCacheHostile, ARequestsNaNDoesNotHideThatAnothersTokensWereRefused) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  const CacheShape shape{{{2, 64, 64, 0}}};
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  const BothIds id = both.open(300);
+  const BothIds other = both.open(100);
+  const DeviceRows<float> zeros(Rows<float>(400, 2, 64));
+  Rows<float> rows(2, 2, 64);
+  rows.at(1, 0, 0) = std::numeric_limits<float>::quiet_NaN();
+  const DeviceRows<float> nan(rows);
+  KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, nan.view(), nan.view(), nullptr));
+  const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 400});
+  const cuda::SequenceBatch batch = both.gpu.batch(other.gpu).value();
+  KVTILT_EXPECT_OK(  // the host does not know how many they are
+      both.gpu.append(batch, 0, zeros.view(), zeros.view(), indptr.data(), {}, nullptr));
+  cuda::DeviceRecord record;
+  EXPECT_EQ(both.gpu.poll(nullptr, &record).code(), ErrorCode::OutOfCapacity);
+  EXPECT_EQ(static_cast<std::uint32_t>(record.sequence), other.gpu.slot);
+  EXPECT_EQ(both.gpu.poll(nullptr, &record).code(), ErrorCode::InvalidValue);
+  EXPECT_EQ(static_cast<std::uint32_t>(record.sequence), id.gpu.slot);
+  KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+}
+
 TEST(DeviceKVCacheHostile, WrongArgumentsChangeNothing) {
   KVTILT_SKIP_WITHOUT_GPU();
   const CacheShape shape = two_layers();

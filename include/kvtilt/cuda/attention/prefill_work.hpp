@@ -256,7 +256,7 @@ KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int
   if (threads.lane() != 0) return;
   starts[groups] = 0;
   if (threads.block() == 0)
-    record_error(threads, attend.layer.record,
+    record_error(threads, attend.layer.records,
                  sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0, total));
 }
 

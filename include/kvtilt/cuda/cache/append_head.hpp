@@ -97,7 +97,7 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     shared.works = tokens > 0 && work.plan.fits;
     if (reports && tokens > 0 && !work.plan.fits)
       record_error(
-          threads, layer.record,
+          threads, layer.records,
           sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence, work.state.length));
   }
   threads.sync();

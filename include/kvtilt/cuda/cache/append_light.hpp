@@ -113,7 +113,7 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
     first_row = arguments.rows.first(index);
     if (tokens > 0) plan = plan_append(layer.placement(), state, layer.table(slot), tokens);
     if (reports && tokens > 0 && !plan.fits)
-      record_error(threads, layer.record,
+      record_error(threads, layer.records,
                    sequence_error(ErrorCode::OutOfCapacity, layer.layer, slot, state.length));
   }
   const bool works = tokens > 0 && plan.fits;
@@ -248,7 +248,7 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
         const float limit = keys ? key_limit : value_limit;
         float x = elements.value(i, keys);
         if (!is_storable(x, limit)) {
-          record_error(threads, layer.record,
+          record_error(threads, layer.records,
                        {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer,
                         slot_of, position, head, element, x});
           x = storable(x, limit);

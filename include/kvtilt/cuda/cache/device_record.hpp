@@ -30,6 +30,13 @@ KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
   record->code = error.code;
 }
 
+template <class Threads>
+KVTILT_HD void record_error(const Threads& threads, DeviceRecords* records,
+                            const DeviceRecord& error) {
+  const bool repaired = error.code == static_cast<std::uint32_t>(ErrorCode::InvalidValue);
+  record_error(threads, repaired ? &records->repaired : &records->refused, error);
+}
+
 /// An error of a whole sequence in one layer.
 KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequence,
                                              std::int64_t token) {
@@ -68,7 +75,7 @@ KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerStorage& layer,
   wrong = threads.min_over_warp(wrong);
   if (wrong == none) return true;
   if (threads.block() == 0 && threads.thread() == 0)
-    record_error(threads, layer.record,
+    record_error(threads, layer.records,
                  rows_error(layer.layer, static_cast<int>(wrong), rows, in_all, call));
   return false;
 }

@@ -228,6 +228,7 @@ class KVCache {
   Status refresh(SequenceId id, cudaStream_t stream);
 
   /// The first thing that went wrong on the device since the last poll, or Ok. Waits for the stream.
+  /// What was refused comes first; if numbers were repaired as well, the next poll tells.
   ///
   /// record  if not null, receives the same as numbers: whose request failed, where and how often.
   ///         Code 0: nothing did. `sequence` is a SequenceId's slot, but for an engine's tables and for

@@ -223,7 +223,7 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
 /// as it is free stays for the next poll. So the order is: code, the rest, record free, count.
 inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
-  DeviceRecord* own = reinterpret_cast<DeviceRecord*>(memory_.data() + layout_.record);
+  DeviceRecords* all = reinterpret_cast<DeviceRecords*>(memory_.data() + layout_.record);
   const auto read = [&](void* to, const void* from, std::size_t bytes) {
     KVTILT_RETURN_IF_ERROR(
         to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "poll"));
@@ -232,10 +232,12 @@ inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   const auto clear = [&](std::uint32_t* word) {
     return to_status(cudaMemsetAsync(word, 0, sizeof *word, stream), "poll");
   };
+  if (record != nullptr) *record = {};
+  DeviceRecords codes{};  // of which nothing else may be there yet
+  KVTILT_RETURN_IF_ERROR(read(&codes, all, sizeof codes));
+  if (codes.first().code == 0) return {};
+  DeviceRecord* own = codes.refused.code != 0 ? &all->refused : &all->repaired;
   DeviceRecord found{};
-  if (record != nullptr) *record = found;
-  KVTILT_RETURN_IF_ERROR(read(&found.code, &own->code, sizeof found.code));
-  if (found.code == 0) return {};
   KVTILT_RETURN_IF_ERROR(read(&found, own, sizeof found));
   KVTILT_RETURN_IF_ERROR(clear(&own->code));
   KVTILT_RETURN_IF_ERROR(clear(&own->claimed));

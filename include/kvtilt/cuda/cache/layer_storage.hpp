@@ -39,7 +39,7 @@ struct SequenceState {
 /// What found an error, where its code does not tell.
 enum class DeviceCall : std::int32_t { Any, Append, Attend, PackPages };
 
-/// The first thing that went wrong in kernels whose data only the device has seen. code 0: nothing.
+/// Something that went wrong in kernels whose data only the device has seen. code 0: nothing did.
 struct DeviceRecord {
   std::uint32_t code;   ///< ErrorCode; written when all the rest is there
   std::uint32_t count;  ///< how many elements or sequences
@@ -51,6 +51,15 @@ struct DeviceRecord {
   float value;
   std::uint32_t claimed = 0;  ///< not 0: the error is being written, or is there
   DeviceCall call = DeviceCall::Any;
+};
+
+/// The first of each kind: NaN of one request must not hide that tokens of another were not stored.
+struct DeviceRecords {
+  DeviceRecord refused;   ///< what was not done
+  DeviceRecord repaired;  ///< what was stored, but not as it came: InvalidValue
+
+  /// The one to be told first.
+  [[nodiscard]] const DeviceRecord& first() const { return refused.code != 0 ? refused : repaired; }
 };
 
 struct LayerStorage {
@@ -76,7 +85,7 @@ struct LayerStorage {
   PageSlot* tables;       ///< [sequence slot][table_stride]
   std::int64_t table_stride;
   std::uint32_t* arrivals;  ///< [sequence slot], zero between kernels
-  DeviceRecord* record;
+  DeviceRecords* records;
   std::uint64_t fingerprint;  ///< of the sealed pages: layout_fingerprint()
 
   [[nodiscard]] KVTILT_HD TokenPlacement placement() const {

@@ -70,7 +70,7 @@ struct DeviceLayer {
 struct DeviceLayout {
   std::vector<DeviceLayer> layers;
   std::size_t storages = 0;  ///< LayerStorage [layers]
-  std::size_t record = 0;    ///< DeviceRecord
+  std::size_t record = 0;    ///< DeviceRecords
   std::size_t slots = 0;     ///< 0, 1, 2, ... : batches of one sequence
   std::size_t saved = 0;     ///< SavedResult
   MemoryPlan plan;
@@ -142,7 +142,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
   const auto other = [&](std::size_t count) {
     return offsets.take(count, 1, bytes.other_bytes, bytes.other_bytes);
   };
-  layout.record = other(sizeof(DeviceRecord));
+  layout.record = other(sizeof(DeviceRecords));
   layout.saved = other(sizeof(SavedResult));
   layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
   const std::size_t sequences = static_cast<std::size_t>(options.max_sequences);
@@ -189,7 +189,7 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, 
   const DeviceLayer& layer = layout.layers[index];
   LayerStorage storage = describe_layer(layer.shape, layer.placement, layer.layouts);
   storage.layer = static_cast<int>(index);
-  storage.record = reinterpret_cast<DeviceRecord*>(base + layout.record);
+  storage.records = reinterpret_cast<DeviceRecords*>(base + layout.record);
   if (layer.shape.kv_heads == 0) return storage;
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
     storage.seal_bytes = std::max({storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),

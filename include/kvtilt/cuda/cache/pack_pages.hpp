@@ -34,7 +34,7 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
     DeviceRecord outside =
         sequence_error(ErrorCode::Corrupt, constants.append.layer.layer, page, first_row);
     outside.call = DeviceCall::PackPages;
-    record_error(threads, constants.append.layer.record, outside);
+    record_error(threads, constants.append.layer.records, outside);
     return;
   }
   detail::AppendShared& shared = detail::share_arguments(threads, constants.append);

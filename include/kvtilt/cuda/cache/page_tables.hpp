@@ -140,7 +140,7 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& st
         state.length = state.tail_start = tokens;
         state.page_end = state.page_capacity = static_cast<std::int32_t>(pages);
       } else {
-        record_error(threads, storage.record,
+        record_error(threads, storage.records,
                      sequence_error(ErrorCode::Corrupt, storage.layer, i, tokens));
       }
       storage.states[i] = state;
@@ -163,7 +163,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
     std::int32_t pages = state.page_end - state.first_page;
     for (std::int32_t entry = state.first_page; entry + 1 < state.page_end; ++entry)
       if (table[entry].tokens != storage.page_tokens) {
-        record_error(threads, storage.record,
+        record_error(threads, storage.records,
                      sequence_error(ErrorCode::Unsupported, storage.layer, slot,
                                     table[entry].first_position));
         pages = 0;
@@ -179,7 +179,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
     for (int i = 0; i < batch.count; ++i) {
       const std::int32_t pages = out.indptr[i + 1];
       if (pages > out.capacity - total) {
-        record_error(threads, storage.record,
+        record_error(threads, storage.records,
                      sequence_error(ErrorCode::OutOfMemory, storage.layer, batch.slots[i], 0));
         out.last_page_tokens[i] = 0;
       } else {

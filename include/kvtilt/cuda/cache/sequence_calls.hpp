@@ -60,7 +60,7 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
     // The host counts what it gives: more is given only where it was not told of appends.
     if (end + static_cast<std::int64_t>(run.count) > storage.table_stride) {
       if (threads.thread() == 0)
-        record_error(threads, storage.record,
+        record_error(threads, storage.records,
                      sequence_error(ErrorCode::OutOfCapacity, layer, given.sequence, state.length));
       continue;
     }
@@ -159,7 +159,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   threads.sync();
   if (refusing >= 0) {
     if (threads.thread() == 0 && own == 0)
-      record_error(threads, layers.storages[refusing].record,
+      record_error(threads, layers.storages[refusing].records,
                    sequence_error(ErrorCode::InvalidArgument, refusing, sequence, length));
     return;
   }
@@ -193,7 +193,7 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   threads.sync();
   if (refusing >= 0) {
     if (threads.thread() == 0)
-      record_error(threads, layers.storages[refusing].record,
+      record_error(threads, layers.storages[refusing].records,
                    sequence_error(ErrorCode::InvalidArgument, refusing, sequence, from));
     return;
   }
@@ -282,7 +282,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   if (refusing >= 0) {
     const LayerStorage& storage = layers.storages[refusing];
     if (threads.thread() == 0 && threads.block() == 0)
-      record_error(threads, storage.record,
+      record_error(threads, storage.records,
                    sequence_error(ErrorCode::InvalidArgument, refusing, request.from,
                                   storage.states[request.from].length));
     // The host has counted them as shared.

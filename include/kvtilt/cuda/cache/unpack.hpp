@@ -261,9 +261,9 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   const int start = pieces.at(arguments.first);
   const bool reports = head == 0 && threads.thread() == 0;
   const auto report = [&](std::int64_t position) {
-    record_error(threads, layer.record,
-                 sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence,
-                                position));
+    record_error(
+        threads, layer.records,
+        sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence, position));
   };
   if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
     report(arguments.first);
