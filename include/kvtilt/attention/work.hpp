@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// Cuts attention over a ragged batch into items that any number of workers take from one counter.
 ///
-/// An item is a tile of query rows of one kv head: all its pages, or, where a request has few rows
-/// and many pages (decode), one span of them, whose partial result is merged in order afterwards.
+/// An item is a tile of query rows of one kv head: all its pages, or, where whole tiles are too few
+/// to keep the workers busy, one span of them, whose partial result is merged in order afterwards.
+/// A tile that is not split adds up the same spans in the same order: what is split changes no bit.
 #pragma once
 
 #include <kvtilt/attention/parallel_for.hpp>
@@ -34,7 +35,7 @@ struct Work {
 
   std::int64_t first_item;  ///< of all items of the batch
   std::int64_t first_tile;  ///< likewise
-  int spans;                ///< items per tile: 1 unless the pages are split
+  int spans = 1;            ///< items per tile: 1 unless the pages are split
   float* partials;          ///< [tile][span], if they are
 
   /// 0 of a view that comes from no cache, which is refused later.
@@ -63,20 +64,28 @@ inline std::int64_t chunk_block_count(std::int64_t tokens) {
   return (tokens + chunk_block_tokens - 1) / chunk_block_tokens;
 }
 
-/// Rows below which a request's pages are split over workers.
-inline constexpr std::int64_t max_split_tiles = 4;
+/// Whole tiles in a worker's share of a batch, at least: waiting for the last one then costs at most
+/// an eighth of the time. Chosen, not measured.
+inline constexpr std::int64_t share_tiles = 8;
 
-/// Numbers items and tiles and decides what is split.
-inline void number_items(std::span<Work> works, int workers) {
+/// Pages that the tiles of a request go through.
+inline std::int64_t tile_pages(const Work& work) { return work.tiles() * work.view->page_count; }
+
+/// Items per tile of a request in a batch of `batch_pages` pages (tile_pages of all its requests).
+/// Fewer than share_tiles * workers tiles of a batch are split.
+inline int spans_of(const Work& work, std::int64_t batch_pages, int workers) {
+  const int pages = work.view->page_count;
+  if (workers <= 1 || pages <= batch_pages / (share_tiles * workers)) return 1;
+  return std::max(1, (pages + span_pages - 1) / span_pages);
+}
+
+/// Numbers items and tiles.
+inline void number_items(std::span<Work> works) {
   std::int64_t item = 0;
   std::int64_t tile = 0;
   for (Work& work : works) {
-    const bool split =
-        workers > 1 && work.tiles_per_head() <= max_split_tiles && work.chunk_head == nullptr;
-    work.spans = split ? std::max(1, (work.view->page_count + span_pages - 1) / span_pages) : 1;
     work.first_item = item;
     work.first_tile = tile;
-    work.partials = nullptr;
     item += work.tiles() * work.spans;
     tile += work.tiles();
   }
