@@ -154,6 +154,17 @@ TEST(WorkItems, TheLongSequenceOfABatchIsSplitAlone) {
   for (std::size_t i = 0; i < 64; ++i) EXPECT_EQ(cut.works[i].spans, i == 20 ? 125 : 1) << i;
 }
 
+TEST(WorkItems, PartialResultsTakeTheRowsThereAre) {
+  for (const int heads : {8, 32, 8 * 71}) {
+    const Shape sequence{{8, 128, 128}, heads, 513};
+    const Shape one_span{sequence.layer, heads, 32};
+    const std::size_t floats = static_cast<std::size_t>(heads) * 17 * (128 + 2);
+    EXPECT_EQ(Cut({sequence}, 64).workspace.size() - Cut({one_span}, 64).workspace.size(),
+              round_up(floats * sizeof(float), page_alignment))
+        << heads << " query heads";
+  }
+}
+
 TEST(WorkAgreement, PrefillOfABatchHasTheBitsOfItsSequences) {
   Random random(2);
   Ragged batch(random);

@@ -36,7 +36,7 @@ struct Work {
   std::int64_t first_item;  ///< of all items of the batch
   std::int64_t first_tile;  ///< likewise
   int spans = 1;            ///< items per tile: 1 unless the pages are split
-  float* partials;          ///< [tile][span], if they are
+  float* partials;          ///< [tile][span][row of the tile], if they are
 
   /// 0 of a view that comes from no cache, which is refused later.
   [[nodiscard]] int ratio() const {
@@ -48,6 +48,10 @@ struct Work {
   [[nodiscard]] int rows_of(std::int64_t tile) const {
     const std::int64_t start = tile % tiles_per_head() * tile_rows;
     return static_cast<int>(std::min<std::int64_t>(tile_rows, rows() - start));
+  }
+  /// Rows of the tiles before it.
+  [[nodiscard]] std::int64_t first_row(std::int64_t tile) const {
+    return tile / tiles_per_head() * rows() + tile % tiles_per_head() * tile_rows;
   }
   /// Token and query head of a tile's row.
   void locate(std::int64_t tile, int row, std::int64_t& token, int& head) const {
@@ -110,8 +114,8 @@ inline std::size_t tile_bytes(std::span<const Work> works) {
 /// Floats the partial results of a request take; 0 unless it is split.
 inline std::size_t partial_floats(const Work& work) {
   if (work.spans == 1) return 0;
-  return static_cast<std::size_t>(work.tiles() * work.spans) *
-         AttentionTile::span_floats(work.view->shape.value_dim, tile_rows);
+  return static_cast<std::size_t>(work.rows() * work.view->shape.kv_heads * work.spans) *
+         AttentionTile::span_floats(work.view->shape.value_dim);
 }
 
 inline Status check_workers(const ParallelFor& parallel) {
@@ -218,8 +222,9 @@ inline void write_rows(const Work& work, std::int64_t tile_index, AttentionTile&
 }
 
 inline float* partial(const Work& work, std::int64_t tile, int span) {
-  return work.partials + static_cast<std::size_t>(tile * work.spans + span) *
-                             AttentionTile::span_floats(work.view->shape.value_dim, tile_rows);
+  const std::int64_t row = work.first_row(tile) * work.spans + span * work.rows_of(tile);
+  return work.partials +
+         static_cast<std::size_t>(row) * AttentionTile::span_floats(work.view->shape.value_dim);
 }
 
 /// First pass: a tile with all its pages, or one span of them.
@@ -243,10 +248,7 @@ inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
 inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
   if (work.spans == 1) return;
   fill_rows(work, tile_index, tile, false);
-  for (int span = 0; span < work.spans; ++span) {
-    tile.take_span(partial(work, tile_index, span));
-    tile.end_span();
-  }
+  for (int span = 0; span < work.spans; ++span) tile.take_span(partial(work, tile_index, span));
   write_rows(work, tile_index, tile);
 }
 
