@@ -74,7 +74,7 @@ struct AttendPlan {
     }
     float* partials = carver.take<float>(floats);
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
-    bytes = carver.used() + page_alignment;
+    bytes = carver.used() + page_alignment;  // attend_memory.hpp takes the same
     if (workspace == nullptr) return;
     number_items(works);
     for (Work& work : works) {
@@ -87,7 +87,7 @@ struct AttendPlan {
 }  // namespace detail
 
 /// Bytes attend() needs for a batch and a number of workers. With one worker it does not depend on
-/// the lengths.
+/// the lengths. attend_memory.hpp has a bound for all batches to come.
 inline std::size_t attend_workspace_bytes(std::span<const AttendRequest> requests,
                                           int workers = 1) {
   return detail::AttendPlan(requests, workers, nullptr).bytes;
