@@ -28,8 +28,8 @@
 namespace kvtilt {
 
 /// Threads: calls for one sequence belong to one thread at a time, and views of it may be read by any
-/// number until a call changes it (LayerView); calls for different sequences, and open, may come from
-/// anywhere at any time. memory() of a sequence that is being written is undefined.
+/// number until a call changes it (LayerView); calls for different sequences, open, and memory() even
+/// of a sequence that is being written, may come from anywhere at any time.
 ///
 /// What create makes beside the cache's memory, a few KiB a layer, comes from operator new; so does what
 /// plan_memory() makes. An operator new that throws is not caught.
@@ -127,7 +127,9 @@ class KVCache {
   Result<std::int64_t> length(SequenceId id, int layer) const;
   Result<std::int64_t> length(SequenceId id) const;
 
-  /// Bytes of one sequence (reserved_bytes 0), and of all together.
+  /// Bytes of one sequence (reserved_bytes 0), and of all together. A call that changes a sequence
+  /// meanwhile shows in part. Cost: time that grows with sequences and layers, not with tokens, in
+  /// which no other sequence is opened, reserved for, forked, loaded or closed.
   Result<MemoryReport> memory(SequenceId id) const;
   [[nodiscard]] MemoryReport memory() const;
 
