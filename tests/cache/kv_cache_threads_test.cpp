@@ -117,9 +117,11 @@ TEST(KVCacheThreads, AForksPagesAreReadWhileTheOtherGrowsShrinksAndGoes) {
 }
 
 // Truncation takes no lock: only the page's counter orders one sequence's reading before the other's
-// writing.
+// writing. The thread sanitizer does not see vectors of 32 or 64 bytes.
 TEST(KVCacheThreads, TheLastToLetGoOfASharedPageWritesIntoIt) {
-  KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
+  CacheOptions options = small_pages();
+  options.isa = test::usable_isas().front();
+  KVCache cache = test::make_cache(one_head, presets::k4v2, options);
   Random random(9);
   const Rows<float> prompt = random_rows(random, 150, 1, 32);
   const Rows<float> next[] = {random_rows(random, 150, 1, 32), random_rows(random, 150, 1, 32)};

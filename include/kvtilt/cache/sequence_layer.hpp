@@ -14,12 +14,12 @@
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/entry_counts.hpp>
 #include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/page_references.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -270,7 +270,7 @@ class SequenceLayer {
       const PageEntry& entry = parent.entries_[i];
       Block block{entry.data, entry.references};
       if (entry.kind == PageKind::Sealed) {
-        std::atomic_ref(*entry.references).fetch_add(1, std::memory_order_relaxed);
+        share_page(entry.references);
       } else {
         const bool sinks = entry.kind == PageKind::Sinks;
         block = sinks ? sink_block_ : ring_[tail_blocks++];
@@ -304,7 +304,8 @@ class SequenceLayer {
   [[nodiscard]] std::optional<OldPage> old_page(std::size_t i, bool all_shared) const {
     if (i >= entries_.size()) return {};
     const PageEntry& entry = entries_[i];
-    const bool own = entry.kind == PageKind::Sealed && !all_shared && !is_shared(entry);
+    const bool own =
+        entry.kind == PageKind::Sealed && !all_shared && !is_shared_page(entry.references);
     return OldPage{end_of(entry), own};
   }
 
@@ -342,9 +343,6 @@ class SequenceLayer {
   [[nodiscard]] static std::int64_t end_of(const PageEntry& entry) {
     return entry.first_position + entry.tokens;
   }
-  [[nodiscard]] static bool is_shared(const PageEntry& entry) {
-    return std::atomic_ref(*entry.references).load(std::memory_order_relaxed) > 1;
-  }
 
   [[nodiscard]] std::size_t first_tail_entry() const {
     std::size_t index = entries_.size();
@@ -367,11 +365,8 @@ class SequenceLayer {
   /// Lets go of an entry. The last of those who share a page keeps it to spare.
   void drop(const PageEntry& entry) {
     counts_.add(entry.kind, -1, -entry.tokens);
-    if (entry.kind != PageKind::Sealed) return;
-    const std::atomic_ref references(*entry.references);
-    if (references.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    references.store(1, std::memory_order_relaxed);
-    spare_.push_back({entry.data, entry.references});
+    if (entry.kind == PageKind::Sealed && leave_page(entry.references))
+      spare_.push_back({entry.data, entry.references});
   }
 
   /// For the length at which the first block of the tail must be sealed at the latest.
