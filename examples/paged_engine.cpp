@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A paged engine in the manner of vLLM and SGLang: the slab, the free lists and the block tables
 // are its own, and sequences share the pages of a common prefix. kvtilt writes, seals and attends.
+// Unlike KVCache it keeps neither newest tokens nor sinks in 16 bits: a full block is sealed at once.
 
 #include <kvtilt/kvtilt.hpp>
 
@@ -8,6 +9,7 @@
 #include <iostream>
 #include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 using namespace kvtilt;
@@ -27,6 +29,7 @@ struct Engine {
   LayerPages layer = LayerPages::create({kv_heads, dim, dim}, {presets::k8v8}, page_tokens).value();
   alignas(page_alignment) std::byte slab[1 << 18];  // 2 blocks of 16 KiB, 20 pages of 8.5 KiB
   std::vector<std::byte*> blocks, pages;            // free ones
+  std::vector<std::byte> workspace;
 
   Engine() {
     std::byte* next = slab;
@@ -34,22 +37,36 @@ struct Engine {
     for (; pages.size() < 20; next += layer.bytes(PageKind::Sealed)) pages.push_back(next);
   }
 
+  /// Changes nothing if it fails.
   Status append(Sequence& sequence, const Floats& key, const Floats& value) {
-    if (sequence.length % page_tokens == 0) {
-      sequence.table.push_back({blocks.back(), sequence.length, 0, PageKind::Tail});
+    const int slot = static_cast<int>(sequence.length % page_tokens);
+    const bool fills = slot == page_tokens - 1;
+    if ((slot == 0 && blocks.empty()) || (fills && pages.empty()))
+      return Status::error(ErrorCode::OutOfCapacity, "no %s is free", fills ? "page" : "block");
+    std::byte* block = slot == 0 ? blocks.back() : sequence.table.back().data;
+    KVTILT_RETURN_IF_ERROR(layer.write(TensorView(key.data(), 1, kv_heads, dim),
+                                       TensorView(value.data(), 1, kv_heads, dim), slot, block));
+    if (fills) KVTILT_RETURN_IF_ERROR(layer.seal(block, pages.back()));
+    if (slot == 0) {
+      sequence.table.push_back({block, sequence.length, 0, PageKind::Tail});
       blocks.pop_back();
     }
-    PageEntry& block = sequence.table.back();
-    KVTILT_RETURN_IF_ERROR(layer.write(TensorView(key.data(), 1, kv_heads, dim),
-                                       TensorView(value.data(), 1, kv_heads, dim), block.tokens,
-                                       block.data));
+    PageEntry& entry = sequence.table.back();
+    ++entry.tokens;
     ++sequence.length;
-    if (++block.tokens < page_tokens) return {};
-    KVTILT_RETURN_IF_ERROR(layer.seal(block.data, pages.back()));
-    blocks.push_back(block.data);
-    block = {pages.back(), block.first_position, page_tokens, PageKind::Sealed};
+    if (!fills) return {};
+    entry = {pages.back(), entry.first_position, page_tokens, PageKind::Sealed};
     pages.pop_back();
+    blocks.push_back(block);
     return {};
+  }
+
+  Status answer(const Sequence& sequence, const Floats& query, Floats& out) {
+    Result<LayerView> view = layer.view(sequence.table, sequence.length);
+    if (!view) return std::move(view).take_status();
+    workspace.resize(attend_workspace_bytes(*view));
+    return attend(*view, TensorView(query.data(), 1, heads, dim),
+                  OutputView(out.data(), 1, heads, dim), {}, workspace);
   }
 };
 
@@ -82,7 +99,6 @@ int main() {
   };
   static Engine engine;
   std::vector<Sequence> sequences(1);
-  std::vector<std::byte> workspace;
   double error = 0;
   int answers = 0;
   for (int token = 0; token < 350; ++token) {
@@ -92,11 +108,7 @@ int main() {
                    q = numbers(heads * dim);
       Floats out(heads * dim);
       Status status = engine.append(sequence, k, v);
-      const LayerView view = engine.layer.view(sequence.table, sequence.length).value();
-      workspace.resize(attend_workspace_bytes(view));
-      if (status.ok())
-        status = attend(view, TensorView(q.data(), 1, heads, dim),
-                        OutputView(out.data(), 1, heads, dim), {}, workspace);
+      if (status.ok()) status = engine.answer(sequence, q, out);
       if (!status.ok()) return std::cerr << status.message() << '\n', 1;
 
       sequence.keys.insert(sequence.keys.end(), k.begin(), k.end());

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/attention/attend.hpp>
+#include <kvtilt/attention/attend_memory.hpp>
 #include <kvtilt/attention/attend_prefill.hpp>
 #include <kvtilt/attention/merge.hpp>
 #include <kvtilt/attention/prefill_memory.hpp>

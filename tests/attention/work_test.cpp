@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <span>
 #include <thread>
 #include <vector>
 
@@ -72,6 +73,96 @@ TEST(WorkAgreement, ABatchHasTheBitsOfItsSequencesWhateverTheWorkers) {
         ASSERT_EQ(batch.outputs[i].lse, alone[i].lse) << workers << " workers, " << i;
       }
     }
+}
+
+TEST(WorkAgreement, ManyRowsOnOneHeadHaveTheSameBitsWhateverTheWorkers) {
+  Random random(4);
+  const LayerShape shape{1, 32, 24};
+  KVCache cache = test::make_cache(shape, presets::k4v2, {.page_tokens = 32});
+  const SequenceId id = test::open_reserved(cache, 3300);
+  const Rows<float> keys = test::random_rows(random, 3300, 1, 32);
+  const Rows<float> values = test::random_rows(random, 3300, 1, 24);
+  KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+  const LayerView view = cache.view(id, 0).value();
+  const Rows<float> queries = test::random_queries(random, shape, 1, 71);
+  const test::Output alone = test::attended(view, queries, AttendOptions{});
+  for (const int workers : {2, 64}) {
+    test::Output output(1, 71, 24);
+    const AttendRequest request{view, queries.view(), output.view()};
+    std::vector<std::byte> workspace(attend_workspace_bytes({&request, 1}, workers),
+                                     std::byte{0xff});
+    KVTILT_EXPECT_OK(attend({&request, 1}, workspace, {workers, &run_threads, nullptr}));
+    EXPECT_EQ(output.out.data, alone.out.data) << workers << " workers";
+    EXPECT_EQ(output.lse, alone.lse) << workers << " workers";
+  }
+}
+
+/// A sequence of a batch that nobody computes.
+struct Shape {
+  LayerShape layer;
+  int query_heads;
+  int pages;
+};
+
+/// How a batch would be cut. Owns what its requests point to.
+struct Cut {
+  std::vector<AttendRequest> requests;
+  std::vector<std::byte> workspace;
+  std::span<const detail::Work> works;
+
+  Cut(const std::vector<Shape>& shapes, int workers) {
+    for (const Shape& one : shapes) {
+      AttendRequest request{};
+      request.view.shape = one.layer;
+      request.view.page_count = one.pages;
+      request.view.length = std::int64_t{64} * one.pages;
+      request.queries.tokens = 1;
+      request.queries.heads = one.query_heads;
+      requests.push_back(request);
+    }
+    workspace.resize(attend_workspace_bytes(requests, workers));
+    works = detail::AttendPlan(requests, workers, detail::align_workspace(workspace.data())).works;
+  }
+
+  [[nodiscard]] std::int64_t items() const {
+    return works.back().first_item + works.back().tiles() * works.back().spans;
+  }
+};
+
+TEST(WorkItems, ASequenceAloneKeepsManyWorkersBusy) {
+  EXPECT_EQ(Cut({{{1, 64, 64}, 71, 513}}, 64).items(), 5 * 17) << "Falcon";
+  EXPECT_EQ(Cut({{{1, 576, 512}, 128, 513}}, 64).items(), 8 * 17) << "absorbed MLA";
+  EXPECT_EQ(Cut({{{8, 128, 128}, 32, 513}}, 2).items(), 8 * 17) << "GQA";
+  EXPECT_EQ(Cut({{{8, 128, 128}, 32, 32}}, 64).items(), 8) << "one span";
+  EXPECT_EQ(Cut({{{1, 64, 64}, 71, 513}}, 1).items(), 5) << "one worker";
+}
+
+TEST(WorkItems, ABatchWithEnoughTilesIsNotSplit) {
+  const Shape sequence{{8, 128, 128}, 32, 513};
+  const Cut full(std::vector<Shape>(64, sequence), 64);
+  EXPECT_EQ(full.items(), 64 * 8);
+  const Cut alone({{sequence.layer, sequence.query_heads, 1}}, 64);
+  EXPECT_LT(full.workspace.size(), alone.workspace.size() + 64 * sizeof(detail::Work) + 1000)
+      << "there are partial results";
+  EXPECT_EQ(Cut(std::vector<Shape>(63, sequence), 64).items(), 63 * 8 * 17) << "a tile too few";
+}
+
+TEST(WorkItems, TheLongSequenceOfABatchIsSplitAlone) {
+  std::vector<Shape> shapes(64, {{8, 128, 128}, 32, 33});
+  shapes[20].pages = 4000;
+  const Cut cut(shapes, 16);
+  for (std::size_t i = 0; i < 64; ++i) EXPECT_EQ(cut.works[i].spans, i == 20 ? 125 : 1) << i;
+}
+
+TEST(WorkItems, PartialResultsTakeTheRowsThereAre) {
+  for (const int heads : {8, 32, 8 * 71}) {
+    const Shape sequence{{8, 128, 128}, heads, 513};
+    const Shape one_span{sequence.layer, heads, 32};
+    const std::size_t floats = static_cast<std::size_t>(heads) * 17 * (128 + 2);
+    EXPECT_EQ(Cut({sequence}, 64).workspace.size() - Cut({one_span}, 64).workspace.size(),
+              round_up(floats * sizeof(float), page_alignment))
+        << heads << " query heads";
+  }
 }
 
 TEST(WorkAgreement, PrefillOfABatchHasTheBitsOfItsSequences) {

@@ -75,12 +75,20 @@ class Layer {
     EXPECT_EQ(std::set<std::byte*>(owned.begin(), owned.end()).size(), blocks_.size());
     std::set<const std::byte*> in_use;
     std::int64_t position = 0;
+    std::int64_t entries[page_kinds] = {};
+    std::int64_t tokens[page_kinds] = {};
     for (std::size_t i = 0; i < layer_.entries().size(); ++i) {
       const PageEntry& entry = layer_.entries()[i];
       EXPECT_EQ(entry.first_position, position);
       EXPECT_GT(entry.tokens, 0);
       position += entry.tokens;
       EXPECT_TRUE(in_use.insert(entry.data).second) << "a block holds two pages";
+      ++entries[static_cast<int>(entry.kind)];
+      tokens[static_cast<int>(entry.kind)] += entry.tokens;
+    }
+    for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail}) {
+      EXPECT_EQ(layer_.counts().entries(kind), entries[static_cast<int>(kind)]);
+      EXPECT_EQ(layer_.counts().tokens(kind), tokens[static_cast<int>(kind)]);
     }
     EXPECT_EQ(position, layer_.length());
     EXPECT_EQ(layer_.reserved_table_bytes(), memory_.bytes);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <deque>
@@ -43,6 +44,7 @@ TEST(TokenPlacement, CountsAgreeWithAppendingTokenByToken) {
         for (const int window : {0, 1, 31, 32, 33, 64, 150, 5000}) {
           const TokenPlacement placement{page, sinks, recent, window};
           Model model{placement};
+          std::int64_t most_entries = 0;
           for (std::int64_t length = 0; length <= 600; ++length) {
             const TokenCounts counts = placement.counts_at(length);
             ASSERT_EQ(counts.sinks, model.sinks);
@@ -56,8 +58,13 @@ TEST(TokenPlacement, CountsAgreeWithAppendingTokenByToken) {
                       static_cast<std::int64_t>(placement.ring_blocks_for(length)));
             ASSERT_LE(placement.ring_blocks_for(length),
                       static_cast<std::size_t>(placement.ring_blocks()));
+            const std::int64_t entries = (counts.sinks > 0) + counts.pages + counts.tail_blocks;
+            most_entries = std::max(most_entries, entries);
+            ASSERT_LE(most_entries, placement.most_entries(length));
+            ASSERT_TRUE(window > 0 || entries == placement.most_entries(length));
             model.append();
           }
+          ASSERT_GE(most_entries + 1, placement.most_entries(600)) << "a bound far from it";
         }
 }
 
@@ -76,6 +83,7 @@ TEST(TokenPlacement, LongContextsDoNotOverflow) {
   EXPECT_EQ(counts.pages, 4096 / 32);
   EXPECT_EQ((TokenPlacement{32, 0, 0, 0}.counts_at(std::int64_t{1} << 40).pages),
             std::int64_t{1} << 35);
+  EXPECT_EQ(placement.most_entries(std::int64_t{1} << 40), 1 + 4096 / 32 + 5);
 }
 
 }  // namespace

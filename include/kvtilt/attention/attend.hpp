@@ -36,6 +36,11 @@ inline Work make_work(const LayerView& view, const TensorView& queries, const Ou
   return work;
 }
 
+inline Work make_work(const AttendRequest& request) {
+  return make_work(request.view, request.queries, request.out, request.options,
+                   request.view.length - request.queries.tokens);
+}
+
 inline Status check_request(const AttendRequest& request) {
   const LayerView& view = request.view;
   KVTILT_RETURN_IF_ERROR(check_attention(view, request.queries, request.out, request.options));
@@ -56,22 +61,22 @@ struct AttendPlan {
   AttendPlan(std::span<const AttendRequest> requests, int workers, std::byte* workspace) {
     WorkspaceCarver carver(workspace);
     works = {carver.take<Work>(requests.size()), requests.size()};
+    std::int64_t batch_pages = 0;
+    for (const AttendRequest& request : requests) batch_pages += tile_pages(make_work(request));
     std::size_t floats = 0;
     bytes_per_tile = 0;
     for (std::size_t i = 0; i < requests.size(); ++i) {
-      const AttendRequest& request = requests[i];
-      Work work = make_work(request.view, request.queries, request.out, request.options,
-                            request.view.length - request.queries.tokens);
-      number_items({&work, 1}, workers);
+      Work work = make_work(requests[i]);
+      work.spans = spans_of(work, batch_pages, workers);
       floats += partial_floats(work);
       bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&work, 1}));
       if (workspace != nullptr) new (&works[i]) Work(work);
     }
     float* partials = carver.take<float>(floats);
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
-    bytes = carver.used() + page_alignment;
+    bytes = carver.used() + page_alignment;  // attend_memory.hpp takes the same
     if (workspace == nullptr) return;
-    number_items(works, workers);
+    number_items(works);
     for (Work& work : works) {
       work.partials = partials;
       partials += partial_floats(work);
@@ -82,7 +87,7 @@ struct AttendPlan {
 }  // namespace detail
 
 /// Bytes attend() needs for a batch and a number of workers. With one worker it does not depend on
-/// the lengths.
+/// the lengths. attend_memory.hpp has a bound for all batches to come.
 inline std::size_t attend_workspace_bytes(std::span<const AttendRequest> requests,
                                           int workers = 1) {
   return detail::AttendPlan(requests, workers, nullptr).bytes;
@@ -111,7 +116,9 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 ///            too, and 8 becomes key_dim / 2. A soft-cap adds 2^-21 of itself.
 ///            Arithmetic::Fast: less than a fifth of the codes' own error more (rms)
 /// Fails      InvalidArgument with the shapes; then nothing is written
-/// Cost       every page once per kv head and 16 query rows; no allocation
+/// Cost       every page once per kv head and 16 query rows (a tile); no allocation. Tiles that are
+///            long or few for the workers are shared out in spans of 32 pages: a sequence alone
+///            keeps as many workers busy as it has tiles times spans
 inline Status attend(std::span<const AttendRequest> requests, std::span<std::byte> workspace,
                      const ParallelFor& parallel = {}) {
   for (const AttendRequest& request : requests)

@@ -94,7 +94,7 @@ struct PrefillPlan {
     }
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
     bytes = carver.used() + page_alignment;
-    if (workspace != nullptr) number_items(works, workers);
+    if (workspace != nullptr) number_items(works);
   }
 };
 

@@ -29,7 +29,8 @@ struct PrefillMemory {
 };
 
 /// Bytes of `sequences` sequences of `tokens` tokens that arrive chunk by chunk. For the most
-/// tokens under a budget, take workspace_bytes off it and ask most_tokens().
+/// tokens under a budget, take workspace_bytes off it and ask most_tokens(). What decoding takes
+/// beside the cache, attend_memory.hpp says.
 ///
 /// Fails  as plan_memory() does; with InvalidArgument if the step is out of range
 /// Cost   plan_memory()'s, and time that grows with step.sequences

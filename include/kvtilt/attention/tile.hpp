@@ -175,29 +175,18 @@ class AttentionTile {
     settle(nullptr);
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
-      double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
-      const SoftmaxState added_state = spans_[r].state();
-      if (added_state.empty()) continue;
-      const bool first = total_states_[r].empty();
-      const MergeWeights weights = merge(total_states_[r], added_state);
-      const double old = static_cast<double>(weights.first);
-      const double added = static_cast<double>(weights.second);
-      total_sums_[r] =
-          (first ? 0.0 : total_sums_[r] * old) + static_cast<double>(added_state.sum) * added;
-      for (std::size_t channel = 0; channel < value_stride_; ++channel)
-        total[channel] =
-            (first ? 0.0 : total[channel] * old) + static_cast<double>(span[channel]) * added;
+      const SoftmaxState state = spans_[r].state();
+      if (state.empty()) continue;
+      add_to_total(r, state, span);
       std::fill_n(span, value_stride_, 0.0f);
       spans_[r] = {};
     }
   }
 
-  /// Floats a span's result takes.
-  [[nodiscard]] static std::size_t span_floats(int value_dim, int rows) {
-    return static_cast<std::size_t>(rows) * (padded(value_dim) + 2);
-  }
+  /// Floats that one row of a span's result takes.
+  [[nodiscard]] static std::size_t span_floats(int value_dim) { return padded(value_dim) + 2; }
 
-  /// Stores the span's result instead of adding it; take_span on another tile goes on from there.
+  /// Stores the span's result, row by row, instead of adding it: for take_span on another tile.
   void give_span(float* storage) {
     end_group();
     settle(nullptr);
@@ -209,10 +198,11 @@ class AttentionTile {
     }
   }
 
+  /// Adds a span's result to the total, as end_span does with its own.
   void take_span(const float* storage) {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
-      std::copy_n(storage, value_stride_, outputs_ + static_cast<std::size_t>(r) * value_stride_);
-      spans_[r] = cpu::RunningSoftmax({storage[value_stride_], storage[value_stride_ + 1]});
+      const SoftmaxState state{storage[value_stride_], storage[value_stride_ + 1]};
+      if (!state.empty()) add_to_total(r, state, storage);
     }
   }
 
@@ -235,6 +225,19 @@ class AttentionTile {
  private:
   static std::size_t padded(int count) {
     return round_up(static_cast<std::size_t>(count), line_lanes);
+  }
+
+  /// `span` is row r of a span that is not empty: value_stride_ floats.
+  void add_to_total(int r, const SoftmaxState& state, const float* span) {
+    double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
+    const bool first = total_states_[r].empty();
+    const MergeWeights weights = merge(total_states_[r], state);
+    const double old = static_cast<double>(weights.first);
+    const double added = static_cast<double>(weights.second);
+    total_sums_[r] = (first ? 0.0 : total_sums_[r] * old) + static_cast<double>(state.sum) * added;
+    for (std::size_t channel = 0; channel < value_stride_; ++channel)
+      total[channel] =
+          (first ? 0.0 : total[channel] * old) + static_cast<double>(span[channel]) * added;
   }
 
   /// Returns where its query goes.

@@ -28,11 +28,12 @@
 namespace kvtilt {
 
 /// Threads: calls for one sequence belong to one thread at a time, and views of it may be read by any
-/// number until a call changes it (LayerView); calls for different sequences, and open, may come from
-/// anywhere at any time. memory() of a sequence that is being written is undefined.
+/// number until a call changes it (LayerView); calls for different sequences, open, and memory() even
+/// of a sequence that is being written, may come from anywhere at any time.
 ///
-/// What create makes beside the cache's memory, a few KiB a layer, comes from operator new; so does what
-/// plan_memory() makes. An operator new that throws is not caught.
+/// Memory of the allocator, and page_memory, is taken by reserve, fork and load alone. What create makes
+/// beside it, a few KiB a layer, and what open makes, some 300 bytes a layer, comes from operator new; so
+/// does what plan_memory() makes. An operator new that throws is not caught.
 class KVCache {
  public:
   /// Checks everything that can be wrong with the arguments; nothing is allocated for tokens yet.
@@ -50,13 +51,21 @@ class KVCache {
   Result<SequenceId> open();
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks. OutOfMemory changes nothing, except that tables may
-  /// have grown.
+  /// then append cannot run out. Never shrinks.
+  ///
+  /// Fails  OutOfMemory by a limit (max_bytes, page_memory), then nothing has changed; or because the
+  ///        allocator refused, then page tables that grew before it did stay as large, and all else
+  ///        is as before
+  /// Cost   a copy of the page tables that grow, some 50 bytes per page; no token moves. What is
+  ///        missing is taken exactly, in one piece per size of block: whoever reserves page by page
+  ///        gets many small pieces, and copies tables each time. Huge pages back pieces of 2 MiB and
+  ///        more alone (default_allocator). So reserve the longest expected context at once, or
+  ///        double
   Status reserve(SequenceId id, std::int64_t tokens);
 
   /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
   ///
-  /// keys    [tokens, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// keys    [tokens, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
   /// values  [tokens, kv_heads, value_dim]
   /// Fails   InvalidArgument (shapes, handle, layer), InvalidValue (NaN, infinity, too large; names
   ///         layer, token, head and channel), OutOfCapacity (reserve more); then nothing changed
@@ -113,7 +122,7 @@ class KVCache {
   /// Copies the tokens at positions `first` to first + n - 1 out of one layer: unpack() of its view
   /// (unpack.hpp). Fails as that does, and for a handle or layer that does not exist.
   ///
-  /// keys    receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+  /// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: not wanted
   /// values  receives [n, kv_heads, value_dim], likewise
   Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
                 const MutableTensorView& values) const;
@@ -127,7 +136,9 @@ class KVCache {
   Result<std::int64_t> length(SequenceId id, int layer) const;
   Result<std::int64_t> length(SequenceId id) const;
 
-  /// Bytes of one sequence (reserved_bytes 0), and of all together.
+  /// Bytes of one sequence (reserved_bytes 0), and of all together. A call that changes a sequence
+  /// meanwhile shows in part. Cost: time that grows with sequences and layers, not with tokens, in
+  /// which no other sequence is opened, reserved for, forked, loaded or closed.
   Result<MemoryReport> memory(SequenceId id) const;
   [[nodiscard]] MemoryReport memory() const;
 

@@ -135,13 +135,14 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
 inline void KVCache::add_usage(const Sequence& sequence, MemoryReport& report) const {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
-    const SequenceLayer& own = sequence.layer(layer);
-    for (std::size_t i = 0; i < own.entries().size(); ++i)
-      store.add_usage(own.entries()[i].kind, 1, own.entries()[i].tokens, report);
+    const EntryCounts& counts = sequence.layer(layer).counts();
+    for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail})
+      store.add_usage(kind, counts.entries(kind), counts.tokens(kind), report);
   }
 }
 
 inline Result<MemoryReport> KVCache::memory(SequenceId id) const {
+  const std::lock_guard<std::mutex> lock(*mutex_);
   Result<Sequence*> found = find(id);
   if (!found) return std::move(found).take_status();
   MemoryReport report;

@@ -39,7 +39,7 @@ class LayerPages {
 
   /// Stores tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.
   ///
-  /// keys    [n, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// keys    [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
   /// values  [n, kv_heads, value_dim]
   /// block   bytes(PageKind::Tail)
   /// Fails   InvalidArgument (shapes, slots, block), InvalidValue (NaN, infinity, more than the

@@ -14,7 +14,7 @@ struct MemoryReport {
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails
   std::size_t sink_bytes = 0;      ///< 16-bit tokens of the sinks
   std::size_t table_bytes = 0;     ///< page-table entries
-  std::size_t reserved_bytes = 0;  ///< by open, reserve and fork
+  std::size_t reserved_bytes = 0;  ///< by reserve, fork and load
   std::int64_t elements = 0;       ///< key and value elements of live tokens, unpadded
 
   [[nodiscard]] std::size_t bytes_in_use() const {

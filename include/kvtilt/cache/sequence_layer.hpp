@@ -12,13 +12,14 @@
 #pragma once
 
 #include <kvtilt/cache/buffer.hpp>
+#include <kvtilt/cache/entry_counts.hpp>
 #include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/page_references.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -49,6 +50,8 @@ class SequenceLayer {
   /// Position of the tail's first token; sinks lie before it.
   [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
+  /// The same, counted: for any thread.
+  [[nodiscard]] const EntryCounts& counts() const { return counts_; }
 
   /// Blocks this layer lacks to hold `length` tokens.
   [[nodiscard]] BlockCounts missing_for(std::int64_t length) const {
@@ -109,15 +112,13 @@ class SequenceLayer {
   [[nodiscard]] Placed place_tokens(std::int64_t tokens) {
     std::int64_t room = placement_.sink_tokens - length_;
     if (room > 0) {
-      if (length_ == 0)
-        entries_.push_back({sink_block_.data, 0, 0, PageKind::Sinks, sink_block_.references});
+      if (length_ == 0) add_entry(sink_block_, 0, 0, PageKind::Sinks);
     } else {
       const std::int64_t offset = length_ - tail_start_;
       room = placement_.page_tokens - offset % placement_.page_tokens;
       if (room == placement_.page_tokens) {
         const std::size_t index = static_cast<std::size_t>(offset / placement_.page_tokens);
-        const Block& block = ring_[(ring_head_ + index) % ring_.size()];
-        entries_.push_back({block.data, length_, 0, PageKind::Tail, block.references});
+        add_entry(ring_[(ring_head_ + index) % ring_.size()], length_, 0, PageKind::Tail);
       }
     }
     PageEntry& entry = entries_.back();
@@ -125,6 +126,7 @@ class SequenceLayer {
     const int slot = entry.tokens;
     length_ += placed;
     entry.tokens += placed;
+    counts_.add(entry.kind, 0, placed);
     return {entry.kind, entry.data, slot, placed};
   }
 
@@ -154,6 +156,8 @@ class SequenceLayer {
     entry.data = page.data;
     entry.references = page.references;
     entry.kind = PageKind::Sealed;
+    counts_.add(PageKind::Tail, -1, -entry.tokens);
+    counts_.add(PageKind::Sealed, 1, entry.tokens);
     tail_start_ += placement_.page_tokens;
     if (length_ > tail_start_) ring_head_ = (ring_head_ + 1) % ring_.size();
     return sealing;
@@ -174,9 +178,12 @@ class SequenceLayer {
     while (entries_.size() > 0 && entries_.back().first_position >= length)
       drop(entries_.pop_back());
     length_ = length;
-    if (entries_.size() > 0)
-      entries_.back().tokens = static_cast<std::int32_t>(
-          std::min<std::int64_t>(entries_.back().tokens, length - entries_.back().first_position));
+    if (entries_.size() > 0) {
+      PageEntry& last = entries_.back();
+      const std::int64_t cut = std::max<std::int64_t>(0, end_of(last) - length);
+      last.tokens -= static_cast<std::int32_t>(cut);
+      counts_.add(last.kind, 0, -cut);
+    }
     if (length < tail_start_) {
       tail_start_ = std::max<std::int64_t>(length, placement_.sink_tokens);
       ring_head_ = 0;
@@ -242,24 +249,17 @@ class SequenceLayer {
   /// caller's to fill.
   template <class Page>
   void place_loaded(const SavedLayer& saved, Page page) {
-    if (length_ > 0 && placement_.sink_tokens > 0) {
-      const auto tokens = std::min<std::int64_t>(length_, placement_.sink_tokens);
-      entries_.push_back({sink_block_.data, 0, static_cast<std::int32_t>(tokens), PageKind::Sinks,
-                          sink_block_.references});
-    }
+    if (length_ > 0 && placement_.sink_tokens > 0)
+      add_entry(sink_block_, 0, std::min<std::int64_t>(length_, placement_.sink_tokens),
+                PageKind::Sinks);
     for (std::size_t i = 0; i < static_cast<std::size_t>(saved.pages); ++i) {
       const SavedPage one = page(i);
-      const Block own = spare_.pop_back();
-      entries_.push_back(
-          {own.data, one.first_position, one.tokens, PageKind::Sealed, own.references});
+      add_entry(spare_.pop_back(), one.first_position, one.tokens, PageKind::Sealed);
     }
     for (std::int64_t at = tail_start_, block = 0; at < length_;
-         at += placement_.page_tokens, ++block) {
-      const Block& own = ring_[static_cast<std::size_t>(block)];
-      const auto tokens = std::min<std::int64_t>(length_ - at, placement_.page_tokens);
-      entries_.push_back(
-          {own.data, at, static_cast<std::int32_t>(tokens), PageKind::Tail, own.references});
-    }
+         at += placement_.page_tokens, ++block)
+      add_entry(ring_[static_cast<std::size_t>(block)], at,
+                std::min<std::int64_t>(length_ - at, placement_.page_tokens), PageKind::Tail);
   }
 
   /// Becomes a copy of `parent`: shares its sealed pages, copies its 16-bit blocks. The blocks and
@@ -267,17 +267,16 @@ class SequenceLayer {
   void copy_from(const SequenceLayer& parent, std::size_t sink_bytes, std::size_t tail_bytes) {
     std::size_t tail_blocks = 0;
     for (std::size_t i = 0; i < parent.entries_.size(); ++i) {
-      PageEntry entry = parent.entries_[i];
+      const PageEntry& entry = parent.entries_[i];
+      Block block{entry.data, entry.references};
       if (entry.kind == PageKind::Sealed) {
-        std::atomic_ref(*entry.references).fetch_add(1, std::memory_order_relaxed);
+        share_page(entry.references);
       } else {
         const bool sinks = entry.kind == PageKind::Sinks;
-        const Block& own = sinks ? sink_block_ : ring_[tail_blocks++];
-        std::memcpy(own.data, entry.data, sinks ? sink_bytes : tail_bytes);
-        entry.data = own.data;
-        entry.references = own.references;
+        block = sinks ? sink_block_ : ring_[tail_blocks++];
+        std::memcpy(block.data, entry.data, sinks ? sink_bytes : tail_bytes);
       }
-      entries_.push_back(entry);
+      add_entry(block, entry.first_position, entry.tokens, entry.kind);
     }
     ring_head_ = 0;
     tail_start_ = parent.tail_start_;
@@ -305,7 +304,8 @@ class SequenceLayer {
   [[nodiscard]] std::optional<OldPage> old_page(std::size_t i, bool all_shared) const {
     if (i >= entries_.size()) return {};
     const PageEntry& entry = entries_[i];
-    const bool own = entry.kind == PageKind::Sealed && !all_shared && !is_shared(entry);
+    const bool own =
+        entry.kind == PageKind::Sealed && !all_shared && !is_shared_page(entry.references);
     return OldPage{end_of(entry), own};
   }
 
@@ -343,9 +343,6 @@ class SequenceLayer {
   [[nodiscard]] static std::int64_t end_of(const PageEntry& entry) {
     return entry.first_position + entry.tokens;
   }
-  [[nodiscard]] static bool is_shared(const PageEntry& entry) {
-    return std::atomic_ref(*entry.references).load(std::memory_order_relaxed) > 1;
-  }
 
   [[nodiscard]] std::size_t first_tail_entry() const {
     std::size_t index = entries_.size();
@@ -358,13 +355,18 @@ class SequenceLayer {
     return first_tail_entry() - (sinks ? 1 : 0);
   }
 
+  void add_entry(const Block& block, std::int64_t first_position, std::int64_t tokens,
+                 PageKind kind) {
+    entries_.push_back(
+        {block.data, first_position, static_cast<std::int32_t>(tokens), kind, block.references});
+    counts_.add(kind, 1, tokens);
+  }
+
   /// Lets go of an entry. The last of those who share a page keeps it to spare.
   void drop(const PageEntry& entry) {
-    if (entry.kind != PageKind::Sealed) return;
-    const std::atomic_ref references(*entry.references);
-    if (references.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    references.store(1, std::memory_order_relaxed);
-    spare_.push_back({entry.data, entry.references});
+    counts_.add(entry.kind, -1, -entry.tokens);
+    if (entry.kind == PageKind::Sealed && leave_page(entry.references))
+      spare_.push_back({entry.data, entry.references});
   }
 
   /// For the length at which the first block of the tail must be sealed at the latest.
@@ -382,6 +384,7 @@ class SequenceLayer {
 
   TokenPlacement placement_;
   Buffer<PageEntry> entries_;  ///< sinks, sealed pages, tail blocks in use
+  EntryCounts counts_;         ///< of entries_
   Buffer<Block> ring_;         ///< tail blocks; the ring turns only once it is complete
   Buffer<Block> spare_;        ///< reserved pages that hold nothing yet
   Block sink_block_;

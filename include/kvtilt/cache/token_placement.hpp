@@ -34,6 +34,14 @@ struct TokenPlacement {
     return static_cast<std::size_t>(
         std::min<std::int64_t>(ring_blocks(), blocks_of(length - sink_tokens)));
   }
+  /// The most pages and blocks, sinks included, that a sequence of up to `length` tokens holds if no
+  /// truncation ever cuts a sealed page in two.
+  [[nodiscard]] std::int64_t most_entries(std::int64_t length) const {
+    std::int64_t entries = blocks_of(length - sink_tokens);
+    if (window > 0)  // the pages that the window touches, and a full tail
+      entries = std::min(entries, blocks_of(window) + ring_blocks());
+    return entries + (sink_tokens > 0 && length > 0 ? 1 : 0);
+  }
   /// Pages sealed while a sequence grows to `length` whose tail starts at `tail_start`.
   [[nodiscard]] KVTILT_HD constexpr std::int64_t seals(std::int64_t tail_start,
                                                         std::int64_t length) const {

@@ -75,7 +75,7 @@ inline void unpack_checked(const LayerView& view, std::int64_t first, const Muta
 
 /// Copies the tokens at positions `first` to first + n - 1 out of one layer, as attention sees them.
 ///
-/// keys    receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+/// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: not wanted
 /// values  receives [n, kv_heads, value_dim], likewise
 /// Error   f32 has the bits of minimum + scale * code, or of the fp16 value; f16 and bf16 are the
 ///         nearest to that, ties to even. Codes may decode to 2^-10 of their group's range beyond

@@ -27,13 +27,17 @@ inline constexpr int page_kinds = 3;
 /// The kinds of pages of a layer, by PageKind.
 using LayerLayouts = std::array<PageLayout, page_kinds>;
 
-/// `recipes` as for PageLayout::make. Sinks have slots for whole lines of tokens.
+/// Slots of the sinks' block: whole lines of tokens.
+inline int sink_slots(int sink_tokens) {
+  return static_cast<int>(round_up(static_cast<std::size_t>(sink_tokens), line_lanes));
+}
+
+/// `recipes` as for PageLayout::make.
 inline LayerLayouts make_layer_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                        int page_tokens, int sink_tokens) {
-  const int sink_slots =
-      static_cast<int>(round_up(static_cast<std::size_t>(sink_tokens), line_lanes));
   LayerLayouts layouts;
-  layouts[static_cast<int>(PageKind::Sinks)] = PageLayout::make_half(shape, sink_slots);
+  layouts[static_cast<int>(PageKind::Sinks)] =
+      PageLayout::make_half(shape, sink_slots(sink_tokens));
   layouts[static_cast<int>(PageKind::Sealed)] = PageLayout::make(shape, recipes, page_tokens);
   layouts[static_cast<int>(PageKind::Tail)] = PageLayout::make_half(shape, page_tokens);
   return layouts;
