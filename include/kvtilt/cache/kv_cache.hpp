@@ -16,7 +16,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -51,7 +50,7 @@ class KVCache {
 
   /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
   /// then append cannot run out. Never shrinks. OutOfMemory changes nothing, except that tables may
-  /// have grown.
+  /// have grown and that memory which no sequence used may have gone back to the allocator.
   Status reserve(SequenceId id, std::int64_t tokens);
 
   /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
@@ -104,7 +103,8 @@ class KVCache {
   ///        is read or written out of place, but what they say is believed
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0);
 
-  /// Returns the blocks of a sequence to the cache.
+  /// Returns the blocks of a sequence to the cache, for sequences to come. The allocator has them back
+  /// when a reservation would not fit otherwise (CacheOptions::max_bytes), or with the cache.
   Status close(SequenceId id);
 
   /// One layer for attend(). Valid until the sequence changes.
@@ -172,8 +172,10 @@ class KVCache {
   [[nodiscard]] std::size_t reserved_bytes() const {
     return table_bytes_ + pools_.allocated_bytes();
   }
-  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence) const;
-  Status check_room(const Sequence& sequence, std::int64_t tokens) const;
+  [[nodiscard]] std::size_t missing_table_bytes(const Sequence& sequence) const;
+  [[nodiscard]] bool within_limits(std::size_t block_bytes, std::size_t table_bytes,
+                                   std::size_t returned) const;
+  Status make_room(const Sequence& sequence, std::int64_t tokens);
   bool reserve_tables(Sequence& sequence);
   Status provide(Sequence& sequence, std::int64_t tokens);
   void release_blocks(Sequence& sequence);
