@@ -6,6 +6,7 @@
 #include <kvtilt/cache/layer_store.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/page_range.hpp>
 #include <kvtilt/cache/saved_reader.hpp>
 #include <kvtilt/cache/saved_writer.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
@@ -69,9 +70,10 @@ class KVCache {
   /// anything changes, if a window has freed tokens that the next one would see.
   Status truncate(SequenceId id, std::int64_t length);
 
-  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
-  /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
-  /// not end there, and then changes nothing.
+  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers: what a
+  /// layer's window has freed of them is gone already. Later tokens keep their positions, length
+  /// stays. Fails with InvalidArgument where a layer's pages do not end there (the message names the
+  /// nearest that do), and then changes nothing.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
 
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
