@@ -90,6 +90,26 @@ TEST(KVCacheIdleMemory, PageMemoryServesOneSizeAfterTheOther) {
   }
 }
 
+TEST(KVCacheIdleMemory, PageMemoryBetweenOpenSequencesServesOnlyWhatFitsThere) {
+  const std::size_t bytes = needs(chat, 20).page_memory_bytes();
+  std::vector<std::byte> own(bytes + page_alignment);
+  CacheOptions options;
+  options.page_memory = own;
+  KVCache cache = test::make_cache(shape, plan, options);
+  std::vector<SequenceId> ids;
+  for (int i = 0; i < 20; ++i) ids.push_back(test::open_reserved(cache, chat));
+  for (std::size_t i = 0; i < 20; i += 2) KVTILT_EXPECT_OK(cache.close(ids[i]));
+  ASSERT_LT(needs(4000).page_memory_bytes(), bytes / 2);
+  const Status refused = cache.reserve(cache.open().value(), 4000);
+  EXPECT_EQ(refused.code(), ErrorCode::OutOfMemory);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("are free, but the pieces between slabs in use are too small"));
+  EXPECT_LE(cache.memory().reserved_bytes, 20 * needs(chat).reserved_bytes());
+  for (std::size_t i = 0; i < 20; i += 2) ids[i] = test::open_reserved(cache, chat);
+  for (const SequenceId id : ids) KVTILT_EXPECT_OK(cache.close(id));
+  test::open_reserved(cache, 4000);
+}
+
 TEST(KVCacheIdleMemory, AnOpenSequenceKeepsItsSlabsAndItsBytes) {
   CountingAllocator memory;
   CacheOptions options;
