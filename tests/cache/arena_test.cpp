@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cache/arena.hpp>
 
+#include "support/random.hpp"
+
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -59,14 +64,82 @@ TEST(Arena, OddSizesKeepTheNextPieceAligned) {
   EXPECT_EQ(take(arena, 1, 1), nullptr);
 }
 
-TEST(Arena, TakesNothingBack) {
-  Memory memory;
-  Arena arena({memory.bytes, 128});
+void give(Arena& arena, void* memory, std::size_t bytes) {
   const Allocator allocator = arena.allocator();
-  void* piece = take(arena, 64);
-  allocator.deallocate(allocator.context, piece, 64, page_alignment);
-  EXPECT_EQ(arena.free_bytes(), 64u);
-  EXPECT_EQ(take(arena, 64), memory.bytes + 64);
+  allocator.deallocate(allocator.context, memory, bytes, page_alignment);
+}
+
+TEST(Arena, WhatComesBackIsHandedOutAgain) {
+  Memory memory;
+  Arena arena({memory.bytes, 320});
+  void* first = take(arena, 64);
+  void* second = take(arena, 128);
+  void* third = take(arena, 64);
+  give(arena, second, 128);
+  EXPECT_EQ(arena.free_bytes(), 192u);
+  EXPECT_EQ(take(arena, 192), nullptr) << "no hole is as long";
+  EXPECT_EQ(arena.free_bytes(), 192u);
+  EXPECT_EQ(take(arena, 64), second);
+  EXPECT_EQ(take(arena, 65), nullptr);
+  give(arena, second, 64);
+  give(arena, third, 64);
+  EXPECT_EQ(take(arena, 256), second) << "holes that meet are one";
+  give(arena, second, 256);
+  give(arena, first, 64);
+  EXPECT_EQ(take(arena, 320), memory.bytes);
+}
+
+TEST(Arena, ALastPieceThatWasCutShortComesBackAsLong) {
+  Memory memory;
+  for (const bool last_first : {false, true}) {
+    Arena arena({memory.bytes, 200});
+    void* first = take(arena, 128);
+    void* last = take(arena, 71);
+    EXPECT_EQ(arena.free_bytes(), 0u);
+    give(arena, last_first ? last : first, last_first ? 71 : 128);
+    give(arena, last_first ? first : last, last_first ? 128 : 71);
+    EXPECT_EQ(arena.free_bytes(), 200u);
+    EXPECT_EQ(take(arena, 200), memory.bytes);
+  }
+}
+
+TEST(Arena, AnyOrderOfPiecesLeavesItAsItWas) {
+  for (std::uint64_t seed = 0; seed < 300; ++seed) {
+    test::Random random(seed);
+    Memory memory;
+    const std::size_t size = static_cast<std::size_t>(random.between(64, 1024));
+    Arena arena({memory.bytes, size});
+    std::vector<bool> taken(16);  // by 64 bytes
+    std::vector<std::pair<std::byte*, std::size_t>> pieces;
+    for (int step = 0; step < 100; ++step) {
+      const std::size_t bytes = static_cast<std::size_t>(random.between(1, 300));
+      if (random.chance(2) && !pieces.empty()) {
+        const auto one = pieces.begin() + random.below(static_cast<int>(pieces.size()));
+        give(arena, one->first, one->second);
+        for (std::size_t at = 0; at < one->second; at += 64)
+          taken[static_cast<std::size_t>(one->first - memory.bytes) / 64 + at / 64] = false;
+        pieces.erase(one);
+        continue;
+      }
+      // The first run of free bytes that is long enough; none may refuse.
+      std::size_t start = 0;
+      std::size_t end = 0;
+      for (; end < size && end - start < bytes; end = std::min(end + 64, size))
+        if (taken[end / 64]) start = end + 64;
+      auto* piece = static_cast<std::byte*>(take(arena, bytes));
+      if (end < start || end - start < bytes) {
+        ASSERT_EQ(piece, nullptr);
+        continue;
+      }
+      ASSERT_EQ(piece, memory.bytes + start);
+      std::memset(piece, 0xee, bytes);
+      for (std::size_t at = 0; at < bytes; at += 64) taken[(start + at) / 64] = true;
+      pieces.emplace_back(piece, bytes);
+    }
+    for (const auto& one : pieces) give(arena, one.first, one.second);
+    EXPECT_EQ(arena.free_bytes(), size);
+    EXPECT_EQ(take(arena, size), memory.bytes);
+  }
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -87,6 +88,64 @@ TEST(BlockPools, PageMemoryIsTakenAsAWholeOrNotAtAll) {
   EXPECT_EQ(moved.arena()->free_bytes(), 0u);
   EXPECT_EQ(moved[1].free_count(), 4u);
   EXPECT_EQ(memory.calls, 0u);
+}
+
+TEST(BlockPools, WhatNobodyUsesBecomesBlocksOfAnotherSize) {
+  for (const bool own_memory : {false, true}) {
+    CountingAllocator memory;
+    alignas(page_alignment) std::byte own[4096];
+    BlockPools pools(memory.get(), own_memory ? std::span(own) : std::span<std::byte>());
+    want(pools, 8, 0);
+    ASSERT_TRUE(pools.grow());
+    const std::size_t first_slab = pools.allocated_bytes();
+    std::vector<Block> used;
+    for (int i = 0; i < 8; ++i) used.push_back(pools[0].acquire());
+    want(pools, 16, 0);
+    ASSERT_TRUE(pools.grow());
+    EXPECT_EQ(pools.idle_bytes(), pools.allocated_bytes() - first_slab);
+    pools[0].release(used[5]);
+
+    want(pools, 2, own_memory ? 8 : 1);
+    EXPECT_EQ(pools.free_bytes(), 17u * 128);
+    EXPECT_EQ(pools.unwanted_bytes(), 15u * 128);
+    const std::size_t missing = pools.missing_bytes_without_idle();
+    EXPECT_TRUE(!own_memory || !pools.grow());
+    ASSERT_TRUE(pools.give_back());
+    EXPECT_FALSE(pools.give_back());
+    EXPECT_EQ(pools.allocated_bytes(), first_slab);
+    EXPECT_EQ(pools.missing_bytes(), missing);
+    EXPECT_EQ(pools.idle_bytes(), 0u);
+    ASSERT_TRUE(pools.grow());
+    EXPECT_EQ(pools[0].free_count(), 2u);
+    EXPECT_EQ(pools[1].free_count(), own_memory ? 8u : 1u);
+    EXPECT_EQ(memory.bytes, own_memory ? 0 : pools.allocated_bytes());
+    used.erase(used.begin() + 5);
+    for (const Block& one : used) pools[0].release(one);
+    ASSERT_TRUE(pools.give_back());
+    EXPECT_EQ(pools.allocated_bytes(), 0u) << "of all sizes";
+  }
+}
+
+TEST(BlockPools, PageMemoryInPiecesServesWhatFitsIntoThem) {
+  CountingAllocator memory;
+  alignas(page_alignment) std::byte own[1024];
+  BlockPools pools(memory.get(), own);
+  std::vector<Block> used;
+  for (int i = 0; i < 5; ++i) {
+    want(pools, 1, 0);
+    ASSERT_TRUE(pools.grow());
+    used.push_back(pools[0].acquire());
+  }
+  pools[0].release(used[1]);
+  pools[0].release(used[3]);
+  ASSERT_TRUE(pools.give_back());
+  want(pools, 0, 1);
+  ASSERT_LE(pools.missing_bytes(), pools.arena()->free_bytes());
+  EXPECT_FALSE(pools.grow()) << "two holes of 192 bytes, and 64 at the end";
+  EXPECT_EQ(pools.arena()->free_bytes(), 2u * 192 + 64);
+  pools[0].release(used[2]);
+  ASSERT_TRUE(pools.give_back());
+  EXPECT_TRUE(pools.grow());
 }
 
 TEST(BlockPoolsHostile, SumsThatNoNumberHoldsAreNotWrappedAround) {

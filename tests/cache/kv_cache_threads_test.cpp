@@ -56,6 +56,49 @@ TEST(KVCacheThreads, SequencesAreWrittenReservedAndClosedAtTheSameTime) {
   for (std::size_t i = 0; i < 4; ++i) expect_alone(cache.view(kept[i], 0).value(), tokens[i]);
 }
 
+// Under a limit, memory of sequences that one thread closes goes back while others hold pages next to
+// it, shared ones included.
+TEST(KVCacheThreads, MemoryGoesBackWhileOthersReserve) {
+  CacheOptions options = small_pages();
+  options.max_bytes = 60000;
+  KVCache cache = test::make_cache(one_head, presets::k4v2, options);
+  constexpr std::int64_t lengths[] = {30, 800, 60, 400};
+  std::vector<Rows<float>> tokens;
+  Random random(5);
+  for (const std::int64_t length : lengths) tokens.push_back(random_rows(random, length, 1, 32));
+  std::atomic<int> done = 0;
+  std::atomic<int> refused = 0;
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 4; ++i)
+    threads.emplace_back([&, i] {
+      for (int round = 0; round < 40; ++round) {
+        const SequenceId id = cache.open().value();
+        if (cache.reserve(id, lengths[i]).ok()) {
+          KVTILT_EXPECT_OK(append(cache, id, tokens[i], 0, lengths[i]));
+          const Result<SequenceId> fork = cache.fork(id);
+          refused += fork.ok() ? 0 : 1;
+          if (fork.ok()) {
+            KVTILT_EXPECT_OK(cache.close(id));
+            expect_alone(cache.view(*fork, 0).value(), tokens[i]);
+            KVTILT_EXPECT_OK(cache.close(*fork));
+            ++done;
+            continue;
+          }
+        } else {
+          ++refused;
+        }
+        KVTILT_EXPECT_OK(cache.close(id));
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(done, 0);
+  EXPECT_LE(cache.memory().reserved_bytes, options.max_bytes);
+  for (const std::int64_t length : lengths) {  // each alone fits
+    const SequenceId id = test::open_reserved(cache, length);
+    KVTILT_EXPECT_OK(cache.close(id));
+  }
+}
+
 TEST(KVCacheThreads, ReadersShareASequenceWhileOthersGrow) {
   KVCache cache = test::make_cache(one_head, presets::k4v2, small_pages());
   Random random(6);

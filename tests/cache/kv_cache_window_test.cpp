@@ -13,6 +13,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -123,6 +124,53 @@ TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
   const test::Snapshot whole(cache.view(id, 0).value());
   EXPECT_EQ(cache.truncate(id, 100).code(), ErrorCode::InvalidArgument);
   EXPECT_TRUE(test::unchanged(whole, cache.view(id, 0).value()));
+}
+
+TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
+  const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
+  CacheOptions options;
+  options.page_tokens = 32;
+  options.recent_tokens = recent;
+  KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+  const SequenceId id = test::open_reserved(cache, 320);
+  Random random(3);
+  const Rows<float> rows = random_rows(random, 320, 1, 32);
+  for (const int layer : {0, 1})
+    KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(), rows.view()));
+  const std::int64_t kept = cache.view(id, 1)->first_kept;
+  ASSERT_EQ(kept, 4 + 32 * 7);
+  ASSERT_EQ(cache.view(id, 1)->pages[2].kind, PageKind::Sealed);
+  // Freed in one layer, but in the sinks, inside a page of the other, empty, or backwards.
+  const test::Snapshot windowed(cache.view(id, 1).value());
+  for (const auto& [from, to] : {std::pair{0, 36}, {5, 36}, {4, 35}, {36, 36}, {36, 4}, {-28, 4}})
+    EXPECT_EQ(cache.remove(id, from, to).code(), ErrorCode::InvalidArgument) << from;
+  EXPECT_THAT(std::string(cache.remove(id, 5, 69).message()),
+              HasSubstr("layer 0 has no sealed pages that hold exactly positions [5, 69); the "
+                        "nearest that it has hold [4, 68)"));
+  KVTILT_EXPECT_OK(cache.remove(id, 36, 100));
+  EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
+  EXPECT_EQ(cache.view(id, 0)->page_count, cache.view(id, 1)->page_count + 7 - 2);
+
+  // Half of it is gone: the rest goes, if it ends with a page.
+  EXPECT_EQ(cache.remove(id, kept - 32, kept + 31).code(), ErrorCode::InvalidArgument);
+  EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
+  KVTILT_EXPECT_OK(cache.remove(id, kept - 32, kept + 32));
+  EXPECT_EQ(cache.view(id, 1)->page_count, static_cast<std::int32_t>(windowed.pages.size()) - 1);
+  for (const int layer : {0, 1}) {
+    const LayerView view = cache.view(id, layer).value();
+    EXPECT_EQ(view.length, 320);
+    for (std::int32_t i = 1; i < view.page_count; ++i)
+      EXPECT_TRUE(view.pages[i].first_position + view.pages[i].tokens <= kept - 32 ||
+                  view.pages[i].first_position >= kept + 32);
+  }
+  EXPECT_EQ(cache.remove(id, kept - 32, kept + 32).code(), ErrorCode::InvalidArgument) << "twice";
+
+  Windowed alone(320);
+  const test::Snapshot before(alone.view());
+  KVTILT_EXPECT_OK(alone.cache.remove(alone.id, 4, kept));
+  for (const auto& [from, to] : {std::pair{0, 36}, {-28, 36}, {36, 36}, {36, 4}})
+    EXPECT_EQ(alone.cache.remove(alone.id, from, to).code(), ErrorCode::InvalidArgument) << from;
+  EXPECT_TRUE(test::unchanged(before, alone.view()));
 }
 
 TEST(KVCacheWindow, AttendingToFreedTokensIsRefused) {

@@ -83,9 +83,9 @@ class LayerModel {
     }
   }
 
-  /// Whether there are sealed pages that hold exactly [from, to).
+  /// Whether whole pages, and what the window has freed, are exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
-    return hold_exactly(sealed_, from, to);
+    return may_remove(sealed_, sinks_, freed_until_, from, to);
   }
   bool remove(std::int64_t from, std::int64_t to) {
     if (!can_remove(from, to)) return false;

@@ -38,15 +38,19 @@ std::pair<std::size_t, std::size_t> pages_between(const std::vector<Page>& pages
   return {first, last};
 }
 
-/// Whether some of the pages hold exactly [from, to), without a hole.
+/// Whether each of the positions [from, to), and there are some, is one that a window has freed, all
+/// before `freed_until`, or lies in a page that has no position elsewhere. Those before `sinks` are
+/// never freed and in no page.
 template <class Page>
-bool hold_exactly(const std::vector<Page>& pages, std::int64_t from, std::int64_t to) {
-  const auto [first, last] = pages_between(pages, from, to);
-  for (std::size_t page = first; page < last; ++page) {
-    if (pages[page].first != from) return false;
-    from += pages[page].count;
-  }
-  return last > first && from == to;
+bool may_remove(const std::vector<Page>& pages, std::int64_t sinks, std::int64_t freed_until,
+                std::int64_t from, std::int64_t to) {
+  bool may = from < to && from >= sinks;
+  for (std::int64_t position = from; may && position < to; ++position)
+    may = position < freed_until || std::any_of(pages.begin(), pages.end(), [&](const Page& page) {
+            const std::int64_t end = page.first + page.count;
+            return position >= page.first && position < end && page.first >= from && end <= to;
+          });
+  return may;
 }
 
 }  // namespace kvtilt::test

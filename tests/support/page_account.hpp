@@ -104,9 +104,9 @@ class PageAccount {
     freed_until_ = std::min(freed_until_, length);
   }
 
-  /// Whether there are sealed pages that hold exactly [from, to).
+  /// Whether whole pages, and what the window has freed, are exactly [from, to).
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
-    return hold_exactly(sealed_, from, to);
+    return may_remove(sealed_, placement_.sink_tokens, freed_until_, from, to);
   }
   void remove(std::int64_t from, std::int64_t to) {
     const auto [first, last] = pages_between(sealed_, from, to);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
+#include <kvtilt/cache/memory_plan.hpp>
 
 #include "support/checked_layer.hpp"
 #include "support/counting_allocator.hpp"
@@ -46,7 +47,9 @@ class ProgramCache {
   }
 
  protected:
-  std::string open(int tokens, Random& random) {
+  std::string open(std::int64_t tokens, Random& random) {
+    if (models_.empty() && random.chance(3))
+      tokens = std::max(tokens, std::min<std::int64_t>(most_alone(), 2000));
     const Result<SequenceId> id = cache_->open();
     if (models_.size() == 5) return id.ok() ? "opened a sixth of five sequences" : "";
     if (!id) return std::string(id.message());
@@ -63,7 +66,13 @@ class ProgramCache {
                                              setup_.options.recent_tokens));
     }
     models_.push_back(std::move(model));
-    return reserve(models_.back(), tokens, random);
+    const std::string wrong = reserve(models_.back(), tokens, random);
+    if (!wrong.empty() || models_.size() > 1 || models_[0].capacity == tokens) return wrong;
+    // Refused. Alone, it has all the memory that there is.
+    const Status again = cache_->reserve(models_[0].id, tokens);
+    if (again.ok()) models_[0].capacity = tokens;
+    return again.ok() || tokens > most_alone() ? ""
+                                               : "lost memory: " + std::string(again.message());
   }
 
   /// One call that may take memory, out of an allocator that may fail. Sets `may_refuse` if
@@ -219,6 +228,12 @@ class ProgramCache {
     return std::string(status.message());
   }
 
+  std::string close_all() {
+    while (!models_.empty())
+      if (const std::string wrong = close(models_.back()); !wrong.empty()) return wrong;
+    return {};
+  }
+
   /// Everything the cache holds and says of itself.
   std::string compare() {
     for (ModelSequence& model : models_)
@@ -232,6 +247,13 @@ class ProgramCache {
   const std::vector<ModelSequence>& models() const { return models_; }
 
  private:
+  /// Tokens that a sequence can reserve while there is no other; -1: not even none.
+  [[nodiscard]] std::int64_t most_alone() const {
+    if (!setup_.scarce()) return max_tokens;
+    const Result<std::int64_t> most = most_tokens(setup_.shape, setup_.plan, setup_.options);
+    return most.ok() ? *most : -1;
+  }
+
   /// One call that may make a copy of a sequence, reserved for `tokens` tokens, whose model is `child`
   /// then. Returns whether it did, and fills `wrong` if that is wrong.
   template <class Call>
@@ -241,7 +263,7 @@ class ProgramCache {
     bool may_refuse = false;
     const Result<SequenceId> id = with_scarce_memory(random, may_refuse, call);
     if (id.code() == ErrorCode::OutOfMemory && may_refuse && possible) {
-      if (cache_->memory().reserved_bytes != reserved)
+      if (cache_->memory().reserved_bytes > reserved)
         wrong = std::string(name) + " failed and kept memory";
       return false;
     }

@@ -70,7 +70,7 @@ class ProgramRun : ProgramCache {
       case Step::Save:
         return save_and_load(model, amount, random);
       case Step::Close:
-        return close(model);
+        return random.chance(4) ? close_all() : close(model);
       case Step::Attend:
         return attend(random);
       case Step::Merge:

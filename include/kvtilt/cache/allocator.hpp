@@ -12,7 +12,7 @@
 namespace kvtilt {
 
 /// Bring your own memory: two functions and a context. `allocate` returns null when it is out;
-/// both may be called from any thread that reserves, opens or closes a sequence.
+/// both may be called from any thread that reserves for, forks, loads or closes a sequence.
 struct Allocator {
   void* (*allocate)(void* context, std::size_t bytes, std::size_t alignment);
   void (*deallocate)(void* context, void* memory, std::size_t bytes, std::size_t alignment);

@@ -33,9 +33,15 @@ class BlockPools {
   /// The caller's memory; null if blocks come from an allocator.
   [[nodiscard]] const Arena* arena() const { return arena_.get(); }
   [[nodiscard]] std::size_t allocated_bytes() const {
-    std::size_t bytes = 0;
-    for (const PagePool& pool : pools_) bytes += pool.allocated_bytes();
-    return bytes;
+    return sum([&](std::size_t i) { return pools_[i].allocated_bytes(); });
+  }
+  /// Bytes that give_back() would return.
+  [[nodiscard]] std::size_t idle_bytes() const {
+    return sum([&](std::size_t i) { return pools_[i].idle_bytes(); });
+  }
+  /// Bytes of the blocks that nobody uses.
+  [[nodiscard]] std::size_t free_bytes() const {
+    return sum([&](std::size_t i) { return pools_[i].free_count() * pools_[i].block_bytes(); });
   }
 
   /// What the next grow() is for: forget the last, then name all.
@@ -45,16 +51,31 @@ class BlockPools {
   /// Bytes grow() would take; SIZE_MAX if no number says how many. Always a multiple of
   /// page_alignment otherwise.
   [[nodiscard]] std::size_t missing_bytes() const {
-    std::size_t bytes = 0;
-    for (std::size_t i = 0; i < pools_.size(); ++i)
-      bytes = saturating_add(bytes, pools_[i].missing_bytes(wanted_[i]));
-    return bytes;
+    return sum([&](std::size_t i) { return pools_[i].missing_bytes(wanted_[i]); });
+  }
+  /// The same after give_back().
+  [[nodiscard]] std::size_t missing_bytes_without_idle() const {
+    return sum([&](std::size_t i) { return pools_[i].missing_bytes_without_idle(wanted_[i]); });
+  }
+  /// Bytes of the free blocks that grow() would leave over.
+  [[nodiscard]] std::size_t unwanted_bytes() const {
+    return sum([&](std::size_t i) {
+      const std::size_t free = pools_[i].free_count();
+      return (free - std::min(free, wanted_[i])) * pools_[i].block_bytes();
+    });
+  }
+
+  /// Returns the memory of slabs without a block in use, so that blocks of any size can be made of
+  /// it; false if there is none.
+  bool give_back() {
+    bool some = false;
+    for (PagePool& pool : pools_) some = pool.give_back() || some;
+    return some;
   }
 
   /// Makes the wanted blocks free. False if there is no memory: then nothing has changed.
   [[nodiscard]] bool grow() {
-    // An arena takes nothing back, so what does not fit as a whole must not be begun.
-    bool room = arena_ == nullptr || missing_bytes() <= arena_->free_bytes();
+    bool room = true;
     for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
     for (PagePool& pool : pools_) {
       if (room)
@@ -66,6 +87,14 @@ class BlockPools {
   }
 
  private:
+  /// of(i): of the i-th pool
+  template <class Of>
+  [[nodiscard]] std::size_t sum(Of of) const {
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < pools_.size(); ++i) bytes = saturating_add(bytes, of(i));
+    return bytes;
+  }
+
   std::unique_ptr<Arena> arena_;  ///< outlives the pools, and stays where it is when they move
   Allocator allocator_;
   std::vector<PagePool> pools_;

@@ -6,6 +6,7 @@
 #include <kvtilt/cache/layer_store.hpp>
 #include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
+#include <kvtilt/cache/page_range.hpp>
 #include <kvtilt/cache/saved_reader.hpp>
 #include <kvtilt/cache/saved_writer.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
@@ -16,7 +17,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -54,13 +54,13 @@ class KVCache {
   /// then append cannot run out. Never shrinks.
   ///
   /// Fails  OutOfMemory by a limit (max_bytes, page_memory), then nothing has changed; or because the
-  ///        allocator refused, then page tables that grew before it did stay as large, and all else
-  ///        is as before
+  ///        allocator refused, then page tables that grew before it did stay as large, memory that no
+  ///        sequence used may have gone back to it, and all else is as before
   /// Cost   a copy of the page tables that grow, some 50 bytes per page; no token moves. What is
-  ///        missing is taken exactly, in one piece per size of block: whoever reserves page by page
-  ///        gets many small pieces, and copies tables each time. Huge pages back pieces of 2 MiB and
-  ///        more alone (default_allocator). So reserve the longest expected context at once, or
-  ///        double
+  ///        missing is taken exactly, in pieces of up to 32 MiB per size of block: whoever reserves
+  ///        page by page gets many small pieces, and copies tables each time. Huge pages back pieces
+  ///        of 2 MiB and more alone (default_allocator). So reserve the longest expected context at
+  ///        once, or double
   Status reserve(SequenceId id, std::int64_t tokens);
 
   /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
@@ -79,9 +79,10 @@ class KVCache {
   /// anything changes, if a window has freed tokens that the next one would see.
   Status truncate(SequenceId id, std::int64_t length);
 
-  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
-  /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
-  /// not end there, and then changes nothing.
+  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers: what a
+  /// layer's window has freed of them is gone already. Later tokens keep their positions, length
+  /// stays. Fails with InvalidArgument where a layer's pages do not end there (the message names the
+  /// nearest that do), and then changes nothing.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
 
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
@@ -113,7 +114,8 @@ class KVCache {
   ///        is read or written out of place, but what they say is believed
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0);
 
-  /// Returns the blocks of a sequence to the cache.
+  /// Returns the blocks of a sequence to the cache, for sequences to come. The allocator has them back
+  /// when a reservation would not fit otherwise (CacheOptions::max_bytes), or with the cache.
   Status close(SequenceId id);
 
   /// One layer for attend(). Valid until the sequence changes.
@@ -183,8 +185,10 @@ class KVCache {
   [[nodiscard]] std::size_t reserved_bytes() const {
     return table_bytes_ + pools_.allocated_bytes();
   }
-  [[nodiscard]] std::size_t missing_bytes(const Sequence& sequence) const;
-  Status check_room(const Sequence& sequence, std::int64_t tokens) const;
+  [[nodiscard]] std::size_t missing_table_bytes(const Sequence& sequence) const;
+  [[nodiscard]] bool within_limits(std::size_t block_bytes, std::size_t table_bytes,
+                                   std::size_t returned) const;
+  Status make_room(const Sequence& sequence, std::int64_t tokens);
   bool reserve_tables(Sequence& sequence);
   Status provide(Sequence& sequence, std::int64_t tokens);
   void release_blocks(Sequence& sequence);

@@ -74,9 +74,9 @@ inline Result<SequenceId> KVCache::open() {
   return adopt(*std::move(sequence));
 }
 
-/// What `sequence` lacks: the wanted blocks, and tables for needs_. SIZE_MAX if no number says.
-inline std::size_t KVCache::missing_bytes(const Sequence& sequence) const {
-  std::size_t bytes = pools_.missing_bytes();
+/// Bytes of tables for needs_ that `sequence` lacks; SIZE_MAX if no number says.
+inline std::size_t KVCache::missing_table_bytes(const Sequence& sequence) const {
+  std::size_t bytes = 0;
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0)
       bytes = saturating_add(bytes, sequence.layer(layer).missing_table_bytes(needs_[layer]));
@@ -95,23 +95,41 @@ inline bool KVCache::reserve_tables(Sequence& sequence) {
   return room;
 }
 
-/// OutOfMemory if max_bytes or page_memory cannot give what `sequence` lacks.
-inline Status KVCache::check_room(const Sequence& sequence, std::int64_t tokens) const {
-  const std::size_t present = reserved_bytes();
-  const std::size_t more = missing_bytes(sequence);
-  const std::size_t limit =
-      options_.max_bytes == 0 ? std::numeric_limits<std::size_t>::max() : options_.max_bytes;
-  if (more > 0 && (present > limit || more > limit - present))
-    return Status::error(ErrorCode::OutOfMemory,
-                         "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken",
-                         static_cast<long long>(tokens), more, present, limit);
+/// Whether max_bytes and page_memory have so much more once `returned` bytes of blocks are back.
+inline bool KVCache::within_limits(std::size_t block_bytes, std::size_t table_bytes,
+                                   std::size_t returned) const {
+  const std::size_t more = saturating_add(block_bytes, table_bytes);
+  const std::size_t present = reserved_bytes() - returned;
   const Arena* arena = pools_.arena();
-  if (arena != nullptr && pools_.missing_bytes() > arena->free_bytes())
+  return (options_.max_bytes == 0 || more == 0 ||
+          (present <= options_.max_bytes && more <= options_.max_bytes - present)) &&
+         (arena == nullptr || block_bytes <= arena->free_bytes() + returned);
+}
+
+/// Gives idle slabs back if what `sequence` lacks fits only then. OutOfMemory if max_bytes or
+/// page_memory cannot give it even so: then nothing has changed.
+inline Status KVCache::make_room(const Sequence& sequence, std::int64_t tokens) {
+  const std::size_t blocks = pools_.missing_bytes();
+  const std::size_t tables = missing_table_bytes(sequence);
+  if (within_limits(blocks, tables, 0)) return {};
+  if (within_limits(pools_.missing_bytes_without_idle(), tables, pools_.idle_bytes())) {
+    pools_.give_back();
+    return {};
+  }
+  const std::size_t other = pools_.unwanted_bytes();
+  const Arena* arena = pools_.arena();
+  if (arena != nullptr && blocks > arena->free_bytes())
     return Status::error(ErrorCode::OutOfMemory,
-                         "%lld tokens need %zu bytes of page_memory more; %zu of its %zu are free",
-                         static_cast<long long>(tokens), pools_.missing_bytes(),
-                         arena->free_bytes(), arena->size());
-  return {};
+                         "%lld tokens need %zu bytes of page_memory more; %zu of its %zu are free, "
+                         "%zu more in free blocks of other sizes",
+                         static_cast<long long>(tokens), blocks, arena->free_bytes(), arena->size(),
+                         other);
+  return Status::error(ErrorCode::OutOfMemory,
+                       "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken, %zu of "
+                       "them in use and %zu in free blocks of other sizes",
+                       static_cast<long long>(tokens), saturating_add(blocks, tables),
+                       reserved_bytes(), options_.max_bytes, reserved_bytes() - pools_.free_bytes(),
+                       other);
 }
 
 /// Gives a sequence the blocks in needs_ and the tables for them: all or nothing.
@@ -119,12 +137,22 @@ inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
   pools_.want_nothing();
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     stores_[layer].want(needs_[layer], pools_);
-  KVTILT_RETURN_IF_ERROR(check_room(sequence, tokens));
-  const std::size_t more = missing_bytes(sequence);
-  if (!reserve_tables(sequence) || !pools_.grow())
+  KVTILT_RETURN_IF_ERROR(make_room(sequence, tokens));
+  const std::size_t more = saturating_add(pools_.missing_bytes(), missing_table_bytes(sequence));
+  bool tables = false;
+  const auto take = [&] { return (tables = reserve_tables(sequence)) && pools_.grow(); };
+  if (!take() && !(pools_.give_back() && make_room(sequence, tokens).ok() && take())) {
+    const Arena* arena = pools_.arena();
+    if (tables && arena != nullptr)
+      return Status::error(ErrorCode::OutOfMemory,
+                           "%lld tokens need %zu bytes of page_memory more; %zu of its %zu are "
+                           "free, but the pieces between slabs in use are too small",
+                           static_cast<long long>(tokens), pools_.missing_bytes(),
+                           arena->free_bytes(), arena->size());
     return Status::error(ErrorCode::OutOfMemory,
                          "the allocator refused the %zu bytes that %lld tokens need", more,
                          static_cast<long long>(tokens));
+  }
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const BlockCounts& needs = needs_[layer];
     SequenceLayer& own = sequence.layer(layer);

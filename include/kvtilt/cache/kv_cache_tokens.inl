@@ -64,6 +64,26 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
   return {};
 }
 
+namespace detail {
+
+/// Sealed ones of a layer.
+inline PageRange nearest_pages(const SequenceLayer& layer, std::int64_t from, std::int64_t to) {
+  const Buffer<PageEntry>& entries = layer.entries();
+  std::size_t first = 0;
+  while (first < entries.size() && entries[first].kind == PageKind::Sinks) ++first;
+  std::size_t last = first;
+  while (last < entries.size() && entries[last].kind == PageKind::Sealed) ++last;
+  return kvtilt::nearest_pages(
+      last - first,
+      [&](std::size_t i) {
+        const PageEntry& page = entries[first + i];
+        return PageRange{page.first_position, page.first_position + page.tokens};
+      },
+      from, to);
+}
+
+}  // namespace detail
+
 inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to) {
   Result<Sequence*> found = find(id);
   if (!found) return std::move(found).take_status();
@@ -72,9 +92,8 @@ inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to)
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0 &&
         !(*found)->layer(layer).find_pages(from, to, first, last))
-      return Status::error(ErrorCode::InvalidArgument,
-                           "layer %zu has no sealed pages that hold exactly positions %lld to %lld",
-                           layer, static_cast<long long>(from), static_cast<long long>(to) - 1);
+      return refuse_removal(layer, from, to,
+                            detail::nearest_pages((*found)->layer(layer), from, to));
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
     if (stores_[layer].shape.kv_heads > 0) {
       (void)(*found)->layer(layer).find_pages(from, to, first, last);

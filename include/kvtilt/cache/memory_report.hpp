@@ -7,8 +7,8 @@
 
 namespace kvtilt {
 
-/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave
-/// and what was taken from page_memory, used or not, and belongs to the cache as a whole.
+/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave, what was
+/// taken from page_memory, and neither has back, used or not; it belongs to the cache as a whole.
 struct MemoryReport {
   std::size_t page_bytes = 0;      ///< sealed pages, whole
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails

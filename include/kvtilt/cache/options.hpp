@@ -22,12 +22,18 @@ struct CacheOptions {
   int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
   int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
   int max_sequences = 1024;
-  std::size_t max_bytes = 0;    ///< bounds MemoryReport::reserved_bytes; 0: no limit
+  /// Bounds MemoryReport::reserved_bytes; 0: no limit. Blocks of closed sequences count as long as
+  /// they are kept for the next ones of their size: what does not fit otherwise takes the memory of
+  /// all slabs (PagePool, 32 MiB at most) that have no block in use. With nothing open, whatever
+  /// plan_memory() puts within the limit fits.
+  std::size_t max_bytes = 0;
   std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best
   Allocator allocator = default_allocator();
   /// All pages and 16-bit blocks come out of this memory, if it is not empty; only tables then
   /// still come from the allocator. It serves one cache at a time, starts anywhere (up to 63 bytes
-  /// are lost to alignment), is never freed, and is the caller's again when the cache is gone.
+  /// are lost to alignment), is never freed, and is the caller's again when the cache is gone. It
+  /// passes from one size of block to another as max_bytes does, but nothing in it moves: between
+  /// slabs in use, pieces shorter than the slabs of a reservation do not serve it.
   std::span<std::byte> page_memory = {};
 };
 

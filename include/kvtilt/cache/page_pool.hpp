@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: MIT
 /// Blocks of one size with a free list. Memory is taken in slabs of exactly what a reservation
-/// lacks, and returned when the pool dies. Growing has two steps, so that a reservation over
-/// several pools can be given up as a whole.
+/// lacks, and returned when the pool dies, or before where no block of a slab is in use. Growing
+/// has two steps, so that a reservation over several pools can be given up as a whole.
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
 #include <kvtilt/page/layout.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <utility>
 
 namespace kvtilt {
@@ -29,108 +31,200 @@ struct Block {
 
 class PagePool {
  public:
+  /// One block in use keeps its slab: no slab is larger than this, unless a block is.
+  static constexpr std::size_t max_slab_bytes = std::size_t{32} << 20;
+
   PagePool(const Allocator& allocator, std::size_t block_bytes)
-      : allocator_(allocator), block_bytes_(block_bytes) {}
+      : allocator_(allocator),
+        block_bytes_(block_bytes),
+        slab_blocks_(std::max<std::size_t>(
+            1, (max_slab_bytes - 2 * page_alignment) / saturating_add(block_bytes, 8))) {}
   PagePool(PagePool&& other) noexcept
       : allocator_(other.allocator_),
         block_bytes_(other.block_bytes_),
-        free_(std::exchange(other.free_, {})),
-        free_count_(std::exchange(other.free_count_, 0)),
-        slabs_(std::exchange(other.slabs_, nullptr)),
-        pending_(std::exchange(other.pending_, nullptr)),
-        allocated_bytes_(std::exchange(other.allocated_bytes_, 0)) {}
+        slab_blocks_(other.slab_blocks_),
+        slabs_(std::exchange(other.slabs_, {})),
+        pending_(std::exchange(other.pending_, nullptr)) {}
   PagePool& operator=(PagePool&&) = delete;
   ~PagePool() {
     abandon();
-    while (slabs_ != nullptr) {
-      Slab* slab = slabs_;
-      slabs_ = slab->next;
-      allocator_.deallocate(allocator_.context, slab, slab->bytes, page_alignment);
-    }
+    for (Slab*& list : slabs_.of) return_all(list);
   }
 
   [[nodiscard]] std::size_t block_bytes() const { return block_bytes_; }
-  [[nodiscard]] std::size_t free_count() const { return free_count_; }
-  [[nodiscard]] std::size_t allocated_bytes() const { return allocated_bytes_; }
+  [[nodiscard]] std::size_t free_count() const { return slabs_.free_blocks; }
+  [[nodiscard]] std::size_t allocated_bytes() const { return slabs_.bytes; }
+  /// Bytes of the slabs without a block in use.
+  [[nodiscard]] std::size_t idle_bytes() const { return slabs_.idle_bytes; }
 
   /// Bytes the allocator would be asked for so that `count` blocks are free; SIZE_MAX if no number
   /// says how many.
   [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
-    if (count <= free_count_) return 0;
-    std::size_t bytes = 0;
-    const std::size_t blocks = count - free_count_;
-    if (blocks > max_blocks || __builtin_mul_overflow(blocks, block_bytes_, &bytes) ||
-        __builtin_add_overflow(bytes, header_bytes(blocks), &bytes))
-      return std::numeric_limits<std::size_t>::max();
-    return bytes;
+    return bytes_of(count - std::min(count, slabs_.free_blocks));
+  }
+  /// The same after give_back().
+  [[nodiscard]] std::size_t missing_bytes_without_idle(std::size_t count) const {
+    return bytes_of(count - std::min(count, slabs_.free_blocks - slabs_.idle_blocks));
   }
 
   /// Takes the memory that `count` free blocks need; commit() or abandon() must follow. False if
-  /// the allocator has none.
+  /// the allocator has none: then nothing is taken.
   [[nodiscard]] bool prepare(std::size_t count) {
-    const std::size_t bytes = missing_bytes(count);
-    if (bytes == 0) return true;
-    if (bytes == std::numeric_limits<std::size_t>::max()) return false;
-    void* memory = allocator_.allocate(allocator_.context, bytes, page_alignment);
-    if (memory == nullptr) return false;
-    pending_ = new (memory) Slab{nullptr, bytes, count - free_count_};
+    if (missing_bytes(count) == std::numeric_limits<std::size_t>::max()) return false;
+    for (std::size_t free = slabs_.free_blocks; free < count;) {
+      const std::size_t blocks = std::min(count - free, slab_blocks_);
+      void* memory = allocator_.allocate(allocator_.context, slab_bytes(blocks), page_alignment);
+      if (memory == nullptr) {
+        abandon();
+        return false;
+      }
+      pending_ = new (memory) Slab{pending_, nullptr, static_cast<std::uint32_t>(blocks)};
+      free += blocks;
+    }
     return true;
   }
 
   /// Turns what prepare() took into free blocks.
   void commit() {
-    if (pending_ == nullptr) return;
-    Slab* slab = std::exchange(pending_, nullptr);
-    slab->next = slabs_;
-    slabs_ = slab;
-    allocated_bytes_ += slab->bytes;
-    std::byte* start = reinterpret_cast<std::byte*>(slab);
-    std::uint32_t* counters = reinterpret_cast<std::uint32_t*>(start + sizeof(Slab));
-    std::byte* blocks = start + header_bytes(slab->blocks);
-    for (std::size_t i = slab->blocks; i-- > 0;) release({blocks + i * block_bytes_, counters + i});
+    while (pending_ != nullptr) {
+      Slab* slab = std::exchange(pending_, pending_->next);
+      for (std::uint32_t i = slab->blocks; i-- > 0;) {
+        new (records(slab) + i) Record{0, i};
+        push(slab, i);
+      }
+      slabs_.bytes += slab_bytes(slab->blocks);
+      slabs_.free_blocks += slab->blocks;
+      link(slab, Idle);
+    }
   }
 
   /// Returns it instead.
-  void abandon() {
-    Slab* slab = std::exchange(pending_, nullptr);
-    if (slab != nullptr)
-      allocator_.deallocate(allocator_.context, slab, slab->bytes, page_alignment);
+  void abandon() { return_all(pending_); }
+
+  /// Returns the slabs without a block in use; false if there are none.
+  bool give_back() {
+    if (slabs_.of[Idle] == nullptr) return false;
+    slabs_.free_blocks -= std::exchange(slabs_.idle_blocks, 0);
+    slabs_.bytes -= std::exchange(slabs_.idle_bytes, 0);
+    return_all(slabs_.of[Idle]);
+    return true;
   }
 
-  /// A free block, which then has one owner; there must be one.
+  /// A free block, which then has one owner; there must be one. Slabs without a block in use stay
+  /// so while there are others, and of those serves first the last to have had all in use: it is
+  /// the least likely to get them all back.
   [[nodiscard]] Block acquire() {
-    const Block block = free_;
-    std::memcpy(&free_, block.data, sizeof free_);
-    --free_count_;
-    *block.references = 1;
-    return block;
+    Slab* slab = slabs_.of[slabs_.of[Mixed] != nullptr ? Mixed : Idle];
+    const Use before = use_of(slab);
+    const std::uint32_t index = slab->first_free;
+    std::byte* data = block_data(slab, index);
+    std::memcpy(&slab->first_free, data, sizeof slab->first_free);
+    --slab->free;
+    --slabs_.free_blocks;
+    move(slab, before);
+    Record& record = records(slab)[index];
+    record.references = 1;
+    return {data, &record.references};
   }
 
   void release(const Block& block) {
-    std::memcpy(block.data, &free_, sizeof free_);
-    free_ = block;
-    ++free_count_;
+    Record* record = reinterpret_cast<Record*>(block.references);
+    Slab* slab = reinterpret_cast<Slab*>(record - record->index) - 1;
+    const Use before = use_of(slab);
+    push(slab, record->index);
+    ++slabs_.free_blocks;
+    move(slab, before);
   }
 
  private:
+  /// How many blocks of a slab are in use: none, some or all.
+  enum Use { Idle, Mixed, Full };
+
+  /// Followed by a record for each block, then the blocks.
   struct Slab {
     Slab* next;
-    std::size_t bytes;
-    std::size_t blocks;
+    Slab* previous;
+    std::uint32_t blocks;
+    std::uint32_t free = 0;        ///< blocks
+    std::uint32_t first_free = 0;  ///< a free block's first bytes hold the next
   };
+  struct Record {
+    std::uint32_t references;  ///< first: Block points at it
+    std::uint32_t index;       ///< in the slab
+  };
+  struct Slabs {
+    Slab* of[3] = {};  ///< by Use
+    std::size_t bytes = 0;
+    std::size_t free_blocks = 0;
+    std::size_t idle_bytes = 0;
+    std::size_t idle_blocks = 0;
+  };
+  static_assert(sizeof(Record) == 8 && sizeof(Slab) % alignof(Record) == 0);
   static constexpr std::size_t max_blocks = std::size_t{1} << 40;
 
   [[nodiscard]] static constexpr std::size_t header_bytes(std::size_t blocks) {
-    return round_up(sizeof(Slab) + blocks * sizeof(std::uint32_t), page_alignment);
+    return round_up(sizeof(Slab) + blocks * sizeof(Record), page_alignment);
+  }
+  [[nodiscard]] std::size_t slab_bytes(std::size_t blocks) const {
+    return header_bytes(blocks) + blocks * block_bytes_;
+  }
+  /// Of slabs for so many blocks.
+  [[nodiscard]] std::size_t bytes_of(std::size_t blocks) const {
+    if (blocks == 0) return 0;
+    std::size_t bytes = 0;
+    const std::size_t rest = blocks % slab_blocks_;
+    if (blocks > max_blocks || __builtin_mul_overflow(blocks, block_bytes_, &bytes))
+      return std::numeric_limits<std::size_t>::max();
+    return saturating_add(bytes, blocks / slab_blocks_ * header_bytes(slab_blocks_) +
+                                     (rest == 0 ? 0 : header_bytes(rest)));
+  }
+
+  [[nodiscard]] static Record* records(Slab* slab) { return reinterpret_cast<Record*>(slab + 1); }
+  [[nodiscard]] std::byte* block_data(Slab* slab, std::uint32_t index) const {
+    return reinterpret_cast<std::byte*>(slab) + header_bytes(slab->blocks) + index * block_bytes_;
+  }
+  [[nodiscard]] static Use use_of(const Slab* slab) {
+    return slab->free == 0 ? Full : slab->free == slab->blocks ? Idle : Mixed;
+  }
+
+  void push(Slab* slab, std::uint32_t index) {
+    std::memcpy(block_data(slab, index), &slab->first_free, sizeof slab->first_free);
+    slab->first_free = index;
+    ++slab->free;
+  }
+  void move(Slab* slab, Use before) {
+    const Use after = use_of(slab);
+    if (after == before) return;
+    unlink(slab, before);
+    link(slab, after);
+  }
+  void link(Slab* slab, Use use) {
+    slab->previous = nullptr;
+    slab->next = std::exchange(slabs_.of[use], slab);
+    if (slab->next != nullptr) slab->next->previous = slab;
+    if (use != Idle) return;
+    slabs_.idle_bytes += slab_bytes(slab->blocks);
+    slabs_.idle_blocks += slab->blocks;
+  }
+  void unlink(Slab* slab, Use use) {
+    (slab->previous != nullptr ? slab->previous->next : slabs_.of[use]) = slab->next;
+    if (slab->next != nullptr) slab->next->previous = slab->previous;
+    if (use != Idle) return;
+    slabs_.idle_bytes -= slab_bytes(slab->blocks);
+    slabs_.idle_blocks -= slab->blocks;
+  }
+  void return_all(Slab*& list) {
+    while (list != nullptr) {
+      Slab* slab = std::exchange(list, list->next);
+      allocator_.deallocate(allocator_.context, slab, slab_bytes(slab->blocks), page_alignment);
+    }
   }
 
   Allocator allocator_;
   std::size_t block_bytes_;
-  Block free_;  ///< head of the free list; a free block's first bytes hold the next
-  std::size_t free_count_ = 0;
-  Slab* slabs_ = nullptr;
+  std::size_t slab_blocks_;  ///< at most
+  Slabs slabs_;
   Slab* pending_ = nullptr;  ///< between prepare() and commit() or abandon()
-  std::size_t allocated_bytes_ = 0;
 };
 
 }  // namespace kvtilt

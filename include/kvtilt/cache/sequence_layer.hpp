@@ -191,14 +191,17 @@ class SequenceLayer {
     first_kept_ = std::min(first_kept_, length);
   }
 
-  /// The sealed pages that hold exactly the positions from `from` to `to`-1 as indices into
-  /// entries(); false if there are none such.
+  /// The sealed pages that hold exactly what the window has left of the positions from `from` to
+  /// `to`-1, as indices into entries(): no pages if that is nothing. False if there are none such.
   [[nodiscard]] bool find_pages(std::int64_t from, std::int64_t to, std::size_t& first,
                                 std::size_t& last) const {
     const auto sealed = [&](std::size_t i) {
       return i < entries_.size() && entries_[i].kind == PageKind::Sealed;
     };
-    first = 0;
+    first = last = 0;
+    if (from < placement_.sink_tokens || from >= to) return false;
+    if (to <= first_kept_) return true;
+    from = std::max(from, first_kept_);
     while (first < entries_.size() && entries_[first].first_position != from) ++first;
     std::int64_t end = from;
     for (last = first; end < to && sealed(last) && entries_[last].first_position == end; ++last)

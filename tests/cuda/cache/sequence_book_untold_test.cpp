@@ -119,10 +119,21 @@ TEST(SequenceBookUntold, PagesOfATruncationThatTheDeviceRefusesAreLetGoOf) {
 
 TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreLetGoOf) {
   Shared both;
+  both.trio.device.truncate(both.id.slot, 48);
+  KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 32, 64));
+  both.trio.device.remove(both.id.slot, 32, 64);
+  both.expect_refused();
+  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.expect_apart();
+}
+
+TEST(SequenceBookUntold, PagesOfARemovalThatTheDevicesWindowHasFreedAreLetGoOf) {
+  Shared both;
   both.append_untold(96);
+  ASSERT_EQ(both.trio.device.storage(1).states[both.id.slot].first_kept, 96);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 0, 32));
   both.trio.device.remove(both.id.slot, 0, 32);
-  both.expect_refused();
+  EXPECT_EQ(both.trio.device.record().code, 0u);
   both.trio.device.let_go(both.trio.book, both.id.slot);
   both.expect_apart();
 }

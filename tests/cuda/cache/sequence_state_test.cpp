@@ -135,12 +135,14 @@ class StateProgram {
     if (entries == 0) return;
     const int a = random_.below(entries);
     const int b = random_.between(a, std::min(entries - 1, a + 3));
-    const std::int64_t from =
+    std::int64_t from =
         table.slots[static_cast<std::size_t>(a)].first_position + (random_.chance(8) ? 1 : 0);
+    if (random_.chance(3)) from = 4 * random_.below(2) + page_tokens * random_.below(6);
     const std::int64_t to = end_of(table.slots[static_cast<std::size_t>(b)]);
     std::int32_t first = 0;
     std::int32_t last = 0;
-    const bool found = find_whole_pages(table.state, table.slots.data(), from, to, first, last);
+    const bool found =
+        find_whole_pages(placement_, table.state, table.slots.data(), from, to, first, last);
     ASSERT_EQ(cache_->remove(ids_[one], from, to).ok(), found);
     if (found) cuda::drop_pages(SingleThread{}, table.state, table.slots.data(), first, last);
   }

@@ -92,9 +92,10 @@ class KVCache {
   Status truncate(const SequenceBatch& batch, const std::int64_t* lengths,
                   std::span<const std::int64_t> known, cudaStream_t stream = nullptr);
 
-  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers. Later
-  /// tokens keep their positions, length stays. Fails with InvalidArgument where a layer's pages do
-  /// not end there, and then changes nothing.
+  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers: what a
+  /// layer's window has freed of them is gone already. Later tokens keep their positions, length
+  /// stays. Fails with InvalidArgument where a layer's pages do not end there (the message names the
+  /// nearest that do), and then changes nothing.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to, cudaStream_t stream = nullptr);
 
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is

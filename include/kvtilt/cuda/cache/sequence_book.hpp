@@ -3,6 +3,7 @@
 /// tables what the kernels do to theirs, with the same functions, so that it need not ask.
 #pragma once
 
+#include <kvtilt/cache/page_range.hpp>
 #include <kvtilt/cache/saved_reader.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/core/status.hpp>

@@ -211,13 +211,21 @@ inline Status SequenceBook::remove(SequenceId id, std::int64_t from, std::int64_
   std::int32_t last = 0;
   const auto find = [&](std::size_t layer) {
     const Layer& own = sequence.layers[layer];
-    return find_whole_pages(own.state, own.table.data(), from, to, first, last);
+    return find_whole_pages(layers_[layer].placement, own.state, own.table.data(), from, to, first,
+                            last);
   };
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
-    if (cached(layer) && !find(layer))
-      return Status::error(ErrorCode::InvalidArgument,
-                           "layer %zu has no sealed pages that hold exactly positions %lld to %lld",
-                           layer, static_cast<long long>(from), static_cast<long long>(to) - 1);
+    if (cached(layer) && !find(layer)) {
+      const SequenceState& state = sequence.layers[layer].state;
+      const PageSlot* table = sequence.layers[layer].table.data() + state.first_page;
+      return refuse_removal(layer, from, to,
+                            nearest_pages(
+                                static_cast<std::size_t>(state.page_end - state.first_page),
+                                [&](std::size_t i) {
+                                  return PageRange{table[i].first_position, end_of(table[i])};
+                                },
+                                from, to));
+    }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     (void)find(layer);

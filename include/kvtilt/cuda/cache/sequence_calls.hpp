@@ -184,7 +184,8 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     const PageSlot* table = storage.table(sequence);
-    bool whole = find_pages(storage.states[sequence], table, from, to, first, last);
+    bool whole =
+        find_pages(storage.placement(), storage.states[sequence], table, from, to, first, last);
     for (std::int32_t entry = first + threads.thread(); whole && entry + 1 < last;
          entry += threads.thread_count())
       whole = follows_at_once(table + entry);
@@ -201,7 +202,7 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
     SequenceState state = storage.states[sequence];
-    (void)find_pages(state, storage.table(sequence), from, to, first, last);
+    (void)find_pages(storage.placement(), state, storage.table(sequence), from, to, first, last);
     threads.sync();  // all have looked
     drop_pages(threads, state, storage.table(sequence), first, last);
     if (threads.thread() == 0) storage.states[sequence] = state;

@@ -159,11 +159,16 @@ KVTILT_HD void truncate(const Threads& threads, const TokenPlacement& placement,
   if (state.first_kept > length) state.first_kept = length;
 }
 
-/// The entries that hold the positions `from` to to - 1, the first and the last of them at least, and no
-/// others; false if there are none such. Whether there is a hole between them follows_at_once() tells.
-KVTILT_HD constexpr bool find_pages(const SequenceState& state, const PageSlot* table,
-                                    std::int64_t from, std::int64_t to, std::int32_t& first,
-                                    std::int32_t& last) {
+/// The entries that hold what the window has left of the positions `from` to to - 1, the first and the
+/// last of them at least, and no others: no entries if that is nothing. False if there are none such.
+/// Whether there is a hole between them follows_at_once() tells.
+KVTILT_HD constexpr bool find_pages(const TokenPlacement& placement, const SequenceState& state,
+                                    const PageSlot* table, std::int64_t from, std::int64_t to,
+                                    std::int32_t& first, std::int32_t& last) {
+  first = last = state.first_page;
+  if (from < placement.sink_tokens || from >= to) return false;
+  if (to <= state.first_kept) return true;
+  if (from < state.first_kept) from = state.first_kept;
   first = entry_at(state, table, from);
   if (first == state.page_end || table[first].first_position != from) return false;
   last = entry_at(state, table, to);
@@ -176,10 +181,10 @@ KVTILT_HD constexpr bool follows_at_once(const PageSlot* entry) {
 }
 
 /// find_pages(), and no hole between them: as one thread finds out.
-constexpr bool find_whole_pages(const SequenceState& state, const PageSlot* table,
-                                std::int64_t from, std::int64_t to, std::int32_t& first,
-                                std::int32_t& last) {
-  bool whole = find_pages(state, table, from, to, first, last);
+constexpr bool find_whole_pages(const TokenPlacement& placement, const SequenceState& state,
+                                const PageSlot* table, std::int64_t from, std::int64_t to,
+                                std::int32_t& first, std::int32_t& last) {
+  bool whole = find_pages(placement, state, table, from, to, first, last);
   for (std::int32_t entry = first; whole && entry + 1 < last; ++entry)
     whole = follows_at_once(table + entry);
   return whole;
