@@ -108,12 +108,16 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
   }
 }
 
-TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
+KVCache one_layer_windowed() {
   const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
   CacheOptions options;
   options.page_tokens = 32;
   options.recent_tokens = recent;
-  KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+  return test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+}
+
+TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
+  KVCache cache = one_layer_windowed();
   const SequenceId id = test::open_reserved(cache, 320);
   Random random(3);
   const Rows<float> rows = random_rows(random, 320, 1, 32);
@@ -127,11 +131,7 @@ TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
 }
 
 TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
-  const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
-  CacheOptions options;
-  options.page_tokens = 32;
-  options.recent_tokens = recent;
-  KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+  KVCache cache = one_layer_windowed();
   const SequenceId id = test::open_reserved(cache, 320);
   Random random(3);
   const Rows<float> rows = random_rows(random, 320, 1, 32);

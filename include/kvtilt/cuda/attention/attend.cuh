@@ -106,7 +106,7 @@ class Attention {
   /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's, as many
   ///            as it has drafts, none if it is not to be asked. Rows that are nobody's are left
   ///            alone, so that a graph of the most rows replays with fewer. Null: as many for each
-  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
   /// options    tree_mask holds a word per row: bit j lets it see the j-th of its sequence's rows.

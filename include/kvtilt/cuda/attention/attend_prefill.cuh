@@ -77,7 +77,7 @@ class PrefillAttention {
   ///
   /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
   ///            Null: as many for each
-  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, any strides
+  /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
   /// keys       device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append will
   /// values     device, [rows, kv_heads, value_dim], likewise
   /// out        device, [rows, query_heads, value_dim], likewise

@@ -27,7 +27,7 @@ __global__ void __launch_bounds__(merge_threads)
 /// -infinity) is neutral. Commutative and associative up to rounding: merge in a fixed order for fixed
 /// bits. They must not overlap.
 ///
-/// into, part  device, [rows, query_heads, value_dim], f32, f16 or bf16, any strides
+/// into, part  device, [rows, query_heads, value_dim], f32, f16 or bf16, channels contiguous
 /// lse         device, [rows, query_heads], natural logarithm, contiguous
 /// Fails       InvalidArgument when shapes differ or something is missing
 /// Cost        one launch, which reads both and writes one; does not wait

@@ -18,7 +18,7 @@ namespace kvtilt::cuda {
 
 /// Device memory.
 struct MergeArguments {
-  MutableTensorView into;  ///< [rows, query_heads, value_dim], f32, f16 or bf16, any strides
+  MutableTensorView into;  ///< [rows, query_heads, value_dim], channels contiguous
   float* into_lse;         ///< [rows, query_heads]
   TensorView part;         ///< likewise
   const float* part_lse;

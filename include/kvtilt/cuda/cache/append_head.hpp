@@ -19,7 +19,7 @@ namespace kvtilt::cuda {
 struct AppendArguments {
   LayerStorage layer;
   Batch batch;  ///< no sequence twice
-  /// Device memory, [rows, kv_heads, dim], any strides.
+  /// Device memory, [rows, kv_heads, dim], channels contiguous.
   TensorView keys;
   TensorView values;
   BatchRows rows;

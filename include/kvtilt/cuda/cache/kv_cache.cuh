@@ -101,8 +101,9 @@ class KVCache {
   /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
   /// reserved for `tokens` tokens, or for those it holds if that is more. A shared page that a window
   /// leaves behind comes back to neither: the first one, too, may have to reserve again once its window
-  /// has moved on. Fails as open and reserve do, and if layers differ in length. If appends were not told (note_appended), the device
-  /// refuses, the new sequence stays empty, and poll() tells: close it, and refresh() the other.
+  /// has moved on. Fails as open and reserve do, and if layers differ in length. If appends were not
+  /// told (note_appended), the device refuses, the new sequence stays empty, and poll() tells: close
+  /// it, and refresh() the other.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0, cudaStream_t stream = nullptr);
 
   /// Bytes that save() writes for a sequence as the host knows it.
@@ -157,7 +158,7 @@ class KVCache {
   /// after RoPE. May be captured: then the numbers in device memory count when it is replayed, and
   /// note_appended() tells the host of each replay.
   ///
-  /// keys    device, [rows, kv_heads, key_dim], any strides, f32, f16 or bf16; rounded to fp16
+  /// keys    device, [rows, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
   /// values  device, [rows, kv_heads, value_dim]
   /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's; ascends,
   ///         from 0 or more to the number of rows at most. Null: as many for each
@@ -182,7 +183,7 @@ class KVCache {
   /// Copies the tokens at positions `first` to first + n - 1 out of one layer, with the bits of
   /// kvtilt::unpack. May be captured.
   ///
-  /// keys    device, receives [n, kv_heads, key_dim], any strides, f32, f16 or bf16; {}: not wanted
+  /// keys    device, receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: not wanted
   /// values  device, receives [n, kv_heads, value_dim], likewise
   /// Fails   InvalidArgument (shapes, handle, layer, more than 2^24 tokens), before anything is queued.
   ///         Rows of positions that were not appended, were removed or freed are left alone, and poll()

@@ -82,8 +82,8 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
   return result;
 }
 
-/// The sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them: merge
-/// what attention over those gives.
+/// The sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them: merge()
+/// what Attention gives of those, sequence by sequence, as options.first_position is one of a launch.
 ///
 /// CAUTION: a sequence with a page that is not full in front of another (a truncation cut into it),
 /// or that finds no room in `indices`, comes out EMPTY, without any of its pages, and attention over

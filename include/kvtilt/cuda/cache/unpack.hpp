@@ -23,7 +23,7 @@ struct UnpackArguments {
   int sequence;        ///< slot
   std::int64_t first;  ///< position of row 0
   std::int64_t tokens;
-  /// Device memory, [tokens, kv_heads, dim], any strides; no data: not wanted.
+  /// Device memory, [tokens, kv_heads, dim], channels contiguous; no data: not wanted.
   MutableTensorView keys;
   MutableTensorView values;
 };
