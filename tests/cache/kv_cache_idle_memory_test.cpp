@@ -26,15 +26,14 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-constexpr LayerShape layer{1, 64, 64, 0};
-const CacheShape shape{{layer}};
-const Plan plan = Plan::uniform(shape, presets::k4v2);
+const CacheShape idle_shape{{{1, 64, 64, 0}}};
+const Plan idle_plan = Plan::uniform(idle_shape, presets::k4v2);
 constexpr std::int64_t chat = 160;  // 16-bit blocks only
 constexpr std::int64_t prompt = 50000;
 constexpr int chats = 64;
 
 MemoryPlan needs(std::int64_t tokens, int sequences = 1) {
-  return plan_memory(shape, plan, {}, tokens, sequences).value();
+  return plan_memory(idle_shape, idle_plan, {}, tokens, sequences).value();
 }
 
 /// Opens, writes to and closes `count` sequences of `tokens` tokens.
@@ -58,7 +57,7 @@ TEST(KVCacheIdleMemory, ChatsThenAPromptThenChatsFitIntoTheLargerOfBoth) {
   options.allocator = memory.get();
   options.max_bytes = limit;
   {
-    KVCache cache = test::make_cache(shape, plan, options);
+    KVCache cache = test::make_cache(idle_shape, idle_plan, options);
     for (int round = 0; round < 3; ++round) {
       come_and_go(cache, chat, chats);
       EXPECT_GT(memory.bytes, limit / 2) << "what is free stays for the next chat";
@@ -83,7 +82,7 @@ TEST(KVCacheIdleMemory, PageMemoryServesOneSizeAfterTheOther) {
   CacheOptions options;
   options.page_memory = std::span(own).subspan((page_alignment - misaligned) % page_alignment);
   options.page_memory = options.page_memory.first(bytes);
-  KVCache cache = test::make_cache(shape, plan, options);
+  KVCache cache = test::make_cache(idle_shape, idle_plan, options);
   for (int round = 0; round < 3; ++round) {
     come_and_go(cache, chat, chats);
     come_and_go(cache, prompt, 1);
@@ -95,7 +94,7 @@ TEST(KVCacheIdleMemory, PageMemoryBetweenOpenSequencesServesOnlyWhatFitsThere) {
   std::vector<std::byte> own(bytes + page_alignment);
   CacheOptions options;
   options.page_memory = own;
-  KVCache cache = test::make_cache(shape, plan, options);
+  KVCache cache = test::make_cache(idle_shape, idle_plan, options);
   std::vector<SequenceId> ids;
   for (int i = 0; i < 20; ++i) ids.push_back(test::open_reserved(cache, chat));
   for (std::size_t i = 0; i < 20; i += 2) KVTILT_EXPECT_OK(cache.close(ids[i]));
@@ -116,7 +115,7 @@ TEST(KVCacheIdleMemory, AnOpenSequenceKeepsItsSlabsAndItsBytes) {
   options.allocator = memory.get();
   options.max_bytes = needs(chat).reserved_bytes() +
                       std::max(needs(chat, chats).reserved_bytes(), needs(prompt).reserved_bytes());
-  KVCache cache = test::make_cache(shape, plan, options);
+  KVCache cache = test::make_cache(idle_shape, idle_plan, options);
   Random random(2);
   const Rows<float> rows = random_rows(random, chat, 1, 64);
   const SequenceId open = test::open_reserved(cache, chat);
@@ -133,7 +132,7 @@ TEST(KVCacheIdleMemory, GoesBackWhereTheAllocatorHasNoMore) {
     CountingAllocator memory;
     CacheOptions options;
     options.allocator = memory.get();
-    KVCache cache = test::make_cache(shape, plan, options);
+    KVCache cache = test::make_cache(idle_shape, idle_plan, options);
     come_and_go(cache, chat, chats);
     const SequenceId id = cache.open().value();
     memory.refuse_after = allowed;
@@ -150,7 +149,7 @@ TEST(KVCacheIdleMemory, StaysWhereItWouldNotBeEnough) {
   CacheOptions options;
   options.allocator = memory.get();
   options.max_bytes = needs(prompt).reserved_bytes() - 1;
-  KVCache cache = test::make_cache(shape, plan, options);
+  KVCache cache = test::make_cache(idle_shape, idle_plan, options);
   come_and_go(cache, chat, 10);
   const SequenceId open = test::open_reserved(cache, chat);
   const std::size_t taken = memory.bytes;

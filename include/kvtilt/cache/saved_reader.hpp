@@ -135,15 +135,17 @@ class SavedReader {
 
 inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kind,
                                        const std::byte* block) {
+  // Four at a time: a magnitude above the limit carries into its sign. All are multiples of 8 bytes.
   const auto up_to = [](const std::byte* halves, std::size_t bytes, float limit) {
-    const std::uint16_t most = to_f16(limit).bits;
-    bool good = true;
-    for (std::size_t i = 0; i < bytes; i += sizeof most) {
-      std::uint16_t bits;
-      std::memcpy(&bits, halves + i, sizeof bits);
-      good &= (bits & 0x7fff) <= most;
+    constexpr std::uint64_t each = 0x0001000100010001u;
+    const std::uint64_t headroom = each * (0x7fffu - to_f16(limit).bits);
+    std::uint64_t carries = 0;
+    for (std::size_t i = 0; i < bytes; i += sizeof carries) {
+      std::uint64_t four;
+      std::memcpy(&four, halves + i, sizeof four);
+      carries |= (four & 0x7fff * each) + headroom;
     }
-    return good;
+    return (carries & 0x8000 * each) == 0;
   };
   const std::vector<HeadLayout>& heads = layouts[static_cast<std::size_t>(kind)].heads;
   const std::vector<HeadLayout>& sealed = layouts[static_cast<std::size_t>(PageKind::Sealed)].heads;
