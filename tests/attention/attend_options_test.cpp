@@ -174,7 +174,10 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
     if (random.chance(2)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(2)) options.alibi_slopes = slopes;
     if (random.chance(2)) options.sink_logits = sinks;
-    if (random.chance(2)) options.tree_mask = tree;
+    if (random.chance(2))
+      options.tree_mask = tree;
+    else
+      options.causal = random.chance(2);
     if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 400);
     if (random.chance(3)) options.first_position = random.below(tokens + 3);
     if (random.chance(3)) options.end_position = options.first_position + random.below(tokens);
@@ -205,6 +208,8 @@ TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
   refused({.alibi_slopes = three}, "3 ALiBi slopes for 2");
   refused({.sink_logits = three}, "3 sink logits for 2");
   refused({.tree_mask = one}, "1 words for 2");
+  const std::vector<std::uint64_t> two(2, 1);
+  refused({.tree_mask = two, .causal = false}, "causal = false");
   refused({.scale = 2e30f}, "scale is 2e+30");
   refused({.soft_cap = 2e30f}, "soft_cap is 2e+30");
   for (const std::uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800000u, 0xff800000u}) {

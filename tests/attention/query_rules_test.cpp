@@ -51,6 +51,12 @@ TEST(RowRules, WindowsAndRangesNarrowEachOther) {
   EXPECT_EQ(rules.row(3, 1).end_position, 501);
   options.first_position = 0;
   EXPECT_EQ(RowRules(view, queries, options, 500).row(3, 0).first_position, 474);
+  options.end_position = 503;
+  EXPECT_EQ(RowRules(view, queries, options, 500).row(0, 0).end_position, 501);
+  options.causal = false;
+  EXPECT_EQ(RowRules(view, queries, options, 500).row(0, 0).end_position, 503);
+  options.end_position = 600;
+  EXPECT_EQ(RowRules(view, queries, options, 500).row(0, 0).end_position, 504);
   options.window = 0;
   EXPECT_EQ(RowRules(view, queries, options, 500).row(3, 0).first_position, 404);
 }

@@ -51,7 +51,8 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                                         array(options.sink_logits),
                                         array(trees),
                                         options.first_position,
-                                        options.end_position};
+                                        options.end_position,
+                                        options.causal};
   cuda::AttendArguments arguments = cuda::make_arguments(
       layer, device.batch(), rows, queries.view(), output.out.out(), output.lse.data(), rules);
   arguments.stages = launch.stages;
@@ -90,7 +91,10 @@ struct RandomOptions {
     if (random.chance(3)) options.soft_cap = 5.0f;
     if (random.chance(3)) options.alibi_slopes = slopes;
     if (random.chance(3)) options.sink_logits = sinks;
-    if (random.chance(3)) options.tree_mask = tree;
+    if (random.chance(3))
+      options.tree_mask = tree;
+    else
+      options.causal = !random.chance(4);
     if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 300);
     if (random.chance(4)) options.first_position = random.below(100);
     if (random.chance(4)) options.end_position = options.first_position + random.below(300);

@@ -48,11 +48,12 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   Output output(queries.tokens, queries.heads, layer.value_dim);
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
   cuda::PrefillArguments arguments{};
-  arguments.attend = cuda::make_arguments(
-      layer, device.batch(), {chunks.indptr.data(), 0}, queries, output.out.out(),
-      output.lse.data(),
-      {options.scale, options.soft_cap, options.window, array(options.alibi_slopes),
-       array(options.sink_logits), array(trees), options.first_position, options.end_position});
+  arguments.attend =
+      cuda::make_arguments(layer, device.batch(), {chunks.indptr.data(), 0}, queries,
+                           output.out.out(), output.lse.data(),
+                           {options.scale, options.soft_cap, options.window,
+                            array(options.alibi_slopes), array(options.sink_logits), array(trees),
+                            options.first_position, options.end_position, options.causal});
   arguments.keys = chunks.keys.view();
   arguments.values = chunks.values.view();
   const int block_rows = launch.warps * Traits::warp_rows;

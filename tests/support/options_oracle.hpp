@@ -43,7 +43,7 @@ inline bool sees(const AttendOptions& options, const LayerShape& shape, const Qu
     return bit < static_cast<std::int64_t>(options.tree_mask.size()) &&
            (options.tree_mask[static_cast<std::size_t>(query.index)] >> bit & 1) != 0;
   }
-  return j <= query.position;
+  return !options.causal || j <= query.position;
 }
 
 /// The softmax row and the bound of attend()'s docstring.

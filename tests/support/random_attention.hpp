@@ -57,7 +57,10 @@ struct RandomRequest {
     if (random.chance(4)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(4)) options.alibi_slopes = slopes;
     if (random.chance(4)) options.sink_logits = sinks;
-    if (random.chance(4) && tokens <= 64) options.tree_mask = tree;
+    if (random.chance(4) && tokens <= 64)
+      options.tree_mask = tree;
+    else
+      options.causal = !random.chance(5);
     if (random.chance(4)) options.window = random.between(1, window > 0 ? window : 400);
     if (random.chance(6)) options.first_position = random.below(length + 3);
     if (random.chance(6)) options.end_position = options.first_position + random.below(length + 1);

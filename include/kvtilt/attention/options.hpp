@@ -25,7 +25,8 @@ enum class Arithmetic : std::uint8_t {
 /// Order of operations, for a query at position i and a key at position j:
 ///
 ///     logit = cap * tanh(scale * q.k / cap) + slope * (j - i)     cap and slope where given
-///     then only keys in `positions`, inside the window and causal or in the tree mask count;
+///     then only keys in the range of positions, inside the window and causal (unless not asked for) or
+///     in the tree mask count;
 ///     then the head's sink logit joins the denominator as it is.
 struct AttendOptions {
   float scale = 0.0f;     ///< up to 1e30; 0: 1 / sqrt(key_dim)
@@ -42,6 +43,10 @@ struct AttendOptions {
   /// Only keys at first_position to end_position - 1: a part of the attention, for merge().
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
+  /// false: queries see the newer tokens among themselves as well. For chunks that are read both ways
+  /// (images), and for a shared prefix, attended once for the queries of many sequences, as rows of the
+  /// one that holds it: end_position is where it ends. Windows and ALiBi go by the rows' positions there.
+  bool causal = true;
 };
 
 namespace detail {
@@ -103,6 +108,10 @@ inline Status check_attend_options(const AttendOptions& options, const LayerShap
     return Status::error(
         invalid, "the tree mask has %zu words for %lld queries; one each is needed, for at most 64",
         options.tree_mask.size(), static_cast<long long>(queries));
+  if (!options.tree_mask.empty() && !options.causal)
+    return Status::error(invalid,
+                         "a tree mask says what is seen of the newest tokens: causal = false "
+                         "cannot say it, too");
   if (options.first_position < 0 || options.end_position < options.first_position)
     return Status::error(invalid, "positions %lld to %lld are not a range",
                          static_cast<long long>(options.first_position),

@@ -51,6 +51,7 @@ class RowRules {
            std::int64_t first_position)
       : options_(options),
         first_position_(first_position),
+        newest_end_(first_position + queries.tokens),
         window_(effective_window(view, options)),
         keep_sinks_(view.shape.keep_sinks),
         sink_tokens_(view.sink_tokens) {
@@ -70,13 +71,13 @@ class RowRules {
         std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
     rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
     rule.sink_end = keep_sinks_ ? sink_tokens_ : 0;
-    rule.end_position = std::min(options_.end_position, position + 1);
+    rule.end_position =
+        std::min(options_.end_position, options_.causal ? position + 1 : newest_end_);
     rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
     if (!options_.tree_mask.empty()) {
-      const std::int64_t tokens = static_cast<std::int64_t>(options_.tree_mask.size());
       rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
       rule.tree_start = first_position_;
-      rule.end_position = std::min(options_.end_position, first_position_ + tokens);
+      rule.end_position = std::min(options_.end_position, newest_end_);
     }
     rule.logit.cap = options_.soft_cap * log2_e;
     if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;
@@ -88,6 +89,7 @@ class RowRules {
  private:
   const AttendOptions& options_;
   std::int64_t first_position_;
+  std::int64_t newest_end_;
   int window_;
   bool keep_sinks_;
   std::int64_t sink_tokens_;

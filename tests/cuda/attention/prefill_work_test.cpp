@@ -161,7 +161,10 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     rows.tokens = random.between(1, rows.chunk_tokens - rows.token);
     rows.past = state.length;
     const std::uint64_t tree[1] = {};
-    if (random.chance(4)) rules.tree_mask = tree;
+    if (random.chance(4))
+      rules.tree_mask = tree;
+    else
+      rules.causal = random.chance(4) ? 0 : 1;
     rules.keep_sinks = random.chance(2);
     if (random.chance(2)) rules.window = random.between(1, random.chance(2) ? 60 : 700);
     if (random.chance(3)) rules.first_position = random.below(900);
@@ -169,7 +172,9 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     const std::int64_t all = rows.past + rows.chunk_tokens;
     const std::int64_t seen_end =
         std::min(rules.end_position,
-                 rules.tree_mask != nullptr && rows.chunk_tokens <= 64 ? all : rows.newest() + 1);
+                 rules.causal == 0 || (rules.tree_mask != nullptr && rows.chunk_tokens <= 64)
+                     ? all
+                     : rows.newest() + 1);
     const auto some_row_sees = [&](std::int64_t position) {
       const bool sink = position < attend.layer.sink_tokens;
       return position >= rules.first_position && position < seen_end &&

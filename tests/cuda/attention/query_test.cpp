@@ -148,6 +148,7 @@ bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
   if (token >= item.rows.length) return false;
   if (rules.window > 0 && token <= own - rules.window && !(sink && rules.keep_sinks != 0))
     return false;
+  if (rules.causal == 0) return true;
   if (rules.tree_mask == nullptr || item.rows.queries > 64 || token < oldest) return token <= own;
   return (rules.tree_mask[own - oldest] >> (token - oldest) & 1u) != 0;
 }
@@ -160,7 +161,8 @@ struct RandomRules {
     const int length = static_cast<int>(item.rows.length);
     for (int i = 0; i < item.rows.queries; ++i) tree.push_back(random.next() | random.next());
     if (random.chance(2)) rules.tree_mask = tree.data();
-    item.rows.tree = rules.masks(item.rows.queries);
+    if (rules.tree_mask == nullptr && random.chance(4)) rules.causal = 0;
+    item.rows.open = rules.opens(item.rows.queries);
     if (random.chance(2)) rules.window = random.between(1, length + 5);
     if (random.chance(2)) rules.keep_sinks = 1;
     if (random.chance(3)) rules.first_position = random.below(length + 3);

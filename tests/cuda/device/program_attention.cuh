@@ -236,8 +236,8 @@ class ProgramReads : public ProgramAppends {
       const auto given = [](const auto& array) {
         return array.span().empty() ? nullptr : array.data();
       };
-      options = {from.scale,   from.soft_cap, from.window,         given(slopes),
-                 given(sinks), given(trees),  from.first_position, from.end_position};
+      options = {from.scale,   from.soft_cap,       from.window,       given(slopes), given(sinks),
+                 given(trees), from.first_position, from.end_position, from.causal};
     }
   };
 

@@ -21,9 +21,10 @@ struct DeviceAttendOptions {
   int window = 0;                            ///< 0: the layer's own
   const float* alibi_slopes = nullptr;       ///< [query_heads]
   const float* sink_logits = nullptr;        ///< [query_heads]; -infinity: that head has none
-  const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see masks()
+  const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see AttendRules::opens()
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
+  bool causal = true;  ///< see AttendOptions
 };
 
 /// Rows of a sequence that a tree mask has bits for.
@@ -40,11 +41,12 @@ struct AttendRules {
   const std::uint64_t* tree_mask = nullptr;  ///< [rows]
   std::int64_t first_position = 0;
   std::int64_t end_position = 0;
+  int causal = 1;
 
-  /// Whether the mask rules what a sequence with so many rows sees of them: with more than a word has
-  /// bits it is a prompt's chunk, causal, beside the others' trees.
-  [[nodiscard]] KVTILT_HD bool masks(int rows) const {
-    return tree_mask != nullptr && rows <= most_tree_rows;
+  /// Whether a sequence with so many rows sees newer ones than each row itself, by the tree mask or all
+  /// of them. With more than a mask has bits it is a prompt's chunk, causal, beside the others' trees.
+  [[nodiscard]] KVTILT_HD bool opens(int rows) const {
+    return causal == 0 || (tree_mask != nullptr && rows <= most_tree_rows);
   }
 };
 
@@ -146,6 +148,7 @@ inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& ba
   rules.tree_mask = options.tree_mask;
   rules.first_position = options.first_position;
   rules.end_position = options.end_position;
+  rules.causal = options.causal ? 1 : 0;
   return arguments;
 }
 

@@ -190,9 +190,14 @@ inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer
   common.window = options.window;
   common.first_position = options.first_position;
   common.end_position = options.end_position;
+  common.causal = options.causal;
   LayerShape windowed = layers.shape;
   windowed.window = layer.window;
   KVTILT_RETURN_IF_ERROR(check_attend_options(common, windowed, each, queries.heads));
+  if (options.tree_mask != nullptr && !options.causal)
+    return Status::error(invalid,
+                         "a tree mask says what is seen of a sequence's rows: causal = false "
+                         "cannot say it, too");
   if (options.tree_mask != nullptr && each > 64)
     return Status::error(invalid, "a tree mask holds at most 64 queries, not %lld",
                          static_cast<long long>(each));

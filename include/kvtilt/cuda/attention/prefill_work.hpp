@@ -84,7 +84,7 @@ struct TileList {
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
     const int own = rows.token + rows.tokens;
     const int chunk =
-        rules.masks(rows.chunk_tokens) || own > rows.chunk_tokens ? rows.chunk_tokens : own;
+        rules.opens(rows.chunk_tokens) || own > rows.chunk_tokens ? rows.chunk_tokens : own;
     list.chunk_end = ceil_div(chunk, tile_extent);
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
@@ -323,7 +323,7 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   segment.rows.kv_head = head;
   segment.plain =
       PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
-                     segment.rows.past, arguments.attend.rules.masks(segment.rows.chunk_tokens));
+                     segment.rows.past, arguments.attend.rules.opens(segment.rows.chunk_tokens));
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

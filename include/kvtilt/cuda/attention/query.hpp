@@ -25,16 +25,16 @@ struct PlainRange {
   }
 
   /// oldest, newest      positions of the item's queries
-  /// new_from, tree      first of the new tokens, and whether a tree mask rules what is seen of them
+  /// new_from, open      first of the new tokens, and whether newer ones than each row itself are seen
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
                                                std::int64_t newest, std::int64_t new_from,
-                                               bool tree) {
+                                               bool open) {
     PlainRange range;
     range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
-    range.end = tree ? new_from : oldest + 1;
+    range.end = open ? new_from : oldest + 1;
     if (rules.end_position < range.end) range.end = rules.end_position;
     return range;
   }
@@ -48,7 +48,7 @@ struct ItemRows {
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
   std::int64_t length;       ///< positions of the sequence
-  bool tree;                 ///< rules.masks(queries)
+  bool open;                 ///< rules.opens(queries)
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
@@ -64,7 +64,7 @@ struct ItemRows {
   /// Position of the oldest query.
   [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return length - queries; }
   [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
-    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), tree);
+    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), open);
   }
 };
 
@@ -78,7 +78,7 @@ struct QueryPosition {
   std::int64_t own;
   std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
   int new_rows;
-  bool tree;  ///< rules.masks(new_rows)
+  bool open;  ///< rules.opens(new_rows)
 };
 
 /// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
@@ -98,8 +98,8 @@ struct ColumnView {
     if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
         query.own - rules.window + 1 > begin)
       begin = query.own - rules.window + 1;
-    const bool tree = query.tree;
-    std::int64_t end = tree ? query.new_from + query.new_rows : query.own + 1;
+    const bool tree = query.open && rules.tree_mask != nullptr;
+    std::int64_t end = query.open ? query.new_from + query.new_rows : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
     view.begin = slot_of(begin - first);
@@ -114,7 +114,7 @@ struct ColumnView {
                                                bool sink) {
     return of(arguments.rules,
               {item.oldest() + item.query_token(arguments, column), item.oldest(), item.queries,
-               item.tree},
+               item.open},
               item.place(arguments, column).token, first, sink);
   }
 
