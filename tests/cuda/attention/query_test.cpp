@@ -29,7 +29,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
   arguments.ratio = 3;
-  const ItemRows item{5, 1, 8, 7, 15, 100, false};
+  const ItemRows item{5, 1, 8, 7, 15, 100, SeenRows::Causal};
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
@@ -162,7 +162,7 @@ struct RandomRules {
     for (int i = 0; i < item.rows.queries; ++i) tree.push_back(random.next() | random.next());
     if (random.chance(2)) rules.tree_mask = tree.data();
     if (rules.tree_mask == nullptr && random.chance(4)) rules.causal = 0;
-    item.rows.open = rules.opens(item.rows.queries);
+    item.rows.seen = rules.seen_rows(item.rows.queries);
     if (random.chance(2)) rules.window = random.between(1, length + 5);
     if (random.chance(2)) rules.keep_sinks = 1;
     if (random.chance(3)) rules.first_position = random.below(length + 3);

@@ -21,7 +21,7 @@ struct DeviceAttendOptions {
   int window = 0;                            ///< 0: the layer's own
   const float* alibi_slopes = nullptr;       ///< [query_heads]
   const float* sink_logits = nullptr;        ///< [query_heads]; -infinity: that head has none
-  const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see AttendRules::opens()
+  const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see AttendRules::seen_rows()
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
   bool causal = true;  ///< see AttendOptions
@@ -29,6 +29,9 @@ struct DeviceAttendOptions {
 
 /// Rows of a sequence that a tree mask has bits for.
 inline constexpr int most_tree_rows = 64;
+
+/// Which of its sequence's rows a row sees: those up to itself, all, or what the tree mask says.
+enum class SeenRows : int { Causal, All, Tree };
 
 /// AttendOptions as kernels need them; all pointers are device memory.
 struct AttendRules {
@@ -43,10 +46,10 @@ struct AttendRules {
   std::int64_t end_position = 0;
   int causal = 1;
 
-  /// Whether a sequence with so many rows sees newer ones than each row itself, by the tree mask or all
-  /// of them. With more than a mask has bits it is a prompt's chunk, causal, beside the others' trees.
-  [[nodiscard]] KVTILT_HD bool opens(int rows) const {
-    return causal == 0 || (tree_mask != nullptr && rows <= most_tree_rows);
+  /// With more rows than a mask has bits a sequence is a prompt's chunk, beside the others' trees.
+  [[nodiscard]] KVTILT_HD SeenRows seen_rows(int rows) const {
+    if (causal == 0) return SeenRows::All;
+    return tree_mask != nullptr && rows <= most_tree_rows ? SeenRows::Tree : SeenRows::Causal;
   }
 };
 

@@ -197,7 +197,8 @@ struct PrefillState {
       const StagedTile& staged = tiles[index % score_tiles];
       const int token = tile.token + rows[index / score_tiles].token;
       const ColumnView view = ColumnView::of(
-          rules, {tile.past + token, tile.past, tile.chunk_tokens, rules.opens(tile.chunk_tokens)},
+          rules,
+          {tile.past + token, tile.past, tile.chunk_tokens, rules.seen_rows(tile.chunk_tokens)},
           tile.first_row + token, staged.first_position, staged.sink != 0);
       masks[i] = view.visible(0) & slots_before(staged.tokens);
     }

@@ -84,7 +84,9 @@ struct TileList {
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
     const int own = rows.token + rows.tokens;
     const int chunk =
-        rules.opens(rows.chunk_tokens) || own > rows.chunk_tokens ? rows.chunk_tokens : own;
+        rules.seen_rows(rows.chunk_tokens) != SeenRows::Causal || own > rows.chunk_tokens
+            ? rows.chunk_tokens
+            : own;
     list.chunk_end = ceil_div(chunk, tile_extent);
     std::int64_t begin = rules.first_position;
     if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
@@ -321,9 +323,9 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   }
   const int head = (unit - tile_start) / segment.item_units;
   segment.rows.kv_head = head;
-  segment.plain =
-      PlainRange::of(arguments.attend.rules, segment.rows.oldest(), segment.rows.newest(),
-                     segment.rows.past, arguments.attend.rules.opens(segment.rows.chunk_tokens));
+  segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
+                                 segment.rows.newest(), segment.rows.past,
+                                 arguments.attend.rules.seen_rows(segment.rows.chunk_tokens));
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

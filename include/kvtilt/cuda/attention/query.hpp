@@ -25,16 +25,16 @@ struct PlainRange {
   }
 
   /// oldest, newest      positions of the item's queries
-  /// new_from, open      first of the new tokens, and whether newer ones than each row itself are seen
+  /// new_from            first of the new tokens
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
                                                std::int64_t newest, std::int64_t new_from,
-                                               bool open) {
+                                               SeenRows seen) {
     PlainRange range;
     range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
-    range.end = open ? new_from : oldest + 1;
+    range.end = seen != SeenRows::Causal ? new_from : oldest + 1;
     if (rules.end_position < range.end) range.end = rules.end_position;
     return range;
   }
@@ -48,7 +48,7 @@ struct ItemRows {
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
   std::int64_t length;       ///< positions of the sequence
-  bool open;                 ///< rules.opens(queries)
+  SeenRows seen;             ///< rules.seen_rows(queries)
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
@@ -64,7 +64,7 @@ struct ItemRows {
   /// Position of the oldest query.
   [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return length - queries; }
   [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
-    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), open);
+    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), seen);
   }
 };
 
@@ -78,7 +78,7 @@ struct QueryPosition {
   std::int64_t own;
   std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
   int new_rows;
-  bool open;  ///< rules.opens(new_rows)
+  SeenRows seen;  ///< rules.seen_rows(new_rows)
 };
 
 /// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
@@ -98,8 +98,9 @@ struct ColumnView {
     if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
         query.own - rules.window + 1 > begin)
       begin = query.own - rules.window + 1;
-    const bool tree = query.open && rules.tree_mask != nullptr;
-    std::int64_t end = query.open ? query.new_from + query.new_rows : query.own + 1;
+    const bool tree = query.seen == SeenRows::Tree;
+    std::int64_t end =
+        query.seen != SeenRows::Causal ? query.new_from + query.new_rows : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
     view.begin = slot_of(begin - first);
@@ -114,7 +115,7 @@ struct ColumnView {
                                                bool sink) {
     return of(arguments.rules,
               {item.oldest() + item.query_token(arguments, column), item.oldest(), item.queries,
-               item.open},
+               item.seen},
               item.place(arguments, column).token, first, sink);
   }
 

@@ -146,7 +146,7 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
   ItemRows rows{};
   rows.queries = arguments.queries(sequence);
   rows.first_token = arguments.rows.first(sequence);
-  rows.open = arguments.rules.opens(rows.queries);
+  rows.seen = arguments.rules.seen_rows(rows.queries);
   const int tiles = row_tiles(arguments, sequence);
   rows.kv_head = tiles == 1 ? item : item / tiles;
   rows.first_row = (item - rows.kv_head * tiles) * item_rows;
