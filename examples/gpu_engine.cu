@@ -263,7 +263,8 @@ struct Engine {
     return cache.truncate(batch, lengths.data(), kept, stream);
   }
 
-  /// Normal keys and values, and where they begin. A query is the key of a token up to its own, and so finds that one.
+  /// Normal keys and values, and where they begin. A query is the key of a token up to its own, and so
+  /// finds that one.
   Status project(const Step& step) {
     std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < step.ids.size(); ++i) {

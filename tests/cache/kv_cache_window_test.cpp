@@ -108,21 +108,32 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
   }
 }
 
-KVCache one_layer_windowed() {
-  const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
-  CacheOptions options;
-  options.page_tokens = 32;
-  options.recent_tokens = recent;
-  return test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
-}
+/// 320 tokens in two layers, of which the second has a window.
+struct HalfWindowed {
+  KVCache cache = make();
+  SequenceId id = test::open_reserved(cache, 320);
+
+  HalfWindowed() {
+    Random random(3);
+    const Rows<float> rows = random_rows(random, 320, 1, 32);
+    for (const int layer : {0, 1})
+      KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(), rows.view()));
+  }
+
+ private:
+  static KVCache make() {
+    const CacheShape shape{{{1, 32, 32, 0}, {1, 32, 32, window}}};
+    CacheOptions options;
+    options.page_tokens = 32;
+    options.recent_tokens = recent;
+    return test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
+  }
+};
 
 TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
-  KVCache cache = one_layer_windowed();
-  const SequenceId id = test::open_reserved(cache, 320);
-  Random random(3);
-  const Rows<float> rows = random_rows(random, 320, 1, 32);
-  for (const int layer : {0, 1})
-    KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(), rows.view()));
+  HalfWindowed half;
+  KVCache& cache = half.cache;
+  const SequenceId id = half.id;
   EXPECT_EQ(cache.view(id, 0)->first_kept, 0);
   EXPECT_GT(cache.view(id, 1)->first_kept, 200);
   const test::Snapshot whole(cache.view(id, 0).value());
@@ -131,12 +142,9 @@ TEST(KVCacheWindow, OneLayersWindowKeepsTheOthersWhole) {
 }
 
 TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
-  KVCache cache = one_layer_windowed();
-  const SequenceId id = test::open_reserved(cache, 320);
-  Random random(3);
-  const Rows<float> rows = random_rows(random, 320, 1, 32);
-  for (const int layer : {0, 1})
-    KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(), rows.view()));
+  HalfWindowed half;
+  KVCache& cache = half.cache;
+  const SequenceId id = half.id;
   const std::int64_t kept = cache.view(id, 1)->first_kept;
   ASSERT_EQ(kept, 4 + 32 * 7);
   ASSERT_EQ(cache.view(id, 1)->pages[2].kind, PageKind::Sealed);

@@ -71,13 +71,13 @@ class RowRules {
         std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
     rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
     rule.sink_end = keep_sinks_ ? sink_tokens_ : 0;
-    rule.end_position =
-        std::min(options_.end_position, options_.causal ? position + 1 : newest_end_);
+    const bool tree = !options_.tree_mask.empty();
+    const bool causal = options_.causal && !tree;
+    rule.end_position = std::min(options_.end_position, causal ? position + 1 : newest_end_);
     rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
-    if (!options_.tree_mask.empty()) {
+    if (tree) {
       rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
       rule.tree_start = first_position_;
-      rule.end_position = std::min(options_.end_position, newest_end_);
     }
     rule.logit.cap = options_.soft_cap * log2_e;
     if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;

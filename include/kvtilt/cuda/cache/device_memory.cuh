@@ -8,7 +8,6 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <utility>
 
@@ -36,17 +35,14 @@ class DeviceMemory {
       memory.data_ = static_cast<std::byte*>(memory.owned_);
       return Result<DeviceMemory>(std::move(memory));
     }
-    const std::size_t misaligned =
-        reinterpret_cast<std::uintptr_t>(given.data()) % detail::device_alignment;
-    const std::size_t lost = misaligned == 0 ? 0 : detail::device_alignment - misaligned;
-    const std::size_t usable = lost < given.size() ? given.size() - lost : 0;
-    if (bytes > usable)
+    const std::span<std::byte> usable = detail::usable_memory(given);
+    if (bytes > usable.size())
       return Status::error(ErrorCode::OutOfMemory,
                            "the cache takes %zu bytes at a multiple of %zu; device_memory, %zu "
                            "bytes at %p, has %zu from the first multiple on",
                            bytes, detail::device_alignment, given.size(),
-                           static_cast<void*>(given.data()), usable);
-    memory.data_ = given.data() + lost;
+                           static_cast<void*>(given.data()), usable.size());
+    memory.data_ = usable.data();
     return Result<DeviceMemory>(std::move(memory));
   }
 

@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -98,6 +99,13 @@ class OffsetCounter {
   std::size_t end_ = 0;
   bool fits_ = true;
 };
+
+/// What of a caller's memory a cache can live in: from the first multiple of 256 on.
+inline std::span<std::byte> usable_memory(std::span<std::byte> given) {
+  const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(given.data()) % device_alignment;
+  const std::size_t lost = misaligned == 0 ? 0 : device_alignment - misaligned;
+  return given.subspan(std::min(lost, given.size()));
+}
 
 /// How the pages of a layer are sealed in slices, for LayerStorage::slices.
 inline std::vector<HeadSlices> make_slices(const PageLayout& sealed) {
@@ -231,11 +239,8 @@ inline Result<std::int64_t> most_token_capacity(const CacheShape& shape, const P
     return Status::error(ErrorCode::InvalidArgument,
                          "max_bytes is 0 and device_memory is empty: nothing limits the tokens");
   if (!options.device_memory.empty()) {
-    const std::size_t beyond =
-        reinterpret_cast<std::uintptr_t>(options.device_memory.data()) % detail::device_alignment;
-    const std::size_t lost = beyond == 0 ? 0 : detail::device_alignment - beyond;
-    const std::size_t size = options.device_memory.size();
-    const std::size_t usable = size > lost ? size - lost : 1;
+    const std::size_t usable =
+        std::max<std::size_t>(detail::usable_memory(options.device_memory).size(), 1);
     if (options.max_bytes == 0 || usable < options.max_bytes) options.max_bytes = usable;
   }
   const auto planned = [&](std::int64_t pages) {

@@ -183,6 +183,11 @@ KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int
   threads.sync();
 }
 
+/// Whether a page keeps a head's rows in 16 bits: there is nothing to seal.
+KVTILT_HD constexpr bool stays_half(const HeadLayout& sealed) {
+  return !sealed.key.format.quantized() && !sealed.value.format.quantized();
+}
+
 /// Where the rows of the unit's page go: to shared memory, or, if they stay in 16 bits, straight to
 /// the page, which has the same order.
 template <class Threads>
@@ -206,8 +211,7 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack) {
     if (fresh && pack.page < 0) return;
     const std::int32_t index = fresh ? pack.page : old;
     const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
-    const bool straight =
-        fresh && !sealed.key.format.quantized() && !sealed.value.format.quantized();
+    const bool straight = fresh && stays_half(sealed);
     const HalfBlock to =
         fresh ? page_rows(threads, pack, sealed, straight) : half_block(layer, work, index);
     const NewTokens added = new_tokens_of(work.plan, layer, index);

@@ -48,7 +48,7 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
     pack.block = layer.block(PageKind::Sealed, page) + sealed.offset;
   }
   threads.sync();
-  const bool straight = !sealed.key.format.quantized() && !sealed.value.format.quantized();
+  const bool straight = detail::stays_half(sealed);
   const detail::HalfBlock to = detail::page_rows(threads, pack, sealed, straight);
   detail::write_tokens(threads, shared.arguments, shared.work, layer.head(PageKind::Tail, head), to,
                        {0, 0, layer.page_tokens});
