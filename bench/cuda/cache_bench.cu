@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
 //
 // Putting tokens into a device cache and taking them out: 8 kv heads of 128 channels, pages of 64
-// tokens, f16 input. Beside them what this card copies, in the same run. JSON goes to argument 1.
+// tokens, f16 input. Beside them what this card copies, in the same run. JSON goes to argument 1,
+// argument 2 is a part of the rows' names; pack/ brings along pack_pages/, unpack/ and memory/, save/
+// brings load/.
 //
 //   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
 //   pack_pages/<recipe>  the same, into pages of an engine's own
@@ -249,14 +251,17 @@ int main(int argc, char** argv) {
                                                  {"k4v4", presets::k4v4},
                                                  {"k8v8", presets::k8v8},
                                                  {"k16v16", presets::k16v16}};
-  for (const auto& row : rows)
-    report.row(row.first, [&] { measure_prompts(row.first, row.second, copied, report); });
-  for (const auto& row : rows)
-    report.row("save/" + std::string(row.first),
-               [&] { measure_saving(row.first, row.second, report); });
-  for (const auto& row : rows)
+  const std::string filter = argc > 2 ? argv[2] : "";
+  const auto measure = [&](const std::string& name, const auto& measure_row) {
+    if (name.find(filter) != std::string::npos) report.row(name, measure_row);
+  };
+  for (const auto& [name, recipe] : rows)
+    measure("pack/" + std::string(name), [&] { measure_prompts(name, recipe, copied, report); });
+  for (const auto& [name, recipe] : rows)
+    measure("save/" + std::string(name), [&] { measure_saving(name, recipe, report); });
+  for (const auto& [name, recipe] : rows)
     for (const int batch : {1, 64})
-      report.row("append/" + std::string(row.first) + "/batch:" + std::to_string(batch),
-                 [&] { measure_append(row.first, row.second, batch, report); });
+      measure("append/" + std::string(name) + "/batch:" + std::to_string(batch),
+              [&] { measure_append(name, recipe, batch, report); });
   return report.exit_code();
 }
