@@ -16,6 +16,7 @@
 #include <kvtilt/core/half.hpp>
 
 #include "emulated_block.hpp"
+#include "mma_sum.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -116,7 +117,7 @@ class EmulatedThreads {
     block_->meet_warp(thread_, {"wait_stage", file, line});
   }
 
-  /// Sums in float64, rounded to float once: a tensor core's own order of sums is unspecified.
+  /// Sums as an H200 makes them: MmaSum.
   void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
            const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
     const std::uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -131,15 +132,16 @@ class EmulatedThreads {
       const int row = lane() / 4;
       const int reg = index / 2;
       const int column = lane() % 4 * 2 + index % 2;
-      double sum = static_cast<double>(c[index]);
+      MmaSum sum(c[index]);
       for (int t = 0; t < 4; ++t) {
         const LaneOperands& of_a = warp.lanes[4 * row + t];
         const LaneOperands& of_b = warp.lanes[4 * column + t];
-        for (int k = 0; k < 2; ++k)
-          sum += product(of_a, 2 * reg + k, of_b, 8 + k) +
-                 product(of_a, 2 * reg + 4 + k, of_b, 10 + k);
+        for (int k = 0; k < 2; ++k) {
+          sum.add(half(of_a, 2 * reg + k), half(of_b, 8 + k));
+          sum.add(half(of_a, 2 * reg + 4 + k), half(of_b, 10 + k));
+        }
       }
-      c[index] = static_cast<float>(sum);
+      c[index] = sum.value();
     }
   }
   void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
@@ -175,9 +177,8 @@ class EmulatedThreads {
   static std::uint32_t half_bits_of(const WarpOperands& warp, int lane, int word, int half) {
     return warp.lanes[lane].words[word] >> (16 * half) & 0xffffu;
   }
-  static double product(const LaneOperands& a, int i, const LaneOperands& b, int j) {
-    return static_cast<double>(bit_cast<float>(a.words[i])) *
-           static_cast<double>(bit_cast<float>(b.words[j]));
+  static float half(const LaneOperands& operands, int i) {
+    return bit_cast<float>(operands.words[i]);
   }
 
   EmulatedBlock* block_;

@@ -147,6 +147,50 @@ TEST(AttendPage, MixturesAreWeightedSumsOfTheDecodedValues) {
   KVTILT_FOR_EACH_PAGE(expect_mixture);
 }
 
+/// A warp's share of 32K tokens, the same page each time; weights are powers of two, which no product
+/// rounds.
+template <class Traits>
+void expect_long_sums() {
+  constexpr int pages = 128;
+  Random random(Traits::value_bits);
+  const SealedPage<Traits> page(random);
+  const auto weight = [](int token) { return std::ldexp(1.0f, -(token % 3)); };
+  test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+    PageScores<Traits> scores;
+    for (int tile = 0; tile < Traits::page_tokens / tile_extent; ++tile)
+      for (int e = 0; e < 4; ++e)
+        scores.product[tile][e] = weight(tile * tile_extent + outer_of(threads.lane(), e));
+    typename Traits::State state;
+    state.clear();
+    for (int i = 0; i < pages; ++i) mix<Traits>(threads, page.data(), scores, state);
+    state.finish(threads);
+    for (int tile = 0; tile < Traits::State::tiles; ++tile)
+      for (int e = 0; e < 4; ++e) {
+        const int channel = tile * tile_extent + outer_of(threads.lane(), e);
+        double expected = 0;
+        double weights = 0;
+        for (int token = 0; token < Traits::page_tokens; ++token) {
+          weights += static_cast<double>(weight(token));
+          expected += static_cast<double>(weight(token)) * page.value(token, channel);
+        }
+        const double lost = Traits::value_bits > 2 ? 0x1p-17 : 0x1p-15;
+        EXPECT_NEAR(static_cast<double>(state.output[tile][e]) / pages, expected, lost * weights)
+            << Traits::value_bits << " bits, channel " << channel;
+      }
+  });
+}
+
+TEST(AttendPage, LongSumsOfCodesLoseLittle) {
+  expect_long_sums<PageTraits<1, 1, 64>>();
+  expect_long_sums<PageTraits<2, 2, 64>>();
+  expect_long_sums<PageTraits<2, 3, 64>>();
+  expect_long_sums<PageTraits<4, 4, 64>>();
+  expect_long_sums<PageTraits<5, 5, 64>>();
+  expect_long_sums<PageTraits<4, 6, 64>>();
+  expect_long_sums<PageTraits<7, 7, 64>>();
+  expect_long_sums<PageTraits<8, 8, 64>>();
+}
+
 TEST(AttendPage, ExponentBoundsEveryScaleOfThePage) {
   using Traits = PageTraits<4, 4, 64, 64, 64, 64, 32>;
   Random random(3);

@@ -34,13 +34,15 @@ inline constexpr int attend_warps = 4;
 inline constexpr int max_attend_queries = 1 << 16;
 
 /// Blocks on a multiprocessor that a kernel leaves registers for. With a third one sums and queries of
-/// large heads would spill; their pages are attend_bytes without it.
+/// large heads would spill, and sums of a page apart; their pages are attend_bytes without it.
 template <class Traits>
 constexpr int attend_blocks() {
   if constexpr (Traits::generic)
     return Traits::blocks;
   else
-    return Traits::key_dim + Traits::value_dim >= 384 ? 2 : compiled_machine.attend_blocks;
+    return Traits::key_dim + Traits::value_dim >= 384 || Traits::sums_apart
+               ? 2
+               : compiled_machine.attend_blocks;
 }
 
 template <class Traits>
@@ -179,8 +181,11 @@ class Attention {
     int resident = 0;
     for (warps_ = attend_warps; stages_ >= 2 && stages_ <= machine.most_stages; warps_ /= 2) {
       int wanted = machine.attend_blocks;
-      if (const int ring_bytes = warps_ * static_cast<int>(Traits::unit_bytes); ring_bytes > 0)
+      if constexpr (!Traits::generic) {  // heads' units may differ
+        const std::size_t units = static_cast<std::size_t>(layers_.shape.kv_heads * page_units_);
+        const int ring_bytes = warps_ * static_cast<int>(layers_.page_bytes / units);
         wanted = std::clamp((machine.attend_bytes + ring_bytes / 2) / ring_bytes, 1, wanted);
+      }
       if (tuning.blocks > 0) wanted = tuning.blocks;
       const int bytes =
           static_cast<int>(shared_bytes<Traits>(warps_, stages_, max_attend_sequences));

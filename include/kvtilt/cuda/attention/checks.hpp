@@ -53,6 +53,7 @@ struct ServedLayers {
   std::vector<Recipe> recipes;  ///< resolved: one, or one per kv head
   int page_tokens = 0;
   std::uint64_t fingerprint = 0;  ///< LayerStorage::fingerprint
+  std::size_t page_bytes = 0;
 
   /// InvalidArgument where no cache has such a layer.
   static Result<ServedLayers> make(const LayerShape& shape, const std::vector<Recipe>& recipes,
@@ -67,7 +68,8 @@ struct ServedLayers {
     Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
     if (!resolved) return std::move(resolved).take_status();
     const PageLayout layout = PageLayout::make(shape, *resolved, page_tokens);
-    return ServedLayers{shape, std::move(*resolved), page_tokens, layout_fingerprint(layout)};
+    return ServedLayers{shape, std::move(*resolved), page_tokens, layout_fingerprint(layout),
+                        layout.bytes};
   }
 
   /// Whether each kv head has as many query heads.

@@ -25,6 +25,7 @@ struct MixedTraits {
 
   static constexpr bool generic = false;
   static constexpr bool mixed = true;
+  static constexpr bool sums_apart = (Pages::sums_apart || ...);
   static constexpr int page_units = 1;
   static constexpr std::uint32_t unit_bytes = std::max({Pages::unit_bytes...});
   static constexpr std::uint32_t stage_bytes = std::max({Pages::stage_bytes...});

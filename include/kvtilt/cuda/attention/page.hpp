@@ -27,6 +27,12 @@ namespace kvtilt::cuda {
 /// Channels of a group per token: as many as it may have.
 KVTILT_HD constexpr int token_group(int dim) { return dim < max_group ? dim : max_group; }
 
+/// Whether a page's products with the values are summed up for themselves. Tensor cores cut each term
+/// off at 2^-25 of the largest, and sums of codes only grow: over 128 pages, what a warp has of 32K
+/// tokens, they would lose 2^-14 (8 bits) or 2^-15 (4 bits) of themselves, and more of what minima of the
+/// other sign leave of them. Of 2 bits it is 2^-16, not worth 32 additions a page.
+KVTILT_HD constexpr bool sums_pages_apart(int bits) { return bits > 2; }
+
 /// Everything about a page that a kernel is compiled for. `Keys` and `Values` are what their groups
 /// run along: TokenKeyTraits and ChannelValueTraits name the other way for one of them.
 template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
@@ -42,6 +48,7 @@ struct PageTraits {
   static constexpr int value_group = ValueGroup;
   static constexpr bool token_keys = Keys == Granularity::PerToken;
   static constexpr bool channel_values = Values == Granularity::PerChannel;
+  static constexpr bool sums_apart = !channel_values && sums_pages_apart(ValueBits);
 
   /// The range rule is not part of a layout.
   static constexpr HeadLayout layout() {
@@ -239,6 +246,8 @@ KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
   const std::byte* codes = page + Traits::value_codes + threads.lane() * 16;
   const std::uint32_t normalise =
       pack_halves(float_power(-state.exponent), float_power(-state.exponent - inner_shift(width)));
+  constexpr bool apart = Traits::sums_apart;
+  float sum[apart ? value_tiles : 1][4];
   TileReader<width, ValueScales<Traits>::tiles * value_tiles> reader;
   KVTILT_DEVICE_UNROLL
   for (int tile = 0; tile < ValueScales<Traits>::tiles; ++tile) {
@@ -264,9 +273,19 @@ KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
       std::uint32_t a[4];
       reader.read(codes, tile * value_tiles + channel_tile, a);
       const int band = channel_tile / (Traits::value_group / tile_extent);
-      threads.mma(state.output[channel_tile], a, probability[band][0], probability[band][1]);
+      const std::uint32_t(&b)[2] = probability[band];
+      if constexpr (!apart)
+        threads.mma(state.output[channel_tile], a, b[0], b[1]);
+      else if (tile == 0)
+        threads.first_mma(sum[channel_tile], a, b[0], b[1]);
+      else
+        threads.mma(sum[channel_tile], a, b[0], b[1]);
     }
   }
+  KVTILT_DEVICE_UNROLL
+  for (int channel_tile = 0; channel_tile < value_tiles && apart; ++channel_tile)
+    KVTILT_DEVICE_UNROLL
+    for (int e = 0; e < 4; ++e) state.output[channel_tile][e] += sum[apart ? channel_tile : 0][e];
 }
 
 /// The same of values per channel.

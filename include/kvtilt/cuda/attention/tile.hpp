@@ -61,6 +61,7 @@ struct HalfTraits {
   static constexpr int page_tokens = PageTokens;
   static constexpr bool generic = false;
   static constexpr bool mixed = false;
+  static constexpr bool sums_apart = false;
   static constexpr int page_units = PageTokens / tile_extent;
   static constexpr std::uint32_t key_bytes = half_tile_bytes(KeyDim);
   static constexpr std::uint32_t value_bytes = half_tile_bytes(ValueDim);
