@@ -140,7 +140,7 @@ class DeviceThreads {
   /// Announces the bytes of the copies that follow, up to end_stage().
   __device__ void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
 #if __CUDA_ARCH__ >= 900
-    if (lane() == 0)
+    if (is_elected())
       asm volatile(
           "mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
           "r"(bytes)
@@ -152,7 +152,7 @@ class DeviceThreads {
                                 std::uint64_t* barrier) const {
 #if __CUDA_ARCH__ >= 900
     constexpr std::uint64_t evict_first = 0x12f0000000000000u;
-    if (lane() == 0)
+    if (is_elected())
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
           "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
@@ -197,6 +197,17 @@ class DeviceThreads {
 
  private:
   DeviceThreads() = default;
+
+#if __CUDA_ARCH__ >= 900
+  /// One lane of the warp: where ptxas knows that it is one, bulk copies take their addresses from it
+  /// without a loop over lanes.
+  __device__ static bool is_elected() {
+    std::uint32_t elected;
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}"
+                 : "=r"(elected));
+    return elected != 0;
+  }
+#endif
 
   __device__ static std::uint32_t shared_address(const void* pointer) {
     return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));

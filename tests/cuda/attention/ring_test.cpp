@@ -44,7 +44,7 @@ TEST(AttendRing, PartsOfSharedMemoryLieSideBySide) {
 /// pages that its table reads backwards.
 template <class Traits>
 struct Pool {
-  static constexpr int pages = 9;
+  static constexpr int pages = 80;
   static constexpr int kv_heads = 3;
   static constexpr int tail_tiles = 3;
   static constexpr int sequence = 1;
@@ -54,9 +54,12 @@ struct Pool {
 
   std::vector<Words> memory;
   std::vector<PageSlot> table;
-  LayerStorage layer{};
+  AttendArguments arguments{};
+  LayerStorage& layer = arguments.layer;
 
-  Pool() : memory(1 << 18), table(2 * pages) {
+  explicit Pool(const AttendRules& rules = {}) : memory(1 << 19), table(2 * pages) {
+    arguments.rules = rules;
+    arguments.rules.end_position = 1 << 30;
     for (std::size_t i = 0; i < memory.size(); ++i)
       memory[i].word[0] = static_cast<std::uint32_t>(i);
     layer.page_tokens = Traits::page_tokens;
@@ -70,10 +73,12 @@ struct Pool {
     place(PageKind::Tail, pages * sealed + 2 * kv_heads * tile_bytes,
           kv_heads * block_tiles * tile_bytes);
     for (int i = 0; i < pages; ++i)
-      table[static_cast<std::size_t>(pages + i)] = {1000 + 64 * i, pages - 1 - i, 64 - i};
+      table[static_cast<std::size_t>(pages + i)] = {1000 + 64 * i, pages - 1 - i, tokens_of(i)};
     layer.tables = table.data();
     layer.table_stride = pages - 1;
   }
+  Pool(const Pool&) = delete;
+  static int tokens_of(int page) { return page % 3 == 1 ? 63 - page / 2 : 64; }
   /// Units `first` to last - 1 of a kv head.
   static Segment segment(int head, int first, int last) {
     Segment segment{};
@@ -84,6 +89,9 @@ struct Pool {
     segment.sequence.ring_head = 1;
     segment.counts = {1, tail_tiles, pages * Traits::page_units};
     segment.rows.kv_head = head;
+    segment.rows.queries = 1;
+    segment.rows.length = 5000;
+    segment.rows.seen = SeenRows::Causal;
     segment.first = first;
     segment.last = last;
     return segment;
@@ -111,15 +119,24 @@ struct Pool {
     else
       return page + head * head_bytes() + at;
   }
-  static RingUnit expected(int unit) {
-    if (unit == 0) return {0, 4, PageKind::Sinks};
-    if (unit <= tail_tiles)
-      return {tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, PageKind::Tail};
-    const int in_pages = unit - 1 - tail_tiles;
-    const int page = in_pages / Traits::page_units;
-    const int slots = 64 / Traits::page_units;
-    const int first = in_pages % Traits::page_units * slots;
-    return {1000 + 64 * page + first, std::min(slots, 64 - page - first), PageKind::Sealed};
+  [[nodiscard]] RingUnit expected(int unit) const {
+    RingUnit found{0, 4, PageKind::Sinks, false};
+    int slots = tile_extent;
+    if (unit > 0 && unit <= tail_tiles) {
+      found = {tail_start + (unit - 1) * 16, unit == tail_tiles ? 15 : 16, PageKind::Tail, false};
+    } else if (unit > tail_tiles) {
+      const int in_pages = unit - 1 - tail_tiles;
+      const int page = in_pages / Traits::page_units;
+      slots = 64 / Traits::page_units;
+      const int first = in_pages % Traits::page_units * slots;
+      found = {1000 + 64 * page + first, std::clamp(tokens_of(page) - first, 0, slots),
+               PageKind::Sealed, false};
+    }
+    const AttendRules& rules = arguments.rules;
+    const std::int64_t begin = rules.window > 0 ? 5000 - rules.window : 0;
+    found.special = found.tokens < slots || found.first_position < begin ||
+                    found.first_position + slots > 5000 || rules.soft_cap > 0;
+    return found;
   }
 
  private:
@@ -142,12 +159,19 @@ struct Pool {
 };
 
 template <class Traits>
-void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit, const RingUnit& taken,
-                 const std::byte* data, int lane) {
+void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit,
+                 const UnitRing<Traits>& ring, EmulatedThreads& threads, const std::byte* data) {
   const RingUnit expected = pool.expected(unit);
-  EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
-  EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
-  EXPECT_EQ(taken.kind, expected.kind) << "unit " << unit;
+  const int lane = threads.lane();
+  EXPECT_EQ(ring.is_plain(), expected.kind == PageKind::Sealed && !expected.special)
+      << "unit " << unit;
+  if (!ring.is_plain()) {
+    const RingUnit taken = ring.taken(threads);
+    EXPECT_EQ(taken.first_position, expected.first_position) << "unit " << unit;
+    EXPECT_EQ(taken.tokens, expected.tokens) << "unit " << unit;
+    EXPECT_EQ(taken.kind, expected.kind) << "unit " << unit;
+    EXPECT_EQ(taken.special, expected.special) << "unit " << unit;
+  }
   const bool tile = unit <= Pool<Traits>::tail_tiles;
   for (std::size_t word = static_cast<std::size_t>(lane);
        word < (tile ? Pool<Traits>::tile_bytes : Traits::unit_bytes) / 16; word += 32) {
@@ -161,11 +185,12 @@ void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit, con
 /// Two warps take every other unit of each segment, in order; what they get is theirs until they
 /// release it, and the free stage is, too, between segments.
 template <class Traits>
-void expect_units_in_order(int stages, const std::vector<Segment>& segments) {
-  const Pool<Traits> pool;
+void expect_units_in_order(int stages, const std::vector<Segment>& segments,
+                           const AttendRules& rules = {}) {
+  const Pool<Traits> pool(rules);
   const AttendShared shared = AttendShared::of<Traits>(2, stages, 1);
   test::emulate(1, 64, shared.bytes, [&](EmulatedThreads& threads) {
-    UnitRing<Traits> ring(threads, shared, pool.layer, stages);
+    UnitRing<Traits> ring(threads, shared, pool.arguments, stages);
     if (threads.warp() == 1) UnitRing<Traits>::prepare(threads, shared, stages);
     threads.sync();
     const auto units_of = [&](const Segment& segment) {
@@ -182,9 +207,8 @@ void expect_units_in_order(int stages, const std::vector<Segment>& segments) {
       ring.follow(i + 1 < segments.size() ? &segments[i + 1] : nullptr);
       for (int unit = segment.first + threads.warp(); unit < segment.last; unit += 2) {
         ring.fetch(threads);
-        RingUnit taken{};
-        const std::byte* data = ring.take(threads, taken);
-        expect_unit(pool, segment, unit, taken, data, threads.lane());
+        const std::byte* data = ring.take(threads);
+        expect_unit(pool, segment, unit, ring, threads, data);
         ring.release(threads);
       }
       std::byte* free = threads.shared() + ring.free_stage();
@@ -212,18 +236,44 @@ TEST(AttendRing, UnitsArriveInOrder) {
 TEST(AttendRing, RunsAheadIntoTheSegmentsThatFollow) {
   using Pages = PageTraits<4, 2, 64>;
   using Halves = HalfTraits<64, 32>;
-  const auto cut = [](auto pool, const std::vector<int>& ends) {
+  const auto cut = [](const std::vector<int>& ends) {
     std::vector<Segment> segments;
     for (std::size_t i = 0; i + 1 < ends.size(); ++i)
-      segments.push_back(pool.segment(static_cast<int>(i) % 3, ends[i], ends[i + 1]));
+      segments.push_back(Pool<Pages>::segment(static_cast<int>(i) % 3, ends[i], ends[i + 1]));
     return segments;
   };
   for (const int stages : {2, 3, 4})
     for (const std::vector<int>& ends : std::vector<std::vector<int>>{
              {0, 5, 9, 13}, {0, 1, 2, 3, 4, 5}, {2, 3, 5, 6, 13}, {0, 4, 6}}) {
-      expect_units_in_order<Pages>(stages, cut(Pool<Pages>(), ends));
-      expect_units_in_order<Halves>(stages, cut(Pool<Halves>(), ends));
+      expect_units_in_order<Pages>(stages, cut(ends));
+      std::vector<Segment> halves = cut(ends);
+      for (Segment& segment : halves) segment.counts.page_units *= Halves::page_units;
+      expect_units_in_order<Halves>(stages, halves);
     }
+}
+
+TEST(AttendRing, SpecialUnitsAreToldFromPlainOnes) {
+  using Pages = PageTraits<4, 2, 64>;
+  using Halves = HalfTraits<64, 32>;
+  AttendRules window;
+  window.window = 5000 - (1000 + 3 * 64 + 20);  // begins within a page
+  AttendRules capped;
+  capped.soft_cap = 30;
+  for (const AttendRules& rules : {window, capped}) {
+    expect_units_in_order<Pages>(2, {Pool<Pages>::segment(0, 0, 13)}, rules);
+    expect_units_in_order<Halves>(2, {Pool<Halves>::segment(0, 0, 40)}, rules);
+  }
+}
+
+/// A lane for each of 32 units: what follows is looked up in turn.
+TEST(AttendRing, MoreUnitsThanLanes) {
+  using Pages = PageTraits<4, 2, 64>;
+  constexpr int all = Pool<Pages>::pages + 1 + Pool<Pages>::tail_tiles;
+  for (const int stages : {2, 4})
+    expect_units_in_order<Pages>(
+        stages, {Pool<Pages>::segment(0, 0, all), Pool<Pages>::segment(1, 9, all)});
+  using Halves = HalfTraits<64, 32>;
+  expect_units_in_order<Halves>(3, {Pool<Halves>::segment(0, 0, 4 * all - 20)});
 }
 
 TEST(AttendRing, StagesHoldEveryKindOfUnit) {

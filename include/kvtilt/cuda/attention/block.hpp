@@ -59,24 +59,22 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
                             Ring& ring, typename Traits::State& state) {
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
-  const PlainRange plain = rows.plain(arguments);
   const int last = segment.last;
   KVTILT_DEVICE_LOOP
   for (int unit = segment.first + threads.warp(); unit < last; unit += warps) {
     ring.fetch(threads);
-    RingUnit taken;
-    std::byte* data = ring.take(threads, taken);
-    const bool is_tile = Traits::page_units > 1 || taken.kind != PageKind::Sealed;
-    const bool special = plain.leaves(taken.first_position, taken.tokens,
-                                      is_tile ? tile_extent : Traits::page_tokens);
-    if (is_tile) {
+    std::byte* data = ring.take(threads);
+    RingUnit taken{0, Traits::page_tokens / Traits::page_units, PageKind::Sealed, false};
+    if (!ring.is_plain()) [[unlikely]]
+      taken = ring.taken(threads);
+    if (Traits::page_units > 1 || taken.kind != PageKind::Sealed) {
       attend_tile<Traits::key_dim, Traits::value_dim>(
           threads, arguments, rows, HalfFragments{data},
           HalfFragments{data + half_tile_bytes(Traits::key_dim)}, taken.first_position,
-          taken.tokens, taken.kind == PageKind::Sinks, special, query, state);
+          taken.tokens, taken.kind == PageKind::Sinks, taken.special, query, state);
     } else if constexpr (Traits::page_units == 1) {
       attend_page<Traits>(threads, arguments, rows, data, taken.first_position, taken.tokens,
-                          special, query, state);
+                          taken.special, query, state);
     }
     ring.release(threads);
   }
@@ -189,7 +187,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     if (threads.lane() == 0) work.line = line;
   }
 
-  UnitRing<Traits> ring(threads, shared, arguments.layer, Traits::generic ? 1 : arguments.stages);
+  UnitRing<Traits> ring(threads, shared, arguments, Traits::generic ? 1 : arguments.stages);
   KVTILT_DEVICE_LOOP
   for (int turn = 0;; ++turn) {
     if (threads.thread() == 0)

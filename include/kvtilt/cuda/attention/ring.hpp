@@ -16,6 +16,7 @@ struct RingUnit {
   std::int64_t first_position;  ///< of slot 0 in its text
   std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
   PageKind kind;                ///< of what it is a page or a tile
+  bool special;                 ///< not every row sees it whole, or logits are more than products
 };
 static_assert(sizeof(RingUnit) == 16);
 
@@ -48,14 +49,16 @@ struct AttendShared {
   }
 };
 
-/// It runs ahead of its warp, from the end of a segment into the one that follows.
+/// It runs ahead of its warp, from the end of a segment into the one that follows. What nearly all units
+/// are, full pages without masks, costs few instructions: what is known of 32 units to come is found out
+/// together, a lane for each, and a unit's record is written only if there is more to say of it.
 template <class Traits>
 class UnitRing {
  public:
   template <class Threads>
-  KVTILT_HD UnitRing(const Threads& threads, const AttendShared& shared, const LayerStorage& layer,
-                     int stages)
-      : layer_(layer),
+  KVTILT_HD UnitRing(const Threads& threads, const AttendShared& shared,
+                     const AttendArguments& arguments, int stages)
+      : arguments_(arguments),
         stages_(stages),
         first_(static_cast<std::uint32_t>(threads.warp() * stages)),
         barriers_(shared.barriers),
@@ -78,10 +81,9 @@ class UnitRing {
     if (segment_ == &segment) return;
     segment_ = &segment;
     after_ = nullptr;
-    next_ = segment.first + threads.warp();
     last_ = segment.last;
     tiles_ = segment.counts.tiles();
-    load_slots(threads);
+    load_slots(threads, segment.first + threads.warp());
   }
   /// What comes behind the segment that was entered; null: nothing.
   KVTILT_HD void follow(const Segment* after) { after_ = after; }
@@ -89,42 +91,12 @@ class UnitRing {
   /// Starts the next unit on its way, if there is one.
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads) {
-    if (next_ >= last_ && after_ != nullptr) enter(threads, *after_);
-    if (next_ < last_) {
-      const Segment& segment = *segment_;
-      const int in_pages = next_ - tiles_;
-      if (in_pages < 0) {
-        const HalfTile tile = half_tile(layer_, Traits::page_tokens, segment.slot, segment.sequence,
-                                        segment.counts, next_);
-        if (threads.lane() == 0)
-          *unit(threads, fill_) = {tile.first_position, tile.tokens,
-                                   tile.sink ? PageKind::Sinks : PageKind::Tail};
-        copy_tile(threads, tile.block, segment.rows.kv_head, tile.index, tile.of);
-      } else {
-        const std::byte* page =
-            layer_.block(PageKind::Sealed, threads.shuffle(slot_.page, lane_of_next_));
-        const int index = in_pages % Traits::page_units;
-        if (threads.lane() == lane_of_next_) {
-          constexpr int slots = Traits::page_tokens / Traits::page_units;
-          const int held = slot_.tokens - index * slots;
-          *unit(threads, fill_) = {slot_.first_position + index * slots,
-                                   held < 0       ? 0
-                                   : held < slots ? held
-                                                  : slots,
-                                   PageKind::Sealed};
-        }
-        if constexpr (Traits::page_units > 1)
-          copy_tile(threads, page, segment.rows.kv_head, index, Traits::page_units);
-        else if constexpr (Traits::mixed)
-          copy_page(threads, page + segment.head_offset, Traits::bytes_of(segment.kind));
-        else
-          copy_page(threads,
-                    page + static_cast<std::uint32_t>(segment.rows.kv_head) * Traits::head_bytes,
-                    Traits::unit_bytes);
-      }
-      fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
-      next_ += threads.thread_count() / warp_lanes;
-      if (++lane_of_next_ == warp_lanes) load_slots(threads);
+    bool page_is_next = next_lane_ < page_lanes_;
+    if (!page_is_next) [[unlikely]]
+      page_is_next = has_page(threads);
+    if (page_is_next) [[likely]] {
+      fetch_page(threads);
+      step(threads);
     }
     threads.end_stage();
   }
@@ -139,11 +111,17 @@ class UnitRing {
 
   /// The oldest unit that was fetched, once it is there. Then release() it.
   template <class Threads>
-  KVTILT_HD std::byte* take(Threads& threads, RingUnit& taken) {
+  KVTILT_HD std::byte* take(Threads& threads) {
     threads.template wait_stage<1>(barrier(threads, use_), parity_);
-    threads.sync_warp();
-    taken = *unit(threads, use_);
     return data(threads, use_);
+  }
+  /// Whether that is of a sealed page, full, and not special. The same in all lanes.
+  [[nodiscard]] KVTILT_HD bool is_plain() const { return (plain_stages_ >> use_ & 1u) != 0; }
+  /// What it is if it is not plain.
+  template <class Threads>
+  [[nodiscard]] KVTILT_HD RingUnit taken(Threads& threads) const {
+    threads.sync_warp();  // another lane wrote it
+    return *unit(threads, use_);
   }
   template <class Threads>
   KVTILT_HD void release(Threads& threads) {
@@ -161,6 +139,62 @@ class UnitRing {
  private:
   static constexpr std::uint32_t tile_keys = half_tile_bytes(Traits::key_dim);
   static constexpr std::uint32_t tile_values = half_tile_bytes(Traits::value_dim);
+
+  /// No page that the lanes know of is next: looks further. False if there is nothing more, or a tile,
+  /// which is on its way then.
+  template <class Threads>
+  KVTILT_HD bool has_page(Threads& threads) {
+    int next = next_unit(threads);
+    if (next >= last_) {
+      if (after_ == nullptr) return false;
+      enter(threads, *after_);
+      next = next_unit(threads);
+      if (next >= last_) return false;
+    }
+    if (next < tiles_) {
+      fetch_tile(threads, next);
+      step(threads);
+      return false;
+    }
+    know_slots(threads);
+    return true;
+  }
+
+  template <class Threads>
+  KVTILT_HD void fetch_page(Threads& threads) {
+    const std::uint64_t from = threads.shuffle(from_, next_lane_);
+    const std::byte* page = reinterpret_cast<const std::byte*>(static_cast<std::uintptr_t>(from));
+    const std::uint32_t plain = plain_lanes_ >> next_lane_ & 1u;
+    plain_stages_ = (plain_stages_ & ~(1u << fill_)) | plain << fill_;
+    if (plain == 0 && threads.lane() == next_lane_)
+      *unit(threads, fill_) = {slot_.first_position, slot_.tokens, PageKind::Sealed, true};
+    if constexpr (Traits::page_units > 1)
+      copy_tile(threads, page, segment_->rows.kv_head,
+                (next_unit(threads) - tiles_) % Traits::page_units, Traits::page_units);
+    else if constexpr (Traits::mixed)
+      copy_page(threads, page, Traits::bytes_of(segment_->kind));
+    else
+      copy_page(threads, page, Traits::unit_bytes);
+  }
+
+  template <class Threads>
+  KVTILT_HD void fetch_tile(Threads& threads, int next) {
+    const HalfTile tile = half_tile(arguments_.layer, Traits::page_tokens, segment_->slot,
+                                    segment_->sequence, segment_->counts, next);
+    plain_stages_ &= ~(1u << fill_);
+    if (threads.lane() == 0)
+      *unit(threads, fill_) = {
+          tile.first_position, tile.tokens, tile.sink ? PageKind::Sinks : PageKind::Tail,
+          segment_->rows.plain(arguments_).leaves(tile.first_position, tile.tokens, tile_extent)};
+    copy_tile(threads, tile.block, segment_->rows.kv_head, tile.index, tile.of);
+  }
+
+  template <class Threads>
+  KVTILT_HD void step(Threads& threads) {
+    fill_ = fill_ + 1 == stages_ ? 0 : fill_ + 1;
+    if (++next_lane_ == warp_lanes) [[unlikely]]
+      load_slots(threads, next_unit(threads));
+  }
 
   template <class Threads>
   KVTILT_HD void copy_page(Threads& threads, const std::byte* from, std::uint32_t bytes) {
@@ -184,16 +218,49 @@ class UnitRing {
                           arrived);
   }
 
-  /// What the table says of 32 units to come is in the lanes: a load for each would be waited for
-  /// each time.
   template <class Threads>
-  KVTILT_HD void load_slots(Threads& threads) {
-    const int unit = next_ + threads.lane() * (threads.thread_count() / warp_lanes);
+  [[nodiscard]] KVTILT_HD int unit_of_lane(const Threads& threads, int lane) const {
+    return lane_0_ + lane * (threads.thread_count() / warp_lanes);
+  }
+  template <class Threads>
+  [[nodiscard]] KVTILT_HD int next_unit(const Threads& threads) const {
+    return unit_of_lane(threads, next_lane_);
+  }
+
+  /// What the table says of 32 units to come, from `next` on, is in the lanes: a load for each would be
+  /// waited for each time.
+  template <class Threads>
+  KVTILT_HD void load_slots(Threads& threads, int next) {
+    lane_0_ = next;
+    next_lane_ = 0;
+    page_lanes_ = 0;
+    const int unit = unit_of_lane(threads, threads.lane());
     const int in_pages = unit - tiles_;
-    lane_of_next_ = 0;
     if (in_pages >= 0 && unit < last_)
-      slot_ = layer_.table(
+      slot_ = arguments_.layer.table(
           segment_->slot)[segment_->sequence.first_page + in_pages / Traits::page_units];
+  }
+
+  /// Waits for what load_slots() has loaded.
+  template <class Threads>
+  KVTILT_HD void know_slots(Threads& threads) {
+    constexpr int slots = Traits::page_tokens / Traits::page_units;
+    const int unit = unit_of_lane(threads, threads.lane());
+    const int first = (unit - tiles_) % Traits::page_units * slots;
+    const int held = slot_.tokens - first;
+    slot_.first_position += first;
+    slot_.tokens = held < 0 ? 0 : held < slots ? held : slots;
+    std::size_t in_page = 0;
+    if constexpr (Traits::mixed)
+      in_page = segment_->head_offset;
+    else if constexpr (Traits::page_units == 1)
+      in_page = static_cast<std::size_t>(segment_->rows.kv_head) * Traits::head_bytes;
+    from_ = reinterpret_cast<std::uintptr_t>(arguments_.layer.block(PageKind::Sealed, slot_.page) +
+                                             in_page);
+    const PlainRange plain = segment_->rows.plain(arguments_);
+    const int left = ceil_div(last_ - lane_0_, threads.thread_count() / warp_lanes);
+    page_lanes_ = left < warp_lanes ? left : warp_lanes;
+    plain_lanes_ = threads.ballot(!plain.leaves(slot_.first_position, slot_.tokens, slots));
   }
 
   // Offsets rather than pointers: they are half as many registers.
@@ -210,7 +277,7 @@ class UnitRing {
     return reinterpret_cast<RingUnit*>(threads.shared() + units_) + first_ + stage;
   }
 
-  const LayerStorage& layer_;
+  const AttendArguments& arguments_;
   int stages_;
   std::uint32_t first_;  ///< stage of all warps'
   std::uint32_t barriers_;
@@ -221,11 +288,16 @@ class UnitRing {
 
   const Segment* segment_ = nullptr;
   const Segment* after_ = nullptr;
-  int next_ = 0;   ///< unit of the segment
-  int last_ = 0;   ///< of the segment, one past
-  int tiles_ = 0;  ///< of the segment; then come pages
-  int lane_of_next_ = 0;
-  PageSlot slot_{};  ///< of this lane's unit to come, if that is of a page
+  int last_ = 0;        ///< of the segment's units, one past
+  int tiles_ = 0;       ///< of the segment; then come pages
+  int lane_0_ = 0;      ///< unit that lane 0 knows of; the next lane has the warp's next, and so on
+  int next_lane_ = 0;   ///< whose unit is fetched next
+  int page_lanes_ = 0;  ///< know_slots() was called, and units of lanes before this one are there
+  PageSlot
+      slot_{};  ///< of this lane's unit, if that is of a page: position and tokens of the unit's
+  std::uint64_t from_ = 0;          ///< where that page is, or its head
+  std::uint32_t plain_lanes_ = 0;   ///< bit for bit
+  std::uint32_t plain_stages_ = 0;  ///< see is_plain()
 };
 
 }  // namespace kvtilt::cuda
