@@ -133,8 +133,9 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   const AttendWorkspace& workspace = arguments.workspace;
   const int warps = threads.thread_count() / warp_lanes;
-  threads.sync();
+  // Before the sync: warps that wait there have nothing else to do.
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.counts.total());
+  threads.sync();
   const bool whole = parts.first == parts.last;
   KVTILT_DEVICE_LOOP
   for (int row = threads.warp(); row < segment.rows.rows; row += warps) {

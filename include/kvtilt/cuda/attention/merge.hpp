@@ -68,33 +68,52 @@ KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared, std::uin
           state.output[tile][e];
 }
 
-/// One row of all warps' outputs, after a sync().
+/// One row of all warps' outputs, after a sync(). Loads of several warps' are in flight at a time.
 template <class Traits, class Threads>
 KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendShared& shared,
                                                  int row) {
   using Part = RowPart<Traits::value_dim>;
+  constexpr int in_flight = 4;
   const int warps = threads.thread_count() / warp_lanes;
   const std::uint32_t* outputs =
       reinterpret_cast<const std::uint32_t*>(threads.shared() + shared.outputs);
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states) + row * 2;
+  const auto warp_at = [&](int warp) { return warp < warps ? warp : warps - 1; };
   Part part;
   part.clear();
   part.maximum = no_maximum;
   part.total = 0.0f;
   KVTILT_DEVICE_LOOP
-  for (int warp = 0; warp < warps; ++warp)
-    part.maximum = std::fmax(part.maximum, states[warp * item_rows * 2]);
-  KVTILT_DEVICE_LOOP
-  for (int warp = 0; warp < warps; ++warp) {
-    const float factor = exp2_fast(states[warp * item_rows * 2] - part.maximum);
-    part.total += states[warp * item_rows * 2 + 1] * factor;
-    const float* own = reinterpret_cast<const float*>(threads.shared() + outputs[warp]) +
-                       row * output_stride(Traits::value_dim);
+  for (int first = 0; first < warps; first += in_flight)
     KVTILT_DEVICE_UNROLL
-    for (int quad = 0; quad < Part::quads; ++quad)
-      if (Part::holds(threads.lane(), quad))
-        part.add(*reinterpret_cast<const Quad*>(own + Part::channel(threads.lane(), quad)), quad,
-                 factor);
+    for (int i = 0; i < in_flight; ++i)
+      part.maximum = std::fmax(part.maximum, states[warp_at(first + i) * item_rows * 2]);
+  KVTILT_DEVICE_LOOP
+  for (int first = 0; first < warps; first += in_flight) {
+    float factor[in_flight];
+    float total[in_flight];
+    Quad more[in_flight][Part::quads];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < in_flight; ++i) {
+      const int warp = warp_at(first + i);
+      factor[i] = exp2_fast(states[warp * item_rows * 2] - part.maximum);
+      total[i] = states[warp * item_rows * 2 + 1];
+      const float* own = reinterpret_cast<const float*>(threads.shared() + outputs[warp]) +
+                         row * output_stride(Traits::value_dim);
+      KVTILT_DEVICE_UNROLL
+      for (int quad = 0; quad < Part::quads; ++quad)
+        more[i][quad] =
+            Part::holds(threads.lane(), quad)
+                ? *reinterpret_cast<const Quad*>(own + Part::channel(threads.lane(), quad))
+                : Quad{};
+    }
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < in_flight; ++i) {
+      if (first + i >= warps) continue;
+      part.total += total[i] * factor[i];
+      KVTILT_DEVICE_UNROLL
+      for (int quad = 0; quad < Part::quads; ++quad) part.add(more[i][quad], quad, factor[i]);
+    }
   }
   return part;
 }

@@ -52,7 +52,7 @@ struct ItemRows {
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return queries == 1 ? 0 : row / arguments.ratio;
+    return queries == 1 ? 0 : quotient(row, arguments.ratio);
   }
   [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;

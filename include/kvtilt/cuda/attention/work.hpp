@@ -56,6 +56,10 @@ KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
   if (threads.lane() == 0) starts[0] = 0;
 }
 
+/// Of numbers from 0 on: shorter than that of numbers with signs.
+KVTILT_HD constexpr int quotient(int value, int divisor) {
+  return static_cast<int>(static_cast<std::uint32_t>(value) / static_cast<std::uint32_t>(divisor));
+}
 KVTILT_HD constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
 /// Units of a sequence.
@@ -151,17 +155,19 @@ struct WorkLine {
   [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks) {
     WorkLine line;
     line.blocks = total < blocks ? total : blocks;
-    line.each = total / line.blocks;
-    line.longer = total % line.blocks;
+    line.each = quotient(total, line.blocks);
+    line.longer = total - line.each * line.blocks;
     return line;
   }
   [[nodiscard]] KVTILT_HD int start(int block) const {
     return block * each + (block < longer ? block : longer);
   }
-  /// The block whose stretch holds a unit.
+  /// The block whose stretch holds a unit. One division whichever it is: those of two units run
+  /// together.
   [[nodiscard]] KVTILT_HD int block_of(int unit) const {
     const int beyond = unit - longer * (each + 1);
-    return beyond < 0 ? unit / (each + 1) : longer + beyond / each;
+    const bool late = beyond >= 0;
+    return (late ? longer : 0) + quotient(late ? beyond : unit, late ? each : each + 1);
   }
 };
 
