@@ -132,34 +132,70 @@ struct DecodeCover {
   int most = 0;                                   // units of a block
   int least = 0;
   int most_items = 0;  // of a block
+  int set = 0;         // blocks whose first segment took no search
 
   DecodeCover(const DecodeLaunch& launch, int block_count, int warps) {
     const int count = launch.arguments.batch.count;
-    const std::size_t shared = static_cast<std::size_t>(count + 1) * 4;
+    const std::size_t shared = sizeof(BlockWork) + static_cast<std::size_t>(count + 1) * 4;
     test::emulate(block_count, 32 * warps, shared, [&](EmulatedThreads& threads) {
-      int* starts = reinterpret_cast<int*>(threads.shared());
-      for (int i = threads.thread(); i < count; i += threads.thread_count())
-        starts[i + 1] = launch.units(i);
+      BlockWork& work = *reinterpret_cast<BlockWork*>(threads.shared());
+      int* starts = reinterpret_cast<int*>(threads.shared() + sizeof(BlockWork));
+      SeenSequence own{};
+      for (int i = threads.thread(); i < count; i += threads.thread_count()) {
+        own = SeenSequence::of(launch.arguments, i, 1);
+        starts[i + 1] = own.counts.total();
+      }
       threads.sync();
       if (threads.warp() != 0) return;
       const WorkLine line = plan_line(threads, launch.arguments, starts);
-      if (threads.lane() == 0 && threads.block() < line.blocks)
-        walk(launch, starts, line, threads.block());
+      if (threads.lane() == 0) work.begin(line, threads.block());
+      threads.sync_warp();
+      if (count <= warp_lanes) work.set_first<Traits>(threads, launch.arguments, starts, line, own);
+      threads.sync_warp();
+      if (threads.lane() == 0 && threads.block() < line.blocks) {
+        if (work.segments[0].exists()) {
+          ++set;
+          expect_found(launch, starts, work, threads.block());
+        }
+        walk(launch, starts, work, threads.block());
+      }
     });
   }
 
  private:
-  void walk(const DecodeLaunch& launch, const int* starts, const WorkLine& line, int block) {
+  using Traits = PageTraits<4, 2, 64>;
+
+  /// The first segment is the one that a search finds.
+  static void expect_found(const DecodeLaunch& launch, const int* starts, const BlockWork& work,
+                           int block) {
+    BlockWork searched{};
+    searched.begin(work.line, block);
+    searched.find_segments<Traits>(launch.arguments, starts, block, 0);
+    const Segment& first = work.segments[0];
+    const Segment& found = searched.segments[0];
+    EXPECT_EQ(first.slot, found.slot);
+    EXPECT_EQ(first.item_start, found.item_start);
+    EXPECT_EQ(first.item_end, found.item_end);
+    EXPECT_EQ(first.first, found.first);
+    EXPECT_EQ(first.last, found.last);
+    EXPECT_EQ(first.sequence.length, found.sequence.length);
+    EXPECT_EQ(first.sequence.page_end, found.sequence.page_end);
+    EXPECT_EQ(first.counts.total(), found.counts.total());
+    EXPECT_EQ(first.rows.kv_head, found.rows.kv_head);
+    EXPECT_EQ(first.rows.first_row, found.rows.first_row);
+    EXPECT_EQ(first.rows.first_token, found.rows.first_token);
+    EXPECT_EQ(first.rows.length, found.rows.length);
+  }
+
+  void walk(const DecodeLaunch& launch, const int* starts, BlockWork& work, int block) {
     int units = 0;
     int items = 0;
-    const int end = line.start(block + 1);
-    BlockWork work{};
-    work.line = line;
+    const int end = work.line.start(block + 1);
     for (int turn = 0;; ++turn, ++items) {
-      work.find_segments<PageTraits<4, 2, 64>>(launch.arguments, starts, block, turn);
+      work.find_segments<Traits>(launch.arguments, starts, block, turn);
       const Segment& segment = work.segments[turn % 2];
       if (!segment.exists()) break;
-      EXPECT_GE(segment.item_start + segment.first, line.start(block));
+      EXPECT_GE(segment.item_start + segment.first, work.line.start(block));
       EXPECT_LE(segment.item_start + segment.last, end);
       const BatchRows& rows = launch.arguments.rows;
       EXPECT_EQ(segment.rows.queries, rows.count(segment.slot));
@@ -204,6 +240,7 @@ TEST(AttendSegment, LittleWorkIsCutIntoWholeChunks) {
   EXPECT_EQ(wide.blocks, 8 * 7) << "a unit for each warp";
   EXPECT_EQ(wide.most, 4);
   EXPECT_EQ(wide.most_items, 1);
+  EXPECT_EQ(wide.set, wide.blocks);
   const DecodeCover narrow(launch, 20, 4);
   EXPECT_EQ(narrow.blocks, 8 * 2) << "a third of a head for each would be 24 blocks";
   EXPECT_EQ(narrow.most, 16);

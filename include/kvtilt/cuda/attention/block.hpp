@@ -171,13 +171,12 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       AttendShared::of<Traits>(threads.thread_count() / warp_lanes, arguments.stages, count);
   int* starts = reinterpret_cast<int*>(threads.shared() + shared.starts);
   BlockWork& work = *reinterpret_cast<BlockWork*>(threads.shared() + shared.work);
+  SeenSequence own;
   KVTILT_DEVICE_LOOP
   for (int i = threads.thread(); i < count; i += threads.thread_count()) {
-    const int slot = arguments.batch.slots[i];
-    SequenceState state = arguments.layer.state(slot);
-    drop_unseen(arguments, arguments.queries(i), slot, state);
-    starts[i + 1] = count_units(arguments.layer, state, page_units).total();
-    prefetch_table(threads, arguments.layer.table(slot), state);
+    own = SeenSequence::of(arguments, i, page_units);
+    starts[i + 1] = own.counts.total();
+    prefetch_table(threads, arguments.layer.table(own.slot), own.state);
   }
   threads.sync();
   if constexpr (!Traits::generic)
@@ -185,7 +184,10 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
       UnitRing<Traits>::prepare(threads, shared, arguments.stages);
   if (threads.warp() == 0) {
     const WorkLine line = plan_line(threads, arguments, starts);
-    if (threads.lane() == 0) work.line = line;
+    if (threads.lane() == 0) work.begin(line, threads.block());
+    threads.sync_warp();
+    if (count <= warp_lanes) work.template set_first<Traits>(threads, arguments, starts, line, own);
+    threads.sync_warp();
   }
 
   UnitRing<Traits> ring(threads, shared, arguments, Traits::generic ? 1 : arguments.stages);

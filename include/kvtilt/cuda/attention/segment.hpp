@@ -6,6 +6,7 @@
 #include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/machine.hpp>
 
 #include <cstdint>
@@ -40,6 +41,22 @@ KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int queries,
     keep_pages(state, arguments.layer.table(slot), from, rules.end_position);
 }
 
+/// A sequence of a batch, as far as its queries see it.
+struct SeenSequence {
+  int slot;
+  SequenceState state;  ///< without pages that none of them may see
+  UnitCounts counts;
+
+  KVTILT_HD static SeenSequence of(const AttendArguments& arguments, int index, int page_units) {
+    SeenSequence sequence;
+    sequence.slot = arguments.batch.slots[index];
+    sequence.state = arguments.layer.state(sequence.slot);
+    drop_unseen(arguments, arguments.queries(index), sequence.slot, sequence.state);
+    sequence.counts = count_units(arguments.layer, sequence.state, page_units);
+    return sequence;
+  }
+};
+
 /// Sequences up to which chunks are looked for: more of them fill the GPU either way.
 inline constexpr int max_chunked_sequences = 64;
 
@@ -50,9 +67,10 @@ struct Chunk {
   float inverse;
 
   KVTILT_HD explicit Chunk(int units_)
-      : units(units_), inverse(1.0f / static_cast<float>(units_)) {}
+      : units(units_), inverse(reciprocal_fast(static_cast<float>(units_))) {}
 
-  /// ceil(of / units), exact below 2^21 with chunks of up to 128.
+  /// ceil(of / units), exact below 2^21 with chunks of up to 128: the half is more than what the inverse
+  /// and the product may be off by, 2^-23 and 2^-24 of the quotient.
   [[nodiscard]] KVTILT_HD int count(int of) const {
     return static_cast<int>((static_cast<float>(of + units - 1) + 0.5f) * inverse);
   }
@@ -107,20 +125,16 @@ KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments,
   const int found = find_chunk(threads, arguments, starts + 1, warps);
   const Chunk chunk(found > 0 ? found : 1);
   threads.sync_warp();
-  KVTILT_DEVICE_LOOP
-  for (int i = threads.lane() + 1; i <= count; i += warp_lanes) {
-    const int units = starts[i];
-    const int padded = units == 0  ? 0
-                       : found > 0 ? chunk.count(units) * chunk.units
-                                   : units + compiled_machine.attend_item_units;
-    starts[i] = padded * row_tiles(arguments, i - 1);
-  }
+  const int of_a_head = sum_up(threads, starts, count, [&](int i) {
+    const int units = starts[i + 1];
+    const int padded =
+        found > 0 ? chunk.count(units) * found : units + compiled_machine.attend_item_units;
+    return (units == 0 ? 0 : padded) * row_tiles(arguments, i);
+  });
   threads.sync_warp();
-  sum_up(threads, starts, count);
-  threads.sync_warp();
-  const int total = starts[count] * layer.kv_heads;
+  const int total = of_a_head * layer.kv_heads;
   if (total == 0) return {};
-  if (found > 0) return {chunk.count(starts[count]) * layer.kv_heads, chunk.units, 0};
+  if (found > 0) return {chunk.count(of_a_head) * layer.kv_heads, chunk.units, 0};
   return WorkLine::make(total, threads.block_count());
 }
 
@@ -148,42 +162,49 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
   rows.first_token = arguments.rows.first(sequence);
   rows.seen = arguments.rules.seen_rows(rows.queries);
   const int tiles = row_tiles(arguments, sequence);
-  rows.kv_head = tiles == 1 ? item : item / tiles;
+  rows.kv_head = tiles == 1 ? item : quotient(item, tiles);
   rows.first_row = (item - rows.kv_head * tiles) * item_rows;
   const int left = arguments.ratio * rows.queries - rows.first_row;
   rows.rows = left < item_rows ? left : item_rows;
   return rows;
 }
 
-/// The first segment with a unit of the stretch from `unit` of the line to `end`. None: an empty one
-/// that ends there.
-KVTILT_HD inline Segment find_segment(const AttendArguments& arguments, const int* starts,
-                                      int page_units, int unit, int end) {
+/// The part from `unit` of the line on, or to `end`, of the item that holds the unit: `sequence` is the
+/// `index`-th of the batch, and that item's. None where there is only padding.
+KVTILT_HD inline void set_segment(Segment& segment, const AttendArguments& arguments,
+                                  const int* starts, const SeenSequence& sequence, int index,
+                                  int unit, int end) {
   const int heads = arguments.layer.kv_heads;
-  Segment segment{};
+  const int tiles = row_tiles(arguments, index);
+  int item_units = starts[index + 1] - starts[index];
+  if (tiles > 1) item_units = quotient(item_units, tiles);
+  const int sequence_start = starts[index] * heads;
+  const int item = quotient(unit - sequence_start, item_units);
+  segment.slot = sequence.slot;
+  segment.sequence = sequence.state;
+  segment.counts = sequence.counts;
+  segment.item_start = sequence_start + item * item_units;
+  segment.item_end = segment.item_start + item_units;
+  segment.first = unit - segment.item_start;
+  segment.rows = item_rows_of(arguments, index, item);
+  segment.rows.length = sequence.state.length;
+  segment.last = end - segment.item_start;
+  if (segment.last > sequence.counts.total()) segment.last = sequence.counts.total();
+}
+
+/// The first segment with a unit of the stretch from `unit` of the line to `end`. None: an empty one
+/// that ends there, and holds nothing else.
+KVTILT_HD inline void find_segment(Segment& segment, const AttendArguments& arguments,
+                                   const int* starts, int page_units, int unit, int end) {
+  segment.first = segment.last = 0;
   segment.item_end = end;
   KVTILT_DEVICE_LOOP
   while (unit < end && !segment.exists()) {
-    const int sequence = last_not_above(starts, arguments.batch.count, heads, unit);
-    segment.slot = arguments.batch.slots[sequence];
-    segment.sequence = arguments.layer.state(segment.slot);
-    const int tiles = row_tiles(arguments, sequence);
-    drop_unseen(arguments, arguments.queries(sequence), segment.slot, segment.sequence);
-    int item_units = starts[sequence + 1] - starts[sequence];
-    if (tiles > 1) item_units /= tiles;
-    const int sequence_start = starts[sequence] * heads;
-    const int item = (unit - sequence_start) / item_units;
-    segment.item_start = sequence_start + item * item_units;
-    segment.item_end = segment.item_start + item_units;
-    segment.first = unit - segment.item_start;
-    segment.rows = item_rows_of(arguments, sequence, item);
-    segment.rows.length = segment.sequence.length;
-    segment.counts = count_units(arguments.layer, segment.sequence, page_units);
-    segment.last = end - segment.item_start;
-    if (segment.last > segment.counts.total()) segment.last = segment.counts.total();
+    const int index = last_not_above(starts, arguments.batch.count, arguments.layer.kv_heads, unit);
+    set_segment(segment, arguments, starts, SeenSequence::of(arguments, index, page_units), index,
+                unit, end);
     unit = segment.item_end;
   }
-  return segment;
 }
 
 /// What the threads of a block have to know: in shared memory, registers are for sums.
@@ -191,23 +212,57 @@ struct BlockWork {
   WorkLine line;
   Segment segments[2];  ///< the one of a turn, and the one of the next
 
+  /// Before all else, by one thread: an empty segment ends where the block's stretch starts.
+  KVTILT_HD void begin(const WorkLine& of_all, int block) {
+    line = of_all;
+    segments[0].first = segments[0].last = 0;
+    segments[0].item_end = line.start(block);
+  }
+
+  /// After begin() and sync_warp(), by the warp that does all this, whose lanes each know the sequence of
+  /// their number in the batch, if it has that many. So the first segment takes neither a search nor
+  /// loads. Then sync_warp().
+  template <class Traits, class Threads>
+  KVTILT_HD void set_first(const Threads& threads, const AttendArguments& arguments,
+                           const int* starts, const WorkLine& of_all, const SeenSequence& own) {
+    const int count = arguments.batch.count;
+    const int heads = arguments.layer.kv_heads;
+    const int index = threads.lane();
+    const int block = threads.block();
+    const int unit = of_all.start(block);
+    const int known = index < count ? index : count - 1;
+    const int from = starts[known] * heads;
+    const int to = starts[known + 1] * heads;
+    // One branch: each costs as much as five other instructions.
+    const int outside = (block >= of_all.blocks ? 1 : 0) | (index >= count ? 1 : 0) |
+                        (unit < from ? 1 : 0) | (unit >= to ? 1 : 0);
+    if (outside != 0) return;
+    set_segment(segments[0], arguments, starts, own, index, unit, of_all.start(block + 1));
+    set_kind<Traits>(arguments.layer, segments[0]);
+  }
+
   /// Before a turn, by one thread, then sync(): what comes behind the segment of that turn. Before
-  /// turn 0 that one, too.
+  /// turn 0 that one, too, unless it is set.
   template <class Traits>
   KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int block,
                                int turn) {
-    const LayerStorage& layer = arguments.layer;
     const int end = block < line.blocks ? line.start(block + 1) : 0;
     KVTILT_DEVICE_LOOP
-    for (int i = turn == 0 ? 0 : turn + 1; i < turn + 2; ++i) {
+    for (int i = turn == 0 && !segments[0].exists() ? 0 : turn + 1; i < turn + 2; ++i) {
       Segment& segment = segments[i % 2];
-      segment = find_segment(arguments, starts, units_of_page<Traits>(layer),
-                             i == 0 ? line.start(block) : segments[(i + 1) % 2].item_end, end);
-      if constexpr (Traits::mixed) {
-        const HeadLayout& head = layer.head(PageKind::Sealed, segment.rows.kv_head);
-        segment.kind = Traits::kind_of(head);
-        segment.head_offset = head.offset;
-      }
+      find_segment(segment, arguments, starts, units_of_page<Traits>(arguments.layer),
+                   segments[i == 0 ? 0 : (i + 1) % 2].item_end, end);
+      if (segment.exists()) set_kind<Traits>(arguments.layer, segment);
+    }
+  }
+
+ private:
+  template <class Traits>
+  KVTILT_HD static void set_kind(const LayerStorage& layer, Segment& segment) {
+    if constexpr (Traits::mixed) {
+      const HeadLayout& head = layer.head(PageKind::Sealed, segment.rows.kv_head);
+      segment.kind = Traits::kind_of(head);
+      segment.head_offset = head.offset;
     }
   }
 };

@@ -36,24 +36,31 @@ KVTILT_HD constexpr int last_not_above(const int* starts, int count, int factor,
   return found;
 }
 
-/// Numbers starts[1] to starts[count] become the sums of all up to them, starts[0] becomes 0. One
-/// warp.
-template <class Threads>
-KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
+/// starts[i] becomes the sum of number(0) to number(i - 1), for i from 0 to `count`. Returns that of
+/// all. One warp, of which each lane asks for numbers of its own.
+template <class Threads, class Number>
+KVTILT_HD int sum_up(Threads& threads, int* starts, int count, const Number& number) {
   int before = 0;
   KVTILT_DEVICE_LOOP
   for (int first = 0; first < count; first += warp_lanes) {
     const int i = first + threads.lane();
-    int sum = i < count ? starts[i + 1] : 0;
+    int sum = i < count ? number(i) : 0;
     KVTILT_DEVICE_LOOP
     for (int distance = 1; distance < warp_lanes && distance < count; distance *= 2) {
       const int other = threads.shuffle(sum, threads.lane() - distance);
       if (threads.lane() >= distance) sum += other;
     }
     if (i < count) starts[i + 1] = before + sum;
-    before += threads.shuffle(sum, warp_lanes - 1);
+    const int last = count - first < warp_lanes ? count - first : warp_lanes;
+    before += threads.shuffle(sum, last - 1);
   }
   if (threads.lane() == 0) starts[0] = 0;
+  return before;
+}
+/// The same of the numbers starts[1] to starts[count].
+template <class Threads>
+KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
+  sum_up(threads, starts, count, [&](int i) { return starts[i + 1]; });
 }
 
 /// Of numbers from 0 on: shorter than that of numbers with signs.
