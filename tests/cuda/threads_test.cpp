@@ -142,15 +142,19 @@ TEST(Emulator, AtomicsReturnWhatWasThere) {
   std::uint32_t owner = 0;
   int owners = 0;
   std::uint32_t released = 0;
+  std::uint32_t acquired = 0;
   std::vector<int> seen(64);
   std::vector<int> arrived(64);
+  std::vector<int> found(64);
   emulate(2, 32, 0, [&](EmulatedThreads& threads) {
     ++seen[threads.atomic_add(&sum, 1) - 5];
     ++arrived[threads.atomic_add_release(&released, 1)];
+    ++found[threads.atomic_add_acquire_release(&acquired, 1)];
     if (threads.atomic_compare_and_swap(&owner, 0, 9) == 0) ++owners;
   });
   EXPECT_EQ(seen, std::vector<int>(64, 1));
   EXPECT_EQ(arrived, std::vector<int>(64, 1));
+  EXPECT_EQ(found, std::vector<int>(64, 1));
   EXPECT_EQ(sum, 69u);
   EXPECT_EQ(owner, 9u);
   EXPECT_EQ(owners, 1);

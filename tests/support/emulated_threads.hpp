@@ -88,6 +88,9 @@ class EmulatedThreads {
   std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {
     return atomic_add(where, value);
   }
+  std::uint32_t atomic_add_acquire_release(std::uint32_t* where, std::uint32_t value) const {
+    return atomic_add(where, value);
+  }
   std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
                                         std::uint32_t value) const {
     const std::uint32_t before = *where;

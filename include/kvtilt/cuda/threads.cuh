@@ -83,6 +83,17 @@ class DeviceThreads {
                  : "memory");
     return before;
   }
+  /// The same, and what others did before they added happens before what comes next here: a fence()
+  /// behind the addition takes longer than the addition.
+  __device__ std::uint32_t atomic_add_acquire_release(std::uint32_t* where,
+                                                      std::uint32_t value) const {
+    std::uint32_t before;
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "l"(where), "r"(value)
+                 : "memory");
+    return before;
+  }
   __device__ std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
                                                    std::uint32_t value) const {
     return atomicCAS(where, expected, value);

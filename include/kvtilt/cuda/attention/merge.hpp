@@ -142,14 +142,11 @@ KVTILT_HD bool last_to_arrive(Threads& threads, const AttendWorkspace& workspace
                               const ItemParts& parts, std::uint32_t* flag) {
   threads.sync();
   if (threads.thread() == 0) {
-    // Releases what others of the block wrote before the sync, too.
+    // For the whole block: it wrote before a sync, and reads behind one.
     std::uint32_t* const arrivals = workspace.arrivals + parts.first;
-    const bool last = threads.atomic_add_release(arrivals, 1) ==
+    const bool last = threads.atomic_add_acquire_release(arrivals, 1) ==
                       static_cast<std::uint32_t>(parts.last - parts.first);
-    if (last) {
-      threads.fence();
-      *arrivals = 0;
-    }
+    if (last) *arrivals = 0;
     *flag = last ? 1 : 0;
   }
   threads.sync();
