@@ -160,7 +160,7 @@ template <int ValueDim, class Threads>
 KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace& workspace,
                                          const ItemParts& parts, int rows, int row) {
   using Part = RowPart<ValueDim>;
-  constexpr int in_flight = Part::quads > 2 ? 2 : 8 / Part::quads;
+  constexpr int in_flight = Part::quads > 2 ? 3 : 12 / Part::quads;
   const int lane = threads.lane();
   const auto place = [&](int block) {
     return static_cast<std::int64_t>(parts.slot(block)) * rows + row;
