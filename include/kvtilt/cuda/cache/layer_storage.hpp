@@ -34,6 +34,7 @@ struct SequenceState {
   std::int32_t ring_head;      ///< tail block at which the tail starts
   std::int32_t shared_end;     ///< pages of entries before it may be another sequence's too: when
                                ///< they are let go of they must not be written again
+  std::int32_t unused = 0;     ///< without a name it is copied byte by byte
 };
 
 /// What found an error, where its code does not tell.
