@@ -222,6 +222,20 @@ KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
     unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
 }
 
+/// Brings a quantized tensor closer that is read when another has been: codes, and a band of scales.
+template <class Threads>
+KVTILT_HD void prefetch_tensor(const Threads& threads, const TensorLayout& tensor,
+                               const std::byte* block) {
+  if (!tensor.format.quantized()) return;
+  constexpr int step = 64;  // memory answers with two sectors
+  const int end =
+      static_cast<int>(tensor.metadata) + 2 * tensor.pitch() * static_cast<int>(sizeof(F16));
+  KVTILT_DEVICE_LOOP
+  for (int at = static_cast<int>(tensor.codes) + threads.thread() * step; at < end;
+       at += threads.thread_count() * step)
+    threads.prefetch(block + at);
+}
+
 /// What a request wants of one piece.
 struct PieceRows {
   const HeadLayout* layout;
@@ -273,6 +287,8 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   bool values_done = arguments.values.data == nullptr;
   if (start + unit < count) {
     const detail::PieceRows wanted(arguments, pieces[start + unit], head);
+    if (!keys_done && !values_done)
+      detail::prefetch_tensor(threads, wanted.layout->value, wanted.block);
     if (!keys_done)
       keys_done = detail::unpack_whole_rows<Role::Keys>(threads, wanted.layout->key, wanted.block,
                                                         wanted.slot, wanted.count, arguments.keys,
