@@ -148,7 +148,7 @@ TEST(Emulator, AtomicsReturnWhatWasThere) {
   std::vector<int> found(64);
   emulate(2, 32, 0, [&](EmulatedThreads& threads) {
     ++seen[threads.atomic_add(&sum, 1) - 5];
-    ++arrived[threads.atomic_add_release(&released, 1)];
+    ++arrived[threads.atomic_count_release(&released)];
     ++found[threads.atomic_add_acquire_release(&acquired, 1)];
     if (threads.atomic_compare_and_swap(&owner, 0, 9) == 0) ++owners;
   });

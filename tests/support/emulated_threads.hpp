@@ -85,9 +85,7 @@ class EmulatedThreads {
   std::uint64_t atomic_add(std::uint64_t* where, std::uint64_t value) const {
     return std::exchange(*where, *where + value);
   }
-  std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {
-    return atomic_add(where, value);
-  }
+  std::uint32_t atomic_count_release(std::uint32_t* where) const { return atomic_add(where, 1); }
   std::uint32_t atomic_add_acquire_release(std::uint32_t* where, std::uint32_t value) const {
     return atomic_add(where, value);
   }

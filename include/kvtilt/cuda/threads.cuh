@@ -73,13 +73,15 @@ class DeviceThreads {
     static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
     return atomicAdd(reinterpret_cast<unsigned long long*>(where), value);
   }
-  /// What the block read or wrote before it happens before what another does that finds the sum, behind
-  /// its own fence(). Without the half of a fence() that forgets what L1 holds.
-  __device__ std::uint32_t atomic_add_release(std::uint32_t* where, std::uint32_t value) const {
+  /// Adds 1 to less than 2^31 - 1. What the block read or wrote before it happens before what another
+  /// does that finds the sum, behind its own fence(). Without the half of a fence() that forgets what L1
+  /// holds. Not an addition: of that ptxas makes one of all lanes that may take part, which waits for
+  /// the answer at once.
+  __device__ std::uint32_t atomic_count_release(std::uint32_t* where) const {
     std::uint32_t before;
-    asm volatile("atom.add.release.gpu.u32 %0, [%1], %2;"
+    asm volatile("atom.inc.release.gpu.u32 %0, [%1], %2;"
                  : "=r"(before)
-                 : "l"(where), "r"(value)
+                 : "l"(where), "r"(0x7fffffffu)
                  : "memory");
     return before;
   }

@@ -23,7 +23,7 @@ extern "C" __global__ void collectives(std::uint32_t* cells, double* wide) {
   value = reinterpret_cast<std::uint32_t*>(threads.shared())[threads.thread() ^ 1];
   threads.fence();
   value += threads.atomic_add(cells + threads.block_count(), value);
-  value += threads.atomic_add_release(cells + threads.block_count(), value);
+  value += threads.atomic_count_release(cells + threads.block_count());
   value += threads.atomic_add_acquire_release(cells + threads.block_count(), value);
   value += threads.atomic_compare_and_swap(cells + threads.lane(), 0, value);
   cells[threads.thread()] = value;

@@ -78,7 +78,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const bool early = team.frees == 0;
   const bool publishes = threads.warp() == 1;
   std::uint32_t before = 0;
-  if (early && publishes && threads.lane() == 0)
+  if (early && threads.thread() == warp_lanes)
     before = detail::arrive(threads, layer, team.counter());
   const bool seals = team.seal.slices > 0;
   detail::SliceFit fit;

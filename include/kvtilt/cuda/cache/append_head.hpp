@@ -233,7 +233,7 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
 /// the block has read is then free to be changed by the last one.
 template <class Threads>
 KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer, int sequence) {
-  return threads.atomic_add_release(layer.arrivals + sequence, 1);
+  return threads.atomic_count_release(layer.arrivals + sequence);
 }
 
 /// Everything that append does to a head.
