@@ -55,7 +55,7 @@ struct AppendHead {
 struct alignas(16) AppendShared {
   AppendArguments arguments;  ///< as constants they would be kept in registers, all of them
   AppendHead work;
-  InputTask input;  ///< being written
+  InputTask input[2];  ///< keys and values being written
   bool works;
   bool last;  ///< of the sequence's blocks to finish
 };
@@ -155,25 +155,23 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
   const LayerStorage& layer = arguments.layer;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
-  KVTILT_DEVICE_LOOP
-  for (int tensor = 0; tensor < 2; ++tensor) {
-    threads.sync();
-    if (threads.thread() == 0) {
-      const bool keys = tensor == 0;
-      shared.input = {
-          keys ? Role::Keys : Role::Values,
-          keys ? arguments.keys : arguments.values,
-          work.first_row + added.first,
-          largest_magnitude(keys ? sealed.key.format : sealed.value.format),
-          {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
-          keys ? half.key.matrix : half.value.matrix,
-          keys ? to.keys : to.values,
-          added.slot,
-          added.count};
-    }
-    threads.sync();
-    write_input(threads, layer, shared.input);
+  threads.sync();
+  if (threads.warp() < 2 && threads.lane() == 0) {
+    const bool keys = threads.warp() == 0;
+    shared.input[threads.warp()] = {
+        keys ? Role::Keys : Role::Values,
+        keys ? arguments.keys : arguments.values,
+        work.first_row + added.first,
+        largest_magnitude(keys ? sealed.key.format : sealed.value.format),
+        {work.sequence, work.head, keys ? 0 : layer.key_dim, work.plan.length + added.first},
+        keys ? half.key.matrix : half.value.matrix,
+        keys ? to.keys : to.values,
+        added.slot,
+        added.count};
   }
+  threads.sync();
+  KVTILT_DEVICE_LOOP
+  for (int tensor = 0; tensor < 2; ++tensor) write_input(threads, layer, shared.input[tensor]);
 }
 
 /// A head's part of a page to seal.

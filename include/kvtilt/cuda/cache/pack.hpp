@@ -116,7 +116,7 @@ struct PackShared {
   AppendShared append;
   OldBlocks old;
   std::int32_t page;       ///< of new tokens alone, numbered from where the tail starts; -1: none
-  std::byte* block;        ///< where it is sealed
+  std::byte* block;        ///< where what is sealed goes
   std::uint32_t expected;  ///< blocks of the sequence
 };
 
@@ -142,12 +142,23 @@ KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& argu
   }
 }
 
+/// The one that arrives for its block: not of the warp that sets up most of what the others wait for.
+template <class Threads>
+KVTILT_HD int arriving_thread(const Threads& threads) {
+  return threads.thread_count() - warp_lanes;
+}
+
+template <class Threads>
+KVTILT_HD std::uint32_t arrive(const Threads& threads, const PackShared& pack) {
+  return arrive(threads, pack.append.arguments.layer, pack.append.work.sequence);
+}
+
 /// The last block of a sequence makes the rest visible: what the others still write is seen by the
-/// kernels that follow. `before`: what thread 0 was told when it arrived.
+/// kernels that follow. `before`: what arriving_thread() was told.
 template <class Threads>
 KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint32_t before) {
   AppendShared& shared = pack.append;
-  if (threads.thread() == 0) {
+  if (threads.thread() == arriving_thread(threads)) {
     shared.last = before + 1 == pack.expected;
     if (shared.last) threads.fence();
   }
@@ -177,7 +188,9 @@ KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int
   if (threads.thread() == 0) {
     pack.old = OldBlocks(plan, layer, pages, unit, units);
     pack.page = page;
-    pack.block = page >= 0 ? sealed_block(layer, work, page) : nullptr;
+    if (page >= 0)
+      threads.prefetch(reinterpret_cast<const std::byte*>(
+          work.table + entry_for(plan, work.state, page - plan.skipped)));
     pack.expected = static_cast<std::uint32_t>(units * layer.kv_heads);
   }
   threads.sync();
@@ -199,9 +212,10 @@ KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
   return {staged, staged + layer.page_tokens * layer.key_dim * static_cast<int>(sizeof(F16))};
 }
 
-/// The unit's old blocks, then its page.
+/// The unit's old blocks, then its page. Without old blocks nothing is read but the number of the page:
+/// `before` is what the thread is then told that arrives.
 template <class Threads>
-KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack) {
+KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t& before) {
   const AppendArguments& arguments = pack.append.arguments;
   const AppendHead& work = pack.append.work;
   const LayerStorage& layer = arguments.layer;
@@ -212,15 +226,23 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack) {
     const std::int32_t index = fresh ? pack.page : old;
     const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
     const bool straight = fresh && stays_half(sealed);
+    const auto look_up = [&] {
+      if (threads.thread() != arriving_thread(threads)) return;
+      pack.block = sealed_block(layer, work, index);
+      if (fresh && pack.old.empty()) before = arrive(threads, pack);
+    };
+    if (straight) {
+      look_up();
+      threads.sync();
+    }
     const HalfBlock to =
         fresh ? page_rows(threads, pack, sealed, straight) : half_block(layer, work, index);
     const NewTokens added = new_tokens_of(work.plan, layer, index);
     if (added.count > 0)
       write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
     if (is_sealed(work.plan, index) && !straight) {
-      threads.sync();
-      seal_head(threads, to.keys, to.values, sealed,
-                fresh ? pack.block : sealed_block(layer, work, index),
+      look_up();  // while others are not through with the rows
+      seal_head(threads, to.keys, to.values, sealed, pack.block,
                 threads.shared() + sizeof(PackShared));
       threads.sync();
     }
@@ -254,17 +276,12 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   if (!detail::plan_head(threads, arguments, sequence, head, unit == 0 && head == 0)) return;
   auto& shared = *reinterpret_cast<detail::PackShared*>(threads.shared());
   detail::plan_unit(threads, shared, unit, units);
-  const auto arrive = [&] {
-    const detail::AppendShared& append = shared.append;
-    return detail::arrive(threads, append.arguments.layer, append.work.sequence);
-  };
-  // A page reads neither state nor table any more.
   std::uint32_t before = 0;
-  if (threads.thread() == 0 && shared.old.empty()) before = arrive();
-  detail::fill_unit(threads, shared);
-  if (!shared.old.empty()) {
+  detail::fill_unit(threads, shared, before);
+  if (!shared.old.empty() || shared.page < 0) {
     threads.sync();
-    if (threads.thread() == 0) before = arrive();
+    if (threads.thread() == detail::arriving_thread(threads))
+      before = detail::arrive(threads, shared);
   }
   detail::publish_last(threads, shared, before);
 }

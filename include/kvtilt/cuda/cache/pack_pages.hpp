@@ -53,7 +53,6 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
   detail::write_tokens(threads, shared.arguments, shared.work, layer.head(PageKind::Tail, head), to,
                        {0, 0, layer.page_tokens});
   if (straight) return;
-  threads.sync();
   seal_head(threads, to.keys, to.values, sealed, pack.block,
             threads.shared() + sizeof(detail::PackShared));
 }

@@ -235,13 +235,16 @@ KVTILT_HD constexpr AppendPlan plan_append(const TokenPlacement& placement,
   return plan;
 }
 
-/// Page of the pool that the `index`-th quantized page goes to.
+/// Entry of the table whose page the `index`-th quantized page goes to.
+KVTILT_HD constexpr std::int32_t entry_for(const AppendPlan& plan, const SequenceState& state,
+                                           std::int32_t index) {
+  return index < plan.recycled ? state.first_page + plan.freed - plan.recycled + index
+                               : state.page_end + index - plan.recycled;
+}
+/// That page of the pool.
 KVTILT_HD constexpr std::int32_t page_for(const AppendPlan& plan, const SequenceState& state,
                                           const PageSlot* table, std::int32_t index) {
-  const std::int32_t entry = index < plan.recycled
-                                 ? state.first_page + plan.freed - plan.recycled + index
-                                 : state.page_end + index - plan.recycled;
-  return table[entry].page;
+  return table[entry_for(plan, state, index)].page;
 }
 
 /// Makes it so, once all pages are written and nobody else looks at the table. The caller stores

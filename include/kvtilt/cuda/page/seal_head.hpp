@@ -23,7 +23,6 @@ struct alignas(16) SealTask {
   HalfTiles half;
   TensorLayout packed;
   TileMap map;
-  std::byte* block;   ///< of the head, in the page
   GroupCode* groups;  ///< scratch for all of the tensor's groups
   int bands;
   Divisor across;  ///< tiles across the groups
@@ -49,7 +48,8 @@ namespace detail {
 
 /// Fits the groups of one band in one tile across.
 template <class Groups, class Threads>
-KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, int across) {
+KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte* const& block,
+                        int band, int across) {
   const Format& format = task.packed.format;
   const TileMap& map = task.map;
   constexpr bool outer = Groups::along_outer;
@@ -87,25 +87,27 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, int band, 
                                          : first + (lane & 3) * 4 + (group >> 1) + (group & 1) * 2;
   }
   F16* const scales =
-      reinterpret_cast<F16*>(task.block + task.packed.metadata) + band * 2 * map.pitch + entry;
+      reinterpret_cast<F16*>(block + task.packed.metadata) + band * 2 * map.pitch + entry;
   scales[0] = affine.scale;
   scales[map.pitch] = affine.minimum;
   task.groups[band * map.pitch + place] = GroupCode(affine);
 }
 
 template <class Threads>
-KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, int index) {
+KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, std::byte* const& block,
+                        int index) {
   const int band = task.across.quotient(index);
   const int across = index - band * task.across.value;
   if (task.map.along_outer)
-    fit_tile<ColumnGroups<Threads>>(threads, task, band, across);
+    fit_tile<ColumnGroups<Threads>>(threads, task, block, band, across);
   else
-    fit_tile<RowGroups<Threads>>(threads, task, band, across);
+    fit_tile<RowGroups<Threads>>(threads, task, block, band, across);
 }
 
 template <class Threads>
-KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run) {
-  std::byte* codes = task.block + task.packed.codes;
+KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::byte* const& block,
+                           int run) {
+  std::byte* codes = block + task.packed.codes;
   const int lane = opaque(threads.lane());
   const int first = run * encoded_tiles;
   if (!task.packed.format.quantized()) {
@@ -142,11 +144,12 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, int run
 }  // namespace detail
 
 /// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
-/// packed        the head in the page, and `block`, where it begins
+/// packed        the head in the page, and `block`, where it begins: this, like the codes, may be
+///               written by a thread just before it calls
 /// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
 template <class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
-                         const HeadLayout& packed, std::byte* block, std::byte* shared) {
+                         const HeadLayout& packed, std::byte* const& block, std::byte* shared) {
   SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
   if (threads.thread() < 2) {
     const bool first = threads.thread() == 0;
@@ -158,7 +161,6 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
         half,
         layout,
         TileMap(half, layout),
-        block,
         first ? groups : groups + group_count(packed.key),
         layout.bands(),
         Divisor(layout.group_along_outer ? half.inner_tiles : half.outer_tiles)};
@@ -171,7 +173,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < fits; i += warps) {
     const int tensor = i < key_fits ? 0 : 1;
-    detail::fit_task(threads, tasks[tensor], i - tensor * key_fits);
+    detail::fit_task(threads, tasks[tensor], block, i - tensor * key_fits);
   }
   threads.sync();
   const int key_runs = tasks[0].runs();
@@ -179,7 +181,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < runs; i += warps) {
     const int tensor = i < key_runs ? 0 : 1;
-    detail::encode_task(threads, tasks[tensor], i - tensor * key_runs);
+    detail::encode_task(threads, tasks[tensor], block, i - tensor * key_runs);
   }
 }
 
