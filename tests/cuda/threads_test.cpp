@@ -222,6 +222,44 @@ TEST(Emulator, TransposesEightByEight) {
         order));
 }
 
+TEST(Emulator, StagesAreWaitedForByOtherWarps) {
+  const std::vector<std::byte> from(64, std::byte{7});
+  for (const LaunchOrder order : orders)
+    EXPECT_TRUE(emulate(
+        1, 64, 128,
+        [&](EmulatedThreads& threads) {
+          std::uint64_t* barrier = reinterpret_cast<std::uint64_t*>(threads.shared());
+          if (threads.thread() == 0) threads.prepare_stage(barrier);
+          threads.sync();
+          for (std::uint32_t use = 0; use < 3; ++use) {
+            if (threads.warp() == 1) {
+              threads.begin_stage(barrier, 64);
+              threads.copy_to_stage(threads.shared() + 16, from.data(), 32, barrier);
+              threads.copy_to_stage<false>(threads.shared() + 48, from.data(), 32, barrier);
+            }
+            threads.wait_stage<1>(barrier, use & 1);
+            for (int i = 16; i < 80; ++i) EXPECT_EQ(threads.shared()[i], std::byte{7});
+            threads.sync();
+            if (threads.thread() == 0) std::memset(threads.shared() + 16, 0, 64);
+            threads.sync();
+          }
+        },
+        order));
+}
+
+TEST(EmulatorHostile, FailsWhereNobodyCopiesWhatIsWaitedFor) {
+  EXPECT_NONFATAL_FAILURE(emulate(1, 32, 128,
+                                  [](EmulatedThreads& threads) {
+                                    std::uint64_t* barrier =
+                                        reinterpret_cast<std::uint64_t*>(threads.shared());
+                                    if (threads.thread() == 0) threads.prepare_stage(barrier);
+                                    threads.sync();
+                                    threads.begin_stage(barrier, 64);
+                                    threads.wait_stage<1>(barrier, 0);
+                                  }),
+                          "deadlock");
+}
+
 TEST(EmulatorHostile, FailsWhereAThreadEndsWhileOthersWait) {
   EXPECT_NONFATAL_FAILURE(EXPECT_FALSE(emulate(1, 64, 0,
                                                [](EmulatedThreads& threads) {

@@ -103,19 +103,29 @@ class EmulatedThreads {
 
   void prefetch(const std::byte*) const {}
 
-  // Copies into stages are done at once: their order is the kernel's promise, not the emulator's.
+  // Copies into stages are done at once: that they have arrived before they are read is the kernel's
+  // promise, not the emulator's. A barrier holds how often all announced bytes were copied, and how
+  // many still lack: a wait for copies that nobody starts is a deadlock.
   void hand_over_shared() const {}
-  void prepare_stage(std::uint64_t*) const {}
-  void begin_stage(std::uint64_t*, std::uint32_t) const {}
+  void prepare_stage(std::uint64_t* barrier) const { *barrier = 0; }
+  void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
+    if (lane() == 0) *barrier += bytes;
+  }
+  template <bool Once = true>
   void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,
-                     std::uint64_t*) const {
-    if (lane() == 0) std::memcpy(to, from, bytes);
+                     std::uint64_t* barrier) const {
+    if (lane() != 0) return;
+    std::memcpy(to, from, bytes);
+    *barrier -= bytes;
+    if (static_cast<std::uint32_t>(*barrier) == 0) *barrier += std::uint64_t{1} << 32;
   }
   void end_stage() const {}
   template <int Newer>
-  void wait_stage(std::uint64_t*, std::uint32_t, const char* file = __builtin_FILE(),
-                  int line = __builtin_LINE()) const {
-    block_->meet_warp(thread_, {"wait_stage", file, line});
+  void wait_stage(const std::uint64_t* barrier, std::uint32_t parity,
+                  const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    const CallSite site{"wait_stage", file, line};
+    while ((*barrier >> 32 & 1) == parity) block_->wait_for_change(thread_, *barrier, site);
+    block_->meet_warp(thread_, site);
   }
 
   /// Sums as an H200 makes them: MmaSum.

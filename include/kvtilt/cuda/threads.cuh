@@ -160,16 +160,17 @@ class DeviceThreads {
           : "memory");
 #endif
   }
-  /// `bytes` and both addresses are multiples of 16. Read once: L2 need not keep it.
+  /// `bytes` and both addresses are multiples of 16. `Once`: L2 need not keep what is read.
+  template <bool Once = true>
   __device__ void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,
                                 std::uint64_t* barrier) const {
 #if __CUDA_ARCH__ >= 900
-    constexpr std::uint64_t evict_first = 0x12f0000000000000u;
+    constexpr std::uint64_t eviction = Once ? 0x12f0000000000000u : 0x1000000000000000u;
     if (is_elected())
       asm volatile(
           "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
           "[%1], %2, [%3], %4;" ::"r"(shared_address(to)),
-          "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(evict_first)
+          "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(eviction)
           : "memory");
 #else
     for (std::uint32_t at = static_cast<std::uint32_t>(lane()) * 16; at < bytes; at += 512)
