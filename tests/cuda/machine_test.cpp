@@ -12,6 +12,7 @@ TEST(Machine, EveryArchitectureHasNumbersThatKernelsCanWorkWith) {
     EXPECT_GE(traits.attend_stages, 2) << "a ring holds the unit in use and one on its way";
     EXPECT_LE(traits.attend_stages, traits.most_stages);
     EXPECT_EQ(traits.most_stages, architecture < 90 ? 2 : 4);
+    EXPECT_EQ(traits.prefill_copies, architecture >= 90);
     for (const int blocks : {traits.append_blocks, traits.attend_blocks, traits.prefill_blocks,
                              traits.unpack_blocks}) {
       EXPECT_GE(blocks, 1);

@@ -37,11 +37,11 @@ struct Chunks {
   }
 };
 
-/// `trees` hold one word per row of the tensors.
+/// `trees` hold one word per row of the tensors. `copied_pages`: of PrefillArguments.
 template <class Pages>
 Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
                         const AttendOptions& options, const std::vector<std::uint64_t>& trees,
-                        const EmulatedLaunch& launch = {}) {
+                        const EmulatedLaunch& launch = {}, bool copied_pages = true) {
   using Traits = cuda::PrefillTraits<Pages>;
   const cuda::LayerStorage& layer = device.layer();
   const TensorView queries = chunks.queries.view();
@@ -56,6 +56,7 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
                             options.first_position, options.end_position, options.causal});
   arguments.keys = chunks.keys.view();
   arguments.values = chunks.values.view();
+  arguments.copied_pages = copied_pages;
   const int block_rows = launch.warps * Traits::warp_rows;
   const int count = device.batch().count;
 
@@ -64,7 +65,8 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   std::vector<float> states(parts * 2, std::nanf(""));
   std::vector<std::uint32_t> arrivals(static_cast<std::size_t>(launch.blocks));
   arguments.attend.workspace = {arrivals.data(), outputs.data(), states.data()};
-  const std::size_t shared = cuda::PrefillShared::of<Traits>(launch.warps, count).bytes;
+  const std::size_t shared =
+      cuda::PrefillShared::of<Traits>(launch.warps, count, copied_pages).bytes;
   EXPECT_TRUE(emulate(
       launch.blocks, 32 * launch.warps, shared,
       [&](EmulatedThreads& threads) { cuda::attend_prefill_block<Traits>(threads, arguments); },

@@ -22,6 +22,10 @@ struct MachineTraits {
   int prefill_blocks = 2;
   int unpack_blocks = 6;
 
+  /// Whether chunks' kernels have sealed pages copied to shared memory, as they are stored, before they
+  /// decode them: with bulk copies, which no warp waits to start.
+  bool prefill_copies = true;
+
   /// Of a multiprocessor's attention, under way at a time: more of it or more stages cost up to 5 %
   /// (attend_bench, rows tuning).
   int attend_bytes = 60 << 10;
@@ -37,7 +41,10 @@ struct MachineTraits {
 /// architecture  compute capability, 10 x major + minor
 KVTILT_HD constexpr MachineTraits machine_traits(int architecture) {
   MachineTraits traits;
-  if (architecture < 90) traits.most_stages = 2;  // waits for cp.async count stages: wait_stage()
+  if (architecture < 90) {
+    traits.most_stages = 2;  // waits for cp.async count stages: wait_stage()
+    traits.prefill_copies = false;
+  }
   if (architecture / 10 != 9) traits.unpack_blocks = 5;  // with 6 registers would spill
   return traits;
 }

@@ -63,17 +63,15 @@ template __global__ void attend_parts<1>(float*, const QueryRow*);
 template __global__ void attend_parts<2>(float*, const QueryRow*);
 
 template <class Pages, int Tiles>
-__device__ void stage_tiles(const PrefillArguments& arguments, SourceTile tile) {
+__device__ void stage_tiles(const LayerStorage& layer, HalfTile tile) {
   using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::in_turn();
-  tile.source = TileSource::Sealed;
-  tile.at.tokens = tile_extent;  // others are rare, and cost more
-  RowTile rows{};
+  tile.tokens = tile_extent;  // others are rare, and cost more
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; ++i) {
     std::byte* keys = threads.shared() + i * (Traits::key_bytes + Traits::value_bytes);
-    stage_tile<Traits>(threads, arguments, rows, tile, keys, keys + Traits::key_bytes);
-    tile.at.index += 1;
+    stage_sealed_tile<Traits>(threads, layer, 0, tile, keys, keys + Traits::key_bytes);
+    tile.index += 1;
   }
 }
 
@@ -81,14 +79,14 @@ __device__ void stage_tiles(const PrefillArguments& arguments, SourceTile tile) 
 
 #define KVTILT_STAGE_TILES(name, ...)                                         \
   extern "C" __global__ void name##_once(                                     \
-      const __grid_constant__ kvtilt::cuda::PrefillArguments arguments,       \
-      kvtilt::cuda::SourceTile tile) {                                        \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(arguments, tile); \
+      const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
+      kvtilt::cuda::HalfTile tile) {                                          \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);     \
   }                                                                           \
   extern "C" __global__ void name##_twice(                                    \
-      const __grid_constant__ kvtilt::cuda::PrefillArguments arguments,       \
-      kvtilt::cuda::SourceTile tile) {                                        \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(arguments, tile); \
+      const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
+      kvtilt::cuda::HalfTile tile) {                                          \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);     \
   }
 
 KVTILT_STAGE_TILES(k4v2, PageTraits<4, 2, 128>)

@@ -98,9 +98,46 @@ TEST(PrefillBlock, SplitAndOrderOfBlocksChangeNothingButRounding) {
     }
 }
 
+template <class Pages>
+void expect_copies_change_nothing(const Recipe& recipe) {
+  static_assert(cuda::copied_page_bytes<Pages>() > 0);
+  Random random(8);
+  const LayerShape shape{2, 64, 64, 0};
+  const DeviceSequences sequences(random, shape, recipe, {500, 70, 300, 0});
+  const DeviceLayer device = sequences.device();
+  const Chunks chunks(random, shape, {30, 70, 9, 20}, 4);
+  for (const int blocks : {1, 5})
+    for (const int warps : {1, 3, 4}) {
+      const EmulatedLaunch launch{blocks, warps, 2, {LaunchOrder::Shuffled, 3}};
+      const Output copied = emulated_prefill<Pages>(device, chunks, {}, {}, launch, true);
+      const Output read = emulated_prefill<Pages>(device, chunks, {}, {}, launch, false);
+      EXPECT_EQ(copied.out.data, read.out.data) << to_string(recipe) << ", " << warps << " warps";
+      EXPECT_EQ(copied.lse, read.lse);
+    }
+}
+
+TEST(PrefillBlock, CopiedPagesAreThoseThatAreReadWhereTheyLie) {
+  expect_copies_change_nothing<PageTraits<4, 2, 64>>(presets::k4v2);
+  expect_copies_change_nothing<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
+  static_assert(cuda::copied_page_bytes<HalfTraits<64>>() == 0);
+  static_assert(cuda::copied_page_bytes<GenericTraits<64>>() == 0);
+  static_assert(cuda::copied_page_bytes<PageTraits<4, 2, 64, 64, 128>>() == 0, "two units");
+}
+
+TEST(PrefillBlock, TwoBlocksWithCopiedPagesFitLargeDevices) {
+  using Pages = PageTraits<4, 2, 128>;
+  const cuda::PrefillShared shared =
+      cuda::PrefillShared::of<cuda::PrefillTraits<Pages>>(4, 256, true);
+  EXPECT_LE(shared.bytes, (228u / 2 - 1) * 1024);
+  EXPECT_EQ(shared.page % 16, 0u) << "bulk copies";
+  EXPECT_GE(shared.tiles, shared.page + Pages::unit_bytes);
+  EXPECT_EQ(shared.barrier % 8, 0u);
+}
+
 TEST(PrefillBlock, FourWarpsFitSmallDevices) {
-  EXPECT_LE((cuda::PrefillShared::of<cuda::PrefillTraits<PageTraits<4, 2, 128>>>(4, 256).bytes),
-            99u * 1024);
+  EXPECT_LE(
+      (cuda::PrefillShared::of<cuda::PrefillTraits<PageTraits<4, 2, 128>>>(4, 256, false).bytes),
+      99u * 1024);
 }
 
 /// The error of a launch that writes nothing.

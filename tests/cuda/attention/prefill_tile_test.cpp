@@ -55,8 +55,8 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
     fast += tile.at.tokens == tile_extent && keys.view().type != ElementType::F32;
     std::vector<std::byte> to(TileTraits::key_bytes + TileTraits::value_bytes, std::byte{0xff});
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      stage_tile<TileTraits>(threads, arguments, rows, tile, to.data(),
-                             to.data() + TileTraits::key_bytes);
+      stage_unsealed_tile<TileTraits>(threads, arguments, rows, tile, to.data(),
+                                      to.data() + TileTraits::key_bytes);
     });
     int wrong = 0;
     for (int token = 0; token < tile_extent; ++token)
@@ -97,8 +97,8 @@ TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
     tile.at.tokens = source == TileSource::Half ? held : 0;
     std::vector<std::byte> to(TileTraits::key_bytes + TileTraits::value_bytes, std::byte{0xff});
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      stage_tile<TileTraits>(threads, arguments, {}, tile, to.data(),
-                             to.data() + TileTraits::key_bytes);
+      stage_unsealed_tile<TileTraits>(threads, arguments, {}, tile, to.data(),
+                                      to.data() + TileTraits::key_bytes);
     });
     for (int token = 0; token < tile_extent; ++token)
       for (int channel = 0; channel < tile_dim; ++channel)
@@ -113,17 +113,16 @@ void expect_absent_values_zero(const Recipe& recipe) {
   using Traits = PrefillTraits<Pages>;
   const HeadLayout head = head_layout(recipe, tile_dim, tile_dim, 64, 0);
   const std::vector<std::byte> block(head.bytes(), std::byte{0xff});
-  PrefillArguments arguments{};
-  arguments.attend.layer.heads[static_cast<int>(PageKind::Sealed)] = &head;
+  LayerStorage layer{};
+  layer.heads[static_cast<int>(PageKind::Sealed)] = &head;
   for (const int held : {0, 1, 6, 15}) {
-    SourceTile tile{};
-    tile.source = TileSource::Sealed;
-    tile.at.block = block.data();
-    tile.at.index = 2;
-    tile.at.tokens = held;
+    HalfTile tile{};
+    tile.block = block.data();
+    tile.index = 2;
+    tile.tokens = held;
     std::vector<std::byte> to(Traits::key_bytes + Traits::value_bytes, std::byte{0xff});
     test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
-      stage_tile<Traits>(threads, arguments, {}, tile, to.data(), to.data() + Traits::key_bytes);
+      stage_sealed_tile<Traits>(threads, layer, 0, tile, to.data(), to.data() + Traits::key_bytes);
     });
     int others = 0;
     for (int token = 0; token < tile_extent; ++token)

@@ -193,9 +193,18 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     std::vector<int> held(static_cast<std::size_t>(all));
     int useless = 0;
     std::map<std::int64_t, bool> pages;  // by first position, whether a row sees some of each
+    const std::int64_t first = first_slot(attend.layer, 0, state, list);
+    const int page_tiles = attend.layer.page_tokens / tile_extent;
     for (int i = 0; i < list.total(); ++i) {
-      const SourceTile tile = find_tile(attend.layer, 0, state, rows, list, i);
-      EXPECT_NE(tile.source, TileSource::Nothing);
+      const bool sealed = i < list.past.page_units;
+      SourceTile tile{};
+      if (sealed) {
+        tile.at = sealed_tile(attend.layer, page_of_tile(attend.layer, first, list, i, page_tiles),
+                              i % page_tiles);
+      } else {
+        tile = find_unsealed_tile(attend.layer, 0, state, rows, list, i);
+        EXPECT_NE(tile.source, TileSource::Nothing);
+      }
       EXPECT_EQ(tile.source == TileSource::Chunk, tile.at.first_position >= rows.past);
       bool seen = false;
       for (int slot = 0; slot < tile.at.tokens; ++slot) {
@@ -208,7 +217,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
           EXPECT_TRUE(rules.window == 0 || position > rows.newest() - rules.window) << round;
         }
       }
-      if (tile.source == TileSource::Sealed) {
+      if (sealed) {
         bool& page = pages[tile.at.first_position - tile.at.index * tile_extent];
         page = page || seen;
       } else if (!tile.at.sink && !seen) {
@@ -225,7 +234,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
       EXPECT_LE(held[i], 1);
       EXPECT_GE(held[i], expected[i]) << "position " << i << ", round " << round;
     }
-    EXPECT_EQ(find_tile(attend.layer, 0, state, rows, list, list.total()).source,
+    EXPECT_EQ(find_unsealed_tile(attend.layer, 0, state, rows, list, list.total()).source,
               TileSource::Nothing);
   }
 }

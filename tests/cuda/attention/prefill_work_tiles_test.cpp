@@ -72,7 +72,7 @@ TEST(PrefillWorkTiles, SinksThatAChunkBringsHaveTilesOfTheirOwn) {
   const auto list = [&] { return TileList::of(attend, state, nullptr, rows); };
   /// First position, tokens and whether they are sinks.
   const auto tile = [&](int i) {
-    const SourceTile found = find_tile(attend.layer, 0, state, rows, list(), i);
+    const SourceTile found = find_unsealed_tile(attend.layer, 0, state, rows, list(), i);
     EXPECT_EQ(found.source, TileSource::Chunk);
     EXPECT_EQ(found.at.index, found.at.first_position - rows.past);
     return std::vector<std::int64_t>{found.at.first_position, found.at.tokens, found.at.sink};

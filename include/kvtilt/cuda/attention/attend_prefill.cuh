@@ -121,8 +121,8 @@ class PrefillAttention {
       launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;
       warp_rows_ = PrefillTraits<Pages>::warp_rows;
       blocks_that_fit_ = &blocks_that_fit<&attend_prefill_kernel<Pages>>;
-      shared_bytes_ = [](int warps, int sequences) {
-        return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences).bytes;
+      shared_bytes_ = [](int warps, int sequences, bool copied_pages) {
+        return PrefillShared::of<PrefillTraits<Pages>>(warps, sequences, copied_pages).bytes;
       };
       return true;
     }
@@ -134,15 +134,17 @@ class PrefillAttention {
     most_shared_bytes_ = static_cast<std::uint32_t>(limits->shared_per_block);
     constexpr int some = 256;  // sequences: more take what is left
     for (warps_ = most_prefill_warps; warps_ > 0; warps_ /= 2)
-      if (shared_bytes_(warps_, some) <= most_shared_bytes_) break;
+      if (shared_bytes_(warps_, some, false) <= most_shared_bytes_) break;
     if (warps_ == 0)
       return Status::error(
           ErrorCode::Unsupported,
           "64 tokens of %d and %d channels do not fit the %d bytes of shared memory "
           "of this device twice",
           layers_.shape.key_dim, layers_.shape.value_dim, limits->shared_per_block);
-    Result<int> fitting = blocks_that_fit_(32 * warps_, shared_bytes_(warps_, some));
+    Result<int> fitting = blocks_that_fit_(32 * warps_, shared_bytes_(warps_, some, false));
     if (!fitting) return std::move(fitting).take_status();
+    if (machine_traits(limits->architecture).prefill_copies)
+      most_copying_bytes_ = static_cast<std::uint32_t>(limits->shared_of_each(*fitting));
     blocks_ = std::min(limits->multiprocessors * *fitting, most_attend_blocks);
     return {};
   }
@@ -157,8 +159,9 @@ class PrefillAttention {
   detail::Launch<PrefillArguments> launch_ = nullptr;
   int warps_ = 0;
   int warp_rows_ = 0;
-  std::uint32_t (*shared_bytes_)(int warps, int sequences) = nullptr;
+  std::uint32_t (*shared_bytes_)(int warps, int sequences, bool copied_pages) = nullptr;
   std::uint32_t most_shared_bytes_ = 0;
+  std::uint32_t most_copying_bytes_ = 0;  ///< of a block that has pages copied: as many blocks fit
   int blocks_ = 0;
 };
 
@@ -190,7 +193,8 @@ inline Status PrefillAttention::attend_prefill(
   if (queries.tokens == 0) return {};
   const std::int64_t tiles = batch.count + queries.tokens / tile_tokens(block_rows(), ratio);
   constexpr std::int64_t most = 1 << 16;
-  const std::uint32_t bytes = tiles > most ? ~0u : shared_bytes_(warps_, batch.count);
+  const bool copies = shared_bytes_(warps_, batch.count, true) <= most_copying_bytes_;
+  const std::uint32_t bytes = tiles > most ? ~0u : shared_bytes_(warps_, batch.count, copies);
   if (bytes > most_shared_bytes_)
     return Status::error(
         invalid,
@@ -205,6 +209,7 @@ inline Status PrefillAttention::attend_prefill(
   arguments.attend.workspace = layout_workspace(workspace.data()).parts;
   arguments.keys = keys;
   arguments.values = values;
+  arguments.copied_pages = copies;
   return to_status(launch_(blocks_, 32 * warps_, bytes, stream, arguments), "attending to a chunk");
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// The kernel of a chunk's attention. While a block attends to a unit, its warps stage the next one:
-/// a warp decodes one tile of 16 tokens into shared memory, for all query rows of the block.
+/// The kernel of a chunk's attention. The warps of a block stage a unit together, then attend to it: a
+/// warp decodes one tile of 16 tokens into shared memory, for all query rows of the block. Where it can
+/// be copied, the next sealed page is on its way there meanwhile, as it is stored.
 ///
 /// For 128 channels, 128 query rows and 64 tokens a block takes 1024 mma, which keep the tensor
 /// cores of an H200 busy for about 1550 cycles (0.66 a cycle: bench/results/h200-probes.json).
@@ -13,46 +14,21 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 namespace kvtilt::cuda {
 
-/// A tile that is staged next, in shared memory. Of a pointer from there the compiler would not
-/// know that it is one to global memory.
-struct FoundTile {
-  std::int64_t first_position;
-  std::int64_t offset;  ///< of the block in its pool
-  std::int32_t index;
-  std::uint8_t tokens;
-  bool sink;
-  TileSource source;
-
-  KVTILT_HD static FoundTile of(const LayerStorage& layer, const SourceTile& tile) {
-    FoundTile found{tile.at.first_position, 0,
-                    tile.at.index,          static_cast<std::uint8_t>(tile.at.tokens),
-                    tile.at.sink,           tile.source};
-    if (tile.at.block != nullptr) found.offset = tile.at.block - found.pool(layer);
-    return found;
-  }
-  [[nodiscard]] KVTILT_HD SourceTile tile(const LayerStorage& layer) const {
-    return {source, {pool(layer) + offset, first_position, index, 0, tokens, sink}};
-  }
-
- private:
-  [[nodiscard]] KVTILT_HD const std::byte* pool(const LayerStorage& layer) const {
-    return layer.pool[static_cast<int>(source == TileSource::Sealed ? PageKind::Sealed
-                                       : sink                       ? PageKind::Sinks
-                                                                    : PageKind::Tail)];
-  }
-};
-
 /// Where the parts of a block's shared memory begin.
 struct PrefillShared {
-  std::uint32_t stages;  ///< [2][keys, values] of a unit; the warps' queries lie before it, and in
-                         ///< the end the outputs of all rows instead of both
-  std::uint32_t tiles;   ///< [2][unit_tiles]
-  std::uint32_t ahead;   ///< [unit_tiles] of the unit that is staged next
-  std::uint32_t rows;    ///< [row]
-  std::uint32_t states;  ///< [row][2], behind the outputs
+  std::uint32_t stages;   ///< [2][keys, values] of a unit; the warps' queries lie before it, and in
+                          ///< the end the outputs of all rows instead of both
+  std::uint32_t page;     ///< of the unit that is staged next, as it is stored, if it is copied
+  std::uint32_t tiles;    ///< [2][unit_tiles]
+  std::uint32_t special;  ///< [2][unit_tiles] bytes: whether shape() changes logits of the tile
+  std::uint32_t barrier;  ///< of the page
+  std::uint32_t ahead;    ///< [unit_tiles] pages of the unit that is staged next
+  std::uint32_t rows;     ///< [row]
+  std::uint32_t states;   ///< [row][2], behind the outputs
   std::uint32_t segment;
   std::uint32_t plan;  ///< registers are for sums
   std::uint32_t flag;
@@ -60,17 +36,23 @@ struct PrefillShared {
   std::uint32_t tile_starts;
   std::uint32_t bytes;
 
-  /// Four warps, 128 channels and 256 sequences fit the 99 KiB of small devices.
+  /// Four warps, 128 channels and 256 sequences fit the 99 KiB of small devices, without a page.
+  ///
+  /// copied_pages  whether sealed pages are copied: PrefillArguments
   template <class Traits>
-  KVTILT_HD static PrefillShared of(int warps, int sequences) {
+  KVTILT_HD static PrefillShared of(int warps, int sequences, bool copied_pages) {
     const std::uint32_t rows = static_cast<std::uint32_t>(warps * Traits::warp_rows);
     PrefillShared shared{};
     shared.stages = rows * Traits::key_dim * 2;
-    shared.tiles = shared.stages + 2 * Traits::stage_bytes;
+    shared.page = shared.stages + 2 * Traits::stage_bytes;
     shared.states = rows * PrefillState<Traits>::row_stride * 4;
-    if (shared.tiles < shared.states + rows * 8) shared.tiles = shared.states + rows * 8;
-    shared.ahead = shared.tiles + 2 * unit_tiles * sizeof(StagedTile);
-    shared.rows = shared.ahead + unit_tiles * sizeof(FoundTile);
+    if (shared.page < shared.states + rows * 8) shared.page = shared.states + rows * 8;
+    shared.tiles = shared.page;
+    if (copied_pages) shared.tiles += copied_page_bytes<typename Traits::pages>();
+    shared.special = shared.tiles + 2 * unit_tiles * sizeof(StagedTile);
+    shared.barrier = shared.special + 2 * unit_tiles;
+    shared.ahead = shared.barrier + 8;
+    shared.rows = shared.ahead + unit_tiles * sizeof(PageSlot);
     shared.segment = shared.rows + rows * static_cast<std::uint32_t>(sizeof(QueryRow));
     shared.plan = shared.segment + (sizeof(PrefillSegment) + 15) / 16 * 16;
     shared.flag = shared.plan + (sizeof(PrefillPlan) + 15) / 16 * 16;
@@ -81,54 +63,111 @@ struct PrefillShared {
   }
 };
 
-/// Tile `tile` of a segment's item, to be staged.
-KVTILT_HD inline SourceTile find_tile(const PrefillArguments& arguments,
-                                      const PrefillSegment& segment, int tile) {
-  SourceTile found = find_tile(arguments.attend.layer, segment.slot, segment.state, segment.rows,
-                               segment.list, tile);
-  if (found.source == TileSource::Sealed) found.at.block += segment.head_offset;
-  return found;
+/// Asks for a tile's share of its sealed page, if it is of one: tiles of a page share it out.
+template <class Pages, class Threads>
+KVTILT_HD void prefetch_tile(Threads& threads, const LayerStorage& layer,
+                             const PrefillSegment& segment, int tile, const PageSlot& page) {
+  const int parts = page_tiles<Pages>(layer);
+  if (tile < segment.list.past.page_units)
+    prefetch_part(threads, layer.block(PageKind::Sealed, page.page) + segment.head_offset,
+                  segment.head_bytes, tile % parts, parts);
 }
 
-/// Finds the warps' tiles of the first unit of a segment, and asks for them.
+/// Whether a block has sealed pages copied to shared memory while it computes.
+template <class Pages>
+KVTILT_HD bool copies_pages(const PrefillArguments& arguments) {
+  constexpr bool possible = compiled_machine.prefill_copies && copied_page_bytes<Pages>() > 0;
+  return possible && arguments.copied_pages != 0;
+}
+
+/// Has the page of a segment's unit copied, if it is one, which was found ahead of it. All warps have
+/// decoded the page before.
 template <class Threads>
-KVTILT_HD void find_first_tiles(Threads& threads, const PrefillArguments& arguments,
+KVTILT_HD void copy_page(Threads& threads, const LayerStorage& layer, const PrefillShared& shared,
+                         const PrefillSegment& segment, int unit) {
+  if (threads.warp() != 0 || unit >= segment.page_end) return;
+  const PageSlot& page = *reinterpret_cast<const PageSlot*>(threads.shared() + shared.ahead);
+  std::uint64_t* barrier = reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barrier);
+  const std::uint32_t bytes = static_cast<std::uint32_t>(segment.head_bytes);
+  threads.begin_stage(barrier, bytes);
+  // Blocks with other rows of the sequence read it, too.
+  threads.template copy_to_stage<false>(
+      threads.shared() + shared.page,
+      layer.block(PageKind::Sealed, page.page) + segment.head_offset, bytes, barrier);
+}
+
+/// Finds the pages of the warps' tiles of a segment's first unit, and asks for them.
+template <class Pages, class Threads>
+KVTILT_HD void find_first_pages(Threads& threads, const PrefillArguments& arguments,
                                 const PrefillShared& shared, const PrefillSegment& segment) {
-  FoundTile* ahead = reinterpret_cast<FoundTile*>(threads.shared() + shared.ahead);
+  const LayerStorage& layer = arguments.attend.layer;
+  PageSlot* ahead = reinterpret_cast<PageSlot*>(threads.shared() + shared.ahead);
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < unit_tiles; i += threads.thread_count() / warp_lanes) {
-    const SourceTile first = find_tile(arguments, segment, segment.first * unit_tiles + i);
-    prefetch_tile(threads, first, arguments.attend.layer.page_tokens / tile_extent,
-                  segment.head_bytes);
-    if (threads.lane() == 0) ahead[i] = FoundTile::of(arguments.attend.layer, first);
+    const int tile = segment.first * unit_tiles + i;
+    const PageSlot page =
+        page_of_tile(layer, segment.first_slot, segment.list, tile, page_tiles<Pages>(layer));
+    if (!copies_pages<Pages>(arguments)) prefetch_tile<Pages>(threads, layer, segment, tile, page);
+    if (threads.lane() == 0) ahead[i] = page;
   }
   threads.sync_warp();
+  if (copies_pages<Pages>(arguments)) copy_page(threads, layer, shared, segment, segment.first);
 }
 
-/// The warps' tiles of one unit, decoded. Those of the next one are found meanwhile, and asked for:
-/// they come from L2 when they are decoded, a unit later.
+/// The warps' tiles of one unit, decoded. The pages of the next one are found meanwhile. Those that are
+/// not copied are asked for: they come from L2 when they are decoded, a unit later.
 template <class Traits, class Threads>
 KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
                           const PrefillShared& shared, const PrefillSegment& segment, int unit,
                           int stage) {
+  using Pages = typename Traits::pages;
+  const LayerStorage& layer = arguments.attend.layer;
   std::byte* keys =
       threads.shared() + shared.stages + static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
   std::byte* values = keys + unit_tiles * Traits::key_bytes;
   StagedTile* staged = reinterpret_cast<StagedTile*>(threads.shared() + shared.tiles);
-  FoundTile* ahead = reinterpret_cast<FoundTile*>(threads.shared() + shared.ahead);
+  std::uint8_t* special = reinterpret_cast<std::uint8_t*>(threads.shared() + shared.special);
+  PageSlot* ahead = reinterpret_cast<PageSlot*>(threads.shared() + shared.ahead);
+  const bool copied = copies_pages<Pages>(arguments);
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < unit_tiles; i += threads.thread_count() / warp_lanes) {
-    const SourceTile tile = ahead[i].tile(arguments.attend.layer);
-    const SourceTile next = find_tile(arguments, segment, (unit + 1) * unit_tiles + i);
-    if (threads.lane() == 0)
-      staged[stage * unit_tiles + i] = {tile.at.first_position, tile.at.tokens, tile.at.sink};
-    stage_tile<Traits>(threads, arguments, segment.rows, tile,
-                       keys + static_cast<std::uint32_t>(i) * Traits::key_bytes,
-                       values + static_cast<std::uint32_t>(i) * Traits::value_bytes);
-    prefetch_tile(threads, next, arguments.attend.layer.page_tokens / tile_extent,
-                  segment.head_bytes);
+    const int number = unit * unit_tiles + i;
+    std::byte* tile_keys = keys + static_cast<std::uint32_t>(i) * Traits::key_bytes;
+    std::byte* tile_values = values + static_cast<std::uint32_t>(i) * Traits::value_bytes;
+    const auto note = [&](const HalfTile& tile) {
+      const PlainRange plain = segment.plain;
+      if (threads.lane() != 0) return;
+      staged[stage * unit_tiles + i] = {tile.first_position, tile.tokens, tile.sink};
+      special[stage * unit_tiles + i] = plain.leaves(tile.first_position, tile.tokens, tile_extent);
+    };
+    // It arrives while the tile is staged.
+    const PageSlot next = page_of_tile(layer, segment.first_slot, segment.list, number + unit_tiles,
+                                       page_tiles<Pages>(layer));
+    if (number < segment.list.past.page_units) {
+      HalfTile tile = sealed_tile(layer, ahead[i], number % page_tiles<Pages>(layer));
+      note(tile);
+      // Of a pointer that may be one to either the compiler would not know what memory is read.
+      if (copied) {
+        threads.template wait_stage<1>(
+            reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barrier),
+            static_cast<std::uint32_t>(segment.copied + unit - segment.first) & 1);
+        tile.block = threads.shared() + shared.page;
+        stage_sealed_tile<Traits>(threads, layer, segment.rows.kv_head, tile, tile_keys,
+                                  tile_values);
+      } else {
+        tile.block += segment.head_offset;
+        stage_sealed_tile<Traits>(threads, layer, segment.rows.kv_head, tile, tile_keys,
+                                  tile_values);
+      }
+    } else {
+      const SourceTile tile = find_unsealed_tile(layer, segment.slot, segment.state, segment.rows,
+                                                 segment.list, number);
+      note(tile.at);
+      stage_unsealed_tile<Traits>(threads, arguments, segment.rows, tile, tile_keys, tile_values);
+    }
+    if (!copied) prefetch_tile<Pages>(threads, layer, segment, number + unit_tiles, next);
     threads.sync_warp();  // all lanes have read where the tile lies
-    if (threads.lane() == 0) ahead[i] = FoundTile::of(arguments.attend.layer, next);
+    if (threads.lane() == 0) ahead[i] = next;
   }
   threads.sync_warp();  // lanes part ways above, and mma wants them together
 }
@@ -182,7 +221,11 @@ template <class Traits, class Threads>
 KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& arguments) {
   const int warps = threads.thread_count() / warp_lanes;
   const int block_rows = warps * Traits::warp_rows;
-  const PrefillShared shared = PrefillShared::of<Traits>(warps, arguments.attend.batch.count);
+  const PrefillShared shared =
+      PrefillShared::of<Traits>(warps, arguments.attend.batch.count, arguments.copied_pages != 0);
+  // Bytes of score_tiles tiles, which are read together.
+  using SpecialTiles = std::conditional_t<Traits::score_tiles == 2, std::uint16_t, std::uint32_t>;
+  static_assert(sizeof(SpecialTiles) == Traits::score_tiles);
   int* tile_starts = reinterpret_cast<int*>(threads.shared() + shared.tile_starts);
   int* unit_starts = reinterpret_cast<int*>(threads.shared() + shared.unit_starts);
   PrefillSegment& segment = *reinterpret_cast<PrefillSegment*>(threads.shared() + shared.segment);
@@ -190,7 +233,11 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
   PrefillPlan& plan = *reinterpret_cast<PrefillPlan*>(threads.shared() + shared.plan);
   const PrefillPlan own = plan_prefill(threads, arguments, block_rows, tile_starts, unit_starts);
   if (own.total == 0 || threads.block() >= own.line.blocks) return;
-  if (threads.thread() == 0) plan = own;
+  if (threads.thread() == 0) {
+    plan = own;
+    segment = {};
+    threads.prepare_stage(reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barrier));
+  }
   threads.sync();
 
   const int first_row = threads.warp() * Traits::warp_rows;
@@ -202,44 +249,45 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
   for (int next = plan.line.start(threads.block());;) {
     const int end = plan.line.start(threads.block() + 1);
     if (next >= end) return;
-    if (threads.thread() == 0)
+    if (threads.thread() == 0) {
+      const int copied = segment.copied + segment.pages();
       segment = find_segment(arguments, tile_starts, unit_starts, plan, block_rows, next, end);
+      segment.copied = copied;
+    }
     threads.sync();
     PrefillState<Traits> state;
     state.clear();
-    find_first_tiles(threads, arguments, shared, segment);
+    find_first_pages<typename Traits::pages>(threads, arguments, shared, segment);
     state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);
-    stage_unit<Traits>(threads, arguments, shared, segment, segment.first, 0);
-    threads.sync();
+    // A warp without rows has nothing to do but to stage.
+    const int last = first_row < segment.rows.rows(arguments.attend.ratio) ? unit_tiles : 0;
     KVTILT_DEVICE_LOOP
     for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
-      if (unit + 1 < segment.last)
-        stage_unit<Traits>(threads, arguments, shared, segment, unit + 1, stage ^ 1);
+      stage_unit<Traits>(threads, arguments, shared, segment, unit, stage);
+      threads.sync();  // what was staged two units before is no longer read, either
+      if (copies_pages<typename Traits::pages>(arguments))
+        copy_page(threads, arguments.attend.layer, shared, segment, unit + 1);
       const std::byte* keys = threads.shared() + shared.stages +
                               static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
       const std::byte* values = keys + unit_tiles * Traits::key_bytes;
-      // A warp without rows has nothing to do but to stage.
-      const int last = first_row < segment.rows.rows(arguments.attend.ratio) ? unit_tiles : 0;
+      const SpecialTiles* special =
+          reinterpret_cast<const SpecialTiles*>(threads.shared() + shared.special) +
+          stage * (unit_tiles / Traits::score_tiles);
       KVTILT_DEVICE_LOOP
       for (int first = 0; first < last; first += Traits::score_tiles) {
         const StagedTile* tiles = staged + stage * unit_tiles + first;
-        bool special = false;
-        KVTILT_DEVICE_UNROLL
-        for (int i = 0; i < Traits::score_tiles; ++i)
-          special = special ||
-                    segment.plain.leaves(tiles[i].first_position, tiles[i].tokens, tile_extent);
         TileLogits<Traits> logits;
         state.score(threads, queries, keys + static_cast<std::uint32_t>(first) * Traits::key_bytes,
                     logits);
         typename PrefillState<Traits>::Factors factors(rows, threads.lane());
-        if (special)
+        if (special[first / Traits::score_tiles] != 0)
           state.shape(threads, arguments.attend.rules, segment.rows, rows, tiles, logits, factors);
         state.raise(threads, logits, factors);
         state.mix(threads, values + static_cast<std::uint32_t>(first) * Traits::value_bytes, logits,
                   factors);
       }
-      threads.sync();
     }
+    threads.sync();
     finish_rows<Traits>(threads, arguments, shared, plan.line, segment, state);
     next = segment.item_start + segment.last;
     threads.sync();

@@ -36,6 +36,15 @@ struct PrefillTraits {
   static constexpr std::uint32_t stage_bytes = unit_tiles * (key_bytes + value_bytes);
 };
 
+/// Tiles of a sealed page. The compiler divides by what it knows in two instructions.
+template <class Pages>
+KVTILT_HD int page_tiles(const LayerStorage& layer) {
+  if constexpr (Pages::generic)
+    return layer.page_tokens / tile_extent;
+  else
+    return Pages::page_tokens / tile_extent;
+}
+
 /// 16 tokens of a chunk, in 16 bits and aligned; source of stage_fragments().
 template <Role role>
 struct ChunkFragments {
@@ -150,6 +159,18 @@ KVTILT_HD constexpr bool decodes_known_pages(MixedTraits<Pages...>) {
   return (decodes_known_pages(Pages{}) && ...);
 }
 
+/// Bytes of a head's page that is a unit and is decoded as known: blocks may have it copied to shared
+/// memory. 0 of others.
+template <class Pages>
+KVTILT_HD constexpr std::uint32_t copied_page_bytes() {
+  if constexpr (Pages::generic)
+    return 0;
+  else if constexpr (Pages::page_units != 1 || Pages::page_tokens != unit_tiles * tile_extent)
+    return 0;
+  else
+    return decodes_known_pages(Pages{}) ? Pages::unit_bytes : 0;
+}
+
 /// 16 tokens of a sealed page, whose block is the head's.
 template <class Traits, class Pages, class Threads>
 KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const HalfTile& tile,
@@ -184,32 +205,34 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
              [&](auto pages) { stage_sealed<Traits>(pages, threads, head, tile, keys, values); });
 }
 
-/// Asks for a tile's share of its sealed page: tiles of a page share it out.
-template <class Threads>
-KVTILT_HD void prefetch_tile(Threads& threads, const SourceTile& tile, int page_tiles,
-                             int head_bytes) {
-  if (tile.source == TileSource::Sealed)
-    prefetch_part(threads, tile.at.block, head_bytes, tile.at.index, page_tiles);
-}
-
 /// One warp's tile. What lies in absent slots, scales and minima included, may be NaN: keys there
 /// may hold anything, as their logits are replaced, values become 0.
+///
+/// This one is of a sealed page, whose block is the head's.
 template <class Traits, class Threads>
-KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, const RowTile& rows,
-                          const SourceTile& tile, std::byte* keys, std::byte* values) {
-  const LayerStorage& layer = arguments.attend.layer;
-  if (tile.source == TileSource::Sealed) {
-    stage_sealed<Traits>(typename Traits::pages{}, threads,
-                         layer.head(PageKind::Sealed, rows.kv_head), tile.at, keys, values);
-  } else if (tile.source == TileSource::Half) {
+KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerStorage& layer, int kv_head,
+                                 const HalfTile& tile, std::byte* keys, std::byte* values) {
+  stage_sealed<Traits>(typename Traits::pages{}, threads, layer.head(PageKind::Sealed, kv_head),
+                       tile, keys, values);
+  if (tile.tokens < tile_extent) clear_absent<Traits::channel_tiles>(threads, tile.tokens, values);
+}
+
+/// And this one of anything else.
+template <class Traits, class Threads>
+KVTILT_HD void stage_unsealed_tile(Threads& threads, const PrefillArguments& arguments,
+                                   const RowTile& rows, const SourceTile& tile, std::byte* keys,
+                                   std::byte* values) {
+  if (tile.source == TileSource::Half) {
     const HeadLayout& head =
-        layer.head(tile.at.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
+        arguments.attend.layer.head(tile.at.sink ? PageKind::Sinks : PageKind::Tail, rows.kv_head);
     const std::byte* block = tile.at.block + head.offset;
     const std::uint32_t index = static_cast<std::uint32_t>(tile.at.index);
     stage_fragments<Traits::steps>(
         threads, HalfFragments{block + head.key.codes + index * Traits::key_bytes}, keys);
     stage_fragments<Traits::channel_tiles>(
         threads, HalfFragments{block + head.value.codes + index * Traits::value_bytes}, values);
+    if (tile.at.tokens < tile_extent)
+      clear_absent<Traits::channel_tiles>(threads, tile.at.tokens, values);
   } else if (tile.source == TileSource::Chunk) {
     const std::int64_t row = rows.first_row + tile.at.index;
     stage_chunk<Role::Keys, Traits::steps>(threads, arguments.keys, row, rows.kv_head,
@@ -221,9 +244,6 @@ KVTILT_HD void stage_tile(Threads& threads, const PrefillArguments& arguments, c
     for (int tile_index = 0; tile_index < Traits::channel_tiles; ++tile_index)
       *reinterpret_cast<Words*>(values + tile_index * 512 + threads.lane() * 16) = Words{};
   }
-  const bool stored = tile.source == TileSource::Sealed || tile.source == TileSource::Half;
-  if (stored && tile.at.tokens < tile_extent)
-    clear_absent<Traits::channel_tiles>(threads, tile.at.tokens, values);
 }
 
 }  // namespace kvtilt::cuda

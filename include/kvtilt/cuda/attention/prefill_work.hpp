@@ -22,6 +22,7 @@ struct PrefillArguments {
   AttendArguments attend;  ///< its rows are the chunks
   TensorView keys;         ///< device, [rows, kv_heads, key_dim]
   TensorView values;
+  int copied_pages;  ///< whether blocks have shared memory for a sealed page: PrefillShared
 };
 
 /// Tiles of 16 tokens in a unit.
@@ -130,24 +131,21 @@ struct TileList {
   }
 };
 
-enum class TileSource : std::uint8_t { Nothing, Sealed, Half, Chunk };
+enum class TileSource : std::uint8_t { Nothing, Half, Chunk };
 
-/// A tile of 16 tokens, wherever it is. Chunk: `index` is its first token there, block is null.
-/// Sealed: to stage_tile() block is the head's.
+/// A tile of 16 tokens that is not of a sealed page. Chunk: `index` is its first token there, block is
+/// null.
 struct SourceTile {
   TileSource source;
   HalfTile at;
 };
 
-KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
-                                      const SequenceState& state, const RowTile& rows,
-                                      const TileList& list, int tile) {
+/// tile  of the list, behind the pages
+KVTILT_HD inline SourceTile find_unsealed_tile(const LayerStorage& layer, int slot,
+                                               const SequenceState& state, const RowTile& rows,
+                                               const TileList& list, int tile) {
   SourceTile found{};
-  if (tile < list.past.page_units) {
-    found.source = TileSource::Sealed;
-    found.at = sealed_tile(layer, layer.table(slot) + state.first_page + list.page_first, tile,
-                           layer.page_tokens / tile_extent);
-  } else if (tile < list.past.total()) {
+  if (tile < list.past.total()) {
     found.source = TileSource::Half;
     const int half = tile - list.past.page_units;
     found.at = half_tile(layer, layer.page_tokens, slot, state, list.past,
@@ -164,6 +162,21 @@ KVTILT_HD inline SourceTile find_tile(const LayerStorage& layer, int slot,
     found.at.tokens = left < tile_extent ? left : tile_extent;
   }
   return found;
+}
+
+/// Where a list's pages begin in the layer's tables.
+KVTILT_HD inline std::int64_t first_slot(const LayerStorage& layer, int slot,
+                                         const SequenceState& state, const TileList& list) {
+  return slot * layer.table_stride + state.first_page + list.page_first;
+}
+
+/// What the tables say of a tile's page; nothing if it is not of one.
+///
+/// page_tiles  tiles of a page
+KVTILT_HD inline PageSlot page_of_tile(const LayerStorage& layer, std::int64_t first_slot,
+                                       const TileList& list, int tile, int page_tiles) {
+  if (tile >= list.past.page_units) return {};
+  return layer.tables[first_slot + tile / page_tiles];
 }
 
 /// Groups of row tiles, of which a block knows where they begin: a number for each row tile would
@@ -295,12 +308,17 @@ KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arg
 /// A block's share of one item.
 struct PrefillSegment : PrefillItem {
   PlainRange plain;
+  std::int64_t first_slot;    ///< of the layer's tables: the item's first page
   std::uint64_t head_offset;  ///< in a sealed page
   int head_bytes;
   int item_start;  ///< on the line
   int item_units;
-  int first;  ///< unit of the item
-  int last;   ///< one past
+  int first;     ///< unit of the item
+  int last;      ///< one past
+  int page_end;  ///< units before it are sealed pages, where each of these is a unit
+  int copied;    ///< pages that the block had copied before, if it has pages copied
+
+  [[nodiscard]] KVTILT_HD int pages() const { return page_end > first ? page_end - first : 0; }
 };
 
 /// The segment that begins at `unit` of the line.
@@ -330,6 +348,9 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;
   segment.last = left < segment.item_units ? left : segment.item_units;
+  segment.page_end = segment.list.past.page_units / unit_tiles;
+  if (segment.page_end > segment.last) segment.page_end = segment.last;
+  segment.first_slot = first_slot(layer, segment.slot, segment.state, segment.list);
   const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
   segment.head_offset = sealed.offset;
   segment.head_bytes = static_cast<int>(sealed.value.end());

@@ -138,18 +138,21 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, 
   return found;
 }
 
-/// The same of a sealed page, from the table of a sequence.
-KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
-                                      int page_units) {
-  const PageSlot slot = table[unit / page_units];
+/// The same of a sealed page.
+KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot& slot, int index) {
   HalfTile found;
-  found.index = unit % page_units;
+  found.index = index;
   found.first_position = slot.first_position + found.index * tile_extent;
   const int held = slot.tokens - found.index * tile_extent;
   found.tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
   found.sink = false;
   found.block = layer.block(PageKind::Sealed, slot.page);
   return found;
+}
+/// From the table of a sequence.
+KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
+                                      int page_units) {
+  return sealed_tile(layer, table[unit / page_units], unit % page_units);
 }
 
 /// The line of all units, cut for `blocks` blocks. Its numbers are below 2^31:
