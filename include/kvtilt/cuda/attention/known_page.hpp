@@ -61,7 +61,7 @@ class KnownFragments {
 
  public:
   /// Of values what 16 bytes hold at most.
-  static constexpr int ahead = tiles_ahead(channel_tiles, keys || bits < 8 ? 4 : 2);
+  static constexpr int ahead = tiles_ahead(channel_tiles, keys || bits < 4 ? 8 : bits < 8 ? 4 : 2);
 
   /// A step's tiles of keys, or `ahead` tiles of values, fill whole words of each plane, all words are
   /// in runs of four, and bands begin with a run of `ahead` tiles or end with it.

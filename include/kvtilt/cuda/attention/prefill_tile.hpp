@@ -96,6 +96,16 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
   }
 }
 
+/// Leaves a lane's words of fragments in shared memory, in the order that mma wants.
+template <int Count>
+KVTILT_HD void store_fragments(int lane, const Words (&words)[Count], std::byte* to) {
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < Count; ++i) {
+    const std::uint32_t(&reg)[4] = words[i].word;
+    *reinterpret_cast<Words*>(to + i * 512 + lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
+  }
+}
+
 /// Writes `Count` fragments of a tile, [fragment][lane].
 template <int Count, class Threads, class Source>
 KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to) {
@@ -112,6 +122,26 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
         *reinterpret_cast<Words*>(to + (first + i) * 512 +
                                   lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
       }
+  }
+}
+
+/// Keys and values of 16 tokens in 16 bits: while no logits are held, registers have room for all of
+/// 128 channels, and what comes from L2 is waited for once.
+template <int Keys, int Values, class Threads>
+KVTILT_HD void stage_halves(Threads& threads, const HalfFragments& key, const HalfFragments& value,
+                            std::byte* keys, std::byte* values) {
+  constexpr int most = 2 * HalfFragments::ahead;
+  if constexpr (Keys + Values > most) {
+    stage_fragments<Keys>(threads, key, keys);
+    stage_fragments<Values>(threads, value, values);
+  } else {
+    const int lane = threads.lane();
+    Words words[Keys];
+    Words more[Values];
+    key.load(lane, 0, Keys, words);
+    value.load(lane, 0, Values, more);
+    store_fragments(lane, words, keys);
+    store_fragments(lane, more, values);
   }
 }
 
@@ -188,9 +218,9 @@ KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, con
   } else if constexpr (Pages::key_bits == half_bits) {
     const std::byte* page_values = block + Pages::page_units * Traits::key_bytes;
     const std::uint32_t index = static_cast<std::uint32_t>(tile.index);
-    stage_fragments<Traits::steps>(threads, HalfFragments{block + index * Traits::key_bytes}, keys);
-    stage_fragments<Traits::channel_tiles>(
-        threads, HalfFragments{page_values + index * Traits::value_bytes}, values);
+    stage_halves<Traits::steps, Traits::channel_tiles>(
+        threads, HalfFragments{block + index * Traits::key_bytes},
+        HalfFragments{page_values + index * Traits::value_bytes}, keys, values);
   } else {
     stage_fragments<Traits::steps>(
         threads, KnownFragments<Role::Keys, Pages>(block, tile.index, threads.lane()), keys);
