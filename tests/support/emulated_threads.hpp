@@ -148,8 +148,8 @@ class EmulatedThreads {
         const LaneOperands& of_a = warp.lanes[4 * row + t];
         const LaneOperands& of_b = warp.lanes[4 * column + t];
         for (int k = 0; k < 2; ++k) {
-          sum.add(half(of_a, 2 * reg + k), half(of_b, 8 + k));
-          sum.add(half(of_a, 2 * reg + 4 + k), half(of_b, 10 + k));
+          sum.add(operand(of_a, 2 * reg + k), operand(of_b, 8 + k));
+          sum.add(operand(of_a, 2 * reg + 4 + k), operand(of_b, 10 + k));
         }
       }
       c[index] = sum.value();
@@ -188,7 +188,7 @@ class EmulatedThreads {
   static std::uint32_t half_bits_of(const WarpOperands& warp, int lane, int word, int half) {
     return warp.lanes[lane].words[word] >> (16 * half) & 0xffffu;
   }
-  static float half(const LaneOperands& operands, int i) {
+  static float operand(const LaneOperands& operands, int i) {
     return bit_cast<float>(operands.words[i]);
   }
 
