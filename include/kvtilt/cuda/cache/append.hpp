@@ -73,13 +73,6 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
                   layer.seal_slices);
   threads.sync();
   if (team.work == 0) return;  // in all blocks of the team alike
-  // Without heavy sequences the block has then read all that is changed. The warp has nothing to write
-  // in the meantime, and no load on its way, which arriving would wait for.
-  const bool early = team.frees == 0;
-  const bool publishes = threads.warp() == 1;
-  std::uint32_t before = 0;
-  if (early && threads.thread() == warp_lanes)
-    before = detail::arrive(threads, layer, team.counter());
   const bool seals = team.seal.slices > 0;
   detail::SliceFit fit;
   if (seals) {
@@ -91,7 +84,14 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     }
     begin_slice(threads, team.seal.keys, team.seal.values, seal_memory, fit);
   }
-  if (page >= 0) team.seal.block = layer.block(PageKind::Sealed, page) + sealed.offset;
+  // Without heavy sequences the block has then read all it needs.
+  const bool early = team.frees == 0;
+  std::uint32_t before = 0;
+  if (threads.warp() == 0) {
+    if (page >= 0) team.seal.block = layer.block(PageKind::Sealed, page) + sealed.offset;
+    threads.sync_warp();
+    if (early && threads.thread() == 0) before = detail::arrive(threads, layer, team.counter());
+  }
   if (exists && ((team.work & ~team.heavy) >> member & 1u) != 0 && threads.warp() > 0)
     detail::write_light(threads, arguments, team, member, head,
                         largest_magnitude(sealed.tensors[0].packed.format),
@@ -113,7 +113,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   }
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
   if (early) {
-    if (!publishes || threads.shuffle(before, 0) != last) return;
+    if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
     threads.sync_warp();  // a shuffle orders nothing
     threads.fence();
     detail::publish_light(threads, layer, team);
