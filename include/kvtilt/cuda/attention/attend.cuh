@@ -117,6 +117,8 @@ class Attention {
   /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
   ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
   ///            Each weight may be off by 2^-25 of the row's largest, if that one's value is 0, too.
+  ///            Long sums of 1- and 2-bit codes lose up to 2^-16 of themselves for every 128 pages that a
+  ///            warp adds up (page.hpp: sums_pages_apart).
   ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
   ///            That counts on roundings that average out; where they do not, as of keys that are all
   ///            alike beside a sink logit, it is up to 2^-11 * scale * sum |q k|.
