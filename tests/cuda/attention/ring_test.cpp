@@ -271,7 +271,7 @@ TEST(AttendRing, MoreUnitsThanLanes) {
   constexpr int all = Pool<Pages>::pages + 1 + Pool<Pages>::tail_tiles;
   for (const int stages : {2, 4})
     expect_units_in_order<Pages>(
-        stages, {Pool<Pages>::segment(0, 0, all), Pool<Pages>::segment(1, 9, all)});
+        stages, {Pool<Pages>::segment(0, 0, 40), Pool<Pages>::segment(1, 0, all)});
   using Halves = HalfTraits<64, 32>;
   expect_units_in_order<Halves>(3, {Pool<Halves>::segment(0, 0, 4 * all - 20)});
 }
