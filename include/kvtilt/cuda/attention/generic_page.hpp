@@ -158,7 +158,6 @@ struct GenericTraits {
   static constexpr bool generic = true;
   static constexpr bool mixed = false;
   // Pages are read where they lie: a stage is for outputs alone.
-  static constexpr std::uint32_t unit_bytes = 0;
   static constexpr std::uint32_t stage_bytes = output_bytes(ValueDim);
   using State = AttendState<ValueDim, 0, 1>;
 

@@ -96,14 +96,15 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
   }
 }
 
-/// Leaves a lane's words of fragments in shared memory, in the order that mma wants.
+/// Leaves a lane's words of one fragment in shared memory, in the order that mma wants.
+KVTILT_HD inline void store_fragment(int lane, const Words& words, std::byte* to) {
+  const std::uint32_t(&reg)[4] = words.word;
+  *reinterpret_cast<Words*>(to + lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
+}
 template <int Count>
 KVTILT_HD void store_fragments(int lane, const Words (&words)[Count], std::byte* to) {
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < Count; ++i) {
-    const std::uint32_t(&reg)[4] = words[i].word;
-    *reinterpret_cast<Words*>(to + i * 512 + lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
-  }
+  for (int i = 0; i < Count; ++i) store_fragment(lane, words[i], to + i * 512);
 }
 
 /// Writes `Count` fragments of a tile, [fragment][lane].
@@ -117,11 +118,7 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
     source.load(lane, first, Count, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
-      if (first + i < Count) {
-        const std::uint32_t(&reg)[4] = words[i].word;
-        *reinterpret_cast<Words*>(to + (first + i) * 512 +
-                                  lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
-      }
+      if (first + i < Count) store_fragment(lane, words[i], to + (first + i) * 512);
   }
 }
 

@@ -247,9 +247,8 @@ class UnitRing {
     constexpr int slots = Traits::page_tokens / Traits::page_units;
     const int unit = unit_of_lane(threads, threads.lane());
     const int first = (unit - tiles_) % Traits::page_units * slots;
-    const int held = slot_.tokens - first;
     slot_.first_position += first;
-    slot_.tokens = held < 0 ? 0 : held < slots ? held : slots;
+    slot_.tokens = tokens_in(slot_, first, slots);
     std::size_t in_page = 0;
     if constexpr (Traits::mixed)
       in_page = segment_->head_offset;
@@ -293,8 +292,7 @@ class UnitRing {
   int lane_0_ = 0;      ///< unit that lane 0 knows of; the next lane has the warp's next, and so on
   int next_lane_ = 0;   ///< whose unit is fetched next
   int page_lanes_ = 0;  ///< know_slots() was called, and units of lanes before this one are there
-  PageSlot
-      slot_{};  ///< of this lane's unit, if that is of a page: position and tokens of the unit's
+  PageSlot slot_{};  ///< of this lane's unit, if that is of a page; know_slots(): of the unit alone
   std::uint64_t from_ = 0;          ///< where that page is, or its head
   std::uint32_t plain_lanes_ = 0;   ///< bit for bit
   std::uint32_t plain_stages_ = 0;  ///< see is_plain()

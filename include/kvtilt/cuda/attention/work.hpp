@@ -106,6 +106,12 @@ KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
   return static_cast<std::uint32_t>(dim / tile_extent) * 512;
 }
 
+/// How many of a page's `slots` slots from `first` on hold tokens.
+KVTILT_HD constexpr int tokens_in(const PageSlot& page, int first, int slots) {
+  const int held = page.tokens - first;
+  return held < 0 ? 0 : held < slots ? held : slots;
+}
+
 /// A tile of 16 tokens of a block.
 struct HalfTile {
   const std::byte* block;       ///< with all kv heads
@@ -143,8 +149,7 @@ KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot&
   HalfTile found;
   found.index = index;
   found.first_position = slot.first_position + found.index * tile_extent;
-  const int held = slot.tokens - found.index * tile_extent;
-  found.tokens = held < 0 ? 0 : held < tile_extent ? held : tile_extent;
+  found.tokens = tokens_in(slot, found.index * tile_extent, tile_extent);
   found.sink = false;
   found.block = layer.block(PageKind::Sealed, slot.page);
   return found;
