@@ -13,8 +13,8 @@ TEST(Machine, EveryArchitectureHasNumbersThatKernelsCanWorkWith) {
     EXPECT_LE(traits.attend_stages, traits.most_stages);
     EXPECT_EQ(traits.most_stages, architecture < 90 ? 2 : 4);
     EXPECT_EQ(traits.prefill_copies, architecture >= 90);
-    for (const int blocks : {traits.append_blocks, traits.attend_blocks, traits.prefill_blocks,
-                             traits.unpack_blocks}) {
+    for (const int blocks : {traits.append_blocks, traits.pack_blocks, traits.attend_blocks,
+                             traits.prefill_blocks, traits.unpack_blocks}) {
       EXPECT_GE(blocks, 1);
       EXPECT_LE(128 * blocks, 1536) << "threads of a multiprocessor";
     }

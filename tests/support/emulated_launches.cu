@@ -20,6 +20,7 @@ namespace {
   })
 
 EmulatedKernels all_kernels() {
+  using cuda::FitRules;
   using cuda::detail::small_block;
   EmulatedKernels kernels = {
       KVTILT_EMULATED(detail::give_pages_kernel<small_block>, give_pages_body),
@@ -30,8 +31,10 @@ EmulatedKernels all_kernels() {
       KVTILT_EMULATED(detail::fork_kernel<small_block>, fork_body),
       KVTILT_EMULATED(detail::fork_blocks_kernel<256>, fork_blocks_body),
       KVTILT_EMULATED(append_kernel<cuda::DeviceThreads>, append),
-      KVTILT_EMULATED(pack_kernel<cuda::DeviceThreads>, pack),
-      KVTILT_EMULATED(detail::pack_pages_kernel<cuda::DeviceThreads>, pack_pages),
+      KVTILT_EMULATED(pack_kernel<FitRules::All>, pack<FitRules::All>),
+      KVTILT_EMULATED(pack_kernel<FitRules::MinMax>, pack<FitRules::MinMax>),
+      KVTILT_EMULATED(detail::pack_pages_kernel<FitRules::All>, pack_pages<FitRules::All>),
+      KVTILT_EMULATED(detail::pack_pages_kernel<FitRules::MinMax>, pack_pages<FitRules::MinMax>),
       KVTILT_EMULATED(unpack_kernel<cuda::DeviceThreads>, unpack),
       KVTILT_EMULATED(detail::save_layer_kernel<cuda::saved_threads>, save_layer_body),
       KVTILT_EMULATED(detail::load_tables_kernel<cuda::detail::saved_table_threads>,

@@ -18,6 +18,7 @@ namespace kvtilt::cuda {
 struct MachineTraits {
   // Blocks on a multiprocessor that kernels leave registers for.
   int append_blocks = 4;
+  int pack_blocks = 4;  ///< of pack's kernel without MinMse's search
   int attend_blocks = 3;
   int prefill_blocks = 2;
   int unpack_blocks = 6;
@@ -45,6 +46,9 @@ KVTILT_HD constexpr MachineTraits machine_traits(int architecture) {
     traits.most_stages = 2;  // waits for cp.async count stages: wait_stage()
     traits.prefill_copies = false;
   }
+  // As many as shared memory has room for, with pages of 64 tokens and 128 channels. Other
+  // architectures have room for four or fewer.
+  if (architecture >= 90 && architecture < 120) traits.pack_blocks = 6;
   if (architecture / 10 != 9) traits.unpack_blocks = 5;  // with 6 registers would spill
   return traits;
 }

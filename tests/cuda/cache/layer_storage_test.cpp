@@ -111,6 +111,25 @@ TEST(LayerStorage, PagesThatAreReadAlikeHaveOneFingerprint) {
       of(shape, {four}, 64));
 }
 
+TEST(LayerStorage, TellsWhetherPagesAreFittedByMinMaxAlone) {
+  const LayerShape shape{2, 64, 64};
+  const auto min_max_only = [&](const std::vector<Recipe>& recipes) {
+    return describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, recipes, 64, 4))
+               .min_max_only != 0;
+  };
+  const auto per_channel = [](int bits, RangeRule rule) {
+    return Format{bits, Granularity::PerChannel, 32, rule};
+  };
+  const Format plain = per_channel(4, RangeRule::MinMax);
+  const Format searched = per_channel(4, RangeRule::MinMse);
+  EXPECT_TRUE(min_max_only({{plain, plain}}));
+  EXPECT_TRUE(min_max_only({{plain, Format{}}})) << "16 bits are not fitted at all";
+  EXPECT_TRUE(min_max_only({Recipe{}}));
+  EXPECT_FALSE(min_max_only({{searched, plain}}));
+  EXPECT_FALSE(min_max_only({{plain, per_channel(1, RangeRule::Centroids)}}));
+  EXPECT_FALSE(min_max_only({{plain, plain}, {plain, searched}})) << "of the second head";
+}
+
 TEST(LayerStorage, FindsTablesAndHeads) {
   std::vector<PageSlot> tables(3 * 7);
   LayerStorage storage{};

@@ -53,7 +53,12 @@ struct Packing {
         {layer, {}, keys.view(), values.view(), {}}, pages.data(), pool_pages};
     EXPECT_TRUE(emulate(static_cast<int>(pages.size()) * layer.kv_heads, cuda::pack_threads,
                         cuda::pack_shared_bytes(layer),
-                        [&](EmulatedThreads& threads) { cuda::pack_pages(threads, arguments); },
+                        [&](EmulatedThreads& threads) {
+                          if (layer.min_max_only != 0)
+                            cuda::pack_pages<cuda::FitRules::MinMax>(threads, arguments);
+                          else
+                            cuda::pack_pages<cuda::FitRules::All>(threads, arguments);
+                        },
                         {LaunchOrder::Shuffled, 1}));
   }
   /// Every page that is named holds what the CPU makes of its rows, and no other was written.

@@ -13,11 +13,19 @@
 namespace kvtilt::test {
 namespace {
 
+using cuda::FitRules;
+
 void emulate_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
   EXPECT_TRUE(emulate(
       static_cast<int>(cuda::pack_blocks(arguments)), cuda::pack_threads,
       cuda::pack_shared_bytes(arguments.layer),
-      [&](EmulatedThreads& threads) { cuda::pack(threads, arguments); }, order));
+      [&](EmulatedThreads& threads) {
+        if (arguments.layer.min_max_only != 0)
+          cuda::pack<FitRules::MinMax>(threads, arguments);
+        else
+          cuda::pack<FitRules::All>(threads, arguments);
+      },
+      order));
 }
 
 /// As many rows for each, and no indptr.

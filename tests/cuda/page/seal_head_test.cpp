@@ -11,14 +11,17 @@
 namespace kvtilt::test {
 namespace {
 
+using cuda::FitRules;
+
 /// Seals a block of hostile data in the emulator and compares all bytes with the specification's.
+template <FitRules Rules = FitRules::All>
 void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens, int threads,
                    std::uint64_t seed) {
   SealedHead head(recipe, key_dim, value_dim, tokens, seed);
   ASSERT_TRUE(
       emulate(1, threads, cuda::seal_shared_bytes(head.packed), [&](EmulatedThreads& block) {
-        cuda::seal_head(block, head.keys(), head.values(), head.packed, head.sealed.data(),
-                        block.shared());
+        cuda::seal_head<Rules>(block, head.keys(), head.values(), head.packed, head.sealed.data(),
+                               block.shared());
       }));
   head.expect_equal();
 }
@@ -30,6 +33,8 @@ TEST_P(SealHead, GivesTheBytesOfTheSpecification) {
   std::uint64_t seed = static_cast<std::uint64_t>(bits) * 1000;
   for_each_sealed_format(bits, [&](const Format& format, int dim, int tokens) {
     expect_sealed({format, format}, dim, dim, tokens, 128, ++seed);
+    if (!format.quantized() || format.rule == RangeRule::MinMax)
+      expect_sealed<FitRules::MinMax>({format, format}, dim, dim, tokens, 128, ++seed);
   });
 }
 

@@ -24,12 +24,16 @@ __global__ void __launch_bounds__(append_threads, compiled_machine.append_blocks
   append(threads, arguments);
 }
 
-/// A template only so that many files may include it.
-template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(pack_threads, compiled_machine.append_blocks)
+/// Blocks on a multiprocessor that a kernel leaves registers for.
+template <FitRules Rules>
+inline constexpr int resident_pack_blocks =
+    Rules == FitRules::All ? compiled_machine.append_blocks : compiled_machine.pack_blocks;
+
+template <FitRules Rules>
+__global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
     pack_kernel(const __grid_constant__ AppendArguments arguments) {
-  const Threads threads = Threads::in_turn();
-  pack(threads, arguments);
+  const DeviceThreads threads = DeviceThreads::in_turn();
+  pack<Rules>(threads, arguments);
 }
 
 /// Adds tokens to sequences: one launch, no synchronisation, fit for graphs.
@@ -57,7 +61,6 @@ inline cudaError_t most_shared_bytes(std::size_t& bytes) {
 /// than the blocks of a launch could take.
 inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t most_tokens,
                                cudaStream_t stream) {
-  constexpr auto kernel = &pack_kernel<DeviceThreads>;
   if (most_tokens < arguments.layer.page_tokens) return launch_append(arguments, stream);
   const std::size_t shared = pack_shared_bytes(arguments.layer);
   std::size_t limit = 0;
@@ -65,7 +68,11 @@ inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t mo
   if (shared > limit) return launch_append(arguments, stream);
   const std::int64_t blocks = pack_blocks(arguments);
   if (blocks > std::numeric_limits<int>::max()) return cudaErrorInvalidConfiguration;
-  return detail::launch<kernel>(static_cast<int>(blocks), pack_threads, shared, stream, arguments);
+  const detail::Launch<AppendArguments> launch =
+      arguments.layer.min_max_only != 0
+          ? &detail::launch<&pack_kernel<FitRules::MinMax>, AppendArguments>
+          : &detail::launch<&pack_kernel<FitRules::All>, AppendArguments>;
+  return launch(static_cast<int>(blocks), pack_threads, shared, stream, arguments);
 }
 
 }  // namespace kvtilt::cuda

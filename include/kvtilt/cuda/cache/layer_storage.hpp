@@ -76,6 +76,7 @@ struct LayerStorage {
   int ring_blocks;  ///< tail blocks of a sequence
   int seal_bytes;   ///< of shared memory: the most that sealing a kv head takes, whole or in slices
   int seal_slices;  ///< blocks that share out a head's page: append_slices()
+  int min_max_only;  ///< whether no sealed page is fitted by another range rule
 
   /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
   const HeadLayout* heads[page_kinds];
@@ -155,6 +156,14 @@ inline std::uint64_t layout_fingerprint(const PageLayout& layout) {
   return hash;
 }
 
+/// Whether sealing a page takes no range rule but MinMax.
+inline bool fits_by_min_max(const PageLayout& layout) {
+  for (const HeadLayout& head : layout.heads)
+    for (const TensorLayout* tensor : {&head.key, &head.value})
+      if (tensor->format.quantized() && tensor->format.rule != RangeRule::MinMax) return false;
+  return true;
+}
+
 /// A layer without memory: its numbers. `placement` with the layer's window.
 inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                    const LayerLayouts& layouts) {
@@ -173,7 +182,9 @@ inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement
   for (int kind = 0; kind < page_kinds; ++kind)
     layer.block_bytes[kind] =
         static_cast<std::int64_t>(layouts[static_cast<std::size_t>(kind)].bytes);
-  layer.fingerprint = layout_fingerprint(layouts[static_cast<std::size_t>(PageKind::Sealed)]);
+  const PageLayout& sealed = layouts[static_cast<std::size_t>(PageKind::Sealed)];
+  layer.min_max_only = fits_by_min_max(sealed) ? 1 : 0;
+  layer.fingerprint = layout_fingerprint(sealed);
   return layer;
 }
 

@@ -214,7 +214,7 @@ KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
 
 /// The unit's old blocks, then its page. Without old blocks nothing is read but the number of the page:
 /// `before` is what the thread is then told that arrives.
-template <class Threads>
+template <FitRules Rules, class Threads>
 KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t& before) {
   const AppendArguments& arguments = pack.append.arguments;
   const AppendHead& work = pack.append.work;
@@ -242,8 +242,8 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
       write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
     if (is_sealed(work.plan, index) && !straight) {
       look_up();  // while others are not through with the rows
-      seal_head(threads, to.keys, to.values, sealed, pack.block,
-                threads.shared() + sizeof(PackShared));
+      seal_head<Rules>(threads, to.keys, to.values, sealed, pack.block,
+                       threads.shared() + sizeof(PackShared));
       threads.sync();
     }
     if (fresh) return;
@@ -259,8 +259,9 @@ KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
              static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);
 }
 
-/// Body of the kernel: pack_blocks() blocks of pack_threads threads, pack_shared_bytes().
-template <class Threads>
+/// Body of the kernel: pack_blocks() blocks of pack_threads threads, pack_shared_bytes(). All formats
+/// of the layer's sealed pages must go by `Rules`.
+template <FitRules Rules, class Threads>
 KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   // Unsigned divisions are shorter.
   const unsigned heads = static_cast<unsigned>(arguments.layer.kv_heads);
@@ -277,7 +278,7 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   auto& shared = *reinterpret_cast<detail::PackShared*>(threads.shared());
   detail::plan_unit(threads, shared, unit, units);
   std::uint32_t before = 0;
-  detail::fill_unit(threads, shared, before);
+  detail::fill_unit<Rules>(threads, shared, before);
   if (!shared.old.empty() || shared.page < 0) {
     threads.sync();
     if (threads.thread() == detail::arriving_thread(threads))

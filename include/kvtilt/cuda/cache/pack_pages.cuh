@@ -20,12 +20,11 @@ namespace kvtilt::cuda {
 
 namespace detail {
 
-/// A template only so that many files may include it.
-template <class Threads = DeviceThreads>
-__global__ void __launch_bounds__(pack_threads, compiled_machine.append_blocks)
+template <FitRules Rules>
+__global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
     pack_pages_kernel(const __grid_constant__ PackPagesArguments arguments) {
-  const Threads threads = Threads::in_turn();
-  pack_pages(threads, arguments);
+  const DeviceThreads threads = DeviceThreads::in_turn();
+  pack_pages<Rules>(threads, arguments);
 }
 
 }  // namespace detail
@@ -81,8 +80,11 @@ inline Status pack_pages(const LayerStorage& layer, const TensorView& keys,
                          layer.page_tokens, layer.key_dim, layer.value_dim, shared, limit);
   PackPagesArguments arguments{{layer, {}, keys, values, {}}, pages, pool_pages};
   arguments.append.layer.pool[static_cast<int>(PageKind::Sealed)] = pool;
-  return to_status(detail::launch<&detail::pack_pages_kernel<DeviceThreads>>(
-                       static_cast<int>(blocks), pack_threads, shared, stream, arguments),
+  const detail::Launch<PackPagesArguments> launch =
+      layer.min_max_only != 0
+          ? &detail::launch<&detail::pack_pages_kernel<FitRules::MinMax>, PackPagesArguments>
+          : &detail::launch<&detail::pack_pages_kernel<FitRules::All>, PackPagesArguments>;
+  return to_status(launch(static_cast<int>(blocks), pack_threads, shared, stream, arguments),
                    "packing pages");
 }
 

@@ -21,7 +21,7 @@ struct PackPagesArguments {
 /// Body of the kernel: kv_heads blocks of pack_threads threads for each page, pack_shared_bytes(). A
 /// page outside the pool is left out, and recorded. What a recipe cannot hold is repaired and recorded
 /// as append does, by the page in place of a slot and the row in place of a position.
-template <class Threads>
+template <FitRules Rules, class Threads>
 KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& constants) {
   const unsigned heads = static_cast<unsigned>(constants.append.layer.kv_heads);
   const int index = static_cast<int>(static_cast<unsigned>(threads.block()) / heads);
@@ -53,8 +53,8 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
   detail::write_tokens(threads, shared.arguments, shared.work, layer.head(PageKind::Tail, head), to,
                        {0, 0, layer.page_tokens});
   if (straight) return;
-  seal_head(threads, to.keys, to.values, sealed, pack.block,
-            threads.shared() + sizeof(detail::PackShared));
+  seal_head<Rules>(threads, to.keys, to.values, sealed, pack.block,
+                   threads.shared() + sizeof(detail::PackShared));
 }
 
 }  // namespace kvtilt::cuda

@@ -16,8 +16,9 @@
 
 namespace kvtilt::cuda {
 
-/// Tiles that a warp encodes at a time: 16 bytes of a 2-bit plane for each lane.
-inline constexpr int encoded_tiles = 8;
+/// Tiles that a warp encodes at a time: 16 bytes of a 4-bit plane for each lane. With 8, which fill
+/// as much of a 2-bit plane, pack_kernel would not fit into 80 registers.
+inline constexpr int encoded_tiles = 4;
 
 /// Pairs of codes, register by register, of that many tiles or of `Tiles` that fill whole words.
 template <int Tiles>

@@ -44,10 +44,14 @@ KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
          (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
 }
 
+/// The range rules that a kernel can fit. Without MinMse's search it needs few enough registers for six
+/// blocks on a multiprocessor instead of four, which hide more of each other's latency.
+enum class FitRules { All, MinMax };
+
 namespace detail {
 
 /// Fits the groups of one band in one tile across.
-template <class Groups, class Threads>
+template <FitRules Rules, class Groups, class Threads>
 KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte* const& block,
                         int band, int across) {
   const Format& format = task.packed.format;
@@ -61,14 +65,14 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte*
   const GroupTiles tiles{task.half.data + first_tile * fragment_tile_bytes,
                          left < group_tiles ? left : group_tiles, step * fragment_tile_bytes};
   Affine affine;
-  if (format.rule == RangeRule::Centroids) {
+  if (Rules == FitRules::All && format.rule == RangeRule::Centroids) {
     affine = fit_centroid_groups<Groups>(threads, tiles, tiles.count * tile_extent);
   } else {
     F16 low;
     F16 high;
     Groups::find_range(threads, tiles, low, high);
     affine = fast_range_affine(low, high, format.bits);
-    if (format.rule == RangeRule::MinMse) {
+    if (Rules == FitRules::All && format.rule == RangeRule::MinMse) {
       const int best = search_groups<Groups>(threads, tiles, format.bits, widen(affine.minimum),
                                              inverse_of(affine.scale));
       const SearchGrid& grid = search_grid(format.bits);
@@ -93,15 +97,15 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte*
   task.groups[band * map.pitch + place] = GroupCode(affine);
 }
 
-template <class Threads>
+template <FitRules Rules, class Threads>
 KVTILT_HD void fit_task(const Threads& threads, const SealTask& task, std::byte* const& block,
                         int index) {
   const int band = task.across.quotient(index);
   const int across = index - band * task.across.value;
   if (task.map.along_outer)
-    fit_tile<ColumnGroups<Threads>>(threads, task, block, band, across);
+    fit_tile<Rules, ColumnGroups<Threads>>(threads, task, block, band, across);
   else
-    fit_tile<RowGroups<Threads>>(threads, task, block, band, across);
+    fit_tile<Rules, RowGroups<Threads>>(threads, task, block, band, across);
 }
 
 template <class Threads>
@@ -115,19 +119,15 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::by
     // All on their way before the first is stored; beyond the last tile, that once more.
     const Fragment* from = reinterpret_cast<const Fragment*>(task.half.data) + lane;
     Fragment* to = reinterpret_cast<Fragment*>(codes) + lane;
-    constexpr int together = 4;
-    KVTILT_DEVICE_LOOP
-    for (int tile = first; tile < first + encoded_tiles; tile += together) {
-      Fragment tiles[together];
-      int at[together];
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < together; ++i) {
-        at[i] = (tile + i < end ? tile + i : end - 1) * warp_lanes;
-        tiles[i] = from[at[i]];
-      }
-      KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < together; ++i) to[at[i]] = tiles[i];
+    Fragment tiles[encoded_tiles];
+    int at[encoded_tiles];
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < encoded_tiles; ++i) {
+      at[i] = (first + i < end ? first + i : end - 1) * warp_lanes;
+      tiles[i] = from[at[i]];
     }
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < encoded_tiles; ++i) to[at[i]] = tiles[i];
     return;
   }
   EncodedTiles pairs;
@@ -147,7 +147,7 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::by
 /// packed        the head in the page, and `block`, where it begins: this, like the codes, may be
 ///               written by a thread just before it calls
 /// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
-template <class Threads>
+template <FitRules Rules, class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
                          const HeadLayout& packed, std::byte* const& block, std::byte* shared) {
   SealTask* const tasks = reinterpret_cast<SealTask*>(shared);
@@ -173,7 +173,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < fits; i += warps) {
     const int tensor = i < key_fits ? 0 : 1;
-    detail::fit_task(threads, tasks[tensor], block, i - tensor * key_fits);
+    detail::fit_task<Rules>(threads, tasks[tensor], block, i - tensor * key_fits);
   }
   threads.sync();
   const int key_runs = tasks[0].runs();
