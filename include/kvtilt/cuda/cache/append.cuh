@@ -50,11 +50,11 @@ inline cudaError_t most_shared_bytes(std::size_t& bytes) {
   return error;
 }
 
-/// Does the same, faster if a sequence gets a page's worth of tokens or more: pages that hold only
-/// new tokens are then sealed by blocks of their own. `most_tokens`, the most that a sequence gets,
-/// is a hint: the result is right for any counts in device memory. Falls back to launch_append() if
-/// it is less than a page, or if a head's page does not fit the shared memory of the current
-/// device. Fails with cudaErrorInvalidConfiguration if a launch cannot have enough blocks for the
+/// Like launch_append(), but faster if a sequence gets a page's worth of tokens or more: pages that
+/// hold only new tokens are then sealed by blocks of their own. `most_tokens`, the most that a
+/// sequence gets, is a hint: the result is right for any counts in device memory. Falls back to
+/// launch_append() if it is less than a page, or if a head's page does not fit the device's shared
+/// memory. Fails with cudaErrorInvalidConfiguration if a launch cannot have enough blocks for the
 /// rows.
 inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t most_tokens,
                                cudaStream_t stream) {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// Appends tokens to sequences of a device cache. A team of blocks serves 32 sequences of the
 /// batch; each block writes sinks and tail of one kv head of one sequence. If a sequence gets few
-/// tokens (light), the page that leaves its tail is sealed by all blocks of the team, several to a
-/// head's page. If it gets more (heavy), its pages are sealed by the blocks that write its tokens.
-/// The last block of a team to have read states and tables changes them. Other blocks may still
-/// write tokens and pages then: only the kernels that follow read those.
+/// tokens (light), the page that leaves its tail is sealed by all blocks of the team: several share
+/// a head's page. If it gets more (heavy), its pages are sealed by the blocks that write its
+/// tokens. The last block of a team to have read states and tables changes them. Other blocks may
+/// still write tokens and pages then: only the kernels that follow read those.
 ///
 /// Lengths, tables and the numbers of new tokens are read from device memory, so a captured graph
 /// replays. The bytes do not depend on the order of blocks.

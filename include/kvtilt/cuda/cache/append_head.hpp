@@ -227,8 +227,8 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   return true;
 }
 
-/// Counts this block at a sequence's counter; returns how many came before. One thread calls it. The
-/// last block to arrive may then change the states and tables that this one has read.
+/// Counts this block at a sequence's counter; returns how many came before. One thread calls it.
+/// The last block to arrive may then change the states and tables that this one has read.
 template <class Threads>
 KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer, int sequence) {
   return threads.atomic_count_release(layer.arrivals + sequence);

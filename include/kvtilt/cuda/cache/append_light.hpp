@@ -98,7 +98,7 @@ template <class Threads>
 KVTILT_HD void prefetch_page(const Threads& threads, const LayerStorage& layer,
                              const LightSeal& seal) {
   if (seal.slices == 0) return;
-  constexpr int step = 64;  // memory delivers two sectors at once
+  constexpr int step = 64;  // memory delivers two 32-byte sectors at once
   const int bytes =
       layer.page_tokens * (layer.key_dim + layer.value_dim) * static_cast<int>(sizeof(F16)) >>
       bits_below(seal.slices);

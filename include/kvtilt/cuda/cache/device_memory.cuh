@@ -23,7 +23,7 @@ class DeviceMemory {
     if (owned_ != nullptr) (void)cudaFree(owned_);
   }
 
-  /// Takes `bytes` at a multiple of 256: from `given` if that is not empty, else from cudaMalloc.
+  /// Takes `bytes` at a multiple of 256: from `given` if not empty, else of the current device.
   static Result<DeviceMemory> take(std::size_t bytes, std::span<std::byte> given) {
     DeviceMemory memory;
     if (given.empty()) {

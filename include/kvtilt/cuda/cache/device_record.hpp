@@ -81,7 +81,7 @@ KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerStorage& layer,
   return false;
 }
 
-/// Puts the error into words. `key_dim` is that of the record's layer.
+/// The error in words. `key_dim` is that of the record's layer.
 inline Status to_status(const DeviceRecord& record, int key_dim) {
   const ErrorCode code = static_cast<ErrorCode>(record.code);
   const long long token = static_cast<long long>(record.token);

@@ -26,6 +26,7 @@ namespace detail {
 /// What is stored for x: NaN as 0, magnitudes above `limit` as `limit`.
 KVTILT_HD inline float storable(float x, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  // Magnitudes order as their bits; NaN is largest.
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude <= bit_cast<std::uint32_t>(limit)) return x;
   return magnitude > 0x7f800000u
@@ -50,8 +51,8 @@ KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
   *task.half(token, channel) = nearest_half(storable(x, task.limit));
 }
 
-/// Writes all tokens but `first` to last - 1 element by element: for decoding, for rows that start
-/// at any address, and for what fills no tile.
+/// Writes all tokens but `first` to last - 1 element by element: for decoding, for rows at any
+/// address, and for what fills no tile.
 template <class Threads>
 KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
                               const InputTask& task, int first, int last) {
@@ -120,7 +121,7 @@ KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
                            const InputTask& task) {
   const std::int64_t address =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
-  int first = -task.slot & (tile_extent - 1);  // first token of the first full tile
+  int first = -task.slot & (tile_extent - 1);  // first token in a full tile
   int last = task.count - ((task.slot + task.count) & (tile_extent - 1));
   if (task.rows.type == ElementType::F32 || address % 8 != 0 || task.rows.token_stride % 4 != 0 ||
       last <= first)

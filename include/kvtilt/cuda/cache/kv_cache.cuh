@@ -41,11 +41,11 @@ struct SequenceBatch {
 
 /// kvtilt::KVCache in GPU memory. Calls queue work on a stream and return; those that wait for the
 /// stream say so. Only create() allocates device memory. No call changes the current device, which
-/// must be that of create(). Use from one thread at a time. The caller must order the streams of
+/// must be that of create(). Use from one thread at a time. The caller must order, across streams,
 ///   - calls that touch the same sequence;
 ///   - a close, truncate, remove, note_appended, note_truncated, refresh, or append to a layer with
-///     a window, before a later reserve, fork or load, which may hand out the same pages;
-///   - a close before a later open, fork or load, which may take the slot that queued kernels use.
+///     a window, and a later reserve, fork or load, which may hand out the same pages;
+///   - a close and a later open, fork or load, which may take the slot that queued kernels use.
 ///
 /// The host keeps its own copy of lengths and page tables, which does not see graph replays; "as
 /// the host knows it" means this copy. What only the device can detect (values no format holds,
@@ -89,8 +89,8 @@ class KVCache {
   /// its draft. May be captured; note_truncated() tells the host of each replay.
   ///
   /// lengths  device, [sequences]
-  /// known    host, [sequences]: the same numbers. Empty (a must in a capture): the host's copy
-  ///          does not change
+  /// known    host, [sequences]: the same numbers. Empty (required in a capture): not known, the
+  ///          host's copy does not change
   /// Fails    as above, as far as the host knows; then nothing changes. A sequence that only the
   ///          device refuses stays as it is, and poll() reports it
   /// Cost     one kernel; with `known`, one more for each sequence that drops shared pages
@@ -201,7 +201,8 @@ class KVCache {
   Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
                 const MutableTensorView& values, cudaStream_t stream = nullptr) const;
 
-  /// One layer as kernels see it. Valid as long as the cache; changes of sequences do not matter.
+  /// One layer as kernels see it, for attention and pack_pages(). Valid as long as the cache
+  /// exists, whatever happens to sequences.
   Result<LayerStorage> view(int layer) const;
 
   /// Tells the host that a graph replay has appended tokens[i] tokens to sequence i of a batch in

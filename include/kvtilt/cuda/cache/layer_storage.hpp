@@ -76,7 +76,7 @@ struct LayerStorage {
   int window;  ///< 0: none
   int keep_sinks;
   int ring_blocks;  ///< tail blocks of a sequence
-  int seal_bytes;   ///< of shared memory: the most that sealing one kv head takes, whole or in slices
+  int seal_bytes;   ///< the most shared memory that sealing one kv head takes, whole or in slices
   int seal_slices;  ///< blocks that share the sealing of a head's page: append_slices()
 
   /// Device, [kv head], by PageKind. In the 16-bit kinds all heads have equal blocks.

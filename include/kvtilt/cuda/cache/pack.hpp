@@ -3,8 +3,8 @@
 /// by blocks of their own, from rows to page in one pass through shared memory. The first blocks of
 /// a sequence divide all else that is written or sealed.
 ///
-/// A unit is the work of kv_heads blocks, one for each kv head: at most one such page. Where a
-/// sequence's rows start is known on the device alone, so a launch has units for any split of its
+/// A unit is a group of kv_heads blocks, one for each kv head, that seals at most one such page.
+/// Only the device knows where a sequence's rows start, so a launch has units for any split of its
 /// rows among sequences, and a captured graph replays.
 #pragma once
 
