@@ -178,8 +178,8 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
 
 /// The elements of one head that a thread writes; the first warp takes no part, as it plans.
 /// Neighbouring threads write neighbouring channels, so that each sector is written once: a step of
-/// many sequences is bound by writes of parts of sectors (each written twice: 1.6 us more for 64
-/// sequences on an H200).
+/// many sequences is bound by partial writes of sectors (each sector written twice: 1.6 us more for
+/// 64 sequences on an H200).
 class LightElements {
  public:
   static constexpr int together = 3;  ///< loads in flight

@@ -121,8 +121,8 @@ class KVCache {
   /// for the stream.
   ///
   /// image  saved_bytes() bytes at a multiple of 16, in one allocation that host and device can
-  ///        access: pinned, or managed (no other kernel may run where that bars the host from
-  ///        managed memory)
+  ///        access: pinned, or managed; no other kernel may run if running kernels bar the host
+  ///        from managed memory
   /// Fails  InvalidArgument (handle, size or kind of image, layers of different lengths, a sequence
   ///        that changes meanwhile); the image may then be partly written
   /// Cost   one kernel per layer, at the speed of the image's memory; it also sums the checksum
@@ -175,8 +175,8 @@ class KVCache {
   ///         change. Ignored without indptr
   /// Fails   InvalidArgument (shapes, handles, layer) or, as far as the host knows, OutOfCapacity
   ///         (reserve more): nothing is queued. NaN is stored as 0, a magnitude that is too large
-  ///         as the largest that the recipe holds, and poll() reports it. A sequence that the
-  ///         device finds without pages is left alone; invalid indptr leaves all alone: poll()
+  ///         as the largest that the recipe holds, and poll() reports it. On the device nothing is
+  ///         appended to a sequence that lacks pages, nor to any if indptr is invalid: poll()
   ///         reports both, and refresh() updates the host's copy
   /// Cost    one kernel: a small one if no sequence gets a whole page of tokens, else one that
   ///         seals pages in parallel. `tokens` decides; without it the rows of each sequence or,

@@ -18,7 +18,7 @@ struct HeadSlices;
 
 /// A page-table entry: a sealed page of a sequence. 16 bytes: one load.
 struct PageSlot {
-  std::int64_t first_position;  ///< position in the sequence of slot 0
+  std::int64_t first_position;  ///< position of its slot 0 in the sequence
   std::int32_t page;            ///< in the layer's pool
   std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
 };
@@ -75,7 +75,7 @@ struct LayerStorage {
   int recent_tokens;
   int window;  ///< 0: none
   int keep_sinks;
-  int ring_blocks;  ///< tail blocks of a sequence
+  int ring_blocks;  ///< tail blocks of a sequence, used as a ring
   int seal_bytes;   ///< the most shared memory that sealing one kv head takes, whole or in slices
   int seal_slices;  ///< blocks that share the sealing of a head's page: append_slices()
 

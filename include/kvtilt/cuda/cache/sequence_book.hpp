@@ -22,12 +22,13 @@
 
 namespace kvtilt::cuda {
 
-/// The host must be told of appends by replayed graphs (note_appended). If it is not, a sequence
-/// may lose pages or tokens that were to be dropped anyway, or the device may refuse a call, but no
-/// byte is ever wrong: kernels decide by their own lengths, and refuse to fork a sequence that is
-/// not as the host believes. Shared pages that the host has dropped (lost) are named to the device,
-/// which drops them if it still has them; other sequences get them only when that is queued
-/// (settle). Calls that fail change nothing. Not thread-safe.
+/// Keeps the host's copy of all sequences. It must be told of appends by replayed graphs
+/// (note_appended); if it is not, a sequence may lose pages, or tokens that were to be dropped
+/// anyway, or the device may refuse a call, but no byte is ever wrong: kernels decide by their own
+/// lengths, and refuse to fork a sequence that is not as the host believes. Shared pages that the
+/// host has dropped (lost) are named to the device, which drops them if it still has them; other
+/// sequences get them only when that is queued (settle). Calls that fail change nothing. Not
+/// thread-safe.
 class SequenceBook {
  public:
   SequenceBook(const std::vector<detail::DeviceLayer>& layers, const CacheOptions& options);
