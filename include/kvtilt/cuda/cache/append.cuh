@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Kernels that put tokens into a device cache.
+/// Kernels that append tokens to a device cache, and their launches.
 #pragma once
 
 #include <kvtilt/cuda/cache/append.hpp>
@@ -36,14 +36,14 @@ __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
   pack<Rules>(threads, arguments);
 }
 
-/// Adds tokens to sequences: one launch, no synchronisation, fit for graphs.
+/// Appends tokens to sequences: one launch, no synchronisation, may be captured.
 inline cudaError_t launch_append(const AppendArguments& arguments, cudaStream_t stream) {
   constexpr auto kernel = &append_kernel<DeviceThreads>;
   return detail::launch<kernel>(append_blocks(arguments), append_threads,
                                 append_shared_bytes(arguments.layer), stream, arguments);
 }
 
-/// Shared memory that a block of the current device can have.
+/// The most bytes of shared memory that a block of the current device can have.
 inline cudaError_t most_shared_bytes(std::size_t& bytes) {
   int device = 0;
   int limit = 0;
@@ -54,11 +54,12 @@ inline cudaError_t most_shared_bytes(std::size_t& bytes) {
   return error;
 }
 
-/// The same, in the way that is faster where a sequence gets up to `most_tokens`: from a page's
-/// worth on, pages of new tokens alone are sealed by blocks of their own. Whatever the number, the
-/// result is right for any that are in device memory. Heads whose pages do not fit the shared
-/// memory of the current device are appended. cudaErrorInvalidConfiguration if the rows are more
-/// than the blocks of a launch could take.
+/// Like launch_append(), but faster if a sequence gets a page's worth of tokens or more: pages that
+/// hold only new tokens are then sealed by blocks of their own. `most_tokens`, the most that a
+/// sequence gets, is a hint: the result is right for any counts in device memory. Falls back to
+/// launch_append() if it is less than a page, or if a head's page does not fit the device's shared
+/// memory. Fails with cudaErrorInvalidConfiguration if a launch cannot have enough blocks for the
+/// rows.
 inline cudaError_t launch_pack(const AppendArguments& arguments, std::int64_t most_tokens,
                                cudaStream_t stream) {
   if (most_tokens < arguments.layer.page_tokens) return launch_append(arguments, stream);

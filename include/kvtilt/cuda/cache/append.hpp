@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-/// Adds tokens to sequences of a device cache. Teams of blocks take 32 sequences each. A block
-/// writes the sinks and the tail of one kv head of one sequence. What a few tokens push out of the
-/// tail is sealed by all blocks of the team: several share a head's page. Sequences that get more
-/// have their pages sealed where the tokens are written. The last block of a team that has read the
-/// states and tables changes them. What the others still write is seen by the kernels that follow.
+/// Appends tokens to sequences of a device cache. A team of blocks serves 32 sequences of the
+/// batch; each block writes sinks and tail of one kv head of one sequence. If a sequence gets few
+/// tokens (light), the page that leaves its tail is sealed by all blocks of the team: several share
+/// a head's page. If it gets more (heavy), its pages are sealed by the blocks that write its
+/// tokens. The last block of a team to have read states and tables changes them. Other blocks may
+/// still write tokens and pages then: only the kernels that follow read those.
 ///
-/// Nothing here depends on the host: lengths, tables and the numbers of new tokens are in device
-/// memory, so a captured graph replays. The bytes do not depend on the order of blocks.
+/// Lengths, tables and the numbers of new tokens are read from device memory, so a captured graph
+/// replays. The bytes do not depend on the order of blocks.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>
@@ -27,7 +28,7 @@ KVTILT_HD constexpr int team_blocks(const AppendArguments& arguments) {
 
 }  // namespace detail
 
-/// Dynamic shared memory of a block.
+/// Dynamic shared memory of a block, in bytes.
 KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
   return sizeof(detail::TeamShared) + detail::head_shared_bytes(layer);
 }
@@ -42,12 +43,12 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   auto& team =
       *reinterpret_cast<detail::TeamShared*>(threads.shared() + detail::head_shared_bytes(layer));
   const int blocks = detail::team_blocks(arguments);
-  // Subtractions: a division takes longer than the few that it is worth.
+  // Subtracts repeatedly: the quotient is small, and a division takes longer.
   int block = threads.block();
   int first = 0;
   KVTILT_DEVICE_LOOP
   for (; block >= blocks; block -= blocks) first += append_team;
-  // The first of three loads in a row leaves before anything is divided.
+  // The first of three dependent loads: issued before the division below.
   const int looked_at = first + threads.thread();
   std::int32_t slot = -1;
   if (threads.thread() < append_team && looked_at < arguments.batch.count)
@@ -56,7 +57,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
       static_cast<int>(static_cast<unsigned>(block) / static_cast<unsigned>(layer.kv_heads));
   const int head = block - member * layer.kv_heads;
   const detail::TeamPlace place{first, member, team_members(layer, arguments.batch.count), head};
-  // What does not depend on the states is on its way, or done, while they are.
+  // Work that does not depend on the states overlaps with their loads.
   const int index = first + member;
   const bool exists = member < append_team && index < arguments.batch.count;
   std::byte* const seal_memory = threads.shared() + sizeof(detail::AppendShared);
@@ -72,7 +73,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     prepare_slice(threads, layer.slices[head], seal_memory, member & (layer.seal_slices - 1),
                   layer.seal_slices);
   threads.sync();
-  if (team.work == 0) return;  // in all blocks of the team alike
+  if (team.work == 0) return;  // the same in all blocks of the team
   const bool seals = team.seal.slices > 0;
   detail::SliceFit fit;
   if (seals) {
@@ -84,7 +85,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
     }
     begin_slice(threads, team.seal.keys, team.seal.values, seal_memory, fit);
   }
-  // Without heavy sequences the block has then read all it needs.
+  // Without heavy sequences or freed pages, the block has read all it needs of states and tables.
   const bool early = team.frees == 0;
   std::uint32_t before = 0;
   if (threads.warp() == 0) {
@@ -114,7 +115,7 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
   if (early) {
     if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
-    threads.sync_warp();  // a shuffle orders nothing
+    threads.sync_warp();  // a shuffle does not order memory
     threads.fence();
     detail::publish_light(threads, layer, team);
     return;

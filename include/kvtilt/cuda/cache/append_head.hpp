@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// One block adds tokens to one kv head of one sequence: it writes the sinks and the tail, and says
-/// what is to be sealed. The last block of a sequence changes its state.
+/// Appends to one kv head of one sequence, by one block: it writes sinks and tail, and tells which
+/// pages are to be sealed. The last block of a sequence to arrive changes its state.
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
@@ -41,31 +41,31 @@ KVTILT_HD bool rows_are_sound(const Threads& threads, const AppendArguments& arg
                                       arguments.keys.tokens, DeviceCall::Append);
 }
 
-/// One kv head of one sequence that tokens are added to.
+/// One kv head of one sequence that gets tokens.
 struct AppendHead {
   int sequence;  ///< slot
   int head;
   std::int64_t first_row;  ///< of the new tokens
-  SequenceState state;     ///< before
+  SequenceState state;     ///< before the append
   PageSlot* table;
   AppendPlan plan;
 };
 
-/// What the threads of a block share: in registers it would be in the way of the search for scales.
+/// What the threads of a block share; their registers are needed for the search for scales.
 struct alignas(16) AppendShared {
-  AppendArguments arguments;  ///< as constants they would be kept in registers, all of them
+  AppendArguments arguments;  ///< a copy: the kernel's constants would all be kept in registers
   AppendHead work;
   InputTask input[2];  ///< keys and values being written
   bool works;
-  bool last;  ///< of the sequence's blocks to finish
+  bool last;  ///< whether this is the last of the sequence's blocks to arrive
 };
 
-/// Shared memory to append to one head.
+/// Bytes of shared memory that appending to one head takes.
 KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerStorage& layer) {
   return sizeof(AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
 }
 
-/// The arguments to where all threads of a block read them, after the next sync().
+/// Copies the arguments to shared memory; threads may read them after the next sync().
 template <class Threads>
 KVTILT_HD AppendShared& share_arguments(const Threads& threads, const AppendArguments& constants) {
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
@@ -76,8 +76,8 @@ KVTILT_HD AppendShared& share_arguments(const Threads& threads, const AppendArgu
   return shared;
 }
 
-/// Loads state and plan; false if there is nothing to do: in all blocks of a sequence alike. `reports`:
-/// whether this block records that tokens do not fit.
+/// Loads the state and plans the append. Returns false, in all blocks of a sequence alike, if there
+/// is nothing to do. `reports`: whether this block records that tokens do not fit.
 template <class Threads>
 KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constants, int index,
                          int head, bool reports) {
@@ -104,14 +104,14 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
   return shared.works;
 }
 
-/// Which of the new tokens a 16-bit block holds.
+/// New tokens `first` to first + count - 1 of an append, in slots `slot` on of a 16-bit block.
 struct NewTokens {
   std::int64_t first;
   int slot;
   int count;
 };
 
-/// Of a block whose `slots` slots begin at position `start`.
+/// The new tokens that go to a block of `slots` slots whose slot 0 has position `start`.
 KVTILT_HD constexpr NewTokens new_tokens_in(const AppendPlan& plan, std::int64_t start, int slots) {
   const std::int64_t from = plan.length > start ? plan.length : start;
   const std::int64_t end = plan.length + plan.tokens;
@@ -120,11 +120,11 @@ KVTILT_HD constexpr NewTokens new_tokens_in(const AppendPlan& plan, std::int64_t
           until > from ? static_cast<int>(until - from) : 0};
 }
 
-/// Blocks of the tail with new tokens, or that are sealed: numbered from where the tail starts. One
+/// The tail blocks with new tokens, or that are sealed, numbered from the tail's old start. One
 /// append has fewer than 2^31 tokens.
 struct TailBlocks {
   std::int32_t first;
-  std::int32_t last;  ///< one past
+  std::int32_t last;  ///< one past the last
 };
 
 KVTILT_HD constexpr TailBlocks tail_blocks(const AppendPlan& plan, int page_tokens) {
@@ -134,14 +134,14 @@ KVTILT_HD constexpr TailBlocks tail_blocks(const AppendPlan& plan, int page_toke
           in_tail <= 0 ? 0 : static_cast<std::int32_t>((in_tail + page_tokens - 1) / page_tokens)};
 }
 
-/// The page of the pool that page `index` is sealed into, at the head's block.
+/// Where tail block `index` of the head is sealed to, in its page of the pool.
 KVTILT_HD inline std::byte* sealed_block(const LayerStorage& layer, const AppendHead& work,
                                          std::int32_t index) {
   const std::int32_t page = page_for(work.plan, work.state, work.table, index - work.plan.skipped);
   return layer.block(PageKind::Sealed, page) + layer.head(PageKind::Sealed, work.head).offset;
 }
 
-/// Where one head's 16-bit keys and values stand.
+/// Where one head's 16-bit keys and values are in a block.
 struct HalfBlock {
   std::byte* keys;
   std::byte* values;
@@ -174,20 +174,20 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
   for (int tensor = 0; tensor < 2; ++tensor) write_input(threads, layer, shared.input[tensor]);
 }
 
-/// A head's part of a page to seal.
+/// A head's part of a page to seal: its 16-bit keys and values, and where the codes go.
 struct SealJob {
   const std::byte* keys;
   const std::byte* values;
-  std::byte* block;  ///< of the head, in the page
+  std::byte* block;  ///< the head's block in the page
 };
 
-/// The layout of the head in 16-bit block `index` of the tail, -1 being the sinks.
+/// The head's layout in tail block `index`; -1: the sinks.
 KVTILT_HD inline const HeadLayout& half_layout(const LayerStorage& layer, const AppendHead& work,
                                                std::int32_t index) {
   return layer.head(index < 0 ? PageKind::Sinks : PageKind::Tail, work.head);
 }
 
-/// Where it stands.
+/// Where the head's keys and values are in that block.
 KVTILT_HD inline HalfBlock half_block(const LayerStorage& layer, const AppendHead& work,
                                       std::int32_t index) {
   std::byte* block =
@@ -198,7 +198,7 @@ KVTILT_HD inline HalfBlock half_block(const LayerStorage& layer, const AppendHea
   return {block + half.key.codes, block + half.value.codes};
 }
 
-/// The new tokens of it.
+/// The new tokens of that block.
 KVTILT_HD constexpr NewTokens new_tokens_of(const AppendPlan& plan, const LayerStorage& layer,
                                             std::int32_t index) {
   if (index < 0) return new_tokens_in(plan, 0, layer.sink_tokens);
@@ -206,13 +206,13 @@ KVTILT_HD constexpr NewTokens new_tokens_of(const AppendPlan& plan, const LayerS
                        layer.page_tokens);
 }
 
-/// Whether it leaves the tail for a page that is kept.
+/// Whether tail block `index` leaves the tail for a page that the window keeps.
 KVTILT_HD constexpr bool is_sealed(const AppendPlan& plan, std::int32_t index) {
   return index >= plan.skipped && index < plan.seals;
 }
 
-/// Block `index` of the tail, -1 being the sinks, gets its new tokens. Returns whether it leaves the
-/// tail for a page that is kept: then its tokens are visible to all, and the job is to seal it.
+/// Writes the new tokens of tail block `index`; -1: the sinks. Returns whether the block is to be
+/// sealed; then all threads see its tokens, and `job` is set.
 template <class Threads>
 KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
                           const AppendHead& work, std::int32_t index, SealJob& job) {
@@ -227,14 +227,14 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
   return true;
 }
 
-/// How many blocks were here before, of those that share a sequence's counter: for one thread. What
-/// the block has read is then free to be changed by the last one.
+/// Counts this block at a sequence's counter; returns how many came before. One thread calls it.
+/// The last block to arrive may then change the states and tables that this one has read.
 template <class Threads>
 KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer, int sequence) {
   return threads.atomic_count_release(layer.arrivals + sequence);
 }
 
-/// Everything that append does to a head.
+/// All blocks that append writes or seals for a head: -1 (the sinks), then tail blocks.
 KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
   const TailBlocks tail = tail_blocks(plan, layer.page_tokens);
   return {plan.length < layer.sink_tokens ? -1 : tail.first, tail.last};

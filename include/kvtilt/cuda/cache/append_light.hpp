@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Sequences that get a few tokens, 32 at a time: a team of blocks. A warp of each block looks at all
-/// of them; tokens go to their slots one by one; pages that leave the tail are sealed in slices, one
-/// for a block. A step waits for the block that seals: between the launch and its last store lie
-/// three loads, one after the other (slots, states, the tail), and what one slice takes.
+/// Appends a few tokens each to 32 sequences, by a team of blocks. A warp of each block plans for
+/// all of them; tokens are written to their slots one by one; a page that leaves a tail is sealed
+/// in slices, one per block. A decode step waits for the blocks that seal: from the launch to their
+/// last store there are three dependent loads (slots, states, the tail) and the work on one slice.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>
@@ -13,13 +13,13 @@
 
 namespace kvtilt::cuda {
 
-/// Sequences that the blocks of a team take together: one for each lane of a warp.
+/// Sequences that a team of blocks serves: one for each lane of a warp.
 inline constexpr int append_team = 32;
 static_assert(append_team == most_slices);
-/// A sequence that gets more tokens is not light.
+/// The most tokens that a light sequence gets in one append; a sequence that is not light is heavy.
 inline constexpr int append_light_tokens = 8;
 
-/// Blocks of a team for each kv head: one for each sequence, and for each slice of a page.
+/// Blocks of a team for each kv head: at least one for each sequence, and for each slice of a page.
 KVTILT_HD constexpr int team_members(const LayerStorage& layer, int sequences) {
   const int count = sequences < append_team ? sequences : append_team;
   return count > layer.seal_slices ? count : layer.seal_slices;
@@ -31,46 +31,46 @@ namespace detail {
 struct LightSeal {
   const std::byte* keys;
   const std::byte* values;
-  std::byte* block;  ///< of the head, in the page
+  std::byte* block;  ///< the head's block in the page
   int slice;
   int slices;  ///< 0: nothing to do
 };
 
-/// What a block knows of the sequences of its team.
+/// What a block knows of the sequences of its team. Masks have a bit for each.
 struct alignas(16) TeamShared {
-  SequenceState states[append_team];  ///< before
+  SequenceState states[append_team];  ///< before the append
   AppendPlan plans[append_team];
   std::int64_t first_rows[append_team];
   std::int32_t slots[append_team];
   std::uint32_t work;   ///< sequences with new tokens, all of which fit
-  std::uint32_t heavy;  ///< those of them that are not light
-  std::uint32_t frees;  ///< those whose tables change their order
+  std::uint32_t heavy;  ///< those of them that are heavy
+  std::uint32_t frees;  ///< those that are heavy or free pages: their tables change order
   LightSeal seal;
-  // The block's own sequence, if it is not light: while a slice is sealed registers are short.
+  // The block's own sequence, if heavy; kept here because sealing a slice needs the registers.
   bool own_heavy;
   int own_index;
   int own_head;
-  bool last;  ///< of the team's blocks to finish
+  bool last;  ///< whether this is the last of the team's blocks to arrive
 
-  /// Slot of the first with work, whose counter the team's blocks share.
+  /// Slot of the first sequence with work: the team's blocks share its counter.
   [[nodiscard]] KVTILT_HD std::int32_t counter() const {
     return slots[count_bits((work & -work) - 1)];
   }
 };
 
-/// Whether a sequence's tokens go to their slots one by one, and its page, if one is sealed, holds
-/// none of them and is not written before it is sealed.
+/// Whether a sequence is light: it gets few tokens and seals at most one page, which was full
+/// before the append and whose tail block none of the new tokens reuses.
 KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerStorage& layer) {
   const std::int64_t in_tail = plan.length - plan.tail_start;
   const std::int64_t room = static_cast<std::int64_t>(layer.ring_blocks) * layer.page_tokens;
-  // Not one after the other: branches take longer.
+  // Bitwise, without short-circuits: branches take longer.
   const bool few = (plan.tokens <= append_light_tokens) & (plan.seals <= 1) & (plan.skipped == 0);
   const bool apart = (in_tail >= layer.page_tokens) & (in_tail + plan.tokens <= room);
   return few & ((plan.seals == 0) | apart);
 }
 
-/// Shares out pages, `seals` of them, among the members of a team: which one, and which slice of it,
-/// `member` seals, in slices as fine as there are members for. Without slices: none.
+/// Divides `seals` pages among the members of a team: which page, and which slice of it, `member`
+/// seals. Pages are cut into as many slices as there are members for. 0 slices: nothing to seal.
 struct SealShare {
   int page;
   int slice;
@@ -84,21 +84,21 @@ struct SealShare {
   }
 };
 
-/// A block of a team.
+/// A block's place in its team.
 struct TeamPlace {
-  int first;   ///< of the team's sequences
-  int member;  ///< of `members`, each with blocks for all kv heads
+  int first;   ///< index in the batch of the team's first sequence
+  int member;  ///< 0 to members - 1; each has a block for every kv head
   int members;
   int head;
 };
 
-/// The blocks that share a page bring equal parts of it closer, up to 2 KiB, whatever they seal of it:
-/// much is left to do before the first load.
+/// Prefetches the 16-bit tokens of a page. The blocks that share it prefetch equal parts, up to 2
+/// KiB each, whichever slices they seal: much work is left before the first load.
 template <class Threads>
 KVTILT_HD void prefetch_page(const Threads& threads, const LayerStorage& layer,
                              const LightSeal& seal) {
   if (seal.slices == 0) return;
-  constexpr int step = 64;  // memory answers with two sectors
+  constexpr int step = 64;  // memory delivers two 32-byte sectors at once
   const int bytes =
       layer.page_tokens * (layer.key_dim + layer.value_dim) * static_cast<int>(sizeof(F16)) >>
       bits_below(seal.slices);
@@ -106,11 +106,11 @@ KVTILT_HD void prefetch_page(const Threads& threads, const LayerStorage& layer,
   if (at < bytes) threads.prefetch(seal.keys + seal.slice * bytes + at);
 }
 
-/// A warp looks at all sequences of a team, each lane at that of `slot`, if there is one. Returns, to
-/// the lane whose sequence it is, the page that the block seals into, to others -1: not waited for
-/// before it is looked at.
+/// Plans a team's append. One warp calls it, each lane for the sequence in `slot` (below 0: none).
+/// The lane whose sequence's page this block seals gets the page's index in the pool; others get
+/// -1. That load may still be in flight: the first use waits for it.
 ///
-/// reports  whether it records that tokens do not fit
+/// reports  whether the block records that tokens do not fit
 template <class Threads>
 KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& arguments,
                                  const TeamPlace& place, std::int32_t slot, bool reports,
@@ -122,12 +122,12 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   std::int64_t tokens = 0;
   std::int64_t first_row = 0;
   SequenceState state{};
-  if (exists) state = layer.states[slot];  // on its way while all rows are looked at
+  if (exists) state = layer.states[slot];  // in flight while all rows are checked
   if (rows_are_sound(threads, arguments) && exists) {
     tokens = arguments.rows.count(index);
     first_row = arguments.rows.first(index);
   }
-  // Without tokens it means nothing, and reads no table: branches take longer than what they spare.
+  // Computed even without tokens, when it reads no table and is ignored: a branch takes longer.
   const AppendPlan plan =
       plan_append(layer.placement(), state, layer.table(exists ? slot : 0), tokens);
   if (reports && tokens > 0 && !plan.fits)
@@ -152,9 +152,9 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   if ((seals >> lane & 1u) != 0) {
     const SealShare share(count_bits(seals), place.member, place.members, layer.seal_slices);
     if (share.slices > 0 && share.page == count_bits(seals & ((1u << lane) - 1))) {
-      // Blocks that have arrived look at no table: it is read here, by the one lane that may.
+      // Read here, by one lane: once a block has arrived it must not read the table.
       page = page_for(plan, state, layer.table(slot), 0);
-      // 16-bit blocks of all heads are alike, keys first.
+      // All heads have equal 16-bit blocks: keys, then values.
       const std::int64_t key_bytes =
           static_cast<std::int64_t>(layer.page_tokens) * layer.key_dim * 2;
       const std::int64_t head_bytes =
@@ -176,12 +176,13 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
   return page;
 }
 
-/// Elements of one head that a thread writes: the first warp has other things to do. Neighbouring
-/// threads write neighbouring channels, so that each sector is written to once: parts of sectors are
-/// what a step of many sequences waits for (each one twice: 1.6 us more for 64 sequences on an H200).
+/// The elements of one head that a thread writes; the first warp takes no part, as it plans.
+/// Neighbouring threads write neighbouring channels, so that each sector is written once: a step of
+/// many sequences is bound by partial writes of sectors (each sector written twice: 1.6 us more for
+/// 64 sequences on an H200).
 class LightElements {
  public:
-  static constexpr int together = 3;  ///< loads on their way
+  static constexpr int together = 3;  ///< loads in flight
 
   template <class Threads>
   KVTILT_HD LightElements(const Threads& threads, const AppendArguments& arguments, int head)
@@ -196,8 +197,8 @@ class LightElements {
   [[nodiscard]] KVTILT_HD int count() const {
     return arguments_.layer.key_dim + arguments_.layer.value_dim;
   }
-  /// Bits as they are, halves of 32 apart: nothing here waits for a load. Beyond the last element
-  /// that once more.
+  /// Loads bits without converting them (f32 as two halves), so that nothing here waits for a load.
+  /// Past the last element it loads that one again.
   KVTILT_HD void load(std::int64_t row, int base) {
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < together; ++i) {
@@ -230,8 +231,8 @@ class LightElements {
   std::uint32_t high_[together];
 };
 
-/// The tokens of one head of a light sequence. The 16-bit blocks of all heads are alike. `elements`
-/// has loaded the first ones.
+/// Writes the new tokens of one head of a light sequence. The 16-bit blocks of all heads are alike.
+/// The caller has loaded the first elements into `elements`.
 template <class Threads>
 KVTILT_HD void write_light(const Threads& threads, const AppendArguments& arguments,
                            const TeamShared& team, int member, int head, float key_limit,
@@ -250,7 +251,7 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
       block_slots = (layer.sink_tokens + tile_extent - 1) / tile_extent * tile_extent;
       to = layer.sinks(slot_of);
     } else {
-      // Divisions take longer: pages have 2^n tokens.
+      // A shift and a mask, as pages have 2^n tokens: divisions take longer.
       to = layer.tail(slot_of, team.states[member].ring_head, slot >> bits_below(block_slots));
       slot &= block_slots - 1;
     }
@@ -288,19 +289,19 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
   }
 }
 
-/// Seals what the block has begun.
+/// Seals the slice that the block has begun with begin_slice().
 template <class Threads>
 KVTILT_HD void finish_seal(const Threads& threads, const TeamShared& team, SliceFit& fit) {
   seal_slice(threads, team.seal.keys, team.seal.values, team.seal.block,
              threads.shared() + sizeof(AppendShared), fit);
 }
 
-/// Seals a whole page, of a sequence that is not light. The code is there twice: in one loop with
-/// this, a slice would have no registers.
+/// Seals a whole page of a heavy sequence. A second copy of the sealing code: in one loop with
+/// this, a slice would run out of registers.
 template <class Threads>
 KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared& team) {
   std::byte* const shared = threads.shared() + sizeof(AppendShared);
-  threads.sync();  // of what was sealed before nothing is in use
+  threads.sync();  // the shared memory of the page sealed before is free
   if (threads.thread() < 2) take_slice(threads.thread(), shared, 0, 1, threads.thread_count());
   if (threads.thread() == 0) team.seal = {job.keys, job.values, job.block, 0, 1};
   threads.sync();
@@ -309,7 +310,7 @@ KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared&
   finish_seal(threads, team, fit);
 }
 
-/// A warp of the last block publishes the states of sequences whose tables keep their order.
+/// Publishes the states of sequences whose tables keep their order: one warp of the last block.
 template <class Threads>
 KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
                              const TeamShared& team) {
@@ -323,7 +324,7 @@ KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
   layer.states[slot] = state;
 }
 
-/// The same for all sequences, by all threads.
+/// Publishes the states and tables of all sequences of the team: all threads of the last block.
 template <class Threads>
 KVTILT_HD void publish_team(const Threads& threads, const LayerStorage& layer,
                             const TeamShared& team) {

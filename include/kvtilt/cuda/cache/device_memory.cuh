@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// One piece of device memory, owned or the caller's.
+/// A range of device memory that is owned, or borrowed from the caller.
 #pragma once
 
 #include <kvtilt/cuda/cache/memory_plan.hpp>
@@ -23,7 +23,7 @@ class DeviceMemory {
     if (owned_ != nullptr) (void)cudaFree(owned_);
   }
 
-  /// `bytes` at a multiple of 256: of `given` if that is not empty, else of the current device.
+  /// Takes `bytes` at a multiple of 256: from `given` if not empty, else of the current device.
   static Result<DeviceMemory> take(std::size_t bytes, std::span<std::byte> given) {
     DeviceMemory memory;
     if (given.empty()) {

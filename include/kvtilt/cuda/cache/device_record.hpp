@@ -11,8 +11,9 @@
 
 namespace kvtilt::cuda {
 
-/// The first error is kept, all are counted. One thread calls it. Whoever finds a code finds the
-/// whole error, and whoever does not claim the record was counted before it is free again.
+/// Keeps the first error and counts all. One thread calls it. The code is written last: a reader
+/// that finds it finds the whole error. The count comes first: an error that finds the record
+/// claimed is counted before poll() frees the record.
 template <class Threads>
 KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
                             const DeviceRecord& error) {
@@ -37,13 +38,14 @@ KVTILT_HD void record_error(const Threads& threads, DeviceRecords* records,
   record_error(threads, repaired ? &records->repaired : &records->refused, error);
 }
 
-/// An error of a whole sequence in one layer.
+/// An error that concerns a whole sequence in one layer.
 KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequence,
                                              std::int64_t token) {
   return {static_cast<std::uint32_t>(code), 1, layer, sequence, token, -1, -1, 0.0f};
 }
 
-/// A launch whose rows cannot be meant, those of sequence `index` of its batch first.
+/// A launch with invalid rows, first those of sequence `index` of its batch: from row `head` up to
+/// `token`, of `channel` in all.
 KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& rows,
                                          std::int64_t in_all, DeviceCall call) {
   return {static_cast<std::uint32_t>(ErrorCode::Corrupt),
@@ -58,9 +60,8 @@ KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& 
           call};
 }
 
-/// Whether the rows of all sequences of a batch can be meant: who plans a launch counts on all of
-/// them, so if not, nothing is done, which one block records. A warp calls it; it loads nothing
-/// without indptr.
+/// Whether the rows of all sequences of a batch are valid. If not, nothing may be done, since plans
+/// rely on all of them, and one block records it. A warp calls it; it loads nothing without indptr.
 ///
 /// in_all  rows of the tensors
 template <class Threads>
@@ -80,7 +81,7 @@ KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerStorage& layer,
   return false;
 }
 
-/// The error in words. `key_dim` is that of the layer.
+/// The error in words. `key_dim` is that of the record's layer.
 inline Status to_status(const DeviceRecord& record, int key_dim) {
   const ErrorCode code = static_cast<ErrorCode>(record.code);
   const long long token = static_cast<long long>(record.token);

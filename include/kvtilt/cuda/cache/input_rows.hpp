@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Rows of an engine's tensors as 16-bit tensors in fragment order: the only way numbers enter a
-/// device cache. What a recipe cannot hold is changed, since nothing can be refused any more: NaN
-/// becomes 0, larger magnitudes the largest; the record names the first.
+/// Writes rows of an engine's tensors into 16-bit tensors in fragment order: the only way numbers
+/// enter a device cache. A kernel can refuse nothing, so it changes what a recipe cannot hold: NaN
+/// becomes 0, magnitudes that are too large the largest; the record names the first.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -23,9 +23,10 @@ namespace kvtilt::cuda {
 
 namespace detail {
 
-/// What is stored for x. NaN becomes 0.
+/// What is stored for x: NaN as 0, magnitudes above `limit` as `limit`.
 KVTILT_HD inline float storable(float x, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
+  // Magnitudes order as their bits; NaN is largest.
   const std::uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude <= bit_cast<std::uint32_t>(limit)) return x;
   return magnitude > 0x7f800000u
@@ -37,7 +38,7 @@ KVTILT_HD inline bool is_storable(float x, float limit) {
   return (bit_cast<std::uint32_t>(x) & 0x7fffffffu) <= bit_cast<std::uint32_t>(limit);
 }
 
-/// Stores an element that is not storable, and says so.
+/// Changes an element that is not storable, and records it.
 template <class Threads>
 KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
                               const InputTask& task, int token, int channel) {
@@ -50,12 +51,12 @@ KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
   *task.half(token, channel) = nearest_half(storable(x, task.limit));
 }
 
-/// All tokens but those from `first` to last - 1, element by element: for decoding, for rows that
-/// start anywhere, and for what fills no tile.
+/// Writes all tokens but `first` to last - 1 element by element: for decoding, for rows at any
+/// address, and for what fills no tile.
 template <class Threads>
 KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
                               const InputTask& task, int first, int last) {
-  constexpr int together = 4;  // loads on their way
+  constexpr int together = 4;  // loads in flight
   const int dim = task.dim();
   const int thread = threads.thread();
   const int threads_all = threads.thread_count();
@@ -92,13 +93,13 @@ KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
   }
 }
 
-/// Looks at the elements again that write_tiles() gave this thread.
+/// Checks the elements that write_tiles() gave this thread once more, and repairs them.
 template <class Threads>
 KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
                             const InputTask& task, int first, int tokens) {
   const int lane = threads.lane();
   const bool keys = task.role == Role::Keys;
-  const int across = keys ? 4 : 2;  // channels of a lane in a tile
+  const int across = keys ? 4 : 2;  // channels that a lane holds of a tile
   const int token = first + (keys ? lane / 4 * 2 : lane % 4 * 4);
   const int channel = keys ? lane % 4 * 4 : lane / 4 * 2;
   TileRuns run(tokens, task.dim(), threads.warp(), threads.thread_count() / warp_lanes);
@@ -113,14 +114,14 @@ KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
 
 }  // namespace detail
 
-/// Writes the rows into the slots. All threads of a block take part. Fast are whole tiles of 16-bit
-/// elements whose rows start at multiples of 8 bytes.
+/// Writes the rows of a task to their slots, by all threads of a block. Fast for whole tiles of
+/// 16-bit elements whose rows start at multiples of 8 bytes.
 template <class Threads>
 KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
                            const InputTask& task) {
   const std::int64_t address =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
-  int first = -task.slot & (tile_extent - 1);  // token in a full tile
+  int first = -task.slot & (tile_extent - 1);  // first token in a full tile
   int last = task.count - ((task.slot + task.count) & (tile_extent - 1));
   if (task.rows.type == ElementType::F32 || address % 8 != 0 || task.rows.token_stride % 4 != 0 ||
       last <= first)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Members of cuda::KVCache that give and take memory; included by kv_cache.cuh.
+// Members of cuda::KVCache that manage sequences and report memory; included by kv_cache.cuh.
 
 namespace kvtilt::cuda {
 
@@ -26,7 +26,7 @@ inline Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan
   return Result<KVCache>(std::move(cache));
 }
 
-/// Layouts and empty tables. Zeros everywhere else: padding of pages is never written again.
+/// Uploads layouts and empty states; the rest becomes zeros, as padding of pages is never written.
 inline Status KVCache::upload(cudaStream_t stream) {
   const auto copy = [&](std::size_t offset, const void* from, std::size_t bytes) {
     return to_status(
@@ -53,7 +53,7 @@ inline Status KVCache::upload(cudaStream_t stream) {
                                             empty_state(layer.placement, 0));
     KVTILT_RETURN_IF_ERROR(
         copy(layer.states, states.data(), states.size() * sizeof(SequenceState)));
-    // Host memory goes out of scope only after this.
+    // Vectors must outlive their copies.
     KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "creating a cache"));
   }
   return to_status(cudaStreamSynchronize(stream), "creating a cache");
@@ -124,14 +124,14 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cuda
   };
   Status made = launch();
   if (made.ok()) return child;
-  static_cast<void>(book_.close(*child));  // nobody knows its slot
+  static_cast<void>(book_.close(*child));  // its slot was never handed out
   return static_cast<Status&&>(made);
 }
 
 inline Status KVCache::close(SequenceId id, cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "close"));
   KVTILT_RETURN_IF_ERROR(book_.check(id));
-  // A replay that still names the slot then has no page to write to.
+  // First, so that a replay that still names the slot has no page to write to.
   KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), static_cast<int>(id.slot), stream));
   return book_.close(id);
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Members of cuda::KVCache that write sequences to bytes and read them back; included by kv_cache.cuh.
+// Members of cuda::KVCache that save sequences and load them; included by kv_cache.cuh.
 
 namespace kvtilt::cuda {
 
-/// Device address of bytes that the host reads and writes, too; nothing else will do.
+/// The device address of memory that the host can read and write, too; refuses any other memory.
 inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> image) {
   cudaPointerAttributes first{};
   cudaPointerAttributes last{};
@@ -11,7 +11,7 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   if (!image.empty()) error = cudaPointerGetAttributes(&first, image.data());
   if (!image.empty() && error == cudaSuccess)
     error = cudaPointerGetAttributes(&last, &image.back());
-  if (error != cudaSuccess) (void)cudaGetLastError();  // it is reported
+  if (error != cudaSuccess) (void)cudaGetLastError();  // cleared, as it is returned below
   if (error != cudaSuccess && error != cudaErrorInvalidValue)
     return to_status(error, "looking at an image");
   const auto both = [](const cudaPointerAttributes& of) {
@@ -30,8 +30,8 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   return address;
 }
 
-/// Writes all but blocks and checksum, and calls act(layer, saved, places) for each layer that keeps a
-/// cache. Without an image nothing is written.
+/// Writes an image but for blocks and checksum, and calls act(layer, saved, places) for each layer
+/// that keeps a cache. Writes nothing if the image is empty.
 template <class Act>
 SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
                                   Act act) const {
@@ -56,7 +56,7 @@ SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<
   return writer;
 }
 
-/// Queues what `launch` does, and waits for the sum of the blocks that it moves.
+/// Calls `launch`, waits for the stream, and returns the checksum of the blocks that were moved.
 template <class Launch>
 Result<std::uint64_t> KVCache::sum_of_blocks(Launch launch, cudaStream_t stream) const {
   const char* const what = "moving a sequence";
@@ -67,7 +67,7 @@ Result<std::uint64_t> KVCache::sum_of_blocks(Launch launch, cudaStream_t stream)
   Status read = to_status(
       cudaMemcpyAsync(&result, saved_result(), sizeof result, cudaMemcpyDeviceToHost, stream),
       what);
-  // Whatever was queued may still use the caller's memory.
+  // Waits even after an error: what was queued may still use the caller's memory.
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), what));
   KVTILT_RETURN_IF_ERROR(std::move(launched));
   KVTILT_RETURN_IF_ERROR(std::move(read));
@@ -111,7 +111,7 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   };
   Result<std::uint64_t> sum = sum_of_blocks(launch, stream);
   if (!sum) return std::move(sum).take_status();
-  // Not all managed memory may be touched by the host while kernels run.
+  // The host writes last: not all managed memory may be touched by it while kernels run.
   write_tables(id, *length, image, [](int, const SavedLayer&, const SavedPlaces&) {}).finish(*sum);
   return {};
 }
@@ -129,7 +129,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   Result<SequenceId> id = book_.load(*saved, tokens, given_);
   if (!id) return id;
   const int slot = static_cast<int>(id->slot);
-  std::vector<LoadArguments> layers;  // before kernels run: see save()
+  std::vector<LoadArguments> layers;  // built before kernels run, as the host reads the image
   for (std::size_t layer = 0; layer < storages_.size(); ++layer)
     if (storages_[layer].kv_heads > 0)
       layers.push_back({storages_[layer], slot, *device, saved->length(), saved->layer(layer),
@@ -150,7 +150,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   };
   Status loaded = load();
   if (loaded.ok()) return id;
-  static_cast<void>(book_.close(*id));  // nobody knows its slot, and nothing writes to its pages
+  static_cast<void>(book_.close(*id));  // unknown to callers and to running kernels
   return static_cast<Status&&>(loaded);
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Members of cuda::KVCache that put tokens in and look at sequences; included by kv_cache.cuh.
+// Members of cuda::KVCache that append and unpack tokens and look at sequences; included by
+// kv_cache.cuh.
 
 namespace kvtilt::cuda {
 
@@ -65,7 +66,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
   const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
-  // A hint, no more: what a captured launch is told need not hold when it is replayed.
+  // Only a hint: what a captured launch is told need not hold when it is replayed.
   std::int64_t longest = indptr == nullptr ? each : keys.tokens;
   if (!tokens.empty()) longest = *std::max_element(tokens.begin(), tokens.end());
   KVTILT_RETURN_IF_ERROR(to_status(launch_pack(arguments, longest, stream), "appending tokens"));
@@ -87,7 +88,7 @@ inline Status KVCache::append(const SequenceBatch& batch, int layer, const Tenso
 
 inline Status KVCache::append(SequenceId id, int layer, const TensorView& keys,
                               const TensorView& values, cudaStream_t stream) {
-  // The slot is read for the batch.
+  // Checked here, as the slot is used before the batch is checked.
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   return append({&id, 1}, {device_slots() + id.slot, 1}, layer, keys, values, nullptr, {}, stream);
 }
@@ -218,9 +219,9 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
   return {};
 }
 
-/// Kernels of other streams may record errors meanwhile. While there is a code they only count;
-/// what they add before the count is read belongs to this error, and what claims the record as soon
-/// as it is free stays for the next poll. So the order is: code, the rest, record free, count.
+/// Kernels of other streams may record errors meanwhile. While there is a code they only count, and
+/// what they count before the count is read belongs to this error; one that claims the record after
+/// it is freed stays for the next poll. Hence the order: code, the rest, free the record, count.
 inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
   DeviceRecords* all = reinterpret_cast<DeviceRecords*>(memory_.data() + layout_.record);
@@ -233,7 +234,7 @@ inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
     return to_status(cudaMemsetAsync(word, 0, sizeof *word, stream), "poll");
   };
   if (record != nullptr) *record = {};
-  DeviceRecords codes{};  // of which nothing else may be there yet
+  DeviceRecords codes{};  // only the codes are sure to be complete
   KVTILT_RETURN_IF_ERROR(read(&codes, all, sizeof codes));
   if (codes.first().code == 0) return {};
   DeviceRecord* own = codes.refused.code != 0 ? &all->refused : &all->repaired;
@@ -243,7 +244,7 @@ inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   KVTILT_RETURN_IF_ERROR(clear(&own->claimed));
   KVTILT_RETURN_IF_ERROR(read(&found.count, &own->count, sizeof found.count));
   KVTILT_RETURN_IF_ERROR(clear(&own->count));
-  // The last poll may have counted it.
+  // At least this error: the last poll may have taken its count.
   found.count = std::max<std::uint32_t>(found.count, 1);
   if (record != nullptr) *record = found;
   const bool known = found.layer >= 0 && found.layer < layers();

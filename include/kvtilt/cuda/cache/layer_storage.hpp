@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// All that kernels see of one layer of a device cache: plain data, passed by value. Lengths and
-/// tables are in device memory and change there, so that a captured graph replays as they grow.
+/// page tables are in device memory and change there, so that a captured graph replays as they
+/// grow.
 #pragma once
 
 #include <kvtilt/cache/token_placement.hpp>
@@ -15,56 +16,57 @@ namespace kvtilt::cuda {
 
 struct HeadSlices;
 
-/// A sealed page of a sequence. 16 bytes: one load.
+/// A page-table entry: a sealed page of a sequence. 16 bytes: one load.
 struct PageSlot {
-  std::int64_t first_position;  ///< of slot 0 in its text
+  std::int64_t first_position;  ///< position of its slot 0 in the sequence
   std::int32_t page;            ///< in the layer's pool
   std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
 };
 static_assert(sizeof(PageSlot) == 16);
 
-/// Where one sequence stands in one layer. Kernels alone write it once it is open.
+/// Where the tokens of one sequence are in one layer. Once it is open, only kernels write this.
 struct SequenceState {
   std::int64_t length;         ///< positions 0 to length - 1 were appended
   std::int64_t tail_start;     ///< position of the tail's first token; sinks lie before it
-  std::int64_t first_kept;     ///< beyond the sinks, positions before it were freed
+  std::int64_t first_kept;     ///< positions before it were freed, sinks excepted
   std::int32_t first_page;     ///< table entries before it were freed
   std::int32_t page_end;       ///< entries first_page to page_end - 1 hold tokens
-  std::int32_t page_capacity;  ///< entries page_end to page_capacity - 1 have an unused page
+  std::int32_t page_capacity;  ///< entries page_end to page_capacity - 1 hold unused pages
   std::int32_t ring_head;      ///< tail block at which the tail starts
-  std::int32_t shared_end;     ///< pages of entries before it may be another sequence's too: when
-                               ///< they are let go of they must not be written again
-  std::int32_t unused = 0;     ///< without a name it is copied byte by byte
+  std::int32_t shared_end;     ///< entries before it may hold pages that other sequences hold too:
+                               ///< once dropped, these must not be written again
+  std::int32_t unused = 0;     ///< named padding: the compiler copies unnamed padding by bytes
 };
 
-/// What found an error, where its code does not tell.
+/// Which call found an error, where its code alone does not tell.
 enum class DeviceCall : std::int32_t { Any, Append, Attend, PackPages };
 
-/// Something that went wrong in kernels whose data only the device has seen. code 0: nothing did.
+/// An error that only kernels could find, as only they see the data. code 0: none.
 struct DeviceRecord {
-  std::uint32_t code;   ///< ErrorCode; written when all the rest is there
-  std::uint32_t count;  ///< how many elements or sequences
+  std::uint32_t code;   ///< ErrorCode; written after all the rest
+  std::uint32_t count;  ///< how many elements or sequences are in error
   std::int32_t layer;
   std::int32_t sequence;  ///< slot, or place in a batch: see poll()
   std::int64_t token;     ///< position, or what to_status() says
   std::int32_t head;      ///< kv head
   std::int32_t channel;   ///< of the key, or key_dim + channel of the value
   float value;
-  std::uint32_t claimed = 0;  ///< not 0: the error is being written, or is there
+  std::uint32_t claimed = 0;  ///< not 0: a thread is writing the error, or has written it
   DeviceCall call = DeviceCall::Any;
 };
 
-/// The first of each kind: NaN of one request must not hide that tokens of another were not stored.
+/// The first error of each kind: a NaN of one request must not hide that tokens of another were not
+/// stored.
 struct DeviceRecords {
-  DeviceRecord refused;   ///< what was not done
-  DeviceRecord repaired;  ///< what was stored, but not as it came: InvalidValue
+  DeviceRecord refused;   ///< work that was not done
+  DeviceRecord repaired;  ///< values that were changed before they were stored: InvalidValue
 
-  /// The one to be told first.
+  /// The error to report first.
   [[nodiscard]] const DeviceRecord& first() const { return refused.code != 0 ? refused : repaired; }
 };
 
 struct LayerStorage {
-  int layer;  ///< for records
+  int layer;  ///< its index, for error records
   int kv_heads;
   int key_dim;
   int value_dim;
@@ -73,20 +75,20 @@ struct LayerStorage {
   int recent_tokens;
   int window;  ///< 0: none
   int keep_sinks;
-  int ring_blocks;  ///< tail blocks of a sequence
-  int seal_bytes;   ///< of shared memory: the most that sealing a kv head takes, whole or in slices
-  int seal_slices;  ///< blocks that share out a head's page: append_slices()
+  int ring_blocks;  ///< tail blocks of a sequence, used as a ring
+  int seal_bytes;   ///< the most shared memory that sealing one kv head takes, whole or in slices
+  int seal_slices;  ///< blocks that share the sealing of a head's page: append_slices()
   int min_max_only;  ///< whether no sealed page is fitted by another range rule
 
-  /// Device, [kv head], by PageKind. Head blocks of the 16-bit kinds are all alike.
+  /// Device, [kv head], by PageKind. In the 16-bit kinds all heads have equal blocks.
   const HeadLayout* heads[page_kinds];
-  const HeadSlices* slices;     ///< device, [kv head]: how pages are sealed in slices
+  const HeadSlices* slices;     ///< device, [kv head]: how a page is split into slices for sealing
   std::byte* pool[page_kinds];  ///< blocks one after the other; 64-byte aligned
   std::int64_t block_bytes[page_kinds];
   SequenceState* states;  ///< [sequence slot]
   PageSlot* tables;       ///< [sequence slot][table_stride]
   std::int64_t table_stride;
-  std::uint32_t* arrivals;  ///< [sequence slot], zero between kernels
+  std::uint32_t* arrivals;  ///< [sequence slot]: blocks that have arrived; zero between kernels
   DeviceRecords* records;
   std::uint64_t fingerprint;  ///< of the sealed pages: layout_fingerprint()
 
@@ -110,7 +112,7 @@ struct LayerStorage {
     const int turned = beyond < 0 ? beyond + ring_blocks : beyond;
     return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + turned);
   }
-  /// A batch is padded with slots below 0: empty sequences, of which nothing is read.
+  /// Slots below 0 pad a batch: they act as empty sequences, of which nothing is read.
   [[nodiscard]] KVTILT_HD SequenceState state(int sequence) const {
     return sequence < 0 ? SequenceState{} : states[sequence];
   }
@@ -120,11 +122,11 @@ struct LayerStorage {
 };
 static_assert(std::is_trivially_copyable_v<LayerStorage>);
 
-/// Most slices of a page: a member of a team of blocks seals one.
+/// The most slices of a page; each is sealed by one member of a team of blocks (append_light.hpp).
 inline constexpr int most_slices = 32;
 
-/// Blocks that share the sealing of one head's page, a power of two: so many that each of 128 threads
-/// has eight elements to fit.
+/// How many blocks share the sealing of one head's page, a power of two: enough that each of 128
+/// threads has eight elements to fit.
 KVTILT_HD constexpr int append_slices(int page_tokens, int key_dim, int value_dim) {
   constexpr int elements = 1024;
   int slices = 1;
@@ -133,8 +135,9 @@ KVTILT_HD constexpr int append_slices(int page_tokens, int key_dim, int value_di
   return slices;
 }
 
-/// Equal for pages that kernels read alike, and in practice for no others: all that decides where a
-/// head's bytes lie and what they mean. Range rules do not: they only choose codes.
+/// A hash of all that decides where a head's bytes lie and what they mean: equal for pages that
+/// kernels read alike, and in practice for no others. Range rules are not in it: they only choose
+/// codes.
 inline std::uint64_t layout_fingerprint(const PageLayout& layout) {
   std::uint64_t hash = 0xcbf29ce484222325u;
   const auto add = [&](std::uint64_t x) {
@@ -164,7 +167,7 @@ inline bool fits_by_min_max(const PageLayout& layout) {
   return true;
 }
 
-/// A layer without memory: its numbers. `placement` with the layer's window.
+/// Describes a layer without its memory. `placement` is that with the layer's window.
 inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                    const LayerLayouts& layouts) {
   LayerStorage layer{};
@@ -188,8 +191,8 @@ inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement
   return layer;
 }
 
-/// Sequences of one launch: slots [count] in device memory. Below 0: none, which counts as an empty
-/// one that nothing is done to.
+/// Sequences of one launch: slots [count] in device memory. A slot below 0 acts as an empty
+/// sequence that nothing is done to.
 struct Batch {
   const std::int32_t* slots;
   int count;
@@ -197,7 +200,7 @@ struct Batch {
 
 /// Which rows of a tensor [rows, heads, dim] belong to which sequence of a batch.
 struct BatchRows {
-  const std::int32_t* indptr;  ///< device, [sequences + 1]; null: as many for each
+  const std::int32_t* indptr;  ///< device, [sequences + 1]; null: `each` rows for every sequence
   int each;
 
   [[nodiscard]] KVTILT_HD std::int64_t first(int sequence) const {
@@ -206,8 +209,8 @@ struct BatchRows {
   [[nodiscard]] KVTILT_HD std::int64_t count(int sequence) const {
     return indptr != nullptr ? indptr[sequence + 1] - indptr[sequence] : each;
   }
-  /// Whether a sequence's rows end behind their start, and lie in a tensor of `rows` rows: without
-  /// this neither number above means anything.
+  /// Whether a sequence's rows do not end before they start and lie in a tensor of `rows` rows. If
+  /// not, neither number above means anything.
   [[nodiscard]] KVTILT_HD bool are_sound(int sequence, std::int64_t rows) const {
     const std::int64_t start = first(sequence);
     const std::int64_t end = first(sequence + 1);

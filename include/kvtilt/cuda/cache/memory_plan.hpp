@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where everything of a device cache lies in its memory, before there is one.
+/// Plans the memory of a device cache before any is allocated: how much, and what lies where.
 #pragma once
 
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -21,7 +21,7 @@
 
 namespace kvtilt::cuda {
 
-/// Bytes that KVCache::create takes, all of them at once, to the byte.
+/// The exact number of bytes that KVCache::create allocates, all at once, by purpose.
 struct MemoryPlan {
   std::size_t sink_bytes = 0;   ///< 16-bit blocks of the first tokens, of all sequence slots
   std::size_t tail_bytes = 0;   ///< 16-bit blocks of the newest tokens, of all sequence slots
@@ -38,12 +38,12 @@ namespace detail {
 
 inline constexpr std::size_t device_alignment = 256;
 
-/// One layer: what it is, and byte offsets from the start of the cache's memory.
+/// One layer: its shape and layouts, and byte offsets from the start of the cache's memory.
 struct DeviceLayer {
   LayerShape shape;
   TokenPlacement placement;
   LayerLayouts layouts;
-  std::int32_t pages;  ///< of the pool
+  std::int32_t pages;  ///< in the layer's pool
   std::int64_t table_stride;
   std::size_t pools[page_kinds];
   std::size_t heads[page_kinds];
@@ -57,11 +57,12 @@ struct DeviceLayer {
   }
   [[nodiscard]] std::size_t& pool(PageKind kind) { return pools[static_cast<int>(kind)]; }
 
-  /// Most pages that a sequence uses at once: once the window is full, each new page frees one.
+  /// The most pages that a sequence with a window uses at once: then each new one frees another.
   [[nodiscard]] std::int64_t window_pages() const {
     return placement.window / placement.page_tokens + 2;
   }
-  /// Pages that a sequence of `tokens` tokens holds whose tail starts at `tail_start`.
+  /// Pages that a sequence seals from `tail_start` on as it grows to `tokens` tokens, as far as a
+  /// window keeps them.
   [[nodiscard]] std::int64_t pages_for(std::int64_t tail_start, std::int64_t tokens) const {
     const std::int64_t seals = placement.seals(tail_start, tokens);
     return placement.window == 0 ? seals : std::min(seals, window_pages());
@@ -72,16 +73,16 @@ struct DeviceLayout {
   std::vector<DeviceLayer> layers;
   std::size_t storages = 0;  ///< LayerStorage [layers]
   std::size_t record = 0;    ///< DeviceRecords
-  std::size_t slots = 0;     ///< 0, 1, 2, ... : batches of one sequence
+  std::size_t slots = 0;     ///< int32 0, 1, 2, ...: the slots of one-sequence batches
   std::size_t saved = 0;     ///< SavedResult
   MemoryPlan plan;
 };
 
-/// Hands out offsets, and counts what for.
+/// Hands out offsets and counts the bytes by purpose.
 class OffsetCounter {
  public:
-  /// `count` times `bytes` of memory for `purpose`; what they lack to a multiple of 256 is counted as
-  /// other.
+  /// Takes `count` times `bytes` for `purpose` and returns the offset; the padding to a multiple of
+  /// 256 counts as `other`.
   std::size_t take(std::size_t count, std::size_t bytes, std::size_t& purpose, std::size_t& other) {
     fits_ = fits_ && (bytes == 0 || count <= (most - end_) / bytes);
     if (!fits_) return 0;
@@ -100,14 +101,14 @@ class OffsetCounter {
   bool fits_ = true;
 };
 
-/// What of a caller's memory a cache can live in: from the first multiple of 256 on.
+/// The part of a caller's memory that a cache can use: from the first multiple of 256 on.
 inline std::span<std::byte> usable_memory(std::span<std::byte> given) {
   const std::size_t misaligned = reinterpret_cast<std::uintptr_t>(given.data()) % device_alignment;
   const std::size_t lost = misaligned == 0 ? 0 : device_alignment - misaligned;
   return given.subspan(std::min(lost, given.size()));
 }
 
-/// How the pages of a layer are sealed in slices, for LayerStorage::slices.
+/// How a layer's pages are split into slices for sealing, for LayerStorage::slices.
 inline std::vector<HeadSlices> make_slices(const PageLayout& sealed) {
   std::vector<HeadSlices> slices;
   for (const HeadLayout& head : sealed.heads) slices.emplace_back(head);
@@ -133,7 +134,7 @@ inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<
   return layer;
 }
 
-/// The layout of a cache's memory, or the first thing wrong with the arguments.
+/// Lays out a cache's memory, or returns the first error in the arguments.
 inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Plan& plan,
                                                const CacheOptions& options) {
   KVTILT_RETURN_IF_ERROR(check_options(options));
@@ -192,7 +193,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
   return layout;
 }
 
-/// One layer as kernels see it, in memory that starts at `base`.
+/// Layer `index` as kernels see it, in cache memory that starts at `base`.
 inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, std::byte* base) {
   const DeviceLayer& layer = layout.layers[index];
   LayerStorage storage = describe_layer(layer.shape, layer.placement, layer.layouts);
@@ -216,8 +217,9 @@ inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, 
 
 }  // namespace detail
 
-/// What KVCache::create with these arguments takes of device memory. A quantized page has as many
-/// bytes as on the CPU. Fails as create does, and with OutOfMemory beyond options.max_bytes.
+/// Returns the device memory that KVCache::create takes with these arguments. A quantized page has
+/// as many bytes as on the CPU. Fails as create does, and with OutOfMemory beyond
+/// options.max_bytes.
 inline Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
                                       const CacheOptions& options = {}) {
   Result<detail::DeviceLayout> layout = detail::make_device_layout(shape, plan, options);
@@ -225,13 +227,13 @@ inline Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
   return layout->plan;
 }
 
-/// The largest token_capacity, in whole pages, of a cache that fits options.max_bytes,
-/// options.device_memory, or both; whatever options.token_capacity is. Where max_sequence_tokens is 0
-/// each sequence's table grows with it: set that to what one sequence needs.
+/// Returns the largest token_capacity, in whole pages, with which a cache fits options.max_bytes,
+/// options.device_memory, or both; options.token_capacity has no influence. If max_sequence_tokens
+/// is 0, each sequence's page table grows with the result: set it to what one sequence needs.
 ///
-/// Fails  as create does, with InvalidArgument if the options have no limit, and with OutOfMemory if
-///        not even one page a layer fits
-/// Cost   plan_memory()'s, some 30 times
+/// Fails  as create does; InvalidArgument if neither limit is set; OutOfMemory if not even one page
+///        per layer fits
+/// Cost   about 30 calls of plan_memory()
 inline Result<std::int64_t> most_token_capacity(const CacheShape& shape, const Plan& plan,
                                                 CacheOptions options) {
   KVTILT_RETURN_IF_ERROR(check_options(options));

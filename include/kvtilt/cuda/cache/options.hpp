@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// How a device cache is set up, and what can be set up.
+/// Options of a device cache, their limits, and which layers it can hold.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
@@ -15,26 +15,26 @@
 
 namespace kvtilt::cuda {
 
-/// All device memory is taken when a cache is created: nothing later allocates any.
+/// Options of KVCache::create, which allocates all device memory: nothing later allocates any.
 struct CacheOptions {
   int page_tokens = 64;     ///< 32, 64 or 128
   int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
   int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
-  /// Open at once; each has its 16-bit blocks from the start. Layers with a window have pages for as many
-  /// windows, so forks, which hold the pages they share beside those of their own, can find none left
-  /// unless this is larger.
+  /// Sequences open at once; the sinks and tail of each are allocated by create. A layer with a
+  /// window has pages for this many windows: with forks, which hold shared pages beside their own,
+  /// make it larger, or such a layer can run out of pages.
   int max_sequences = 64;
   std::int64_t token_capacity = 65536;  ///< tokens that all sequences together can reserve
-  /// The longest sequence; 0: token_capacity. Page tables are made for it, 16 bytes a page, layer and
-  /// sequence: with 0, 32 layers and 256 sequences of 64 tokens a page they take 2 KiB a token of
-  /// capacity, as much as a small model's pages. A page that a truncation leaves short keeps its entry, so sequences that are cut behind
-  /// their tail again and again need more than their tokens: make this larger.
+  /// Length of the longest sequence; 0: token_capacity. Page tables are sized by it, 16 bytes per
+  /// page, layer and sequence: with 0, 32 layers, 256 sequences and 64 tokens per page, tables take
+  /// 2 KiB per token of capacity, as much as a small model's pages. A page that a truncation leaves
+  /// short keeps its entry: make this larger if sequences are often cut inside sealed pages.
   std::int64_t max_sequence_tokens = 0;
   std::size_t max_bytes = 0;  ///< bounds MemoryPlan::device_bytes(); 0: no limit
-  /// Device memory that the cache lives in, if it is not empty: as many bytes as plan_memory()
-  /// says, and up to 255 more where it does not start at a multiple of 256. It serves one cache at
-  /// a time, is never freed, and is the caller's again when the cache is gone and the streams that
-  /// it was used on have finished.
+  /// Device memory for the cache to live in, if not empty: as many bytes as plan_memory() says, and
+  /// up to 255 more if it does not start at a multiple of 256. It serves one cache at a time and is
+  /// never freed; the caller may use it again when the cache is destroyed and the streams that it
+  /// was used on have finished.
   std::span<std::byte> device_memory = {};
 
   [[nodiscard]] std::int64_t longest() const {
@@ -43,10 +43,10 @@ struct CacheOptions {
 };
 
 inline constexpr int max_device_sequences = 65536;
-inline constexpr std::int64_t most_token_count = std::int64_t{1} << 35;  ///< pages have 32 bits
-inline constexpr int max_layers = 512;  ///< a number for each fits the arguments of a kernel
+inline constexpr std::int64_t most_token_count = std::int64_t{1} << 35;  ///< 32-bit page numbers
+inline constexpr int max_layers = 512;  ///< a kernel's 4 KiB of arguments hold 6 bytes for each
 
-/// Where tokens go in a layer.
+/// The numbers that decide which tokens of a layer are sinks, in sealed pages, or in the tail.
 constexpr TokenPlacement token_placement(const CacheOptions& options, const LayerShape& shape) {
   return {options.page_tokens, options.sink_tokens, options.recent_tokens, shape.window};
 }
@@ -73,9 +73,9 @@ inline Status check_options(const CacheOptions& options) {
   return {};
 }
 
-/// Whether a device cache serves a layer of this shape with this recipe: Ok, or the reason why not.
-/// KVCache::create asks the same question, so nothing is refused later. Attention runs kernels of a
-/// list and has a question of its own: supports_attention().
+/// Whether a device cache can hold a layer of this shape with this recipe: Ok, or the reason why
+/// not. KVCache::create makes the same check, so nothing is refused later. Attention has kernels
+/// for a list of cases only, and its own check: supports_attention().
 inline Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
   return supports_device_page(shape, recipe, page_tokens);
 }

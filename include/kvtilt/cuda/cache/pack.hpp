@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
-/// Appends prompts: what append does, byte for byte, in parallel. Pages whose tokens are all new are
-/// sealed by blocks of their own, from rows to page in one pass through shared memory. What else is
-/// written or sealed the first blocks of a sequence share out.
+/// Appends prompts: the bytes of append(), in parallel. Pages that hold only new tokens are sealed
+/// by blocks of their own, from rows to page in one pass through shared memory. The first blocks of
+/// a sequence divide all else that is written or sealed.
 ///
-/// Where a sequence's rows start only the device has to know: a launch has blocks for all that as
-/// many rows can be, so a captured graph replays.
+/// A unit is a group of kv_heads blocks, one for each kv head, that seals at most one such page.
+/// Only the device knows where a sequence's rows start, so a launch has units for any split of its
+/// rows among sequences, and a captured graph replays.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>
@@ -19,8 +20,8 @@ namespace kvtilt::cuda {
 
 inline constexpr int pack_threads = 128;
 
-/// One for each kv head of each unit, and of these one for each sequence and for each page that the
-/// rows could fill. Can be more than a launch takes.
+/// Blocks of a launch: one per kv head and unit. Units: one for each sequence and one for each page
+/// that the rows could fill. Can be more than a launch takes.
 KVTILT_HD constexpr std::int64_t pack_blocks(const AppendArguments& arguments) {
   return (arguments.batch.count + arguments.keys.tokens / arguments.layer.page_tokens) *
          arguments.layer.kv_heads;
@@ -28,22 +29,22 @@ KVTILT_HD constexpr std::int64_t pack_blocks(const AppendArguments& arguments) {
 
 namespace detail {
 
-/// Which units belong to a sequence: where its rows start is enough to tell, nothing is summed up.
-/// One for each page that its tokens could fill, and one more, are among them, because
-/// floor(a + b) >= floor(a) + floor(b).
+/// Which units belong to a sequence: the start of its rows alone tells, without sums. They are at
+/// least one for each page that its tokens could fill, and one more, as floor(a + b) >= floor(a) +
+/// floor(b).
 class PackUnits {
  public:
   KVTILT_HD explicit PackUnits(const AppendArguments& arguments)
       : rows_(arguments.rows), shift_(bits_below(arguments.layer.page_tokens)) {}
 
-  /// The first of them. A launch has at most 2^30 rows.
+  /// The first unit of a sequence. 32 bits: a launch has at most 2^30 rows.
   [[nodiscard]] KVTILT_HD std::int32_t first(int sequence) const {
     return sequence + static_cast<std::int32_t>(rows_.first(sequence) >> shift_);
   }
 
-  /// The last of `count` sequences whose units start at `unit` or before it, or the first. A warp
-  /// looks at 32 sequences at a time: there are two loads, one after the other, for up to 1057 of
-  /// them, and none for one alone or without indptr.
+  /// The last of `count` sequences whose first unit is `unit` or less, or else 0. A warp tests 32
+  /// sequences at a time: two dependent loads for up to 1057 of them, and none for a single one or
+  /// without indptr.
   template <class Threads>
   [[nodiscard]] KVTILT_HD int find(const Threads& threads, int count, std::int32_t unit) const {
     int low = 0;
@@ -63,7 +64,7 @@ class PackUnits {
   int shift_;
 };
 
-/// Pages of new tokens alone that are kept: numbered from where the tail starts.
+/// The pages of new tokens alone that leave the tail, numbered from where the tail starts.
 KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens) {
   const std::int64_t before = plan.length - plan.tail_start;
   const std::int64_t first = before <= 0 ? 0 : (before + page_tokens - 1) / page_tokens;
@@ -71,8 +72,9 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
 }
 
 /// The 16-bit blocks that one of a sequence's units fills, and seals if they leave the tail: all
-/// but `pages`, by their slot in the ring, since two that follow each other there must be taken in
-/// turn. The sinks, -1, go to the first unit, and so does everything if units are fewer than slots.
+/// but `pages`. Blocks are dealt out by their slot in the ring, since those that reuse a slot must
+/// be taken in order, by one unit. The first unit gets the sinks (-1), too; if units are fewer than
+/// slots, it gets everything.
 class OldBlocks {
  public:
   KVTILT_HD OldBlocks(const AppendPlan& plan, const LayerStorage& layer, const TailBlocks& pages,
@@ -90,7 +92,7 @@ class OldBlocks {
   [[nodiscard]] KVTILT_HD std::int32_t next(std::int32_t index) const {
     return at_or_behind(index + 1);
   }
-  /// Whether it is one, not what comes behind the last.
+  /// Whether `index` is one of them, not past the last.
   [[nodiscard]] KVTILT_HD bool has(std::int32_t index) const { return index < end_; }
   [[nodiscard]] KVTILT_HD bool empty() const { return !has(first_); }
 
@@ -111,16 +113,16 @@ class OldBlocks {
   int share_;
 };
 
-/// What one unit does for one head. Threads share it: their registers are full.
+/// What one unit does for one head; shared, as the threads' registers are full.
 struct PackShared {
   AppendShared append;
   OldBlocks old;
-  std::int32_t page;       ///< of new tokens alone, numbered from where the tail starts; -1: none
-  std::byte* block;        ///< where what is sealed goes
-  std::uint32_t expected;  ///< blocks of the sequence
+  std::int32_t page;       ///< one of new tokens alone, numbered from the tail's start; -1: none
+  std::byte* block;        ///< where the block or page being sealed goes
+  std::uint32_t expected;  ///< blocks of the sequence that arrive
 };
 
-/// Brings a page's rows closer: what is to be done before the first is used takes as long.
+/// Prefetches a page's input rows into L2; the latency hides behind planning and other setup.
 template <class Threads>
 KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& arguments,
                              std::int64_t first_row, int head) {
@@ -142,7 +144,7 @@ KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& argu
   }
 }
 
-/// The one that arrives for its block: not of the warp that sets up most of what the others wait for.
+/// The thread that arrives for its block: not in warp 0, which does most of the setup.
 template <class Threads>
 KVTILT_HD int arriving_thread(const Threads& threads) {
   return threads.thread_count() - warp_lanes;
@@ -153,8 +155,8 @@ KVTILT_HD std::uint32_t arrive(const Threads& threads, const PackShared& pack) {
   return arrive(threads, pack.append.arguments.layer, pack.append.work.sequence);
 }
 
-/// The last block of a sequence makes the rest visible: what the others still write is seen by the
-/// kernels that follow. `before`: what arriving_thread() was told.
+/// The last block of a sequence to arrive publishes its state and table. What other blocks still
+/// write is read only by the kernels that follow. `before`: what arrive() gave arriving_thread().
 template <class Threads>
 KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint32_t before) {
   AppendShared& shared = pack.append;
@@ -173,7 +175,7 @@ KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint3
   layer.arrivals[work.sequence] = 0;
 }
 
-/// Unit `unit` of a sequence's `units` is given its blocks.
+/// Gives unit `unit` of a sequence's `units` its blocks and its page.
 template <class Threads>
 KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int units) {
   const LayerStorage& layer = pack.append.arguments.layer;
@@ -196,13 +198,13 @@ KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int
   threads.sync();
 }
 
-/// Whether a page keeps a head's rows in 16 bits: there is nothing to seal.
+/// Whether a page keeps a head's rows in 16 bits, so that there is nothing to seal.
 KVTILT_HD constexpr bool stays_half(const HeadLayout& sealed) {
   return !sealed.key.format.quantized() && !sealed.value.format.quantized();
 }
 
-/// Where the rows of the unit's page go: to shared memory, or, if they stay in 16 bits, straight to
-/// the page, which has the same order.
+/// Where the rows of the unit's page are written: to shared memory, or, if they stay in 16 bits,
+/// straight to the page, which has the same order.
 template <class Threads>
 KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
                               const HeadLayout& sealed, bool straight) {
@@ -212,8 +214,8 @@ KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
   return {staged, staged + layer.page_tokens * layer.key_dim * static_cast<int>(sizeof(F16))};
 }
 
-/// The unit's old blocks, then its page. Without old blocks nothing is read but the number of the page:
-/// `before` is what the thread is then told that arrives.
+/// Fills, and seals, the unit's old blocks, then its page. Without old blocks all that is read of
+/// the tables is the page's index, so the block then arrives here: `before` is what arrive() gave.
 template <FitRules Rules, class Threads>
 KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t& before) {
   const AppendArguments& arguments = pack.append.arguments;
@@ -241,9 +243,9 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
     if (added.count > 0)
       write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
     if (is_sealed(work.plan, index) && !straight) {
-      look_up();  // while others are not through with the rows
-      seal_head<Rules>(threads, to.keys, to.values, sealed, pack.block,
-                       threads.shared() + sizeof(PackShared));
+      look_up();  // while other threads still write rows
+      seal_head(threads, to.keys, to.values, sealed, pack.block,
+                threads.shared() + sizeof(PackShared));
       threads.sync();
     }
     if (fresh) return;
@@ -252,7 +254,7 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
 
 }  // namespace detail
 
-/// Dynamic shared memory of a block; where it is more than the device has, append has to do.
+/// Dynamic shared memory of a block, in bytes; if the device has less, use append().
 KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
   return sizeof(detail::PackShared) + static_cast<std::size_t>(layer.seal_bytes) +
          static_cast<std::size_t>(layer.page_tokens) *
@@ -263,7 +265,7 @@ KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
 /// of the layer's sealed pages must go by `Rules`.
 template <FitRules Rules, class Threads>
 KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
-  // Unsigned divisions are shorter.
+  // Unsigned divisions take fewer instructions.
   const unsigned heads = static_cast<unsigned>(arguments.layer.kv_heads);
   const int place = static_cast<int>(static_cast<unsigned>(threads.block()) / heads);
   const int head = threads.block() - place * arguments.layer.kv_heads;
@@ -272,7 +274,7 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   const int sequence = all.find(threads, arguments.batch.count, place);
   const int unit = place - all.first(sequence);
   const int units = all.first(sequence + 1) - all.first(sequence);
-  // Rows that do not fill pages, or are nobody's, leave units over.
+  // Units are left over where rows do not fill pages or belong to no sequence.
   if (unit < 0 || unit >= units) return;
   if (!detail::plan_head(threads, arguments, sequence, head, unit == 0 && head == 0)) return;
   auto& shared = *reinterpret_cast<detail::PackShared*>(threads.shared());

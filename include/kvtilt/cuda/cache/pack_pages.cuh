@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Fills pages of an engine's own pool.
+/// Quantizes full pages of tokens into an engine's own pool of pages.
 #pragma once
 
 #include <kvtilt/cache/row_check.hpp>
@@ -29,23 +29,24 @@ __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
 
 }  // namespace detail
 
-/// Seals full pages of tokens into an engine's own pool, for import_tables(): the bytes that a cache of
-/// the same shape, recipes and page_tokens would have sealed. Tokens that fill no page are the engine's
-/// to keep, in 16 bits, and to attend to; merge() joins both results. May be captured.
+/// Seals full pages of tokens into an engine's own pool, for import_tables(), with the bytes that a
+/// cache of the same shape, recipes and page_tokens would have sealed. Tokens that do not fill a
+/// page stay with the engine: it keeps them in 16 bits and attends to them itself, and merge()
+/// joins both results. May be captured.
 ///
-/// layer   a layer of a KVCache with the engine's shape, recipes and page_tokens, which must outlive
-///         the kernel: only its layouts are read, and its record is written
+/// layer   a layer of a KVCache with the engine's shape, recipes and page_tokens, which must
+///         outlive the kernel: only its layouts are read, and only its error record is written
 /// keys    device, [pages * page_tokens, kv_heads, key_dim], after RoPE, f32, f16 or bf16; channels
 ///         contiguous, any other strides; rounded to fp16
 /// values  device, [pages * page_tokens, kv_heads, value_dim], likewise
-/// pages   device, [pages]: the place in the pool of each page_tokens rows, none twice; below 0: those
-///         rows are left alone, so that a graph of the most pages replays with fewer
+/// pages   device, [pages]: for each page_tokens rows, the index of a page in the pool, none twice;
+///         a negative index skips those rows, so a graph for the most pages can replay with fewer
 /// pool    device, at a multiple of 64: pool_pages quantized pages, one after the other
-/// Fails   InvalidArgument (shapes, rows that fill no page, pool), Unsupported (a head's page does not
-///         fit the device's shared memory), or what the launch says; then nothing is queued. NaN
-///         is stored as 0 and what is too large as the largest that the recipe holds, a page outside
-///         the pool is left out: poll() of the cache tells, the page in place of a slot and the row in
-///         place of a position
+/// Fails   InvalidArgument (shapes, rows that do not fill pages, pool), Unsupported (a head's page
+///         does not fit the device's shared memory), or the launch's error; then nothing is queued.
+///         NaN is stored as 0, a magnitude that is too large as the largest that the recipe holds,
+///         and a page outside the pool is skipped: poll() of the cache reports these, with the page
+///         in place of a slot and the row in place of a position
 /// Cost    one launch, one pass over the rows; does not wait
 inline Status pack_pages(const LayerStorage& layer, const TensorView& keys,
                          const TensorView& values, const std::int32_t* pages, std::byte* pool,

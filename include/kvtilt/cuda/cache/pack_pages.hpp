@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Rows straight into sealed pages of an engine's own pool, which page_tables.hpp shows to attention:
-/// the bytes that append would have sealed. A block for each kv head of each page.
+/// Seals rows straight into pages of an engine's own pool, with the bytes that append would have
+/// sealed; page_tables.hpp shows them to attention. One block per kv head of each page.
 #pragma once
 
 #include <kvtilt/cuda/cache/pack.hpp>
@@ -11,16 +11,17 @@
 namespace kvtilt::cuda {
 
 struct PackPagesArguments {
-  /// A layer whose sealed pool is the engine's, keys and values [pages * page_tokens, kv_heads, dim].
-  /// Neither batch nor rows are read.
+  /// A layer whose sealed pool is the engine's; keys and values [pages * page_tokens, kv_heads,
+  /// dim]. `batch` and `rows` are not read.
   AppendArguments append;
-  const std::int32_t* pages;  ///< device, [pages]: where in the pool; below 0: nowhere
+  const std::int32_t* pages;  ///< device, [pages]: index in the pool; below 0: skipped
   std::int32_t pool_pages;
 };
 
-/// Body of the kernel: kv_heads blocks of pack_threads threads for each page, pack_shared_bytes(). A
-/// page outside the pool is left out, and recorded. What a recipe cannot hold is repaired and recorded
-/// as append does, by the page in place of a slot and the row in place of a position.
+/// Body of the kernel: kv_heads blocks of pack_threads threads for each page, pack_shared_bytes().
+/// A page outside the pool is skipped, and recorded. Elements that the recipe cannot hold are
+/// repaired and recorded as in append, with the page in place of a slot and the row in place of a
+/// position.
 template <FitRules Rules, class Threads>
 KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& constants) {
   const unsigned heads = static_cast<unsigned>(constants.append.layer.kv_heads);

@@ -8,8 +8,8 @@
 
 namespace kvtilt::cuda {
 
-/// The host's alone: kernels need no reference counts, because a sequence knows which of its pages
-/// might be shared (SequenceState::shared_end) and writes to none of them.
+/// Kept by the host alone: kernels need no reference counts, because a sequence knows which of its
+/// pages may be shared (SequenceState::shared_end) and writes to none of them.
 class PageList {
  public:
   explicit PageList(std::int32_t pages) : references_(static_cast<std::size_t>(pages), 0) {
@@ -19,10 +19,10 @@ class PageList {
 
   [[nodiscard]] std::int64_t pages() const { return static_cast<std::int64_t>(references_.size()); }
   [[nodiscard]] std::int64_t free_pages() const { return static_cast<std::int64_t>(free_.size()); }
-  /// How many hold a page.
+  /// How many sequences hold a page.
   [[nodiscard]] std::uint32_t references(std::int32_t page) const { return references_[at(page)]; }
 
-  /// A free page, which then has one holder; there must be one.
+  /// Takes a free page, which then has one holder; there must be one.
   [[nodiscard]] std::int32_t take() {
     const std::int32_t page = free_.back();
     free_.pop_back();
@@ -30,7 +30,7 @@ class PageList {
     return page;
   }
   void share(std::int32_t page) { ++references_[at(page)]; }
-  /// The last holder frees it.
+  /// Takes one holder away; a page without holders is free.
   void release(std::int32_t page) {
     if (--references_[at(page)] == 0) free_.push_back(page);
   }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Attention over an engine's own pages, and a cache's pages for an engine's own kernels.
+/// Converts page tables: an engine's own pages for attention, a cache's pages for an engine's
+/// kernels.
 #pragma once
 
 #include <kvtilt/cuda/cache/page_tables.hpp>
@@ -33,16 +34,16 @@ __global__ void __launch_bounds__(threads)
 
 }  // namespace detail
 
-/// Makes an engine's own pages ready for attention. Its tables are read on the device, when the
-/// kernel runs: queue it again, or capture it, for each step.
+/// Makes an engine's own pages available to attention once the kernel that this queues has run. The
+/// kernel reads the engine's tables on the device: queue it again, or capture it, for each step.
 ///
 /// layer       as for imported_layer()
 /// pool        device, at a multiple of 64: pool_pages quantized pages, one after the other
-/// most_pages  of a sequence
+/// most_pages  the most pages of a sequence
 /// workspace   device, at a multiple of 64: import_workspace_bytes(tables.sequences, most_pages)
-/// Fails       InvalidArgument, before anything is queued. A table that cannot be meant (lengths,
-///             pages outside the pool, more than most_pages) leaves its sequence empty; the cache
-///             that `layer` is of tells when polled
+/// Fails       InvalidArgument, before anything is queued. A sequence whose table is invalid
+///             (lengths, pages outside the pool, more than most_pages) is left empty, and poll() of
+///             the cache that `layer` belongs to reports it
 inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const EngineTables& tables,
                                            std::byte* pool, std::int32_t pool_pages, int most_pages,
                                            std::span<std::byte> workspace,
@@ -82,12 +83,13 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
   return result;
 }
 
-/// The sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them: merge()
-/// what Attention gives of those, sequence by sequence, as options.first_position is one of a launch.
+/// Writes the sealed pages of a batch as FlashInfer's arrays. Sinks and tails are not among them:
+/// let Attention attend to those, one launch per sequence, as a launch has one
+/// options.first_position, and merge() the results.
 ///
-/// CAUTION: a sequence with a page that is not full in front of another (a truncation cut into it),
-/// or that finds no room in `indices`, comes out EMPTY, without any of its pages, and attention over
-/// it is wrong. The call returns Ok: KVCache::poll() alone names such a sequence.
+/// CAUTION: a sequence comes out EMPTY, without any of its pages, and attention over it is wrong,
+/// if a page before its last one is not full (a truncation cut into it) or if `indices` has no room
+/// for its pages. The call returns Ok all the same: only KVCache::poll() names such a sequence.
 ///
 /// out    device memory
 /// Fails  InvalidArgument, before anything is queued

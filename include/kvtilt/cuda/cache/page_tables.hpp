@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// Tables of pages as engines keep them, turned into ours and back, on the device.
+/// Converts page tables between the forms that engines keep and the cache's own, on the device.
 ///
-///     dense    indices [sequences][stride], tokens of each sequence        (vLLM)
-///     CSR      indices of all sequences in a row, from indptr[i] to indptr[i + 1] - 1 those of
-///              sequence i, and the tokens of each one's last page           (FlashInfer)
+///     dense    indices [sequences][stride], and the tokens of each sequence (vLLM)
+///     CSR      the indices of all sequences in a row, those of sequence i from indptr[i] to
+///              indptr[i + 1] - 1, and the tokens in each one's last page   (FlashInfer)
 #pragma once
 
 #include <kvtilt/cuda/cache/device_record.hpp>
@@ -32,10 +32,10 @@ struct ExportedTables {
   std::int32_t* indptr;            ///< [sequences + 1]
   std::int32_t* last_page_tokens;  ///< [sequences]
   std::int32_t* indices;
-  std::int32_t capacity;  ///< of indices
+  std::int32_t capacity;  ///< room in indices
 };
 
-/// The layer of an engine's own pages, and its sequences.
+/// An engine's own pages as a layer, and its sequences as a batch.
 struct ImportedLayer {
   LayerStorage storage;
   Batch batch;
@@ -66,11 +66,11 @@ constexpr std::size_t import_workspace_bytes(int sequences, int most_pages) {
   return detail::import_offsets(sequences, most_pages).bytes;
 }
 
-/// `layer` over an engine's own pages: what import_tables makes ready, once its kernel has run.
+/// Describes an engine's own pages as a layer; usable once import_tables' kernel has run.
 ///
 /// layer      a layer of a KVCache with the engine's shape, recipes and page_tokens, which must
-///            outlive what is imported: its layouts are read where they are in device memory, and
-///            its record is written. There are no sinks and no tail
+///            outlive the result: kernels read its layouts in device memory and write its error
+///            record. The result has no sinks and no tail
 /// pool       device: quantized pages, one after the other
 /// workspace  device, at a multiple of 64: import_workspace_bytes()
 inline ImportedLayer imported_layer(const LayerStorage& layer, std::byte* pool, int sequences,
@@ -92,8 +92,8 @@ inline ImportedLayer imported_layer(const LayerStorage& layer, std::byte* pool, 
   return result;
 }
 
-/// Any number of blocks, a sequence each at a time. A sequence whose table cannot be meant stays
-/// empty, and is recorded.
+/// Body of a kernel: any number of blocks, each takes a sequence at a time. A sequence with an
+/// invalid table is left empty, and recorded.
 template <class Threads>
 KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& storage,
                                   std::int32_t* slots, const EngineTables& tables,
@@ -150,9 +150,9 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& st
   }
 }
 
-/// One block. Writes the sealed pages of a batch; sinks and tails are not in them. A sequence with a
-/// page that is not full in front of another cannot be said in CSR: it is exported without pages,
-/// and recorded; so is one for which `indices` has no room.
+/// Body of a kernel: one block. Writes the sealed pages of a batch, without sinks and tails. CSR
+/// cannot express a sequence in which a page before the last is not full: it is exported without
+/// pages, and recorded; so is one for which `indices` has no room.
 template <class Threads>
 KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& storage,
                                   const Batch& batch, const ExportedTables& out) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Launches of the kernels of saved_layer.hpp. Each takes one layer; those of a load follow each other
-/// in the stream: tables, then blocks.
+/// Launches the kernels of saved_layer.hpp, each for one layer. A load queues the tables' kernel
+/// first, then the blocks'.
 #pragma once
 
 #include <kvtilt/cuda/cache/saved_layer.hpp>
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(threads)
 
 }  // namespace detail
 
-/// Writes the blocks of a sequence's layer to an image.
+/// Writes the blocks of one layer of a sequence to an image.
 inline Status launch_save_layer(const SaveArguments& arguments, cudaStream_t stream) {
   return to_status(detail::launch<&detail::save_layer_kernel<saved_threads>>(
                        saved_blocks(arguments.layer, arguments.places), saved_threads,
@@ -47,7 +47,7 @@ inline Status launch_save_layer(const SaveArguments& arguments, cudaStream_t str
                    "saving a sequence");
 }
 
-/// Sets where the tokens of an empty sequence's layer stand, in its first unused pages.
+/// Sets state and table of an empty sequence's layer: saved tokens go to its first unused pages.
 inline Status launch_load_tables(const LoadArguments& arguments, cudaStream_t stream) {
   constexpr int threads = detail::saved_table_threads;
   return to_status(detail::launch<&detail::load_tables_kernel<threads>>(
@@ -56,7 +56,7 @@ inline Status launch_load_tables(const LoadArguments& arguments, cudaStream_t st
                    "loading the tables of a sequence");
 }
 
-/// Reads the blocks.
+/// Reads the blocks of one layer of a sequence from an image.
 inline Status launch_load_layer(const LoadArguments& arguments, cudaStream_t stream) {
   return to_status(detail::launch<&detail::load_layer_kernel<saved_threads>>(
                        saved_blocks(arguments.layer, arguments.places), saved_threads,

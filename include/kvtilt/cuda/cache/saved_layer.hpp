@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Bodies of the kernels behind save and load: one layer of a sequence of a device cache to the blocks
-/// of a saved sequence, and back. A block takes keys or values of one kv head of one page, sink block
-/// or tail block at a time. The image may be pinned memory of the host: convert_tensor.hpp.
+/// Bodies of the kernels behind save and load: they copy one layer of a sequence from a device
+/// cache to the blocks of a saved sequence (the image), and back. A block takes keys or values of
+/// one kv head of one page, sink block or tail block at a time. The image may be pinned host
+/// memory: see convert_tensor.hpp.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -17,18 +18,18 @@
 
 namespace kvtilt::cuda {
 
-/// What comes of saving or loading a sequence. Zeros before.
+/// The result of saving or loading a sequence. Zeros before.
 struct SavedResult {
   std::uint64_t sum;       ///< saved_sum() of all blocks
-  std::uint64_t refusals;  ///< layers that are not as the host believes: nothing was done to them
+  std::uint64_t refusals;  ///< layers that differ from what the host believes: left alone
 };
 
-/// Byte: std::byte to save, const std::byte to load.
+/// Byte is std::byte to save, const std::byte to load.
 template <class Byte>
 struct SavedLayerArguments {
   LayerStorage layer;
   int sequence;  ///< slot
-  Byte* image;   ///< of the saved sequence, 16-byte aligned; device memory, or pinned
+  Byte* image;   ///< the saved sequence, 16-byte aligned; device, managed or pinned memory
   std::int64_t length;
   SavedLayer saved;
   SavedPlaces places;
@@ -44,7 +45,7 @@ KVTILT_HD constexpr std::size_t saved_shared_bytes(const LayerStorage& layer) {
   return convert_shared_bytes(layer.page_tokens * dim, saved_threads);
 }
 
-/// One for each tensor, up to a number that leaves each a few where there are many.
+/// Blocks of a launch: one for each tensor, up to a limit; beyond it each takes several.
 KVTILT_HD constexpr int saved_blocks(const LayerStorage& layer, const SavedPlaces& places) {
   constexpr std::int64_t most = 1 << 16;
   std::int64_t pieces = 0;
@@ -56,16 +57,16 @@ KVTILT_HD constexpr int saved_blocks(const LayerStorage& layer, const SavedPlace
 
 namespace detail {
 
-/// A tensor of a sequence, where the device has it and where the image does.
+/// Keys or values of one kv head of one page, sink block or tail block, as the device has them.
 struct SavedTensor {
   Role role;
   const TensorLayout* layout;
-  std::byte* device;  ///< block of the head
-  int tokens;         ///< slots from here on are nobody's, in 16 bits
+  std::byte* device;  ///< the head's block
+  int tokens;         ///< in 16 bits, slots from this one on hold no token
 };
 
-/// Calls body(tensor, host) for those that are this block's, and adds up what comes of them. Refuses a
-/// sequence that is not the saved one.
+/// Calls body(tensor, host) for the tensors that fall to this block, and adds up their checksums.
+/// Refuses a sequence that is not the saved one, and then does nothing.
 template <class Threads, class Byte, class Body>
 KVTILT_HD void for_each_saved_tensor(const Threads& threads,
                                      const SavedLayerArguments<Byte>& arguments, const Body& body) {
@@ -107,8 +108,8 @@ KVTILT_HD void for_each_saved_tensor(const Threads& threads,
 
 }  // namespace detail
 
-/// Body of the kernel: any number of blocks of saved_threads threads, saved_shared_bytes(). Writes all
-/// bytes of the layer's blocks.
+/// Body of the kernel: any number of blocks of saved_threads threads, saved_shared_bytes(). Writes
+/// all bytes of the layer's blocks to the image.
 template <class Threads>
 KVTILT_HD void save_layer_body(const Threads& threads, const SaveArguments& arguments) {
   detail::for_each_saved_tensor(
@@ -118,7 +119,7 @@ KVTILT_HD void save_layer_body(const Threads& threads, const SaveArguments& argu
       });
 }
 
-/// The reverse, once load_tables_body() has set where the sequence's tokens stand.
+/// The reverse of save_layer_body(), after load_tables_body() has set state and table.
 template <class Threads>
 KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& arguments) {
   detail::for_each_saved_tensor(
@@ -128,14 +129,14 @@ KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& argu
       });
 }
 
-/// Body of the kernel: any number of blocks. Makes an empty sequence one whose first unused pages are
-/// the saved ones, as far as tables go. Refuses one that has too few.
+/// Body of the kernel: any number of blocks. Sets state and table of an empty sequence, whose first
+/// unused pages become the saved ones. Refuses a sequence that has too few pages.
 template <class Threads>
 KVTILT_HD void load_tables_body(const Threads& threads, const LoadArguments& arguments) {
   const LayerStorage& layer = arguments.layer;
   const SavedLayer& saved = arguments.saved;
   SequenceState& state = layer.states[arguments.sequence];
-  const std::int32_t capacity = state.page_capacity;  // stays what it is
+  const std::int32_t capacity = state.page_capacity;  // the same before and after
   const int first = threads.block() * threads.thread_count() + threads.thread();
   if (capacity < saved.pages) {
     if (first == 0) (void)threads.atomic_add(&arguments.result->refusals, std::uint64_t{1});

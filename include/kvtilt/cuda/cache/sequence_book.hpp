@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// What the host knows of the sequences of a device cache. It repeats on copies of lengths and
-/// tables what the kernels do to theirs, with the same functions, so that it need not ask.
+/// What the host knows of the sequences of a device cache: copies of lengths and tables. It repeats
+/// on them, with the same functions, what the kernels do, so that it need not read the device.
 #pragma once
 
 #include <kvtilt/cache/page_range.hpp>
@@ -22,12 +22,13 @@
 
 namespace kvtilt::cuda {
 
-/// Appends by a replayed graph have to be told (note_appended). What was not told costs pages, tokens
-/// that were to be forgotten or a refusal, never a wrong byte: kernels decide by their own lengths,
-/// refuse a fork of a sequence that is not as the host believes, and are told of shared pages that
-/// the host has let go of (lost), where they did not do so themselves; until that is queued (settle)
-/// nobody else is given them. Calls that fail change nothing.
-/// Plain memory to threads.
+/// Keeps the host's copy of all sequences. It must be told of appends by replayed graphs
+/// (note_appended); if it is not, a sequence may lose pages, or tokens that were to be dropped
+/// anyway, or the device may refuse a call, but no byte is ever wrong: kernels decide by their own
+/// lengths, and refuse to fork a sequence that is not as the host believes. Shared pages that the
+/// host has dropped (lost) are named to the device, which drops them if it still has them; other
+/// sequences get them only when that is queued (settle). Calls that fail change nothing. Not
+/// thread-safe.
 class SequenceBook {
  public:
   SequenceBook(const std::vector<detail::DeviceLayer>& layers, const CacheOptions& options);
@@ -35,12 +36,12 @@ class SequenceBook {
   [[nodiscard]] int layers() const { return static_cast<int>(layers_.size()); }
   [[nodiscard]] int max_sequences() const { return static_cast<int>(sequences_.size()); }
 
-  /// InvalidArgument unless the sequence is open, the layer there and cached.
+  /// InvalidArgument unless the sequence is open; unless the layer exists and keeps a cache.
   [[nodiscard]] Status check(SequenceId id) const;
   [[nodiscard]] Status check_layer(int layer) const;
 
   Result<SequenceId> open();
-  /// Appends to `given` the pages that the device must be given.
+  /// Appends to `given` the pages that the device's table needs, too.
   Status reserve(SequenceId id, std::int64_t tokens, std::vector<PageRun>& given);
   Status truncate(SequenceId id, std::int64_t length);
   /// All of them or none.
@@ -49,10 +50,10 @@ class SequenceBook {
   /// Fills `request`, and `given` as reserve() does.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens, ForkRequest& request,
                           std::vector<PageRun>& given);
-  /// Tokens in every layer; to `verb` a sequence takes that.
+  /// The length that all layers have; an error if they differ: one cannot `verb` such a sequence.
   [[nodiscard]] Result<std::int64_t> common_length(SequenceId id, const char* verb) const;
-  /// A sequence as it was saved, that the device must be given the same pages for. Fills `given` as
-  /// reserve() does: the first pages of each layer are those of its tokens, in order.
+  /// Opens a sequence with lengths and tables as saved. Fills `given` as reserve() does: the first
+  /// pages of each layer are those of the saved tokens, in order.
   Result<SequenceId> load(const SavedReader& saved, std::int64_t tokens,
                           std::vector<PageRun>& given);
   Status close(SequenceId id);
@@ -62,7 +63,7 @@ class SequenceBook {
   /// Whether counts[i] tokens can be appended to ids[i], a valid batch, in a layer.
   [[nodiscard]] Status check_append(std::span<const SequenceId> ids, int layer,
                                     std::span<const std::int32_t> counts) const;
-  /// They were; after check_append().
+  /// Records that they were appended; call it after check_append().
   void note_appended(std::span<const SequenceId> ids, int layer,
                      std::span<const std::int32_t> counts);
 
@@ -75,37 +76,37 @@ class SequenceBook {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return {own.table.data(), static_cast<std::size_t>(own.state.page_capacity)};
   }
-  /// Shared pages that calls since the last settle() let go of: the device must let go of them, too,
-  /// even if it refuses those calls, before others may be given them.
+  /// Shared pages that calls since the last settle() dropped. The device must drop them, too, even
+  /// if it refuses those calls, before other sequences are given them.
   [[nodiscard]] std::span<const PageSlot> lost(std::uint32_t slot, int layer) const {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return std::span<const PageSlot>(own.table).subspan(
         static_cast<std::size_t>(own.state.page_capacity));
   }
-  /// The device has let go of what is lost.
+  /// Frees the lost pages for other sequences; the device must have been told to drop them.
   void settle(std::uint32_t slot, int layer);
-  /// Tokens up to which appends to an open sequence need no other reserve, max_sequence_tokens at
-  /// most.
+  /// Tokens up to which appends to an open sequence need no further reserve; at most
+  /// max_sequence_tokens.
   [[nodiscard]] std::int64_t reserved_tokens(std::uint32_t slot) const;
   [[nodiscard]] const PageList& pages(int layer) const {
     return pages_[static_cast<std::size_t>(layer)];
   }
 
-  /// Takes over what the device holds of a sequence in a layer: appends that nobody told, and what
-  /// came of them. `table` has page_capacity entries.
+  /// Replaces the host's copy of a sequence in a layer by the device's, after appends that the host
+  /// was not told of. `table` has page_capacity entries.
   Status adopt(SequenceId id, int layer, const SequenceState& state,
                std::span<const PageSlot> table);
 
  private:
   struct Layer {
     SequenceState state{};
-    std::vector<PageSlot> table;  ///< up to page_capacity; behind it what is lost
+    std::vector<PageSlot> table;  ///< page_capacity entries, then the lost pages
   };
   struct Sequence {
     std::vector<Layer> layers;
     std::uint32_t generation = 0;
     bool is_open = false;
-    std::uint64_t named = 0;  ///< by the batch of this number
+    std::uint64_t named = 0;  ///< number of the last batch that named it
   };
 
   [[nodiscard]] bool cached(std::size_t layer) const { return layers_[layer].shape.kv_heads > 0; }
@@ -125,7 +126,7 @@ class SequenceBook {
   std::vector<PageList> pages_;      ///< [layer]
   std::vector<Sequence> sequences_;  ///< [slot]
   std::int64_t longest_;
-  std::uint64_t batches_ = 0;  ///< checked so far: appends check theirs, and allocate nothing
+  std::uint64_t batches_ = 0;  ///< batches checked so far: finds duplicates without allocating
 };
 
 }  // namespace kvtilt::cuda

@@ -60,15 +60,15 @@ inline Result<SequenceId> SequenceBook::open() {
   return occupy(*slot);
 }
 
-/// Pages that a sequence lacks to go on to `tokens` tokens.
+/// Pages that a sequence lacks to grow to `tokens` tokens.
 inline std::int64_t SequenceBook::missing_pages(std::size_t layer, const SequenceState& state,
                                                 const PageSlot* table, std::int64_t tokens) const {
   const detail::DeviceLayer& of = layers_[layer];
   const std::int64_t spare = state.page_capacity - state.page_end;
   const std::int64_t seals = of.placement.seals(state.tail_start, tokens);
   if (of.placement.window == 0) return std::max<std::int64_t>(0, seals - spare);
-  // A page of its own comes back once the window has passed it, a shared one does not. Pages that a
-  // truncation left shorter crowd into a window.
+  // Once the window has passed it, a page of its own is reused, a shared one is not. Pages that a
+  // truncation left short make a window span more pages.
   const std::int32_t first_own = std::max(state.shared_end, state.first_page);
   const std::int64_t own = std::max(0, state.page_end - first_own);
   std::int64_t most = of.window_pages();
@@ -140,7 +140,7 @@ inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count
 inline void SequenceBook::settle(std::uint32_t slot, int layer) {
   Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
   const std::span<const PageSlot> entries = lost(slot, layer);
-  for (std::size_t i = entries.size(); i-- > 0;)  // so that who takes them next has one run
+  for (std::size_t i = entries.size(); i-- > 0;)  // backwards, so that take() finds them as one run
     pages_[static_cast<std::size_t>(layer)].release(entries[i].page);
   own.table.resize(static_cast<std::size_t>(own.state.page_capacity));
 }
@@ -240,7 +240,7 @@ inline Status SequenceBook::close(SequenceId id) {
   Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     sequence.layers[layer].state =
-        empty_state(layers_[layer].placement, 0);  // and all pages are lost
+        empty_state(layers_[layer].placement, 0);  // all pages are lost, and settled next
     settle(id.slot, static_cast<int>(layer));
   }
   sequence.is_open = false;

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Members of SequenceBook that make a sequence of what another holds, or held; included by
-// sequence_book.hpp.
+// Members of SequenceBook that fork a sequence or load a saved one; included by sequence_book.hpp.
 
 namespace kvtilt::cuda {
 
@@ -75,7 +74,7 @@ inline Result<SequenceId> SequenceBook::load(const SavedReader& saved, std::int6
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   Result<std::uint32_t> slot = free_slot();
   if (!slot) return std::move(slot).take_status();
-  // Tables without pages yet, to see how many there must be.
+  // Tables without page indices at first, to see how many pages each layer needs.
   std::vector<Layer> loaded(layers_.size());
   std::vector<std::int64_t> missing(layers_.size());
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Bodies of the small kernels behind reserve, truncate, remove, fork and close: over all layers of
-/// one sequence, none of whose data the host has to wait for. A call that is refused changes no
-/// layer.
+/// Bodies of the small kernels behind reserve, truncate, remove, fork and close. Each works on all
+/// layers of a sequence with the states and tables in device memory, so the host waits for nothing.
+/// A call that the device refuses changes no layer.
 #pragma once
 
 #include <kvtilt/cuda/cache/device_record.hpp>
@@ -28,8 +28,8 @@ struct PageRun {
   std::int32_t count;
 };
 
-/// Pages for one sequence, as an argument of a kernel: nothing has to be staged in memory. A launch
-/// takes 4 KiB of arguments.
+/// Pages for one sequence as a kernel argument, so nothing has to be staged in device memory. A
+/// launch takes 4 KiB of arguments.
 struct GivenPages {
   static constexpr int capacity = 300;
   std::int32_t sequence;
@@ -37,12 +37,13 @@ struct GivenPages {
   PageRun run[capacity];
 };
 
-/// Blocks of a launch: one for each layer from the first that is given pages to the last.
+/// Blocks of the launch: one per layer, from the first layer that is given pages to the last.
 inline int give_pages_blocks(const GivenPages& given) {
   return given.run[given.runs - 1].layer - given.run[0].layer + 1;
 }
 
-/// Runs are in the order of their layers; after churn there may be as many as pages.
+/// Appends the runs to the sequence's page tables as unused pages. Runs are sorted by layer; after
+/// churn there may be as many runs as pages.
 template <class Threads>
 KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
                                const GivenPages& given) {
@@ -52,12 +53,12 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
   SequenceState& state = storage.states[given.sequence];
   PageSlot* table = storage.table(given.sequence);
   std::int32_t end = state.page_capacity;
-  threads.sync();  // all have read it
+  threads.sync();  // all threads have read state.page_capacity
   KVTILT_DEVICE_LOOP
   for (int i = 0; i < given.runs; ++i) {
     const PageRun& run = given.run[i];
     if (run.layer != layer) continue;
-    // The host counts what it gives: more is given only where it was not told of appends.
+    // The host checks this too: it fails here only if the host was not told of appends.
     if (end + static_cast<std::int64_t>(run.count) > storage.table_stride) {
       if (threads.thread() == 0)
         record_error(threads, storage.records,
@@ -71,7 +72,7 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
   if (threads.thread() == 0) state.page_capacity = end;
 }
 
-/// Pages that one sequence must not keep, as an argument of a kernel.
+/// Shared pages that a sequence must drop, as a kernel argument.
 struct LostPages {
   static constexpr int capacity = 300;
   struct Page {
@@ -83,9 +84,9 @@ struct LostPages {
   Page pages[capacity];
 };
 
-/// One block. 4 bytes of shared memory. Mostly there is nothing to do: the call that let go of them on
-/// the host has let go of them here. If it was refused, or the host was not told of others, entries
-/// with these pages leave the table, as if they had been removed.
+/// One block. 4 bytes of shared memory. Takes entries with these pages out of the table, as a
+/// removal would. Usually there are none left: the call in which the host dropped them has dropped
+/// them on the device too, unless the device refused it or the host was not told of other calls.
 template <class Threads>
 KVTILT_HD void let_go_body(const Threads& threads, const Layers& layers, const LostPages& lost) {
   std::int32_t& found = *reinterpret_cast<std::int32_t*>(threads.shared());
@@ -97,10 +98,10 @@ KVTILT_HD void let_go_body(const Threads& threads, const Layers& layers, const L
     if (threads.thread() == 0) found = -1;
     threads.sync();
     for (std::int32_t entry = threads.thread(); entry < capacity; entry += threads.thread_count())
-      if (table[entry].page == lost.pages[i].page) found = entry;  // there is one at most
+      if (table[entry].page == lost.pages[i].page) found = entry;  // at most one matches
     threads.sync();
     const std::int32_t entry = found;
-    threads.sync();  // all have read it
+    threads.sync();  // all threads have read found
     if (entry < 0) continue;
     detail::rotate_slots(threads, table + entry, capacity - entry, 1);
     if (threads.thread() == 0) {
@@ -112,7 +113,8 @@ KVTILT_HD void let_go_body(const Threads& threads, const Layers& layers, const L
   }
 }
 
-/// Any number of blocks, a layer each at a time. Serves open and close.
+/// Any number of blocks; each thread takes a layer at a time. Empties a sequence: for open and
+/// close.
 template <class Threads>
 KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequence) {
   const int step = threads.block_count() * threads.thread_count();
@@ -123,7 +125,7 @@ KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequ
   }
 }
 
-/// The sequences of a batch and what they are cut to.
+/// The sequences of a batch and the lengths to truncate them to.
 struct Truncation {
   Batch batch;                  ///< no sequence twice
   const std::int64_t* lengths;  ///< device, [sequences]; null: `length` for all
@@ -136,8 +138,8 @@ KVTILT_HD constexpr int truncate_blocks(const Layers& layers, const Truncation& 
 
 /// truncate_blocks() blocks: one for each layer of each sequence. 4 bytes of shared memory.
 ///
-/// Blocks do not wait for each other: one may look at a layer that another has truncated already, in
-/// whole or in part. That is harmless, because truncating removes what the check looks for.
+/// Blocks do not wait for each other: one may check a layer that another has already truncated, in
+/// whole or in part. That is harmless: a truncated layer passes the check just the same.
 template <class Threads>
 KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
                              const Truncation& request) {
@@ -154,7 +156,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&
         lost_before(storage.placement(), storage.states[sequence], length))
-      refusing = layer;  // any of them will do
+      refusing = layer;  // any one will do
   }
   threads.sync();
   if (refusing >= 0) {
@@ -171,7 +173,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   if (threads.thread() == 0) storage.states[sequence] = state;
 }
 
-/// One block. 4 bytes of shared memory.
+/// One block. 4 bytes of shared memory. First checks all layers, then drops the pages.
 template <class Threads>
 KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int sequence,
                            std::int64_t from, std::int64_t to) {
@@ -189,7 +191,7 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
     for (std::int32_t entry = first + threads.thread(); whole && entry + 1 < last;
          entry += threads.thread_count())
       whole = follows_at_once(table + entry);
-    if (!whole) refusing = layer;  // any of them will do
+    if (!whole) refusing = layer;  // any one will do
   }
   threads.sync();
   if (refusing >= 0) {
@@ -203,15 +205,16 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
     if (storage.kv_heads == 0) continue;
     SequenceState state = storage.states[sequence];
     (void)find_pages(storage.placement(), state, storage.table(sequence), from, to, first, last);
-    threads.sync();  // all have looked
+    threads.sync();  // all threads have searched the table
     drop_pages(threads, state, storage.table(sequence), first, last);
     if (threads.thread() == 0) storage.states[sequence] = state;
   }
 }
 
-/// What the host believes of one layer of the sequence that is forked, in 48 bits, as a launch takes
-/// 4 KiB: a hash of which pages are in use, in which order, and of where the tail starts. Pages that
-/// a window or a truncation gives back serve in an order that depends on how many tokens came at a time.
+/// What the host believes of one layer of the sequence to fork: a 48-bit hash of which pages are in
+/// use, in which order, and of where the tail starts. 48 bits, since a launch takes 4 KiB of
+/// arguments. The order matters: how pages that a window or truncation frees are reused depends on
+/// how many tokens came at a time.
 class ForkLayer {
  public:
   constexpr ForkLayer() = default;
@@ -219,8 +222,8 @@ class ForkLayer {
   KVTILT_HD constexpr ForkLayer(const SequenceState& state, std::uint64_t pages)
       : ForkLayer(mix(static_cast<std::uint64_t>(state.tail_start)) + pages) {}
 
-  /// Of the i-th page in use. No sum of such terms is that of other pages, of these in another order
-  /// or with other tokens, but by a chance of 2^-48.
+  /// The term of the i-th page in use. Other pages, another order, or other positions or numbers of
+  /// tokens give the same sum with a chance of 2^-48.
   KVTILT_HD static constexpr std::uint64_t page_term(std::int32_t i, const PageSlot& slot) {
     const std::uint64_t page = static_cast<std::uint32_t>(slot.page);
     return mix(mix(static_cast<std::uint64_t>(i + 1) << 32 | page) +
@@ -246,9 +249,9 @@ class ForkLayer {
   std::uint16_t word_[3] = {};
 };
 
-/// What the host believes of the sequence that is forked: it counts the references to pages, so a
-/// fork of anything else would read pages that nobody keeps. Tails that start elsewhere let later
-/// calls, host and device, free different pages.
+/// What the host believes of the sequence to fork. The host counts the references to pages, so
+/// forking anything else would let the child read pages that may be given away; and tails that
+/// start elsewhere would let later calls free different pages on host and device.
 struct ForkRequest {
   std::int32_t from;
   std::int32_t to;
@@ -257,9 +260,9 @@ struct ForkRequest {
 };
 static_assert(sizeof(Layers) + sizeof(ForkRequest) <= 4096);
 
-/// Any number of blocks, of whole warps. `to` must be empty, and stays so where the fork is refused. 4
-/// bytes of shared memory. Each block looks at all layers, as none waits for another: a warp at a time,
-/// so that many loads are on their way.
+/// Any number of blocks, of whole warps. 4 bytes of shared memory. `to` must be empty, and stays so
+/// if the fork is refused. Blocks do not wait for each other, so each checks all layers: a warp per
+/// layer, to have many loads in flight.
 template <class Threads>
 KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const ForkRequest& request) {
   std::int32_t& refusing = *reinterpret_cast<std::int32_t*>(threads.shared());
@@ -269,7 +272,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   for (int layer = threads.warp(); layer < layers.count; layer += threads.thread_count() / 32) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
-    const SequenceState& state = storage.states[request.from];  // other blocks change none of this
+    const SequenceState& state = storage.states[request.from];  // blocks change only shared_end
     const PageSlot* table = storage.table(request.from) + state.first_page;
     const std::int32_t count = state.page_end - state.first_page;
     std::uint64_t pages = 0;
@@ -277,7 +280,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
       pages += ForkLayer::page_term(i, table[i]);
     for (int mask = 16; mask > 0; mask /= 2) pages += threads.shuffle_xor(pages, mask);
     if (state.length != request.length || !(ForkLayer(state, pages) == request.layers[layer]))
-      refusing = layer;  // any of them will do
+      refusing = layer;  // any one will do
   }
   threads.sync();
   if (refusing >= 0) {
@@ -286,7 +289,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
       record_error(threads, storage.records,
                    sequence_error(ErrorCode::InvalidArgument, refusing, request.from,
                                   storage.states[request.from].length));
-    // The host has counted them as shared.
+    // The host has already counted the pages as shared: they must not be written again.
     for (int layer = threads.block(); layer < layers.count; layer += threads.block_count())
       if (threads.thread() == 0 && layers.storages[layer].kv_heads > 0) {
         SequenceState& state = layers.storages[layer].states[request.from];
@@ -307,14 +310,14 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   }
 }
 
-/// Tail blocks in use.
+/// Number of tail blocks that hold tokens.
 KVTILT_HD constexpr int tail_blocks(const LayerStorage& storage, const SequenceState& state) {
   const std::int64_t tokens = state.length - state.tail_start;
   return tokens <= 0 ? 0
                      : static_cast<int>((tokens + storage.page_tokens - 1) / storage.page_tokens);
 }
 
-/// 16 bytes, the unit of copies.
+/// 16 bytes: what a thread copies with one load and one store.
 struct alignas(16) Bytes16 {
   std::uint32_t word[4];
 };
@@ -322,7 +325,7 @@ struct alignas(16) Bytes16 {
 template <class Threads>
 KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::byte* to,
                           std::int64_t bytes) {
-  constexpr int together = 4;  // loads on their way
+  constexpr int together = 4;  // loads in flight
   const std::int64_t step = static_cast<std::int64_t>(threads.thread_count()) * 16;
   std::int64_t at = static_cast<std::int64_t>(threads.thread()) * 16;
   KVTILT_DEVICE_LOOP
@@ -339,8 +342,8 @@ KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::by
     *reinterpret_cast<Bytes16*>(to + at) = *reinterpret_cast<const Bytes16*>(from + at);
 }
 
-/// After fork_body: the 16-bit blocks. Any number of blocks, each copies a sequence's block at a
-/// time. A refused fork has left `to` empty, and nothing is copied.
+/// Copies sinks and tail after fork_body. Any number of blocks, each copies one 16-bit block at a
+/// time. A refused fork has left `to` empty, so nothing is copied.
 template <class Threads>
 KVTILT_HD void fork_blocks_body(const Threads& threads, const Layers& layers, int from, int to,
                                 int blocks_per_layer) {
@@ -348,7 +351,7 @@ KVTILT_HD void fork_blocks_body(const Threads& threads, const Layers& layers, in
   for (int i = threads.block(); i < total; i += threads.block_count()) {
     const LayerStorage& storage = layers.storages[i / blocks_per_layer];
     if (storage.kv_heads == 0) continue;
-    const int index = i % blocks_per_layer;  // 0: sinks
+    const int index = i % blocks_per_layer;  // 0: sinks; else tail block index - 1
     const SequenceState& state = storage.states[to];
     if (index == 0) {
       if (state.length > 0)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Launches of the small kernels of sequence_calls.hpp.
+/// Launches the small kernels of sequence_calls.hpp.
 #pragma once
 
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
@@ -20,12 +20,12 @@ namespace detail {
 
 inline constexpr int small_block = 128;
 
-/// Sequence slots as an argument of a kernel.
+/// Sequence slots as a kernel argument.
 struct SlotList {
   static constexpr int capacity = 960;
   std::int32_t count;
   std::int32_t slot[capacity];
-  std::int64_t room;  ///< numbers to write: -1 behind the slots
+  std::int64_t room;  ///< numbers to write: the slots, then -1
 };
 
 template <class Threads>
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(threads)
 
 }  // namespace detail
 
-/// Gives pages to a sequence. The runs may be gone when it returns.
+/// Gives pages to a sequence. `runs` may be freed when this returns.
 inline Status launch_give_pages(Layers layers, int sequence, std::span<const PageRun> runs,
                                 cudaStream_t stream) {
   GivenPages given;
@@ -94,7 +94,7 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
   return {};
 }
 
-/// Makes a sequence let go of pages, if it has not.
+/// Makes a sequence drop pages, if it still has them.
 inline Status launch_let_go(Layers layers, const LostPages& lost, cudaStream_t stream) {
   return to_status(detail::launch<&detail::let_go_kernel<detail::small_block>>(
                        1, detail::small_block, sizeof(std::int32_t), stream, layers, lost),
@@ -124,7 +124,7 @@ inline Status launch_remove(Layers layers, int sequence, std::int64_t from, std:
       "removing pages of a sequence");
 }
 
-/// Tables, lengths and 16-bit blocks.
+/// Forks a sequence: tables and lengths, then sinks and tail.
 inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_blocks,
                           cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(to_status(
@@ -139,8 +139,8 @@ inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_bl
                    "copying the tail of a sequence");
 }
 
-/// Writes slots to `memory` on the device, which holds as many at least, and -1 behind them. They may
-/// be gone when it returns.
+/// Writes slots to device memory, which has room for at least as many, and -1 to the rest of it.
+/// `slots` may be freed when this returns.
 inline Status launch_write_slots(std::span<const std::int32_t> slots,
                                  std::span<std::int32_t> memory, cudaStream_t stream) {
   detail::SlotList list;

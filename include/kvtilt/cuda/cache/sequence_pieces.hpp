@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where the tokens of one sequence stand: in its sinks, its sealed pages and its tail blocks.
+/// Where the tokens of one sequence are: in its sinks, its sealed pages and its tail blocks.
 #pragma once
 
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -10,7 +10,7 @@
 
 namespace kvtilt::cuda::detail {
 
-/// A run of a sequence's tokens that stand in one block.
+/// The tokens of a sequence that are in one block: a run of positions.
 struct Piece {
   PageKind kind;
   const std::byte* block;
@@ -18,7 +18,7 @@ struct Piece {
   int tokens;
 };
 
-/// Where the pieces of a sequence are: sinks, then pages, then tail blocks.
+/// The pieces of a sequence, by index: the sinks, then pages, then tail blocks.
 struct Pieces {
   const LayerStorage& layer;
   const SequenceState& state;
@@ -32,7 +32,7 @@ struct Pieces {
     return 1 + pages() +
            static_cast<int>((tail_tokens() + layer.page_tokens - 1) / layer.page_tokens);
   }
-  /// The first that may hold a token at `position` or behind it.
+  /// Index of the first piece that may hold a token at `position` or later.
   [[nodiscard]] KVTILT_HD int at(std::int64_t position) const {
     if (position < layer.sink_tokens) return 0;
     if (position >= state.tail_start)
@@ -58,7 +58,7 @@ struct Pieces {
   }
 };
 
-/// Whether tokens are missing behind piece `index` that lie before `end`.
+/// Whether the position after piece `index` lies before `end` and is in no piece.
 KVTILT_HD inline bool gap_behind(const Pieces& pieces, const Piece& piece, int index,
                                  std::int64_t end) {
   const std::int64_t next = piece.first_position + piece.tokens;

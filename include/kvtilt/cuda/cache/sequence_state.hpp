@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-/// What happens to a SequenceState and its page table: the arithmetic of cache/sequence_layer.hpp
-/// for tables in device memory. Threads of one block work on a table together; on the host
-/// SingleThread does.
+/// Changes of a SequenceState and its page table: the arithmetic of cache/sequence_layer.hpp for
+/// tables in device memory. The threads of one block work on a table together; on the host,
+/// SingleThread stands for them.
 ///
 ///     table    | pages that hold tokens | unused pages | nothing |
 ///              0 = first_page           page_end       page_capacity
 ///
-/// A page that is let go of moves to the front of the unused ones, so that the next seal takes what
-/// was freed last. One that a fork may share leaves the table instead: page_capacity shrinks, and
-/// the sequence must reserve again.
+/// A dropped page moves to the front of the unused ones, so the next seal takes what was freed
+/// last. A page that a fork may share leaves the table instead: page_capacity shrinks, and the
+/// sequence must reserve again.
 #pragma once
 
 #include <kvtilt/cache/token_placement.hpp>
@@ -27,7 +27,7 @@ struct SingleThread {
   KVTILT_HD void sync() const {}
 };
 
-/// A sequence without tokens whose table holds `pages` unused ones.
+/// An empty sequence whose table holds `pages` unused pages.
 KVTILT_HD constexpr SequenceState empty_state(const TokenPlacement& placement, std::int32_t pages) {
   SequenceState state{};
   state.tail_start = placement.sink_tokens;
@@ -35,7 +35,7 @@ KVTILT_HD constexpr SequenceState empty_state(const TokenPlacement& placement, s
   return state;
 }
 
-/// A sequence that was loaded: its pages are the first entries of a table of `capacity`.
+/// A loaded sequence: its pages are the first entries of a table of `capacity`.
 KVTILT_HD constexpr SequenceState loaded_state(const SavedLayer& saved, std::int64_t length,
                                                std::int32_t capacity) {
   SequenceState state{};
@@ -67,7 +67,7 @@ KVTILT_HD constexpr std::int64_t end_of(const PageSlot& slot) {
   return slot.first_position + slot.tokens;
 }
 
-/// First entry that holds a token at `position` or behind it; page_end if none does.
+/// The first entry that holds a token at `position` or later; page_end if none does.
 KVTILT_HD constexpr std::int32_t entry_at(const SequenceState& state, const PageSlot* table,
                                           std::int64_t position) {
   std::int32_t low = state.first_page;
@@ -82,8 +82,8 @@ KVTILT_HD constexpr std::int32_t entry_at(const SequenceState& state, const Page
   return low;
 }
 
-/// Leaves only those pages in use that hold positions from `from` to end - 1; of an empty range maybe
-/// the one that it lies in.
+/// Keeps only those pages in use that hold positions from `from` to end - 1. If that range is
+/// empty, the page that it lies in may stay.
 KVTILT_HD constexpr void keep_pages(SequenceState& state, const PageSlot* table, std::int64_t from,
                                     std::int64_t end) {
   state.first_page = entry_at(state, table, from);
@@ -104,7 +104,7 @@ KVTILT_HD void reverse_slots(const Threads& threads, PageSlot* slots, std::int32
   threads.sync();
 }
 
-/// The first `by` slots become the last ones; nothing else changes its order.
+/// Rotates left: the first `by` slots become the last ones; the order is otherwise kept.
 template <class Threads>
 KVTILT_HD void rotate_slots(const Threads& threads, PageSlot* slots, std::int32_t count,
                             std::int32_t by) {
@@ -118,8 +118,8 @@ KVTILT_HD constexpr std::int32_t smaller(std::int32_t a, std::int32_t b) { retur
 
 }  // namespace detail
 
-/// Lets go of entries `first` to last - 1 of those that hold tokens. All threads call it with equal
-/// copies of the state, and it leaves them equal.
+/// Drops entries `first` to last - 1, all of which hold tokens. All threads call it with equal
+/// copies of the state, which stay equal.
 template <class Threads>
 KVTILT_HD void drop_pages(const Threads& threads, SequenceState& state, PageSlot* table,
                           std::int32_t first, std::int32_t last) {
@@ -135,15 +135,15 @@ KVTILT_HD void drop_pages(const Threads& threads, SequenceState& state, PageSlot
   state.shared_end -= shared;
 }
 
-/// Forgets all tokens from `length` on. A cut inside a sealed page leaves it with fewer tokens; the
-/// tail then starts anew behind it.
+/// Drops all tokens from `length` on. A cut inside a sealed page leaves that page with fewer
+/// tokens, and the tail starts anew behind it.
 template <class Threads>
 KVTILT_HD void truncate(const Threads& threads, const TokenPlacement& placement,
                         SequenceState& state, PageSlot* table, std::int64_t length) {
   if (length >= state.length) return;
   std::int32_t kept = entry_at(state, table, length);
   if (kept < state.page_end && table[kept].first_position < length) ++kept;
-  threads.sync();  // everyone has looked
+  threads.sync();  // all threads have searched the table
   if (threads.thread() == 0 && kept > state.first_page) {
     PageSlot& last = table[kept - 1];
     if (end_of(last) > length)
@@ -159,9 +159,9 @@ KVTILT_HD void truncate(const Threads& threads, const TokenPlacement& placement,
   if (state.first_kept > length) state.first_kept = length;
 }
 
-/// The entries that hold what the window has left of the positions `from` to to - 1, the first and the
-/// last of them at least, and no others: no entries if that is nothing. False if there are none such.
-/// Whether there is a hole between them follows_at_once() tells.
+/// Finds the entries that hold exactly positions `from` to to - 1, as far as the window has not
+/// freed them; none if it has freed all. Returns false if no entries begin and end there. Whether
+/// there is a hole between them, follows_at_once() tells.
 KVTILT_HD constexpr bool find_pages(const TokenPlacement& placement, const SequenceState& state,
                                     const PageSlot* table, std::int64_t from, std::int64_t to,
                                     std::int32_t& first, std::int32_t& last) {
@@ -175,12 +175,12 @@ KVTILT_HD constexpr bool find_pages(const TokenPlacement& placement, const Seque
   return last > first && end_of(table[last - 1]) == to;
 }
 
-/// Whether the next entry goes on where this one ends.
+/// Whether the next entry starts at the position where this one ends.
 KVTILT_HD constexpr bool follows_at_once(const PageSlot* entry) {
   return end_of(entry[0]) == entry[1].first_position;
 }
 
-/// find_pages(), and no hole between them: as one thread finds out.
+/// find_pages(), and whether there is no hole between them; for one thread.
 constexpr bool find_whole_pages(const TokenPlacement& placement, const SequenceState& state,
                                 const PageSlot* table, std::int64_t from, std::int64_t to,
                                 std::int32_t& first, std::int32_t& last) {
@@ -190,17 +190,17 @@ constexpr bool find_whole_pages(const TokenPlacement& placement, const SequenceS
   return whole;
 }
 
-/// What appending will do to a sequence: known before anything is written, by every block alike.
+/// What an append will do to a sequence; every block computes the same before anything is written.
 struct AppendPlan {
-  bool fits;                ///< if not, nothing may happen
-  std::int64_t length;      ///< before
-  std::int64_t tail_start;  ///< before
-  std::int64_t tokens;      ///< new
+  bool fits;                ///< whether there are pages enough; if not, nothing may happen
+  std::int64_t length;      ///< before the append
+  std::int64_t tail_start;  ///< before the append
+  std::int64_t tokens;      ///< to append
   std::int32_t seals;       ///< pages that leave the tail
   std::int32_t skipped;     ///< the first of those: the window frees them at once
   std::int32_t freed;       ///< entries of the table that the window frees, from first_page on
-  std::int32_t recycled;    ///< the last of those: this sequence alone has their pages
-  std::int64_t first_kept;  ///< after
+  std::int32_t recycled;    ///< the last of those: not shared, so their pages are reused
+  std::int64_t first_kept;  ///< after the append
 
   /// Pages that are quantized.
   [[nodiscard]] KVTILT_HD constexpr std::int32_t sealed() const { return seals - skipped; }
@@ -235,20 +235,20 @@ KVTILT_HD constexpr AppendPlan plan_append(const TokenPlacement& placement,
   return plan;
 }
 
-/// Entry of the table whose page the `index`-th quantized page goes to.
+/// The table entry whose page takes the `index`-th quantized page.
 KVTILT_HD constexpr std::int32_t entry_for(const AppendPlan& plan, const SequenceState& state,
                                            std::int32_t index) {
   return index < plan.recycled ? state.first_page + plan.freed - plan.recycled + index
                                : state.page_end + index - plan.recycled;
 }
-/// That page of the pool.
+/// The page of the pool in that entry.
 KVTILT_HD constexpr std::int32_t page_for(const AppendPlan& plan, const SequenceState& state,
                                           const PageSlot* table, std::int32_t index) {
   return table[entry_for(plan, state, index)].page;
 }
 
-/// Makes it so, once all pages are written and nobody else looks at the table. The caller stores
-/// the state.
+/// Carries out the plan, once all pages are written and no other block reads the table. The caller
+/// stores the state.
 template <class Threads>
 KVTILT_HD void finish_append(const Threads& threads, const TokenPlacement& placement,
                              const AppendPlan& plan, int ring_blocks, SequenceState& state,
@@ -268,16 +268,16 @@ KVTILT_HD void finish_append(const Threads& threads, const TokenPlacement& place
   state.first_kept = plan.first_kept;
 }
 
-/// `child`, empty, with unused pages of its own, becomes a copy of `parent`: their sealed pages are
-/// shared from now on. The caller copies tail blocks (the ring heads are equal) and sinks, and
-/// stores both states. Needs room for the parent's entries in the child's table.
+/// Makes `child`, empty but for unused pages of its own, a copy of `parent` that shares its sealed
+/// pages. The caller copies tail blocks (the ring heads are equal) and sinks, and stores both
+/// states. The child's table needs room for the parent's entries.
 template <class Threads>
 KVTILT_HD void share_pages(const Threads& threads, SequenceState& parent,
                            const PageSlot* parent_table, SequenceState& child,
                            PageSlot* child_table) {
   const std::int32_t pages = parent.page_end - parent.first_page;
   const std::int32_t unused = child.page_capacity - child.page_end;
-  // Into the gap behind the unused pages, then in front of them.
+  // Copied behind the unused pages, then rotated to the front.
   for (std::int32_t i = threads.thread(); i < pages; i += threads.thread_count())
     child_table[unused + i] = parent_table[parent.first_page + i];
   threads.sync();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The kernel that takes tokens out of a device cache.
+/// The kernel that copies tokens out of a device cache, and its launch.
 #pragma once
 
 #include <kvtilt/cuda/cache/unpack.hpp>

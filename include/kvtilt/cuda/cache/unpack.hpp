@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Copies tokens of one sequence out of a device cache, as attention sees them: the bits of unpack()
-/// of the CPU. A block takes one kv head of one page, sink block or tail block at a time.
+/// Copies tokens of one sequence out of a device cache as attention sees them, with the bits of the
+/// CPU's unpack(). A block takes one kv head of one page, sink block or tail block at a time.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -23,7 +23,7 @@ struct UnpackArguments {
   int sequence;        ///< slot
   std::int64_t first;  ///< position of row 0
   std::int64_t tokens;
-  /// Device memory, [tokens, kv_heads, dim], channels contiguous; no data: not wanted.
+  /// Device memory, [tokens, kv_heads, dim], channels contiguous; no data: skipped.
   MutableTensorView keys;
   MutableTensorView values;
 };
@@ -38,7 +38,7 @@ KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tok
 
 namespace detail {
 
-/// Slots `slot` to slot + count - 1 of a block; slot `slot` goes to row 0.
+/// Stores the numbers of a tile that are in slots `slot` to slot + count - 1, the first to row 0.
 template <Role R, class T>
 KVTILT_HD void store_tile(const TileNumbers& numbers, int outer_tile, int inner_tile, int lane,
                           int slot, int count, const OutputRows<T>& rows) {
@@ -60,7 +60,7 @@ KVTILT_HD void store_tile(const TileNumbers& numbers, int outer_tile, int inner_
   }
 }
 
-/// Whether unpack_whole() can do it.
+/// Whether unpack_whole() serves this tensor and these slots.
 template <Role R>
 KVTILT_HD bool unpacks_whole(const TensorLayout& tensor, int slot, int count) {
   const CodeMatrix matrix = tensor.matrix;
@@ -72,8 +72,8 @@ KVTILT_HD bool unpacks_whole(const TensorLayout& tensor, int slot, int count) {
          (group % (decoded_tiles * tile_extent) == 0 || group >= matrix.outer);
 }
 
-/// All tokens of a block, keys per channel or values per token, to aligned rows. A warp takes the
-/// tiles along outer four at a time, which share a lane's four scales.
+/// Unpacks all tokens of a block, keys per channel or values per token, to aligned rows. A warp
+/// takes four tiles at a time along outer, which share a lane's four scales.
 template <Role R, int Width, class T, class Threads>
 KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
                             const std::byte* block, const OutputRows<T>& rows) {
@@ -95,7 +95,7 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
     int runs_left = runs_in_band;
     KVTILT_DEVICE_LOOP
     for (int outer_tile = 0; outer_tile < outer_tiles; outer_tile += decoded_tiles) {
-      // Loaded each time, to be on the way together with the codes.
+      // Loaded anew for each four tiles, to be in flight together with their codes.
       const ScaleEntries loaded(entries, matrix.inner);
       CodeTiles tiles;
       read_whole_tiles<Width>(codes, matrix, inner_tile * outer_tiles + outer_tile, lane, tiles);
@@ -125,7 +125,7 @@ KVTILT_HD void unpack_whole(const Threads& threads, const TensorLayout& tensor,
   }
 }
 
-/// False, and nothing is done, unless this is a fast case.
+/// Unpacks a tensor by the fast path that serves it. Returns false, and does nothing, if none does.
 template <Role R, class T, class Threads>
 KVTILT_HD bool unpack_whole_tensor(const Threads& threads, const TensorLayout& tensor,
                                    const std::byte* block, int slot, int count,
@@ -174,7 +174,7 @@ KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
   const int warps = threads.thread_count() / warp_lanes;
   const bool quantized = tensor.format.quantized();
   const bool along_outer = tensor.group_along_outer;
-  // 16-bit keys run along inner first.
+  // Tiles of 16-bit keys are stored along inner first.
   const bool turned = R == Role::Keys && !quantized;
   const int fast_tiles = turned ? inner_tiles : outer_tiles;
   KVTILT_DEVICE_LOOP
@@ -222,12 +222,12 @@ KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
     unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
 }
 
-/// Brings a quantized tensor closer that is read when another has been: codes, and a band of scales.
+/// Prefetches a quantized tensor to be read after another: codes, and one band (row) of scales.
 template <class Threads>
 KVTILT_HD void prefetch_tensor(const Threads& threads, const TensorLayout& tensor,
                                const std::byte* block) {
   if (!tensor.format.quantized()) return;
-  constexpr int step = 64;  // memory answers with two sectors
+  constexpr int step = 64;  // memory delivers two 32-byte sectors at once
   const int end =
       static_cast<int>(tensor.metadata) + 2 * tensor.pitch() * static_cast<int>(sizeof(F16));
   KVTILT_DEVICE_LOOP
@@ -236,12 +236,12 @@ KVTILT_HD void prefetch_tensor(const Threads& threads, const TensorLayout& tenso
     threads.prefetch(block + at);
 }
 
-/// What a request wants of one piece.
+/// The slots of one piece that a request wants, and the row that they start at.
 struct PieceRows {
   const HeadLayout* layout;
-  const std::byte* block;  ///< of the head
+  const std::byte* block;  ///< the head's block
   int slot;
-  int count;  ///< none if not positive
+  int count;  ///< 0 or less: none
   std::int64_t first_row;
 
   KVTILT_HD PieceRows(const UnpackArguments& arguments, const Piece& piece, int head)
@@ -258,9 +258,9 @@ struct PieceRows {
 
 }  // namespace detail
 
-/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads, unpack_shared_bytes.
-/// Where a token was never appended, was removed or freed, its row is left alone and the record says
-/// InvalidArgument.
+/// Body of the kernel: unpack_units() * kv_heads blocks of unpack_threads threads,
+/// unpack_shared_bytes. The row of a position that was never appended, or was removed or freed, is
+/// not written, and InvalidArgument is recorded.
 template <class Threads>
 KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) {
   const LayerStorage& layer = arguments.layer;
@@ -281,8 +281,8 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   };
   if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
     report(arguments.first);
-  // Unless pages hold few tokens a block has one piece. The fast way stays out of the loop: what the
-  // compiler computes ahead of a loop takes registers.
+  // A block has one piece unless pages hold few tokens. The fast path is outside the loop: what the
+  // compiler moves out of a loop takes registers.
   bool keys_done = arguments.keys.data == nullptr;
   bool values_done = arguments.values.data == nullptr;
   if (start + unit < count) {
