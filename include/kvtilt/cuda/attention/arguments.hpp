@@ -55,7 +55,7 @@ struct AttendRules {
 /// Most blocks of a launch; a workspace has one counter for each.
 inline constexpr int most_attend_blocks = 4096;
 
-/// Scratch memory of a launch; nothing in it outlives the launch, but its counters must start as zeros.
+/// Scratch memory of a launch: nothing in it outlives the launch, but counters must start as zeros.
 /// Where several blocks share an item (8 query rows in decode, a row tile in prefill), each leaves its
 /// part of the result here.
 struct AttendWorkspace {

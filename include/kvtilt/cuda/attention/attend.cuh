@@ -56,8 +56,8 @@ __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
 /// How a launch fills a multiprocessor. 0: Attention chooses.
 struct AttendTuning {
   int blocks = 0;  ///< resident on a multiprocessor
-  int stages = 0;  ///< pages that each warp's ring buffers, 2 to 4; 2 before compute capability 9.0;
-                   ///< the generic kernel has no ring
+  int stages = 0;  ///< pages that each warp's ring buffers: 2 to 4, 2 before compute capability
+                   ///< 9.0; the generic kernel has no ring
 };
 
 /// Decode attention over all layers of one shape and the same recipes, on the device that was current

@@ -163,7 +163,7 @@ class PrefillAttention {
   int warp_rows_ = 0;
   std::uint32_t (*shared_bytes_)(int warps, int sequences, bool copied_pages) = nullptr;
   std::uint32_t most_shared_bytes_ = 0;
-  std::uint32_t most_copying_bytes_ = 0;  ///< of a block that copies pages, without loss of occupancy
+  std::uint32_t most_copying_bytes_ = 0;  ///< of a block that copies pages: as many blocks fit
   int blocks_ = 0;
 };
 

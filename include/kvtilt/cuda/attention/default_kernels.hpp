@@ -25,8 +25,8 @@ using KernelsFor =
 /// Serves any recipe at head dimensions 64 and 128. At 128 it has fast kernels, in pages of 64 tokens
 /// with default groups, also for keys per token, values per channel and heads with different recipes.
 ///
-/// Cost  1 to 2 s of nvcc and 150 KB of object file (code and PTX) per kernel and architecture; a mixed
-///       decode kernel that much for each of its PageTraits
+/// Cost  1 to 2 s of nvcc and 150 KB of object file (code and PTX) per kernel and architecture; a
+///       mixed decode kernel costs that for each of its PageTraits
 using DefaultKernels =
     AttendKernels<HalfTraits<128>, PageTraits<8, 8, 128>, PageTraits<8, 4, 128>,
                   PageTraits<4, 4, 128>, PageTraits<4, 2, 128>, PageTraits<3, 2, 128>,
