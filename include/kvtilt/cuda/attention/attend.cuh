@@ -109,8 +109,9 @@ class Attention {
   /// of a sequence that has fewer tokens than rows.
   ///
   /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 belong to sequence i, as
-  ///            many as it has drafts; none skip it. Rows of no sequence are left alone, so that a
-  ///            graph captured with the most rows replays with fewer. Null: equally many for each
+  ///            many as it has draft tokens; without rows a sequence is skipped. Rows of no sequence
+  ///            are left alone, so that a graph captured with the most rows replays with fewer. Null:
+  ///            equally many rows for each
   /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
@@ -143,7 +144,9 @@ class Attention {
   /// Whether the kernel reads its recipe at run time, which takes several times the instructions of a
   /// kernel compiled for it (PageTraits, HalfTraits).
   [[nodiscard]] bool is_generic() const { return generic_; }
+  /// Blocks of each launch.
   [[nodiscard]] int blocks() const { return blocks_; }
+  /// Stages of each warp's ring; the generic kernel has no ring.
   [[nodiscard]] int stages() const { return stages_; }
 
  private:

@@ -73,8 +73,8 @@ class PrefillAttention {
   }
 
   /// Attends with the next tokens of each sequence, its chunk: to the tokens that the layer holds, and
-  /// causally to the chunk. Call it before the chunk is appended. How a prompt is cut into chunks does
-  /// not change the cache's bytes, but these outputs.
+  /// causally to the chunk. Call it before the chunk is appended. The cache's bytes do not depend on
+  /// how a prompt is cut into chunks; these outputs do.
   ///
   /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
   ///            Null: equally many for each

@@ -119,7 +119,7 @@ struct PageFragments {
                               FragmentScales<role>::lane_offset(lane, inner) +
                               (PerChannel ? tile / group_tiles * band + first * 2 * tile_extent
                                           : tile * 2 * tile_extent + first / group_tiles * band);
-    int left = PerChannel ? 0 : first % group_tiles;  // tiles: of the band, then left
+    int left = PerChannel ? 0 : first % group_tiles;  // tiles used of the band; below: left
     FragmentScales<role> scale{};
     FragmentScales<role> minimum{};
     KVTILT_DEVICE_UNROLL

@@ -51,7 +51,7 @@ struct PageTraits {
   static constexpr bool channel_values = Values == Granularity::PerChannel;
   static constexpr bool sums_apart = !channel_values && sums_pages_apart(ValueBits);
 
-  /// Does not depend on a recipe's range rule.
+  /// Layout of a head's page: the same for every range rule.
   static constexpr HeadLayout layout() {
     return head_layout(
         {key_format(KeyBits, Keys, KeyGroup), value_format(ValueBits, Values, ValueGroup)}, KeyDim,
@@ -81,8 +81,8 @@ struct PageTraits {
            value.granularity == Values && key.group == KeyGroup && value.group == ValueGroup;
   }
 
-  // Groups divide a channel's tokens, or a token's channels. A band is the groups at one place of all
-  // channels, or of all tokens.
+  // Groups divide a channel's tokens, or a token's channels. A band is the i-th groups of all channels,
+  // or of all tokens.
   static constexpr int key_extent = token_keys ? KeyDim : PageTokens;
   static constexpr int value_extent = channel_values ? PageTokens : ValueDim;
   static constexpr int key_bands = key_extent / KeyGroup;

@@ -178,8 +178,8 @@ KVTILT_HD inline PageSlot page_of_tile(const LayerStorage& layer, std::int64_t f
   return layer.tables[first_slot + tile / page_tiles];
 }
 
-/// Most groups of row tiles. A block stores where each group's units start: to store that of each row
-/// tile, small devices have too little shared memory.
+/// Most groups of row tiles. A block stores where each group's units start: small devices have too
+/// little shared memory to store that for each row tile.
 inline constexpr int most_tile_groups = 128;
 
 /// The line of a launch, planned anew by each block.
@@ -274,7 +274,7 @@ KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int
                  sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0, total));
 }
 
-/// Plans the launch; has no units where the record has an error: see above.
+/// Plans the launch; has no units where count_row_tiles() or sum_up_units() records an error.
 ///
 /// tile_starts  [sequences + 1]: row tiles before each
 /// unit_starts  [most_tile_groups + 1]: units before each, of one kv head

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// Divides a launch's work among its blocks. An item is 8 query rows of one sequence and kv head.
-/// It is a list of units, each about as much work for a warp: tiles of 16 tokens in 16 bits (sinks,
-/// then tail), then sealed pages. The units of all items lie on one line, of which every block gets
-/// an equal stretch (stream-K): ragged batches balance whatever their lengths. Lengths are read
-/// from device memory, so a captured graph plans anew at each replay.
+/// It is a list of units, each about as much work for a warp: tiles of 16 tokens in 16 bits (of the
+/// sinks, the first tokens; of the tail, the newest ones), then sealed pages. The units of all
+/// items lie on one line, of which every block gets an equal stretch (stream-K): ragged batches
+/// balance whatever their lengths. Lengths are read from device memory, so a captured graph plans
+/// anew at each replay.
 #pragma once
 
 #include <kvtilt/cuda/attention/arguments.hpp>
@@ -68,7 +69,7 @@ KVTILT_HD constexpr int quotient(int value, int divisor) {
 }
 KVTILT_HD constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
-/// Units of a sequence.
+/// Units of each item of a sequence, by kind.
 struct UnitCounts {
   int sink_tiles = 0;
   int tail_tiles = 0;
@@ -161,8 +162,7 @@ KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot*
   return sealed_tile(layer, table[unit / page_units], unit % page_units);
 }
 
-/// The line of all units, cut into a stretch per block. Whoever plans it keeps its length below
-/// 2^31.
+/// The line of all units, cut into a stretch per block. Its planner keeps its length below 2^31.
 struct WorkLine {
   int blocks;  ///< that have a unit at least; later blocks have nothing to do
   int each;    ///< units of a block
