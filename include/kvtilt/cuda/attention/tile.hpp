@@ -11,8 +11,9 @@
 
 namespace kvtilt::cuda {
 
-/// Tiles of a run to load together: of `most`, its half, its quarter and so on the first that divides
-/// the run. If none does, `most`: loads then need predicates, for which prefill lacks registers.
+/// Tiles of a run to load together: of `most`, its half, its quarter and so on the first that
+/// divides the run. If none does, `most`: loads then need predicates, for which prefill lacks
+/// registers.
 KVTILT_HD constexpr int tiles_ahead(int run, int most) {
   for (int ahead = most; ahead > 1; ahead /= 2)
     if (run % ahead == 0) return ahead;
