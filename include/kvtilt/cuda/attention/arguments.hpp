@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What the attention kernels are told: plain data, passed by value.
+/// Arguments of the attention kernels: plain data, passed by value.
 #pragma once
 
 #include <kvtilt/core/softmax_state.hpp>
@@ -12,9 +12,8 @@
 
 namespace kvtilt::cuda {
 
-/// AttendOptions whose arrays are in device memory. Windows and ALiBi go by tokens' positions, in the
-/// order in which they were appended, also under a tree mask: not by their depth in the tree. What the
-/// arrays hold is not checked.
+/// AttendOptions with arrays in device memory, whose contents are not checked. Windows and ALiBi use
+/// positions in the order of appending, even under a tree mask: not the depth in the tree.
 struct DeviceAttendOptions {
   float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;                     ///< 0: none
@@ -27,15 +26,15 @@ struct DeviceAttendOptions {
   bool causal = true;  ///< see AttendOptions
 };
 
-/// Rows of a sequence that a tree mask has bits for.
+/// Most rows of a sequence under a tree mask: bits of its words.
 inline constexpr int most_tree_rows = 64;
 
-/// Which of its sequence's rows a row sees: those up to itself, all, or what the tree mask says.
+/// Which of its sequence's rows a row sees: those up to itself, all, or those in the tree mask.
 enum class SeenRows : int { Causal, All, Tree };
 
 /// AttendOptions as kernels need them; all pointers are device memory.
 struct AttendRules {
-  float scale = 0;     ///< of q.k, with log2(e) in it; under a cap, of tanh's argument
+  float scale = 0;     ///< times q.k: base-2 logit, or under a cap tanh's argument
   float soft_cap = 0;  ///< cap * log2(e); 0: none
   int window = 0;      ///< 0: none
   int keep_sinks = 0;
@@ -46,32 +45,34 @@ struct AttendRules {
   std::int64_t end_position = 0;
   int causal = 1;
 
-  /// With more rows than a mask has bits a sequence is a prompt's chunk, beside the others' trees.
+  /// A sequence with more rows than a mask has bits is causal: a prompt's chunk in a batch with trees.
   [[nodiscard]] KVTILT_HD SeenRows seen_rows(int rows) const {
     if (causal == 0) return SeenRows::All;
     return tree_mask != nullptr && rows <= most_tree_rows ? SeenRows::Tree : SeenRows::Causal;
   }
 };
 
-/// Blocks of a launch: counters of a workspace.
+/// Most blocks of a launch; a workspace has one counter for each.
 inline constexpr int most_attend_blocks = 4096;
 
-/// Memory of a launch: needs none of its bytes to survive, but its counters start as zeros.
+/// Scratch memory of a launch: nothing in it outlives the launch, but counters must start as zeros.
+/// Where several blocks share an item (8 query rows in decode, a row tile in prefill), each leaves its
+/// part of the result here.
 struct AttendWorkspace {
-  /// [most_attend_blocks], zeros between launches: parts of the item that is unfinished at the end of
-  /// a block's stretch, and has its first part there. All launches have them in the same place, at the
-  /// start: one workspace serves them all, whatever their layers are.
+  /// [most_attend_blocks], zeros between launches. Counter b counts the parts left so far of the item
+  /// whose first part is block b's. They lie at the start of the workspace in every launch, so that
+  /// launches over different layers can share it.
   std::uint32_t* arrivals = nullptr;
   float* partial_outputs = nullptr;  ///< [2 * blocks][rows][value_dim]
   float* partial_states = nullptr;   ///< [2 * blocks][rows][maximum, sum]
 };
 
-/// The same in memory of the caller's; null: only how much it takes.
+/// An AttendWorkspace laid out in the caller's memory; with null only its size.
 struct LaidOutWorkspace {
   AttendWorkspace parts;
   std::size_t bytes;
 
-  /// rows  of a part, of which a block leaves two at the most
+  /// rows  of a part; a block leaves at most two parts
   LaidOutWorkspace(void* memory, int blocks, int rows, int value_dim) {
     const std::size_t all = 2 * static_cast<std::size_t>(blocks) * static_cast<std::size_t>(rows);
     const std::size_t outputs = all * static_cast<std::size_t>(value_dim);
@@ -85,17 +86,17 @@ struct LaidOutWorkspace {
 
 /// One row of queries and of the output.
 struct RowPlace {
-  std::int64_t token;  ///< row of the tensors
-  int head;            ///< of the queries
+  std::int64_t token;  ///< first index into the tensors
+  int head;            ///< query head
 };
 
 struct AttendArguments {
   LayerStorage layer;
   Batch batch;
-  BatchRows rows;              ///< of the tensors: the tokens of each sequence that ask
+  BatchRows rows;              ///< which rows of the tensors are each sequence's query tokens
   std::int64_t row_count = 0;  ///< of the tensors
   int query_heads;
-  int ratio;                    ///< query heads of a kv head
+  int ratio;                    ///< query heads per kv head
   const void* query = nullptr;  ///< [rows, query_heads, key_dim]
   ElementType query_type = ElementType::F16;
   std::int64_t query_token_stride = 0;
@@ -113,13 +114,13 @@ struct AttendArguments {
   [[nodiscard]] KVTILT_HD std::int64_t output_offset(const RowPlace& place) const {
     return place.token * out_token_stride + place.head * out_head_stride;
   }
-  /// Tokens of a sequence that ask.
+  /// Query tokens of a sequence.
   [[nodiscard]] KVTILT_HD int queries(int sequence) const {
     return static_cast<int>(rows.count(sequence));
   }
 };
 
-/// What is asked for: all but the workspace and the stages, which depend on the launch.
+/// Fills in all but the workspace and the stages, which depend on the launch.
 inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& batch,
                                       const BatchRows& rows, const TensorView& queries,
                                       const MutableTensorView& out, float* lse,

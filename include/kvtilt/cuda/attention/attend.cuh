@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Attention on the GPU over a quantized cache, in one launch that reads lengths and tables from
-/// device memory: nothing is planned on the host, so a captured graph replays as sequences grow.
+/// Decode attention on the GPU over a quantized cache: one launch that reads lengths and page tables
+/// from device memory. The host plans nothing, so a captured graph replays as sequences grow.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -26,15 +26,16 @@
 
 namespace kvtilt::cuda {
 
-/// Of a block; fewer where shared memory is small.
+/// Warps of a block; fewer on devices with little shared memory.
 inline constexpr int attend_warps = 4;
 
-/// Queries of a sequence in one launch, or of all where only the device knows whose they are: what
-/// numbers of items can be.
+/// Most query tokens in one launch: of each sequence without indptr, of all together with it. Keeps
+/// item numbers within 32 bits.
 inline constexpr int max_attend_queries = 1 << 16;
 
-/// Blocks on a multiprocessor that a kernel leaves registers for. With a third one sums and queries of
-/// large heads would spill, and sums of a page apart; their pages are attend_bytes without it.
+/// Blocks per multiprocessor that a kernel leaves registers for. With three, the accumulators and
+/// queries of large heads would spill, and so would separate accumulators for each page (sums_apart);
+/// two blocks of such kernels already keep MachineTraits::attend_bytes of pages in flight.
 template <class Traits>
 constexpr int attend_blocks() {
   if constexpr (Traits::generic)
@@ -52,27 +53,28 @@ __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
   attend_block<Traits>(threads, arguments);
 }
 
-/// How a launch fills a multiprocessor. Zeros: what Attention finds best.
+/// How a launch fills a multiprocessor. 0: Attention chooses.
 struct AttendTuning {
-  int blocks = 0;  ///< on a multiprocessor
-  int stages = 0;  ///< of each warp's ring of pages, 2 to 4; 2 before compute capability 9.0; the
-                   ///< generic kernel has no ring
+  int blocks = 0;  ///< resident on a multiprocessor
+  int stages = 0;  ///< pages that each warp's ring buffers: 2 to 4, 2 before compute capability
+                   ///< 9.0; the generic kernel has no ring
 };
 
-/// Attention over layers of one shape and the same recipes, for the device that was current at
-/// create().
+/// Decode attention over all layers of one shape and the same recipes, on the device that was current
+/// at create().
 class Attention {
  public:
-  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails as
-  /// supports_attention() does, or with Unsupported, naming what the device lacks; nothing is ever
-  /// attended to another way.
+  /// Picks the kernel of `List` compiled for the recipe, else the list's generic one: see is_generic().
+  ///
+  /// Fails  as supports_attention() does, or with Unsupported, naming what the device lacks; there is
+  ///        no other fallback
   template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const Recipe& recipe,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
     return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens, tuning);
   }
 
-  /// `recipes` holds one for all kv heads, or one per kv head.
+  /// The same; `recipes` holds one recipe for all kv heads, or one per kv head.
   template <class List = DefaultKernels>
   static Result<Attention> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                   int page_tokens = 64, const AttendTuning& tuning = {}) {
@@ -87,13 +89,13 @@ class Attention {
     return attention;
   }
 
-  /// Bytes of device memory that any launch needs, aligned to 16; more serve, too.
+  /// Bytes of device memory, 16-byte aligned, that any attend() needs; more are fine.
   [[nodiscard]] std::size_t workspace_bytes() const { return layout_workspace(nullptr).bytes; }
 
-  /// Zeros the counters of a workspace, once: blocks that share a row count themselves there, so that
-  /// the last one merges. Each launch leaves them at zero, so that objects of all kinds, layers and
-  /// recipes can share a workspace that is large enough for each, prepared by any one of them.
-  /// Launches that may overlap need a workspace each.
+  /// Zeros a workspace's counters; call it once per workspace. Blocks that share a row count their
+  /// arrivals there, so that the last one merges their parts. Each launch leaves the counters at zero:
+  /// Attention and PrefillAttention objects of any layers and recipes can share a workspace that is
+  /// large enough for each, prepared by any of them. Launches that may overlap need one each.
   ///
   /// Fails  InvalidArgument (null, unaligned, too small), or what CUDA says
   /// Cost   a memset of 16 KiB, queued
@@ -101,50 +103,56 @@ class Attention {
     return zero_counters(workspace, workspace_bytes(), stream);
   }
 
-  /// The newest tokens of each sequence ask, as many as it has rows; they have been appended. A row
-  /// that sees nothing gives 0 and lse = -infinity, or its head's sink logit: so do those of positions
-  /// before the start, of a sequence with fewer tokens than rows.
+  /// Attends with the newest tokens of each sequence, which must already have been appended: its last
+  /// row is the query of its newest token, the row before that of the token before, and so on. A row
+  /// that sees no token gives 0 and lse = -infinity (or its head's sink logit); so do the leading rows
+  /// of a sequence that has fewer tokens than rows.
   ///
-  /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's, as many
-  ///            as it has drafts, none if it is not to be asked. Rows that are nobody's are left
-  ///            alone, so that a graph of the most rows replays with fewer. Null: as many for each
+  /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 belong to sequence i, as
+  ///            many as it has draft tokens; without rows a sequence is skipped. Rows of no sequence
+  ///            are left alone, so that a graph captured with the most rows replays with fewer. Null:
+  ///            equally many rows for each
   /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
   /// options    tree_mask holds a word per row: bit j lets it see the j-th of its sequence's rows.
-  ///            A sequence with more than 64 rows is causal
+  ///            A sequence with more than 64 rows ignores the mask and is causal
   /// workspace  workspace_bytes() bytes, once prepare()d
-  /// Error      against float64 on the stored values: 2e-3 of the output's norm, or of the weighted mean
-  ///            of the values' norms where they cancel, and of 1 + |lse|; out's type rounds once more.
-  ///            Each weight may be off by 2^-25 of the row's largest, if that one's value is 0, too.
-  ///            Long sums of 1- and 2-bit codes lose up to 2^-16 of themselves for every 128 pages that a
-  ///            warp adds up (page.hpp: sums_pages_apart).
-  ///            Operands are fp16: where scale * sum |q k| is more than 32 it is as many times more.
-  ///            That counts on roundings that average out; where they do not, as of keys that are all
-  ///            alike beside a sink logit, it is up to 2^-11 * scale * sum |q k|.
-  ///            Each query row is rounded after its largest channel was brought to 1, so that any
-  ///            magnitudes from 2^-100 to 2^100 do; one with NaN or infinity has undefined results,
-  ///            and others do not suffer from it
-  /// Fails      InvalidArgument (shapes, recipes, options, workspace, more than 2^31 units of work), or
-  ///            what the launch says. An indptr that does not ascend or leaves the tensors writes
-  ///            nothing, and the layer's record tells (poll)
-  /// Cost       one launch, none where there are no sequences or no queries; does not wait. Pages that
-  ///            no query may see are not read
+  /// Error      against float64 on the stored values: 2e-3 of the output's norm (where values cancel:
+  ///            of the weighted mean of their norms), and for lse 2e-3 of 1 + |lse|; rounding to out's
+  ///            type comes on top. Each softmax weight may also be off by 2^-25 of the row's largest
+  ///            weight, even if the value with that weight is 0. Long sums of 1- and 2-bit values lose
+  ///            up to 2^-16 of themselves for every 128 pages that a warp adds up (page.hpp:
+  ///            sums_pages_apart).
+  ///            Operands are fp16: where scale * sum |q k| exceeds 32, the bound grows in proportion.
+  ///            This assumes that roundings average out; where they do not (identical keys beside a
+  ///            sink logit, for one), the error is up to 2^-11 * scale * sum |q k|.
+  ///            Each query row is rounded to fp16 after a power of two brings its largest channel near
+  ///            1, so any magnitudes from 2^-100 to 2^100 work. A row with NaN or infinity has undefined
+  ///            results and does not affect other rows
+  /// Fails      InvalidArgument (shapes, recipes, options, workspace, more than 2^31 units of work:
+  ///            work.hpp), or the launch's error. If indptr does not ascend or leaves the tensors, the
+  ///            launch writes nothing and the layer's record reports it (poll)
+  /// Cost       one launch, none without sequences or queries; does not wait. Pages that no query may
+  ///            see are not read
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
                               const std::int32_t* indptr, const TensorView& queries,
                               const MutableTensorView& out, float* lse,
                               const DeviceAttendOptions& options, std::span<std::byte> workspace,
                               cudaStream_t stream) const;
 
-  /// Whether the kernel reads its recipe at run time: it takes several times the instructions of a
-  /// PageTraits or HalfTraits.
+  /// Whether the kernel reads its recipe at run time, which takes several times the instructions of a
+  /// kernel compiled for it (PageTraits, HalfTraits).
   [[nodiscard]] bool is_generic() const { return generic_; }
+  /// Blocks of each launch.
   [[nodiscard]] int blocks() const { return blocks_; }
+  /// Stages of each warp's ring; the generic kernel has no ring.
   [[nodiscard]] int stages() const { return stages_; }
 
  private:
-  /// The first kernel of the list for these recipes that fits the device, generic ones last: not where
-  /// tuning was asked for that another does not fit. `refusal`: why there is none.
+  /// Adopts the first kernel of the list that serves these recipes and fits the device, generic ones
+  /// last. Does not fall back to a generic one where explicit tuning is what does not fit. `refusal`:
+  /// why none was adopted.
   template <class... Traits>
   bool find(AttendKernels<Traits...>, const AttendTuning& tuning, Status& refusal) {
     if ((adopt<Traits>(false, tuning, refusal) || ...)) return true;
@@ -172,8 +180,8 @@ class Attention {
     return AttendShared::of<Traits>(warps, stages, sequences).bytes;
   }
 
-  /// As many blocks on a multiprocessor as bring attend_bytes under way at a time, with as many warps as
-  /// fit.
+  /// Chooses as many blocks per multiprocessor as keep MachineTraits::attend_bytes in flight, with as
+  /// many warps each as fit shared memory.
   template <class Traits>
   Status configure(const AttendTuning& tuning) {
     Result<DeviceLimits> limits = DeviceLimits::current();
@@ -183,7 +191,7 @@ class Attention {
     int resident = 0;
     for (warps_ = attend_warps; stages_ >= 2 && stages_ <= machine.most_stages; warps_ /= 2) {
       int wanted = machine.attend_blocks;
-      if constexpr (!Traits::generic) {  // heads' units may differ
+      if constexpr (!Traits::generic) {  // the mean: heads' units may differ
         const std::size_t units = static_cast<std::size_t>(layers_.shape.kv_heads * page_units_);
         const int ring_bytes = warps_ * static_cast<int>(layers_.page_bytes / units);
         wanted = std::clamp((machine.attend_bytes + ring_bytes / 2) / ring_bytes, 1, wanted);
@@ -219,8 +227,9 @@ class Attention {
   detail::Launch<AttendArguments> launch_ = nullptr;
   int page_units_ = 0;
   std::uint32_t (*shared_bytes_)(int warps, int stages, int sequences) = nullptr;
-  /// With less, more blocks would fit a multiprocessor than it has. Blocks that start early, as others
-  /// end, would then crowd on some and leave the rest idle, and all have equal stretches.
+  /// A block requests at least this much shared memory, so that no more blocks fit a multiprocessor
+  /// than its share of blocks_. Blocks have equal work and may start while the kernel before ends; a
+  /// multiprocessor that took more of them would leave another one idle.
   std::uint32_t least_shared_bytes_ = 0;
   int blocks_ = 0;
   int warps_ = 0;
@@ -249,7 +258,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
 
   AttendArguments arguments =
       make_arguments(layer, batch, {indptr, static_cast<int>(each)}, queries, out, lse, options);
-  // The line of units has 32-bit numbers: no sequence has more than its table holds.
+  // Unit numbers have 32 bits. The bound: each sequence has all that its table, sinks and tail hold.
   const std::int64_t units =
       layer.table_stride * page_units_ + ceil_div(layer.sink_tokens, tile_extent) +
       layer.ring_blocks * (layers_.page_tokens / tile_extent) + compiled_machine.attend_item_units;

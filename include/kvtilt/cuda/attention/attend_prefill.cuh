@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Attention of prompts' chunks on the GPU, in one launch over the quantized past and the chunks
-/// themselves, unquantized. Lengths and tables are read from device memory: a captured graph replays.
+/// Prefill attention on the GPU: one launch in which chunks of prompts attend to the quantized past
+/// and to themselves, not yet quantized. It reads lengths and page tables from device memory, so a
+/// captured graph replays.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -23,7 +24,7 @@
 
 namespace kvtilt::cuda {
 
-/// Fewer where shared memory is small.
+/// Warps of a block; fewer on devices with little shared memory.
 inline constexpr int most_prefill_warps = 4;
 
 template <class Pages>
@@ -33,19 +34,20 @@ __global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.pref
   attend_prefill_block<PrefillTraits<Pages>>(threads, arguments);
 }
 
-/// Attention of chunks over layers of one shape and the same recipes, for the device that was current
+/// Prefill attention over all layers of one shape and the same recipes, on the device that was current
 /// at create().
 class PrefillAttention {
  public:
-  /// By the list's kernel for the recipe, else by its generic one: see is_generic(). Fails as
-  /// supports_prefill() does, or with Unsupported, naming what the device lacks.
+  /// Picks the kernel of `List` compiled for the recipe, else the list's generic one: see is_generic().
+  ///
+  /// Fails  as supports_prefill() does, or with Unsupported, naming what the device lacks
   template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape, const Recipe& recipe,
                                          int page_tokens = 64) {
     return create<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
   }
 
-  /// `recipes` holds one for all kv heads, or one per kv head.
+  /// The same; `recipes` holds one recipe for all kv heads, or one per kv head.
   template <class List = DefaultKernels>
   static Result<PrefillAttention> create(const LayerShape& shape,
                                          const std::vector<Recipe>& recipes, int page_tokens = 64) {
@@ -61,37 +63,37 @@ class PrefillAttention {
     return attention;
   }
 
-  /// Bytes of device memory that any launch needs, aligned to 16: two unfinished row tiles of each
-  /// block in float32. More serve, too.
+  /// Bytes of device memory, 16-byte aligned, that any attend_prefill() needs: two unfinished row tiles
+  /// (block_rows() rows) of each block, in float32. More are fine.
   [[nodiscard]] std::size_t workspace_bytes() const { return layout_workspace(nullptr).bytes; }
 
-  /// Zeros the counters of a workspace, once: see Attention::prepare(), whose workspaces may be the
-  /// same.
+  /// Zeros a workspace's counters, once, as Attention::prepare() does; the two may share a workspace.
   [[nodiscard]] Status prepare(std::span<std::byte> workspace, cudaStream_t stream) const {
     return zero_counters(workspace, workspace_bytes(), stream);
   }
 
-  /// The next tokens of each sequence of a batch attend to what its layer holds and causally to
-  /// themselves. Call it before they are appended; cache bytes do not depend on chunking, these
-  /// outputs do.
+  /// Attends with the next tokens of each sequence, its chunk: to the tokens that the layer holds, and
+  /// causally to the chunk. Call it before the chunk is appended. The cache's bytes do not depend on
+  /// how a prompt is cut into chunks; these outputs do.
   ///
   /// indptr     device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are sequence i's chunk.
-  ///            Null: as many for each
+  ///            Null: equally many for each
   /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
-  /// keys       device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append will
+  /// keys       device, [rows, kv_heads, key_dim], after RoPE, likewise; rounded to fp16, as append does
   /// values     device, [rows, kv_heads, value_dim], likewise
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
   /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk.
-  ///            A chunk of more than 64 tokens is causal, beside others' trees
+  ///            A chunk of more than 64 tokens ignores the mask and is causal
   /// workspace  workspace_bytes() bytes, once prepare()d
-  /// Error      as of Attention::attend()
-  /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), or what the
-  ///            launch says. Values that append would change give undefined outputs. An indptr that
-  ///            does not ascend or leaves the tensors writes nothing, nor do chunks and pasts that
-  ///            are more than 2^31 pairs of a row tile and 64 tokens, and the layer's record tells
-  ///            (poll)
-  /// Cost       one launch, none where there are no rows; does not wait
+  /// Error      as for Attention::attend()
+  /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), Unsupported (more
+  ///            query heads per kv head than block_rows(), or than 2^16 in all), or the launch's error.
+  ///            Elements that append would change (NaN, too large) give undefined outputs. If indptr
+  ///            does not ascend or leaves the tensors, or chunks and pasts are 2^31 or more pairs of a
+  ///            row tile (block_rows() rows) and 64 tokens, the launch writes nothing and the layer's
+  ///            record reports it (poll)
+  /// Cost       one launch, none without rows; does not wait
   [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
                                       const std::int32_t* indptr, const TensorView& queries,
                                       const TensorView& keys, const TensorView& values,
@@ -99,11 +101,11 @@ class PrefillAttention {
                                       const DeviceAttendOptions& options,
                                       std::span<std::byte> workspace, cudaStream_t stream) const;
 
-  /// Whether the kernel reads recipes at run time (or head dimensions are no multiples of 64):
-  /// decoding then takes twice the instructions.
+  /// Whether pages are decoded with recipes read at run time, in twice the instructions: by a generic
+  /// kernel, or where decodes_known_pages() does not hold (some dimensions that 64 does not divide).
   [[nodiscard]] bool is_generic() const { return generic_; }
   [[nodiscard]] int blocks() const { return blocks_; }
-  /// Query rows, tokens times query heads of a kv head, that share what a block decodes.
+  /// Query rows (tokens times query heads per kv head) of a block: they share the pages it decodes.
   [[nodiscard]] int block_rows() const { return warps_ * warp_rows_; }
 
  private:
@@ -132,7 +134,7 @@ class PrefillAttention {
     Result<DeviceLimits> limits = DeviceLimits::current();
     if (!limits) return std::move(limits).take_status();
     most_shared_bytes_ = static_cast<std::uint32_t>(limits->shared_per_block);
-    constexpr int some = 256;  // sequences: more take what is left
+    constexpr int some = 256;  // sequences to choose warps for; attend_prefill() checks any others
     for (warps_ = most_prefill_warps; warps_ > 0; warps_ /= 2)
       if (shared_bytes_(warps_, some, false) <= most_shared_bytes_) break;
     if (warps_ == 0)
@@ -161,7 +163,7 @@ class PrefillAttention {
   int warp_rows_ = 0;
   std::uint32_t (*shared_bytes_)(int warps, int sequences, bool copied_pages) = nullptr;
   std::uint32_t most_shared_bytes_ = 0;
-  std::uint32_t most_copying_bytes_ = 0;  ///< of a block that has pages copied: as many blocks fit
+  std::uint32_t most_copying_bytes_ = 0;  ///< of a block that copies pages: as many blocks fit
   int blocks_ = 0;
 };
 

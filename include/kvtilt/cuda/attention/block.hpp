@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// The attention kernel: one launch over sinks, sealed pages and tail of a batch. Each block takes
-/// its stretch of the line of units (work.hpp), its warps take units in turn, and the last
-/// block to finish an item merges what all of them left. While one segment of the stretch is
-/// finished, the first units of the next are on their way.
+/// The decode attention kernel: one launch over the sinks, sealed pages and tails of a batch. A block
+/// works through its stretch of the line of units (work.hpp); its part of an item is a segment. Warps
+/// take units in turn, and the last block to finish an item merges all blocks' parts. While a segment
+/// is finished, the first units of the next are loading.
 #pragma once
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
@@ -14,7 +14,7 @@
 
 namespace kvtilt::cuda {
 
-/// One warp's units of a segment, of any kind.
+/// Attends to one warp's units of a segment, read from global memory.
 template <class Traits, class Threads>
 KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arguments,
                                     const Segment& segment, const QueryTile<Traits::key_dim>& query,
@@ -24,7 +24,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
   const int warps = threads.thread_count() / warp_lanes;
   const int tiles = segment.counts.tiles();
   const int page_units = units_of_page<Traits>(layer);
-  const int ahead = page_units > warps ? page_units : warps;
+  const int ahead = page_units > warps ? page_units : warps;  // prefetch distance
   const PageSlot* table = layer.table(segment.slot) + segment.sequence.first_page;
   const PlainRange plain = rows.plain(arguments);
   KVTILT_DEVICE_LOOP
@@ -52,7 +52,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
   }
 }
 
-/// One warp's units of a segment.
+/// Attends to one warp's units of a segment, from its ring.
 template <class Traits, class Ring, class Threads>
 KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
                             const Segment& segment, const QueryTile<Traits::key_dim>& query,
@@ -80,7 +80,7 @@ KVTILT_HD void attend_units(Threads& threads, const AttendArguments& arguments,
   }
 }
 
-/// One warp's part of a segment; it leaves what it has summed up in the ring's free stage.
+/// Computes one warp's part of a segment; leaves its sums in the ring's free stage.
 template <class Traits, class Ring, class Threads>
 KVTILT_HD void attend_segment(Traits, Threads& threads, const AttendArguments& arguments,
                               const AttendShared& shared, const Segment& segment,
@@ -103,8 +103,8 @@ KVTILT_HD void attend_segment(MixedTraits<Pages...> mixed, Threads& threads,
   });
 }
 
-/// Sequences without a token have no unit: their outputs are written here. None where starts[count] is
-/// -1.
+/// Writes the outputs of sequences that have no units. Writes nothing if starts[count] is -1, with
+/// which plan_line() refuses the rows.
 template <class Traits, class Threads>
 KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& arguments,
                                      const int* starts) {
@@ -125,7 +125,8 @@ KVTILT_HD void write_empty_sequences(Threads& threads, const AttendArguments& ar
   }
 }
 
-/// What the warps have left becomes the item's output, or the block's part of it.
+/// Merges the warps' sums into the item's output, or the block's part of it; the last block to finish
+/// the item merges the parts.
 template <class Traits, class Threads>
 KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments,
                               const AttendShared& shared, const WorkLine& line,
@@ -133,7 +134,7 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
   std::uint32_t* flag = reinterpret_cast<std::uint32_t*>(threads.shared() + shared.flag);
   const AttendWorkspace& workspace = arguments.workspace;
   const int warps = threads.thread_count() / warp_lanes;
-  // Before the sync: warps that wait there have nothing else to do.
+  // Before the sync, where early warps would only wait.
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.counts.total());
   threads.sync();
   const bool whole = parts.first == parts.last;
@@ -152,7 +153,7 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
                    merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
 }
 
-/// A sequence's table on its way to L2 while the work is planned: each line by one block.
+/// Prefetches a sequence's page table into L2 during planning, each line by one block.
 template <class Threads>
 KVTILT_HD void prefetch_table(const Threads& threads, const PageSlot* table,
                               const SequenceState& state) {
@@ -210,7 +211,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     attend_segment(Traits{}, threads, arguments, shared, segment, query, ring);
     finish_segment<Traits>(threads, arguments, shared, work.line, segment);
     if (!after.exists()) return;
-    threads.hand_over_shared();  // outputs lay where units will
+    threads.hand_over_shared();  // units are copied over the outputs
     threads.sync();
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What launches of attention check on the host, before anything is queued.
+/// Host-side checks of attention launches, before anything is queued.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -22,10 +22,10 @@
 
 namespace kvtilt::cuda {
 
-/// Sequences in one launch: their starts are in shared memory.
+/// Most sequences in one launch: shared memory holds where the units of each start.
 inline constexpr int max_attend_sequences = 1024;
 
-/// Recipes of a layer's heads: one for all, or one per kv head.
+/// Resolves the recipes of a layer's heads. InvalidArgument unless there is one, or one per kv head.
 inline Result<std::vector<Recipe>> resolve_recipes(const LayerShape& shape,
                                                    const std::vector<Recipe>& recipes,
                                                    int page_tokens) {
@@ -42,12 +42,12 @@ inline Result<std::vector<Recipe>> resolve_recipes(const LayerShape& shape,
   return resolved;
 }
 
-/// The recipes in a message.
+/// Names the recipes in an error message.
 inline std::string recipe_names(const std::vector<Recipe>& recipes) {
   return to_string(recipes[0]) + (recipes.size() > 1 ? " and other heads' recipes" : "");
 }
 
-/// The layers that an object attends over: all whose pages look like this.
+/// The layers that an attention object serves: all whose sealed pages have this layout.
 struct ServedLayers {
   LayerShape shape;
   std::vector<Recipe> recipes;  ///< resolved: one, or one per kv head
@@ -55,7 +55,7 @@ struct ServedLayers {
   std::uint64_t fingerprint = 0;  ///< LayerStorage::fingerprint
   std::size_t page_bytes = 0;
 
-  /// InvalidArgument where no cache has such a layer.
+  /// InvalidArgument if no cache can have such a layer.
   static Result<ServedLayers> make(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                    int page_tokens) {
     KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
@@ -72,11 +72,11 @@ struct ServedLayers {
                         layout.bytes};
   }
 
-  /// Whether each kv head has as many query heads.
+  /// Whether every kv head gets the same number of query heads, at least one.
   [[nodiscard]] bool takes(int query_heads) const {
     return shape.kv_heads > 0 && query_heads > 0 && query_heads % shape.kv_heads == 0;
   }
-  /// InvalidArgument unless this layer's pages are read as it holds them.
+  /// InvalidArgument unless the layer has this shape, and its pages this layout.
   [[nodiscard]] Status check(const LayerStorage& layer) const {
     if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
         layer.value_dim != shape.value_dim || layer.page_tokens != page_tokens)
@@ -95,7 +95,8 @@ struct ServedLayers {
   }
 };
 
-/// Whether codes of these resolved recipes fill whole words in such pages.
+/// Whether the codes of these resolved recipes fill whole 32-bit words of such pages, as kernels need
+/// (fragment_order.hpp).
 inline bool supports_order(const LayerShape& shape, const std::vector<Recipe>& recipes,
                            int page_tokens) {
   for (const Recipe& recipe : recipes)
@@ -105,13 +106,13 @@ inline bool supports_order(const LayerShape& shape, const std::vector<Recipe>& r
   return true;
 }
 
-/// The kernels a build carries: a PageTraits or HalfTraits for each pair that should be as fast as can
-/// be, a MixedTraits for pairs that heads of one layer share out, a GenericTraits for all other
-/// recipes of its head dimensions.
+/// A list of kernels to compile: a PageTraits or HalfTraits for each recipe that should be fast, a
+/// MixedTraits for layers whose heads have different ones of these recipes, a GenericTraits for all
+/// other recipes at its head dimensions.
 template <class... Pages>
 struct AttendKernels {};
 
-/// Whether a kernel for such pages serves one of a head's resolved recipes.
+/// Whether a kernel serves heads of one resolved recipe.
 template <class Pages>
 bool serves(Pages, const Recipe& recipe, int page_tokens) {
   if constexpr (Pages::generic)
@@ -124,7 +125,7 @@ bool serves(MixedTraits<Pages...>, const Recipe& recipe, int page_tokens) {
   return (serves(Pages{}, recipe, page_tokens) || ...);
 }
 
-/// The same of all heads, which have one recipe unless the kernel is made for several.
+/// Whether a kernel serves all heads of a layer; only a mixed or generic one allows different formats.
 template <class Pages>
 bool fits(const LayerShape& shape, const std::vector<Recipe>& recipes, int page_tokens) {
   if (Pages::key_dim != shape.key_dim || Pages::value_dim != shape.value_dim ||
@@ -139,7 +140,7 @@ bool fits(const ServedLayers& layers) {
   return fits<Pages>(layers.shape, layers.recipes, layers.page_tokens);
 }
 
-/// Unsupported: a list of kernels has none for these recipes. `remedy`: what to add to it.
+/// Returns Unsupported: a list has no kernel for these recipes. `remedy` tells what to add to it.
 inline Status no_kernel(const ServedLayers& layers, const char* remedy) {
   const LayerShape& shape = layers.shape;
   const int page_tokens = layers.page_tokens;
@@ -153,7 +154,7 @@ inline Status no_kernel(const ServedLayers& layers, const char* remedy) {
           : remedy);
 }
 
-/// InvalidArgument unless a launch that needs so many bytes finds them there.
+/// InvalidArgument unless the workspace has the bytes that a launch needs, aligned to 16.
 inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed) {
   if (workspace.size() < needed)
     return Status::error(ErrorCode::InvalidArgument, "the workspace has %zu bytes, %zu are needed",
@@ -168,10 +169,10 @@ inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed
   return {};
 }
 
-/// InvalidArgument unless a launch over such layers can mean its arguments.
+/// InvalidArgument unless the arguments of a launch over such layers are valid.
 ///
-/// queries  rows of the tensors
-/// each     the most queries of a sequence, as far as the host knows
+/// queries  [rows, query_heads, key_dim]
+/// each     rows of each sequence if the host knows them (no indptr), else 0
 inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer,
                            const Batch& batch, const TensorView& queries,
                            const MutableTensorView& out, const DeviceAttendOptions& options,
@@ -186,7 +187,7 @@ inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer
   if (batch.count == 0 && queries.tokens > 0)
     return Status::error(invalid, "%lld queries of 0 sequences",
                          static_cast<long long>(queries.tokens));
-  AttendOptions common;  // what needs no device memory
+  AttendOptions common;  // the options that are not arrays
   common.scale = options.scale;
   common.soft_cap = options.soft_cap;
   common.window = options.window;

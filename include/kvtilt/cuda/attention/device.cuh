@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What attention asks of the current device.
+/// The current device's limits, and how kernels fit them.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -18,13 +18,13 @@ namespace kvtilt::cuda {
 
 struct DeviceLimits {
   int multiprocessors = 0;
-  int shared_per_block = 0;  ///< bytes, opted in to
+  int shared_per_block = 0;  ///< bytes, with the opt-in
   int shared_per_multiprocessor = 0;
   int architecture = 0;  ///< compute capability, 10 x major + minor
 
-  /// The most bytes of shared memory with which `blocks` blocks fit a multiprocessor.
+  /// The most bytes of shared memory per block with which `blocks` blocks fit a multiprocessor.
   [[nodiscard]] int shared_of_each(int blocks) const {
-    const int each = shared_per_multiprocessor / blocks - 1024;  // the system's own
+    const int each = shared_per_multiprocessor / blocks - 1024;  // that CUDA reserves per block
     return each < shared_per_block ? each : shared_per_block;
   }
 
@@ -49,7 +49,7 @@ struct DeviceLimits {
   }
 };
 
-/// How many blocks of a kernel fit a multiprocessor: one at least, or Unsupported.
+/// How many blocks of a kernel fit a multiprocessor, at least one; else Unsupported.
 template <auto Kernel>
 Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
   constexpr const char* preparing = "preparing attention";
@@ -67,7 +67,7 @@ Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
   return blocks;
 }
 
-/// What prepare() of an object does.
+/// Zeros a workspace's counters, for prepare().
 inline Status zero_counters(std::span<std::byte> workspace, std::size_t needed,
                             cudaStream_t stream) {
   KVTILT_RETURN_IF_ERROR(check_workspace(workspace, needed));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Scales and minima of codes that are decoded fragment by fragment.
+/// Loads the scales and minima with which codes are decoded fragment by fragment.
 #pragma once
 
 #include <kvtilt/cuda/page/fragments.hpp>
@@ -9,18 +9,18 @@
 
 namespace kvtilt::cuda {
 
-/// Scales or minima of a lane's part of a tile, two by two as its registers want them.
+/// A lane's scales, or minima, for one tile: pair[i] has those of the two elements in register Ri.
 template <Role role>
 struct FragmentScales {
   std::uint32_t pair[4];
 
-  /// Bytes from those of a tile to those of the lane.
+  /// Bytes from a tile's scales to the lane's.
   KVTILT_HD static constexpr int lane_offset(int lane, bool inner) {
     return inner ? lane % 4 * 8 : lane / 4 * 4;
   }
 
-  /// inner  they follow the inner axis: a half each of every register, and outer neighbours share
-  ///        them. Otherwise they follow the outer one: one for R0 and R2, one for R1 and R3
+  /// inner  whether scales run along the inner axis: the two halves of a register then differ, and
+  ///        outer neighbours share scales. Otherwise R0 and R2 have one scale, R1 and R3 another
   KVTILT_HD static FragmentScales load(const std::byte* from, bool inner) {
     if (inner) {
       const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);

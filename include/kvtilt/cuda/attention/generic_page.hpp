@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// Sealed pages of any recipe, read through their HeadLayout at run time: widths, granularities and
-/// groups of keys and values are whatever the head has, and heads may differ. One kernel serves all
-/// pairs that have none of their own.
+/// Decodes sealed pages of any recipe, reading their HeadLayout at run time: keys, values and heads
+/// may differ in width, granularity and group. One kernel serves all recipes that lack their own.
 ///
-/// A warp takes 16 tokens at a time (tile.hpp). A fragment is put together from its planes
-/// as bytes, and becomes fp16 in registers by decode_value(). All switches are the same in all
-/// lanes.
+/// A warp takes 16 tokens at a time (tile.hpp). It joins the planes of a fragment's codes to bytes,
+/// which decode_value() turns into fp16 in registers. All branches are uniform over the warp.
 ///
 /// Cost, counted in the assembler's listing for sm_90: for 16 tokens of 16 channels about 25
 /// instructions a plane and 20 to 25 to decode; for 16 tokens of 128 channels in single planes about
@@ -21,17 +19,18 @@
 
 namespace kvtilt::cuda {
 
-/// 16 tokens of keys or values as fp16, of any format; source of attend_tile().
+/// Decodes 16 tokens of keys or values of any format; a fragment source for attend_tile() and
+/// stage_fragments().
 ///
-/// Ahead  tiles in flight, up to 8
+/// Ahead  tiles loaded together, up to 8
 template <Role role, int Dim, int Ahead>
 struct PageFragments {
   static constexpr int ahead = Ahead;
   static constexpr int channel_tiles = Dim / tile_extent;
 
   const TensorLayout* layout;
-  const std::byte* block;  ///< of the head
-  int tile;                ///< of 16 tokens in the page
+  const std::byte* block;  ///< the head's part of the page
+  int tile;                ///< which 16 tokens of the page
 
   KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
     if (!layout->format.quantized()) {
@@ -54,7 +53,8 @@ struct PageFragments {
     return tiles_along(role == Role::Keys ? layout->matrix.outer : layout->matrix.inner);
   }
 
-  /// Codes as a plane of 8 bits would hold them, in the first two words of each.
+  /// Loads codes and joins their planes to bytes, ordered as in an 8-bit plane (fragment_order.hpp),
+  /// in word[0] and word[1] of each tile.
   KVTILT_HD void load_codes(int lane, int first, int end, Words (&words)[ahead]) const {
     const int bits = layout->format.bits;
     const int tokens = token_tiles();
@@ -88,7 +88,8 @@ struct PageFragments {
             if (width == 8) words[i].word[3] = load_word(from + 4);
           }
       }
-      // Where expand_tile() finds R0 to R3: R1 left of R0, R2 in the next word or right of them.
+      // To the 8-bit order: R1 goes left to bit 8; R2 and R3 are in the next word, or go right to
+      // where R0 and R1 lie.
       const int to_odd = width == 8 ? 0 : width == 1 ? 6 : 4;
       const int to_second = width == 4 ? 8 : width;
       const std::uint32_t even = ((1u << width) - 1) * 0x10001u;
@@ -107,18 +108,18 @@ struct PageFragments {
     }
   }
 
-  /// Codes to fp16.
+  /// Turns the joined codes into fp16 values.
   template <bool PerChannel>
   KVTILT_HD void decode(int lane, int first, int end, Words (&words)[ahead]) const {
     constexpr bool inner = PerChannel == (role == Role::Keys);
     const int tokens = token_tiles() * tile_extent;
     const int group_tiles = layout->format.group / tile_extent;
-    const int band = 4 * (PerChannel ? Dim : tokens);  // bytes
+    const int band = 4 * (PerChannel ? Dim : tokens);  // bytes of a group's scales and minima
     const std::byte* scales = block + layout->metadata +
                               FragmentScales<role>::lane_offset(lane, inner) +
                               (PerChannel ? tile / group_tiles * band + first * 2 * tile_extent
                                           : tile * 2 * tile_extent + first / group_tiles * band);
-    int left = PerChannel ? 0 : first % group_tiles;  // per token: before the band ends
+    int left = PerChannel ? 0 : first % group_tiles;  // tiles used of the band; below: left
     FragmentScales<role> scale{};
     FragmentScales<role> minimum{};
     KVTILT_DEVICE_UNROLL
@@ -139,7 +140,7 @@ struct PageFragments {
         const std::uint32_t codes[2] = {words[i].word[0], words[i].word[1]};
         KVTILT_DEVICE_UNROLL
         for (int reg = 0; reg < 4; ++reg) {
-          // 1024 + code, each the low bits of its half.
+          // 0x64 above a code's byte is fp16 1024 + code; the fma subtracts 1024.
           const std::uint32_t raised =
               permute_bytes(codes[reg / 2], 0x64646464u, reg % 2 == 0 ? 0x4240u : 0x4341u);
           const std::uint32_t code = fma_halves(raised, 0x3c003c00u, 0xe400e400u);
@@ -149,7 +150,7 @@ struct PageFragments {
   }
 };
 
-/// Every recipe of these head dimensions, multiples of 16, in pages of 32, 64 or 128 tokens.
+/// Kernel for every recipe at these head dimensions, multiples of 16, in pages of 32, 64 or 128.
 template <int KeyDim, int ValueDim = KeyDim>
 struct GenericTraits {
   static_assert(KeyDim % tile_extent == 0 && ValueDim % tile_extent == 0);
@@ -157,11 +158,11 @@ struct GenericTraits {
   static constexpr int value_dim = ValueDim;
   static constexpr bool generic = true;
   static constexpr bool mixed = false;
-  // Pages are read where they lie: a stage is for outputs alone.
+  // Pages are read from global memory: the stage holds outputs alone.
   static constexpr std::uint32_t stage_bytes = output_bytes(ValueDim);
   using State = AttendState<ValueDim, 0, 1>;
 
-  // Sums and queries of large heads leave fewer registers for what is in flight, or fewer blocks.
+  // Sums and queries of large heads leave registers for fewer loads in flight, or fewer blocks.
   static constexpr int blocks = KeyDim + ValueDim > 384 ? 2 : 3;  ///< on a multiprocessor
   static constexpr int ahead = blocks == 3 && KeyDim + ValueDim > 256 ? 4 : 8;
   using KeyFragments = PageFragments<Role::Keys, KeyDim, ahead>;
@@ -174,7 +175,7 @@ struct GenericTraits {
   }
 };
 
-/// Asks for a page's share of the unit that a warp will take later: units of a page share it out.
+/// Prefetches into L2 an equal part of a sealed page for each of its units: here that of `unit`.
 template <class Threads>
 KVTILT_HD void prefetch_unit(Threads& threads, const LayerStorage& layer, const HeadLayout& head,
                              const PageSlot* table, int unit, int page_units) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Sealed pages of one PageTraits as fp16, 16 tokens at a time: what generic_page.hpp does for any
-/// recipe, with addresses, shifts and masks known to the compiler. About 20 instructions a fragment of
-/// one plane, 8 to 12 more for each other one.
+/// Decodes sealed pages of one PageTraits to fp16, 16 tokens at a time: generic_page.hpp with
+/// addresses, shifts and masks known to the compiler. About 20 instructions for a fragment of one
+/// plane, 8 to 12 more for each other plane.
 #pragma once
 
 #include <kvtilt/cuda/attention/fragment_scales.hpp>
@@ -13,10 +13,10 @@
 
 namespace kvtilt::cuda {
 
-/// Registers of a fragment as whole codes in fp16.
+/// Extracts a fragment's codes as fp16 numbers, two per register.
 ///
-/// word  of each plane, the one that holds the fragment; of 8 bits the second holds R2 and R3
-/// tile  the fragment's place in it
+/// word  for each plane the word that holds the fragment; of 8 bits word[1] holds R2 and R3
+/// tile  the fragment's place in that word
 template <int Bits>
 KVTILT_HD void decode_codes(const std::uint32_t (&word)[4], int tile, std::uint32_t (&codes)[4]) {
   constexpr Planes split = planes(Bits);
@@ -42,10 +42,10 @@ KVTILT_HD void decode_codes(const std::uint32_t (&word)[4], int tile, std::uint3
   }
 }
 
-/// Byte of word `word` of a lane in a plane whose words are all in runs of four.
+/// Byte offset of a lane's word `word` in a plane whose words all lie in runs of four.
 KVTILT_HD constexpr int run_offset(int word) { return word / 4 * 512 + word % 4 * 4; }
 
-/// Keys or values of 16 tokens; source of stage_fragments().
+/// Decodes keys or values of 16 tokens; a fragment source for stage_fragments().
 template <Role role, class Pages>
 class KnownFragments {
   static constexpr bool keys = role == Role::Keys;
@@ -55,23 +55,24 @@ class KnownFragments {
   static constexpr int channel_tiles = dim / tile_extent;
   static constexpr int group_tiles = (keys ? Pages::key_group : Pages::value_group) / tile_extent;
   static constexpr bool per_channel = keys ? !Pages::token_keys : Pages::channel_values;
-  static constexpr bool inner = per_channel == keys;  ///< what the groups' scales follow
-  static constexpr int band = 4 * (per_channel ? dim : Pages::page_tokens);  ///< bytes
+  static constexpr bool inner = per_channel == keys;  ///< scales run along the inner axis
+  static constexpr int band = 4 * (per_channel ? dim : Pages::page_tokens);  ///< bytes of a group's
+                                                                             ///< scales and minima
   static constexpr int least_width = bits & -bits;
 
  public:
-  /// Of values what 16 bytes hold at most.
+  /// Tiles loaded together; of values at most as many as fill 16 bytes of a lane.
   static constexpr int ahead = tiles_ahead(channel_tiles, keys || bits < 4 ? 8 : bits < 8 ? 4 : 2);
 
-  /// A step's tiles of keys, or `ahead` tiles of values, fill whole words of each plane, all words are
-  /// in runs of four, and bands begin with a run of `ahead` tiles or end with it.
+  /// What load() relies on: all token tiles of 16 key channels, or `ahead` tiles of values, fill whole
+  /// words of each plane; all words lie in runs of four; `ahead` tiles are whole bands or lie in one.
   static constexpr bool supported =
       token_tiles * channel_tiles * least_width % 16 == 0 &&
       (keys ? token_tiles * least_width % 4 == 0
             : channel_tiles % ahead == 0 && ahead * least_width % 4 == 0) &&
       (per_channel || group_tiles % ahead == 0 || ahead % group_tiles == 0);
 
-  /// tile  of 16 tokens of the page
+  /// tile  which 16 tokens of the page
   KVTILT_HD KnownFragments(const std::byte* block, int tile, int lane)
       : codes_(block + (keys ? Pages::key_codes : Pages::value_codes) + lane * 16),
         metadata_(block + (keys ? Pages::key_metadata : Pages::value_metadata) +
@@ -81,7 +82,7 @@ class KnownFragments {
 
   /// `first` is a multiple of `ahead`.
   KVTILT_HD void load(int, int first, int end, Words (&words)[ahead]) const {
-    constexpr int own = per_channel ? ahead : 1;  // channel tiles' scales, or a band's
+    constexpr int own = per_channel ? ahead : 1;  // scales of each channel tile, or of one band
     FragmentScales<role> scale[own];
     FragmentScales<role> minimum[own];
     const auto load_scales = [&](int i, const std::byte* from) {
@@ -107,8 +108,8 @@ class KnownFragments {
   }
 
  private:
-  /// The words of each plane. Those of keys are shifted: where a tile lies in its word depends on the
-  /// tokens, which the compiler does not know.
+  /// Loads the words of each plane. Shifts those of keys until the tile is in the lowest bits: its
+  /// place in a word depends on `tile_`, which the compiler does not know.
   KVTILT_HD void load_codes(int first, int end, Words (&words)[ahead]) const {
     constexpr Planes split = planes(bits);
     const std::byte* codes = codes_;

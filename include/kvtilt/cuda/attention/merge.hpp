@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Partial results of an item become its output: of the warps of a block, then of the blocks. Each
-/// warp owns rows, whose channels its lanes hold four at a time, so results stay in registers from
-/// the first sum to the output. The order of sums is fixed: results do not depend on who is last.
+/// Merges the partial results of an item into its output: of the warps of a block, then of the
+/// blocks. Each warp merges whole rows, of which a lane holds four channels at a time, so results
+/// stay in registers from the first sum to the output. Sums have a fixed order: results do not
+/// depend on which block is last.
 #pragma once
 
 #include <kvtilt/cuda/attention/ring.hpp>
@@ -17,7 +18,7 @@ struct alignas(16) Quad {
   float value[4];
 };
 
-/// Part of a row, as one lane holds it, and the row's softmax.
+/// One lane's channels of a row's weighted sum, and the row's softmax state.
 template <int ValueDim>
 struct RowPart {
   static constexpr int quads = (ValueDim / 4 + warp_lanes - 1) / warp_lanes;
@@ -26,7 +27,7 @@ struct RowPart {
   float maximum;
   float total;
 
-  /// Lanes beyond a row's end hold nothing.
+  /// False for lanes beyond the row's end.
   KVTILT_HD static bool holds(int lane, int quad) {
     return ValueDim / 4 % warp_lanes == 0 || quad * warp_lanes + lane < ValueDim / 4;
   }
@@ -42,7 +43,7 @@ struct RowPart {
   }
 };
 
-/// Leaves a warp's outputs and states in shared memory, the outputs at offset `to`.
+/// Stores a warp's outputs and softmax states in shared memory, the outputs at offset `to`.
 template <class Traits, class Threads>
 KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared, std::uint32_t to,
                           typename Traits::State& state) {
@@ -68,7 +69,7 @@ KVTILT_HD void store_warp(Threads& threads, const AttendShared& shared, std::uin
           state.output[tile][e];
 }
 
-/// One row of all warps' outputs, after a sync(). Loads of several warps' are in flight at a time.
+/// Merges one row of all warps' outputs, after a sync(). Loads those of four warps at a time.
 template <class Traits, class Threads>
 KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendShared& shared,
                                                  int row) {
@@ -118,7 +119,7 @@ KVTILT_HD RowPart<Traits::value_dim> merge_warps(Threads& threads, const AttendS
   return part;
 }
 
-/// Leaves a row where the last block of the item will find it.
+/// Stores a block's part of a row in the workspace, where the last block of the item reads it.
 ///
 /// row  of the workspace
 template <int ValueDim, class Threads>
@@ -136,13 +137,14 @@ KVTILT_HD void store_part(Threads& threads, const AttendWorkspace& workspace, st
   }
 }
 
-/// Whether this block is the last of an item's to have left its part. All threads; `flag` is shared.
+/// Whether this block is the last of an item's to store its part. All threads call it; `flag` is in
+/// shared memory.
 template <class Threads>
 KVTILT_HD bool last_to_arrive(Threads& threads, const AttendWorkspace& workspace,
                               const ItemParts& parts, std::uint32_t* flag) {
   threads.sync();
   if (threads.thread() == 0) {
-    // For the whole block: it wrote before a sync, and reads behind one.
+    // Acquires and releases for the whole block: it stores before one sync, loads after the other.
     std::uint32_t* const arrivals = workspace.arrivals + parts.first;
     const bool last = threads.atomic_add_acquire_release(arrivals, 1) ==
                       static_cast<std::uint32_t>(parts.last - parts.first);
@@ -153,9 +155,9 @@ KVTILT_HD bool last_to_arrive(Threads& threads, const AttendWorkspace& workspace
   return *flag != 0;
 }
 
-/// One row of all blocks' parts, block by block. Loads of several parts are in flight at a time.
+/// Merges one row of all blocks' parts, in the order of blocks. Loads several parts at a time.
 ///
-/// rows  of a part
+/// rows  per part
 template <int ValueDim, class Threads>
 KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace& workspace,
                                          const ItemParts& parts, int rows, int row) {
@@ -187,7 +189,7 @@ KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace
       }
     };
     load(0);
-    // 32 parts: each lane knows one's state.
+    // The softmax states of up to 32 parts, one per lane.
     const int own = begin + lane;
     float maximum = no_maximum;
     float total = 0.0f;
@@ -226,7 +228,7 @@ KVTILT_HD RowPart<ValueDim> merge_blocks(Threads& threads, const AttendWorkspace
   return part;
 }
 
-/// Four channels of the output tensor; one store where the tensor allows it.
+/// Stores four channels of the output tensor; 16-bit ones in one store where they are aligned.
 KVTILT_HD inline void store_output(const AttendArguments& arguments, std::int64_t at,
                                    const Quad& values) {
   if (arguments.out_type == ElementType::F32) {
@@ -253,9 +255,9 @@ KVTILT_HD inline void store_output(const AttendArguments& arguments, std::int64_
   for (int i = 0; i < 4; ++i) to[i] = bits[i];
 }
 
-/// A row's softmax once everything has been seen, its sink logit joined.
+/// A row's softmax over all tokens and its head's sink logit.
 struct RowEnd {
-  float factor;  ///< of the row's sums
+  float factor;  ///< to multiply the row's sums by
   float lse;
 
   KVTILT_HD static RowEnd of(const AttendRules& rules, int head, float maximum, float total) {
@@ -271,14 +273,14 @@ struct RowEnd {
             total > 0.0f ? (most + std::log2(total)) * 0.693147180559945309f
                          : bit_cast<float>(0xff800000u)};
   }
-  /// By one lane of a row.
+  /// Called by one lane per row.
   KVTILT_HD void store_lse(const AttendArguments& arguments, const RowPlace& place) const {
     if (arguments.lse != nullptr)
       arguments.lse[place.token * arguments.query_heads + place.head] = lse;
   }
 };
 
-/// Normalises a row and writes it out.
+/// Normalises a row and writes it to the output tensors.
 template <int ValueDim, class Threads>
 KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, const RowPlace& place,
                          const RowPart<ValueDim>& part) {
@@ -295,7 +297,7 @@ KVTILT_HD void write_row(Threads& threads, const AttendArguments& arguments, con
   if (threads.lane() == 0) end.store_lse(arguments, place);
 }
 
-/// Row `row` of an item of 8, if it has that many.
+/// Writes row `row` of an item, if the item has that many rows.
 template <int ValueDim, class Threads>
 KVTILT_HD void write_item_row(Threads& threads, const AttendArguments& arguments,
                               const ItemRows& item, int row, const RowPart<ValueDim>& part) {

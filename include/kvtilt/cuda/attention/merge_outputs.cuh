@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Merges partial attention in device memory: split caches, context parallelism, host and GPU.
+/// Merges partial attention in device memory: split caches, context parallelism, host and GPU parts.
 #pragma once
 
 #include <kvtilt/cuda/attention/merge_outputs.hpp>
@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(merge_threads)
   merge_outputs(threads, arguments);
 }
 
-/// Folds `part` into `into`, both normalised outputs with their lse. An empty part (o = 0, lse =
-/// -infinity) is neutral. Commutative and associative up to rounding: merge in a fixed order for fixed
-/// bits. They must not overlap.
+/// Merges `part` into `into`, both normalised outputs with their lse over disjoint keys. An empty part
+/// (output 0, lse = -infinity) changes nothing. Commutative and associative up to rounding: merge in a
+/// fixed order for reproducible bits. The two must not overlap in memory.
 ///
 /// into, part  device, [rows, query_heads, value_dim], f32, f16 or bf16, channels contiguous
 /// lse         device, [rows, query_heads], natural logarithm, contiguous
-/// Fails       InvalidArgument when shapes differ or something is missing
-/// Cost        one launch, which reads both and writes one; does not wait
+/// Fails       InvalidArgument if shapes differ or a pointer is null
+/// Cost        one launch, which reads both and writes `into`; does not wait
 inline Status merge(const MutableTensorView& into, float* into_lse, const TensorView& part,
                     const float* part_lse, cudaStream_t stream) {
   const MergeArguments arguments{into, into_lse, part, part_lse};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Combines attention over disjoint sets of keys, each a normalised output with its lse: what
-/// attention/merge.hpp does, for device memory. A warp takes a row at a time.
+/// Merges two attention results over disjoint sets of keys, each a normalised output with its lse:
+/// attention/merge.hpp for device memory. Each warp merges one row at a time.
 #pragma once
 
 #include <kvtilt/core/softmax_state.hpp>
@@ -16,7 +16,7 @@
 
 namespace kvtilt::cuda {
 
-/// Device memory.
+/// All pointers are device memory.
 struct MergeArguments {
   MutableTensorView into;  ///< [rows, query_heads, value_dim], channels contiguous
   float* into_lse;         ///< [rows, query_heads]
@@ -69,7 +69,7 @@ KVTILT_HD void merge_outputs(Threads& threads, const MergeArguments& arguments) 
     const float own = arguments.into_lse[row];
     const float other = arguments.part_lse[row];
     if (is_minus_infinity(other)) continue;
-    const bool empty = is_minus_infinity(own);  // then its output may be anything
+    const bool empty = is_minus_infinity(own);  // then its output may be anything: not read
     const float largest = empty || other > own ? other : own;
     const float weight = empty ? 0.0f : exp2_fast((own - largest) * log2_e);
     const float other_weight = exp2_fast((other - largest) * log2_e);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Layers whose kv heads have recipes of their own, as plans by head give them: one kernel holds the
-/// code of several PageTraits, and a block takes the one of the head that it works on.
+/// Serves layers whose kv heads have different recipes, as plans by head give them: one kernel holds
+/// the code of several PageTraits, and a block runs that of the head it works on.
 #pragma once
 
 #include <kvtilt/cuda/attention/page.hpp>
@@ -12,7 +12,7 @@
 
 namespace kvtilt::cuda {
 
-/// Pages  PageTraits of the same head dimensions and tokens a page
+/// Pages  PageTraits of equal head dimensions and tokens per page
 template <class... Pages>
 struct MixedTraits {
   using First = std::tuple_element_t<0, std::tuple<Pages...>>;
@@ -30,14 +30,14 @@ struct MixedTraits {
   static constexpr std::uint32_t unit_bytes = std::max({Pages::unit_bytes...});
   static constexpr std::uint32_t stage_bytes = std::max({Pages::stage_bytes...});
 
-  /// Number of the traits that a head's pages have; one of them fits (checks.hpp).
+  /// Index in `Pages` of the traits that describe a head's pages; one does (checks.hpp: fits()).
   KVTILT_HD static int kind_of(const HeadLayout& head) {
     int kind = 0;
     int found = 0;
     ((found = Pages::describes(head.key.format, head.value.format) ? kind : found, ++kind), ...);
     return found;
   }
-  /// Calls `use` with the traits of that number.
+  /// Calls `use` with the traits of index `kind`.
   template <class Use>
   KVTILT_HD static void with(int kind, const Use& use) {
     int i = 0;

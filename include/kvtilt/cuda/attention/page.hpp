@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-/// One warp attends to one sealed page without decoding it. With keys per channel and values per
-/// token
+/// One warp attends to one sealed page without decoding it. With keys scaled per channel c and values
+/// scaled per token t (scale s, minimum z, weight p)
 ///
-///     q.k    = sum_c (q_c s_c) code_c + sum_c q_c z_c        scales go into the query once a page,
-///                                                            minima are one more product
+///     q.k    = sum_c (q_c s_c) code_c + sum_c q_c z_c        scales go into the query once a group,
+///                                                            minima take one more product
 ///     output = sum_t (p_t s_t) code_t + sum_t p_t z_t        scales go into the weights, minima
-///                                                            into one number per column
+///                                                            into one number per column and group
 ///
-/// Keys per token and values per channel: row_scales.hpp. Codes enter the tensor cores as fp16
+/// Keys per token and values per channel use row_scales.hpp. Codes enter the tensor cores as fp16
 /// subnormals (exact and at full rate on an H200: bench/results/h200-probes.json), so a register of
 /// two codes costs one AND. About 690 warp instructions for 64 tokens of 128 channels, 72 of them mma
-/// (tests/compile/kernels); widths in several planes cost 260 to 600 more a tensor.
+/// (tests/compile/kernels); widths in several planes cost 260 to 600 more per tensor.
 #pragma once
 
 #include <kvtilt/cuda/attention/row_scales.hpp>
@@ -24,17 +24,18 @@
 
 namespace kvtilt::cuda {
 
-/// Channels of a group per token: as many as it may have.
+/// Default group of scales per token: all channels of a head, or as many as a group may have.
 KVTILT_HD constexpr int token_group(int dim) { return dim < max_group ? dim : max_group; }
 
-/// Whether a page's products with the values are summed up for themselves. Tensor cores cut each term
-/// off at 2^-25 of the largest, and sums of codes only grow: over 128 pages, what a warp has of 32K
-/// tokens, they would lose 2^-14 (8 bits) or 2^-15 (4 bits) of themselves, and more of what minima of the
-/// other sign leave of them. Of 2 bits it is 2^-16, not worth 32 additions a page.
+/// Whether each page's products with the values are summed separately, then added to the output. Tensor
+/// cores cut each term off at 2^-25 of the largest, and sums of codes only grow: over 128 pages, a
+/// warp's part of 32K tokens, they would lose 2^-14 (8 bits) or 2^-15 (4 bits) of themselves, and more
+/// of what remains beside minima of the opposite sign. With 2 bits the loss is 2^-16, not worth 32
+/// additions a page.
 KVTILT_HD constexpr bool sums_pages_apart(int bits) { return bits > 2; }
 
-/// Everything about a page that a kernel is compiled for. `Keys` and `Values` are what their groups
-/// run along: TokenKeyTraits and ChannelValueTraits name the other way for one of them.
+/// All that a kernel is compiled for about its pages. `Keys` and `Values` say whether scales are per
+/// channel or per token; TokenKeyTraits and ChannelValueTraits change the default of one of them.
 template <int KeyBits, int ValueBits, int KeyDim, int ValueDim = KeyDim, int PageTokens = 64,
           int KeyGroup = PageTokens, int ValueGroup = token_group(ValueDim),
           Granularity Keys = Granularity::PerChannel, Granularity Values = Granularity::PerToken>
@@ -50,7 +51,7 @@ struct PageTraits {
   static constexpr bool channel_values = Values == Granularity::PerChannel;
   static constexpr bool sums_apart = !channel_values && sums_pages_apart(ValueBits);
 
-  /// The range rule is not part of a layout.
+  /// Layout of a head's page: the same for every range rule.
   static constexpr HeadLayout layout() {
     return head_layout(
         {key_format(KeyBits, Keys, KeyGroup), value_format(ValueBits, Values, ValueGroup)}, KeyDim,
@@ -67,20 +68,21 @@ struct PageTraits {
   static constexpr bool mixed = false;
   static constexpr int page_units = 1;
   static constexpr std::uint32_t unit_bytes = bytes;
-  /// A tile of 16 tokens in 16 bits fits, too.
+  /// A stage also has room for a 16-bit tile, of sinks or a tail.
   static constexpr std::uint32_t stage_bytes = bytes > half_tile_bytes(KeyDim) +
                                                            half_tile_bytes(ValueDim)
                                                    ? bytes
                                                    : half_tile_bytes(KeyDim) +
                                                          half_tile_bytes(ValueDim);
 
-  /// Whether pages of these resolved formats look like this.
+  /// Whether pages of these resolved formats have this layout.
   [[nodiscard]] KVTILT_HD static constexpr bool describes(const Format& key, const Format& value) {
     return key.bits == KeyBits && value.bits == ValueBits && key.granularity == Keys &&
            value.granularity == Values && key.group == KeyGroup && value.group == ValueGroup;
   }
 
-  // Groups of a channel, along tokens, or of a token, along channels.
+  // Groups divide a channel's tokens, or a token's channels. A band is the i-th groups of all channels,
+  // or of all tokens.
   static constexpr int key_extent = token_keys ? KeyDim : PageTokens;
   static constexpr int value_extent = channel_values ? PageTokens : ValueDim;
   static constexpr int key_bands = key_extent / KeyGroup;
@@ -109,7 +111,7 @@ template <class Traits>
 using PageScores =
     Scores<Traits::page_tokens / tile_extent, Traits::token_keys ? 1 : Traits::key_bands>;
 
-/// Products of the page's keys, per channel, with the query.
+/// Multiplies the page's keys, scaled per channel, with the query.
 template <class Traits, class Threads>
 KVTILT_HD void score_channel_keys(Threads& threads, const std::byte* page,
                                   const QueryTile<Traits::key_dim>& query,
@@ -124,9 +126,10 @@ KVTILT_HD void score_channel_keys(Threads& threads, const std::byte* page,
   const std::byte* metadata = page + Traits::key_metadata + lane % 4 * 8;
   KVTILT_DEVICE_UNROLL
   for (int band = 0; band < Traits::key_bands; ++band) {
-    // The minima of two steps are an A operand as they are loaded: in its even rows each step's
-    // channels 4t and 4t + 1, in its odd rows the others. Both meet their own half of the query in
-    // a product of its own, which leaves every lane its columns' sums; other rows mean nothing.
+    // The minima of two steps are an A operand as loaded: even rows hold channels 4t and 4t + 1 of
+    // each step, odd rows the other two. Each half of the query has its own product, whose even
+    // (half 0) or odd rows (half 1) are the sums; the other rows mean nothing. All even rows are
+    // alike, and all odd ones, so every lane gets its columns' sums.
     float minimum[2][4];
     std::uint32_t minima[4] = {};
     TileReader<width, tiles * steps> reader;
@@ -176,7 +179,7 @@ KVTILT_HD void score_channel_keys(Threads& threads, const std::byte* page,
     scores.factor[e] = query.factor[e % 2] * float_power(24 - (e / 2) * outer_shift(width));
 }
 
-/// The same of keys per token.
+/// The same for keys scaled per token.
 template <class Traits, class Threads>
 KVTILT_HD void score_token_keys(Threads& threads, const std::byte* page,
                                 const QueryTile<Traits::key_dim>& query,
@@ -195,7 +198,7 @@ KVTILT_HD void score_token_keys(Threads& threads, const std::byte* page,
   scores.bias[0][0] = scores.bias[0][1] = 0.0f;
 }
 
-/// Logits of the page's tokens.
+/// Computes the page's scores.
 template <class Traits, class Threads>
 KVTILT_HD void score_page(Threads& threads, const std::byte* page,
                           const QueryTile<Traits::key_dim>& query, PageScores<Traits>& scores) {
@@ -205,7 +208,7 @@ KVTILT_HD void score_page(Threads& threads, const std::byte* page,
     score_channel_keys<Traits>(threads, page, query, scores);
 }
 
-/// Scales of a page's values per token, of this lane's tokens, by group and tile.
+/// Scales of a page's values per token: of this lane's two tokens of each tile, by group and tile.
 template <class Traits>
 struct ValueScales {
   static constexpr int tiles = Traits::page_tokens / tile_extent;
@@ -219,7 +222,7 @@ struct ValueScales {
                      (minimum ? band_stride / 2 : 0) + tile * 2 * tile_extent);
   }
 
-  /// Returns the exponent of a power of two that none of the page's reaches.
+  /// Loads the scales. Returns the exponent of a power of two above all of the page's scales.
   template <class Threads>
   KVTILT_HD int load_all(Threads& threads, const std::byte* page) {
     std::uint32_t most = 0;
@@ -235,7 +238,7 @@ struct ValueScales {
   }
 };
 
-/// Adds the page's values, per token, weighted.
+/// Adds the page's values, scaled per token, times their weights to the state.
 template <class Traits, class Threads>
 KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
                                 const PageScores<Traits>& weights,
@@ -288,7 +291,7 @@ KVTILT_HD void mix_token_values(Threads& threads, const std::byte* page,
     for (int e = 0; e < 4; ++e) state.output[channel_tile][e] += sum[apart ? channel_tile : 0][e];
 }
 
-/// The same of values per channel.
+/// The same for values scaled per channel.
 template <class Traits, class Threads>
 KVTILT_HD void mix_channel_values(Threads& threads, const std::byte* page,
                                   const PageScores<Traits>& weights,
@@ -307,13 +310,13 @@ KVTILT_HD void mix_channel_values(Threads& threads, const std::byte* page,
       probability, state.output);
 }
 
-/// Logits become weights, and add the page's values to the state.
+/// Turns logits into weights, and adds the page's weighted values to the state.
 ///
-/// largest  of this lane's logits, by column
+/// largest  the largest of this lane's logits, by column
 template <class Traits, class Threads>
 KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const float (&largest)[2],
                         PageScores<Traits>& scores, typename Traits::State& state) {
-  if constexpr (Traits::channel_values) {  // outputs stay in values
+  if constexpr (Traits::channel_values) {  // outputs stay in value units
     state.raise(threads, largest, least_exponent);
     scores.weigh(state);
     mix_channel_values<Traits>(threads, page, scores, state);
@@ -327,8 +330,8 @@ KVTILT_HD void mix_page(Threads& threads, const std::byte* page, const float (&l
   }
 }
 
-/// Scales and minima of values that only slots without a token have become zeros: whatever they were,
-/// even no numbers, their weights are 0. In the ring's stage, so that pages that are full pay nothing.
+/// Zeros the scales and minima of values that only slots without a token have: they may be NaN, which
+/// their weights of 0 would not cancel. Done in the ring's stage, so that full pages pay nothing.
 template <class Traits, class Threads>
 KVTILT_HD void clear_absent_values(Threads& threads, std::byte* page, int tokens) {
   std::uint16_t* metadata = reinterpret_cast<std::uint16_t*>(page + Traits::value_metadata);
@@ -349,7 +352,8 @@ KVTILT_HD void clear_absent_values(Threads& threads, std::byte* page, int tokens
   threads.sync_warp();
 }
 
-/// `special`: some column does not see the whole page, or logits are shaped. The same in all lanes.
+/// Attends to one sealed page. `special`: some column does not see the whole page, or logits have a cap
+/// or slopes; the same in all lanes.
 template <class Traits, class Threads>
 KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
                            std::byte* page, std::int64_t first_position, int tokens, bool special,

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
-/// The kernel of a chunk's attention. The warps of a block stage a unit together, then attend to it: a
-/// warp decodes one tile of 16 tokens into shared memory, for all query rows of the block. Where it can
-/// be copied, the next sealed page is on its way there meanwhile, as it is stored.
+/// The prefill kernel. The warps of a block stage a unit (four tiles of 16 tokens: prefill_work.hpp)
+/// together, then attend to it: a warp decodes one tile into shared memory, for all query rows of the
+/// block. Blocks that copy pages meanwhile copy the next sealed page there, as it is stored.
 ///
 /// For 128 channels, 128 query rows and 64 tokens a block takes 1024 mma, which keep the tensor
 /// cores of an H200 busy for about 1550 cycles (0.66 a cycle: bench/results/h200-probes.json).
 /// Shared memory is busy for longer, 1790 cycles: 32 KB are written, and each warp reads 48 KB, a
-/// third of them queries. Logits of four tiles at a time would read those half as often, but do not
-/// fit the registers. tests/compile/kernels counts the other instructions.
+/// third of them queries. With the logits of four tiles at a time, queries would be read half as
+/// often, but those logits do not fit the registers. tests/compile/kernels counts the other
+/// instructions.
 #pragma once
 
 #include <kvtilt/cuda/attention/prefill_rows.hpp>
@@ -18,19 +19,19 @@
 
 namespace kvtilt::cuda {
 
-/// Where the parts of a block's shared memory begin.
+/// Offsets of the parts of a block's shared memory.
 struct PrefillShared {
-  std::uint32_t stages;   ///< [2][keys, values] of a unit; the warps' queries lie before it, and in
-                          ///< the end the outputs of all rows instead of both
-  std::uint32_t page;     ///< of the unit that is staged next, as it is stored, if it is copied
-  std::uint32_t tiles;    ///< [2][unit_tiles]
+  std::uint32_t stages;   ///< [2][keys, values] of a unit, behind the warps' queries; in the end
+                          ///< the outputs of all rows take the place of both
+  std::uint32_t page;     ///< copied page of the unit that is staged next, as it is stored
+  std::uint32_t tiles;    ///< [2][unit_tiles] StagedTile
   std::uint32_t special;  ///< [2][unit_tiles] bytes: whether shape() changes logits of the tile
   std::uint32_t barrier;  ///< of the page
   std::uint32_t ahead;    ///< [unit_tiles] pages of the unit that is staged next
-  std::uint32_t rows;     ///< [row]
-  std::uint32_t states;   ///< [row][2], behind the outputs
+  std::uint32_t rows;     ///< [row] QueryRow
+  std::uint32_t states;   ///< [row][maximum, sum], behind the outputs
   std::uint32_t segment;
-  std::uint32_t plan;  ///< registers are for sums
+  std::uint32_t plan;  ///< here to save registers
   std::uint32_t flag;
   std::uint32_t unit_starts;
   std::uint32_t tile_starts;
@@ -38,7 +39,7 @@ struct PrefillShared {
 
   /// Four warps, 128 channels and 256 sequences fit the 99 KiB of small devices, without a page.
   ///
-  /// copied_pages  whether sealed pages are copied: PrefillArguments
+  /// copied_pages  whether blocks copy sealed pages: PrefillArguments
   template <class Traits>
   KVTILT_HD static PrefillShared of(int warps, int sequences, bool copied_pages) {
     const std::uint32_t rows = static_cast<std::uint32_t>(warps * Traits::warp_rows);
@@ -63,7 +64,7 @@ struct PrefillShared {
   }
 };
 
-/// Asks for a tile's share of its sealed page, if it is of one: tiles of a page share it out.
+/// Prefetches into L2 a tile's part of its sealed page, if it is of one: an equal part for each tile.
 template <class Pages, class Threads>
 KVTILT_HD void prefetch_tile(Threads& threads, const LayerStorage& layer,
                              const PrefillSegment& segment, int tile, const PageSlot& page) {
@@ -73,15 +74,15 @@ KVTILT_HD void prefetch_tile(Threads& threads, const LayerStorage& layer,
                   segment.head_bytes, tile % parts, parts);
 }
 
-/// Whether a block has sealed pages copied to shared memory while it computes.
+/// Whether blocks copy sealed pages to shared memory while they compute.
 template <class Pages>
 KVTILT_HD bool copies_pages(const PrefillArguments& arguments) {
   constexpr bool possible = compiled_machine.prefill_copies && copied_page_bytes<Pages>() > 0;
   return possible && arguments.copied_pages != 0;
 }
 
-/// Has the page of a segment's unit copied, if it is one, which was found ahead of it. All warps have
-/// decoded the page before.
+/// Starts to copy the page of a unit, if it is one; its slot was stored in `ahead`. All warps must have
+/// decoded the page that was copied before.
 template <class Threads>
 KVTILT_HD void copy_page(Threads& threads, const LayerStorage& layer, const PrefillShared& shared,
                          const PrefillSegment& segment, int unit) {
@@ -90,13 +91,13 @@ KVTILT_HD void copy_page(Threads& threads, const LayerStorage& layer, const Pref
   std::uint64_t* barrier = reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barrier);
   const std::uint32_t bytes = static_cast<std::uint32_t>(segment.head_bytes);
   threads.begin_stage(barrier, bytes);
-  // Blocks with other rows of the sequence read it, too.
+  // L2 keeps it: blocks with other rows of the sequence read it, too.
   threads.template copy_to_stage<false>(
       threads.shared() + shared.page,
       layer.block(PageKind::Sealed, page.page) + segment.head_offset, bytes, barrier);
 }
 
-/// Finds the pages of the warps' tiles of a segment's first unit, and asks for them.
+/// Finds the pages of a segment's first unit, and starts to prefetch or copy them.
 template <class Pages, class Threads>
 KVTILT_HD void find_first_pages(Threads& threads, const PrefillArguments& arguments,
                                 const PrefillShared& shared, const PrefillSegment& segment) {
@@ -114,8 +115,8 @@ KVTILT_HD void find_first_pages(Threads& threads, const PrefillArguments& argume
   if (copies_pages<Pages>(arguments)) copy_page(threads, layer, shared, segment, segment.first);
 }
 
-/// The warps' tiles of one unit, decoded. The pages of the next one are found meanwhile. Those that are
-/// not copied are asked for: they come from L2 when they are decoded, a unit later.
+/// Decodes the tiles of one unit into a stage, and finds the pages of the next one. Pages that are not
+/// copied are prefetched into L2, from which they are decoded a unit later.
 template <class Traits, class Threads>
 KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
                           const PrefillShared& shared, const PrefillSegment& segment, int unit,
@@ -140,13 +141,13 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
       staged[stage * unit_tiles + i] = {tile.first_position, tile.tokens, tile.sink};
       special[stage * unit_tiles + i] = plain.leaves(tile.first_position, tile.tokens, tile_extent);
     };
-    // It arrives while the tile is staged.
+    // Arrives while the tile is staged.
     const PageSlot next = page_of_tile(layer, segment.first_slot, segment.list, number + unit_tiles,
                                        page_tiles<Pages>(layer));
     if (number < segment.list.past.page_units) {
       HalfTile tile = sealed_tile(layer, ahead[i], number % page_tiles<Pages>(layer));
       note(tile);
-      // Of a pointer that may be one to either the compiler would not know what memory is read.
+      // Two calls, for the compiler to know whether the pointer is to shared or to global memory.
       if (copied) {
         threads.template wait_stage<1>(
             reinterpret_cast<std::uint64_t*>(threads.shared() + shared.barrier),
@@ -166,13 +167,14 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
       stage_unsealed_tile<Traits>(threads, arguments, segment.rows, tile, tile_keys, tile_values);
     }
     if (!copied) prefetch_tile<Pages>(threads, layer, segment, number + unit_tiles, next);
-    threads.sync_warp();  // all lanes have read where the tile lies
+    threads.sync_warp();  // all lanes have read ahead[i]
     if (threads.lane() == 0) ahead[i] = next;
   }
-  threads.sync_warp();  // lanes part ways above, and mma wants them together
+  threads.sync_warp();  // lanes diverge above, and mma needs them converged
 }
 
-/// The warps' rows become the item's output, or the block's part of it.
+/// Writes the warps' rows to the item's output, or stores them as the block's part of it; the last
+/// block to finish the item merges the parts.
 template <class Traits, class Threads>
 KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
                            const PrefillShared& shared, const WorkLine& line,
@@ -223,7 +225,7 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
   const int block_rows = warps * Traits::warp_rows;
   const PrefillShared shared =
       PrefillShared::of<Traits>(warps, arguments.attend.batch.count, arguments.copied_pages != 0);
-  // Bytes of score_tiles tiles, which are read together.
+  // The `special` bytes of score_tiles tiles, read together.
   using SpecialTiles = std::conditional_t<Traits::score_tiles == 2, std::uint16_t, std::uint32_t>;
   static_assert(sizeof(SpecialTiles) == Traits::score_tiles);
   int* tile_starts = reinterpret_cast<int*>(threads.shared() + shared.tile_starts);
@@ -259,12 +261,12 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
     state.clear();
     find_first_pages<typename Traits::pages>(threads, arguments, shared, segment);
     state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);
-    // A warp without rows has nothing to do but to stage.
+    // A warp without rows only stages.
     const int last = first_row < segment.rows.rows(arguments.attend.ratio) ? unit_tiles : 0;
     KVTILT_DEVICE_LOOP
     for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
       stage_unit<Traits>(threads, arguments, shared, segment, unit, stage);
-      threads.sync();  // what was staged two units before is no longer read, either
+      threads.sync();  // no warp still reads the unit before: its stage is next
       if (copies_pages<typename Traits::pages>(arguments))
         copy_page(threads, arguments.attend.layer, shared, segment, unit + 1);
       const std::byte* keys = threads.shared() + shared.stages +

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// What a warp carries through a chunk's attention: the sums and the softmax of its query rows, in
-/// the registers in which mma leaves them, and its queries.
+/// A warp's state in the prefill kernel: its queries, and the sums and the softmax of its query rows,
+/// in the registers in which mma leaves them.
 ///
-/// A lane (g = lane / 4, t = lane % 4) holds parts of rows 16 m + 8 h + g of its warp's rows, m < M,
-/// h < 2: of each 16 tokens' logits and each 16 channels' sums the four from 4t on. Element
-/// [m][2 i + parity][2 h + j] of a register array is of tile i, and of its element 4t + 2 j + parity.
+/// A lane (g = lane / 4, t = lane % 4) holds parts of the warp's rows 16 m + 8 h + g, m < M, h < 2:
+/// four of each 16 tokens' logits and of each 16 channels' sums. Element [m][2 i + parity][2 h + j]
+/// of a register array is of token or channel 4t + 2 j + parity in tile i.
 #pragma once
 
 #include <kvtilt/cuda/attention/merge.hpp>
@@ -23,14 +23,16 @@ struct StagedTile {
   std::int32_t sink;
 };
 
-/// A query row, in shared memory, of which small devices have just enough: PrefillShared.
+/// A query row. Kept small: it lies in shared memory, where small devices have just enough
+/// (PrefillShared).
 struct QueryRow {
   float factor;         ///< logit per unit of product
-  std::uint16_t token;  ///< of the row tile
-  std::uint16_t head;   ///< of the queries
+  std::uint16_t token;  ///< in the row tile
+  std::uint16_t head;   ///< query head
 };
 
-/// Which token of the chunk, and where its output goes. Rows that do not exist stand for the first.
+/// A row's token of the chunk, and its place in the tensors. Rows beyond the tile's end stand for its
+/// first.
 struct RowOfTile {
   int token;
   RowPlace place;
@@ -43,7 +45,7 @@ struct RowOfTile {
   }
 };
 
-/// Logits of some tiles of a unit.
+/// Logits of score_tiles tiles of a unit.
 template <class Traits>
 using TileLogits = float[Traits::row_tiles][2 * Traits::score_tiles][4];
 
@@ -73,10 +75,10 @@ struct PrefillState {
     }
   }
 
-  /// Leaves the warp's queries at `to`, [m][step][lane] as operands, which each lane reads as it
-  /// wrote them.
+  /// Stores the warp's queries at `to` as A operands, [m][step][lane]; each lane later reads what it
+  /// wrote.
   ///
-  /// first  row of the tile
+  /// first  the warp's first row in the tile
   /// rows   shared, [warp_rows]
   template <class Threads>
   KVTILT_HD void load_queries(Threads& threads, const AttendArguments& attend, const RowTile& tile,
@@ -105,7 +107,7 @@ struct PrefillState {
     threads.sync_warp();
   }
 
-  /// Products with the keys of score_tiles tiles.
+  /// Multiplies the queries with the keys of score_tiles tiles.
   template <class Threads>
   KVTILT_HD void score(Threads& threads, const std::byte* queries, const std::byte* keys,
                        TileLogits<Traits>& logits) const {
@@ -134,7 +136,7 @@ struct PrefillState {
     }
   }
 
-  /// Logits per unit of product; read anew for each score(), or they would fill registers meanwhile.
+  /// Logits per unit of product; loaded after each score(), during which registers have no room.
   struct Factors {
     float row[M][2];
 
@@ -150,8 +152,8 @@ struct PrefillState {
     }
   };
 
-  /// Products become logits, whose factors are 1: capped, sloped, and minus infinity where a row does
-  /// not see a token.
+  /// Turns products into logits: capped, sloped, and minus infinity where a row does not see a token.
+  /// Factors become 1.
   ///
   /// rows  [warp_rows]
   template <class Threads>
@@ -159,7 +161,7 @@ struct PrefillState {
                        const QueryRow* rows, const StagedTile* tiles, TileLogits<Traits>& logits,
                        Factors& factors) const {
     const int lane = threads.lane();
-    // Branches one after the other: nested ones are compiled for each combination.
+    // One branch after the other: nested ones would be compiled for each combination.
     const auto each = [&](auto&& change) {
       KVTILT_DEVICE_UNROLL
       for (int m = 0; m < M; ++m)
@@ -188,7 +190,7 @@ struct PrefillState {
         logit += slopes[m][h] * static_cast<float>(distance);
       });
     }
-    // What a row sees of a tile is worked out by one lane, not by the four that have to know it.
+    // One lane computes a row's mask of a tile, and passes it to the four lanes that need it.
     constexpr int own_masks = Traits::warp_rows * score_tiles / warp_lanes;
     std::uint32_t masks[own_masks];
     KVTILT_DEVICE_UNROLL
@@ -216,7 +218,7 @@ struct PrefillState {
     factors.clear();
   }
 
-  /// Raises maxima that logits pass by more than maximum_slack.
+  /// Raises maxima once a logit passes one by more than maximum_slack.
   template <class Threads>
   KVTILT_HD void raise(Threads& threads, const TileLogits<Traits>& logits, const Factors& factors) {
     float largest[M][2];
@@ -249,7 +251,7 @@ struct PrefillState {
       }
   }
 
-  /// Adds the tiles' values by the weights of their logits.
+  /// Turns logits into weights, and adds the tiles' weighted values.
   template <class Threads>
   KVTILT_HD void mix(Threads& threads, const std::byte* values, TileLogits<Traits>& logits,
                      const Factors& factors) {
@@ -287,7 +289,7 @@ struct PrefillState {
     }
   }
 
-  /// Leaves the rows in shared memory, where they need no registers.
+  /// Stores the rows in shared memory, which frees their registers.
   ///
   /// outputs  [warp_rows][row_stride]
   /// states   [warp_rows][maximum, sum]

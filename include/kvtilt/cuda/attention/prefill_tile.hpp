@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Tiles of 16 tokens as fp16 fragments in shared memory: codes are decoded once for all query rows
-/// of a block. They hold what mma wants of B: keys of even tokens are {R0, R2}, of odd ones {R1, R3},
-/// values likewise by channels, so nothing is shuffled here either. A lane's words stand in the order
-/// R0 R2 R1 R3: operands are pairs of neighbouring registers, and others would be moved there first.
+/// Stages tiles of 16 tokens as fp16 fragments in shared memory: codes are decoded once for all query
+/// rows of a block. Fragments are B operands of mma without a shuffle: {R0, R2} for keys of even
+/// tokens, {R1, R3} of odd ones, and likewise for values by channels. A lane's words are stored as
+/// R0 R2 R1 R3: operands are pairs of neighbouring registers, so another order would cost moves.
 #pragma once
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
@@ -16,10 +16,10 @@
 
 namespace kvtilt::cuda {
 
-/// Channels of values: 16 rows of sums then fill half a warp's registers.
+/// Most channels of values: the sums of 16 rows then fill half a warp's registers.
 inline constexpr int most_prefill_values = 256;
 
-/// What a chunk's kernel is compiled for. Pages: one of an AttendKernels.
+/// What a prefill kernel is compiled for. Pages: one of an AttendKernels.
 template <class Pages>
 struct PrefillTraits {
   static_assert(Pages::value_dim <= most_prefill_values);
@@ -28,15 +28,15 @@ struct PrefillTraits {
   static constexpr int value_dim = Pages::value_dim;
   static constexpr int steps = key_dim / tile_extent;
   static constexpr int channel_tiles = value_dim / tile_extent;
-  static constexpr int row_tiles = value_dim <= 128 ? 2 : 1;  ///< of 16 rows, of a warp
+  static constexpr int row_tiles = value_dim <= 128 ? 2 : 1;  ///< of 16 rows, per warp
   static constexpr int warp_rows = row_tiles * tile_extent;
-  static constexpr int score_tiles = 4 / row_tiles;  ///< of a unit whose logits are held at a time
+  static constexpr int score_tiles = 4 / row_tiles;  ///< tiles whose logits are held at a time
   static constexpr std::uint32_t key_bytes = half_tile_bytes(key_dim);  ///< of 16 tokens
   static constexpr std::uint32_t value_bytes = half_tile_bytes(value_dim);
   static constexpr std::uint32_t stage_bytes = unit_tiles * (key_bytes + value_bytes);
 };
 
-/// Tiles of a sealed page. The compiler divides by what it knows in two instructions.
+/// Tiles of a sealed page; where it is a constant, a division by it takes two instructions.
 template <class Pages>
 KVTILT_HD int page_tiles(const LayerStorage& layer) {
   if constexpr (Pages::generic)
@@ -45,7 +45,7 @@ KVTILT_HD int page_tiles(const LayerStorage& layer) {
     return Pages::page_tokens / tile_extent;
 }
 
-/// 16 tokens of a chunk, in 16 bits and aligned; source of stage_fragments().
+/// 16 tokens of a chunk in an aligned 16-bit tensor; a fragment source for stage_fragments().
 template <Role role>
 struct ChunkFragments {
   static constexpr int ahead = 4;
@@ -72,8 +72,8 @@ struct ChunkFragments {
   }
 };
 
-/// `tokens` rows from element `first` on, whatever they are, in `Count` fragments; other slots become
-/// 0. A half at a time: registers are full of sums.
+/// Stages `tokens` rows of any type and alignment, from element `first` on, in `Count` fragments;
+/// other slots become 0. Element by element: sums fill the registers.
 template <Role role, int Count, class Threads>
 KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int64_t first,
                               int tokens, std::byte* to) {
@@ -96,7 +96,7 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
   }
 }
 
-/// Leaves a lane's words of one fragment in shared memory, in the order that mma wants.
+/// Stores a lane's words of one fragment in shared memory, in the order for mma.
 KVTILT_HD inline void store_fragment(int lane, const Words& words, std::byte* to) {
   const std::uint32_t(&reg)[4] = words.word;
   *reinterpret_cast<Words*>(to + lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
@@ -107,7 +107,7 @@ KVTILT_HD void store_fragments(int lane, const Words (&words)[Count], std::byte*
   for (int i = 0; i < Count; ++i) store_fragment(lane, words[i], to + i * 512);
 }
 
-/// Writes `Count` fragments of a tile, [fragment][lane].
+/// Stages `Count` fragments of a tile from a source, [fragment][lane].
 template <int Count, class Threads, class Source>
 KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte* to) {
   constexpr int ahead = tiles_ahead(Count, Source::ahead);
@@ -122,8 +122,8 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
   }
 }
 
-/// Keys and values of 16 tokens in 16 bits: while no logits are held, registers have room for all of
-/// 128 channels, and what comes from L2 is waited for once.
+/// Stages keys and values of 16 tokens in 16 bits. While no logits are held, registers have room for
+/// all loads of 128 channels, so the latency of L2 is paid once.
 template <int Keys, int Values, class Threads>
 KVTILT_HD void stage_halves(Threads& threads, const HalfFragments& key, const HalfFragments& value,
                             std::byte* keys, std::byte* values) {
@@ -142,8 +142,8 @@ KVTILT_HD void stage_halves(Threads& threads, const HalfFragments& key, const Ha
   }
 }
 
-/// Makes staged values behind the first `tokens` of a tile 0. Each lane changes what it wrote: most
-/// tiles are full, and pay neither instructions nor registers for it.
+/// Zeros a tile's staged values but for the first `tokens` tokens; each lane changes what it wrote. A
+/// pass of its own: most tiles are full, and pay neither instructions nor registers for it.
 template <int Count, class Threads>
 KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
   const KeepTokens keep(threads.lane(), tokens);
@@ -155,7 +155,7 @@ KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
   }
 }
 
-/// A head's tokens of a chunk, rounded to fp16 as append will.
+/// Stages 16 tokens of a chunk, of one head, rounded to fp16 as append does.
 template <Role role, int Count, class Threads>
 KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_t first_row,
                            int head, int tokens, std::byte* to) {
@@ -170,7 +170,8 @@ KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_
         to);
 }
 
-/// Whether addresses and shifts are known to the compiler; if not, they are worked out.
+/// Whether pages are decoded with addresses and shifts known to the compiler (known_page.hpp), not
+/// computed at run time (generic_page.hpp).
 template <class Pages>
 KVTILT_HD constexpr bool decodes_known_pages(Pages) {
   if constexpr (Pages::generic)
@@ -186,8 +187,8 @@ KVTILT_HD constexpr bool decodes_known_pages(MixedTraits<Pages...>) {
   return (decodes_known_pages(Pages{}) && ...);
 }
 
-/// Bytes of a head's page that is a unit and is decoded as known: blocks may have it copied to shared
-/// memory. 0 of others.
+/// Bytes of a head's page that blocks may copy to shared memory: where a page is one unit, and
+/// decodes_known_pages() holds. 0 elsewhere.
 template <class Pages>
 KVTILT_HD constexpr std::uint32_t copied_page_bytes() {
   if constexpr (Pages::generic)
@@ -198,13 +199,13 @@ KVTILT_HD constexpr std::uint32_t copied_page_bytes() {
     return decodes_known_pages(Pages{}) ? Pages::unit_bytes : 0;
 }
 
-/// 16 tokens of a sealed page, whose block is the head's.
+/// Stages 16 tokens of a sealed page; tile.block is the head's part of it.
 template <class Traits, class Pages, class Threads>
 KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const HalfTile& tile,
                             std::byte* keys, std::byte* values) {
   const std::byte* block = tile.block;
   if constexpr (!decodes_known_pages(Pages{})) {
-    constexpr int ahead = 1;  // registers are full of sums
+    constexpr int ahead = 1;  // sums fill the registers
     stage_fragments<Traits::steps>(
         threads, PageFragments<Role::Keys, Traits::key_dim, ahead>{&head.key, block, tile.index},
         keys);
@@ -232,10 +233,9 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
              [&](auto pages) { stage_sealed<Traits>(pages, threads, head, tile, keys, values); });
 }
 
-/// One warp's tile. What lies in absent slots, scales and minima included, may be NaN: keys there
-/// may hold anything, as their logits are replaced, values become 0.
-///
-/// This one is of a sealed page, whose block is the head's.
+/// Stages one warp's tile of a sealed page; tile.block is the head's part of it. Slots without a
+/// token, scales and minima included, may hold NaN: keys may stay so, as their logits are replaced,
+/// values become 0.
 template <class Traits, class Threads>
 KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerStorage& layer, int kv_head,
                                  const HalfTile& tile, std::byte* keys, std::byte* values) {
@@ -244,7 +244,7 @@ KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerStorage& layer, in
   if (tile.tokens < tile_extent) clear_absent<Traits::channel_tiles>(threads, tile.tokens, values);
 }
 
-/// And this one of anything else.
+/// The same for a tile of sinks, of a tail or of the chunk, or for none.
 template <class Traits, class Threads>
 KVTILT_HD void stage_unsealed_tile(Threads& threads, const PrefillArguments& arguments,
                                    const RowTile& rows, const SourceTile& tile, std::byte* keys,

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-/// Who attends to what in a launch over chunks of prompts. An item is a row tile: the query rows that
-/// a block holds in its registers, some tokens of a chunk with all query heads of one kv head. It is
-/// a list of tiles of 16 tokens, which a block takes four at a time, a unit: the sealed pages, sinks
-/// and tail of the past, then the chunk itself up to the row tile's newest token, without what no row
-/// of the tile can see. Sinks that the chunk brings have tiles of their own, like those of the past,
-/// where keep_sinks shows them beyond the window: no tile needs two rules. All units of all items lie
-/// on one line, cut for the blocks as in work.hpp.
+/// Divides a prefill launch's work among its blocks. An item is a row tile: the query rows that a
+/// block holds in its registers, some tokens of a chunk with all query heads of one kv head. It
+/// attends to a list of tiles of 16 tokens: the sealed pages, sinks and tail of the past, then the
+/// chunk up to the row tile's newest token, without what no row of the tile sees. A unit is four
+/// tiles of the list, which a block takes together. Sinks within the chunk have tiles of their own
+/// where keep_sinks shows them beyond the window, so that one rule holds for each tile. The units
+/// of all items lie on one line, cut for the blocks as in work.hpp.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -28,13 +28,13 @@ struct PrefillArguments {
 /// Tiles of 16 tokens in a unit.
 inline constexpr int unit_tiles = 4;
 
-/// Query rows of an item: row = token * ratio + query head of the group.
+/// Query rows of an item: row = token * ratio + query head of the kv head.
 struct RowTile {
   int sequence;  ///< of the batch
   int kv_head;
-  int token;               ///< of the chunk: the tile's first
+  int token;               ///< the tile's first, in the chunk
   int tokens;              ///< of the tile
-  int chunk_tokens;        ///< 0: rows that are nobody's
+  int chunk_tokens;        ///< 0: the batch has no sequence here (slot < 0)
   std::int64_t first_row;  ///< of the tensors, for the chunk's first token
   std::int64_t past;       ///< position of the chunk's first token
 
@@ -46,7 +46,7 @@ struct RowTile {
 /// Tokens in a row tile of `block_rows` rows.
 KVTILT_HD constexpr int tile_tokens(int block_rows, int ratio) { return block_rows / ratio; }
 
-/// Which tiles of the positions from `start` up to `stop` hold some of [begin, end).
+/// Of the tiles that positions [start, stop) are cut into, those that hold some of [begin, end).
 struct TileRange {
   int first;
   int last;  ///< one past
@@ -63,20 +63,20 @@ struct TileRange {
 
 /// The tiles of 16 tokens that a row tile attends to, in this order.
 struct TileList {
-  UnitCounts past;     ///< in tiles
-  int page_first = 0;  ///< pages before it are seen by no row, nor are tiles before these:
-  int tail_first = 0;
-  int chunk_sinks = 0;       ///< first tokens of the chunk, which lie in tiles of their own
-  int chunk_sink_tiles = 0;  ///< of which there are as many
-  int chunk_first = 0;       ///< tile of the chunk's other tokens
-  int chunk_end = 0;
+  UnitCounts past;           ///< in tiles, also of pages
+  int page_first = 0;        ///< no row sees pages before it
+  int tail_first = 0;        ///< no row sees tail tiles before it
+  int chunk_sinks = 0;       ///< first tokens of the chunk that have tiles of their own
+  int chunk_sink_tiles = 0;  ///< those tiles
+  int chunk_first = 0;       ///< first tile of the chunk's other tokens
+  int chunk_end = 0;         ///< one past the last
 
   [[nodiscard]] KVTILT_HD int total() const {
     return past.total() + chunk_sink_tiles + chunk_end - chunk_first;
   }
   [[nodiscard]] KVTILT_HD int units() const { return ceil_div(total(), unit_tiles); }
 
-  /// table  of the sequence; read where rules hide something, as often as a binary search does
+  /// table  of the sequence; read only where rules hide something, by binary search
   [[nodiscard]] KVTILT_HD static TileList of(const AttendArguments& arguments,
                                              const SequenceState& state, const PageSlot* table,
                                              const RowTile& rows) {
@@ -98,7 +98,7 @@ struct TileList {
       list.chunk_sinks = sinks < chunk ? static_cast<int>(sinks) : chunk;
     if (begin > 0 || rules.end_position < rows.past + chunk || list.chunk_sinks > 0)
       list.narrow(arguments, state, table, begin, rows.past + chunk);
-    if (list.total() == 0) {  // outputs are written by those who attend to something
+    if (list.total() == 0) {  // one tile, so that a block writes the outputs
       list.chunk_first = 0;
       list.chunk_end = 1;
     }
@@ -106,8 +106,8 @@ struct TileList {
   }
 
  private:
-  /// Leaves out what lies before `begin` or behind the rules' end. The chunk's tiles hold positions
-  /// up to `stop`.
+  /// Leaves out tiles before `begin` and from rules.end_position on. The chunk's hold positions below
+  /// `stop`.
   KVTILT_HD void narrow(const AttendArguments& arguments, const SequenceState& state,
                         const PageSlot* table, std::int64_t begin, std::int64_t stop) {
     const LayerStorage& layer = arguments.layer;
@@ -133,14 +133,13 @@ struct TileList {
 
 enum class TileSource : std::uint8_t { Nothing, Half, Chunk };
 
-/// A tile of 16 tokens that is not of a sealed page. Chunk: `index` is its first token there, block is
-/// null.
+/// A tile that is not of a sealed page. Of a chunk: at.index is its first token there, at.block null.
 struct SourceTile {
   TileSource source;
   HalfTile at;
 };
 
-/// tile  of the list, behind the pages
+/// tile  of the list, behind those of pages
 KVTILT_HD inline SourceTile find_unsealed_tile(const LayerStorage& layer, int slot,
                                                const SequenceState& state, const RowTile& rows,
                                                const TileList& list, int tile) {
@@ -164,13 +163,13 @@ KVTILT_HD inline SourceTile find_unsealed_tile(const LayerStorage& layer, int sl
   return found;
 }
 
-/// Where a list's pages begin in the layer's tables.
+/// Index in the layer's tables of a list's first page.
 KVTILT_HD inline std::int64_t first_slot(const LayerStorage& layer, int slot,
                                          const SequenceState& state, const TileList& list) {
   return slot * layer.table_stride + state.first_page + list.page_first;
 }
 
-/// What the tables say of a tile's page; nothing if it is not of one.
+/// Table entry of a tile's sealed page; empty if the tile is not of one.
 ///
 /// page_tiles  tiles of a page
 KVTILT_HD inline PageSlot page_of_tile(const LayerStorage& layer, std::int64_t first_slot,
@@ -179,8 +178,8 @@ KVTILT_HD inline PageSlot page_of_tile(const LayerStorage& layer, std::int64_t f
   return layer.tables[first_slot + tile / page_tiles];
 }
 
-/// Groups of row tiles, of which a block knows where they begin: a number for each row tile would
-/// take what small devices have left of shared memory.
+/// Most groups of row tiles. A block stores where each group's units start: small devices have too
+/// little shared memory to store that for each row tile.
 inline constexpr int most_tile_groups = 128;
 
 /// The line of a launch, planned anew by each block.
@@ -193,7 +192,7 @@ struct PrefillPlan {
   [[nodiscard]] KVTILT_HD int groups() const { return ceil_div(tiles, group); }
 };
 
-/// Row tile `tile` of the batch; its kv head is for the caller to fill in.
+/// Row tile `tile` of the batch; the caller sets its kv head.
 KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* tile_starts,
                                   int block_rows, int tile) {
   const int sequence = last_not_above(tile_starts, arguments.attend.batch.count, 1, tile);
@@ -211,7 +210,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   return rows;
 }
 
-/// What the blocks that attend to a row tile have to know of it.
+/// A row tile and what it attends to.
 struct PrefillItem {
   RowTile rows;  ///< kv head 0
   TileList list;
@@ -230,11 +229,11 @@ struct PrefillItem {
   }
 };
 
-/// A line has fewer units.
+/// A line has fewer units than this.
 inline constexpr std::int64_t most_units = 0x7fffffff;
 
-/// Row tiles before each sequence; -1 in place of their sum where the rows cannot be meant: the record
-/// tells. One warp.
+/// Counts the row tiles before each sequence, by one warp. If the rows are invalid, their sum is -1,
+/// and the layer's record reports it.
 template <class Threads>
 KVTILT_HD void count_row_tiles(Threads& threads, const AttendArguments& attend, int block_rows,
                                int* tile_starts) {
@@ -251,10 +250,10 @@ KVTILT_HD void count_row_tiles(Threads& threads, const AttendArguments& attend, 
   sum_up(threads, tile_starts, count);
 }
 
-/// Units before each group, of one kv head. No units at all, and an error in the record, where
-/// those of all heads are more than 32 bits count: each row tile counts the past again, so thousands
-/// of row tiles do that to millions of tokens. One warp; `starts` holds the units of each from index
-/// 1 on.
+/// Turns the units of each group, in starts[1] on, into the units before each, of one kv head; one
+/// warp calls it. If all heads have most_units or more, there are no units, and the record has an
+/// error: each row tile counts the past again, so thousands of row tiles over millions of tokens
+/// reach that.
 template <class Threads>
 KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int* starts,
                             int groups) {
@@ -275,7 +274,7 @@ KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int
                  sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0, total));
 }
 
-/// Nothing where the record has an error: see above.
+/// Plans the launch; has no units where count_row_tiles() or sum_up_units() records an error.
 ///
 /// tile_starts  [sequences + 1]: row tiles before each
 /// unit_starts  [most_tile_groups + 1]: units before each, of one kv head
@@ -305,7 +304,7 @@ KVTILT_HD PrefillPlan plan_prefill(Threads& threads, const PrefillArguments& arg
   return plan;
 }
 
-/// A block's share of one item.
+/// A block's part of one item.
 struct PrefillSegment : PrefillItem {
   PlainRange plain;
   std::int64_t first_slot;    ///< of the layer's tables: the item's first page
@@ -315,13 +314,13 @@ struct PrefillSegment : PrefillItem {
   int item_units;
   int first;     ///< unit of the item
   int last;      ///< one past
-  int page_end;  ///< units before it are sealed pages, where each of these is a unit
-  int copied;    ///< pages that the block had copied before, if it has pages copied
+  int page_end;  ///< units before it are sealed pages, if a page is one unit
+  int copied;    ///< pages that the block copied before: the barrier's parity
 
   [[nodiscard]] KVTILT_HD int pages() const { return page_end > first ? page_end - first : 0; }
 };
 
-/// The segment that begins at `unit` of the line.
+/// Finds the segment that begins at `unit` of the line, and ends at `end` or with its item.
 KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
                                              const int* tile_starts, const int* unit_starts,
                                              const PrefillPlan& plan, int block_rows, int unit,

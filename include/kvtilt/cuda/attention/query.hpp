@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The 8 query rows of an item: in the registers of the mma's B operand, and what each may see.
+/// The 8 query rows of an item, the columns of an mma: loads them into the registers of its B
+/// operand, and finds the tokens that each may see.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -12,20 +13,20 @@
 
 namespace kvtilt::cuda {
 
-/// Positions that every row of an item sees whole: units inside need no masks.
+/// Range of positions that every row of an item sees: units inside it need no masks.
 struct PlainRange {
   std::int64_t begin;
   std::int64_t end;
-  bool shaped;  ///< logits are more than products: no unit is plain
+  bool shaped;  ///< logits have a cap or slopes: no unit is plain
 
-  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is more
-  /// than a plain one.
+  /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is not
+  /// plain: whether its logits need shape().
   [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
     return shaped || tokens < slots || first < begin || first + slots > end;
   }
 
-  /// oldest, newest      positions of the item's queries
-  /// new_from            first of the new tokens
+  /// oldest, newest  positions of the oldest and the newest query
+  /// new_from        position of the first new token: of the queries, or of the chunk
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
                                                std::int64_t newest, std::int64_t new_from,
                                                SeenRows seen) {
@@ -40,14 +41,14 @@ struct PlainRange {
   }
 };
 
-/// Which rows of which sequence an item has.
+/// The query rows of an item.
 struct ItemRows {
-  int queries;  ///< tokens of the sequence that ask
+  int queries;  ///< query tokens of the sequence
   int kv_head;
-  int first_row;             ///< row = query token * ratio + query head of the group
+  int first_row;             ///< row = query token * ratio + query head of the kv head
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
-  std::int64_t length;       ///< positions of the sequence
+  std::int64_t length;       ///< of the sequence, in tokens
   SeenRows seen;             ///< rules.seen_rows(queries)
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
@@ -68,30 +69,30 @@ struct ItemRows {
   }
 };
 
-/// The first `count` of 16 slots, as bits.
+/// Bit mask of the first `count` of 16 slots.
 KVTILT_HD constexpr std::uint32_t slots_before(int count) {
   return (1u << (count < 0 ? 0 : count > tile_extent ? tile_extent : count)) - 1;
 }
 
-/// Where a query stands among the new tokens.
+/// Positions of a query and of its sequence's new tokens.
 struct QueryPosition {
-  std::int64_t own;
+  std::int64_t own;       ///< of the query
   std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
   int new_rows;
   SeenRows seen;  ///< rules.seen_rows(new_rows)
 };
 
-/// What one column sees of the tokens from a position on. Slots are 32-bit numbers: this lies in
-/// registers between everything else.
+/// Which tokens one column (query row) sees. Slots count from some position, in 32 bits to save
+/// registers.
 struct ColumnView {
   int begin;  ///< first slot seen
   int end;
-  int tree_start;      ///< from this slot on the tree decides
-  std::uint64_t tree;  ///< its bits
+  int tree_start;      ///< from this slot on the tree mask decides
+  std::uint64_t tree;  ///< bits of that mask
   int own;             ///< slot of the column's own token
 
   /// row    of the tensors, for the tree mask
-  /// first  position that slot 0 stands for
+  /// first  position of slot 0
   [[nodiscard]] KVTILT_HD static ColumnView of(const AttendRules& rules, const QueryPosition& query,
                                                std::int64_t row, std::int64_t first, bool sink) {
     std::int64_t begin = rules.first_position;
@@ -119,10 +120,10 @@ struct ColumnView {
               item.place(arguments, column).token, first, sink);
   }
 
-  /// The slots seen of the 16 from `start` on.
+  /// Bit mask of the slots seen, of the 16 from `start` on.
   [[nodiscard]] KVTILT_HD std::uint32_t visible(int start) const {
     std::uint32_t mask = slots_before(end - start) & ~slots_before(begin - start);
-    const int shift = start - tree_start;  // bit of the tree that slot `start` stands for
+    const int shift = start - tree_start;  // bit of the tree mask for slot `start`
     if (shift > -tile_extent) {
       const std::uint64_t bits = shift >= 64 ? 0 : shift >= 0 ? tree >> shift : tree << -shift;
       mask &= slots_before(-shift) | static_cast<std::uint32_t>(bits);
@@ -138,8 +139,8 @@ struct ColumnView {
   }
 };
 
-/// 4 channels of every 16 of a query row, from channel `first` on. All loads of a branch are in flight
-/// together; of 8 bytes where the tensor allows them.
+/// Loads 4 channels of every 16 of a query row, from channel `first` on. All loads of a branch are in
+/// flight together; those of 16-bit types take 8 bytes where they are aligned.
 template <int Steps>
 KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& place, int first,
                               float (&channel)[Steps][4]) {
@@ -178,9 +179,9 @@ KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& 
     }
 }
 
-/// Makes fp16 of a row that four neighbouring lanes hold, times a power of two that brings its
-/// largest channel to 1/2 to 1: products with scales neither overflow nor vanish. Returns `scale`
-/// over that power.
+/// Converts a row that four neighbouring lanes hold to fp16, times a power of two that brings its
+/// largest channel to 1/2 to 1, so that products with scales neither overflow nor vanish. Returns
+/// `scale` divided by that power.
 template <int Steps, class Threads>
 KVTILT_HD float normalise_query(Threads& threads, float scale, const float (&channel)[Steps][4],
                                 std::uint32_t (&half)[Steps][2]) {
@@ -203,7 +204,7 @@ KVTILT_HD float normalise_query(Threads& threads, float scale, const float (&cha
   return scale * float_power(exponent);
 }
 
-/// The queries of an item's rows, as normalise_query() leaves them.
+/// An item's queries, as normalise_query() leaves them. t = lane % 4.
 template <int KeyDim>
 struct QueryTile {
   static constexpr int steps = KeyDim / tile_extent;

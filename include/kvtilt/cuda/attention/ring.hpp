@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// A warp's private ring of units on their way from device memory: while one is attended to, the
-/// next ones arrive. No other warp is waited for.
+/// A warp's private ring of stages in shared memory, into which units (work.hpp) are copied: while the
+/// warp attends to one, the next ones arrive. Warps do not wait for each other.
 #pragma once
 
 #include <kvtilt/cuda/attention/segment.hpp>
@@ -11,27 +11,27 @@
 
 namespace kvtilt::cuda {
 
-/// A unit whose bytes are in a ring. 16 bytes: one load.
+/// Describes a unit in a ring. 16 bytes: one load.
 struct RingUnit {
-  std::int64_t first_position;  ///< of slot 0 in its text
+  std::int64_t first_position;  ///< position of slot 0 in its sequence
   std::int32_t tokens;          ///< slots 0 to tokens - 1 hold tokens
-  PageKind kind;                ///< of what it is a page or a tile
-  bool special;                 ///< not every row sees it whole, or logits are more than products
+  PageKind kind;                ///< a sealed page or its tile, or a tile of sinks or a tail
+  bool special;                 ///< some row does not see it whole, or logits have a cap or slopes
 };
 static_assert(sizeof(RingUnit) == 16);
 
-/// Where the parts of a block's shared memory begin. Stages of rings come first: [warp][stage].
+/// Offsets of the parts of a block's shared memory. The rings' stages come first: [warp][stage].
 struct AttendShared {
   std::uint32_t barriers;  ///< [warp][stage]
   std::uint32_t units;     ///< [warp][stage]
   std::uint32_t states;    ///< [warp][item_rows][maximum, sum]
-  std::uint32_t outputs;   ///< [warp]: where its outputs lie, in a stage that is free
+  std::uint32_t outputs;   ///< [warp]: offset of its outputs, in its free stage
   std::uint32_t flag;
   std::uint32_t work;    ///< BlockWork
   std::uint32_t starts;  ///< [sequences + 1] units before each
   std::uint32_t bytes;
 
-  /// stages  of a ring; a generic kernel has none, but one for outputs
+  /// stages  per ring; a generic kernel has no ring, but one stage per warp for outputs
   template <class Traits>
   KVTILT_HD static AttendShared of(int warps, int stages, int sequences) {
     static_assert(Traits::stage_bytes >= output_bytes(Traits::value_dim));
@@ -49,9 +49,9 @@ struct AttendShared {
   }
 };
 
-/// It runs ahead of its warp, from the end of a segment into the one that follows. What nearly all units
-/// are, full pages without masks, costs few instructions: what is known of 32 units to come is found out
-/// together, a lane for each, and a unit's record is written only if there is more to say of it.
+/// Fetches ahead of its warp, past the end of a segment into the next one. Plain units (full pages that
+/// need no mask, nearly all) take few instructions: the table is read for 32 units at once, one per
+/// lane, and a RingUnit is written only for a unit that is not plain.
 template <class Traits>
 class UnitRing {
  public:
@@ -64,7 +64,7 @@ class UnitRing {
         barriers_(shared.barriers),
         units_(shared.units) {}
 
-  /// The rings of all warps of a block: one warp does it, before a sync().
+  /// Prepares the rings of all warps of a block. Called by one warp, before a sync().
   template <class Threads>
   KVTILT_HD static void prepare(Threads& threads, const AttendShared& shared, int stages) {
     const int rings = threads.thread_count() / warp_lanes * stages;
@@ -74,8 +74,7 @@ class UnitRing {
                             i);
   }
 
-  /// What is fetched from now on is of this segment: of its units those of the warp, one in as many
-  /// as there are warps.
+  /// Makes later fetches take this segment's units: those of the warp, which are every n-th of n warps.
   template <class Threads>
   KVTILT_HD void enter(Threads& threads, const Segment& segment) {
     if (segment_ == &segment) return;
@@ -85,10 +84,10 @@ class UnitRing {
     tiles_ = segment.counts.tiles();
     load_slots(threads, segment.first + threads.warp());
   }
-  /// What comes behind the segment that was entered; null: nothing.
+  /// Sets the segment to enter after this one; null: none.
   KVTILT_HD void follow(const Segment* after) { after_ = after; }
 
-  /// Starts the next unit on its way, if there is one.
+  /// Starts to copy the next unit, if there is one.
   template <class Threads>
   KVTILT_HD void fetch(Threads& threads) {
     bool page_is_next = next_lane_ < page_lanes_;
@@ -101,7 +100,7 @@ class UnitRing {
     threads.end_stage();
   }
 
-  /// Fetches until one stage alone is free.
+  /// Fetches until only one stage is free.
   template <class Threads>
   KVTILT_HD void fill(Threads& threads) {
     const int ahead = fill_ - use_ + (fill_ < use_ ? stages_ : 0);
@@ -109,15 +108,15 @@ class UnitRing {
     for (int i = ahead + 1; i < stages_; ++i) fetch(threads);
   }
 
-  /// The oldest unit that was fetched, once it is there. Then release() it.
+  /// Waits for the oldest unit that was fetched, and returns its bytes. Then release() it.
   template <class Threads>
   KVTILT_HD std::byte* take(Threads& threads) {
     threads.template wait_stage<1>(barrier(threads, use_), parity_);
     return data(threads, use_);
   }
-  /// Whether that is of a sealed page, full, and not special. The same in all lanes.
+  /// Whether that unit is of a sealed page, full, and not special. The same in all lanes.
   [[nodiscard]] KVTILT_HD bool is_plain() const { return (plain_stages_ >> use_ & 1u) != 0; }
-  /// What it is if it is not plain.
+  /// Describes that unit, if it is not plain.
   template <class Threads>
   [[nodiscard]] KVTILT_HD RingUnit taken(Threads& threads) const {
     threads.sync_warp();  // another lane wrote it
@@ -131,7 +130,7 @@ class UnitRing {
     parity_ ^= 1;
   }
 
-  /// Where a stage is free, from the start of shared memory, until the next fetch().
+  /// Offset in shared memory of a stage that is free until the next fetch().
   [[nodiscard]] KVTILT_HD std::uint32_t free_stage() const {
     return (first_ + static_cast<std::uint32_t>(fill_)) * Traits::stage_bytes;
   }
@@ -140,8 +139,8 @@ class UnitRing {
   static constexpr std::uint32_t tile_keys = half_tile_bytes(Traits::key_dim);
   static constexpr std::uint32_t tile_values = half_tile_bytes(Traits::value_dim);
 
-  /// No page that the lanes know of is next: looks further. False if there is nothing more, or a tile,
-  /// which is on its way then.
+  /// Called when no lane holds the next unit's page. False if there is no next unit, or if it is a tile,
+  /// which this fetches.
   template <class Threads>
   KVTILT_HD bool has_page(Threads& threads) {
     int next = next_unit(threads);
@@ -203,8 +202,8 @@ class UnitRing {
     threads.copy_to_stage(data(threads, fill_), from, bytes, arrived);
   }
 
-  /// Tile `index` of a 16-bit block of `of` tiles, laid out [kv head][keys | values]: keys, then
-  /// values.
+  /// Copies keys and values of tile `index` of a 16-bit block, which has `of` tiles per head and the
+  /// layout [kv head][keys | values].
   template <class Threads>
   KVTILT_HD void copy_tile(Threads& threads, const std::byte* block, int kv_head, int index,
                            int of) {
@@ -227,8 +226,8 @@ class UnitRing {
     return unit_of_lane(threads, next_lane_);
   }
 
-  /// What the table says of 32 units to come, from `next` on, is in the lanes: a load for each would be
-  /// waited for each time.
+  /// Loads the page slots of the warp's next 32 units, from `next` on, one per lane: a load for each
+  /// unit would stall each time.
   template <class Threads>
   KVTILT_HD void load_slots(Threads& threads, int next) {
     lane_0_ = next;
@@ -241,7 +240,7 @@ class UnitRing {
           segment_->slot)[segment_->sequence.first_page + in_pages / Traits::page_units];
   }
 
-  /// Waits for what load_slots() has loaded.
+  /// Waits for load_slots() and derives addresses, and which units are plain.
   template <class Threads>
   KVTILT_HD void know_slots(Threads& threads) {
     constexpr int slots = Traits::page_tokens / Traits::page_units;
@@ -262,7 +261,7 @@ class UnitRing {
     plain_lanes_ = threads.ballot(!plain.leaves(slot_.first_position, slot_.tokens, slots));
   }
 
-  // Offsets rather than pointers: they are half as many registers.
+  // From offsets: pointers would take twice the registers.
   template <class Threads>
   KVTILT_HD std::byte* data(Threads& threads, int stage) const {
     return threads.shared() + (first_ + static_cast<std::uint32_t>(stage)) * Traits::stage_bytes;
@@ -278,24 +277,24 @@ class UnitRing {
 
   const AttendArguments& arguments_;
   int stages_;
-  std::uint32_t first_;  ///< stage of all warps'
+  std::uint32_t first_;  ///< this ring's first stage, among those of all warps
   std::uint32_t barriers_;
   std::uint32_t units_;
-  int fill_ = 0;
-  int use_ = 0;
-  std::uint32_t parity_ = 0;
+  int fill_ = 0;              ///< stage that the next fetch() fills
+  int use_ = 0;               ///< stage that the next take() returns
+  std::uint32_t parity_ = 0;  ///< of its barrier
 
   const Segment* segment_ = nullptr;
   const Segment* after_ = nullptr;
-  int last_ = 0;        ///< of the segment's units, one past
-  int tiles_ = 0;       ///< of the segment; then come pages
-  int lane_0_ = 0;      ///< unit that lane 0 knows of; the next lane has the warp's next, and so on
-  int next_lane_ = 0;   ///< whose unit is fetched next
-  int page_lanes_ = 0;  ///< know_slots() was called, and units of lanes before this one are there
-  PageSlot slot_{};  ///< of this lane's unit, if that is of a page; know_slots(): of the unit alone
-  std::uint64_t from_ = 0;          ///< where that page is, or its head
-  std::uint32_t plain_lanes_ = 0;   ///< bit for bit
-  std::uint32_t plain_stages_ = 0;  ///< see is_plain()
+  int last_ = 0;        ///< one past the segment's units
+  int tiles_ = 0;       ///< of the segment's units, first; then come pages
+  int lane_0_ = 0;      ///< unit of lane 0; the next lane has the warp's next unit, and so on
+  int next_lane_ = 0;   ///< lane whose unit is fetched next
+  int page_lanes_ = 0;  ///< lanes before this one have units; 0 until know_slots()
+  PageSlot slot_{};     ///< page of this lane's unit; know_slots() reduces it to the unit's part
+  std::uint64_t from_ = 0;          ///< address of that page, or of the head in it
+  std::uint32_t plain_lanes_ = 0;   ///< bit i: the unit of lane i is plain
+  std::uint32_t plain_stages_ = 0;  ///< bit i: the unit in stage i is plain
 };
 
 }  // namespace kvtilt::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Products with a quantized tensor whose scales belong to the rows of the mma's operand: keys per
-/// token, values per channel. Where they belong to its columns they go into the other operand, and
-/// cost less: page.hpp.
+/// Multiplies with a quantized tensor whose scales belong to the rows of the mma's A operand: keys
+/// per token, values per channel. Scales of its columns go into the other operand, at a lower cost:
+/// page.hpp.
 #pragma once
 
 #include <kvtilt/cuda/page/fragments.hpp>
@@ -12,13 +12,13 @@
 
 namespace kvtilt::cuda {
 
-/// sum_row += s_row sum_k code_row,k b_k + z_row sum_k b_k, one group of `GroupSteps` tiles along k
-/// after the other.
+/// Adds s_row sum_k code_row,k b_k + z_row sum_k b_k to sum_row, for scales s and minima z of one
+/// group of `GroupSteps` tiles along k after the other.
 ///
 /// codes     of the tensor, for this lane: [step][row tile], 16 bytes at a time
-/// metadata  [group][scale of each row, minimum of each row]
-/// b         fp16, as the mma takes it
-/// Rows      tiles, four of which are summed up at a time: their registers
+/// metadata  [group][scale of each row, minimum of each row], fp16
+/// b         fp16, registers of the mma's B operand
+/// Rows      row tiles; four are summed at a time, to save registers
 template <int Bits, int Rows, int Steps, int GroupSteps, class Threads>
 KVTILT_HD void multiply_scaled_rows(Threads& threads, const std::byte* codes,
                                     const std::byte* metadata, const std::uint32_t (&b)[Steps][2],
@@ -31,7 +31,7 @@ KVTILT_HD void multiply_scaled_rows(Threads& threads, const std::byte* codes,
   const int lane = threads.lane();
   KVTILT_DEVICE_UNROLL
   for (int begin = 0; begin < Steps; begin += GroupSteps) {
-    float total[4];
+    float total[4];  // sum_k b_k, in all rows
     KVTILT_DEVICE_UNROLL
     for (int step = begin; step < begin + GroupSteps; ++step)
       if (step == begin)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What lies between the two products of attention: logits and their weights.
+/// Turns products of queries and keys into logits, and logits into softmax weights.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -10,8 +10,8 @@
 
 namespace kvtilt::cuda {
 
-/// Logits of `Tiles` times 16 tokens as mma leaves them, and what makes base-2 logits of them.
-/// Tiles in a row, as many for each, share a band: a group of the keys.
+/// Products of `Tiles` times 16 tokens as mma leaves them; product * factor + bias is the base-2
+/// logit. A band is a group of the keys: consecutive tiles, equally many each.
 template <int Tiles, int Bands>
 struct Scores {
   static constexpr int band_tiles = Tiles / Bands;
@@ -20,7 +20,7 @@ struct Scores {
   float factor[4];       ///< by element; positive
   float bias[Bands][2];  ///< by column
 
-  /// The largest logits, by column. Factors keep the order of products: one logit a band suffices.
+  /// This lane's largest logits, by column. Factors are positive, so the largest product is enough.
   KVTILT_HD void largest(float (&most)[2]) const {
     KVTILT_DEVICE_UNROLL
     for (int column = 0; column < 2; ++column) {
@@ -38,7 +38,8 @@ struct Scores {
     }
   }
 
-  /// Products become logits: capped, sloped, and minus infinity where a column does not see a token.
+  /// Turns products into logits: capped, sloped, and minus infinity where a column does not see a
+  /// token. Factors become 1, biases 0.
   KVTILT_HD void shape(const AttendArguments& arguments, const ItemRows& item, int lane,
                        std::int64_t first_position, int tokens, bool sink) {
     const AttendRules& rules = arguments.rules;
@@ -73,7 +74,7 @@ struct Scores {
     for (int e = 0; e < 4; ++e) factor[e] = 1.0f;
   }
 
-  /// Products become weights 2^(logit - maximum), added to the sums.
+  /// Turns products into weights 2^(logit - maximum), and adds them to the state's sums.
   template <class State>
   KVTILT_HD void weigh(State& state) {
     KVTILT_DEVICE_UNROLL

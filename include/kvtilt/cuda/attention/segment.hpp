@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// What a block has to do: its stretch of the line of units (work.hpp), item by item.
+/// Plans a decode launch on the device, and finds a block's segments: its stretch of the line of units
+/// (work.hpp), item by item.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -27,8 +28,8 @@ KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
   return ceil_div(arguments.ratio * arguments.queries(sequence), item_rows);
 }
 
-/// Takes the pages that none of a sequence's queries may see out of its state, where options are narrower
-/// than what the layer keeps: parts of a context, other windows.
+/// Removes from a sequence's state the pages that none of its queries may see, where options are
+/// narrower than what the layer keeps: a part of the positions, a smaller window.
 KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int queries, int slot,
                                   SequenceState& state) {
   const AttendRules& rules = arguments.rules;
@@ -57,11 +58,11 @@ struct SeenSequence {
   }
 };
 
-/// Sequences up to which chunks are looked for: more of them fill the GPU either way.
+/// Most sequences for which find_chunk() searches: more of them fill the GPU in any case.
 inline constexpr int max_chunked_sequences = 64;
 
-/// Whole chunks of an item that a block can take. A division would be 30 instructions, one after the
-/// other.
+/// Units that a block takes of an item where items are cut into equal chunks. Counts chunks with the
+/// inverse: an integer division would be 30 dependent instructions.
 struct Chunk {
   int units;
   float inverse;
@@ -69,17 +70,19 @@ struct Chunk {
   KVTILT_HD explicit Chunk(int units_)
       : units(units_), inverse(reciprocal_fast(static_cast<float>(units_))) {}
 
-  /// ceil(of / units), exact below 2^21 with chunks of up to 128: the half is more than what the inverse
-  /// and the product may be off by, 2^-23 and 2^-24 of the quotient.
+  /// ceil(of / units), exact below 2^21 with chunks of up to 128 units: the added half outweighs the
+  /// errors of the inverse and of the product, 2^-23 and 2^-24 of the quotient.
   [[nodiscard]] KVTILT_HD int count(int of) const {
     return static_cast<int>((static_cast<float>(of + units - 1) + 0.5f) * inverse);
   }
 };
 
-/// The chunk, a multiple of `warps`, that takes the least time of those for which there is a block for
-/// each of an item's `units`, [sequences]: units of a warp one after the other, then the parts of the
-/// longest item, which one block merges. 0 if there is none. One warp. What Chunk does not count
-/// exactly is more than there are blocks, whatever the last digit.
+/// Returns the chunk, a multiple of `warps`, with the shortest time among those that leave a block for
+/// every chunk, or 0 if there is none. The time: a warp's units, one after the other, then the merge
+/// of the longest item's parts by one block. Called by one warp. Counts beyond Chunk's exact range
+/// exceed the number of blocks, whatever their last digit.
+///
+/// units  [sequences]: units of an item of each
 template <class Threads>
 KVTILT_HD int find_chunk(Threads& threads, const AttendArguments& arguments, const int* units,
                          int warps) {
@@ -104,14 +107,15 @@ KVTILT_HD int find_chunk(Threads& threads, const AttendArguments& arguments, con
   return least == none ? 0 : (static_cast<int>(least % warp_lanes) + 1) * warps;
 }
 
-/// The line of a launch, planned anew by each block, and units before each sequence of the batch, of
-/// one kv head, padding included. No units, and starts[sequences] is -1, where the rows cannot be
-/// meant: the record tells. One warp; `starts`, shared, [sequences + 1], holds the units of an item of
-/// each sequence from index 1 on.
+/// Plans the line of a launch; each block does so anew, by one warp. If the rows are invalid, there are
+/// no units, starts[sequences] is -1, and the layer's record reports it.
 ///
-/// An item costs its block some microseconds however short it is. So where there is little to do,
-/// blocks get whole chunks of an item: no block has parts of two. Where there is much, they get equal
-/// stretches whatever item they end in.
+/// starts  shared, [sequences + 1]; in: units of an item of each sequence, from index 1 on; out: units
+///         of one kv head before each sequence, padding included
+///
+/// An item costs its block some microseconds, however short it is. So where work is little, blocks get
+/// whole chunks of an item, and no block has parts of two. Where work is plenty, they get equal
+/// stretches, whatever items these end in.
 template <class Threads>
 KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments, int* starts) {
   const LayerStorage& layer = arguments.layer;
@@ -138,14 +142,14 @@ KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments,
   return WorkLine::make(total, threads.block_count());
 }
 
-/// A block's share of one item.
+/// A block's part of one item.
 struct Segment {
   ItemRows rows;
   int item_start;  ///< on the line
   int item_end;    ///< with its padding
   int first;       ///< unit of the item
   int last;        ///< one past
-  int slot;        ///< of the sequence
+  int slot;        ///< of the sequence in the cache
   SequenceState sequence;
   UnitCounts counts;
   // Where heads have recipes of their own:
@@ -155,7 +159,7 @@ struct Segment {
   [[nodiscard]] KVTILT_HD bool exists() const { return first < last; }
 };
 
-/// Rows of item `item` of a sequence; their length is for the caller to fill in.
+/// Rows of item `item` of a sequence; the caller sets their length.
 KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
   ItemRows rows{};
   rows.queries = arguments.queries(sequence);
@@ -169,8 +173,8 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
   return rows;
 }
 
-/// The part from `unit` of the line on, or to `end`, of the item that holds the unit: `sequence` is the
-/// `index`-th of the batch, and that item's. None where there is only padding.
+/// Sets the segment that begins at `unit` of the line, and ends at `end` or with the unit's item. The
+/// item is of `sequence`, number `index` of the batch. Empty if only padding is left.
 KVTILT_HD inline void set_segment(Segment& segment, const AttendArguments& arguments,
                                   const int* starts, const SeenSequence& sequence, int index,
                                   int unit, int end) {
@@ -192,8 +196,8 @@ KVTILT_HD inline void set_segment(Segment& segment, const AttendArguments& argum
   if (segment.last > sequence.counts.total()) segment.last = sequence.counts.total();
 }
 
-/// The first segment with a unit of the stretch from `unit` of the line to `end`. None: an empty one
-/// that ends there, and holds nothing else.
+/// Finds the first segment that is not empty in the stretch from `unit` of the line to `end`. If there
+/// is none, exists() is false, item_end is not below `end`, and the rest means nothing.
 KVTILT_HD inline void find_segment(Segment& segment, const AttendArguments& arguments,
                                    const int* starts, int page_units, int unit, int end) {
   segment.first = segment.last = 0;
@@ -207,21 +211,22 @@ KVTILT_HD inline void find_segment(Segment& segment, const AttendArguments& argu
   }
 }
 
-/// What the threads of a block have to know: in shared memory, registers are for sums.
+/// A block's work, in shared memory to save registers. A turn is the work on one segment.
 struct BlockWork {
   WorkLine line;
-  Segment segments[2];  ///< the one of a turn, and the one of the next
+  Segment segments[2];  ///< turn t's is [t % 2]; the other is the next turn's
 
-  /// Before all else, by one thread: an empty segment ends where the block's stretch starts.
+  /// Called first, by one thread. The segment before the first is empty and ends where the block's
+  /// stretch starts.
   KVTILT_HD void begin(const WorkLine& of_all, int block) {
     line = of_all;
     segments[0].first = segments[0].last = 0;
     segments[0].item_end = line.start(block);
   }
 
-  /// After begin() and sync_warp(), by the warp that does all this, whose lanes each know the sequence of
-  /// their number in the batch, if it has that many. So the first segment takes neither a search nor
-  /// loads. Then sync_warp().
+  /// Sets the first segment without a search or loads. Called by the warp that plans, between
+  /// sync_warp()s after begin(): lane i passes sequence i of the batch, if there is one, and the lane
+  /// whose sequence holds the block's first unit sets the segment.
   template <class Traits, class Threads>
   KVTILT_HD void set_first(const Threads& threads, const AttendArguments& arguments,
                            const int* starts, const WorkLine& of_all, const SeenSequence& own) {
@@ -233,7 +238,7 @@ struct BlockWork {
     const int known = index < count ? index : count - 1;
     const int from = starts[known] * heads;
     const int to = starts[known + 1] * heads;
-    // One branch: each costs as much as five other instructions.
+    // One branch for all conditions: each branch costs as much as five other instructions.
     const int outside = (block >= of_all.blocks ? 1 : 0) | (index >= count ? 1 : 0) |
                         (unit < from ? 1 : 0) | (unit >= to ? 1 : 0);
     if (outside != 0) return;
@@ -241,8 +246,8 @@ struct BlockWork {
     set_kind<Traits>(arguments.layer, segments[0]);
   }
 
-  /// Before a turn, by one thread, then sync(): what comes behind the segment of that turn. Before
-  /// turn 0 that one, too, unless it is set.
+  /// Finds the segment after that of a turn; before turn 0 that turn's as well, unless it is set.
+  /// Called by one thread before the turn, and followed by sync().
   template <class Traits>
   KVTILT_HD void find_segments(const AttendArguments& arguments, const int* starts, int block,
                                int turn) {

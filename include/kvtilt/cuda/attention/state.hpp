@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-/// What a warp carries from unit to unit: an online softmax over 8 columns (query rows), and the
-/// sums of values, in the registers in which mma leaves them.
+/// A warp's state between units: the online softmax of 8 columns (query rows), and their sums of
+/// values, in the registers in which mma leaves them.
 ///
 /// A lane (g = lane / 4, t = lane % 4) holds columns 2t and 2t + 1. Element e of a register array
-/// [tile][4] is outer neighbour 2g + e / 2 of the tile and column 2t + e % 2.
+/// [tile][4] is of row 2g + e / 2 of the tile (key token, value channel) and column 2t + e % 2.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -14,28 +14,29 @@
 
 namespace kvtilt::cuda {
 
-/// Below every logit; finite, so that differences of it are.
+/// Below every logit; finite, so that differences with it are, too.
 inline constexpr float no_maximum = -1e30f;
 
 /// A maximum is raised only when a logit passes it by more than this, in base 2: weights stay below
 /// 2^8, which fp16 holds, and outputs are seldom rescaled.
 inline constexpr float maximum_slack = 8.0f;
 
-/// Exponents of values' scales that fp16 weights can be normalised by.
+/// Least exponent that fp16 weights times scales can be normalised by.
 inline constexpr int least_exponent = -14;
 
 /// ValueShift   outer_shift() of the values' width
 /// Bands        groups of a token's values, the last of which may be shorter
-/// BandTiles    of the others
+/// BandTiles    tiles of each of the others
 template <int ValueDim, int ValueShift, int Bands, int BandTiles = ValueDim / tile_extent / Bands>
 struct AttendState {
   static constexpr int tiles = ValueDim / tile_extent;
 
-  float output[tiles][4];  ///< in code units: 2^(-24 - exponent + shift) of a value, or in values
+  float output[tiles][4];  ///< in values, or code units: values * 2^(-24 - exponent), odd rows
+                           ///< * 2^ValueShift
   float maximum[2];        ///< by column, base 2
-  float sum[2];            ///< of this lane's tokens
+  float sum[2];            ///< of weights, over this lane's tokens
   float minima[Bands][2];  ///< sums of weight times minimum, of this lane's tokens
-  int exponent;            ///< weights carry scales * 2^-exponent
+  int exponent;            ///< weights are multiplied by scales * 2^-exponent
   bool code_units;
 
   KVTILT_HD void clear() {
@@ -75,8 +76,11 @@ struct AttendState {
     scale_outputs(float_power(24 + exponent), float_power(24 + exponent - ValueShift));
   }
 
-  /// `largest` are the largest logits of this lane's tokens, by column. Makes room for scales below
-  /// 2^needed, the same in all lanes.
+  /// Raises maxima once a logit passes one by more than maximum_slack, and the exponent to
+  /// `needed`, so that scales below 2^needed fit.
+  ///
+  /// largest  logits of this lane's tokens, by column
+  /// needed   the same in all lanes
   template <class Threads>
   KVTILT_HD void raise(Threads& threads, const float (&largest)[2], int needed) {
     const bool higher = largest[0] > maximum[0] + maximum_slack ||
@@ -107,7 +111,7 @@ struct AttendState {
       for (int e = 0; e < 4; ++e) output[tile][e] *= factor[e % 2];
   }
 
-  /// Sums over the lanes that share columns, outputs in values.
+  /// Sums over the lanes that share columns; adds minima to outputs, in values.
   template <class Threads>
   KVTILT_HD void finish(Threads& threads) {
     use_value_units();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Which kernel of a list attention over a layer would run, before there is a cache or a device.
+/// Tells which kernel of a list attention over a layer would run; needs neither a cache nor a device.
 #pragma once
 
 #include <kvtilt/cuda/attention/checks.hpp>
@@ -13,12 +13,12 @@ namespace kvtilt::cuda {
 
 enum class KernelKind {
   Fast,     ///< compiled for the recipes
-  Generic,  ///< reads them at run time: several times the instructions, for prompts twice
+  Generic,  ///< reads them at run time: several times the instructions, in prefill twice
 };
 
 namespace detail {
 
-/// Of the first kernel for such layers, generic ones last.
+/// Kind of the first kernel that serves such layers, generic ones last; Unsupported without one.
 template <class... Pages>
 Result<KernelKind> attention_kernel(AttendKernels<Pages...>, const ServedLayers& layers) {
   if (((!Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Fast;
@@ -49,12 +49,13 @@ Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& l
 
 }  // namespace detail
 
-/// What Attention::create<List> with these arguments finds. It asks this, too, but then a device whose
-/// shared memory is small may have room for the generic kernel alone, or for none.
+/// Tells which kind of kernel Attention::create<List> picks for these arguments. On a device with
+/// little shared memory create() may still fall back to the generic kernel, or fail.
 ///
 /// recipes  one for all kv heads, or one per kv head
-/// Fails    InvalidArgument  no cache has such a layer
-///          Unsupported      what the list lacks; a cache may still hold such pages: supports()
+/// Fails    InvalidArgument  no cache can have such a layer
+///          Unsupported      the list has no such kernel; names what to add. A cache may still hold
+///                           such pages: supports()
 template <class List = DefaultKernels>
 Result<KernelKind> supports_attention(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                       int page_tokens = 64) {
@@ -68,7 +69,7 @@ Result<KernelKind> supports_attention(const LayerShape& shape, const Recipe& rec
   return supports_attention<List>(shape, std::vector<Recipe>{recipe}, page_tokens);
 }
 
-/// The same of PrefillAttention::create<List>.
+/// The same for PrefillAttention::create<List>.
 template <class List = DefaultKernels>
 Result<KernelKind> supports_prefill(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                     int page_tokens = 64) {

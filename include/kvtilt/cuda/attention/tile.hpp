@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// One warp attends to 16 tokens whose fragments hold fp16 values: of the sinks, of the tail and of
-/// layers that are not quantized, where words are operands as they lie, or codes decoded into
-/// registers (generic_page.hpp).
+/// One warp attends to a tile of 16 tokens whose fragments hold fp16 values: of sinks, tails and
+/// 16-bit layers, whose words are mma operands as they are stored, or of codes that were decoded
+/// into registers (generic_page.hpp).
 #pragma once
 
 #include <kvtilt/cuda/attention/scores.hpp>
@@ -11,21 +11,22 @@
 
 namespace kvtilt::cuda {
 
-/// Tiles of a run to have in flight, `most` or a half or a quarter of it: as many as divide the run,
-/// where any do. Others are loaded under predicates, whose registers prefill does not have.
+/// Tiles of a run to load together: of `most`, its half, its quarter and so on the first that
+/// divides the run. If none does, `most`: loads then need predicates, for which prefill lacks
+/// registers.
 KVTILT_HD constexpr int tiles_ahead(int run, int most) {
   for (int ahead = most; ahead > 1; ahead /= 2)
     if (run % ahead == 0) return ahead;
   return most;
 }
 
-/// 16 tokens in 16 bits, in global or shared memory.
+/// 16 tokens in 16 bits, in global or shared memory; a fragment source for attend_tile().
 struct HalfFragments {
-  static constexpr int ahead = 8;  ///< tiles in flight: 4 registers each
+  static constexpr int ahead = 8;  ///< tiles loaded together: 4 registers each
 
   const std::byte* from;
 
-  /// Tiles of channels from `first` on, as many as there are below `end`.
+  /// Loads up to `Ahead` channel tiles from `first` on, those below `end`.
   template <int Ahead>
   KVTILT_HD void load(int lane, int first, int end, Words (&words)[Ahead]) const {
     KVTILT_DEVICE_UNROLL
@@ -34,12 +35,12 @@ struct HalfFragments {
   }
 };
 
-/// Makes the values of tokens behind the first `tokens` of a tile 0.
+/// Zeros a tile's values but for the first `tokens` tokens.
 struct KeepTokens {
   std::uint32_t keep[2];
 
   KVTILT_HD KeepTokens(int lane, int tokens) {
-    // The lane holds tokens 4t to 4t + 3, the first and the third of them in R0 and R1.
+    // The lane holds tokens 4t to 4t + 3 (t = lane % 4): the first and the third in R0 and R1.
     const int held = tokens - lane % 4 * 4;
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 2; ++i)
@@ -51,7 +52,7 @@ struct KeepTokens {
   }
 };
 
-/// Layers in 16 bits: the sealed pages of such a layer are taken a tile at a time.
+/// What a kernel for 16-bit layers is compiled for; it takes their sealed pages a tile at a time.
 template <int KeyDim, int ValueDim = KeyDim, int PageTokens = 64>
 struct HalfTraits {
   static constexpr int key_bits = half_bits;
@@ -74,8 +75,11 @@ struct HalfTraits {
   }
 };
 
-/// keys, values  the tile's fragments: load() like HalfFragments
+/// Attends to one tile.
+///
+/// keys, values  fragment sources, like HalfFragments
 /// tokens        slots from `tokens` on may hold anything
+/// special       whether logits need shape(): PlainRange::leaves()
 template <int KeyDim, int ValueDim, class Threads, class Keys, class Values, class State>
 KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
                            const Keys& keys, const Values& values, std::int64_t first_position,

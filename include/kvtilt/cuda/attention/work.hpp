@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// Who attends to what. An item is 8 query rows of one sequence and kv head; it is a list of units,
-/// each of which keeps a warp busy for about as long: tiles of 16 tokens in 16 bits (sinks, then
-/// tail), then sealed pages. All units of all items lie on one line, and every block gets an equal
-/// stretch of it (stream-K): ragged batches balance whatever their lengths. Lengths are read from
-/// device memory, so a captured graph plans anew at each replay.
+/// Divides a launch's work among its blocks. An item is 8 query rows of one sequence and kv head.
+/// It is a list of units, each about as much work for a warp: tiles of 16 tokens in 16 bits (of the
+/// sinks, the first tokens; of the tail, the newest ones), then sealed pages. The units of all
+/// items lie on one line, of which every block gets an equal stretch (stream-K): ragged batches
+/// balance whatever their lengths. Lengths are read from device memory, so a captured graph plans
+/// anew at each replay.
 #pragma once
 
 #include <kvtilt/cuda/attention/arguments.hpp>
@@ -17,15 +18,14 @@ namespace kvtilt::cuda {
 /// Query rows of an item: the columns of an mma.
 inline constexpr int item_rows = 8;
 
-/// Floats from row to row of outputs in shared memory: columns of different lanes start in different
-/// banks.
+/// Floats from row to row of outputs in shared memory, padded: rows start in different banks.
 KVTILT_HD constexpr int output_stride(int value_dim) { return value_dim + 4; }
 /// Bytes of one warp's outputs of an item.
 KVTILT_HD constexpr std::uint32_t output_bytes(int value_dim) {
   return static_cast<std::uint32_t>(item_rows * output_stride(value_dim) * 4);
 }
 
-/// The last of the ascending `starts`, [count + 1] from 0 on, that times `factor` is not above `at`.
+/// The last i < count with starts[i] * factor <= at. `starts`: [count + 1], ascending from 0.
 KVTILT_HD constexpr int last_not_above(const int* starts, int count, int factor, int at) {
   int found = 0;
   KVTILT_DEVICE_LOOP
@@ -36,8 +36,8 @@ KVTILT_HD constexpr int last_not_above(const int* starts, int count, int factor,
   return found;
 }
 
-/// starts[i] becomes the sum of number(0) to number(i - 1), for i from 0 to `count`. Returns that of
-/// all. One warp, of which each lane asks for numbers of its own.
+/// Prefix sum by one warp: sets starts[i] to the sum of number(0) to number(i - 1), for i from 0 to
+/// `count`, and returns the total. Each i is passed to `number` by one lane.
 template <class Threads, class Number>
 KVTILT_HD int sum_up(Threads& threads, int* starts, int count, const Number& number) {
   int before = 0;
@@ -57,19 +57,19 @@ KVTILT_HD int sum_up(Threads& threads, int* starts, int count, const Number& num
   if (threads.lane() == 0) starts[0] = 0;
   return before;
 }
-/// The same of the numbers starts[1] to starts[count].
+/// The same in place, of the numbers starts[1] to starts[count].
 template <class Threads>
 KVTILT_HD void sum_up(Threads& threads, int* starts, int count) {
   sum_up(threads, starts, count, [&](int i) { return starts[i + 1]; });
 }
 
-/// Of numbers from 0 on: shorter than that of numbers with signs.
+/// For numbers that are not negative: takes fewer instructions than a signed division.
 KVTILT_HD constexpr int quotient(int value, int divisor) {
   return static_cast<int>(static_cast<std::uint32_t>(value) / static_cast<std::uint32_t>(divisor));
 }
 KVTILT_HD constexpr int ceil_div(int value, int divisor) { return (value + divisor - 1) / divisor; }
 
-/// Units of a sequence.
+/// Units of each item of a sequence, by kind.
 struct UnitCounts {
   int sink_tiles = 0;
   int tail_tiles = 0;
@@ -79,7 +79,7 @@ struct UnitCounts {
   [[nodiscard]] KVTILT_HD int total() const { return tiles() + page_units; }
 };
 
-/// page_units  a sealed page is as many units
+/// page_units  units per sealed page
 KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const SequenceState& state,
                                         int page_units) {
   UnitCounts counts;
@@ -91,7 +91,7 @@ KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const Sequenc
   return counts;
 }
 
-/// Brings the lines of a part of a block closer, one of `parts` that share them out.
+/// Prefetches into L2 one of `parts` equal parts of a block's 128-byte lines.
 template <class Threads>
 KVTILT_HD void prefetch_part(const Threads& threads, const std::byte* block, int bytes, int part,
                              int parts) {
@@ -101,7 +101,7 @@ KVTILT_HD void prefetch_part(const Threads& threads, const std::byte* block, int
     threads.prefetch(block + at);
 }
 
-/// Bytes of 16 tokens of one head in 16 bits.
+/// Bytes of 16 tokens of one head's keys or values in 16 bits.
 KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
   return static_cast<std::uint32_t>(dim / tile_extent) * 512;
 }
@@ -112,17 +112,19 @@ KVTILT_HD constexpr int tokens_in(const PageSlot& page, int first, int slots) {
   return held < 0 ? 0 : held < slots ? held : slots;
 }
 
-/// A tile of 16 tokens of a block.
+/// A tile: 16 tokens of a block of sinks, of a tail or of a sealed page.
 struct HalfTile {
   const std::byte* block;       ///< with all kv heads
   std::int64_t first_position;  ///< of the tile's slot 0
   int index;                    ///< of the tile in its block
   int of;                       ///< tiles in that block
-  int tokens;
+  int tokens;                   ///< slots that hold tokens
   bool sink;
 };
 
-/// page_tokens  the layer's: where it is a constant, there is nothing to divide by
+/// Finds 16-bit tile `unit` of a sequence: sinks come first, then the tail.
+///
+/// page_tokens  the layer's; where it is a constant, the compiler needs no division
 KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, int sequence,
                                     const SequenceState& state, const UnitCounts& counts,
                                     int unit) {
@@ -144,7 +146,7 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, 
   return found;
 }
 
-/// The same of a sealed page.
+/// Finds tile `index` of a sealed page.
 KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot& slot, int index) {
   HalfTile found;
   found.index = index;
@@ -154,18 +156,17 @@ KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot&
   found.block = layer.block(PageKind::Sealed, slot.page);
   return found;
 }
-/// From the table of a sequence.
+/// Finds the tile of unit `unit` of the pages in a table.
 KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
                                       int page_units) {
   return sealed_tile(layer, table[unit / page_units], unit % page_units);
 }
 
-/// The line of all units, cut for `blocks` blocks. Its numbers are below 2^31:
-/// whoever plans sees to that.
+/// The line of all units, cut into a stretch per block. Its planner keeps its length below 2^31.
 struct WorkLine {
-  int blocks;  ///< of which each has a unit at least; later blocks have nothing to do
+  int blocks;  ///< that have a unit at least; later blocks have nothing to do
   int each;    ///< units of a block
-  int longer;  ///< the first blocks have one more
+  int longer;  ///< this many blocks, the first ones, have one unit more
 
   [[nodiscard]] KVTILT_HD static WorkLine make(int total, int blocks) {
     WorkLine line;
@@ -177,8 +178,8 @@ struct WorkLine {
   [[nodiscard]] KVTILT_HD int start(int block) const {
     return block * each + (block < longer ? block : longer);
   }
-  /// The block whose stretch holds a unit. One division whichever it is: those of two units run
-  /// together.
+  /// The block whose stretch holds a unit. Divides once, without a branch, so that the divisions for
+  /// two units overlap.
   [[nodiscard]] KVTILT_HD int block_of(int unit) const {
     const int beyond = unit - longer * (each + 1);
     const bool late = beyond >= 0;
@@ -186,7 +187,7 @@ struct WorkLine {
   }
 };
 
-/// The blocks that work on an item, and where each leaves its part. A block has at most two
+/// The blocks that share an item, and the workspace slot of each one's part. A block has at most two
 /// unfinished items, at the start and at the end of its stretch.
 struct ItemParts {
   int first;  ///< block
