@@ -244,8 +244,8 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
       write_tokens(threads, arguments, work, half_layout(layer, work, index), to, added);
     if (is_sealed(work.plan, index) && !straight) {
       look_up();  // while other threads still write rows
-      seal_head(threads, to.keys, to.values, sealed, pack.block,
-                threads.shared() + sizeof(PackShared));
+      seal_head<Rules>(threads, to.keys, to.values, sealed, pack.block,
+                       threads.shared() + sizeof(PackShared));
       threads.sync();
     }
     if (fresh) return;
