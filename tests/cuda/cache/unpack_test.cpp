@@ -120,7 +120,16 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     std::int64_t first;
     std::int64_t tokens;
   };
-  for (const Range& range : {Range{390, 11}, {4, 10}, {-1, 3}, {400, 1}, {2, 5}}) {
+  // So far behind the tail that a page's number has no room in 32 bits.
+  const std::int64_t tail = program.device().state(0).tail_start;
+  constexpr std::int64_t one = 1;
+  for (const Range& range : {Range{390, 11},
+                             {4, 10},
+                             {-1, 3},
+                             {400, 1},
+                             {2, 5},
+                             {tail + (one << 36), 1},
+                             {tail + (one << 37), 1}}) {
     Rows<F16> keys(range.tokens, 1, 64, 0);
     program.device().forget_record();
     const cuda::UnpackArguments arguments{

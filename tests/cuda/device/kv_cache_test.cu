@@ -191,6 +191,8 @@ TEST(DeviceKVCacheHostile, UnpackingWhatIsNotThereIsRecorded) {
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
   EXPECT_EQ(both.gpu.unpack(id.gpu, 2, 0, keys.out(), {}, nullptr).code(),
             ErrorCode::InvalidArgument);
+  EXPECT_EQ(both.gpu.unpack(id.gpu, 0, std::int64_t{1} << 40, keys.out(), {}, nullptr).code(),
+            ErrorCode::InvalidArgument);
   KVTILT_EXPECT_OK(both.gpu.unpack(id.gpu, 0, 15, keys.out(), {}, nullptr));
   const Status status = both.gpu.poll(nullptr);
   EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);

@@ -7,20 +7,27 @@
 #include <kvtilt/cuda/attention/generic_page.hpp>
 #include <kvtilt/cuda/attention/tile.hpp>
 
+#include <type_traits>
+
 namespace kvtilt::cuda {
 
 /// Serves any recipe at these head dimensions, multiples of 16; has fast kernels for the usual bit
-/// widths with default granularities and groups, in pages of 64 tokens. Use it as
-/// Attention::create<KernelsFor<96>>(...), or copy from it.
+/// widths with default granularities and groups, in pages of 64 tokens. 2 bits have them at multiples
+/// of 32 alone: elsewhere their codes do not fill 16 bytes a lane, and the generic kernel reads them.
+/// Use it as Attention::create<KernelsFor<96>>(...), or copy from it.
 ///
 /// Cost  seven kernels for decode and as many for prefill, each about 2 s of nvcc per architecture at
 ///       64 channels, more at 256
 template <int KeyDim, int ValueDim = KeyDim>
-using KernelsFor =
+using KernelsFor = std::conditional_t<
+    KeyDim % 32 == 0 && ValueDim % 32 == 0,
     AttendKernels<HalfTraits<KeyDim, ValueDim>, PageTraits<8, 8, KeyDim, ValueDim>,
                   PageTraits<8, 4, KeyDim, ValueDim>, PageTraits<4, 4, KeyDim, ValueDim>,
                   PageTraits<4, 2, KeyDim, ValueDim>, PageTraits<2, 2, KeyDim, ValueDim>,
-                  GenericTraits<KeyDim, ValueDim>>;
+                  GenericTraits<KeyDim, ValueDim>>,
+    AttendKernels<HalfTraits<KeyDim, ValueDim>, PageTraits<8, 8, KeyDim, ValueDim>,
+                  PageTraits<8, 4, KeyDim, ValueDim>, PageTraits<4, 4, KeyDim, ValueDim>,
+                  GenericTraits<KeyDim, ValueDim>>>;
 
 /// Serves any recipe at head dimensions 64 and 128. At 128 it has fast kernels, in pages of 64 tokens
 /// with default groups, also for keys per token, values per channel and heads with different recipes.

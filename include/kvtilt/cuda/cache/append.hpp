@@ -115,8 +115,8 @@ KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) 
   const std::uint32_t last = static_cast<std::uint32_t>(blocks) - 1;
   if (early) {
     if (threads.warp() != 0 || threads.shuffle(before, 0) != last) return;
-    threads.sync_warp();  // a shuffle does not order memory
-    threads.fence();
+    threads.fence();      // of the lane that arrived,
+    threads.sync_warp();  // and thereby of the others: a shuffle does not order memory
     detail::publish_light(threads, layer, team);
     return;
   }

@@ -103,12 +103,12 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
   if (!wanted) return std::move(wanted).take_status();
   const std::int64_t tokens = *wanted;
   constexpr std::int64_t most = std::int64_t{1} << 24;
-  if (first < 0 || tokens > most)
+  if (first < 0 || first > most_token_count || tokens > most)
     return Status::error(ErrorCode::InvalidArgument,
                          "layer %d: cannot unpack %lld tokens from position %lld on: at most %lld "
-                         "in a call, from 0 on",
+                         "in a call, from 0 to %lld",
                          layer, static_cast<long long>(tokens), static_cast<long long>(first),
-                         static_cast<long long>(most));
+                         static_cast<long long>(most), static_cast<long long>(most_token_count));
   if (tokens == 0) return {};
   return to_status(launch_unpack({storages_[static_cast<std::size_t>(layer)],
                                   static_cast<int>(id.slot), first, tokens, keys, values},

@@ -61,12 +61,6 @@ struct DeviceLayer {
   [[nodiscard]] std::int64_t window_pages() const {
     return placement.window / placement.page_tokens + 2;
   }
-  /// Pages that a sequence seals from `tail_start` on as it grows to `tokens` tokens, as far as a
-  /// window keeps them.
-  [[nodiscard]] std::int64_t pages_for(std::int64_t tail_start, std::int64_t tokens) const {
-    const std::int64_t seals = placement.seals(tail_start, tokens);
-    return placement.window == 0 ? seals : std::min(seals, window_pages());
-  }
 };
 
 struct DeviceLayout {

@@ -32,8 +32,9 @@ struct Pieces {
     return 1 + pages() +
            static_cast<int>((tail_tokens() + layer.page_tokens - 1) / layer.page_tokens);
   }
-  /// Index of the first piece that may hold a token at `position` or later.
+  /// Index of the first piece that may hold a token at `position` or later; count() if none does.
   [[nodiscard]] KVTILT_HD int at(std::int64_t position) const {
+    if (position >= state.length) return count();
     if (position < layer.sink_tokens) return 0;
     if (position >= state.tail_start)
       return 1 + pages() + static_cast<int>((position - state.tail_start) / layer.page_tokens);
