@@ -63,7 +63,7 @@ template __global__ void attend_parts<1>(float*, const QueryRow*);
 template __global__ void attend_parts<2>(float*, const QueryRow*);
 
 template <class Pages, int Tiles>
-__device__ void stage_tiles(const LayerStorage& layer, HalfTile tile) {
+__device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
   using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::in_turn();
   tile.tokens = tile_extent;  // others are rare, and cost more
@@ -80,12 +80,12 @@ __device__ void stage_tiles(const LayerStorage& layer, HalfTile tile) {
 #define KVTILT_STAGE_TILES(name, ...)                                         \
   extern "C" __global__ void name##_once(                                     \
       const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
-      kvtilt::cuda::HalfTile tile) {                                          \
+      kvtilt::cuda::TokenTile tile) {                                          \
     kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);     \
   }                                                                           \
   extern "C" __global__ void name##_twice(                                    \
       const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
-      kvtilt::cuda::HalfTile tile) {                                          \
+      kvtilt::cuda::TokenTile tile) {                                          \
     kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);     \
   }
 

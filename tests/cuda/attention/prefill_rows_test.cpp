@@ -32,7 +32,7 @@ TEST(PrefillRows, RowsAreTokensTimesTheHeadsOfAGroup) {
   for (int row = 0; row < 12; ++row) {
     const RowOfTile of = RowOfTile::of(tile, 3, row);
     EXPECT_EQ(of.token, 10 + row / 3);
-    EXPECT_EQ(of.place.token, 110 + row / 3);
+    EXPECT_EQ(of.place.row, 110 + row / 3);
     EXPECT_EQ(of.place.head, 6 + row % 3);
   }
   EXPECT_EQ(RowOfTile::of(tile, 3, 12).token, 10) << "rows that do not exist stand for the first";

@@ -116,7 +116,7 @@ void expect_absent_values_zero(const Recipe& recipe) {
   LayerStorage layer{};
   layer.heads[static_cast<int>(PageKind::Sealed)] = &head;
   for (const int held : {0, 1, 6, 15}) {
-    HalfTile tile{};
+    TokenTile tile{};
     tile.block = block.data();
     tile.index = 2;
     tile.tokens = held;

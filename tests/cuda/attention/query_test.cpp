@@ -33,7 +33,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
-    EXPECT_EQ(item.place(arguments, column).token, 15 + (8 + column) / 3);
+    EXPECT_EQ(item.place(arguments, column).row, 15 + (8 + column) / 3);
     EXPECT_EQ(item.place(arguments, column).head, item.query_head(arguments, column));
   }
   EXPECT_EQ(item.query_token(arguments, 7), 8 / 3) << "columns without a row read another's";

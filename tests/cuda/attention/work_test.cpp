@@ -61,7 +61,7 @@ TEST(AttendWork, TilesHoldEverySinkAndTailTokenOnce) {
 
     std::set<std::int64_t> seen;
     for (int unit = 0; unit < counts.tiles(); ++unit) {
-      const HalfTile tile =
+      const TokenTile tile =
           half_tile(layer.storage, layer.storage.page_tokens, 1, state, counts, unit);
       ASSERT_GE(tile.tokens, 1);
       ASSERT_LE(tile.tokens, tile_extent);

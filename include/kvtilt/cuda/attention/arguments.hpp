@@ -86,8 +86,8 @@ struct LaidOutWorkspace {
 
 /// One row of queries and of the output.
 struct RowPlace {
-  std::int64_t token;  ///< first index into the tensors
-  int head;            ///< query head
+  std::int64_t row;  ///< of the tensors
+  int head;          ///< query head
 };
 
 struct AttendArguments {
@@ -112,7 +112,7 @@ struct AttendArguments {
 
   /// Element offset of an output row.
   [[nodiscard]] KVTILT_HD std::int64_t output_offset(const RowPlace& place) const {
-    return place.token * out_token_stride + place.head * out_head_stride;
+    return place.row * out_token_stride + place.head * out_head_stride;
   }
   /// Query tokens of a sequence.
   [[nodiscard]] KVTILT_HD int queries(int sequence) const {

@@ -33,7 +33,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
     if (later >= 0 && later < segment.last - tiles)
       prefetch_unit(threads, layer, layer.head(PageKind::Sealed, rows.kv_head), table, later,
                     page_units);
-    HalfTile tile;
+    TokenTile tile;
     PageKind kind = PageKind::Sealed;
     if (unit < tiles) {
       tile =

@@ -276,7 +276,7 @@ struct RowEnd {
   /// Called by one lane per row.
   KVTILT_HD void store_lse(const AttendArguments& arguments, const RowPlace& place) const {
     if (arguments.lse != nullptr)
-      arguments.lse[place.token * arguments.query_heads + place.head] = lse;
+      arguments.lse[place.row * arguments.query_heads + place.head] = lse;
   }
 };
 

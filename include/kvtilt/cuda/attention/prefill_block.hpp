@@ -135,7 +135,7 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
     const int number = unit * unit_tiles + i;
     std::byte* tile_keys = keys + static_cast<std::uint32_t>(i) * Traits::key_bytes;
     std::byte* tile_values = values + static_cast<std::uint32_t>(i) * Traits::value_bytes;
-    const auto note = [&](const HalfTile& tile) {
+    const auto note = [&](const TokenTile& tile) {
       const PlainRange plain = segment.plain;
       if (threads.lane() != 0) return;
       staged[stage * unit_tiles + i] = {tile.first_position, tile.tokens, tile.sink};
@@ -145,7 +145,7 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
     const PageSlot next = page_of_tile(layer, segment.first_slot, segment.list, number + unit_tiles,
                                        page_tiles<Pages>(layer));
     if (number < segment.list.past.page_units) {
-      HalfTile tile = sealed_tile(layer, ahead[i], number % page_tiles<Pages>(layer));
+      TokenTile tile = sealed_tile(layer, ahead[i], number % page_tiles<Pages>(layer));
       note(tile);
       // Two calls, for the compiler to know whether the pointer is to shared or to global memory.
       if (copied) {

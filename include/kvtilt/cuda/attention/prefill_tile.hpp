@@ -201,7 +201,7 @@ KVTILT_HD constexpr std::uint32_t copied_page_bytes() {
 
 /// Stages 16 tokens of a sealed page; tile.block is the head's part of it.
 template <class Traits, class Pages, class Threads>
-KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const HalfTile& tile,
+KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, const TokenTile& tile,
                             std::byte* keys, std::byte* values) {
   const std::byte* block = tile.block;
   if constexpr (!decodes_known_pages(Pages{})) {
@@ -228,7 +228,7 @@ KVTILT_HD void stage_sealed(Pages, Threads& threads, const HeadLayout& head, con
 }
 template <class Traits, class... Pages, class Threads>
 KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const HeadLayout& head,
-                            const HalfTile& tile, std::byte* keys, std::byte* values) {
+                            const TokenTile& tile, std::byte* keys, std::byte* values) {
   mixed.with(mixed.kind_of(head),
              [&](auto pages) { stage_sealed<Traits>(pages, threads, head, tile, keys, values); });
 }
@@ -238,7 +238,7 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
 /// values become 0.
 template <class Traits, class Threads>
 KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerStorage& layer, int kv_head,
-                                 const HalfTile& tile, std::byte* keys, std::byte* values) {
+                                 const TokenTile& tile, std::byte* keys, std::byte* values) {
   stage_sealed<Traits>(typename Traits::pages{}, threads, layer.head(PageKind::Sealed, kv_head),
                        tile, keys, values);
   if (tile.tokens < tile_extent) clear_absent<Traits::channel_tiles>(threads, tile.tokens, values);

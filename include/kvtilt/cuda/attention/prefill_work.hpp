@@ -136,7 +136,7 @@ enum class TileSource : std::uint8_t { Nothing, Half, Chunk };
 /// A tile that is not of a sealed page. Of a chunk: at.index is its first token there, at.block null.
 struct SourceTile {
   TileSource source;
-  HalfTile at;
+  TokenTile at;
 };
 
 /// tile  of the list, behind those of pages

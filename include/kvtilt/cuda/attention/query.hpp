@@ -117,7 +117,7 @@ struct ColumnView {
     return of(arguments.rules,
               {item.oldest() + item.query_token(arguments, column), item.oldest(), item.queries,
                item.seen},
-              item.place(arguments, column).token, first, sink);
+              item.place(arguments, column).row, first, sink);
   }
 
   /// Bit mask of the slots seen, of the 16 from `start` on.
@@ -145,7 +145,7 @@ template <int Steps>
 KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& place, int first,
                               float (&channel)[Steps][4]) {
   const std::int64_t at =
-      place.token * arguments.query_token_stride + place.head * arguments.query_head_stride + first;
+      place.row * arguments.query_token_stride + place.head * arguments.query_head_stride + first;
   if (arguments.query_type == ElementType::F32) {
     const float* from = static_cast<const float*>(arguments.query) + at;
     KVTILT_DEVICE_UNROLL

@@ -178,14 +178,14 @@ class UnitRing {
 
   template <class Threads>
   KVTILT_HD void fetch_tile(Threads& threads, int next) {
-    const HalfTile tile = half_tile(arguments_.layer, Traits::page_tokens, segment_->slot,
-                                    segment_->sequence, segment_->counts, next);
+    const TokenTile tile = half_tile(arguments_.layer, Traits::page_tokens, segment_->slot,
+                                     segment_->sequence, segment_->counts, next);
     plain_stages_ &= ~(1u << fill_);
     if (threads.lane() == 0)
       *unit(threads, fill_) = {
           tile.first_position, tile.tokens, tile.sink ? PageKind::Sinks : PageKind::Tail,
           segment_->rows.plain(arguments_).leaves(tile.first_position, tile.tokens, tile_extent)};
-    copy_tile(threads, tile.block, segment_->rows.kv_head, tile.index, tile.of);
+    copy_tile(threads, tile.block, segment_->rows.kv_head, tile.index, tile.block_tiles);
   }
 
   template <class Threads>

@@ -113,11 +113,11 @@ KVTILT_HD constexpr int tokens_in(const PageSlot& page, int first, int slots) {
 }
 
 /// A tile: 16 tokens of a block of sinks, of a tail or of a sealed page.
-struct HalfTile {
+struct TokenTile {
   const std::byte* block;       ///< with all kv heads
   std::int64_t first_position;  ///< of the tile's slot 0
   int index;                    ///< of the tile in its block
-  int of;                       ///< tiles in that block
+  int block_tiles;              ///< in that block
   int tokens;                   ///< slots that hold tokens
   bool sink;
 };
@@ -125,9 +125,9 @@ struct HalfTile {
 /// Finds 16-bit tile `unit` of a sequence: sinks come first, then the tail.
 ///
 /// page_tokens  the layer's; where it is a constant, the compiler needs no division
-KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, int sequence,
-                                    const SequenceState& state, const UnitCounts& counts,
-                                    int unit) {
+KVTILT_HD inline TokenTile half_tile(const LayerStorage& layer, int page_tokens, int sequence,
+                                     const SequenceState& state, const UnitCounts& counts,
+                                     int unit) {
   const bool sink = unit < counts.sink_tiles;
   const int tile = sink ? unit : unit - counts.sink_tiles;
   const std::int64_t start = sink ? 0 : state.tail_start;
@@ -135,11 +135,11 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, 
   const std::int64_t end = sink ? sink_end : state.length;
   const std::int64_t first = start + tile * tile_extent;
   const int tiles_in_block = page_tokens / tile_extent;
-  HalfTile found;
+  TokenTile found;
   found.first_position = first;
   found.tokens = end - first < tile_extent ? static_cast<int>(end - first) : tile_extent;
   found.sink = sink;
-  found.of = sink ? ceil_div(layer.sink_tokens, tile_extent) : tiles_in_block;
+  found.block_tiles = sink ? ceil_div(layer.sink_tokens, tile_extent) : tiles_in_block;
   found.index = sink ? tile : tile % tiles_in_block;
   found.block =
       sink ? layer.sinks(sequence) : layer.tail(sequence, state.ring_head, tile / tiles_in_block);
@@ -147,8 +147,8 @@ KVTILT_HD inline HalfTile half_tile(const LayerStorage& layer, int page_tokens, 
 }
 
 /// Finds tile `index` of a sealed page.
-KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot& slot, int index) {
-  HalfTile found;
+KVTILT_HD inline TokenTile sealed_tile(const LayerStorage& layer, const PageSlot& slot, int index) {
+  TokenTile found;
   found.index = index;
   found.first_position = slot.first_position + found.index * tile_extent;
   found.tokens = tokens_in(slot, found.index * tile_extent, tile_extent);
@@ -157,8 +157,8 @@ KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot&
   return found;
 }
 /// Finds the tile of unit `unit` of the pages in a table.
-KVTILT_HD inline HalfTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
-                                      int page_units) {
+KVTILT_HD inline TokenTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
+                                       int page_units) {
   return sealed_tile(layer, table[unit / page_units], unit % page_units);
 }
 
