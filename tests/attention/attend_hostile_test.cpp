@@ -99,6 +99,14 @@ TEST_F(AttendHostile, RefusesMoreQueriesThanTokens) {
             [&] { return attend(view_, rows(count, 2, 64), out(count, 2, 32), {}, workspace_); });
 }
 
+TEST_F(AttendHostile, RefusesChunksThatAreTooLong) {
+  for (const std::int64_t tokens : {most_chunk_tokens + 1, std::int64_t{1} << 58})
+    refuses({"at most 1048576 tokens, not " + std::to_string(tokens)}, [&] {
+      return attend_prefill(view_, rows(tokens, 4, 64), rows(tokens, 2, 64), rows(tokens, 2, 32),
+                            out(tokens, 4, 32), {}, workspace_);
+    });
+}
+
 TEST_F(AttendHostile, RefusesAWorkspaceThatIsTooSmall) {
   const std::size_t needed = attend_workspace_bytes(view_);
   const std::string words = std::to_string(needed) + " are needed";

@@ -162,8 +162,9 @@ TEST(KVCacheIdleMemory, StaysWhereItWouldNotBeEnough) {
       std::string(refused.message()),
       HasSubstr(std::to_string(taken) + " of the limit of " + std::to_string(options.max_bytes) +
                 " are taken, " + std::to_string(taken - free.tail_bytes - free.sink_bytes) +
-                " of them in use and " + std::to_string(other.tail_bytes + other.sink_bytes) +
-                " in free blocks of other sizes"));
+                " of them by open sequences and " +
+                std::to_string(other.tail_bytes + other.sink_bytes) +
+                " by free blocks of other sizes"));
   EXPECT_EQ(memory.bytes, taken);
   KVTILT_EXPECT_OK(cache.close(open));
 }

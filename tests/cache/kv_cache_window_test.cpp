@@ -199,6 +199,23 @@ TEST(KVCacheWindow, AttendingToFreedTokensIsRefused) {
   KVTILT_EXPECT_OK(attend(view, queries.view(1, reach), fewer.view(), {}, workspace));
 }
 
+TEST(KVCacheWindow, SinksThatATruncationLeavesAreSeenAgain) {
+  Random random(6);
+  const Rows<float> query = test::random_queries(random, {1, 32, 32}, 1, 1);
+  for (const std::int64_t kept : {0, 1, 4}) {
+    Windowed windowed(320);
+    ASSERT_GT(windowed.view().first_kept, 4);
+    KVTILT_EXPECT_OK(windowed.cache.truncate(windowed.id, kept));
+    EXPECT_EQ(windowed.view().first_kept, 0);
+    for (int token = 0; token < window + 2; ++token) {
+      KVTILT_EXPECT_OK(windowed.cache.append(windowed.id, 0, windowed.rows.view(token, 1),
+                                             windowed.rows.view(token, 1)));
+      EXPECT_TRUE(test::follows_oracle(windowed.view(), query, {},
+                                       test::attended(windowed.view(), query), 4.0));
+    }
+  }
+}
+
 TEST(KVCacheWindow, SinksObeyItUnlessKept) {
   Random random(5);
   for (const bool keep : {false, true}) {

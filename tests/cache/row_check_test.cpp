@@ -59,6 +59,18 @@ TEST_F(RowCheckTest, CountsWantedRows) {
   EXPECT_EQ(check_wanted_rows(layer, {}, {}, 0).value(), 0);
 }
 
+TEST_F(RowCheckTest, RefusesTypesThatNoElementHas) {
+  const TensorView of_seven(data_.data(), static_cast<ElementType>(7), 3, 2, 4);
+  EXPECT_EQ(check_rows(layer, of_seven, values_, 5).message(),
+            "layer 5: keys have element type 7, which is none of f32 (0), f16 (1), bf16 (2)");
+  values_.type = static_cast<ElementType>(3);
+  EXPECT_FALSE(check_rows(layer, keys_, values_, 5).ok());
+  EXPECT_FALSE(check_queries(layer, of_seven, 3, 2, 8, data_.data()).ok());
+  EXPECT_TRUE(check_queries(layer, keys_, 3, 2, 8, data_.data()).ok());
+  EXPECT_FALSE(check_wanted_rows(layer, of_seven, {}, 0).ok());
+  EXPECT_FALSE(check_wanted_rows(layer, {}, values_, 0).ok());
+}
+
 TEST_F(RowCheckTest, RefusesWantedRowsOfAnotherShape) {
   values_.tokens = 2;
   EXPECT_FALSE(check_wanted_rows(layer, keys_, values_, 0).ok()) << "other numbers of tokens";

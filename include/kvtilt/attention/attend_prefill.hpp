@@ -17,6 +17,9 @@ struct PrefillRequest {
   AttendOptions options = {};
 };
 
+/// A longer prompt is attended chunk by chunk.
+inline constexpr std::int64_t most_chunk_tokens = 1 << 20;
+
 namespace detail {
 
 inline Status check_request(const PrefillRequest& request) {
@@ -26,6 +29,9 @@ inline Status check_request(const PrefillRequest& request) {
   const TensorView& values = request.values;
   const std::int64_t tokens = request.queries.tokens;
   KVTILT_RETURN_IF_ERROR(check_attention(past, request.queries, request.out, request.options));
+  if (tokens > most_chunk_tokens)
+    return Status::error(ErrorCode::InvalidArgument, "a chunk has at most %lld tokens, not %lld",
+                         static_cast<long long>(most_chunk_tokens), static_cast<long long>(tokens));
   if (keys.tokens != tokens || values.tokens != tokens || keys.heads != shape.kv_heads ||
       values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
     return Status::error(

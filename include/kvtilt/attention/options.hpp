@@ -38,7 +38,8 @@ struct AttendOptions {
   /// one part when partial results are merged. -infinity: that head has none. Empty: none has.
   std::span<const float> sink_logits = {};
   /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
-  /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal.
+  /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal. To keep one path of a
+  /// tree, verify it by attend_prefill() before anything is appended, then append the rows of the path.
   std::span<const std::uint64_t> tree_mask = {};
   /// Only keys at first_position to end_position - 1: a part of the attention, for merge().
   std::int64_t first_position = 0;

@@ -15,7 +15,7 @@ namespace kvtilt {
 
 /// One call of attend_prefill().
 struct PrefillStep {
-  std::int64_t chunk_tokens = 512;  ///< of each sequence; 1 to 2^20
+  std::int64_t chunk_tokens = 512;  ///< of each sequence; 1 to most_chunk_tokens
   int sequences = 1;                ///< in one batch
   int workers = 1;                  ///< of its ParallelFor
 };
@@ -43,7 +43,7 @@ Result<PrefillMemory> plan_prefill_memory(const CacheShape& shape, const Plan& p
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   KVTILT_RETURN_IF_ERROR(model->check_sequences(sequences));
   KVTILT_RETURN_IF_ERROR(detail::check_workers({step.workers, nullptr, nullptr}));
-  if (step.chunk_tokens < 1 || step.chunk_tokens > (1 << 20))
+  if (step.chunk_tokens < 1 || step.chunk_tokens > most_chunk_tokens)
     return Status::error(ErrorCode::InvalidArgument, "chunk_tokens is %lld, must be 1 to 1048576",
                          static_cast<long long>(step.chunk_tokens));
   if (step.sequences < 1 || step.sequences > sequences)

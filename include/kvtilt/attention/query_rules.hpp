@@ -39,7 +39,8 @@ inline Status check_kept(const LayerView& view, const AttendOptions& options,
   if (oldest >= view.first_kept || options.end_position <= oldest) return {};
   return Status::error(ErrorCode::InvalidArgument,
                        "the query at position %lld sees back to position %lld, but the window has "
-                       "freed those before %lld",
+                       "freed those before %lld: append fewer tokens at once, keep more "
+                       "recent_tokens, or call attend_prefill before appending them",
                        static_cast<long long>(position), static_cast<long long>(oldest),
                        static_cast<long long>(view.first_kept));
 }

@@ -50,8 +50,10 @@ class KVCache {
   /// A new, empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
   Result<SequenceId> open();
 
-  /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: until
-  /// then append cannot run out. Never shrinks.
+  /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: append cannot
+  /// run out before that, unless a truncation cuts a sealed page or pages come to be shared by a fork.
+  /// Where those happen, call reserve(id, length + n) before each forward pass of n tokens: it is
+  /// cheap if nothing is missing. Never shrinks.
   ///
   /// Fails  OutOfMemory by a limit (max_bytes, page_memory), then nothing has changed; or because the
   ///        allocator refused, then page tables that grew before it did stay as large, memory that no

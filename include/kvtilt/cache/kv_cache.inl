@@ -126,7 +126,7 @@ inline Status KVCache::make_room(const Sequence& sequence, std::int64_t tokens) 
                          other);
   return Status::error(ErrorCode::OutOfMemory,
                        "%lld tokens need %zu bytes more; %zu of the limit of %zu are taken, %zu of "
-                       "them in use and %zu in free blocks of other sizes",
+                       "them by open sequences and %zu by free blocks of other sizes",
                        static_cast<long long>(tokens), saturating_add(blocks, tables),
                        reserved_bytes(), options_.max_bytes, reserved_bytes() - pools_.free_bytes(),
                        other);

@@ -7,8 +7,10 @@
 
 namespace kvtilt {
 
-/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave, what was
-/// taken from page_memory, and neither has back, used or not; it belongs to the cache as a whole.
+/// Bytes in use by live tokens, over all layers. A page that forks share counts once for each sequence
+/// that holds it, so the bytes in use can exceed reserved_bytes: the bytes that the cache holds of the
+/// allocator or of page_memory, used or not. Those belong to the cache as a whole; in the report of a
+/// single sequence they are 0.
 struct MemoryReport {
   std::size_t page_bytes = 0;      ///< sealed pages, whole
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails

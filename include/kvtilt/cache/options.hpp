@@ -18,9 +18,12 @@
 namespace kvtilt {
 
 struct CacheOptions {
-  int page_tokens = 64;     ///< 32, 64 or 128
-  int sink_tokens = 4;      ///< first tokens kept in 16 bits for ever, 0 to 1024
-  int recent_tokens = 128;  ///< newest tokens kept in 16 bits, at least; 0 to 65536
+  int page_tokens = 64;  ///< 32, 64 or 128
+  int sink_tokens = 4;   ///< first tokens kept in 16 bits for ever, 0 to 1024
+  /// Newest tokens kept in 16 bits, at least; 0 to 65536. A layer with a window keeps what each of
+  /// these tokens sees, so at least as many should stay as a step drafts: with fewer, attend() can
+  /// refuse a step's oldest queries and truncate() to take its tokens back.
+  int recent_tokens = 128;
   int max_sequences = 1024;
   /// Bounds MemoryReport::reserved_bytes; 0: no limit. Blocks of closed sequences count as long as
   /// they are kept for the next ones of their size: what does not fit otherwise takes the memory of

@@ -26,6 +26,17 @@ inline constexpr int unnumbered_layer = -1;
 
 namespace detail {
 
+/// InvalidArgument unless elements have a type that can be read: a cast from another library's numbers
+/// can give any.
+inline Status check_type(ElementType type, const char* name, int layer) {
+  if (is_element_type(type)) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "%s%s have element type %d, which is none of f32 (%d), f16 (%d), bf16 (%d)",
+                       LayerName(layer).text, name, static_cast<int>(type),
+                       static_cast<int>(ElementType::F32), static_cast<int>(ElementType::F16),
+                       static_cast<int>(ElementType::BF16));
+}
+
 /// InvalidArgument unless they are as many keys and values of this layer.
 inline Status check_rows(const LayerShape& shape, const TensorView& keys, const TensorView& values,
                          int layer) {
@@ -41,7 +52,8 @@ inline Status check_rows(const LayerShape& shape, const TensorView& keys, const 
   if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
     return Status::error(ErrorCode::InvalidArgument, "%skeys or values are null",
                          LayerName(layer).text);
-  return {};
+  KVTILT_RETURN_IF_ERROR(check_type(keys.type, "keys", layer));
+  return check_type(values.type, "values", layer);
 }
 
 /// InvalidArgument unless queries and outputs, [tokens, heads, dim], are as many rows of this layer.
@@ -60,7 +72,7 @@ inline Status check_queries(const LayerShape& shape, const TensorView& queries,
                          static_cast<long long>(queries.tokens), queries.heads, shape.value_dim);
   if (queries.tokens > 0 && (queries.data == nullptr || out == nullptr))
     return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
-  return {};
+  return check_type(queries.type, "queries", unnumbered_layer);
 }
 
 /// Whether a caller of unpack asks for these rows: {} stands for no.
@@ -87,6 +99,8 @@ inline Result<std::int64_t> check_wanted_rows(const LayerShape& shape, const Ten
                          keys.dim, keys.data, static_cast<long long>(values.tokens), values.heads,
                          values.dim, values.data, shape.kv_heads, shape.key_dim, shape.kv_heads,
                          shape.value_dim);
+  if (is_wanted(keys)) KVTILT_RETURN_IF_ERROR(check_type(keys.type, "keys", layer));
+  if (is_wanted(values)) KVTILT_RETURN_IF_ERROR(check_type(values.type, "values", layer));
   return tokens;
 }
 

@@ -188,7 +188,7 @@ class SequenceLayer {
       tail_start_ = std::max<std::int64_t>(length, placement_.sink_tokens);
       ring_head_ = 0;
     }
-    first_kept_ = std::min(first_kept_, length);
+    first_kept_ = length <= placement_.sink_tokens ? 0 : std::min(first_kept_, length);
   }
 
   /// The sealed pages that hold exactly what the window has left of the positions from `from` to
@@ -394,7 +394,7 @@ class SequenceLayer {
   std::size_t ring_head_ = 0;  ///< block at which the tail starts
   std::int64_t tail_start_;    ///< position of the tail's first token
   std::int64_t length_ = 0;
-  std::int64_t first_kept_ = 0;
+  std::int64_t first_kept_ = 0;  ///< 0 where there are sinks alone: no window frees those
 };
 
 }  // namespace kvtilt

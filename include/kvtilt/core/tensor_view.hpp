@@ -15,6 +15,9 @@ constexpr const char* to_string(ElementType type) {
   return type == ElementType::F32 ? "f32" : type == ElementType::F16 ? "f16" : "bf16";
 }
 
+/// Whether a type that came as a number is one of them.
+constexpr bool is_element_type(ElementType type) { return type <= ElementType::BF16; }
+
 constexpr std::size_t element_bytes(ElementType type) { return type == ElementType::F32 ? 4 : 2; }
 
 /// Read-only [tokens, heads, dim] tensor of f32, f16 or bf16. Channels are contiguous; tokens and

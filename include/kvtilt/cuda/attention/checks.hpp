@@ -184,6 +184,7 @@ inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer
   KVTILT_RETURN_IF_ERROR(layers.check(layer));
   KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_queries(layers.shape, queries, out.tokens, out.heads,
                                                        out.dim, out.data));
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_type(out.type, "outputs", kvtilt::unnumbered_layer));
   if (batch.count == 0 && queries.tokens > 0)
     return Status::error(invalid, "%lld queries of 0 sequences",
                          static_cast<long long>(queries.tokens));

@@ -156,7 +156,10 @@ KVTILT_HD void truncate(const Threads& threads, const TokenPlacement& placement,
     state.tail_start = length < placement.sink_tokens ? placement.sink_tokens : length;
     state.ring_head = 0;
   }
-  if (state.first_kept > length) state.first_kept = length;
+  if (length <= placement.sink_tokens)
+    state.first_kept = 0;  // sinks alone are left: of them the window frees none
+  else if (state.first_kept > length)
+    state.first_kept = length;
 }
 
 /// Finds the entries that hold exactly positions `from` to to - 1, as far as the window has not
