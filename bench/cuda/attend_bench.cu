@@ -10,6 +10,7 @@
 // file to write. Argument 2 is a part of the names of the rows to run, or grid (batches by lengths,
 // for each combination of heads), or tuning. Some outputs at 16 x 32K are checked against float64
 // and reported as /error.
+//
 //   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o attend_bench bench/cuda/attend_bench.cu
 
 #include <kvtilt/cuda/attention/attend.cuh>

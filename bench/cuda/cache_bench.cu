@@ -4,6 +4,7 @@
 // pages of 64 tokens, f16 input; the copy bandwidth of the card is measured in the same run.
 // Argument 1 is a JSON file to write, argument 2 a part of the names of the rows to run; pack/ also
 // runs pack_pages/, unpack/ and memory/, save/ also runs load/.
+//
 //   pack/<recipe>     appends a prompt of 32,768 tokens; bytes read and written over time, % of
 //                     copy
 //   pack_pages/<recipe>  the same into the engine's own pages
