@@ -3,14 +3,14 @@
 # Missing tools and libraries are installed with apt-get where root or sudo allows; nothing is
 # downloaded when they are all there.
 
-# A folder of its own: build/release belongs to the tests, which are configured differently.
+# A separate folder: build/release belongs to the tests, which are configured differently.
 build=build/examples
 programs=$build/examples/llama
 
 have() { command -v "$1" >/dev/null; }
 compiles() { echo "#include <$1>" | g++ -std=c++20 -I/usr/include/eigen3 -E -x c++ - &>/dev/null; }
 
-# Fills the array missing with the Debian packages of what cannot be found.
+# Sets the array `missing` to the Debian packages of what cannot be found.
 find_missing() {
   missing=()
   have g++ || missing+=(g++)

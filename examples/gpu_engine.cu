@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Continuous batching on a GPU: prompts go in by chunks while other sequences decode by one captured
-// graph, each with as many drafts as it has, some of which are rejected; a request shares another's
-// pages, and who finds no room waits. The numbers are random: an engine has its projections where
-// `project` stands.
+// Continuous batching on a GPU: prompts are prefilled in chunks while other sequences decode in one
+// captured graph. Each decoding sequence has up to most_drafts draft tokens, some of which are
+// rejected; one request shares the pages of another's prompt, and a request for which no pages are
+// free waits. The numbers are random: a real engine has its projections in place of `project`.
 
 #include <kvtilt/kvtilt.cuh>
 
@@ -22,25 +22,25 @@ namespace gpu = kvtilt::cuda;
 namespace {
 
 constexpr int layers = 3, heads = 4, kv_heads = 2, dim = 128;
-constexpr int bucket = 4;       // sequences that the graph serves; of fewer, the rest is nobody
-constexpr int most_rows = 64;   // of chunks, in a step
-constexpr int most_drafts = 4;  // of a sequence
-constexpr int decoded_rows = bucket * (1 + most_drafts);  // at most, in a replay
+constexpr int bucket = 4;       // slots of the graph; those without a sequence stay empty
+constexpr int most_rows = 64;   // prompt tokens in a step
+constexpr int most_drafts = 4;  // per sequence and step
+constexpr int decoded_rows = bucket * (1 + most_drafts);  // at most, per replay
 // Queries, keys and values of a token: [layers, heads + 2 * kv_heads, dim].
 constexpr int row_heads = heads + 2 * kv_heads, row = layers * row_heads * dim;
 constexpr int key_head(int head) { return heads + head / (heads / kv_heads); }
 
 const CacheShape shape = CacheShape::uniform(layers, kv_heads, dim);
 const Plan plan = {{{presets::k8v4}, {presets::k4v2}, {presets::k4v2}}};
-/// Few pages, so that some wait; few tokens in 16 bits, but no fewer than a truncation takes.
+/// Few pages, so that some requests wait; recent_tokens small, but enough for truncating drafts.
 const gpu::CacheOptions options = {
     .recent_tokens = 32, .max_sequences = bucket, .token_capacity = 4 * 64};
-/// The kernels of this plan and no others: each takes the compiler a second or two.
+/// Only the kernels that this plan needs: each takes the compiler a second or two.
 using Kernels = gpu::AttendKernels<gpu::PageTraits<8, 4, dim>, gpu::PageTraits<4, 2, dim>>;
 
 struct Request {
-  int arrives, prompt, answer;  // at a step; tokens
-  int shares = -1;              // the request whose whole prompt its own begins with
+  int arrives, prompt, answer;  // step of arrival; lengths in tokens
+  int shares = -1;              // index of a request whose whole prompt is its prefix
 };
 constexpr Request requests[] = {{0, 180, 26}, {0, 21, 30}, {6, 215, 10, 0},
                                 {7, 140, 20}, {8, 24, 16}, {9, 33, 12}};
@@ -56,7 +56,7 @@ struct Sequence {
   }
 };
 
-/// Mean squared distance of an answer from plain attention over the tokens up to the one that asks.
+/// Mean squared distance of an answer from plain attention over the tokens up to the query's own.
 double squared_error(Sequence& sequence, int token, int layer, int head, const F16* answer) {
   const F16* query = sequence.at(token, layer, head);
   double sum = 0, mixed[dim] = {}, error = 0;
@@ -73,7 +73,7 @@ double squared_error(Sequence& sequence, int token, int layer, int head, const F
   return error / dim;
 }
 
-/// counts[i] rows of sequences[i], one sequence after the other.
+/// The rows (tokens) of one step: counts[i] rows of sequences[i], one sequence after the other.
 struct Step {
   std::vector<Sequence*> sequences;
   std::vector<SequenceId> ids;
@@ -88,7 +88,7 @@ struct Step {
   }
 };
 
-/// Device memory, for as long as the program runs.
+/// Allocates device memory, which is never freed.
 template <class T = std::byte>
 std::span<T> device_array(std::size_t count) {
   T* memory = nullptr;
@@ -96,7 +96,7 @@ std::span<T> device_array(std::size_t count) {
   return {memory, count};
 }
 
-/// For the layers of one recipe.
+/// The attention kernels for the layers of one recipe.
 struct Attention {
   gpu::Attention decode;
   gpu::PrefillAttention prefill;
@@ -119,14 +119,14 @@ struct Engine {
   std::span<std::int32_t> chunk_slots = device_array<std::int32_t>(bucket);
   std::span<std::int32_t> indptr = device_array<std::int32_t>(bucket + 1);
   std::span<std::int64_t> lengths = device_array<std::int64_t>(bucket);
-  gpu::SequenceBatch batch;  // what `slots` holds
+  gpu::SequenceBatch batch;  // the decoding sequences, as stored in `slots`
   cudaGraphExec_t graph = nullptr;
   std::list<Sequence> running;
   std::mt19937 random{1};
   int tokens = 0, replays = 0, rejected = 0, waited = 0;
   std::size_t shared_bytes = 0;
   MemoryReport peak;
-  double squares[layers] = {}, worst[layers] = {};  // of errors
+  double squares[layers] = {}, worst[layers] = {};  // squared errors summed; worst rms error
 
   explicit Engine(cudaStream_t stream_) : stream(stream_) {}
   ~Engine() { static_cast<void>(cudaGraphExecDestroy(graph)); }
@@ -156,7 +156,7 @@ struct Engine {
                           "copying");
   }
 
-  /// The rows that `indptr` holds when this is replayed, of all layers.
+  /// Queues append and attention of all layers. The rows are those that `indptr` states at replay.
   Status queue_decode(const gpu::SequenceBatch& of) {
     for (int layer = 0, rows = decoded_rows; layer < layers; ++layer) {
       KVTILT_RETURN_IF_ERROR(cache.append(of, layer, keys(layer, rows), values(layer, rows),
@@ -168,7 +168,8 @@ struct Engine {
     return {};
   }
 
-  /// Before there is any sequence: batch() of the same memory says whom a replay serves.
+  /// Captures the decode graph over an empty batch in `slots`, before any sequence exists. Later,
+  /// cache.batch() rewrites `slots`, and so chooses the sequences that a replay serves.
   Status capture() {
     Result<gpu::SequenceBatch> nobody = cache.empty_batch(slots, stream);
     if (!nobody) return std::move(nobody).take_status();
@@ -183,7 +184,7 @@ struct Engine {
     return made;
   }
 
-  /// With all the pages that the request can need, or not at all: nobody runs out of them later.
+  /// Admits a request only if all pages that it can ever need can be reserved: none runs out later.
   Status admit(int number) {
     const Request& request = requests[number];
     const std::int64_t tokens = request.prompt + request.answer + most_drafts;
@@ -195,7 +196,7 @@ struct Engine {
     Result<SequenceId> id = forks ? cache.fork(parent->id, tokens, stream) : cache.open(stream);
     if (!id) return std::move(id).take_status();
     const auto prepare = [&]() -> Status {
-      if (forks) KVTILT_RETURN_IF_ERROR(cache.truncate(*id, shared, stream));  // not the answer
+      if (forks) KVTILT_RETURN_IF_ERROR(cache.truncate(*id, shared, stream));  // drop its answer
       return cache.reserve(*id, tokens, stream);
     };
     if (Status made = prepare(); !made.ok()) {
@@ -209,7 +210,7 @@ struct Engine {
     return {};
   }
 
-  /// Chunks of prompts that are not in yet.
+  /// Prefills the next chunks of unfinished prompts.
   Status attend_chunks() {
     Step step;
     for (Sequence& sequence : running) {
@@ -233,7 +234,8 @@ struct Engine {
     return check(step);
   }
 
-  /// A token of every sequence whose prompt is in, and its drafts: of which the first some are right.
+  /// Decodes one token and its drafts per sequence with a finished prompt, then drops rejected
+  /// drafts.
   Status decode() {
     Step step;
     for (Sequence& sequence : running)
@@ -263,8 +265,8 @@ struct Engine {
     return cache.truncate(batch, lengths.data(), kept, stream);
   }
 
-  /// Normal keys and values, and where they begin. A query is the key of a token up to its own, and so
-  /// finds that one.
+  /// Makes the rows of a step and their indptr. Keys and values are normal; a query is the key of a
+  /// random token up to its own, so that its attention concentrates on that token.
   Status project(const Step& step) {
     std::normal_distribution<float> normal;
     for (std::size_t i = 0; i < step.ids.size(); ++i) {
@@ -280,10 +282,11 @@ struct Engine {
           copy(inputs.data() + step.indptr[i] * row, sequence.at(first, 0, 0), elements));
     }
     std::vector<std::int32_t> starts = step.indptr;
-    starts.resize(indptr.size(), step.rows());  // nobody has no rows
+    starts.resize(indptr.size(), step.rows());  // empty slots have no rows
     return copy(indptr.data(), starts.data(), starts.size());
   }
 
+  /// Compares the outputs of a step with squared_error.
   Status check(const Step& step) {
     std::vector<F16> answers(outputs.size());
     KVTILT_RETURN_IF_ERROR(copy(answers.data(), outputs.data(), answers.size()));
@@ -312,7 +315,7 @@ struct Engine {
         if (refused.ok()) continue;
         const bool full =
             refused.code() == ErrorCode::OutOfMemory || refused.code() == ErrorCode::OutOfCapacity;
-        if (!full || running.empty()) return refused;  // else who ends makes room
+        if (!full || running.empty()) return refused;  // else a sequence that ends makes room
         if (waited++ == 0) std::printf("request %d waits: %s\n", next, refused.message().data());
         break;
       }
@@ -322,7 +325,7 @@ struct Engine {
       for (const Sequence& sequence : running) {
         if (sequence.answer_left > 0) continue;
         Result<std::int64_t> length =
-            cache.length(sequence.id, 0, stream);  // as the device knows it
+            cache.length(sequence.id, 0, stream);  // as the device counts it
         if (!length) return std::move(length).take_status();
         if (*length != sequence.length())
           return Status::error(ErrorCode::Corrupt, "%d tokens became %lld", sequence.length(),
@@ -334,8 +337,8 @@ struct Engine {
     return cache.poll(stream);
   }
 
-  /// Whether all happened that this program is to show, and no answer is further off than values of 4
-  /// and 2 bits are; out of a wrong page it would be by more than 1.
+  /// Whether everything occurred that this program is to show, and no answer has a larger error
+  /// than values of 4 and 2 bits give; one from a wrong page would exceed 1.
   bool report() const {
     std::printf(
         "%d tokens: %d replays of the graph, %d drafts rejected, %d steps of waiting, "

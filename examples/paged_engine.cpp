@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// A paged engine in the manner of vLLM and SGLang: the slab, the free lists and the block tables
-// are its own, and sequences share the pages of a common prefix. kvtilt writes, seals and attends.
-// Unlike KVCache it keeps neither newest tokens nor sinks in 16 bits: a full block is sealed at once.
+// A paged engine in the manner of vLLM and SGLang: it owns the slab, the free lists and the block
+// tables, and sequences share the pages of a common prefix. kvtilt writes, seals (quantizes) and
+// attends. Unlike KVCache, it keeps neither recent tokens nor sinks in 16 bits: a full 16-bit block
+// is sealed into a page at once.
 
 #include <kvtilt/kvtilt.hpp>
 
@@ -20,7 +21,7 @@ namespace {
 constexpr int heads = 8, kv_heads = 2, dim = 64, page_tokens = 32;
 
 struct Sequence {
-  std::vector<PageEntry> table;  // the block table: sealed pages, then a 16-bit block
+  std::vector<PageEntry> table;  // the block table: sealed pages, then a 16-bit block that fills up
   std::int64_t length = 0;
   Floats keys, values;  // [length, kv_heads, dim], to check the answers against
 };
@@ -28,7 +29,7 @@ struct Sequence {
 struct Engine {
   LayerPages layer = LayerPages::create({kv_heads, dim, dim}, {presets::k8v8}, page_tokens).value();
   alignas(page_alignment) std::byte slab[1 << 18];  // 2 blocks of 16 KiB, 20 pages of 8.5 KiB
-  std::vector<std::byte*> blocks, pages;            // free ones
+  std::vector<std::byte*> blocks, pages;            // the free lists
   std::vector<std::byte> workspace;
 
   Engine() {
@@ -37,7 +38,7 @@ struct Engine {
     for (; pages.size() < 20; next += layer.bytes(PageKind::Sealed)) pages.push_back(next);
   }
 
-  /// Changes nothing if it fails.
+  /// Appends one token. On failure nothing changes.
   Status append(Sequence& sequence, const Floats& key, const Floats& value) {
     const int slot = static_cast<int>(sequence.length % page_tokens);
     const bool fills = slot == page_tokens - 1;
@@ -70,7 +71,7 @@ struct Engine {
   }
 };
 
-/// Squared distance of out [heads, dim] from plain float attention over what was appended.
+/// Squared distance of out [heads, dim] from plain float attention over the appended tokens.
 double squared_error(const Sequence& sequence, const float* query, const float* out) {
   double error = 0;
   for (int head = 0; head < heads; ++head, query += dim, out += dim) {
@@ -102,7 +103,7 @@ int main() {
   double error = 0;
   int answers = 0;
   for (int token = 0; token < 350; ++token) {
-    if (token == 8 * page_tokens) sequences.push_back(sequences[0]);  // shares eight sealed pages
+    if (token == 8 * page_tokens) sequences.push_back(sequences[0]);  // shares 8 sealed pages
     for (Sequence& sequence : sequences) {
       const Floats k = numbers(kv_heads * dim), v = numbers(kv_heads * dim),
                    q = numbers(heads * dim);
@@ -121,5 +122,5 @@ int main() {
   std::cout << "2 sequences of 350 tokens in " << 20 - engine.pages.size()
             << " sealed pages, 8 of them shared; rms error against plain float attention " << rms
             << " for values of 1\n";
-  return rms < 2e-3 ? 0 : 1;  // 8 bits cost 8e-4, a page in the wrong place 0.1
+  return rms < 2e-3 ? 0 : 1;  // 8 bits give 8e-4, a wrong page 0.1
 }

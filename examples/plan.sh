@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Plans the bits of the shipped models, judges the plans beside recipes that treat all layers alike,
-# and draws the pictures of README. Fewer predictions than the default give a quick look: 4096 take
-# a tenth of the time.
+# Plans the bits of the shipped models, evaluates the plans beside recipes that treat all layers
+# alike, and draws the pictures of README. For a quick look, pass fewer predictions than the
+# default: 4096 take a tenth of the time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -27,7 +27,7 @@ pictures=examples/pictures
 mkdir -p "$out" "$pictures"
 novels="--model examples/data/models/novels-3M --text examples/data/text/novels_heldout.txt"
 stories="--model examples/data/models/stories260K --text examples/data/text/tinystories_317.txt"
-# Every prediction reads codes, and none of the text that the plans were made from.
+# So that every prediction reads codes, and none is of the text that the plans were made from.
 rest="--skip 0.25 --tail 0 --sinks 0 --chunk 64"
 
 plans() {  # name, budgets: options for evaluate
@@ -38,7 +38,7 @@ grid=
 for keys in 1 2 3 4 5 6 7 8; do
   for values in 1 2 3 4 5 6 7 8; do grid+=,k${keys}v$values; done
 done
-# Other groups, granularities and range rules of the same sizes: what the plans must beat as well.
+# Recipes of the same sizes with other groups, granularities and range rules, for comparison.
 others=k2v2,k2v2c,k2tv2c,2c:min-max/2c:min-max,2c:min-max/2t
 others+=,k3v2,k3v2c,k3tv2,3c:min-max/2c:min-max,3c:min-max/2t
 others+=,k3v3,k3v3c,k3tv3,k3v2:g32,32,3c:min-max/3t,3c:min-max/3c:min-max

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Threads for kvtilt's ParallelFor: the library owns none. Copy it, or adapt the pool you have.
+/// A thread pool for kvtilt's ParallelFor; the library owns no threads. Copy it, or adapt yours.
 #pragma once
 
 #include <kvtilt/attention/parallel_for.hpp>
@@ -8,11 +8,11 @@
 #include <thread>
 #include <vector>
 
-/// Threads that wait for work: spinning for some microseconds, because decoding calls again at
-/// once, then asleep.
+/// Threads that wait for work. They spin for some microseconds first, because decoding soon makes
+/// the next call, and then sleep.
 class ThreadPool {
  public:
-  /// The calling thread is one of the `workers`.
+  /// `workers` counts the calling thread, which works as well.
   explicit ThreadPool(int workers) {
     for (int worker = 1; worker < workers; ++worker)
       threads_.emplace_back([this, worker] { serve(worker); });
@@ -26,7 +26,7 @@ class ThreadPool {
 
   [[nodiscard]] int workers() const { return static_cast<int>(threads_.size()) + 1; }
 
-  /// One call at a time.
+  /// The pool can run one call at a time.
   [[nodiscard]] kvtilt::ParallelFor parallel_for() {
     return {workers(),
             [](void* pool, int, kvtilt::ParallelFor::Task task, void* argument) {
@@ -48,6 +48,7 @@ class ThreadPool {
   void start(kvtilt::ParallelFor::Task task, void* argument) {
     task_ = task;
     argument_ = argument;
+    // The release below publishes task_, argument_ and running_ to the threads.
     running_.store(static_cast<int>(threads_.size()), std::memory_order_relaxed);
     round_.fetch_add(1, std::memory_order_release);
     round_.notify_all();

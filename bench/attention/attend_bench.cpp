@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One query token of 32 heads over the cache: attend/<recipe>/tokens:<n>/threads:<t>, and
-// read/... for the bytes it reads. ns_per_token_head counts kv heads: each serves four query heads.
+// Benchmarks decode attention: attend/<recipe>/tokens:<n>/threads:<t> is one query token of 32
+// heads over a cache of n tokens; read/... reads the same bytes and does nothing else.
+// ns_per_token_head counts kv heads, each of which serves four query heads.
 #include "support/caches.hpp"
 #include "support/read.hpp"
 #include "thread_pool.hpp"

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// prefill/<recipe>/queries:512/tokens:4096: the last 512 of 4096 tokens attend causally to all, of
-// which the earlier are in the cache. gflops counts two operations for each product.
+// Benchmarks prefill: in prefill/<recipe>/queries:512/tokens:4096 the last 512 of 4096 tokens
+// attend causally to all; the earlier 3584 are in the cache. gflops counts two operations per
+// product.
 #include "support/caches.hpp"
 
 #include <benchmark/benchmark.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// append/<recipe>/tokens:<n>: n tokens at a time into a layer with the default tail, sealing
-// included. ns_per_element counts keys and values of all kv heads.
+// Benchmarks append: append/<recipe>/tokens:<n> appends n tokens at a time to a layer with the
+// default tail, sealing included. ns_per_element counts keys and values of all kv heads.
 #include "support/caches.hpp"
 
 #include <benchmark/benchmark.h>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// save/<recipe>/tokens:<n> and load/...: a layer of n tokens to bytes, and back into a sequence. Beside
-// them copy/<recipe>/..., which copies as many bytes: the roof, but for the checksum. ns_per_element
-// counts keys and values of all kv heads.
+// Benchmarks saving: save/<recipe>/tokens:<n> writes a layer of n tokens to bytes, load/... reads
+// them back into a sequence. copy/<recipe>/... copies as many bytes: the upper limit, except that
+// it makes no checksum. ns_per_element counts keys and values of all kv heads.
 #include "support/caches.hpp"
 
 #include <benchmark/benchmark.h>

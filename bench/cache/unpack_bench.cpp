@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// unpack/<recipe>/tokens:<n>: n tokens of a layer to float rows. Beside it write/tokens:<n>, which
-// sets the same rows to one value: the roof of a kernel that must write them. ns_per_element counts
-// keys and values of all kv heads.
+// Benchmarks unpack: unpack/<recipe>/tokens:<n> decodes n tokens of a layer to float rows.
+// write/tokens:<n> sets the same rows to one value: the upper limit for a kernel that writes them.
+// ns_per_element counts keys and values of all kv heads.
 #include "support/caches.hpp"
 
 #include <benchmark/benchmark.h>

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 //
-// Decode attention on the GPU: microseconds per layer by graph replay, random data, pages anywhere
-// in memory, buffers rotated beyond four times the L2. One line a row:
+// Benchmarks decode attention on the GPU: microseconds per layer by graph replay, on random data,
+// with pages in random order, and enough sets of buffers in turn to exceed four times the L2. One
+// line per row:
 //
 //   attend/<recipe>/<query heads>x<kv heads>/batch:<b>/tokens:<n>  us  GB/s of its own bytes  %
 //
-// where % is of 4.8 TB/s, the memory bandwidth an H200 is sold with. JSON goes to argument 1;
-// argument 2 is a part of the rows' names, or grid (batches by lengths, for each kind of heads), or
-// tuning. Some outputs at 16 x 32K are checked against float64, as /error.
+// where % is relative to 4.8 TB/s, the nominal memory bandwidth of an H200. Argument 1 is a JSON
+// file to write. Argument 2 is a part of the names of the rows to run, or grid (batches by lengths,
+// for each combination of heads), or tuning. Some outputs at 16 x 32K are checked against float64
+// and reported as /error.
 //
 //   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o attend_bench bench/cuda/attend_bench.cu
 
@@ -37,11 +39,11 @@ struct Row {
   int kv_heads;
   std::vector<std::int64_t> lengths;
   std::string shape;
-  bool with_error = false;                ///< check some outputs, of one query each
-  std::vector<std::int32_t> indptr = {};  ///< queries of each sequence; empty: one
+  bool with_error = false;                ///< check some outputs; one query per sequence
+  std::vector<std::int32_t> indptr = {};  ///< start of each sequence's queries; empty: one each
 };
 
-/// Names with a + between them: heads take turns.
+/// The recipes of a row, whose names are joined by +. Several alternate over the kv heads.
 std::vector<Recipe> recipes_of(const Row& row) {
   std::vector<Recipe> named;
   std::istringstream names(row.recipe);
@@ -54,7 +56,7 @@ std::vector<Recipe> recipes_of(const Row& row) {
   return recipes;
 }
 
-/// Rows whose name lacks it are left out.
+/// Only rows whose name contains it are run.
 std::string filter;
 
 void time_row(const Row& row, const std::string& name, const cuda::AttendTuning& tuning,
@@ -134,7 +136,7 @@ Row ragged_row(const char* recipe, int query_heads, int kv_heads) {
           "batch:16/tokens:ragged"};
 }
 
-/// A token and up to four drafts of each sequence.
+/// A row with one token and up to four drafts per sequence.
 Row drafts_row(const char* recipe, int query_heads, int kv_heads) {
   Row row = uniform_row(recipe, query_heads, kv_heads, 16, 32768);
   row.shape += "/drafts:ragged";
@@ -145,7 +147,7 @@ Row drafts_row(const char* recipe, int query_heads, int kv_heads) {
 
 constexpr const char* usual_recipes[] = {"k16v16", "k4v2", "k4v4", "k8v8", "k2v2", "k8v4"};
 
-/// Targets first, then what else is told of.
+/// Measures all rows, those with a target first.
 void measure_all(Report& report) {
   for (const char* recipe : usual_recipes) {
     Row row = uniform_row(recipe, 32, 8, 16, 32768);
@@ -159,10 +161,10 @@ void measure_all(Report& report) {
     measure(drafts_row(recipe, 32, 8), report);
     measure(uniform_row(recipe, 64, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 32, 4, 32768), report);
-    measure(uniform_row(recipe, 8, 1, 1, 131072), report);  // of eight GPUs that share the heads
+    measure(uniform_row(recipe, 8, 1, 1, 131072), report);  // one of 8 GPUs that share the heads
   }
   for (const char* recipe : {"k3v2", "k4v4+k3v2", "k8tv8", "k4tv4", "k4v2c", "k6v4", "k5v5",
-                             "kivi2"}) {  // from k6v4 on: generic
+                             "kivi2"}) {  // from k6v4 on: generic kernel
     measure(uniform_row(recipe, 32, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
   }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// The error of a decode step on the GPU against float64.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -14,7 +15,7 @@
 
 namespace kvtilt::bench {
 
-/// A kv head's numbers of a sequence on the host.
+/// The unpacked rows of one kv head of a sequence, on the host.
 class HeadRows {
  public:
   HeadRows(const DeviceArray<float>& rows, const LayerShape& shape, std::int64_t tokens, int head)
@@ -36,8 +37,9 @@ class HeadRows {
   std::vector<float> numbers_;
 };
 
-/// Error of one query head of a decode step against float64 over what unpack() gives: of the output's
-/// norm, or of a tenth of the largest value, where outputs cancel. Keys have as many channels as values.
+/// Error of one query head of a decode step against float64 attention over unpack()'s values,
+/// relative to the norm of the output or, if outputs cancel, to a tenth of the largest value.
+/// key_dim must equal value_dim.
 ///
 /// queries, out  host, [sequences, query_heads, dim]
 inline double attend_error(const LayerData& data, const LayerShape& shape, int sequence,

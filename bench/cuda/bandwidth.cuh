@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// Probes of the memory bandwidth: plain loads, and bulk copies of pages to shared memory.
 #pragma once
 
 #include "probe_support.cuh"
@@ -8,7 +9,7 @@
 
 namespace kvtilt::bench {
 
-/// 2 CTAs of 512 threads on an SM with 8 loads of 16 bytes each: 128 KiB in flight per SM.
+/// 2 CTAs of 512 threads per SM with 8 loads of 16 bytes per thread: 128 KiB in flight per SM.
 constexpr int plain_threads = 512;
 constexpr int plain_loads = 8;
 
@@ -24,7 +25,7 @@ __global__ void __launch_bounds__(plain_threads, 2)
 #pragma unroll
     for (int i = 0; i < plain_loads; ++i) mix ^= items[i].x ^ items[i].y ^ items[i].z ^ items[i].w;
   }
-  // Never true for the pool's contents, which the compiler cannot know.
+  // Never true for the pool's contents, but the compiler cannot know that and keeps the loads.
   if (mix == 0x9e3779b9u) *sink = mix;
 }
 
@@ -62,8 +63,8 @@ __device__ inline void await_page(std::uint32_t barrier, std::uint32_t parity) {
 
 constexpr int bulk_warps = 4;
 
-/// Every warp fills a ring of its own, so that no warp waits for another one. The sum of the
-/// pages' first words shows that each page arrived once.
+/// Reads pages by bulk copies. Every warp has its own ring of stages, so that no warp waits for
+/// another. The sum of the pages' first words shows that each page arrived once.
 template <int Stages>
 __global__ void __launch_bounds__(bulk_warps * 32)
     read_pages(const std::uint8_t* pool, int page_bytes, const std::int32_t* table, int pages,
@@ -127,7 +128,7 @@ class Bandwidth {
     copy();
     number(6912);
     bulk<3>("shuffled", 2);
-    bulk<3>("shuffled", 3);  // does not fit shared memory, which the line then says
+    bulk<3>("shuffled", 3);  // may not fit in shared memory; the row then says so
     bulk<2>("shuffled", 3);
     bulk<2>("shuffled", 2);
     bulk<4>("shuffled", 2);
@@ -144,7 +145,7 @@ class Bandwidth {
   }
 
  private:
-  /// A hundred times the L2, so that a launch finds nothing of the launch before it.
+  /// A hundred times the L2, so that a launch finds nothing of the previous one there.
   static constexpr std::size_t pool_bytes = std::size_t{5} << 30;
   static constexpr int launches = 21;
 

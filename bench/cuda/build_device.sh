@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds all that a machine with a GPU runs, without needing more there than a driver:
+# Builds everything that runs on a machine with a GPU, which then needs only a driver:
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
 #     bench/cuda/build_device.sh --commit       prints what would be built
-# Programs end up in build/device, with the commit in a file, and packed in build/device.tgz, for a
-# machine elsewhere; objects in build/device-objects. Sources:
-# tests/cuda/device/*.cu and *.cpp are one program with GoogleTest, bench/cuda/*.cu and examples/*.cu
-# programs of their own. Compiles what changed since, or all if the SMs or flags did.
+# The programs go to build/device, with the commit in a file, and packed to build/device.tgz for
+# another machine; the objects go to build/device-objects. tests/cuda/device/*.cu and *.cpp become
+# one program with GoogleTest; each of bench/cuda/*.cu and examples/*.cu becomes a program. Compiles
+# what changed since the last build, or everything if the SMs or flags did.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -35,16 +35,16 @@ if [ "$stamp" != "$(cat "$objects_folder/flags" 2>/dev/null)" ]; then
   echo "$stamp" >"$objects_folder/flags"
 fi
 
-# Whether an object is older than anything it was made of, which is in a file beside it.
+# Whether an object is older than any of its sources, which are listed in the .d file beside it.
 stale() {  # <object>
   local -a sources
   [ -e "$1" ] && [ -e "${1%.o}.d" ] || return 0
   read -ra sources -d '' < <(sed 's/^[^:]*: //; s/\\$//' "${1%.o}.d") || true
-  # A header that is gone counts as newer.
+  # A header that was deleted counts as newer.
   ! ls "${sources[@]}" >/dev/null 2>&1 || [ -n "$(find "${sources[@]}" -newer "$1" -print -quit)" ]
 }
 
-# Starts a command once a processor is free.
+# Starts a command in the background as soon as fewer than `cores` are running.
 cores=$(nproc)
 started=()
 start() {

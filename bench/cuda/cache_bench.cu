@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: MIT
 //
-// Putting tokens into a device cache and taking them out: 8 kv heads of 128 channels, pages of 64
-// tokens, f16 input. Beside them what this card copies, in the same run. JSON goes to argument 1,
-// argument 2 is a part of the rows' names; pack/ brings along pack_pages/, unpack/ and memory/, save/
-// brings load/.
+// Benchmarks writing tokens to a device cache and reading them back: 8 kv heads of 128 channels,
+// pages of 64 tokens, f16 input; the copy bandwidth of the card is measured in the same run.
+// Argument 1 is a JSON file to write, argument 2 a part of the names of the rows to run; pack/ also
+// runs pack_pages/, unpack/ and memory/, save/ also runs load/.
 //
-//   pack/<recipe>     a prompt of 32,768 tokens; bytes read and written over time, % of copy
-//   pack_pages/<recipe>  the same, into pages of an engine's own
+//   pack/<recipe>     appends a prompt of 32,768 tokens; bytes read and written over time, % of
+//                     copy
+//   pack_pages/<recipe>  the same into the engine's own pages
 //   unpack/<recipe>   the same tokens as f16 rows
-//   save/<recipe>, load/<recipe>  the same tokens to pinned host memory and back, as the host waits for
-//                     them, checksums included; % of a copy of as many bytes over the same bus
-//   memory/<recipe>   what KVCache::create took of the device, and what plan_memory says
+//   save/<recipe>, load/<recipe>  the same tokens to pinned host memory and back, in host time,
+//                     checksums included; % of a copy of as many bytes over the same bus
+//   memory/<recipe>   device memory that KVCache::create takes, and the figure of plan_memory
 //   append/<recipe>/batch:<b>  one token for each of b sequences, per layer, in a graph of 32 layers
 //                     that is replayed 64 times: with 64 sequences one seals a page at each step
 
@@ -57,7 +58,7 @@ struct DeviceRows {
   }
 };
 
-/// Counts whole 2 MiB that the driver has given out.
+/// Free device memory; the driver gives it out in units of 2 MiB.
 std::size_t free_bytes() {
   std::size_t left = 0, device = 0;
   KVTILT_CHECK(cudaMemGetInfo(&left, &device));
@@ -76,7 +77,7 @@ double copy_rate(Report& report) {
   return rate;
 }
 
-/// Into the pages of a cache, in place of an engine's pool.
+/// Measures pack_pages. The pages of `cache` stand for an engine's pool.
 void measure_engine_pages(const std::string& name, cuda::KVCache& cache, const DeviceRows& keys,
                           const DeviceRows& values, double copied, Report& report) {
   const cuda::LayerStorage layer = check(cache.view(0));
@@ -106,7 +107,7 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   options.max_sequence_tokens = prompt;
   options.token_capacity = sequences * (prompt + 64);
   const Plan plan = Plan::uniform(shape, recipe);
-  // The first one brings create's kernels along, which are no cache's memory.
+  // The first cache loads the kernels of create, whose memory must not count as the cache's.
   check(cuda::KVCache::create(shape, plan, {}).status());
   const std::size_t left = free_bytes();
   cuda::KVCache cache = check(cuda::KVCache::create(shape, plan, options));
@@ -149,7 +150,7 @@ void measure_prompts(const std::string& name, const Recipe& recipe, double copie
   check(cache.poll(nullptr));
 }
 
-/// Of a call that the host waits for.
+/// Host time of a call that the host waits for.
 template <class Call>
 double host_seconds(Call call) {
   std::vector<double> times;
@@ -208,7 +209,7 @@ void measure_append(const std::string& name, const Recipe& recipe, int batch_siz
   for (int i = 0; i < batch_size; ++i) {
     ids.push_back(check(cache.open()));
     check(cache.reserve(ids.back(), 1024));
-    // Sequences stand at different places in their pages.
+    // Sequences have different fill levels in their newest page.
     const DeviceRows rows(400 + i % 64, static_cast<std::uint64_t>(i));
     for (int layer = 0; layer < layers; ++layer)
       check(cache.append(ids.back(), layer, rows.view(), rows.view()));

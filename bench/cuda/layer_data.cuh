@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// Layers of random contents in device memory, for benches of attention.
 #pragma once
 
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -20,7 +21,7 @@
 
 namespace kvtilt::bench {
 
-/// Throws where a call fails, for Report::row.
+/// Throws if a call failed; Report::row catches it.
 inline void check(const Status& status) {
   if (!status.ok()) throw std::runtime_error(std::string(status.message()));
 }
@@ -37,14 +38,15 @@ __device__ inline std::uint32_t hash(std::uint64_t x) {
 }
 __device__ inline float uniform(std::uint64_t x) { return hash(x) * 0x1p-32f; }
 
-/// Two fp16 of about a normal distribution.
+/// Two fp16 numbers with an approximately normal distribution.
 __device__ inline std::uint32_t normal_pair(std::uint64_t x) {
   const float low = uniform(4 * x) + uniform(4 * x + 1) - 1.0f;
   const float high = uniform(4 * x + 2) + uniform(4 * x + 3) - 1.0f;
   return cuda::pack_halves(2.4f * low, 2.4f * high);
 }
 
-/// Words [first, first + count) of every block: kind 0 any bits, 1 normals, 2 scales, 3 minima.
+/// Fills words [first, first + count) of every block: kind 0 any bits, 1 normals, 2 scales, 3
+/// minima.
 static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, std::int64_t count,
                                   std::uint32_t first, std::uint32_t words, int kind,
                                   float magnitude, std::uint64_t seed) {
@@ -64,12 +66,12 @@ static __global__ void fill_words(std::byte* blocks, std::int64_t block_bytes, s
   }
 }
 
-/// One layer of batches of sequences with random contents, each page anywhere in its pool: as many
-/// batches of the same lengths as reading one after the other takes to leave the L2 behind.
+/// One layer of random contents, with its pages in random order in the pool. It has several sets of
+/// sequences with the same lengths: enough that launches over them in turn do not hit in the L2.
 class LayerData {
  public:
   /// recipes      one for all kv heads, or one for each
-  /// other_bytes  that a launch reads and writes besides, and not in the L2 either
+  /// other_bytes  further bytes that a launch reads and writes and that must miss the L2 as well
   LayerData(const LayerShape& shape, const std::vector<Recipe>& recipes,
             const std::vector<std::int64_t>& lengths, std::size_t other_bytes = 0)
       : sequences_(static_cast<int>(lengths.size())) {
@@ -143,11 +145,11 @@ class LayerData {
 
   [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
   [[nodiscard]] int sets() const { return sets_; }
-  /// Launch `i` of many: of the sets in turn.
+  /// The batch for launch `i`: launches use the sets in turn.
   [[nodiscard]] cuda::Batch batch(int i) const {
     return {slots_->data() + i % sets_ * sequences_, sequences_};
   }
-  /// Of one set's live tokens, metadata included.
+  /// Bytes of one set's tokens, metadata included.
   [[nodiscard]] std::size_t bytes() const { return bytes_; }
 
  private:

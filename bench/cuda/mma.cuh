@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
+/// The tensor core instruction that the probes measure.
 #pragma once
 
 #include <cstdint>
 
 namespace kvtilt::bench {
 
-/// sums += a * b: 16x16 halves by 16x8 halves, in float.
+/// sums += a * b: a 16x16 by a 16x8 matrix of fp16, accumulated in float32 (mma.m16n8k16).
 __device__ inline void mma(float (&sums)[4], const std::uint32_t (&a)[4],
                            const std::uint32_t (&b)[2]) {
   asm volatile(

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// Probes how the tensor cores round sums and whether they keep subnormal fp16 operands.
 #pragma once
 
 #include "mma.cuh"
@@ -11,7 +12,7 @@
 
 namespace kvtilt::bench {
 
-/// Operands of one mma as the bits of halves: a[row][k] and b[k][column].
+/// The operands of one mma as bits of fp16 numbers: a[row][k] and b[k][column].
 struct MmaTile {
   std::uint16_t a[16][16];
   std::uint16_t b[16][8];
@@ -21,7 +22,7 @@ struct MmaResult {
   float sums[16][8];
 };
 
-/// One warp per chain; a chain adds `links` tiles one after another to `start`.
+/// Each warp computes one chain: it adds `links` tiles one after another to `start`.
 __global__ void multiply_chains(const MmaTile* tiles, int links, float start, MmaResult* results) {
   const int row = threadIdx.x / 4;
   const int pair = 2 * (threadIdx.x % 4);
@@ -43,7 +44,7 @@ __global__ void multiply_chains(const MmaTile* tiles, int links, float start, Mm
   for (int i = 0; i < 4; ++i) results[blockIdx.x].sums[row + i / 2 * 8][pair + i % 2] = sums[i];
 }
 
-/// Worked out here from the bits, so that it rests on no conversion that might flush.
+/// Computed from the bits: no conversion instruction, which might flush subnormals, is used.
 inline double value_of_half(std::uint16_t bits) {
   const int exponent = bits >> 10 & 31;
   const int fraction = bits & 1023;
@@ -66,8 +67,8 @@ class MmaNumerics {
  private:
   static constexpr std::uint16_t one = 0x3c00;
 
-  /// Every code c * 2^-24 alone in its row, so that the one product is exact: a result of zero is
-  /// a flushed operand, nothing else.
+  /// Every code c * 2^-24 alone in its row, so that the one product is exact: a result of zero
+  /// means that the operand was flushed.
   void single_codes() {
     exact_products("subnormal.a_times_one", [](int) { return one; });
     exact_products("subnormal.a_times_normal", [this](int) { return normal_half(true); });
@@ -99,8 +100,8 @@ class MmaNumerics {
                              std::to_string(flushed));
   }
 
-  /// The fields that an AND leaves in place, against positive halves: a relative error is then
-  /// free of cancellation.
+  /// Codes as an AND leaves them in place in a word, times positive fp16 numbers, so that the
+  /// relative error contains no cancellation.
   void sums_of_codes() {
     struct Field {
       int bits, shift;
@@ -131,14 +132,14 @@ class MmaNumerics {
         worst = INFINITY;
     });
     report_.add(name, worst, "worst_relative_error");
-    if (worst < 1e-4)  // sums are cut off; what is flushed is off by about 1
+    if (worst < 1e-4)  // sums are truncated; a flushed operand is off by about 1
       report_.add_text(name + "_verdict", "subnormals ok");
     else
       report_.fail(name + "_verdict", "flushed or wrong");
   }
 
-  /// How many bits below the last bit of the largest addend count: 1 and 2^bits products of
-  /// 2^-(23 + bits) make 1 + 2^-23, unless each product is cut off before the addition.
+  /// Counts the bits kept below the last bit of the largest addend: 1 plus 2^bits products of
+  /// 2^-(23 + bits) makes 1 + 2^-23, unless each product is truncated before the addition.
   void guard_bits() {
     int kept = -1;
     for (int bits = 0; bits <= 4; ++bits) {
@@ -164,8 +165,8 @@ class MmaNumerics {
     report_.add_text("mma.rounding", sum == 1 ? "truncates" : "rounds to nearest");
   }
 
-  /// 4-bit codes as subnormals against halves: all positive, of both signs, and of both signs
-  /// with a total that all but vanishes.
+  /// 4-bit codes as subnormals times fp16 numbers: all positive, of both signs, and of both signs
+  /// with a total near zero.
   void chains(int links) {
     const std::string name = "mma.chain" + std::to_string(links);
     const auto code = [&] { return static_cast<std::uint16_t>(random_() & 15); };
@@ -176,15 +177,15 @@ class MmaNumerics {
     for (MmaTile& tile : tiles)
       for (int k = 0; k < 16; k += 2) {
         for (auto& row : tile.a) row[k + 1] = row[k];
-        // The odd row undoes the even one but for its last bit.
+        // The odd row cancels the even one except for its last bit.
         for (int column = 0; column < 8; ++column)
           tile.b[k + 1][column] = tile.b[k][column] ^ 0x8001;
       }
     add_errors(name + ".cancelling", tiles, links);
   }
 
-  /// Errors in units of 2^-24 of the sum of magnitudes, which is what a float sum may lose at one
-  /// rounding; the mean error shows truncation as a bias.
+  /// Reports errors in units of 2^-24 of the sum of magnitudes, which is what one float rounding
+  /// may lose; the mean error shows truncation as a bias.
   void add_errors(const std::string& name, const std::vector<MmaTile>& tiles, int links) {
     double worst = 0, squares = 0, bias = 0, worst_relative = 0;
     int count = 0;
@@ -216,7 +217,7 @@ class MmaNumerics {
   }
 
   /// Calls visit(found, exact, sum of the addends' magnitudes) for each output of each chain.
-  /// Products are exact in double, and sums of them very nearly.
+  /// Products are exact in double, and their sums are nearly so.
   template <class Visit>
   static void for_each_result(const std::vector<MmaTile>& tiles, int links, float start,
                               Visit visit) {
@@ -241,7 +242,7 @@ class MmaNumerics {
         }
   }
 
-  /// All halves' values, for ldexp is slow.
+  /// A table of all fp16 values, because ldexp is slow.
   static const std::vector<double>& values_() {
     static const std::vector<double> values = [] {
       std::vector<double> all(65536);
@@ -251,7 +252,7 @@ class MmaNumerics {
     return values;
   }
 
-  /// A draw of the normal distribution as a half that is normal, too.
+  /// A sample of the normal distribution as an fp16 number that is not subnormal.
   std::uint16_t normal_half(bool is_positive) {
     for (;;) {
       const float draw = gauss_(random_);

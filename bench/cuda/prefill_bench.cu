@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
 //
-// Attention of prompts' chunks on the GPU: microseconds per layer by graph replay, random data,
-// buffers rotated beyond four times the L2. One line a row:
+// Benchmarks attention of prompt chunks on the GPU: microseconds per layer by graph replay, on
+// random data, with enough sets of buffers in turn to exceed four times the L2. One line per row:
 //
 //   prefill/<recipe>/<query heads>x<kv heads>/batch:<b>/chunk:<n>/past:<n>  us  TFLOP/s
 //
-// counting the products that causality leaves. Rows of 16 bits are the baseline; JSON goes to
-// argument 1, argument 2 is a part of the rows' names.
+// TFLOP/s counts only products that the causal mask keeps. Rows of 16 bits are the baseline.
+// Argument 1 is a JSON file to write, argument 2 a part of the names of the rows to run.
 //
 //   nvcc -O3 -std=c++20 -arch=sm_90 -Iinclude -o prefill_bench bench/cuda/prefill_bench.cu
 
@@ -100,7 +100,7 @@ int main(int argc, char** argv) {
   using namespace kvtilt::bench;
   Report report(argc, argv);
   if (argc > 2) filter = argv[2];
-  // Those with a target first.
+  // Rows with a target first.
   for (const char* recipe : {"k16v16", "k4v2"}) measure({recipe, 32, 8, 1, 512, 32768}, report);
   for (const char* recipe : {"k8v4", "k4v4", "k3v2", "k8tv8"})
     measure({recipe, 32, 8, 1, 512, 32768}, report);

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// What the GPU benches and probes share: error checks, the report, device arrays, timing.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -16,7 +17,7 @@
 
 namespace kvtilt::bench {
 
-/// Thrown where a call fails, and caught by Report::row.
+/// Throws if a CUDA call failed; Report::row catches it.
 inline void check_cuda(cudaError_t status, const char* call, int line) {
   if (status == cudaSuccess) return;
   throw std::runtime_error("line " + std::to_string(line) + ": " + call + ": " +
@@ -25,26 +26,26 @@ inline void check_cuda(cudaError_t status, const char* call, int line) {
 
 #define KVTILT_CHECK(call) ::kvtilt::bench::check_cuda((call), #call, __LINE__)
 
-/// A row that this device cannot hold: no failure.
+/// Thrown by a row that does not fit this device, which is not a failure.
 struct LeftOut : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-/// Of the current device.
+/// An attribute of the current device.
 inline int attribute(cudaDeviceAttr which) {
   int value = 0;
   KVTILT_CHECK(cudaDeviceGetAttribute(&value, which, 0));
   return value;
 }
 
-/// Launches that have read this much since find nothing of theirs in the L2.
+/// Bytes to read between two uses of the same buffer so that the second finds nothing in the L2.
 inline std::size_t rotated_bytes() {
   return 4 * static_cast<std::size_t>(attribute(cudaDevAttrL2CacheSize));
 }
 
-/// Prints each figure as it is found, and rewrites the JSON file of argument 1, if there is one, with
-/// all of them: a bench that is killed or crashes leaves what it had. One entry a line, with the day,
-/// the device and the command that reproduces it.
+/// Collects a bench's figures. Prints each one as it is measured and rewrites the JSON file of
+/// argument 1, if given, with all so far, so that a bench that is killed or crashes leaves them.
+/// One entry a line, with the day, the device and the command that reproduces it.
 class Report {
  public:
   Report(int argc, char** argv) {
@@ -79,13 +80,13 @@ class Report {
     write();
   }
 
-  /// What is wrong, or could not be measured: the bench fails once it has done the rest.
+  /// Reports an error or a failed measurement: the bench continues, and fails at the end.
   void fail(const std::string& name, const std::string& why) {
     failed_ = true;
     add_text(name, "FAILED: " + why);
   }
 
-  /// measure(), whose failure is told; the next row goes on, unless the device is lost.
+  /// Runs measure() and reports its failure; the next row continues, unless the device is lost.
   template <class Measure>
   void row(const std::string& name, Measure measure) {
     try {
@@ -118,7 +119,7 @@ class Report {
     json_ += "  \"" + name + "\": {\"value\": " + value + ", \"unit\": \"" + unit + "\"}";
   }
 
-  /// By another name first: whoever reads never sees half a file.
+  /// Writes to another name and renames, so that no reader sees half a file.
   void write() {
     std::fflush(stdout);
     if (path_.empty()) return;
@@ -163,7 +164,7 @@ class DeviceArray {
   std::size_t count_;
 };
 
-/// Fails on a launch that was refused and on one that faulted.
+/// Waits for the device; throws if a launch was refused or faulted.
 inline void finish() {
   KVTILT_CHECK(cudaGetLastError());
   KVTILT_CHECK(cudaDeviceSynchronize());
@@ -179,14 +180,14 @@ static __global__ void pass_time(std::uint64_t nanoseconds) {
   }
 }
 
-/// Keeps a stream busy while the host queues what is measured behind it: else the time that launching
-/// takes the host would count.
+/// Keeps a stream busy for 300 us, so that the host can queue what is measured behind it: otherwise
+/// the host's launch time would count.
 inline void keep_busy(cudaStream_t stream) {
   pass_time<<<1, 1, 0, stream>>>(300'000);
   KVTILT_CHECK(cudaGetLastError());
 }
 
-/// Seconds on the device between events around launch().
+/// Device time of what launch() queues, between two events.
 template <class Launch>
 double seconds_of(Launch launch) {
   cudaEvent_t start, stop;
@@ -204,7 +205,7 @@ double seconds_of(Launch launch) {
   return milliseconds * 1e-3;
 }
 
-/// The first two launches only warm up. prepare() comes before each, and is not counted.
+/// Median device time. Two more launches warm up; prepare() runs before each launch, untimed.
 template <class Launch, class Prepare>
 double median_seconds(int launches, Launch launch, Prepare prepare) {
   std::vector<double> seconds;

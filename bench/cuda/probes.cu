@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 //
-// What this GPU gives: bandwidth, launch costs, the tensor cores' treatment of subnormal operands
+// Probes this GPU: bandwidth, launch costs, the tensor cores' treatment of subnormal operands
 // and issue rates. Each figure is one line "name value unit", and an entry of the JSON file named
 // by the first argument.
 //
@@ -38,7 +38,7 @@ void describe_device(Report& report) {
 
 __global__ void do_nothing() {}
 
-/// Of one replay.
+/// Seconds of one replay of a graph of empty kernels, one after the other.
 double graph_seconds(int nodes, int replays) {
   Graph graph([&](cudaStream_t stream) {
     for (int node = 0; node < nodes; ++node) do_nothing<<<1, 32, 0, stream>>>();
@@ -68,7 +68,7 @@ int main(int argc, char** argv) {
   using namespace kvtilt::bench;
   Report report(argc, argv);
   const int sms = attribute(cudaDevAttrMultiProcessorCount);
-  // First what the benches are held against.
+  // First the figures that the benches are compared with.
   report.row("device", [&] { describe_device(report); });
   report.row("launch", [&] { time_launches(report); });
   report.row("bandwidth", [&] { Bandwidth(report, sms).run(); });

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// Probes of issue rates: instructions per clock of an SM, alone and beside tensor core products.
 #pragma once
 
 #include "mma.cuh"
@@ -6,11 +7,11 @@
 
 namespace kvtilt::bench {
 
-/// Independent chains per warp: more than latency times rate, even for one warp on a sub-core.
+/// Independent chains per warp: more than latency times rate, even with one warp per sub-core.
 constexpr int rate_chains = 8;
 
-/// An instruction on eight registers in turn. The neighbour as an operand keeps the assembler from
-/// folding one round into the next.
+/// An instruction on eight registers in turn. The neighbouring register as an operand keeps the
+/// assembler from merging one round into the next.
 template <class Instruction>
 struct Scalar {
   static constexpr int per_step = rate_chains;
@@ -65,13 +66,13 @@ KVTILT_FLOAT_PROBE(HADD2_F32,
                    ".reg .b16 low, high; mov.b32 {low, high}, %0; cvt.f32.f16 %0, high;");
 KVTILT_PROBE(MOVM, "movmatrix.sync.aligned.m8n8.trans.b16 %0, %0;");
 KVTILT_PROBE(SHFL, "shfl.sync.bfly.b32 %0, %0, 4, 0x1f, 0xffffffff;");
-// The result comes in a uniform register: one move per instruction goes with it.
+// REDUX writes a uniform register: each one costs an extra move.
 KVTILT_PROBE(REDUX, "redux.sync.max.u32 %0, %0, 0xffffffff;");
 
 #undef KVTILT_PROBE
 #undef KVTILT_FLOAT_PROBE
 
-/// Operand a holds ordinary halves, or codes of 4 bits as subnormal ones.
+/// The mma with normal fp16 numbers in operand a, or 4-bit codes as subnormal ones.
 template <bool IsSubnormal>
 struct Hmma {
   static constexpr const char* name = IsSubnormal ? "HMMA_subnormal_a" : "HMMA";
@@ -84,7 +85,7 @@ struct Hmma {
       for (float& sum : chain) sum = 0;
     for (int i = 0; i < 4; ++i) {
       const std::uint32_t bits = (seed + threadIdx.x) * (2 * i + 0x9e3779b9u);
-      // Halves of 0.25 to 0.5, or codes.
+      // fp16 numbers of 0.25 to 0.5, or codes.
       a[i] = IsSubnormal ? (bits & 0x000f000fu) : (bits & 0x07ff07ffu) | 0x34003400u;
     }
     for (int i = 0; i < 2; ++i) b[i] = ((seed + 3 * threadIdx.x) & 0x83ff83ffu) | 0x38003800u;
@@ -102,7 +103,7 @@ struct Hmma {
   }
 };
 
-/// Each mma with so many instructions of another kind behind it, none waiting for the other.
+/// Each mma followed by `Beside` independent instructions of another kind.
 template <class Instruction, int Beside>
 struct HmmaBeside {
   static constexpr int per_step = rate_chains;
@@ -125,8 +126,8 @@ struct HmmaBeside {
   __device__ std::uint32_t fold() const { return matrices.fold() ^ others.fold(); }
 };
 
-/// Loads of Bytes per lane from a shared array. Lanes that agree in `lane & Lanes` read the same
-/// place: 0 is a broadcast, 3 what a row of an mma's operand needs, 31 a place for each lane.
+/// Shared-memory loads of Bytes per lane. Lanes with equal `lane & Lanes` read the same address: 0
+/// is a broadcast, 3 the access of a row of an mma operand, 31 a separate address per lane.
 template <int Bytes, int Lanes>
 struct Lds {
   static constexpr int per_step = rate_chains;
@@ -143,11 +144,11 @@ struct Lds {
     std::uint32_t first[rate_chains];
 #pragma unroll
     for (int i = 0; i < rate_chains; ++i) first[i] = load(address + i * 512);
-      // One XOR in three operands for two loads.
+      // The compiler makes one three-operand XOR (LOP3) for two loads.
 #pragma unroll
     for (int i = 0; i < rate_chains; ++i) mix ^= first[i];
   }
-  /// Volatile, or the assembler would load once for all rounds.
+  /// Volatile, because otherwise the assembler would load once for all rounds.
   __device__ static std::uint32_t load(std::uint32_t from) {
     std::uint32_t x, y, z, w;
     if constexpr (Bytes == 16)
@@ -163,7 +164,7 @@ struct Lds {
   __device__ std::uint32_t fold() const { return mix; }
 };
 
-/// Steps unrolled, so that the loop's own three instructions weigh little.
+/// Unrolled steps, so that the loop's own three instructions hardly count.
 constexpr int unrolled_steps = 16;
 
 struct Stamps {
@@ -229,7 +230,7 @@ class Rates {
                                              Instruction::name);
   }
 
-  /// On one SM, with 1, 2 and 4 warps on each of its four sub-cores.
+  /// Measures on one SM, with 1, 2 and 4 warps on each of its four sub-cores.
   template <class Work>
   void measure(const std::string& name) {
     for (const int warps : {1, 2, 4}) {
@@ -247,7 +248,7 @@ class Rates {
     }
   }
 
-  /// What the clock falls to when all SMs work for some milliseconds.
+  /// Measures the clock after all SMs have worked for some milliseconds.
   template <class Work>
   void clock_under_load(const std::string& name) {
     double clock = 0, rate = 0;
@@ -262,7 +263,7 @@ class Rates {
     report_.add("rate_whole_gpu." + name, rate * 1e-9, "G_warp_instructions/s");
   }
 
-  /// From the first start to the last stop of the first CTA's warps.
+  /// Cycles from the first start to the last stop of the first CTA's warps.
   double cycles(int warps) const {
     std::vector<Stamps> all = stamps_.read();
     long long start = all[0].start, stop = all[0].stop;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: MIT
+/// Timing by replays of a CUDA graph.
 #pragma once
 
 #include "probe_support.cuh"
@@ -8,7 +9,7 @@
 
 namespace kvtilt::bench {
 
-/// What record(stream) queues, to be replayed on that stream. One whose making failed leaks.
+/// A graph of what record(stream) queues. If construction throws, its CUDA objects leak.
 class Graph {
  public:
   template <class Record>
@@ -21,7 +22,7 @@ class Graph {
     try {
       record(stream_);
     } catch (...) {
-      // As long as one captures, the next row cannot allocate.
+      // End the capture: while it lasts, the next row could not allocate.
       (void)cudaStreamEndCapture(stream_, &graph);
       throw;
     }
@@ -38,7 +39,7 @@ class Graph {
     (void)cudaEventDestroy(stop_);
   }
 
-  /// From before the first replay to after the last one. Waits.
+  /// Device time from before the first replay to after the last one. Waits.
   double seconds(int replays = 1) {
     float milliseconds = 0;
     keep_busy(stream_);
@@ -59,7 +60,7 @@ class Graph {
   cudaEvent_t stop_ = nullptr;
 };
 
-/// Seconds of one launch: a graph of `launches`, replayed until the median stands.
+/// Seconds per launch: the median over replays of a graph of `launches` launches.
 template <class Launch>
 double replayed_seconds(int launches, Launch launch) {
   Graph graph([&](cudaStream_t stream) {

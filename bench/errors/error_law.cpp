@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Measures the table of plan/error_law.hpp and prints it as it stands there.
+// Measures the table of plan/error_law.hpp and prints it in the form that it has there.
 #include <kvtilt/plan/error_law.hpp>
 #include <kvtilt/plan/measure_error.hpp>
 

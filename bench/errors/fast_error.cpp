@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What Arithmetic::Fast adds to the error of the codes that it multiplies, on the same data.
+// Measures the error that Arithmetic::Fast adds to that of the codes, on the same data.
 #include "errors/sources.hpp"
 #include "llama/fail.hpp"
 #include "llama/kvtilt_cache.hpp"
@@ -79,7 +79,7 @@ double mean_square(const Output& a, const Output& b) {
 struct Errors {
   double codes = 0;
   double fast = 0;
-  double worst = 0;  ///< ratio
+  double worst = 0;  ///< the largest ratio
 
   [[nodiscard]] double ratio() const { return fast / codes; }
 };
@@ -118,7 +118,7 @@ Errors source_errors(const Source& source, const std::vector<Output>& truths,
   return all;
 }
 
-/// Returns how many ratios are above what is allowed.
+/// Prints one row. Returns how many ratios are above `allowed`.
 int print_errors(const Errors& errors) {
   const auto mark = [](double ratio) { return ratio > allowed ? '*' : ' '; };
   std::printf(" | %8.2e %8.2e %5.3f%c %5.3f%c", errors.codes, errors.fast, errors.ratio(),

@@ -20,7 +20,7 @@ namespace kvtilt::bench {
 
 namespace {
 
-/// Standard deviation of a random query's logits over the tokens: attention that is neither flat
+/// Standard deviation of a random query's logits over the tokens: attention is then neither uniform
 /// nor on one token.
 constexpr double logit_spread = 2.0;
 
@@ -36,8 +36,8 @@ Part make_part(int kv_heads, int sharing, int head_dim, std::int64_t tokens,
   return part;
 }
 
-/// Random directions, each stretched to the logit spread that it shall have on these keys.
-/// `sizes` are the channels' standard deviations.
+/// Fills the queries with random directions, each scaled so that its logits on these keys have the
+/// standard deviation logit_spread. `sizes` are the channels' standard deviations.
 void fill_queries(Part& part, std::mt19937& random, const std::vector<float>& sizes) {
   Normal normal;
   const std::size_t dim = static_cast<std::size_t>(part.head_dim);
@@ -63,8 +63,8 @@ void fill_queries(Part& part, std::mt19937& random, const std::vector<float>& si
   }
 }
 
-/// Normal numbers; four channels of each key head are `outlier` times as large as the others.
-/// Matched queries have the same outliers: then the few channels make nearly all of every logit.
+/// Normal numbers; four channels of each key head are `outlier` times as large as the others. If
+/// `matched`, the queries have the same outliers, so that these channels dominate every logit.
 Source synthetic(float outlier, bool matched) {
   constexpr int dim = 128;
   Source source;
@@ -86,9 +86,10 @@ Source synthetic(float outlier, bool matched) {
   return source;
 }
 
-/// Texts of this length out of the few tokens of a real layer. Its first token is left out: what it
-/// holds is unlike all others, and caches keep it in 16 bits. The others are repeated in turn, or
-/// new ones are drawn with their mean and covariance, so that a group is of many different numbers.
+/// Makes long texts from the few tokens of a real layer. Its first token is left out: it is unlike
+/// all others, and caches keep it in 16 bits. The others are repeated in turn or, if `drawn`,
+/// replaced by samples with their mean and covariance, so that a group consists of many different
+/// numbers.
 Source gpt2(const std::filesystem::path& data, bool drawn) {
   constexpr int layers = 12;
   constexpr int heads = 12;
@@ -133,7 +134,7 @@ Source gpt2(const std::filesystem::path& data, bool drawn) {
   return source;
 }
 
-/// Everything that the layers of a model attend with on the first texts that fill its context.
+/// Queries, keys and values of all layers of a model, on the first texts that fill its context.
 Source captured(const std::filesystem::path& data, const std::string& name, const std::string& text,
                 int page_tokens) {
   constexpr std::size_t texts = 2;

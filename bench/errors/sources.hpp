@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Keys, values and queries to measure errors on: made up, real, and captured from models.
+/// Keys, values and queries to measure errors on: synthetic, real, and captured from models.
 #pragma once
 
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace kvtilt::bench {
 
-/// What one layer attends with. The queries belong to the newest tokens.
+/// The input of attention in one layer. The queries belong to the newest tokens.
 struct Part {
   int kv_heads = 0;
   int query_heads = 0;
@@ -24,13 +24,13 @@ struct Part {
 struct Source {
   std::string name;
   std::string description;
-  std::vector<Part> parts;  ///< layers, texts
+  std::vector<Part> parts;  ///< one per layer and text
 };
 
-/// The same numbers on every run of a build.
+/// Makes all sources. Every run of a build gives the same numbers.
 ///
 /// data    examples/data: tensors, models and texts. Throws what reading them throws
-/// tokens  of each part are a multiple of this, so that nothing stays in 16 bits
+/// page_tokens  the tokens of each part are a multiple of it, so that none stay in 16 bits
 std::vector<Source> make_sources(const std::filesystem::path& data, int page_tokens);
 
 }  // namespace kvtilt::bench

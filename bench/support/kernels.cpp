@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The CPU's kernels for all widths: of all files this one alone compiles them.
+// Instantiates the CPU kernels for all widths; no other file compiles them.
 #include "support/caches.hpp"
 
 template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllFormats>(kvtilt::Isa);

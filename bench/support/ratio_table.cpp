@@ -9,7 +9,7 @@ namespace kvtilt::bench {
 
 namespace {
 
-/// Of attend/<recipe>/<rest>: verb, recipe, rest.
+/// The parts of a benchmark's name, <verb>/<recipe>/<rest>.
 struct Name {
   explicit Name(const std::string& whole) {
     const std::size_t first = whole.find('/');

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The figures of a run side by side: only ratios inside one run mean anything.
+/// Prints the figures of a run side by side: only ratios inside one run are meaningful.
 #pragma once
 
 #include <benchmark/benchmark.h>
@@ -10,7 +10,7 @@
 
 namespace kvtilt::bench {
 
-/// Prints one table when all is measured, in order of names.
+/// Prints one table at the end of the run, sorted by name.
 class RatioTable : public benchmark::ConsoleReporter {
  public:
   RatioTable() : ConsoleReporter(OO_None) {}
@@ -19,7 +19,7 @@ class RatioTable : public benchmark::ConsoleReporter {
 
  private:
   struct Row {
-    double seconds = 0;  ///< median, or the only one
+    double seconds = 0;  ///< the median, or the only measurement
     std::map<std::string, double> counters;
   };
   [[nodiscard]] double seconds(const std::string& name) const;

@@ -7,7 +7,8 @@ namespace {
 
 using Line = std::uint64_t __attribute__((vector_size(64), may_alias));
 
-// One body for every instruction set: __attribute__((target)) does not reach into callees.
+// Inlined into one function per instruction set, because __attribute__((target)) does not extend to
+// callees.
 inline __attribute__((always_inline)) std::uint64_t read(const std::byte* p, std::size_t bytes,
                                                          ReadWay way) {
   Line sums[4] = {};

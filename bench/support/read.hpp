@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The roof of a memory-bound kernel: reading the same bytes, and nothing else.
+/// The upper limit of a memory-bound kernel: reads the same bytes and does nothing else.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>
@@ -9,7 +9,7 @@
 
 namespace kvtilt::bench {
 
-/// Ways to read memory; which is fastest depends on the machine and on where the bytes are.
+/// Ways to read memory; which one is fastest depends on the machine and the place of the bytes.
 enum class ReadWay { Stream, Prefetched, FourStreams };
 inline constexpr ReadWay all_read_ways[] = {ReadWay::Stream, ReadWay::Prefetched,
                                             ReadWay::FourStreams};
@@ -19,7 +19,8 @@ const char* to_string(ReadWay way);
 std::size_t page_bytes(const LayerView& view, const PageEntry& page);
 std::size_t stored_bytes(const LayerView& view);
 
-/// Reads every page; worker w of n reads those whose turn it is. The sum keeps the loads alive.
+/// Reads worker w's contiguous share of the pages, of n equal ones. The returned sum keeps the
+/// compiler from removing the loads.
 std::uint64_t read_pages(const LayerView& view, ReadWay way, int worker, int workers);
 
 }  // namespace kvtilt::bench

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention in float64: what outputs are compared with.
+/// Attention in float64, the reference for outputs.
 #pragma once
 
 #include <algorithm>
@@ -9,8 +9,8 @@
 
 namespace kvtilt::bench {
 
-/// Adds the output of one query head to `out` (dim zeros). Token t's key and value begin t * stride
-/// after `keys` and `values` and count count(t) times.
+/// Adds the output of one query head to `out` (dim zeros). The key and value of token t begin at
+/// keys + t * stride and values + t * stride; the token's weight is multiplied by count(t).
 template <class Count>
 void add_reference(const float* query, const float* keys, const float* values, std::size_t stride,
                    std::size_t dim, std::size_t tokens, Count count, double* out) {

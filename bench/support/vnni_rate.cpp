@@ -13,7 +13,7 @@ namespace kvtilt::bench {
 KVTILT_TARGET_BEGIN("avx512f,avx512vnni")
 namespace {
 
-/// Twelve independent sums: more than latency times rate on any core.
+/// Twelve independent sums: more than the instruction's latency times its rate on any core.
 constexpr int chains = 12;
 
 void add_products(int rounds) {

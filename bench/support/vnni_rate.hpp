@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// The rate of the instruction that bounds integer attention on AVX-512.
+/// Measures the rate of vpdpbusd, the instruction that bounds integer attention on AVX-512.
 #pragma once
 
 namespace kvtilt::bench {
 
-/// 512-bit vpdpbusd a second on one core, the fastest of several tries; 0 where there is none.
+/// 512-bit vpdpbusd per second on one core, the best of several tries; 0 if the CPU has none.
 double vnni_rate();
 
 }  // namespace kvtilt::bench

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The one thing the model knows about where its keys and values are kept.
+// The interface between the model and whatever keeps its keys and values.
 #pragma once
 
 #include "fail.hpp"
@@ -13,7 +13,7 @@ namespace llama {
 
 struct CacheUsage {
   std::size_t bytes = 0;           // in use: codes, metadata, 16-bit tokens, tables
-  std::size_t reserved_bytes = 0;  // taken from the system, used or not
+  std::size_t reserved_bytes = 0;  // allocated, used or not
   double effective_bits = 0;       // 8 * bytes / numbers kept
 };
 
@@ -28,35 +28,37 @@ class AttentionCache {
   /// Forgets the sequence and makes room for another one of at most `positions` tokens.
   virtual void restart(int positions) = 0;
 
-  /// Takes the next `tokens` tokens of a layer, and attends to everything up to each of them.
+  /// Appends the next `tokens` tokens of a layer and computes the attention of each over all tokens
+  /// up to itself.
   ///
   /// queries [tokens, query_heads, head_dim], rotated
   /// keys    [tokens, kv_heads, head_dim], rotated
   /// values  [tokens, kv_heads, head_dim]
   /// out     [tokens, query_heads, head_dim]
-  /// A token and up to draft_room() more are read back out of the cache, to the same bits as one
-  /// after the other; of a longer chunk, each may see the others before they are quantized. Throws
-  /// when the cache refuses the numbers or is full.
+  /// A chunk of one token and up to draft_room() more reads all tokens out of the cache and gives
+  /// the same bits as one call per token. In a longer chunk, the tokens see each other before they
+  /// are quantized. Throws if the cache refuses the numbers or is full.
   virtual void attend(int layer, int tokens, const float* queries, const float* keys,
                       const float* values, float* out) = 0;
 
-  /// Tokens behind the next one that truncate() can take back without a trace.
+  /// Number of tokens after the next one that truncate() can take back exactly.
   [[nodiscard]] virtual int draft_room() const = 0;
 
   /// Forgets every token from `length` on, in all layers.
   virtual void truncate(int length) = 0;
 
-  /// The sequence as bytes, and a sequence of such bytes with room for `more` tokens instead of the one
-  /// there is. Throw where the cache cannot, or where the bytes are another cache's.
+  /// save() returns the sequence as bytes; load() replaces the sequence by a saved one with room
+  /// for `more` tokens. Both throw if the cache does not support it, load() also for another
+  /// cache's bytes.
   [[nodiscard]] virtual std::vector<std::byte> save() const { refuse_saving(); }
   virtual void load(std::span<const std::byte> /*saved*/, int /*more*/) { refuse_saving(); }
 
   /// Tokens in the cache, in every layer.
   [[nodiscard]] virtual int length() const = 0;
   [[nodiscard]] virtual CacheUsage usage() const = 0;
-  /// 8 * bytes of a full page / its numbers; 16 where there are no pages.
+  /// 8 * bytes of a full page / its numbers; 16 if there are no pages.
   [[nodiscard]] virtual double page_bits() const = 0;
-  /// Whether an attend() since the last token began read a sealed page.
+  /// Whether any attend() for the newest token or chunk read a sealed page.
   [[nodiscard]] virtual bool touched_codes() const = 0;
 
  private:

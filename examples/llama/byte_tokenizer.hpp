@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A token is a byte.
+// A tokenizer whose tokens are single bytes.
 #pragma once
 
 #include "tokenizer.hpp"
@@ -8,7 +8,7 @@ namespace llama {
 
 class ByteTokenizer final : public Tokenizer {
  public:
-  /// Throws when the vocabulary has no room for all bytes.
+  /// Throws if the vocabulary has fewer than 256 tokens.
   explicit ByteTokenizer(const ModelConfig& config);
 
   [[nodiscard]] std::vector<int> encode(std::string_view text) const override;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What passes between a model and its cache, kept for studies of the numbers themselves.
+// Records what a model passes to its cache, for studies of the numbers themselves.
 #pragma once
 
 #include "attention_cache.hpp"
@@ -11,14 +11,14 @@
 
 namespace llama {
 
-/// One layer's numbers since the sequence began, as float32 and before any cache rounds them.
+/// One layer's inputs since the sequence began, as float32, before any cache rounds them.
 struct CapturedLayer {
   Floats queries;  // [tokens, query_heads, head_dim], rotated
   Floats keys;     // [tokens, kv_heads, head_dim], rotated
   Floats values;   // [tokens, kv_heads, head_dim]
 };
 
-/// Another cache, which does the work, and a copy of everything it was given.
+/// Forwards to another cache, and keeps a copy of everything that it was given.
 class CapturingCache final : public AttentionCache {
  public:
   CapturingCache(const ModelConfig& config, std::unique_ptr<AttentionCache> cache);

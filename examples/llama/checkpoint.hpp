@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The weights of a model folder: kvtilt's reader, the shapes that config.json asks for, and a list
-// of what nobody asked for.
+// Loads the weights of a model folder with kvtilt's reader, checks their shapes against
+// config.json's, and lists the tensors that were not used.
 #pragma once
 
 #include <kvtilt/io/checkpoint.hpp>
@@ -21,12 +21,11 @@ class Checkpoint {
   /// Throws when the folder holds no checkpoint, or a file of it is missing or damaged.
   explicit Checkpoint(const std::filesystem::path& folder);
 
-  /// The tensor as row-major float32.
-  /// Throws a sentence naming file and tensor when it is missing, its shape is not `shape`, or its
-  /// type cannot be read.
+  /// The tensor as row-major float32. Throws a sentence naming file and tensor if it is missing,
+  /// its shape is not `shape`, or its type cannot be read.
   Floats load(const std::string& name, const std::vector<std::int64_t>& shape);
 
-  /// Names that no load() asked for, sorted.
+  /// The names of tensors that were never loaded, sorted.
   [[nodiscard]] std::vector<std::string> unused() const;
 
  private:

@@ -48,7 +48,7 @@ void read_head_dim(ConfigReader& reader, ModelConfig& config) {
   }
 }
 
-/// Reads "rope_scaling", or "rope_parameters" of newer files, which holds rope_theta as well.
+/// Reads "rope_scaling", or "rope_parameters" in newer files, which also contains rope_theta.
 void read_rope(ConfigReader& reader, ModelConfig& config) {
   const std::optional<JsonValue> parameters = reader.get("rope_parameters");
   const std::optional<JsonValue> scaling = parameters ? parameters : reader.get("rope_scaling");
@@ -80,14 +80,14 @@ void read_rope(ConfigReader& reader, ModelConfig& config) {
   rope.refuse_the_rest();
 }
 
-/// Fills one window per layer from the three ways in which the families write them down.
+/// Fills one window per layer; the model families state it in three different ways.
 void read_windows(ConfigReader& reader, ModelConfig& config) {
   const bool mistral = config.architecture == "MistralForCausalLM";
   const bool qwen = config.architecture.starts_with("Qwen");
   config.windows.assign(static_cast<std::size_t>(config.layers), 0);
 
-  // Defaults of the families' own configuration classes: a Mistral file without the key has a
-  // window of 4096, one with null has none; Qwen's first 28 layers never slide.
+  // Defaults of the families' own configuration classes: without the key Mistral has a window of
+  // 4096, with null it has none; the first 28 layers of Qwen have no window.
   const bool absent = !reader.has("sliding_window");
   const int window = mistral && absent ? 4096 : reader.count("sliding_window", 0);
   const bool in_use = mistral || (qwen && reader.flag("use_sliding_window", false));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// What config.json says about a model, checked. Whatever would change the maths in a way this
-// engine does not know is refused here, so that a wrong model never runs silently.
+// Reads and checks config.json. Anything that changes the computation in a way this engine does not
+// implement is refused, so that a model never runs wrong silently.
 #pragma once
 
 #include <filesystem>

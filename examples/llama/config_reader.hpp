@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One JSON object of config.json, read key by key. It remembers what was asked for, so that keys
-// nobody knows can be refused at the end.
+// Reads one JSON object of config.json key by key. It remembers the keys that were read, so that
+// unknown ones can be refused at the end.
 #pragma once
 
 #include <kvtilt/io/json.hpp>
@@ -21,13 +21,13 @@ namespace llama {
   fail(value.error(what).message());
 }
 
-/// Every getter throws a sentence naming file, line and key when the value is not what it asks for.
-/// The document must outlive the reader.
+/// A getter throws a sentence naming file, line and key if the value is not what it reads. The
+/// document must outlive the reader.
 class ConfigReader {
  public:
   ConfigReader(std::string file, const kvtilt::JsonValue& object)
       : file_(std::move(file)), object_(object) {
-    (void)object.members().value();  // refuses what is no object
+    (void)object.members().value();  // throws if it is not an object
   }
 
   /// The value of `key`, unless it is absent or null.
@@ -37,13 +37,13 @@ class ConfigReader {
     return value && !value->is_null() ? value : std::nullopt;
   }
 
-  /// Whether the key is there, be it with null.
+  /// Whether the key is present, even if its value is null.
   [[nodiscard]] bool has(std::string_view key) const { return object_.find(key).has_value(); }
 
   // Far above any real model, far below what could overflow a product of two of them.
   static constexpr std::int64_t largest_count = std::int64_t{1} << 26;
 
-  /// A whole number; `otherwise` when the key is absent or null, an error without it.
+  /// A whole number; `otherwise` if the key is absent or null, or an error if that is not given.
   int count(const std::string& key, std::optional<int> otherwise = std::nullopt, int least = 1) {
     const std::optional<kvtilt::JsonValue> value = get(key);
     if (!value && otherwise) return *otherwise;
@@ -68,7 +68,7 @@ class ConfigReader {
     return value ? std::string(value->string().value()) : otherwise;
   }
 
-  /// Refuses every value of `key` but `only`, written as JsonValue::text() does, and absence.
+  /// Throws unless `key` is absent, null or has the value `only`, written as by JsonValue::text().
   void require(const std::string& key, std::string_view only) {
     const std::optional<kvtilt::JsonValue> value = get(key);
     if (value && value->text() != only) {

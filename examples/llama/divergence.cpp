@@ -14,7 +14,7 @@
 namespace llama {
 namespace {
 
-/// One piece with all plans; belongs to one thread.
+/// Runs one piece with all plans. One per thread.
 class Worker {
  public:
   Worker(const Model& model, const kvtilt::Plan& base, const std::vector<kvtilt::Plan>& plans,
@@ -52,7 +52,7 @@ class Worker {
   [[nodiscard]] std::size_t hidden() const {
     return static_cast<std::size_t>(model_.config().hidden);
   }
-  /// Tokens that one pass may take at `position`: the first may seal a page, the others must not.
+  /// Tokens in the pass that starts at `position`: only the first of them may seal a page.
   [[nodiscard]] int chunk(int position) const {
     const int page = settings_.page_tokens;
     return std::min(page - (position + 1) % page, predictions_ - position);
@@ -120,7 +120,7 @@ class Worker {
                                                      vocab());
   }
 
-  /// Of the logits of a chunk that starts at `position`.
+  /// Sum of the divergences of a chunk of logits that starts at `position`.
   [[nodiscard]] double divergence(int position) const {
     double sum = 0;
     for (std::size_t i = 0; i < logits_.size() / vocab(); ++i) {

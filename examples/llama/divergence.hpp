@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How far plans move a model's predictions from those of the 16-bit baseline: what a plan is chosen
-// by.
+// Measures how far plans move a model's predictions from those of the 16-bit baseline, which is the
+// criterion for choosing a plan.
 #pragma once
 
 #include <kvtilt/quant/plan.hpp>
@@ -16,7 +16,7 @@ namespace llama {
 struct DivergenceOptions {
   CacheSettings cache;  // tail and sinks are ignored: every sealed token is read as codes
   int threads = 1;
-  std::function<void(double share)> progress;  // called now and then, by one thread at a time
+  std::function<void(double share)> progress;  // called repeatedly, by one thread at a time
 };
 
 struct Divergences {
@@ -24,10 +24,10 @@ struct Divergences {
   std::vector<double> plans;  // the same of each plan
 };
 
-/// Runs every piece with the baseline, with `base` and with each of the plans. A plan runs from the
-/// first layer on that it stores otherwise than `base`, on the states that base left there: to
-/// lower a tensor of the last layer costs a pass over the last layer. The figures are evaluate()'s
-/// up to rounding, and do not depend on `threads`.
+/// Runs every piece with the baseline, with `base` and with each of the plans. A plan runs only
+/// from the first layer in which it differs from `base`, on the hidden states of the base run: a
+/// plan that changes only the last layer costs one pass over the last layer. The figures equal
+/// evaluate()'s up to rounding, and do not depend on `threads`.
 ///
 /// Memory per thread: the logits and the layers' inputs of a piece, (vocabulary + layers x hidden)
 /// x tokens x 4 bytes, and one cache. Throws what the model or a cache throws.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What each recipe costs in memory and in quality, on a text.
+// The program `evaluate`: measures what each recipe costs in memory and quality on a text.
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "evaluation_report.hpp"
@@ -61,8 +61,9 @@ bool is_number(const std::string& text) {
   return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
 }
 
-/// The recipes without the baseline, which is run anyway, and without repetitions. The comma inside
-/// a name (k4v2:g64,32) is told from those between names by what follows: a bare number is no recipe.
+/// The recipes without repetitions and without the baseline, which runs anyway. A comma inside a
+/// name (k4v2:g64,32) is told from one between names by what follows it: a bare number is no
+/// recipe.
 std::vector<std::string> clean_recipes(const std::vector<std::string>& recipes) {
   std::vector<std::string> clean;
   std::set<std::string> seen{llama::baseline_recipe};
@@ -74,8 +75,8 @@ std::vector<std::string> clean_recipes(const std::vector<std::string>& recipes) 
   return clean;
 }
 
-/// The plans of the files, which must fit the model and have one page size, also that of `cache`
-/// unless it is still to be chosen (0).
+/// Reads the plan files. They must fit the model and have one page size: that of `page_tokens`, or
+/// any if that is 0; it is then set.
 std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
                                          const llama::Model& model, int& page_tokens) {
   std::vector<llama::NamedPlan> plans;
@@ -90,7 +91,7 @@ std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
   return plans;
 }
 
-/// What planning from statistics needs, out of the same pieces that are evaluated.
+/// Captures the statistics for planning, on the same pieces that are evaluated.
 void capture(const Arguments& arguments, const llama::Model& model,
              const std::vector<std::vector<int>>& pieces, int threads, llama::Progress& progress) {
   llama::StatisticsOptions options;
@@ -133,7 +134,7 @@ void run(Arguments& arguments) {
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   options.threads = std::min(arguments.threads > 0 ? arguments.threads : cores,
                              std::max(1, static_cast<int>(pieces.size())));
-  for (const auto& recipe : options.recipes) {  // a wrong name should not cost a minute first
+  for (const auto& recipe : options.recipes) {  // refuse a wrong name before the long run
     (void)llama::make_cache(model.config(), recipe, options.cache);
   }
   for (const auto& plan : options.plans) {

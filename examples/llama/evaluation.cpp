@@ -16,11 +16,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Baseline logits kept per thread, in numbers: 16 MiB, which is 8192 positions of 512 tokens and
-// still 27 positions of a vocabulary of 150,000.
+// Baseline logits kept per thread, as a count of floats: 16 MiB, which is 8192 positions at a
+// vocabulary of 512 and still 27 positions at one of 150,000.
 constexpr std::size_t logits_kept = std::size_t{1} << 22;
 
-/// What one recipe did on one piece.
+/// The result of one recipe on one piece.
 struct PieceResult {
   double nll = 0;
   std::vector<double> divergences;  // one per prediction
@@ -32,7 +32,7 @@ struct PieceResult {
   int tokens = 0;
 };
 
-/// Decodes pieces with every recipe; belongs to one thread.
+/// Decodes pieces with every recipe. One per thread.
 class PieceEvaluator {
  public:
   PieceEvaluator(const Model& model, const EvaluationOptions& options) : model_(model) {
@@ -51,7 +51,7 @@ class PieceEvaluator {
     logits_.resize(std::min(chunk_, block_) * vocab_);
   }
 
-  /// One result per cache. Recipes take turns block by block, so that the baseline's logits need
+  /// Returns one result per cache. Caches take turns block by block, so that baseline logits need
   /// not be kept for the whole piece. `advance` is called with the number of predictions just made.
   template <class Advance>
   std::vector<PieceResult> run(const std::vector<int>& piece, Advance advance) {
@@ -92,7 +92,7 @@ class PieceEvaluator {
     }
   }
 
-  /// One prediction. Its baseline lies in `row` of the block.
+  /// Adds one prediction to `result`; the baseline's logits for it are in `row` of the block.
   void judge(const std::vector<int>& piece, std::size_t position, std::size_t row,
              std::span<const float> logits, std::size_t index, PieceResult& result) {
     const std::span<const float> reference(baseline_.data() + row * vocab_, vocab_);
@@ -116,7 +116,7 @@ class PieceEvaluator {
   Floats logits_;                     // [chunk, vocab]
 };
 
-/// Adds the pieces up in their own order, whichever thread ran them.
+/// Sums over the pieces in their order, so that the result does not depend on the threads.
 RecipeReport summarize(const std::string& recipe, std::size_t index,
                        const std::vector<std::vector<PieceResult>>& pieces) {
   RecipeReport report;

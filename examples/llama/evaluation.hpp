@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Teacher-forced comparison of cache recipes on a text.
+// Compares cache recipes on a text with teacher forcing.
 #pragma once
 
 #include <kvtilt/quant/plan.hpp>
@@ -13,19 +13,19 @@
 
 namespace llama {
 
-/// A plan to be judged, and what its row is called.
+/// A plan to evaluate, and the name of its row.
 struct NamedPlan {
   std::string name;
   kvtilt::Plan plan;
 };
 
 struct EvaluationOptions {
-  std::vector<std::string> recipes;  // kvtilt's; the baseline is always run, and first
+  std::vector<std::string> recipes;  // kvtilt's; the baseline always runs, first
   CacheSettings cache;
   int threads = 1;
-  std::function<void(double share)> progress;  // called now and then, by one thread at a time
-  std::vector<NamedPlan> plans = {};           // judged after the recipes
-  int chunk = 1;  // predictions made in one pass, at most; figures change by float rounding alone
+  std::function<void(double share)> progress;  // called repeatedly, by one thread at a time
+  std::vector<NamedPlan> plans = {};           // evaluated after the recipes
+  int chunk = 1;  // most predictions per pass; it changes the figures by float rounding only
 };
 
 /// One row of the result; every mean runs over all predictions of all pieces.
@@ -33,7 +33,7 @@ struct RecipeReport {
   std::string recipe;
   double page_bits = 0;
   double effective_bits = 0;    // at the ends of the pieces, weighted by their tokens
-  std::size_t cache_bytes = 0;  // in use at the end of the piece that needed most
+  std::size_t cache_bytes = 0;  // in use at a piece's end, the most of all pieces
   double quantized_share = 0;   // of the predictions, 0 to 1: those whose attention read a code
   double nll = 0;               // nats per token
   double kld_mean = 0;          // KL(baseline || recipe) in nats, like the two below
@@ -43,10 +43,11 @@ struct RecipeReport {
   double tokens_per_s = 0;  // of one thread, in forward passes only
 };
 
-/// Decodes every piece, once with the baseline, once with each recipe and once with each plan, so
-/// that every prediction is read out of the cache that is judged: a chunk never reaches over a page
-/// that it fills. The figures do not depend on `threads` (but for the speed). Memory: a block of baseline logits and the caches, per thread.
-/// Throws what the model or a cache throws, and when logits are not finite.
+/// Decodes every piece, once with the baseline, once with each recipe and once with each plan.
+/// Every prediction reads the cache under test: a chunk never extends beyond a page that it fills.
+/// The figures, except the speed, do not depend on `threads`. Memory per thread: a block of
+/// baseline logits and the caches. Throws what the model or a cache throws, and if logits are not
+/// finite.
 std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::vector<int>>& pieces,
                                    const EvaluationOptions& options);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The figures of an evaluation, for people and for plots.
+// Formats the figures of an evaluation as text and as JSON.
 #pragma once
 
 #include "evaluation.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How the example reports what it cannot do: one sentence in an exception that main() prints.
+// Error reporting of the example: one sentence in an exception that main() prints.
 #pragma once
 
 #include <sstream>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What CLI11's ranges leave out: NaN passes them all.
+// A CLI11 check that refuses NaN, which passes CLI11's range checks.
 #pragma once
 
 #include <kvtilt/plan/losses.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The baseline: an ordinary growing cache and plain float attention. It shares no code with kvtilt,
-// so that agreement between the two means something.
+// so that agreement between the two is evidence.
 #pragma once
 
 #include "attention_cache.hpp"
@@ -12,7 +12,7 @@
 
 namespace llama {
 
-/// What becomes of keys and values on their way into the cache.
+/// How keys and values are rounded when they enter the cache.
 enum class CacheRounding {
   F16,   // rounded to 16-bit floats: the baseline of every comparison
   None,  // kept as they are: for comparing a model with another implementation
@@ -28,7 +28,7 @@ class FloatCache final : public AttentionCache {
   [[nodiscard]] int draft_room() const override { return std::numeric_limits<int>::max(); }
   void truncate(int length) override;
   [[nodiscard]] int length() const override;
-  /// Counts two bytes a number, which is what the numbers need, though they are stored as floats.
+  /// Counts 2 bytes per number, as 16-bit storage would need, though they are stored as floats.
   [[nodiscard]] CacheUsage usage() const override;
   [[nodiscard]] double page_bits() const override { return 16; }
   [[nodiscard]] bool touched_codes() const override { return false; }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Buffers of numbers that start at a cache line. Vectorized sums add in an order that depends on
-// the address of their first number: with fixed alignment the same text gives the same figures
-// again.
+// Float buffers aligned to cache lines. Vectorized sums add in an order that depends on the address
+// of the first number: a fixed alignment makes the figures of a text reproducible.
 #pragma once
 
 #include <cstddef>

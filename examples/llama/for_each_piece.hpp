@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Threads that share the pieces of a text.
+// Distributes the pieces of a text over threads.
 #pragma once
 
 #include <atomic>
@@ -11,8 +11,8 @@
 
 namespace llama {
 
-/// Calls run(worker, i) once for each piece i of `count`, on `threads` threads of which each has a
-/// worker that make() gives it. After an exception no further piece is begun, and it is thrown on.
+/// Calls run(worker, i) once for each piece i of `count`, on `threads` threads; make() makes one
+/// worker per thread. After an exception no further piece is begun, and the exception is rethrown.
 template <class Make, class Run>
 void for_each_piece(std::size_t count, int threads, Make make, Run run) {
   std::atomic<std::size_t> next{0};

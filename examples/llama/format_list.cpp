@@ -19,7 +19,7 @@ void add(std::vector<Format>& formats, const Format& format) {
   if (std::find(formats.begin(), formats.end(), format) == formats.end()) formats.push_back(format);
 }
 
-/// The width's formats, each with the range rules that fit it.
+/// Adds the formats of a width, each with the range rules that fit it.
 void add_width(kvtilt::FormatChoices& choices, int bits, bool keys, bool values, Variants variants,
                const kvtilt::CacheShape& shape, int page_tokens) {
   if (variants == Variants::Default) {

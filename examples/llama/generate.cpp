@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Writes a text with a quantized cache, and says what the cache cost.
+// The program `generate`: writes a text with a quantized cache and reports what the cache cost.
 #include <kvtilt/io/mapped_file.hpp>
 
 #include "fail.hpp"
@@ -35,7 +35,7 @@ struct Arguments {
   std::string save;
 };
 
-/// Text as a terminal may see it: a model can produce any byte, also those that move cursors.
+/// Text that is safe for a terminal: a model can produce any byte, also those that move cursors.
 std::string printable(std::string_view text) {
   std::string clean;
   for (const char c : text) {
@@ -52,7 +52,7 @@ std::vector<std::string> table_row(const std::string& name, const llama::Generat
           llama::format_number(generation.tokens_per_s(), 0)};
 }
 
-/// How far two texts are the same.
+/// States up to which token two texts are the same.
 std::string compare(const std::string& recipe, const std::vector<int>& tokens,
                     const std::vector<int>& baseline) {
   const auto different =
@@ -89,7 +89,7 @@ void run(const Arguments& arguments) {
   const auto result = write(
       arguments.recipe,
       [&](std::string_view text) {
-        // Not before the first token: what cannot run should not leave half a text behind.
+        // Printed with the first token only, so that a run that fails leaves no half text behind.
         if (!started) std::cout << printable(arguments.prompt);
         started = true;
         std::cout << printable(text) << std::flush;
@@ -104,7 +104,7 @@ void run(const Arguments& arguments) {
       {"recipe", "tokens kept", "cache bytes", "eff. bits", "tokens/s"},
       table_row(arguments.recipe, result)};
   std::string verdict;
-  // What was saved, 16 bits have not read.
+  // The baseline cannot continue a loaded prompt: only the quantized cache has read it.
   if (arguments.recipe != llama::baseline_recipe && !before) {
     const auto baseline = write(llama::baseline_recipe, [](std::string_view) {}, {});
     rows.push_back(table_row("16 bits", baseline));

@@ -16,7 +16,7 @@ namespace {
 constexpr std::size_t chunk_tokens = 64;
 
 bool ends_text(const ModelConfig& config, const Tokenizer& tokenizer, int token) {
-  // llama2.c models were trained on texts in a row: the next one's begin token ends this one.
+  // llama2.c models were trained on concatenated texts: the next one's begin token ends this one.
   return token == tokenizer.begin_token() ||
          std::find(config.end_tokens.begin(), config.end_tokens.end(), token) !=
              config.end_tokens.end();
@@ -68,7 +68,7 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   if (saved.after != nullptr) *saved.after = cache.save();
 
   Generation result;
-  std::vector<int> batch{tokens.back()};  // a known token, then guesses; a row of logits for each
+  std::vector<int> batch{tokens.back()};  // newest token, then guesses; a row of logits for each
   while (true) {
     const int start = cache.length() - static_cast<int>(batch.size());
     std::size_t right = 0;  // tokens of the batch that belong to the text

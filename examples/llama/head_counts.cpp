@@ -16,8 +16,8 @@
 namespace llama {
 namespace {
 
-/// `number(key)` is a std::optional; `width` and `heads` are keys of what an unstated size is the
-/// quotient of.
+/// Reads the head sizes of keys and values. `number(key)` returns a std::optional. A size that is
+/// not stated is the quotient of the keys `width` and `heads`.
 template <class Number>
 void read_head_sizes(HeadCounts& counts, Number number, std::initializer_list<const char*> of_keys,
                      std::initializer_list<const char*> of_values, const char* width,
@@ -40,7 +40,7 @@ void read_head_sizes(HeadCounts& counts, Number number, std::initializer_list<co
   if (counts.value_sizes.any_of.empty()) counts.value_sizes = counts.key_sizes;
 }
 
-/// The first of `keys` that is there.
+/// The value of the first of `keys` that is present.
 std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
                                           std::initializer_list<const char*> keys) {
   for (const char* key : keys) {
@@ -50,8 +50,8 @@ std::optional<kvtilt::JsonValue> find_any(const kvtilt::JsonValue& object,
   return std::nullopt;
 }
 
-/// Families whose norms multiply by 1 + what is stored; Gemma 3n's do not. GGUF files of them have
-/// the 1 in the tensor.
+/// Whether the QK-norms of a family multiply by 1 + the stored gain. (Gemma 3n's do not; GGUF files
+/// store the gain with the 1 added.)
 bool adds_one_to_gains(std::string_view model_type) {
   constexpr std::array<std::string_view, 7> families{
       "gemma3",       "gemma3_text", "qwen3_next",      "qwen3_5",
@@ -64,7 +64,7 @@ bool adds_one_to_gains(std::string_view model_type) {
 HeadCounts config_counts(const std::filesystem::path& path) {
   const auto file = kvtilt::MappedFile::open(path).value();
   const auto document = kvtilt::JsonDocument::parse(file.text(), path.string()).value();
-  // Models of several senses keep the language model's numbers in an object of their own.
+  // Multimodal models keep the language model's configuration in an object of its own.
   const kvtilt::JsonValue root = document.root().find("text_config").value_or(document.root());
   const auto count = [&](std::initializer_list<const char*> keys) {
     const auto value = find_any(root, keys);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What checkpoints say of the heads of models that this engine need not be able to run.
+// Reads head counts and sizes from checkpoints, also of models that this engine cannot run.
 #pragma once
 
 #include <kvtilt/io/gguf_metadata.hpp>
@@ -12,11 +12,11 @@
 
 namespace llama {
 
-/// What a checkpoint says of the numbers in a head.
+/// The head_dim that a checkpoint states.
 struct HeadSizes {
-  std::vector<std::int64_t> any_of;  // several where layers differ, none where nothing is said
+  std::vector<std::int64_t> any_of;  // several if layers differ, empty if not stated
   std::string text;                  // the same for messages
-  bool guessed = false;              // what families take that say nothing, but not all of them
+  bool guessed = false;              // the usual default of families that state none
 
   void add(const std::string& what, std::int64_t size) {
     any_of.push_back(size);
@@ -27,7 +27,7 @@ struct HeadSizes {
   }
 };
 
-/// Counts that the tensors' shapes do not tell, sizes that they must have, and what gains mean.
+/// Counts that tensor shapes do not determine, the head sizes to check, and the meaning of gains.
 struct HeadCounts {
   std::int64_t layers = 0;
   std::int64_t query_heads = 0;
@@ -37,10 +37,10 @@ struct HeadCounts {
   bool gains_add_one = false;  // QK-norms multiply by 1 + what is stored
 };
 
-/// Out of a config.json. Refused, with its name and the key's: what is absent or out of range.
+/// Reads a config.json. Throws, naming file and key, for a key that is absent or out of range.
 HeadCounts config_counts(const std::filesystem::path& path);
 
-/// Out of a GGUF file's pairs. Refused likewise, and where counts contradict each other.
+/// Reads a GGUF file's key-value pairs. Throws likewise, and for counts that contradict each other.
 HeadCounts gguf_counts(const kvtilt::GgufMetadata& metadata, const std::string& file);
 
 }  // namespace llama

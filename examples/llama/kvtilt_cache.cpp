@@ -72,7 +72,7 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
     view = cache_.view(id, layer).value();
     check(
         kvtilt::attend(view, q, result, options_, workspace(kvtilt::attend_workspace_bytes(view))));
-  } else {  // a prompt's chunk: it attends to itself in floats before the cache rounds it
+  } else {  // a prompt's chunk attends to its own tokens in floats, before the cache rounds them
     view = cache_.view(id, layer).value();
     check(kvtilt::attend_prefill(view, q, k, v, result, options_,
                                  workspace(kvtilt::attend_prefill_workspace_bytes(view, tokens))));
@@ -81,9 +81,9 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
   touched_codes_ = touched_codes_ || view.touches_codes();
 }
 
-/// A page may be sealed by the next token, which is no guess, but not by those behind it: each of
-/// them then reads the pages that it would read if it came alone, and none turns out to be sealed
-/// too early when guesses are taken back.
+/// The next token, which is no guess, may seal a page, but the guesses behind it must not: so each
+/// token reads the pages that it would read if it came alone, and no page holds guesses that may be
+/// taken back.
 std::int64_t KvtiltCache::draft_room(int layer) const {
   const std::int64_t room = cache_.tokens_before_seal(sequence_.value(), layer).value();
   return room > 0 ? room - 1 : page_tokens_ - 1;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The cache of an engine that includes kvtilt: everything that it has to call is in
+// An AttentionCache on kvtilt's KVCache: all calls that an engine has to make to kvtilt are in
 // kvtilt_cache.cpp.
 #pragma once
 
@@ -19,12 +19,12 @@ extern template const kvtilt::cpu::Kernels* kvtilt::cpu::kernels<kvtilt::AllForm
 
 namespace llama {
 
-/// What kvtilt has to know about the model.
+/// The shape that kvtilt needs to know of the model.
 kvtilt::CacheShape cache_shape(const ModelConfig& config);
 
 class KvtiltCache final : public AttentionCache {
  public:
-  /// Throws kvtilt's sentence for a plan, settings or shapes that it refuses.
+  /// Throws kvtilt's message if it refuses the plan, the settings or the shape.
   KvtiltCache(const ModelConfig& config, const kvtilt::Plan& plan, const CacheSettings& settings);
 
   void restart(int positions) override;

@@ -16,7 +16,7 @@ using Vector = Eigen::Map<Eigen::VectorXf>;
 using ConstArray = Eigen::Map<const Eigen::ArrayXf>;
 using Array = Eigen::Map<Eigen::ArrayXf>;
 
-// Rows of weights that a few tokens share while they are in the first-level cache.
+// Rows of weights in a block: they stay in the L1 cache while all tokens multiply with them.
 constexpr int row_block = 32;
 
 }  // namespace

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Matrix products. The only file of the model that uses Eigen, whose inline functions depend on the
-// compiler flags of each file that includes it: keep it out of headers.
+// Matrix products. Only its .cpp file uses Eigen in the model: Eigen's inline functions depend on
+// the compiler flags of each file that includes it, so it must stay out of headers.
 #pragma once
 
 #include "floats.hpp"
@@ -16,8 +16,8 @@ struct Matrix {
   Floats data;  // [rows, cols]
 };
 
-/// Up to this many tokens, multiply() gives every token the bits that it would give it alone: as
-/// many matrix-vector products, except that they read the weights from memory once.
+/// Up to this many tokens, multiply() gives each token the same bits as a call for it alone: it
+/// runs one matrix-vector product per token, but reads the weights from memory only once.
 inline constexpr int same_bits_tokens = 16;
 
 /// out [tokens, rows] = in [tokens, cols] * weights^T, plus bias [rows] unless it is empty.

@@ -14,7 +14,7 @@
 namespace llama {
 namespace {
 
-constexpr int first_byte = 3;    // the piece of byte 0
+constexpr int first_byte = 3;    // the piece for byte 0
 constexpr int first_word = 259;  // the first piece that is text
 constexpr std::int32_t longest_piece = 1 << 16;
 
@@ -80,8 +80,8 @@ void Llama2cTokenizer::read(const std::string& name, std::span<const std::byte> 
     if (!std::isfinite(score)) fail(name, ": piece ", id, " has no finite score");
     const auto text = reader.take(static_cast<std::size_t>(length));
     pieces_.push_back({{reinterpret_cast<const char*>(text.data()), text.size()}, score});
-    // Control and byte pieces are spelled like "<s>" and "<0x0A>"; a text that says so means
-    // letters.
+    // Control and byte pieces are spelled like "<s>" and "<0x0A>"; the same characters in a text
+    // are ordinary letters, so these pieces are left out.
     if (id >= first_word) ids_.emplace(pieces_.back().text, id);
   }
   if (reader.left() != 0) {
@@ -119,12 +119,12 @@ std::vector<int> Llama2cTokenizer::split(std::string_view text) const {
 std::vector<int> Llama2cTokenizer::encode(std::string_view text) const {
   if (text.empty()) return {};
   std::vector<int> tokens = split(" " + std::string(text));
-  // A linked list over `tokens`; the queue holds every mergeable pair, best score first and, of
-  // equal scores, the leftmost: the pair llama2.c would find by scanning the whole text.
+  // `tokens` is a linked list. The queue holds every mergeable pair, the best score first and,
+  // among equal scores, the leftmost: the pair that llama2.c finds by scanning the whole text.
   struct Merge {
     float score;
     int left, right;              // places in `tokens`
-    int left_token, right_token;  // what stood there: outdated pairs are skipped
+    int left_token, right_token;  // the tokens then: outdated pairs are skipped
     int merged;
     bool operator<(const Merge& other) const {
       return score != other.score ? score < other.score : left > other.left;

@@ -17,10 +17,10 @@ namespace llama {
 
 class Llama2cTokenizer final : public Tokenizer {
  public:
-  /// Throws a sentence naming the file when it is damaged or has not `vocab` pieces.
+  /// Throws a sentence naming the file if it is damaged or does not have config.vocab pieces.
   Llama2cTokenizer(const std::filesystem::path& file, const ModelConfig& config);
 
-  /// Tokens of " " + text: the pieces of a word carry the space before it, and so does the first.
+  /// The tokens of " " + text: pieces include the space before a word, also that of the first word.
   /// Cost: O(n log n) in the text's length.
   [[nodiscard]] std::vector<int> encode(std::string_view text) const override;
   /// Drops the leading space of the text's first piece.

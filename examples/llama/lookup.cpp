@@ -7,7 +7,7 @@
 namespace llama {
 namespace {
 
-// Longer matches hardly guess better, and a text that repeats one token stays linear.
+// Longer matches hardly improve the guesses; the limit keeps texts of one repeated token linear.
 constexpr std::size_t longest_match = 8;
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A cache by the name of its recipe.
+// Makes a cache from the name of a recipe.
 #pragma once
 
 #include <kvtilt/quant/plan.hpp>
@@ -12,7 +12,7 @@
 
 namespace llama {
 
-/// The recipe name of the 16-bit baseline, which does not go through kvtilt.
+/// The recipe name of the 16-bit baseline, which does not use kvtilt.
 inline constexpr const char* baseline_recipe = "f16";
 
 /// How kvtilt multiplies codes: in integers where that is fast, or in float32 throughout.
@@ -25,8 +25,8 @@ struct CacheSettings {
   CacheArithmetic arithmetic = CacheArithmetic::Fast;
 };
 
-/// Throws kvtilt's own sentence when it does not know the recipe or refuses the settings. Besides
-/// the library's names (k4v2) there are those that say every field of a key and a value format:
+/// Throws kvtilt's message if it does not know the recipe or refuses the settings. Besides the
+/// library's names (k4v2), a recipe may state the formats of keys and values in full:
 /// 4c:g64:min-max/2t.
 std::unique_ptr<AttentionCache> make_cache(const ModelConfig& config, const std::string& recipe,
                                            const CacheSettings& settings);

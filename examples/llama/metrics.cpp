@@ -37,7 +37,7 @@ double kl_divergence(std::span<const float> reference, double reference_lse,
 
 double percentile(std::vector<double> values, double share) {
   if (values.empty()) return 0;
-  // The small number keeps 0.99 * 300, say, from being rounded up to the next rank.
+  // The small number keeps rounding errors (0.99 * 300, say) from reaching the next rank.
   const double rank = std::ceil(share * static_cast<double>(values.size()) - 1e-6);
   const auto index = static_cast<std::size_t>(std::max(rank, 1.0)) - 1;
   const auto place =

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// How far one model's predictions are from another's. All of it in float64, from float32 logits.
+// Metrics that compare two models' predictions, in float64 from float32 logits.
 #pragma once
 
 #include <span>
@@ -13,8 +13,8 @@ double log_sum_exp(std::span<const float> logits);
 /// The first index of the largest logit.
 int argmax(std::span<const float> logits);
 
-/// KL(p || q) in nats, p = softmax(reference), q = softmax(logits); both lse as log_sum_exp() gives
-/// them. Rounding may take a tiny divergence below zero, which is returned as 0.
+/// KL(p || q) in nats for p = softmax(reference), q = softmax(logits); reference_lse and lse are
+/// their log_sum_exp(). If rounding makes it negative, returns 0.
 double kl_divergence(std::span<const float> reference, double reference_lse,
                      std::span<const float> logits, double lse);
 

@@ -49,7 +49,8 @@ void Model::load_weights(const std::filesystem::path& folder) {
     layers_.push_back(std::move(layer));
   }
   for (const std::string& name : checkpoint.unused()) {
-    // Old files carry the rotary frequencies, tied ones a second copy of the embedding.
+    // Old files contain the rotary frequencies; models with tied embeddings, a copy of the
+    // embedding.
     const bool known =
         name.ends_with(".rotary_emb.inv_freq") || (c.tied_embeddings && name == "lm_head.weight");
     if (!known) {
@@ -59,7 +60,7 @@ void Model::load_weights(const std::filesystem::path& folder) {
   }
 }
 
-/// Makes room for the tokens, and their rotations.
+/// Sizes the buffers for the tokens, and computes their rotations.
 void Model::prepare(int tokens, int position, Scratch& scratch) const {
   const auto count = static_cast<std::size_t>(tokens);
   const std::size_t half = static_cast<std::size_t>(config_.head_dim) / 2;

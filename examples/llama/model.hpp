@@ -15,7 +15,7 @@
 
 namespace llama {
 
-/// The buffers of one forward pass. One per thread; they grow to the largest chunk seen, and a pass
+/// The buffers of one forward pass, one per thread. They grow to the largest chunk seen; a pass
 /// over no more tokens than that allocates nothing.
 struct Scratch {
   Floats hidden;   // [tokens, hidden]
@@ -30,7 +30,7 @@ struct Scratch {
   Floats sines;    // [tokens, head_dim / 2]
 };
 
-/// Sees what enters a layer: hidden [tokens, hidden].
+/// Called with the input of each layer: hidden [tokens, hidden].
 using LayerObserver = std::function<void(int layer, std::span<const float> hidden)>;
 
 class Model {
@@ -41,7 +41,7 @@ class Model {
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
 
-  /// What brings the outputs of a layer's attention back to the hidden state:
+  /// The projection W_O from the outputs of a layer's attention to the hidden state:
   /// [hidden, query_heads * head_dim].
   [[nodiscard]] const Matrix& output_projection(int layer) const {
     return layers_[static_cast<std::size_t>(layer)].output;
@@ -49,17 +49,16 @@ class Model {
 
   /// Runs the next tokens of the cache's sequence; their positions start at cache.length().
   ///
-  /// logits [tokens, vocab], or [1, vocab] to get those of the last token only
-  /// Throws on a token outside the vocabulary, beyond the context, or what the cache refuses.
-  /// Up to same_bits_tokens tokens, of which all but the first fit cache.draft_room(), get the same
-  /// logits, bit for bit, as one after the other.
-  /// Safe from several threads with different caches and scratches.
+  /// logits [tokens, vocab], or [1, vocab] for those of the last token only Throws for a token
+  /// outside the vocabulary or beyond the context, or what the cache throws. Up to same_bits_tokens
+  /// tokens, all but the first within cache.draft_room(), give the same logits, bit for bit, as one
+  /// call per token. Threads may call it at the same time with different caches and scratches.
   void forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
                std::span<float> logits, const LayerObserver& observe = {}) const;
 
-  /// The rest of a forward pass from layer `first` on, whose input an observer saw in another pass:
-  /// what changes from layer `first` on only need not run the layers in front of it again. The
-  /// cache's layers in front of `first` stay empty; the tokens' positions start at `position`.
+  /// Runs a forward pass from layer `first` on, from an input that an observer saw in another pass,
+  /// so that the layers in front, if they are unchanged, need not run again. The cache's layers in
+  /// front of `first` stay empty; the tokens' positions start at `position`.
   ///
   /// hidden [tokens, hidden]; logits as above
   void forward_from(int first, int position, std::span<const float> hidden, AttentionCache& cache,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Norms that somebody published, without the weights.
+// Reads files of published weight norms, which come without the weights.
 #pragma once
 
 #include "norm_source.hpp"
@@ -8,8 +8,9 @@
 
 namespace llama {
 
-/// A published norm file: {"w_k": [one number per layer], "w_v": [...]}. It does not say which norm it
-/// holds: both fields get the same numbers. The shape of the caches is not in it either.
+/// Reads {"w_k": [one number per layer], "w_v": [...]}. The file does not state which norm it
+/// holds: both the Frobenius and the spectral field get its numbers. The cache's shape is the
+/// caller's.
 WeightNorms read_norm_file(const std::filesystem::path& path, int kv_heads, int head_dim);
 
 }  // namespace llama

@@ -24,7 +24,7 @@ namespace {
 using kvtilt::StoredTensor;
 using kvtilt::Tensor;
 
-/// How families name a layer's tensors; # is the layer.
+/// Prefixes of a layer's attention tensors in the model families; # is the layer's number.
 constexpr std::array layer_prefixes{"model.layers.#.self_attn.",
                                     "model.language_model.layers.#.self_attn.",
                                     "language_model.model.layers.#.self_attn.",
@@ -40,8 +40,8 @@ struct Projection {
   std::int64_t head_rows = 0;
 };
 
-/// Lets go of a mapped tensor's memory: the pages of a large checkpoint would count as this
-/// program's for as long as nobody else wants them.
+/// Drops the mapped pages of a tensor: otherwise those of a large checkpoint would count as this
+/// program's memory until the system needs them.
 void release(std::span<const std::byte> bytes) {
   const auto page = static_cast<std::uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + page - 1) / page * page;
@@ -59,20 +59,20 @@ class Layers {
 
   [[nodiscard]] int count() const { return static_cast<int>(counts_.layers); }
 
-  /// Refuses a checkpoint that has some of the layers only: a layer without attention has other
-  /// tensors.
+  /// Throws if some layers have no tensors at all, as in an incomplete checkpoint. (A layer without
+  /// attention has other tensors.)
   void require_all() const {
     std::vector<int> missing;
     for (int layer = 0; layer < count(); ++layer) {
       if (kv_heads(layer) != 0 && !has_tensors(layer)) missing.push_back(layer);
     }
-    // None at all: the names are of a family that is not known.
+    // If no layer has any, the family's tensor names are unknown: reported elsewhere.
     if (missing.empty() || static_cast<int>(missing.size()) == count()) return;
     fail(name_, ": ", missing.size(), " of ", count(), " layers have no tensors at all, layer ",
          missing.front(), " the first of them; is a part of the checkpoint missing?");
   }
 
-  /// The norms of one layer and, in `shape`, what its cache looks like.
+  /// The norms of one layer; sets `shape` to the shape of its cache.
   [[nodiscard]] kvtilt::LayerNorms read(int layer, kvtilt::LayerShape& shape) const {
     const std::int64_t heads = kv_heads(layer);
     if (heads == 0) return {};
@@ -100,7 +100,7 @@ class Layers {
         for (float& gain : numbers) gain += 1;
       }
       const auto rows = static_cast<std::size_t>(keys.head_rows);
-      // Gains over all heads together (OLMo2) or per head; anything else says nothing of the scale.
+      // Gains of all heads (OLMo2) or of one; any other number does not tell the scale.
       if (numbers.size() == rows || numbers.size() == rows * static_cast<std::size_t>(heads)) {
         norms.key_gains = std::move(numbers);
       }
@@ -113,7 +113,7 @@ class Layers {
     return counts_.kv_heads[counts_.kv_heads.size() == 1 ? 0 : static_cast<std::size_t>(layer)];
   }
 
-  /// What the names of a layer's tensors may begin with.
+  /// The possible prefixes of the names of a layer's tensors.
   [[nodiscard]] static std::vector<std::string> prefixes(int layer) {
     std::vector<std::string> list;
     for (const std::string prefix : layer_prefixes) {
@@ -123,7 +123,7 @@ class Layers {
     return list;
   }
 
-  /// Whether a tensor's name begins so.
+  /// Whether the name of any tensor begins with `start`.
   [[nodiscard]] bool has_any(const std::string& start) const {
     const auto found = std::lower_bound(names_.begin(), names_.end(), start);
     return found != names_.end() && found->starts_with(start);
@@ -176,7 +176,7 @@ class Layers {
     if (found.weight == nullptr) return found;
     const std::int64_t all = counts_.query_heads + 2 * heads;
     const HeadSizes& sizes = keys ? counts_.key_sizes : counts_.value_sizes;
-    // GGUF files give linear attention's projection the name of softmax attention's.
+    // In GGUF files, the projection of linear attention has the name of softmax attention's.
     if (found.weight->name.ends_with("attn_qkv.weight") &&
         has_any("blk." + std::to_string(layer) + ".ssm_") &&
         (found.weight->rows() % all != 0 || !sizes.allow(found.weight->rows() / all))) {
@@ -199,8 +199,8 @@ class Layers {
          kvtilt::shape_text(tensor.shape), ", which is not [", heads, " ", what, " x n, hidden]");
   }
 
-  /// Heads of another size than stated come from a wrong count of them. Gains of one head outweigh
-  /// a guess: some families have sizes of their own.
+  /// Throws if the head size is not one that the file states, a sign of a wrong head count. Gains
+  /// of one head overrule a guessed size, because some families have sizes of their own.
   void require_size(const Projection& projection, const HeadSizes& sizes, int layer,
                     const StoredTensor* gains) const {
     const std::int64_t size = projection.head_rows;
@@ -212,7 +212,7 @@ class Layers {
          kv_heads(layer), " kv heads makes ", size, " rows a head; but ", sizes.text);
   }
 
-  /// FP8 checkpoints keep scales beside the weights; norms without them would be of other weights.
+  /// Throws if the tensor has separate scales, as in FP8 checkpoints: norms must include them.
   void require_unscaled(const StoredTensor& tensor, int layer) const {
     for (const char* suffix : {"_scale_inv", "_scale"}) {
       const StoredTensor* scale = checkpoint_.find(tensor.name + suffix);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Files for what takes long to find: refused before the work, written whole after it.
+// Output files of long computations: checked before the work, written whole after it.
 #pragma once
 
 #include <kvtilt/io/json.hpp>
@@ -16,13 +16,13 @@
 
 namespace llama {
 
-/// A file that an option asks for; an empty path asks for none.
+/// The output file of a command-line option; an empty path means none.
 struct OutputFile {
   std::string option;
   std::filesystem::path path;
 };
 
-/// Throws for a file that cannot be written and for one that two options ask for. Changes nothing.
+/// Throws if a file cannot be written or two options name the same one. Changes nothing.
 inline void check_outputs(const std::vector<OutputFile>& outputs) {
   for (std::size_t i = 0; i < outputs.size(); ++i) {
     const auto& [option, path] = outputs[i];
@@ -39,14 +39,14 @@ inline void check_outputs(const std::vector<OutputFile>& outputs) {
   }
 }
 
-/// Replaces the file, unless the path is empty; throws where that fails.
+/// Replaces the file, unless the path is empty; throws if that fails.
 inline void write_json(const std::filesystem::path& path, const nlohmann::ordered_json& figures) {
   if (path.empty()) return;
   const auto written = kvtilt::write_file(path, figures.dump(2) + '\n');
   if (!written.ok()) fail(written.message());
 }
 
-/// A text with names of files, which need not be UTF-8 as JSON must.
+/// A text made valid UTF-8 for JSON: names of files in it need not be.
 inline std::string json_text(const std::string& text) {
   return kvtilt::to_json_string(text).ok() ? text : kvtilt::shown(text, text.size());
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Which layer's keys and values get how many bits.
+// The program `plan`: decides how many bits each layer's keys and values get.
 #include <kvtilt/io/recipe_file.hpp>
 
 #include "fail.hpp"
@@ -60,7 +60,7 @@ std::string number(double value) {
   return text;
 }
 
-/// The recipe files to write, one per budget, or none: {} stands for the budget.
+/// The recipe files to write, one per budget, or none; {} in `out` stands for the budget.
 std::vector<std::string> recipe_files(const std::string& out, const std::vector<double>& budgets) {
   std::vector<std::string> names;
   if (out.empty()) return names;
@@ -80,7 +80,7 @@ std::vector<std::string> recipe_files(const std::string& out, const std::vector<
   return names;
 }
 
-/// Throws for options that nothing would read.
+/// Throws for options that would have no effect.
 void check_used(const CLI::App& app, const Arguments& arguments) {
   const auto refuse = [&](std::initializer_list<const char*> options, const char* use) {
     for (const char* option : options) {

@@ -25,7 +25,7 @@ namespace {
 using kvtilt::FormatChoices;
 using kvtilt::ModelLosses;
 
-/// Losses out of a library call, or its sentence as an exception.
+/// The losses of a library call, or its error as an exception.
 ModelLosses checked(kvtilt::Result<ModelLosses> losses) {
   if (!losses) fail(losses.message());
   return *std::move(losses);
@@ -82,8 +82,8 @@ std::vector<std::vector<int>> calibration_pieces(const PlanRequest& request, con
   return pieces;
 }
 
-/// Formats that the source can tell apart. Measuring takes time for each of them: without a list
-/// of the user's, widths far from the budget are left out; a budget beyond all gets the widest.
+/// The formats to choose from. Measuring takes time for each: unless the user gives a list, widths
+/// far from the budget are left out; a budget above all widths gets the widest.
 FormatChoices choose_formats(const PlanRequest& request, LossSource source,
                              const kvtilt::CacheShape& shape) {
   std::vector<std::string> entries = request.formats;
@@ -102,7 +102,7 @@ FormatChoices choose_formats(const PlanRequest& request, LossSource source,
                        request.page_tokens);
 }
 
-/// Formats of the `count` widths around the middle of those that can be chosen, as probes for all.
+/// The formats of the `count` widths around the middle of the choices, as probes for all widths.
 FormatChoices choose_probes(const FormatChoices& choices, int count) {
   if (count == 0) return choices;
   const auto pick = [count](const std::vector<kvtilt::Format>& formats) {
@@ -123,7 +123,7 @@ FormatChoices choose_probes(const FormatChoices& choices, int count) {
   return {pick(choices.keys), pick(choices.values)};
 }
 
-/// Runs the model on the text, for one of the two sources that need that.
+/// Runs the model on the text, for the two loss sources that need it.
 class TextLosses {
  public:
   explicit TextLosses(const PlanRequest& request)
@@ -158,7 +158,7 @@ class TextLosses {
   }
 
  private:
-  /// Predictions read codes from the one on that fills the first page.
+  /// Throws if no piece fills a page: codes are read only from the prediction that fills one.
   void check_some_read_codes() const {
     std::size_t longest = 0;
     for (const auto& piece : pieces_) longest = std::max(longest, piece.size());
@@ -203,7 +203,7 @@ kvtilt::CacheShape captured_shape(const std::vector<kvtilt::CapturedLayer>& laye
   return shape;
 }
 
-/// The capture and the model must keep the same keys and values.
+/// Throws if the capture and the model differ in the shape of their caches.
 void check_same_heads(const PlanRequest& request, const kvtilt::CacheShape& captured,
                       const kvtilt::CacheShape& model) {
   if (captured.layers.size() != model.layers.size()) {

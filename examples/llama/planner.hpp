@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Everything between the command line of `plan` and its answer.
+// Runs the planner: from the options of `plan` to one plan per budget.
 #pragma once
 
 #include "planning.hpp"
@@ -16,22 +16,22 @@ namespace llama {
 struct PlanRequest {
   std::filesystem::path model;    // a folder or a GGUF file; run only if there is a text
   std::filesystem::path norms;    // a published norm file
-  std::filesystem::path capture;  // what evaluate --capture wrote
+  std::filesystem::path capture;  // written by evaluate --capture
   std::filesystem::path text;
-  std::optional<LossSource> source;  // absent: the best that the rest allows
-  std::vector<double> budgets;       // page bits; what is measured serves them all
+  std::optional<LossSource> source;  // absent: the best for what is given
+  std::vector<double> budgets;       // page bits; measured once for all of them
   std::optional<int> key_floor;      // absent: 3 for norms, none for anything measured
   std::vector<std::string> formats;  // as parse_formats takes them; empty: all that fit the source
   kvtilt::RecipePer per = kvtilt::RecipePer::Layer;
   int page_tokens = 64;
 
-  // Of a text:
+  // If there is a text:
   double share = 0.25;  // read from its beginning
   long tokens = 8192;   // predictions, in pieces spread evenly over that share
   int context = 0;      // tokens per piece; 0: the model's
   int probes = 0;       // widths measured per tensor, the others scaled; 0: all, nothing is scaled
 
-  // Of a norm file:
+  // If there is a norm file:
   int kv_heads = 8;
   int head_dim = 128;
 
@@ -39,7 +39,7 @@ struct PlanRequest {
   std::function<void(const char* what, double share)> progress;
 };
 
-/// Reads and measures what the request asks for, and plans once for each budget. Throws a sentence
+/// Reads and measures what the request needs, and plans once per budget. Throws a sentence
 /// for anything that is missing, contradictory or out of reach.
 std::vector<Planning> run_planner(const PlanRequest& request);
 

@@ -11,7 +11,7 @@ namespace {
 using kvtilt::Recipe;
 using kvtilt::Tensor;
 
-/// Bytes of a page of every layer under one recipe, or nothing where some layer cannot have it.
+/// Bytes of a page of every layer with one recipe; nothing if it does not fit some layer.
 std::optional<std::size_t> uniform_bytes(const kvtilt::CacheShape& shape, int page_tokens,
                                          const Recipe& recipe) {
   std::size_t bytes = 0;
@@ -53,7 +53,7 @@ std::vector<std::size_t> layers_where(std::size_t count, Holds holds) {
   return layers;
 }
 
-/// Widths at which losses of keys and values are compared: the first that both lists have.
+/// The gap at the first width that both lists have, in the order below.
 std::optional<double> measured_gap(const std::vector<kvtilt::HeadLosses>& entries,
                                    const kvtilt::FormatChoices& choices) {
   for (const int bits : {4, 3, 5, 2, 6, 8, 7, 1}) {

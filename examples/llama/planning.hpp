@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// From losses to a plan, and what it is worth beside recipes that treat all layers alike.
+// Makes a plan from losses, and compares it with uniform recipes (the same for all layers).
 #pragma once
 
 #include <kvtilt/plan/bit_plan.hpp>
@@ -24,15 +24,15 @@ struct UniformRecipe {
   double loss = 0;
 };
 
-/// The uniform recipe of least loss with keys of `key_floor` bits at least, within `page_bytes` for
-/// a page of every layer; nothing if none fits. Ties go to the smaller, then to formats that come
-/// earlier.
+/// The uniform recipe of least loss whose keys have at least `key_floor` bits and whose pages of
+/// all layers fit in `page_bytes`; nothing if there is none. Ties go to the smaller one, then to
+/// formats that come earlier.
 std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int page_tokens,
                                           const kvtilt::FormatChoices& choices,
                                           const kvtilt::ModelLosses& losses, std::size_t page_bytes,
                                           int key_floor);
 
-/// Everything that one run of the planner found out.
+/// The result of one run of the planner.
 struct Planning {
   LossSource source = LossSource::Spectral;
   kvtilt::CacheShape shape;
@@ -41,16 +41,16 @@ struct Planning {
   int key_floor = 0;
   std::vector<kvtilt::LayerNorms> norms;     // per layer; empty if the weights were not read
   std::vector<kvtilt::LayerReport> reports;  // per layer, likewise
-  bool one_norm = false;                     // norms are of one kind, whichever it is
+  bool one_norm = false;                     // both norm fields hold the same norm, of unknown kind
   std::vector<std::optional<double>> measured_gaps;  // per layer; empty for losses from norms
   kvtilt::BitPlan best;
-  std::optional<UniformRecipe> uniform;  // of the same or smaller size, above the same floor
-  bool floor_costs = false;              // the best uniform recipe of all has keys below the floor
+  std::optional<UniformRecipe> uniform;  // the best that is no larger and keeps the key floor
+  bool floor_costs = false;              // the best uniform recipe has keys below the floor
   std::vector<std::string> warnings;
 };
 
-/// The plan for given losses with everything around it. Throws kvtilt's sentence when the budget or
-/// the floor cannot be met.
+/// Makes a plan from losses, with the comparisons. Throws kvtilt's message if the budget or the key
+/// floor cannot be met.
 ///
 /// norms  one per layer, or empty
 Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int page_tokens,

@@ -16,7 +16,7 @@ using kvtilt::Format;
 using kvtilt::Recipe;
 using nlohmann::ordered_json;
 
-/// The shortest text that says everything about a format.
+/// The shortest name that still determines the format.
 std::string short_name(const Format& format, int dim, int page_tokens) {
   Format plain = format;
   plain.group = 0;
@@ -31,7 +31,7 @@ std::string short_name(const Format& format, int dim, int page_tokens) {
   return name;
 }
 
-/// The formats of all heads of a layer; once, if they are all the same.
+/// The formats of all heads of a layer; only one if they are all the same.
 std::string head_formats(const std::vector<Recipe>& recipes, Format Recipe::*tensor, int dim,
                          int page_tokens) {
   std::vector<std::string> names;
@@ -53,7 +53,7 @@ std::string gap_text(const std::optional<double>& gap) {
   return text;
 }
 
-/// What the weights of a layer say, as table cells.
+/// Appends a layer's norms and gaps as table cells.
 void add_norms(const Planning& planning, std::size_t layer, std::vector<std::string>& row) {
   const kvtilt::LayerNorms& norms = planning.norms[layer];
   const kvtilt::LayerReport& report = planning.reports[layer];

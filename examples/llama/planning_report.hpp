@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the planner found out, for people and for plots.
+// Formats the planner's result as text and as JSON.
 #pragma once
 
 #include "planning.hpp"
@@ -10,10 +10,10 @@
 
 namespace llama {
 
-/// What the columns of the table mean.
+/// Explains the columns of the table.
 std::string planning_legend();
 
-/// A table of layers - norms, whether Theorem 1 holds, gaps, chosen formats - then the plan beside
+/// A table of layers (norms, whether Theorem 1 holds, gaps, chosen formats), then the plan beside
 /// the best uniform recipe, then the warnings.
 std::string planning_text(const Planning& planning);
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Measuring what each tensor costs: one at a time is lowered, everything else stays as it is.
+// Measures the divergence that each tensor's format causes alone.
 #pragma once
 
 #include <kvtilt/plan/divergence_losses.hpp>
@@ -10,8 +10,8 @@
 
 namespace llama {
 
-/// The mean divergence of every (layer, kv head or all of them, tensor, format of `formats`) alone
-/// in a cache of 16 bits.
+/// Measures the mean divergence for every (layer, kv head or all of them, tensor, format of
+/// `formats`) if this tensor alone is quantized in a 16-bit cache.
 std::vector<kvtilt::Divergence> measure_probes(const Model& model,
                                                const std::vector<std::vector<int>>& pieces,
                                                const kvtilt::FormatChoices& formats,

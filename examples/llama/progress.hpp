@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A percentage on the terminal while something takes long.
+// Shows a percentage on the terminal during long computations.
 #pragma once
 
 #include <unistd.h>
@@ -10,7 +10,7 @@ namespace llama {
 
 class Progress {
  public:
-  /// Nothing is shown where standard error is no terminal.
+  /// Whether anything is shown, which is the case if standard error is a terminal.
   [[nodiscard]] bool visible() const { return terminal_; }
 
   void show(const char* what, double share) {

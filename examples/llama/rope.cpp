@@ -8,7 +8,7 @@
 namespace llama {
 namespace {
 
-/// Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, with a ramp in between.
+/// Llama 3.1: divides low frequencies by `factor`, keeps high ones, with a ramp in between.
 double stretch_llama3(double frequency, const RopeScaling& scaling) {
   const double turns = scaling.original_context * frequency / (2 * std::numbers::pi);
   if (turns > scaling.high_freq_factor) return frequency;
@@ -39,7 +39,7 @@ Rope::Rope(const ModelConfig& config) {
 
 void Rope::angles(int position, float* cosines, float* sines) const {
   for (std::size_t i = 0; i < frequencies_.size(); ++i) {
-    // In float32, as the models were trained: a better angle would be another model's angle.
+    // In float32, as the models were trained: more precise angles would differ from theirs.
     const float angle = static_cast<float>(position) * frequencies_[i];
     cosines[i] = std::cos(angle);
     sines[i] = std::sin(angle);

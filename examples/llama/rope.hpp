@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Rotary position embedding in the order of Hugging Face checkpoints: number i of a head turns
-// together with number i + head_dim / 2.
+// Rotary position embedding in the order of Hugging Face checkpoints: channel i of a head is paired
+// with channel i + head_dim / 2.
 #pragma once
 
 #include "config.hpp"
@@ -16,7 +16,7 @@ class Rope {
   /// Fills cosines and sines [head_dim / 2] of one position.
   void angles(int position, float* cosines, float* sines) const;
 
-  /// Turns each of `heads` consecutive heads [head_dim] in place.
+  /// Rotates each of `heads` consecutive heads [head_dim] in place.
   void rotate(int heads, const float* cosines, const float* sines, float* data) const;
 
   /// Radians per position, [head_dim / 2].

@@ -23,7 +23,7 @@ int Sampler::choose(std::span<const float> logits) {
     left -= weights_[i];
     if (left < 0) return static_cast<int>(i);
   }
-  return likeliest;  // rounding left a crumb behind the last token
+  return likeliest;  // rounding errors left a remainder behind the last token
 }
 
 }  // namespace llama

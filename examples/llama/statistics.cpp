@@ -20,7 +20,7 @@ namespace {
 
 using Rows = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-/// One kv head of one layer of a piece: what its queries do to the tokens of the whole pages.
+/// Statistics of one kv head in one layer of a piece, over the tokens of its whole pages.
 struct HeadStatistics {
   Eigen::ArrayXd query_square;  // [head_dim], summed over queries
   Eigen::ArrayXd attention;     // [tokens]
@@ -90,12 +90,12 @@ class PieceStatistics {
     }
     const Matrix& projection = model_.output_projection(index);
     const Eigen::Map<const Rows> weights(projection.data.data(), projection.rows, projection.cols);
-    // Mean |W_O o|^2, of which join() makes the layer's weight.
+    // Mean |W_O o|^2; join() turns it into the layer's weight.
     layer.weight = (outputs * weights.transpose()).cast<double>().squaredNorm() / length;
     return layer;
   }
 
-  /// Also writes the outputs of the head's queries to their columns of `outputs`.
+  /// Also writes the attention outputs of the head's queries to their columns of `outputs`.
   HeadStatistics head_statistics(int index, int length, int tokens, int head, Rows& outputs) const {
     const CapturedLayer& source = cache_.layers()[static_cast<std::size_t>(index)];
     const int window = config_.windows[static_cast<std::size_t>(index)];
@@ -125,7 +125,7 @@ class PieceStatistics {
         p /= p.sum();
         outputs.row(position).segment(std::ptrdiff_t{query_head} * dim, dim) =
             values.middleRows(first, count).transpose() * p.matrix();
-        // Pages that this query reads as codes: its own token may have filled the last of them.
+        // Tokens that this query reads as codes: its own token may have filled the last page.
         const int sealed = std::max(0, (position + 1) / page_ * page_ - first);
         if (sealed == 0) continue;
         const Eigen::VectorXf output = projected.middleRows(first, count).transpose() * p.matrix();
@@ -151,7 +151,7 @@ class PieceStatistics {
   Floats logits_;
 };
 
-/// Joins what pieces gave for one layer; means weigh by tokens.
+/// Joins the statistics of the pieces for one layer; means are weighted by tokens.
 kvtilt::CapturedLayer join(const std::vector<std::vector<kvtilt::CapturedLayer>>& pieces,
                            std::size_t index) {
   kvtilt::CapturedLayer whole = pieces.front()[index];

@@ -15,7 +15,7 @@ namespace {
 
 constexpr const char* version = "1";
 
-/// Tensors to write, with numbers of their own.
+/// Tensors to write, with the storage of those that had to be converted.
 class Tensors {
  public:
   void add_halves(const std::string& name, const std::vector<float>& numbers,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Captured statistics as a safetensors file, for planning without the model and for other studies.
+// Stores captured statistics as a safetensors file, for planning without the model and for studies.
 //
 //     metadata           kvtilt_capture "1"; page_tokens; model and text: where they come from
 //     layers.<i>.keys           F16 [tokens, kv_heads, head_dim], rotated, as they enter the cache
@@ -11,9 +11,9 @@
 //                                                         over these query heads
 //     layers.<i>.weight         F32 [1, 1]                1 / mean |W_O o|^2, of all heads together
 //
-// Tokens are whole pages of page_tokens, text after text. p is a query's probability of the token,
-// counted if the query comes late enough to find the token's page quantized; o is the query's output
-// and W_O what brings it back to the hidden state. All numbers are those of the 16-bit baseline.
+// Tokens are whole pages of page_tokens, one text after the other. p is a query's probability of
+// the token, counted if the query comes late enough to read the token's page quantized; o is the
+// query's output and W_O the output projection. All numbers are those of the 16-bit baseline.
 #pragma once
 
 #include <kvtilt/plan/captured_losses.hpp>
@@ -31,7 +31,7 @@ struct StatisticsFile {
   std::string text;
 };
 
-/// Whole or not at all; throws a sentence naming the file.
+/// Writes the file whole or not at all; throws a sentence naming the file.
 void write_statistics(const std::filesystem::path& path, const StatisticsFile& file);
 
 /// Throws a sentence naming the file and the tensor that is missing or has another shape or type.

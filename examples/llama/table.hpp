@@ -7,7 +7,7 @@
 
 namespace llama {
 
-/// Every row as one line; the first column is aligned left, the others right.
+/// Formats each row as a line; the first column is left-aligned, the others right-aligned.
 std::string format_table(const std::vector<std::vector<std::string>>& rows);
 
 /// `value` with `digits` after the point; a thousands separator before it.

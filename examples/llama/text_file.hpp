@@ -6,7 +6,7 @@
 
 namespace llama {
 
-/// The whole of a small text file (a text to evaluate, a tokenizer). Throws when unreadable.
+/// Reads a whole text file (a text to evaluate, a tokenizer). Throws if it is unreadable.
 std::string read_text_file(const std::filesystem::path& path);
 
 }  // namespace llama

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Text to tokens and back.
+// The interface of tokenizers.
 #pragma once
 
 #include "config.hpp"
@@ -20,7 +20,7 @@ class Tokenizer {
   Tokenizer& operator=(const Tokenizer&) = delete;
   virtual ~Tokenizer() = default;
 
-  /// The tokens of a text's start, without the begin token.
+  /// The tokens at the start of a text, without the begin token.
   [[nodiscard]] virtual std::vector<int> encode(std::string_view text) const = 0;
 
   /// The bytes that `token` adds to a text after `previous`.
@@ -29,12 +29,12 @@ class Tokenizer {
   /// Whether each token is one byte, so that a loss per token is a loss per byte.
   [[nodiscard]] virtual bool byte_level() const = 0;
 
-  /// What every text starts with, if the model knows such a token.
+  /// The token that starts every text, if the model has one.
   [[nodiscard]] virtual std::optional<int> begin_token() const = 0;
 };
 
-/// Raw bytes when config.json says so, else llama2.c's tokenizer.bin in the model's folder.
-/// Throws when there is neither, or the file is damaged.
+/// Loads the byte tokenizer if config.json says so, else llama2.c's tokenizer.bin in the model's
+/// folder. Throws if there is neither, or the file is damaged.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder,
                                           const ModelConfig& config);
 

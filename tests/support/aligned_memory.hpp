@@ -10,7 +10,7 @@
 
 namespace kvtilt::test {
 
-/// Full of NaN patterns at first.
+/// Initially filled with NaN patterns.
 class AlignedMemory {
  public:
   explicit AlignedMemory(std::size_t bytes)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Every kernel for every width takes seconds to compile. Tests that are built with this header
-/// (kvtilt_test includes it for them) share the one copy of all_formats.cpp.
+/// The CPU kernels for all widths, compiled once in all_formats.cpp, because they take seconds to
+/// compile. kvtilt_test includes this header for tests that share them.
 #pragma once
 
 #include <kvtilt/cpu/kernels.hpp>
@@ -8,7 +8,7 @@
 
 namespace kvtilt::test {
 
-/// Lists that leave out some widths, or all but the tail's.
+/// Lists that leave out some widths, or all but the 16 bits of the tail.
 using FewFormats = Formats<Keys<4>, Values<2>>;
 using UnequalFormats = Formats<Keys<8, 3>, Values<3, 16>>;
 using NoFormats = Formats<Keys<>, Values<>>;
@@ -26,8 +26,8 @@ extern template const Kernels* kernels<test::NoFormats>(Isa);
 
 namespace kvtilt::test {
 
-/// The kernels of Isa::AvxVnni in the encoding of AVX-512, for machines that have the same dot
-/// product in that form alone; null on all others.
+/// The kernels of Isa::AvxVnni compiled for AVX-512's encoding of the same dot product, for
+/// machines that have only that; null on all others.
 const cpu::Kernels* avx_vnni_by_avx512();
 
 }  // namespace kvtilt::test

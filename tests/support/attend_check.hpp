@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// attend() with any options against the oracle of options_oracle.hpp.
+/// Compares attend() with any options with the oracle of options_oracle.hpp.
 #pragma once
 
 #include "support/caches.hpp"

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// One item of an attention launch, for the pieces of the kernel: up to 8 query rows of one kv head.
+/// One work item of an attention launch, to test parts of the kernel: up to 8 query rows of a kv
+/// head.
 #pragma once
 
 #include <kvtilt/cuda/attention/query.hpp>
@@ -14,7 +15,7 @@
 
 namespace kvtilt::test {
 
-/// Column and outer neighbour of element e of a lane's four sums.
+/// Column and outer index of element e of a lane's four sums.
 inline int column_of(int lane, int e) { return lane % 4 * 2 + e % 2; }
 inline int outer_of(int lane, int e) { return lane / 4 * 2 + e / 2; }
 

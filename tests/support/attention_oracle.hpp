@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Attention in float64, one query row at a time, and the error bound the library promises against
-/// it. Shares nothing with the kernels: stored values come in as plain floats.
+/// Attention in float64, one query row at a time, and the error bound that the library promises.
+/// Shares no code with the kernels: stored values come in as plain floats.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -29,7 +29,7 @@ struct StoredHead {
   int value_dim = 0;
   std::vector<float> keys;
   std::vector<float> values;
-  std::vector<float> key_widths;    ///< what counts as |key| in the bound; empty: the key itself
+  std::vector<float> key_widths;    ///< |key| for the bound; empty: the key's own
   std::vector<float> value_widths;  ///< likewise
 
   [[nodiscard]] std::int64_t tokens() const {
@@ -43,7 +43,7 @@ struct StoredHead {
   }
 };
 
-/// The largest magnitude that codes of an element's group decode to.
+/// The largest magnitude that a code in the element's group can decode to.
 inline float group_width(const TensorLayout& tensor, const std::byte* block, int outer, int inner) {
   if (!tensor.format.quantized()) return std::abs(unpack_value(tensor, block, outer, inner));
   const int along = tensor.group_along_outer ? outer : inner;
@@ -56,12 +56,12 @@ inline float group_width(const TensorLayout& tensor, const std::byte* block, int
 
 enum class Width { OfElements, OfGroups };
 
-/// What a view holds, as tools read it. `width` is what the bound takes for |k| and |v|.
+/// The values that a view holds, by unpack_head(). `width` selects |k| and |v| for the bound.
 inline StoredHead stored_head(const LayerView& view, int kv_head, Width width = Width::OfElements) {
   StoredHead head{view.shape.key_dim, view.shape.value_dim, {}, {}, {}, {}};
   head.keys.resize(static_cast<std::size_t>(view.length * head.key_dim));
   head.values.resize(static_cast<std::size_t>(view.length * head.value_dim));
-  // Live tokens come without gaps; each goes to its position. A window leaves the others 0.
+  // unpack_head() gives live tokens without gaps; each goes to its position. Freed ones stay 0.
   std::vector<float> keys(head.keys.size());
   std::vector<float> values(head.values.size());
   std::int64_t live = unpack_head(view, kv_head, keys.data(), values.data());
@@ -87,7 +87,7 @@ inline StoredHead stored_head(const LayerView& view, int kv_head, Width width = 
   return head;
 }
 
-/// Of the loops of oracles: they read what the test has, and sanitizers would take most of their time.
+/// Turns sanitizers off in the loops of oracles, where they would take most of the tests' time.
 #define KVTILT_TEST_UNCHECKED __attribute__((no_sanitize("address", "undefined")))
 
 struct OracleRow {
@@ -145,7 +145,7 @@ KVTILT_TEST_UNCHECKED inline OracleRow oracle_row(const StoredHead& stored, cons
   return row;
 }
 
-/// What attention wrote: [tokens, query_heads, value_dim] and [tokens, query_heads].
+/// The output of attention: [tokens, query_heads, value_dim] and [tokens, query_heads].
 struct Output {
   Rows<float> out;
   std::vector<float> lse;
@@ -153,18 +153,19 @@ struct Output {
   Output(std::int64_t tokens, int query_heads, int value_dim)
       : out(tokens, query_heads, value_dim),
         lse(static_cast<std::size_t>(tokens * query_heads), 77.0f) {
-    for (float& x : out.data) x = 77.0f;  // what nobody writes must show
+    for (float& x : out.data) x = 77.0f;  // shows elements that were not written
   }
   [[nodiscard]] OutputView view() {
     return {out.data.data(), out.tokens, out.heads, out.dim, lse.data()};
   }
 };
 
-/// By bits: -ffast-math assumes it away.
+/// Compares bits, because -ffast-math assumes that there are no infinities.
 inline bool is_minus_infinity(float x) { return bit_cast<std::uint32_t>(x) == 0xff800000u; }
 
-/// Whether every element of `output` keeps the promised bound. Query i has position first_position
-/// + i; `stored` has one entry per kv head, and every position any query may see.
+/// Whether every element of `output` is within the promised bound. Query i has position
+/// first_position + i; `stored` has one entry per kv head, with every position that any query may
+/// see.
 inline testing::AssertionResult keeps_bound(const std::vector<StoredHead>& stored,
                                             const Rows<float>& queries, std::int64_t first_position,
                                             int window, double scale, const Output& output) {
@@ -204,7 +205,7 @@ inline testing::AssertionResult keeps_bound(const std::vector<StoredHead>& store
   return testing::AssertionFailure() << where.str();
 }
 
-/// The arithmetic that keeps attend()'s error bound.
+/// Options with the arithmetic for which attend() promises its error bound.
 inline AttendOptions exact_options() {
   AttendOptions options;
   options.arithmetic = Arithmetic::Exact;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What a layer of a sequence holds, down to the byte: to show that nothing, or the same, happened.
+/// Copies and compares the bytes of a sequence's layer, to show that a call changed nothing.
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>
@@ -37,7 +37,7 @@ inline bool same_entry(const PageEntry& a, const PageEntry& b) {
   return a.first_position == b.first_position && a.tokens == b.tokens && a.kind == b.kind;
 }
 
-/// Same tokens in the same places with the same bytes: nothing happened in between.
+/// Whether the layer has the same tokens in the same places with the same bytes as before.
 inline testing::AssertionResult unchanged(const Snapshot& before, const LayerView& now) {
   const Snapshot after(now);
   if (before.length != after.length || before.pages.size() != after.pages.size())
@@ -77,8 +77,8 @@ inline std::vector<std::uint16_t> live_halves(const LayerView& view, const PageE
 
 }  // namespace detail
 
-/// Two layers, of any sequences and caches, hold the same: sealed pages byte for byte, padding
-/// included; tail and sinks in every live element.
+/// Whether two layers, of any sequences and caches, have the same content: sealed pages byte for
+/// byte with padding, tail and sinks in every live element.
 inline testing::AssertionResult same_content(const LayerView& a, const LayerView& b) {
   if (a.length != b.length || a.page_count != b.page_count || a.shape != b.shape)
     return testing::AssertionFailure() << "lengths " << a.length << " and " << b.length

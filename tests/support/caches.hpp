@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Short ways to make a cache, fill it and attend to it.
+/// Helpers that make a cache, fill it and attend to it.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>
@@ -31,7 +31,7 @@ inline const char* message(const Status& status) {
     EXPECT_TRUE(kvtilt_expected_ok.ok()) << ::kvtilt::test::message(kvtilt_expected_ok); \
   } while (false)
 
-/// Throws, and so fails the test, where creation fails.
+/// Throws, and so fails the test, if creation fails.
 inline KVCache make_cache(const CacheShape& shape, const Plan& plan,
                           const CacheOptions& options = {}) {
   return KVCache::create(shape, plan, options).value();

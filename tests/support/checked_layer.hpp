@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// A layer's model that remembers what it has compared: a page with the same tokens and the same
-/// bytes, those of unused slots included, needs no second look. So a layer can be compared after
-/// every step, however long it is.
+/// A layer's model that remembers which pages were compared: a page with the same tokens and bytes,
+/// those of unused slots included, is not compared again. So even a long layer can be compared
+/// after every step.
 #pragma once
 
 #include "support/cache_bytes.hpp"
@@ -21,7 +21,7 @@ class CheckedLayer : public LayerModel {
  public:
   explicit CheckedLayer(LayerModel model) : LayerModel(std::move(model)) {}
 
-  /// As LayerModel::matches(); and a sealed page must still have the bytes it was sealed with.
+  /// Like LayerModel::matches(); also checks that a sealed page keeps the bytes it was sealed with.
   [[nodiscard]] testing::AssertionResult still_matches(const LayerView& view) {
     testing::AssertionResult result = lists_the_pages_of(view);
     std::vector<SeenPage> now;

@@ -11,10 +11,10 @@
 
 namespace kvtilt::test {
 
-/// Must outlive what it serves. One thread at a time.
+/// Must outlive its users. For one thread at a time.
 class CountingAllocator {
  public:
-  std::size_t calls = 0;           ///< allocations asked for, refused ones included
+  std::size_t calls = 0;           ///< all calls, refused ones included
   std::size_t bytes = 0;           ///< handed out and not yet returned
   std::size_t blocks = 0;          ///< likewise
   bool mismatched = false;         ///< something came back with another size or alignment

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The options of a CPU cache that is given what a device cache is.
+/// The options of a CPU cache that corresponds to a device cache.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>

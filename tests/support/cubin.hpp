@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// What ptxas made of a kernel: a cubin read without a disassembler. A cubin is an ELF file with one
-/// section .text.<name> per function; from sm_70 to sm_120 an instruction has 128 bits, the lowest
-/// twelve are its opcode. tests/compile/kernels/probe.cu shows that the numbers below are right for
-/// the compiler at hand.
+/// Reads the instructions of kernels from a cubin without a disassembler. A cubin is an ELF file
+/// with one section .text.<name> per function; from sm_70 to sm_120 an instruction has 128 bits,
+/// and the lowest twelve are its opcode. tests/compile/kernels/probe.cu verifies the numbers below
+/// for the compiler in use.
 #pragma once
 
 #include <cxxabi.h>
@@ -21,9 +21,9 @@ namespace kvtilt::test {
 
 struct CubinKernel {
   std::string name;  ///< demangled, without spaces
-  /// By mnemonic, memory accesses also by mnemonic.bytes; "instructions" without padding,
-  /// "registers" of a thread, and "ahead": what stands in front of ACQBULK and reaches global memory,
-  /// which kernels in front may still write.
+  /// Counts by mnemonic, of memory accesses also by mnemonic.bytes; "instructions" without padding,
+  /// "registers" per thread, and "ahead": accesses to global memory in front of ACQBULK, when
+  /// previous kernels may still write it.
   std::map<std::string, int> counts;
 
   [[nodiscard]] int count(const std::string& what) const {
@@ -36,8 +36,8 @@ namespace detail {
 
 inline constexpr std::size_t instruction_bytes = 16;
 
-/// Opcodes that budgets ask for; all others only count as instructions. An operation has several,
-/// by where its operands come from.
+/// The mnemonic of an opcode that budgets name; all others only count as instructions. An operation
+/// has several opcodes, one for each kind of operand.
 inline std::string_view mnemonic(int opcode) {
   switch (opcode) {
     case 0x918:
@@ -59,7 +59,7 @@ inline std::string_view mnemonic(int opcode) {
     case 0x988:
       return "STS";
     case 0x980:
-      return "LD";  // of a pointer whose memory the compiler could not tell
+      return "LD";  // generic: the compiler does not know the address space
     case 0x385:
     case 0x985:
       return "ST";
@@ -81,9 +81,9 @@ inline std::string_view mnemonic(int opcode) {
     case 0xb1d:
       return "BAR";
     case 0x82d:
-      return "PREEXIT";  // lets the next kernel start
+      return "PREEXIT";  // allows the next kernel to start
     case 0x82e:
-      return "ACQBULK";  // waits for those before
+      return "ACQBULK";  // waits for previous kernels
     case 0x308:
     case 0x908:
       return "MUFU";
@@ -101,7 +101,7 @@ inline bool reaches_global_memory(std::string_view name) {
   return false;
 }
 
-/// Bytes that a lane moves; 0 where an instruction has no such field. Bits 73 to 75.
+/// Bytes per lane of an access, in bits 73 to 75; 0 if the instruction has no such field.
 inline int access_bytes(int opcode, std::string_view name, std::uint64_t upper_half) {
   constexpr int bytes[] = {1, 1, 2, 2, 4, 8, 16, 0};
   if (opcode == 0x97e) return 32;
@@ -120,7 +120,7 @@ inline std::string demangle(const std::string& name) {
   return result;
 }
 
-/// ELF64, little endian. Every read is checked: broken files give nothing.
+/// Reads ELF64, little endian. Every read is bounds-checked; broken files give empty results.
 class Elf {
  public:
   struct Section {

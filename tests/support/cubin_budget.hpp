@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What kernels may consist of: a text file with one rule a line.
+/// Checks kernels against budgets of instructions: a text file with one rule per line.
 ///
 ///     # machine  kernel           demands
 ///     *          *                LDL=0 STL=0
@@ -7,8 +7,8 @@
 ///     sm_90      two<4> - one<4>  instructions<=300
 ///
 /// A machine is a part of the cubin's file name, a kernel a part of its demangled name without
-/// spaces; * is any. Of two kernels, the differences of their counters are meant. Counters are those
-/// of CubinKernel; the right side is a number or a counter.
+/// spaces; * is any. For two kernels, the rule applies to the differences of their counters.
+/// Counters are those of CubinKernel; the right side is a number or a counter.
 #pragma once
 
 #include "cubin.hpp"
@@ -27,7 +27,7 @@ struct CubinRule {
   int line = 0;
   std::string machine;
   std::string kernel;
-  std::string without;  ///< kernel whose counters are taken off; empty: none
+  std::string without;  ///< kernel whose counters are subtracted; empty: none
   std::vector<std::string> demands;
   int matches = 0;
 };
@@ -49,14 +49,14 @@ inline std::vector<CubinRule> parse_budget(const std::string& text) {
   return rules;
 }
 
-/// What `kernel` has more of than `other`.
+/// The counters of `kernel` minus those of `other`.
 inline CubinKernel difference(CubinKernel kernel, const CubinKernel& other) {
   kernel.name += " - " + other.name;
   for (const auto& [what, count] : other.counts) kernel.counts[what] -= count;
   return kernel;
 }
 
-/// Empty where the kernel keeps the demand, else what is wrong.
+/// Empty if the kernel meets the demand, else what is wrong.
 inline std::string broken_demand(const CubinKernel& kernel, const std::string& demand) {
   const std::size_t at = demand.find_first_of("<>=");
   const std::size_t end = demand.find_first_not_of("<>=", at);

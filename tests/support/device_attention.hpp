@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The attention kernel's body in the emulator, against float64.
+/// Runs the decode attention kernel's body in the emulator and compares it with float64.
 #pragma once
 
 #include <kvtilt/cuda/attention/block.hpp>
@@ -19,17 +19,18 @@
 
 namespace kvtilt::test {
 
-/// What a launch would be given.
+/// The parameters of an emulated launch.
 struct EmulatedLaunch {
   int blocks = 3;
   int warps = 2;
   int stages = 2;
   LaunchOrder order = {};
-  std::vector<std::int32_t> indptr = {};  ///< empty: as many rows for each sequence
+  std::vector<std::int32_t> indptr = {};  ///< empty: equally many rows for each sequence
 };
 
-/// Attention of the newest tokens of each sequence of a batch; rows of one sequence after the other.
-/// A tree mask is that of every sequence, with indptr [rows]. Rows that nobody writes stay 7.
+/// Attention of the newest tokens of each sequence of a batch; rows of one sequence after the
+/// other. With indptr, a tree mask is [rows]; without, all sequences share it. Unwritten rows stay
+/// 7.
 template <class Traits>
 Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                        const AttendOptions& options, const EmulatedLaunch& launch = {}) {
@@ -65,7 +66,7 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
 
   const std::size_t shared =
       cuda::AttendShared::of<Traits>(launch.warps, launch.stages, count).bytes;
-  for (int replay = 0; replay < 2; ++replay)  // arrivals must be zeros again
+  for (int replay = 0; replay < 2; ++replay)  // arrival counters must be zero again
     EXPECT_TRUE(emulate(
         launch.blocks, 32 * launch.warps, shared,
         [&](EmulatedThreads& threads) { cuda::attend_block<Traits>(threads, arguments); },
@@ -74,7 +75,7 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   return output;
 }
 
-/// Options at random for `tokens` queries of a layer, and what they point to.
+/// Random options for `tokens` queries of a layer, with the arrays that they point to.
 struct RandomOptions {
   std::vector<float> slopes;
   std::vector<float> sinks;
@@ -140,9 +141,10 @@ struct DeviceSequences {
   }
 };
 
-/// A row of fp16 operands, as Attention::attend() bounds its error: `tolerance` of the output's norm,
-/// or of `norm` where values cancel, of 1 + |lse| for that, and more where rounded queries meet products
-/// that add up to more than 32: there weight moves from one token to another, whose values cancel.
+/// Whether a row is within the error that Attention::attend() states for fp16 operands: `tolerance`
+/// of the output's norm (of `norm` if values cancel, of 1 + |lse| for the lse), and more if
+/// products of rounded queries add up to more than 32: then weight moves between tokens whose
+/// values cancel.
 inline testing::AssertionResult is_close(const OracleRow& expected, const float* out, float lse,
                                          double tolerance, double norm = 0.0) {
   double error = 0;
@@ -166,7 +168,8 @@ inline testing::AssertionResult is_close(const OracleRow& expected, const float*
          << tolerance << ", lse " << lse << ", expected " << expected.lse;
 }
 
-/// Of a sequence whose rows begin at `start`: a tree mask, [rows], has no bits for more than 64.
+/// Options of one sequence, whose rows begin at `start`: selects its part of a tree mask [rows],
+/// which has no bits for more than 64.
 inline AttendOptions options_of_rows(const AttendOptions& options, std::int64_t start,
                                      std::int64_t count) {
   AttendOptions own = options;
@@ -177,8 +180,8 @@ inline AttendOptions options_of_rows(const AttendOptions& options, std::int64_t 
   return own;
 }
 
-/// All rows of a batch. Where values may cancel, their norms count; `least_norm` is what they are at
-/// least. `indptr`, tree masks: as of emulated_attend().
+/// Whether all rows of a batch are close. If values may cancel, their norms count, but at least
+/// `least_norm`. `indptr` and tree masks are as in emulated_attend().
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                          const Rows<float>& queries, const AttendOptions& options,
                                          const Output& output, double tolerance = 2e-3,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// One layer of CPU sequences as the GPU would hold it, in host memory: for kernel bodies that run
-/// in the emulator.
+/// One layer of CPU sequences in the GPU's layout, in host memory: for kernel bodies in the
+/// emulator.
 #pragma once
 
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -39,7 +39,7 @@ class DeviceLayer {
     const std::int64_t blocks[page_kinds] = {count_, pages, count_ * layer_.ring_blocks};
     for (int kind = 0; kind < page_kinds; ++kind) {
       layer_.heads[kind] = layouts_[static_cast<std::size_t>(kind)].heads.data();
-      // What no token was written to is NaN.
+      // Memory without a token is NaN.
       pools_[kind].assign(static_cast<std::size_t>(blocks[kind] * layer_.block_bytes[kind]) + 64,
                           std::byte{0xff});
       layer_.pool[kind] = aligned(pools_[kind]);
@@ -61,8 +61,8 @@ class DeviceLayer {
   [[nodiscard]] std::size_t pool_bytes(int kind) const { return pools_[kind].size() - 64; }
   [[nodiscard]] cuda::Batch batch() const { return {slots_.data(), count_}; }
 
-  /// Makes NaN of what slots without a token hold: 16-bit elements, and scales and minima that belong to
-  /// such slots alone.
+  /// Sets slots without a token to NaN: 16-bit elements, and scales and minima that belong only to
+  /// such slots.
   void poison_absent(PageKind kind, std::int64_t index, int tokens) const {
     poison(layouts_[static_cast<std::size_t>(kind)], layer_.block(kind, index), tokens);
   }
@@ -103,7 +103,7 @@ class DeviceLayer {
     state.length = view.length;
     state.tail_start = std::max<std::int64_t>(view.length, layer_.sink_tokens);
     state.first_kept = view.first_kept;
-    state.ring_head = 1;  // the ring has turned
+    state.ring_head = 1;  // the ring does not start at its first slot
     state.first_page = 1;
     state.page_end = 1;
     int tail_blocks = 0;

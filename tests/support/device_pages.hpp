@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Pages of the CPU as they stand on the GPU, element by element.
+/// Converts CPU pages to the GPU's layout (fragment order), element by element.
 #pragma once
 
 #include <kvtilt/cuda/page/fragment_order.hpp>
@@ -27,7 +27,7 @@ inline void to_fragment_order(const TensorLayout& tensor, cuda::Role role, const
   std::memcpy(device + tensor.metadata, host + tensor.metadata, tensor.metadata_bytes());
 }
 
-/// A head's block; `device` starts as zeros.
+/// Converts a head's block; `device` must be zeros.
 inline void to_fragment_order(const HeadLayout& head, const std::byte* host, std::byte* device) {
   to_fragment_order(head.key, cuda::Role::Keys, host, device);
   to_fragment_order(head.value, cuda::Role::Values, host, device);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The kernel of a chunk's attention in the emulator, against float64.
+/// Runs the prefill kernel's body in the emulator and compares it with float64.
 #pragma once
 
 #include <kvtilt/cuda/attention/prefill_block.hpp>
@@ -75,9 +75,9 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   return output;
 }
 
-/// Whether an output is attention over what the views hold and, causally, the chunk in fp16.
-/// A tree mask has a word per row of the tensors. Where values may cancel, their norms count;
-/// `least_norm` is what they are at least.
+/// Whether an output is attention over the views' content and, causally, the chunk in fp16. A tree
+/// mask has a word per row of the tensors. If values may cancel, their norms count, but at least
+/// `least_norm`.
 inline testing::AssertionResult is_close(const std::vector<LayerView>& views, const Chunks& chunks,
                                          const AttendOptions& options, const Output& output,
                                          double tolerance = 2e-3, double least_norm = -1.0) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The same calls on a CPU cache and on device kernels in the emulator.
+/// Runs the same appends on a CPU cache and on device kernels in the emulator.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -26,11 +26,11 @@ struct ProgramSetup {
   int recent_tokens = 64;
   int sequences = 2;
   int pages_each = 8;
-  std::int64_t capacity = 0;  ///< of the CPU's sequences; 0: what the pages hold
+  std::int64_t capacity = 0;  ///< in tokens, of the CPU's sequences; 0: what the pages hold
   ElementType type = ElementType::F16;
 };
 
-/// A body that adds tokens: append, or pack.
+/// A kernel body that adds tokens: append, or pack.
 using AppendBody = std::function<void(const cuda::AppendArguments&, LaunchOrder)>;
 
 class DeviceProgram {
@@ -68,10 +68,10 @@ class DeviceProgram {
   /// Appends counts[i] tokens to sequence slots[i], on both sides. Slots below 0: padding.
   void append(const std::vector<std::int32_t>& slots, const std::vector<std::int32_t>& counts,
               const AppendBody& body, LaunchOrder order = {}) {
-    std::vector<std::int32_t> indptr{3};  // rows before it belong to nobody
+    std::vector<std::int32_t> indptr{3};  // rows before it are unused
     for (const std::int32_t count : counts) indptr.push_back(indptr.back() + count);
     const std::int64_t rows = indptr.back();
-    // Heads far apart, and rows that start anywhere.
+    // Random strides: heads may be far apart, and rows may start anywhere.
     const std::int64_t pad = random_.chance(2) ? 0 : random_.below(5);
     fill(keys_, rows, setup_.shape.key_dim, pad);
     fill(values_, rows, setup_.shape.value_dim, pad);
@@ -143,7 +143,7 @@ class DeviceProgram {
   std::vector<std::byte> values_;
 };
 
-/// Rows that are none of the tensors', or go back, change nothing in any sequence and are recorded.
+/// Checks that an indptr that is out of range or decreases changes no sequence and is recorded.
 inline void expect_bad_rows_are_refused(const AppendBody& body) {
   DeviceProgram program({.shape = LayerShape{2, 32, 32},
                          .recipe = {key_format(4), value_format(4)},

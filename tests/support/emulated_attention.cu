@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention of the tests that run on the emulated runtime.
+// The attention kernels of the tests that run on the emulated runtime.
 #include "support/emulated_kernels.hpp"
 #include "support/some_kernels.hpp"
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// One block of emulated threads: who waits where, and what the lanes of a warp exchange.
+/// One block of emulated threads: where threads wait, and what the lanes of a warp exchange.
 #pragma once
 
 #include "fibers.hpp"
@@ -22,7 +22,7 @@
 
 namespace kvtilt::test {
 
-/// In which order blocks follow each other, and the threads of a block take turns.
+/// The order in which blocks run, and in which the threads of a block take turns.
 struct LaunchOrder {
   enum Kind { Forward, Backward, Shuffled };
   Kind kind = Forward;
@@ -37,7 +37,7 @@ struct LaunchOrder {
   }
 };
 
-/// A call that waits for other threads.
+/// The source location of a call that waits for other threads.
 struct CallSite {
   const char* member = nullptr;
   const char* file = nullptr;
@@ -83,13 +83,13 @@ class EmulatedBlock {
   [[nodiscard]] int count() const { return blocks_; }
   [[nodiscard]] std::byte* shared() const { return shared_.get(); }
 
-  /// What a thread hands to its warp at the next meet_warp().
+  /// The operands that a thread gives its warp at the next meet_warp().
   [[nodiscard]] LaneOperands& operands(int thread) {
     Warp& warp = warp_of(thread);
     return warp.operands[warp.meeting.round % 2].lanes[thread % 32];
   }
 
-  /// Waits until all lanes of the warp are here. Returns their operands, which stay until the
+  /// Waits until all lanes of the warp have called it. Returns their operands, which stay until the
   /// thread's next call.
   const WarpOperands& meet_warp(int thread, CallSite site) {
     Warp& warp = warp_of(thread);
@@ -99,10 +99,10 @@ class EmulatedBlock {
     return warp.operands[round % 2];
   }
 
-  /// Waits until all threads of the block are here.
+  /// Waits until all threads of the block have called it.
   void meet_block(int thread, CallSite site) { meet(block_, thread_count(), thread, site); }
 
-  /// Lets others run until the word changes; a change nobody makes is a deadlock.
+  /// Lets other threads run until the word changes; if no thread changes it, that is a deadlock.
   void wait_for_change(int thread, const std::uint64_t& word, CallSite site) {
     Thread& self = threads_[static_cast<std::size_t>(thread)];
     self.site = site;
@@ -112,7 +112,7 @@ class EmulatedBlock {
     self.word = nullptr;
   }
 
-  /// Runs all threads of one block. Returns false where it cannot end.
+  /// Runs all threads of one block. Returns false if it cannot end.
   bool run(int number, const std::function<void(int)>& body) {
     if (failed_) return false;
     number_ = number;
@@ -166,7 +166,7 @@ class EmulatedBlock {
     if (meeting.arrived == 0) meeting.site = site;
     if (!meeting.site.same(site)) {
       report(thread, site.text() + ", while others wait in " + meeting.site.text());
-      fibers_.suspend();  // for good: nobody resumes a failed block, so its stack may own nothing
+      fibers_.suspend();  // forever: a failed block is not resumed, so its stack may own nothing
     }
     if (++meeting.arrived < expected) {
       wait_for_change(thread, meeting.round, site);
@@ -199,7 +199,7 @@ class EmulatedBlock {
     }
   }
 
-  /// Where each thread stands: threads in the same place together.
+  /// Where each thread waits, grouped by place.
   [[nodiscard]] std::string waiting() const {
     std::string text;
     std::string last;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The memory of a device cache on the host, and the kernels behind its calls by emulation.
+/// The memory of a device cache on the host, with emulated kernels behind its calls.
 #pragma once
 
 #include <kvtilt/cuda/cache/memory_plan.hpp>
@@ -57,7 +57,7 @@ class EmulatedCache {
               [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
     }
   }
-  /// Of what the book's sequence has lost, which is then settled.
+  /// Releases the pages that the book's sequence has lost, which settles the loss.
   void let_go(cuda::SequenceBook& book, std::uint32_t slot) {
     cuda::LostPages lost{};
     lost.sequence = static_cast<std::int32_t>(slot);
@@ -97,7 +97,7 @@ class EmulatedCache {
       cuda::fork_blocks_body(threads, layers(), request.from, request.to, blocks);
     });
   }
-  /// Lengths and tables alone.
+  /// Appends tokens in lengths and tables only, without values.
   void append(std::uint32_t slot, int layer, std::int32_t tokens) {
     const cuda::LayerStorage& of = storage(layer);
     cuda::SequenceState& state = of.states[slot];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// examples/gpu_engine.cu, with what the emulated runtime runs for its kernels of attention.
+// examples/gpu_engine.cu with the attention kernels that the emulated runtime runs for it.
 #include "../../examples/gpu_engine.cu"
 
 #include "support/emulated_kernels.hpp"

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What makes emulated kernels of bodies; nvcc must see it. See emulated_runtime.cpp.
+/// Makes emulated kernels from kernel bodies; nvcc must compile it. See emulated_runtime.cpp.
 #pragma once
 
 #include <kvtilt/cuda/attention/attend.cuh>
@@ -39,7 +39,7 @@ std::pair<const std::string, Binder> emulated(void (*kernel)(Arguments...), Body
           }};
 }
 
-/// Those of attention.
+/// The emulated attention kernels.
 template <class... Pages>
 EmulatedKernels emulated_attention(cuda::AttendKernels<Pages...>) {
   EmulatedKernels kernels;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Kernels of the cache, and the bodies that the emulator runs for them: see emulated_runtime.cpp.
+// The cache's kernels, with the bodies that the emulator runs for them: see emulated_runtime.cpp.
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/kv_cache.cuh>
 #include <kvtilt/cuda/cache/pack_pages.cuh>

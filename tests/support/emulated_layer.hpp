@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// One layer of a device cache in the memory of the host, for kernel bodies in the emulator, and
-/// what a CPU cache with the same history says it must hold.
+/// One layer of a device cache in host memory, for kernel bodies in the emulator, and its
+/// comparison with a CPU cache of the same history.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -50,12 +50,12 @@ class EmulatedLayer {
     storage_.table_stride = pages_each + 1;
     tables_.resize(static_cast<std::size_t>(sequences * (pages_each + 1)));
     arrivals_.resize(static_cast<std::size_t>(sequences) + 1);
-    arrivals_[0] = 77;  // nobody's: blocks that count there never are the last
+    arrivals_[0] = 77;  // outside the layer's counters: who counts there is never the last
     storage_.states = states_.data();
     storage_.tables = tables_.data();
     storage_.arrivals = arrivals_.data() + 1;
     storage_.records = &records_;
-    // Pages in no order.
+    // Pages of the sequences interleaved.
     for (int sequence = 0; sequence < sequences; ++sequence)
       for (int i = 0; i < pages_each; ++i)
         storage_.table(sequence)[i] = {-1, i * sequences + sequence, -1};

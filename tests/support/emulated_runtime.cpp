@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The part of the CUDA runtime that the library uses, on the host: device memory is memory, a launch runs
-// the kernel's body in the emulator, a graph is a list of launches. Linked in place of cudart, it runs
-// the tests of tests/cuda/device where there is no GPU: host code, arguments and bodies, though no
-// code of the device compiler.
+// The part of the CUDA runtime that the library uses, on the host: device memory is host memory, a
+// launch runs the kernel's body in the emulator, a graph is a list of launches. Linked in place of
+// cudart, it runs the tests of tests/cuda/device without a GPU: host code, arguments and kernel
+// bodies, but no code of the device compiler.
 #include "support/emulated_runtime.hpp"
 
 #include <cuda_runtime_api.h>
@@ -36,19 +36,19 @@ std::map<const void*, std::string>& kernel_names() {
 
 cudaError_t last_error = cudaSuccess;
 
-// Device n has 1 / 2^n of an H100's shared memory, but for what is reserved.
+// Device n has 1 / 2^n of an H100's shared memory per block.
 constexpr int devices = 6;
 int current_device = 0;
 constexpr int shared_per_block(int device) { return 227 << 10 >> device; }
 constexpr int shared_per_multiprocessor(int device) { return shared_per_block(device) + 1024; }
 
-/// Pinned memory: its bytes by where it starts.
+/// Pinned memory: size by start address.
 std::map<const char*, std::size_t>& pinned() {
   static std::map<const char*, std::size_t> memory;
   return memory;
 }
 
-/// While any stream is captured, what allocates, frees or waits for the device is refused.
+/// Streams being captured; meanwhile calls that allocate, free or wait for the device are refused.
 int captures = 0;
 
 /// Waiting for a stream ends its capture; so must every test that does it.
@@ -84,7 +84,7 @@ void __cudaRegisterFunction(void**, const char* kernel, char*, const char* name,
                             uint3*, dim3*, dim3*, int*) {
   kvtilt::test::kernel_names()[kernel] = name;
 }
-// What nvcc makes of a kernel for <<<>>>, which the library does not use.
+// Referenced by what nvcc generates for <<<>>>, which the library does not use.
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, std::size_t*, void*) {
   return cudaErrorNotSupported;
 }
@@ -145,7 +145,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, 
   using namespace kvtilt::test;
   const int by_shared =
       shared_per_multiprocessor(current_device) / (static_cast<int>(shared) + 1024);
-  return *blocks = std::min(by_shared, 384 / threads), cudaSuccess;  // of 168 registers a thread
+  return *blocks = std::min(by_shared, 384 / threads), cudaSuccess;  // at 168 registers per thread
 }
 cudaError_t cudaGetLastError() { return std::exchange(kvtilt::test::last_error, cudaSuccess); }
 const char* cudaGetErrorName(cudaError_t error) { return error == 0 ? "ok" : "emulated error"; }
@@ -178,7 +178,7 @@ cudaError_t cudaFreeHost(void* memory) {
   kvtilt::test::pinned().erase(static_cast<char*>(memory));
   return cudaFree(memory);
 }
-/// All that is not pinned counts as the engine's own.
+/// All memory that is not pinned counts as the engine's own.
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
   *attributes = {};
   const char* at = static_cast<const char*>(pointer);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Between the two halves of the emulated CUDA runtime: launches (emulated_launches.cu, which nvcc
-/// must see) and the rest (emulated_runtime.cpp, which it must not).
+/// The interface between the halves of the emulated CUDA runtime: launches (emulated_launches.cu,
+/// which nvcc must compile) and the rest (emulated_runtime.cpp, which it must not).
 #pragma once
 
 #include <cstddef>
@@ -19,16 +19,16 @@ struct LaunchShape {
 using Launch = std::function<void()>;
 using Binder = std::function<Launch(const LaunchShape&, void**)>;
 
-/// By name.
+/// Kernels by name.
 using EmulatedKernels = std::map<std::string, Binder>;
 
-/// Those of attention, which each program has its own of.
+/// The attention kernels, of which each program has its own.
 EmulatedKernels emulated_attention();
 
-/// What stands for the kernel of this name; null if there is no body for it.
+/// The emulated kernel of this name; null if it has no body.
 const Binder* emulated_kernel(const std::string& name);
 
-/// Its name. Each file that is linked has another address for a kernel, all have the same name.
+/// The kernel's name. Its address differs between linked files, its name does not.
 const std::string& kernel_name(const void* kernel);
 
 }  // namespace kvtilt::test

@@ -7,10 +7,10 @@
 ///
 /// Each thread of a block is a fiber that runs until it has to wait for others. It is stricter than
 /// the GPU: threads that wait for each other must have called the same member on the same line, and
-/// no thread may end while others wait for it. Whatever the GPU would leave undefined, or answer by
-/// hanging, fails the test and ends the launch. A write that another thread reads without a sync()
-/// between them shows as a difference between the orders of LaunchOrder. Threads must not spin on
-/// memory: nobody else runs until they wait.
+/// no thread may end while others wait for it. Anything that is undefined or hangs on the GPU fails
+/// the test and ends the launch. A write that another thread reads without a sync() between them
+/// shows as a difference between the orders of LaunchOrder. Threads must not spin on memory,
+/// because no other thread runs until they wait.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -103,9 +103,9 @@ class EmulatedThreads {
 
   void prefetch(const std::byte*) const {}
 
-  // Copies into stages are done at once: that they have arrived before they are read is the kernel's
-  // promise, not the emulator's. A barrier holds how often all announced bytes were copied, and how
-  // many still lack: a wait for copies that nobody starts is a deadlock.
+  // Copies into stages are made at once, so a read before the wait goes unnoticed: that order is
+  // the kernel's promise. A barrier holds how often all announced bytes were copied, and how many
+  // are missing: a wait for copies that no thread starts is a deadlock.
   void hand_over_shared() const {}
   void prepare_stage(std::uint64_t* barrier) const { *barrier = 0; }
   void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
@@ -128,7 +128,7 @@ class EmulatedThreads {
     block_->meet_warp(thread_, site);
   }
 
-  /// Sums as an H200 makes them: MmaSum.
+  /// Sums rounded as on an H200: see MmaSum.
   void mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
            const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
     const std::uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
@@ -136,9 +136,9 @@ class EmulatedThreads {
     for (int half = 0; half < 12; ++half)
       mine[half] = to_float(F16{static_cast<std::uint16_t>(words[half / 2] >> (16 * (half % 2)))});
     const WarpOperands& warp = exchange(mine, {"mma", file, line});
-    // PTX ISA, matrix fragments of mma.m16n8k16 with .f16, two halves a register: of row g of A lanes
-    // 4g to 4g+3 have columns 2t, 2t+1 in a0, 2t+8, 2t+9 in a2, and of row g+8 in a1 and a3; of
-    // column g of B they have those rows in b0 and b1.
+    // PTX ISA, matrix fragments of mma.m16n8k16 with .f16, two halves per register: lanes 4g to
+    // 4g+3 hold of row g of A columns 2t, 2t+1 in a0 and 2t+8, 2t+9 in a2, of row g+8 the same in
+    // a1 and a3; of column g of B they hold these rows in b0 and b1.
     for (int index = 0; index < 4; ++index) {
       const int row = lane() / 4;
       const int reg = index / 2;
@@ -196,8 +196,8 @@ class EmulatedThreads {
   int thread_;
 };
 
-/// A launch: all blocks, one after the other. Shared memory starts as 0xff bytes (NaN) in each.
-/// Returns whether it ran to its end; if not, the test has failed.
+/// Runs a launch: all blocks, one after the other. Shared memory of each starts as 0xff bytes
+/// (NaN). Returns whether the launch ran to its end; if not, the test has failed.
 inline bool emulate(int blocks, int threads_per_block, std::size_t shared_bytes,
                     const std::function<void(EmulatedThreads&)>& body, LaunchOrder order = {}) {
   EmulatedBlock block(blocks, threads_per_block, shared_bytes, order);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Functions that stop in the middle and go on later, all on one system thread: the threads of an
-/// emulated block. Stacks have a guard page; address sanitizer is told of each switch.
+/// Functions that can suspend and resume, all on one system thread: the threads of an emulated
+/// block. Stacks have a guard page; address sanitizer is told of each switch.
 #pragma once
 
 #include "stack_switch.hpp"
@@ -81,7 +81,7 @@ class Fibers {
 #endif
   }
 
-  /// Called in a fiber: back to resume().
+  /// Called in a fiber: returns to resume().
   void suspend() {
     Fiber& fiber = fibers_[running_];
 #if defined(KVTILT_TEST_ASAN)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Hosts change the floating point environment; what must not depend on it is tested in all of it.
+/// Floating point modes that hosts may set: results that must not depend on them are tested in
+/// each.
 #pragma once
 
 #include <kvtilt/core/config.hpp>

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// fp16 and float32 without floating point and without the library: fp16 as a list of integers,
-/// nearest by search, float32 rounding on 128-bit integers. No flag, rounding mode or flush-to-zero
-/// mode can change an answer.
+/// fp16 and float32 arithmetic without floating point and without the library: fp16 is a list of
+/// integers, the nearest is found by search, float32 rounding uses 128-bit integers. No compiler
+/// flag, rounding mode or flush-to-zero mode can change a result.
 #pragma once
 
 #include <bit>
@@ -66,8 +66,8 @@ struct Binary {
   int exponent = 0;
 };
 
-/// Half to even, as a float32 operation rounds, of numerator / denominator * 2^exponent; the range
-/// of float32 exponents is taken as unlimited. The mantissa keeps 24 bits.
+/// numerator / denominator * 2^exponent rounded half to even, as a float32 operation does; the
+/// range of float32 exponents counts as unlimited. The mantissa keeps 24 bits.
 inline Binary round_to_float32(Wide numerator, Wide denominator, int exponent) {
   if (numerator == 0) return {};
   const bool negative = numerator < 0;

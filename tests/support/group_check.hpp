@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// One group through the library and through the oracle.
+/// Quantizes a group with the library and with the oracle, and compares them.
 #pragma once
 
 #include <kvtilt/quant/fit.hpp>
@@ -32,7 +32,7 @@ inline StoredGroup quantize_by_library(std::span<const std::uint16_t> group, int
   return stored;
 }
 
-/// Equal metadata bits and equal codes. Returns whether they are, having said so if not.
+/// Checks for equal metadata bits and equal codes. Returns false after a reported difference.
 inline bool check_with_oracle(Data kind, std::span<const std::uint16_t> group, int bits,
                               RangeRule rule) {
   const StoredGroup stored = quantize_by_library(group, bits, rule);
@@ -46,7 +46,7 @@ inline bool check_with_oracle(Data kind, std::span<const std::uint16_t> group, i
   return same;
 }
 
-/// Sum of squared errors of what a group decodes to; in double, for statistics only.
+/// Sum of squared errors of a group's decoded values; in double, for statistics only.
 inline double squared_error(std::span<const std::uint16_t> group, int bits, RangeRule rule) {
   const StoredGroup stored = quantize_by_library(group, bits, rule);
   double sum = 0;

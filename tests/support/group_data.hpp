@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Groups that a quantizer may meet: usual ones, and those that break quantizers.
+/// Groups to test quantizers with: usual ones, and hostile ones.
 #pragma once
 
 #include <kvtilt/quant/affine.hpp>
@@ -21,7 +21,7 @@ namespace kvtilt::test {
 enum class Data : std::uint8_t {
   Normal,
   Offset20,    // a key channel with a bias
-  Offset700,   // steps of fp16 show
+  Offset700,   // so large that fp16 rounding is visible
   HeavyTails,  // cubed normal
   Uniform,
   Constant,
@@ -39,8 +39,8 @@ enum class Data : std::uint8_t {
 };
 inline constexpr int data_kinds = 17;
 
-/// The nearest one, ties to even, 65504 at the most. The search of the oracle would be most of what
-/// drawing costs.
+/// The nearest fp16, ties to even, 65504 at most. Faster than the oracle's search, which would take
+/// most of the time of drawing.
 inline std::uint16_t fp16_of(double x) {
   const double bounded = x > 65504 ? 65504 : x < -65504 ? -65504 : x;
   const std::int64_t fixed = std::llround(bounded * 0x1p40);

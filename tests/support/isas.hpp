@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The instruction sets this build carries and this machine runs.
+/// The instruction sets that this build contains and this machine supports.
 #pragma once
 
 #include <kvtilt/cpu/isa.hpp>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// All kernels that this machine can be tested with.
+/// All kernel tables that can be tested on this machine.
 #pragma once
 
 #include <kvtilt/cpu/kernels.hpp>
@@ -21,8 +21,8 @@ struct KernelTable {
   }
 };
 
-/// Those of the usable instruction sets and, where there is none of the real one, the stand-in of
-/// AVX-VNNI.
+/// The tables of the usable instruction sets and, if AVX-VNNI is not among them, its AVX-512
+/// stand-in.
 inline std::vector<KernelTable> kernel_tables() {
   std::vector<KernelTable> tables;
   for (const Isa isa : usable_isas())

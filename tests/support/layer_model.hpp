@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// A layer of a sequence as the design describes it, in the plainest form: one value per element,
-/// replaced by its quantized value when its page is sealed. Knows no blocks, no bytes, no
-/// kernels, and quantizes on its own.
+/// A reference model of a sequence's layer in the plainest form: one value per element, replaced by
+/// its quantized value when its page is sealed. It has no blocks, bytes or kernels, and quantizes
+/// by itself.
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>
@@ -27,7 +27,7 @@ struct ModelTensor {
   int heads = 0;
   int dim = 0;
   std::vector<float> values;
-  std::vector<float> widths;  ///< what counts as the magnitude in attend()'s error bound
+  std::vector<float> widths;  ///< magnitudes for attend()'s error bound
 
   [[nodiscard]] std::size_t at(std::int64_t position, int head, int channel = 0) const {
     return (static_cast<std::size_t>(position) * static_cast<std::size_t>(heads) +
@@ -68,7 +68,7 @@ class LayerModel {
   [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
   [[nodiscard]] const ModelTensor& keys() const { return keys_; }
   [[nodiscard]] const ModelTensor& values() const { return values_; }
-  /// Tells a token from those that had its position before a truncation.
+  /// A number that distinguishes a token from earlier ones at its position, before a truncation.
   [[nodiscard]] std::uint64_t serial(std::int64_t position) const {
     return serials_[static_cast<std::size_t>(position)];
   }
@@ -83,7 +83,7 @@ class LayerModel {
     }
   }
 
-  /// Whether whole pages, and what the window has freed, are exactly [from, to).
+  /// Whether [from, to) consists of whole pages and of positions that the window has freed.
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
     return may_remove(sealed_, sinks_, freed_until_, from, to);
   }
@@ -95,7 +95,7 @@ class LayerModel {
     return true;
   }
 
-  /// Whether the window has freed something the next token after a truncation would see.
+  /// Whether the window has freed a token that the next token after this truncation would see.
   [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
     if (length >= this->length() || shape_.window == 0) return false;
     for (std::int64_t p = std::max<std::int64_t>(sinks_, length - shape_.window + 1); p < length;
@@ -104,7 +104,7 @@ class LayerModel {
     return false;
   }
 
-  /// The tokens behind a cut inside a sealed page start a new tail.
+  /// Truncates. After a cut inside a sealed page, further tokens start a new tail.
   void truncate(std::int64_t length) {
     if (length >= this->length()) return;
     serials_.resize(static_cast<std::size_t>(length));
@@ -117,7 +117,7 @@ class LayerModel {
     freed_until_ = std::min(freed_until_, length);
   }
 
-  /// What a view must list; data is null.
+  /// The page entries that a view must list; their data is null.
   [[nodiscard]] std::vector<PageEntry> page_table() const {
     std::vector<PageEntry> table;
     const auto add = [&](std::int64_t first, std::int64_t count, PageKind kind) {
@@ -131,7 +131,7 @@ class LayerModel {
     return table;
   }
 
-  /// Length and page table.
+  /// Compares length and page table.
   [[nodiscard]] testing::AssertionResult lists_the_pages_of(const LayerView& view) const {
     if (view.length != length())
       return testing::AssertionFailure() << "length " << view.length << ", expected " << length();
@@ -149,7 +149,7 @@ class LayerModel {
     return testing::AssertionSuccess();
   }
 
-  /// Every value of one page of a view, bit for bit.
+  /// Compares every value of one page of a view, bit for bit.
   [[nodiscard]] testing::AssertionResult holds_page(const LayerView& view,
                                                     std::int32_t index) const {
     LayerView one = view;
@@ -174,7 +174,7 @@ class LayerModel {
     return testing::AssertionSuccess();
   }
 
-  /// Page table and every value, bit for bit.
+  /// Compares the page table and every value, bit for bit.
   [[nodiscard]] testing::AssertionResult matches(const LayerView& view) const {
     testing::AssertionResult result = lists_the_pages_of(view);
     for (std::int32_t i = 0; result && i < view.page_count; ++i) result = holds_page(view, i);
@@ -246,7 +246,7 @@ class LayerModel {
   int sinks_;
   int recent_;
   std::int64_t tail_start_;
-  std::int64_t freed_until_ = 0;  ///< sealed positions before it went with the window
+  std::int64_t freed_until_ = 0;  ///< the window has freed sealed positions before it
   ModelTensor keys_;
   ModelTensor values_;
   std::vector<std::uint64_t> serials_;  ///< of every position

@@ -9,15 +9,16 @@
 
 namespace kvtilt::test {
 
-/// One element of a tensor core's product, as an H200 adds it up by the errors that probes find there
-/// (mma_numerics.cuh, "subnormal.sum" in bench/results/h200-probes.json): every term is cut off, towards
-/// zero, at 2^-25 of what the largest could be by its exponents, those of fp16 subnormals counting as
-/// 2^-14; so is the sum at the end of its float. Long sums of one sign shrink by it.
+/// One element of a tensor core's product, with the rounding of an H200 as probed
+/// (mma_numerics.cuh, "subnormal.sum" in bench/results/h200-probes.json): every term is truncated
+/// towards zero at 2^-25 of the largest that the exponents of the terms allow (an fp16 subnormal
+/// counts as 2^-14), and so is the sum at the end of its float. Long sums of one sign therefore
+/// come out too small.
 class MmaSum {
  public:
   explicit MmaSum(float start) { put(static_cast<double>(start), exponent_of(start, -126)); }
 
-  /// Both were fp16.
+  /// Adds the product of two fp16 values.
   void add(float a, float b) {
     put(static_cast<double>(a) * static_cast<double>(b), exponent_of(a, -14) + exponent_of(b, -14));
   }

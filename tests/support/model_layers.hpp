@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What models of a cache's sequences and layers are asked, whatever else they hold.
+/// Functions that the models of a cache's sequences and layers share.
 #pragma once
 
 #include <algorithm>
@@ -38,9 +38,9 @@ std::pair<std::size_t, std::size_t> pages_between(const std::vector<Page>& pages
   return {first, last};
 }
 
-/// Whether each of the positions [from, to), and there are some, is one that a window has freed, all
-/// before `freed_until`, or lies in a page that has no position elsewhere. Those before `sinks` are
-/// never freed and in no page.
+/// Whether [from, to) is not empty and each of its positions was freed by a window (all before
+/// `freed_until`) or lies in a page entirely inside the range. Positions before `sinks` are never
+/// freed and in no page.
 template <class Page>
 bool may_remove(const std::vector<Page>& pages, std::int64_t sinks, std::int64_t freed_until,
                 std::int64_t from, std::int64_t to) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention in float64 with everything AttendOptions can ask for, one query row at a time.
+/// Attention in float64 with all AttendOptions, one query row at a time.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -14,17 +14,17 @@
 
 namespace kvtilt::test {
 
-/// A key that is there: where it is and what it holds.
+/// A live token: its position, key and value.
 struct LiveToken {
   std::int64_t position;
   const float* key;
   const float* value;
   bool sink;
-  const float* key_width = nullptr;  ///< what counts as |key| in the bound; null: the key itself
+  const float* key_width = nullptr;  ///< |key| for the bound; null: the key's own
   const float* value_width = nullptr;
 };
 
-/// One query at `position` of `queries` newest tokens that start at `first_query`.
+/// The query at `position`, one of the `queries` newest tokens, which start at `first_query`.
 struct QueryPlace {
   std::int64_t position;
   std::int64_t first_query;

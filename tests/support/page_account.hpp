@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Which pages of a pool one layer of one sequence holds, as the design describes it: one token after
-/// the other, one object a page. Knows no tables and no kernels.
+/// A reference model of the pages that one layer of a sequence holds: token by token, one object
+/// per page, without tables and kernels.
 #pragma once
 
 #include <kvtilt/cache/token_placement.hpp>
@@ -18,13 +18,13 @@ namespace kvtilt::test {
 
 class PageAccount {
  public:
-  /// A page of the pool, held by several after a fork: its number, once it is known.
+  /// A page of the pool, shared after a fork: its number, once it is known.
   using Page = std::shared_ptr<std::int32_t>;
   struct Entry {
     std::int64_t first;
     std::int64_t count;
     Page page;
-    bool shared;  ///< was once: it is never used again by this sequence
+    bool shared;  ///< was shared once: this sequence never reuses it
 
     [[nodiscard]] std::int64_t end() const { return first + count; }
   };
@@ -35,7 +35,7 @@ class PageAccount {
   [[nodiscard]] std::int64_t length() const { return length_; }
   [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
   [[nodiscard]] const std::vector<Entry>& sealed() const { return sealed_; }
-  /// Pages without tokens.
+  /// Reserved pages without tokens.
   [[nodiscard]] std::int64_t unused() const { return unused_; }
   [[nodiscard]] std::int64_t short_pages() const {
     return std::count_if(sealed_.begin(), sealed_.end(),
@@ -44,7 +44,7 @@ class PageAccount {
 
   void reserve(std::int64_t pages) { unused_ += pages; }
 
-  /// False, and nothing happens, if there are too few pages.
+  /// Appends; returns false and changes nothing if there are too few pages.
   bool append(std::int64_t tokens) {
     PageAccount after = *this;
     for (std::int64_t i = 0; i < tokens; ++i) after.add_token();
@@ -58,7 +58,7 @@ class PageAccount {
     return true;
   }
 
-  /// Pages that it lacks to grow to `tokens` tokens, in appends of any size.
+  /// Pages missing to grow to `tokens` tokens, in appends of any size.
   [[nodiscard]] std::int64_t missing(std::int64_t tokens) const {
     PageAccount grown = *this;
     std::int64_t least = unused_;
@@ -68,13 +68,13 @@ class PageAccount {
     }
     return std::max<std::int64_t>(0, -least);
   }
-  /// The same if no window gave any back.
+  /// The same if the window gave no pages back.
   [[nodiscard]] std::int64_t most_missing(std::int64_t tokens) const {
     PageAccount endless = *this;
     endless.placement_.window = 0;
     return endless.missing(tokens);
   }
-  /// Tokens up to which it lacks none, `most` at most.
+  /// Tokens up to which no page is missing, at most `most`.
   [[nodiscard]] std::int64_t reserved(std::int64_t most) const {
     PageAccount grown = *this;
     while (grown.length_ < most) {
@@ -84,7 +84,7 @@ class PageAccount {
     return most;
   }
 
-  /// Whether the window has freed something the next token after a truncation would see.
+  /// Whether the window has freed a token that the next token after this truncation would see.
   [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
     if (length >= length_ || placement_.window == 0) return false;
     const std::int64_t oldest =
@@ -104,7 +104,7 @@ class PageAccount {
     freed_until_ = std::min(freed_until_, length);
   }
 
-  /// Whether whole pages, and what the window has freed, are exactly [from, to).
+  /// Whether [from, to) consists of whole pages and of positions that the window has freed.
   [[nodiscard]] bool can_remove(std::int64_t from, std::int64_t to) const {
     return may_remove(sealed_, placement_.sink_tokens, freed_until_, from, to);
   }
@@ -123,7 +123,7 @@ class PageAccount {
     return child;
   }
 
-  /// The same tokens before any page is there for them: it lacks those, too.
+  /// A copy of the tokens without pages: they are missing as well.
   [[nodiscard]] PageAccount copy() const {
     PageAccount other = *this;
     for (Entry& entry : other.sealed_) {
@@ -152,12 +152,13 @@ class PageAccount {
     const std::int64_t cut = length_ - placement_.recent_tokens - placement_.window;
     while (placement_.window > 0 && !sealed_.empty() && sealed_.front().end() <= cut) {
       freed_until_ = sealed_.front().end();
-      // What the window frees at once was never in a page.
+      // Tokens that the window frees at once were never in a page.
       if (sealed_.front().page != nullptr) let_go(sealed_.front());
       sealed_.erase(sealed_.begin());
     }
   }
-  /// Pages may be fewer than none.
+  /// Adds a token and takes a page for it if it needs one; the count of unused pages may be
+  /// negative.
   void add_token_and_page() {
     add_token();
     if (sealed_.empty() || sealed_.back().page != nullptr) return;
@@ -171,7 +172,7 @@ class PageAccount {
   TokenPlacement placement_;
   std::int64_t length_ = 0;
   std::int64_t tail_start_;
-  std::int64_t freed_until_ = 0;  ///< sealed positions before it went with the window
+  std::int64_t freed_until_ = 0;  ///< the window has freed sealed positions before it
   std::vector<Entry> sealed_;
   std::int64_t unused_ = 0;
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Head blocks full of hostile data, and the bytes that the scalar specification makes of them.
+/// Head blocks of hostile data, and the bytes that the scalar specification gives for them.
 #pragma once
 
 #include <kvtilt/page/layout.hpp>
@@ -17,7 +17,7 @@
 
 namespace kvtilt::test {
 
-/// Bytes at an alignment that pages promise, with a guard on both sides.
+/// Bytes with the alignment of pages and a guard on both sides.
 class Block {
  public:
   explicit Block(std::size_t bytes, std::uint8_t fill = 0)
@@ -137,7 +137,7 @@ inline void fill_half_tensor(Random& random, const TensorLayout& half, const Ten
   });
 }
 
-/// fit, encode and write_code, element by element: what `pack` must equal. `block` starts as zeros.
+/// The reference for `pack`: fit, encode and write_code, per element. `block` must be zeros.
 inline void pack_by_specification(const TensorLayout& half, const std::byte* half_block,
                                   const TensorLayout& packed, std::byte* block) {
   const F16* values = halves(half_block, half);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A cache under a random program beside the model of what it must hold: every call but attention.
+/// Runs the calls of a random program, all but attention, on a cache and on its model.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -24,7 +24,7 @@
 
 namespace kvtilt::test {
 
-/// One sequence as the model sees it.
+/// The model of one sequence.
 struct ModelSequence {
   SequenceId id;
   std::vector<std::optional<CheckedLayer>> layers;
@@ -35,7 +35,7 @@ struct ModelSequence {
   [[nodiscard]] std::int64_t longest() const { return longest_of(layers); }
 };
 
-/// Calls return what went wrong, or nothing.
+/// Calls return what went wrong, or an empty string.
 class ProgramCache {
  public:
   explicit ProgramCache(std::uint64_t seed) : random_(seed), setup_(random_) {
@@ -68,14 +68,14 @@ class ProgramCache {
     models_.push_back(std::move(model));
     const std::string wrong = reserve(models_.back(), tokens, random);
     if (!wrong.empty() || models_.size() > 1 || models_[0].capacity == tokens) return wrong;
-    // Refused. Alone, it has all the memory that there is.
+    // Refused. If it is the only sequence, all memory is available to it.
     const Status again = cache_->reserve(models_[0].id, tokens);
     if (again.ok()) models_[0].capacity = tokens;
     return again.ok() || tokens > most_alone() ? ""
                                                : "lost memory: " + std::string(again.message());
   }
 
-  /// One call that may take memory, out of an allocator that may fail. Sets `may_refuse` if
+  /// Makes a call that may allocate, with an allocator that may fail. Sets `may_refuse` if
   /// OutOfMemory would be right.
   template <class Call>
   auto with_scarce_memory(Random& random, bool& may_refuse, Call call) {
@@ -110,8 +110,8 @@ class ProgramCache {
     return append(model, index, keys, values);
   }
 
-  /// One element cannot be stored: the append must fail and, as the comparison then shows, change
-  /// nothing.
+  /// Appends with one element that cannot be stored: the call must fail and, as the later
+  /// comparison shows, change nothing.
   std::string append_spoiled(ModelSequence& model, std::size_t layer, RandomInput keys,
                              RandomInput values, Random& random) {
     RandomInput& spoilt = random.chance(2) ? keys : values;
@@ -177,7 +177,7 @@ class ProgramCache {
     return wrong;
   }
 
-  /// Saves a sequence and loads it as another one; damaged, it must not load.
+  /// Saves a sequence and loads it as another one; a damaged image must not load.
   std::string save_and_load(const ModelSequence& model, int tokens, Random& random) {
     const Result<std::size_t> bytes = cache_->saved_bytes(model.id);
     if (bytes.ok() != (model.shortest() == model.longest()))
@@ -234,7 +234,7 @@ class ProgramCache {
     return {};
   }
 
-  /// Everything the cache holds and says of itself.
+  /// Compares all content and reports of the cache with the model.
   std::string compare() {
     for (ModelSequence& model : models_)
       if (const std::string wrong = compare(model); !wrong.empty()) return wrong;
@@ -247,15 +247,15 @@ class ProgramCache {
   const std::vector<ModelSequence>& models() const { return models_; }
 
  private:
-  /// Tokens that a sequence can reserve while there is no other; -1: not even none.
+  /// Tokens that a sequence can reserve if it is the only one; -1: not even 0.
   [[nodiscard]] std::int64_t most_alone() const {
     if (!setup_.scarce()) return max_tokens;
     const Result<std::int64_t> most = most_tokens(setup_.shape, setup_.plan, setup_.options);
     return most.ok() ? *most : -1;
   }
 
-  /// One call that may make a copy of a sequence, reserved for `tokens` tokens, whose model is `child`
-  /// then. Returns whether it did, and fills `wrong` if that is wrong.
+  /// Makes a call that may copy a sequence, reserved for `tokens` tokens, whose model is then
+  /// `child`. Returns whether it did, and sets `wrong` if that is wrong.
   template <class Call>
   bool made(const char* name, ModelSequence child, std::int64_t tokens, bool possible,
             std::string& wrong, Random& random, Call call) {

@@ -25,7 +25,7 @@ class ProgramRun : ProgramCache {
  public:
   using ProgramCache::ProgramCache;
 
-  /// Empty, or what went wrong.
+  /// Runs all steps. Returns what went wrong, or an empty string.
   std::string play(const std::vector<Step>& steps) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       std::string wrong = play(steps[i]);
@@ -37,7 +37,7 @@ class ProgramRun : ProgramCache {
   }
 
  private:
-  /// After every step some tokens of some layer.
+  /// Unpacks some tokens of some layer, after every step.
   std::string unpack(const Step& step) const {
     if (models().empty()) return {};
     Random random(step.seed + 1);
@@ -81,7 +81,7 @@ class ProgramRun : ProgramCache {
     return {};
   }
 
-  /// Where to cut: anywhere, a little off the end, or where a window's loss begins to matter.
+  /// A length to truncate to: random, near the end, or where a window's freed tokens matter.
   std::int64_t random_length(const ModelSequence& model, int amount, Random& random) const {
     const std::int64_t longest = model.longest();
     const auto& own =
@@ -92,7 +92,7 @@ class ProgramRun : ProgramCache {
     return std::max<std::int64_t>(0, longest - amount);
   }
 
-  /// A request to some layer of some sequence; none where it keeps no cache.
+  /// A request to a random layer of a random sequence; none if that layer keeps no cache.
   std::optional<RandomRequest> random_request(Random& random, bool prefill, int most,
                                               ModelSequence** sequence = nullptr,
                                               std::size_t* layer = nullptr) {
@@ -108,7 +108,7 @@ class ProgramRun : ProgramCache {
     return RandomRequest(random, *model.layers[index], view, prefill, random.between(0, most));
   }
 
-  /// A ragged batch, empty sequences and requests without queries included.
+  /// Attends with a ragged batch, including empty sequences and requests without queries.
   std::string attend(Random& random) {
     std::vector<RandomRequest> asked;
     for (int i = random.between(1, 4); i > 0; --i)
@@ -127,7 +127,7 @@ class ProgramRun : ProgramCache {
     if (const std::string wrong = judge(asked, status, refused, random); !wrong.empty())
       return "attend: " + wrong;
     if (refused || asked.empty()) return {};
-    // Alone on one worker, every request gives the same bits.
+    // A request alone on one worker must give the same bits as in the batch.
     RandomRequest& one = asked.front();
     const Output together = one.output;
     const AttendRequest alone = one.attend();
@@ -139,7 +139,7 @@ class ProgramRun : ProgramCache {
                : "a batch changed the bits of a request";
   }
 
-  /// Chunks of several sequences over their past; then the chunks are appended.
+  /// Prefills chunks of several sequences over their past; then appends the chunks.
   std::string prefill(Random& random, int most) {
     std::vector<RandomRequest> asked;
     std::vector<std::pair<ModelSequence*, std::size_t>> places;
@@ -184,7 +184,8 @@ class ProgramRun : ProgramCache {
     return {};
   }
 
-  /// Parts between random positions, merged from an empty result on, are the whole.
+  /// Merges attention over parts between random positions, which must equal attention over the
+  /// whole.
   std::string merge_parts(ModelSequence& model, int layer, Random& random) {
     const std::size_t index = static_cast<std::size_t>(layer) % model.layers.size();
     if (!model.layers[index] || model.layers[index]->length() == 0) return {};
@@ -215,7 +216,7 @@ class ProgramRun : ProgramCache {
       if (!status.ok()) return "merge: " + std::string(status.message());
     }
     whole.output = sum;
-    // A part errs in its output and in its lse, which weighs it against the others.
+    // A part has errors in its output and in its lse, which is its weight in the merge.
     const testing::AssertionResult kept = whole.follows_model(random, 2.0);
     return kept ? "" : std::string("merge: ") + kept.message();
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The arithmetic of DESIGN 4 once more, from that page alone: integers, rationals and searches,
-/// nothing of the library's but the names of its rules.
+/// A second implementation of the arithmetic of DESIGN, section 4: integers, rationals and
+/// searches; it uses nothing of the library but the names of its rules.
 #pragma once
 
 #include <kvtilt/quant/format.hpp>
@@ -14,7 +14,7 @@
 
 namespace kvtilt::test {
 
-/// A group as it must be stored.
+/// The stored form that a group must have.
 struct OracleGroup {
   std::uint16_t scale = 0;
   std::uint16_t minimum = 0;
@@ -58,7 +58,7 @@ inline std::uint16_t covering_scale(std::int64_t low, std::int64_t high, int n) 
   return static_cast<std::uint16_t>(found - table.begin());
 }
 
-/// No negative zero in metadata.
+/// Metadata has no negative zero.
 inline std::uint16_t plus_zero(std::uint16_t bits) { return bits == 0x8000u ? 0 : bits; }
 
 inline OracleGroup min_max(std::span<const std::int64_t> values, int n) {

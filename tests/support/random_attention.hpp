@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Attention asked at random of a layer whose model is known: queries, options, threads, and what
-/// float64 says about the model's own values.
+/// Random attention requests to a layer whose model is known: queries, options, threads, and
+/// float64 attention over the model's values.
 #pragma once
 
 #include <kvtilt/attention/attend_prefill.hpp>
@@ -20,7 +20,7 @@
 
 namespace kvtilt::test {
 
-/// One request with all that it points to, and its model.
+/// A request with the arrays that it points to, and the layer's model.
 struct RandomRequest {
   const LayerModel* model;
   LayerView view;
@@ -39,7 +39,7 @@ struct RandomRequest {
       : model(&model_),
         view(view_),
         prefill(prefill_),
-        // Equal products round alike, and their sum drifts beyond the bound.
+        // Not constant: equal products round alike, and their sum would drift beyond the bound.
         queries(random, tokens, view.shape.kv_heads * random.between(1, 3), view.shape.key_dim,
                 false),
         keys(random, prefill ? tokens : 0, view.shape.kv_heads, view.shape.key_dim),
@@ -135,7 +135,7 @@ struct RandomRequest {
   }
 };
 
-/// Workers on threads of their own, or on the caller's from the last to the first.
+/// Workers on their own threads, or all on the caller's thread from the last to the first.
 class RandomWorkers {
  public:
   explicit RandomWorkers(Random& random)

@@ -18,7 +18,7 @@ namespace kvtilt::test {
 
 class RandomInput {
  public:
-  /// One in eight is the same number everywhere, if it may.
+  /// If `may_be_constant`, one in eight holds the same number everywhere.
   RandomInput(Random& random, std::int64_t tokens, int heads, int dim, bool may_be_constant = true)
       : rows_(tokens, heads, dim), type_(static_cast<ElementType>(random.below(3))) {
     const float constant = may_be_constant ? 0.0f : 1.0f;
@@ -29,7 +29,7 @@ class RandomInput {
     lay_out(random);
   }
 
-  /// What the view holds, exactly.
+  /// The exact values that the view holds.
   [[nodiscard]] const Rows<float>& rows() const { return rows_; }
 
   [[nodiscard]] TensorView view() const {
@@ -40,7 +40,7 @@ class RandomInput {
     return view.with_strides(token_stride_, head_stride_);
   }
 
-  /// All that the view may lie in, and the same view of a copy of it elsewhere.
+  /// The memory that the view lies in, and the same view of a copy of that memory.
   [[nodiscard]] const std::vector<std::byte>& bytes() const { return bytes_; }
   [[nodiscard]] TensorView view_of(const std::byte* copy) const {
     TensorView view = this->view();
@@ -48,7 +48,7 @@ class RandomInput {
     return view;
   }
 
-  /// Puts something else into one element: the bits of a float, or the upper half of them.
+  /// Overwrites one element with the bits of a float, or with their upper half.
   void spoil(std::int64_t token, int head, int channel, std::uint32_t bits) {
     store(origin_ + token * token_stride_ + head * head_stride_ + channel,
           type_ == ElementType::F32 ? bits : bits >> 16);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Programs for a cache: what each may ask, and how they are drawn from a seed.
+/// Random programs for a cache: their steps, and how they are drawn from a seed.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
@@ -37,7 +37,7 @@ struct Step {
   int which;  ///< picks a sequence
   int layer;
   int amount;
-  std::uint64_t seed;  ///< of everything else
+  std::uint64_t seed;  ///< of the step's other choices
 };
 
 inline std::string to_string(const Step& step) {
@@ -47,13 +47,13 @@ inline std::string to_string(const Step& step) {
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
 
-/// The cache a program runs on.
+/// Shape, plan and options of the cache that a program runs on.
 struct ProgramSetup {
   CacheShape shape;
   Plan plan;
   CacheOptions options;
-  std::size_t page_memory = 0;  ///< bytes of the caller's; 0: all comes from the allocator
-  int stretch = 1;              ///< of all amounts: long sequences are where attention is split
+  std::size_t page_memory = 0;  ///< bytes given by the caller; 0: all from the allocator
+  int stretch = 1;              ///< factor of all amounts: attention is split over long sequences
 
   explicit ProgramSetup(Random& random) {
     options.page_tokens = 32 << random.below(2);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// The allocators of spectral-kv (e9ed423, kvq/bit_pattern.py and kvq/group_pattern.py) with their
-/// rules for ties, to compare with: bits by marginal gain, groups by rounding and repair.
+/// Reimplements the allocators of spectral-kv (e9ed423, kvq/bit_pattern.py and
+/// kvq/group_pattern.py) with their rules for ties, for comparison: bits by marginal gain, groups
+/// by rounding and repair.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Numbers to put into a cache: reproducible on every machine, as owned [tokens, heads, dim] rows.
+/// Owned [tokens, heads, dim] rows to put into a cache, with numbers reproducible on every machine.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -57,7 +57,7 @@ Rows<To> converted(const Rows<From>& rows, Convert convert) {
   return result;
 }
 
-/// What a cache makes of an input before anything else: fp16, here as floats.
+/// The input as a cache first rounds it: fp16, here as floats.
 inline Rows<float> rounded_to_half(const Rows<float>& rows) {
   return converted<float>(rows, [](float x) { return to_float(to_f16(x)); });
 }

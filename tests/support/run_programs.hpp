@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Runs programs that are drawn from seeds, and cuts a failing one down to what the failure needs.
+/// Runs programs drawn from seeds, and reduces a failing one to the steps that the failure needs.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,7 +12,7 @@
 
 namespace kvtilt::test {
 
-/// Leaves out whatever the failure does not need. `fails` runs a program.
+/// Drops the steps that the failure does not need. `fails` runs a program.
 template <class Step, class Fails>
 std::vector<Step> shrink(std::vector<Step> steps, Fails fails) {
   for (std::size_t chunk = steps.size() / 2; chunk > 0; chunk /= 2)
@@ -28,9 +28,10 @@ std::vector<Step> shrink(std::vector<Step> steps, Fails fails) {
   return steps;
 }
 
-/// draw(seed) gives a program, a vector of steps; play(seed, steps) tells what went wrong in it, or
-/// nothing. KVTILT_FULL=1 in the environment runs ten times `usual` programs; KVTILT_PROGRAMS says how
-/// many; KVTILT_SEED where to start, alone: that one.
+/// draw(seed) makes a program, a vector of steps; play(seed, steps) returns what went wrong in it,
+/// or an empty string. Environment: KVTILT_FULL=1 runs ten times `usual` programs, KVTILT_PROGRAMS
+/// sets their number, KVTILT_SEED the first seed, and if only that is set, it runs that one
+/// program.
 template <class Draw, class Play>
 void run_programs(int usual, Draw draw, Play play) {
   const char* seed = std::getenv("KVTILT_SEED");

@@ -27,7 +27,7 @@ T read_at(const std::vector<std::byte>& image, std::size_t offset) {
   return record;
 }
 
-/// Overwrites bytes, and makes the checksum right again.
+/// Overwrites bytes of an image and corrects its checksum.
 template <class T>
 std::vector<std::byte> forged(std::vector<std::byte> image, std::size_t offset, T record) {
   std::memcpy(image.data() + offset, &record, sizeof record);

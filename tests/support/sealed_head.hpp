@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A head's block of hostile data, and its page by the specification, as they stand on the GPU.
+/// A head's block of hostile data, and its page by the specification, in the GPU's layout.
 #pragma once
 
 #include "device_pages.hpp"
@@ -49,8 +49,8 @@ struct SealedHead {
   }
 };
 
-/// visit(format, dim, tokens) for formats of a width and heads that the GPU's order supports, until one
-/// fails.
+/// Calls visit(format, dim, tokens) for formats of a width and heads that the GPU's order supports,
+/// until one fails.
 template <class Visit>
 void for_each_sealed_format(int bits, Visit visit) {
   struct Extents {

@@ -14,7 +14,7 @@
 
 namespace kvtilt::test {
 
-/// One sealed page in device order, and what it holds.
+/// One sealed page in device order, and its values.
 template <class Traits>
 struct SealedPage {
   CacheOptions options;

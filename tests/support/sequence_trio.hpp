@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The book of a device cache beside what it stands for.
+/// The host's book of a device cache beside the state that it represents.
 #pragma once
 
 #include <kvtilt/cuda/cache/sequence_book.hpp>
@@ -27,7 +27,7 @@ inline cuda::CacheOptions small_options() {
   return options;
 }
 
-/// The book, the tables of the device it stands for, and a CPU cache that does the same.
+/// The book, the device tables that it represents, and a CPU cache with the same calls.
 struct Trio {
   CacheShape shape;
   EmulatedCache device;
@@ -41,7 +41,8 @@ struct Trio {
         cpu(make_cache(shape, Plan::uniform(shape, presets::k4v2), cpu_options(options))) {}
 };
 
-/// Forks, which the device refuses because the host does not know its sequence; returns the child.
+/// Makes a fork that the device refuses because the host's sequence differs from it; returns the
+/// child.
 inline SequenceId fork_refused(Trio& trio, SequenceId id) {
   cuda::ForkRequest request{};
   std::vector<cuda::PageRun> childs;

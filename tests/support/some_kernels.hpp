@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The kernels of attention that tests on a device and the emulated runtime share: few, for each is
-/// compiled for both.
+/// The attention kernels that tests on a device and the emulated runtime share: few, because each
+/// is compiled for both.
 #pragma once
 
 #include <kvtilt/cuda/attention/checks.hpp>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// From one stack to another. swapcontext() asks the system for the signal mask each time, which took
-/// half of what emulated kernels take; where its registers are known, a switch is a few instructions.
+/// Switches between stacks. swapcontext() makes a system call for the signal mask each time, which
+/// took half the time of emulated kernels; on known architectures a switch is a few instructions.
 #pragma once
 
 #include <cstddef>
@@ -8,7 +8,7 @@
 
 #if defined(__x86_64__)
 
-/// Keeps what a called function must (System V ABI) on the stack that it leaves.
+/// Saves the callee-saved registers (System V ABI) on the stack that it leaves.
 extern "C" void kvtilt_test_switch_stack(void** from, void* to);
 asm(R"(
 .pushsection .text
@@ -36,14 +36,14 @@ kvtilt_test_switch_stack:
 
 namespace kvtilt::test {
 
-/// Where a stack was left.
+/// The stack pointer of a suspended stack.
 struct StackContext {
   void* top = nullptr;
 
   /// The first switch to it calls `function`, which must not return.
   void start(std::byte* stack, std::size_t bytes, void (*function)()) {
     constexpr int registers = 6;
-    constexpr int slots = registers + 2;  // where to return to: `function`, and from there nowhere
+    constexpr int slots = registers + 2;  // return addresses: `function`, and behind it none
     std::uintptr_t* const first = reinterpret_cast<std::uintptr_t*>(stack + bytes) - slots;
     for (int slot = 0; slot < slots; ++slot) first[slot] = 0;
     first[registers] = reinterpret_cast<std::uintptr_t>(function);

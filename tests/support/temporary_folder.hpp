@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Files that a test may damage.
+/// Temporary files for tests.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ inline std::string read_file(const std::filesystem::path& path) {
   return {std::istreambuf_iterator<char>(stream), {}};
 }
 
-/// A folder that disappears with the object.
+/// A folder that is deleted with the object.
 class TemporaryFolder {
  public:
   TemporaryFolder() {

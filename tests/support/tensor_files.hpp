@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Bytes of files with tensors, good and bad.
+/// Builds valid and invalid tensor files in memory.
 #pragma once
 
 #include <kvtilt/io/stored_tensors.hpp>
@@ -29,7 +29,7 @@ inline std::vector<std::byte> tight_copy(std::string_view text) {
   return {bytes.begin(), bytes.end()};
 }
 
-/// Appends numbers and strings as GGUF has them.
+/// Builds GGUF files from numbers and strings.
 class GgufBytes {
  public:
   explicit GgufBytes(std::uint64_t tensors = 0, std::uint64_t pairs = 0,
@@ -72,8 +72,8 @@ class GgufBytes {
   std::string bytes_;
 };
 
-/// Every tensor "x" that has a tensor "x.floats" reads as that one does, bit for bit but for the
-/// payload of NaN. Returns how many there were.
+/// Checks that every tensor "x" with a companion "x.floats" reads as that one, bit for bit but for
+/// NaN payloads. Returns how many there were.
 inline int expect_floats_of_packages(const StoredTensors& tensors) {
   int compared = 0;
   for (const auto& [name, tensor] : tensors) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// KVCache::unpack against the model of a layer.
+/// Compares KVCache::unpack with the model of a layer.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -34,7 +34,7 @@ inline bool same_bits(float a, float b) {
 }
 inline bool same_bits(F16 a, float b) { return a == to_f16(b); }
 
-/// Rows from `first` on are those of the model; or, if not `written`, as they were before.
+/// Checks that rows from `first` on are the model's or, if not `written`, unchanged.
 template <class T>
 std::string compare_rows(const Rows<T>& rows, const ModelTensor& model, std::int64_t first,
                          bool written) {
@@ -72,8 +72,8 @@ std::string unpack_as(const KVCache& cache, SequenceId id, int layer, const Laye
 
 }  // namespace detail
 
-/// Asks for some positions: empty if unpack gives what the model holds, or refuses where it does not
-/// hold all of them.
+/// Unpacks some positions. Returns an empty string if unpack gives the model's values, or refuses
+/// because the model does not hold all of the positions.
 inline std::string unpack_differs(const KVCache& cache, SequenceId id, int layer,
                                   const LayerModel& model, std::int64_t first, std::int64_t tokens,
                                   ElementType type = ElementType::F32) {
@@ -81,7 +81,7 @@ inline std::string unpack_differs(const KVCache& cache, SequenceId id, int layer
                                   : detail::unpack_as<F16>(cache, id, layer, model, first, tokens);
 }
 
-/// Random ones, sometimes beyond the end.
+/// Unpacks random positions, sometimes beyond the end.
 inline std::string unpack_differs(const KVCache& cache, SequenceId id, int layer,
                                   const LayerModel& model, Random& random) {
   const int length = static_cast<int>(model.length());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A layer back to floats, element by element: what unpack() and attention are compared with.
+/// Unpacks a layer to floats, element by element: the reference for unpack() and attention.
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>

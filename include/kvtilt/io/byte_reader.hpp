@@ -11,8 +11,8 @@
 
 namespace kvtilt::detail {
 
-/// Little-endian, unaligned. Once something asked for is not there, failed() stays true and
-/// everything is zero or empty, so that a few takes in a row need one check.
+/// Reads little-endian, unaligned values. After a read beyond the end, failed() stays true and
+/// every later result is zero or empty, so that one check suffices after several reads.
 class ByteReader {
  public:
   explicit ByteReader(std::span<const std::byte> bytes) : bytes_(bytes) {}
@@ -40,7 +40,7 @@ class ByteReader {
     return number;
   }
 
-  /// Eight bytes of length, then as many of text.
+  /// A string as GGUF stores it: 8 bytes of length, then the text.
   std::string_view take_string() {
     const std::uint64_t length = take_number<std::uint64_t>();
     if (length > bytes_.size()) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The tensors of a model by name, wherever it keeps them: one safetensors file, shards of them
-/// with an index, or a GGUF file.
+/// Reads the tensors of a model by name from a safetensors file, safetensors shards with an index,
+/// or a GGUF file.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -24,30 +24,30 @@
 
 namespace kvtilt {
 
-/// Names are those of the file: Hugging Face's ("model.layers.0.self_attn.k_proj.weight") or
-/// GGUF's ("blk.0.attn_k.weight"; llama.cpp also reorders the rows of a query or key head of Llama
-/// models, each head in itself). Tensors point into the checkpoint, also after it is moved;
-/// read_floats (tensor_data.hpp) converts them, whole or by rows.
+/// Tensor names are those in the file: Hugging Face's ("model.layers.0.self_attn.k_proj.weight") or
+/// GGUF's ("blk.0.attn_k.weight"; in GGUF files of Llama models, llama.cpp also reorders the rows
+/// within each query and key head). Tensors point into the checkpoint and stay valid when it is
+/// moved; read_floats (tensor_data.hpp) converts them, whole or by rows.
 class Checkpoint {
  public:
   /// `path` is a folder with model.safetensors or model.safetensors.index.json, or a file that ends
-  /// in .safetensors or .gguf. Errors name the file: InvalidArgument when it is none of these,
-  /// FileAccess when there is none, Unsupported when it is one part of several (by its name, like
-  /// model-00001-of-00002.safetensors, or split.count), otherwise those of SafetensorsFile and
-  /// GgufFile.
+  /// in .safetensors or .gguf. Errors name the file: InvalidArgument if it is none of these,
+  /// FileAccess if it does not exist, Unsupported if it is one part of several (by its name, like
+  /// model-00001-of-00002.safetensors, or by GGUF's split.count), otherwise those of
+  /// SafetensorsFile and GgufFile.
   static Result<Checkpoint> open(const std::filesystem::path& path) {
     Checkpoint checkpoint;
     KVTILT_RETURN_IF_ERROR(checkpoint.read(path));
     return checkpoint;
   }
 
-  /// Null when there is no such tensor.
+  /// The tensor of this name, or null.
   [[nodiscard]] const StoredTensor* find(std::string_view name) const {
     const auto found = tensors_.find(name);
     return found == tensors_.end() ? nullptr : found->second;
   }
 
-  /// InvalidArgument, naming the checkpoint, when there is no such tensor.
+  /// The tensor of this name. Fails with InvalidArgument, naming the checkpoint, if there is none.
   [[nodiscard]] Result<const StoredTensor*> get(std::string_view name) const {
     if (const StoredTensor* tensor = find(name)) return tensor;
     return Status::error(ErrorCode::InvalidArgument, "%s: has no tensor '%s'", name_.c_str(),
@@ -61,7 +61,7 @@ class Checkpoint {
     return names;
   }
 
-  /// The pairs of a GGUF file; null for other checkpoints.
+  /// The key-value pairs of a GGUF file; null for other checkpoints.
   [[nodiscard]] const GgufMetadata* gguf() const { return gguf_ ? &gguf_->metadata() : nullptr; }
 
  private:
@@ -154,7 +154,7 @@ class Checkpoint {
                      const JsonValue& shard) {
     Result<std::string_view> text = shard.string();
     if (!text) return std::move(text).take_status();
-    // A shard lies next to its index; a path that leads elsewhere comes from a crafted file.
+    // A shard lies next to its index; an index with any other path is crafted.
     if (text->empty() || *text == "." || *text == ".." ||
         text->find_first_of(std::string_view("/\\\0", 3)) != std::string_view::npos)
       return shard.error("is " + shard.text() + ", not a plain file name");
@@ -173,7 +173,7 @@ class Checkpoint {
     return {};
   }
 
-  std::string name_;  // what a missing tensor is missing from
+  std::string name_;  // of the checkpoint, for messages
   std::map<std::string, SafetensorsFile> shards_;
   std::optional<GgufFile> gguf_;
   std::map<std::string, const StoredTensor*, std::less<>> tensors_;

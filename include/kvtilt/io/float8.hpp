@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// 8-bit floats of the OCP specification (Micikevicius et al., "FP8 Formats for Deep Learning",
-/// arXiv 2209.05433), as checkpoints store them: bits to float, in integers as core/half.hpp does.
+/// Converts the 8-bit floats of checkpoints to float. The formats are those of the OCP
+/// specification (Micikevicius et al., "FP8 Formats for Deep Learning", arXiv 2209.05433). In
+/// integer arithmetic, as in core/half.hpp.
 #pragma once
 
 #include <kvtilt/core/half.hpp>

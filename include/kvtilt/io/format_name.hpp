@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// One tensor's format as recipe files write it: <bits><c|t>[:g<group>][:<rule>], or 16. c is per
-/// channel, t per token; without a group it is the default one, without a rule the width's own.
-/// Unlike recipe names (quant/recipe.hpp) these say every field: 4c:g64:min-mse, 8t:min-max, 16.
+/// The text form of one tensor's format in recipe files: <bits><c|t>[:g<group>][:<rule>], or 16. c
+/// is per channel, t per token. Without a group it means the default group, without a rule the
+/// default rule of the width. Unlike recipe names (quant/recipe.hpp) it can state every field:
+/// 4c:g64:min-mse, 8t:min-max, 16.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -17,7 +18,7 @@
 
 namespace kvtilt {
 
-/// parse_format() gives the same format back if its width exists and its group is not negative.
+/// parse_format() gives the same format back if the width is valid and the group is not negative.
 inline std::string to_string(const Format& format) {
   if (format == Format{}) return "16";
   std::string text = std::to_string(format.bits);
@@ -26,7 +27,7 @@ inline std::string to_string(const Format& format) {
   return text + ":" + to_string(format.rule);
 }
 
-/// InvalidArgument with the grammar.
+/// Parses a format. Fails with InvalidArgument; the message states the grammar.
 inline Result<Format> parse_format(std::string_view name) {
   const auto fail = [&] {
     return Status::error(ErrorCode::InvalidArgument,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// GGUF files, versions 2 and 3: counts, key-value pairs, descriptions of tensors, then their
-/// bytes. (github.com/ggml-org/ggml, docs/gguf.md.)
+/// Reads GGUF files of versions 2 and 3: counts, key-value pairs, descriptions of tensors, then
+/// their bytes. (github.com/ggml-org/ggml, docs/gguf.md.)
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -29,7 +29,7 @@ namespace kvtilt {
 
 namespace detail {
 
-/// By the number of the type in the file. Numbers without a name belonged to types that are gone.
+/// Indexed by ggml's type number. Entries without a name are types that ggml has removed.
 inline constexpr StoredType gguf_types[] = {
     element_f32,
     element_f16,
@@ -77,13 +77,13 @@ inline constexpr StoredType gguf_types[] = {
 
 }  // namespace detail
 
-/// A checked file: every value and tensor lies inside it, every tensor is as long as its shape says
-/// and shares no byte with another.
+/// A checked GGUF file: every value and tensor lies inside it, and every tensor has the size that
+/// its shape requires and shares no byte with another.
 class GgufFile {
  public:
-  /// Maps the file; numbers are read from disk when they are asked for. FileAccess when it cannot
-  /// be opened, Unsupported for other versions, byte orders and unknown element types, Corrupt when
-  /// it is damaged; all name the file, and the key or tensor where there is one.
+  /// Maps the file; tensor data is read from disk when it is accessed. Fails with FileAccess if the
+  /// file cannot be opened, Unsupported for other versions, byte orders and unknown element types,
+  /// Corrupt if it is damaged; the message names the file, and the key or tensor if there is one.
   static Result<GgufFile> open(const std::filesystem::path& path) {
     Result<MappedFile> file = MappedFile::open(path);
     if (!file) return std::move(file).take_status();
@@ -92,7 +92,7 @@ class GgufFile {
     return parsed;
   }
 
-  /// The same for bytes in memory, which must outlive the object. `file` is what errors call them.
+  /// The same for bytes in memory, which must outlive the object. Errors call them `file`.
   static Result<GgufFile> parse(std::span<const std::byte> bytes, const std::string& file) {
     GgufFile result;
     result.metadata_.file_ = file;
@@ -102,13 +102,13 @@ class GgufFile {
 
   [[nodiscard]] std::uint32_t version() const { return version_; }
   [[nodiscard]] const GgufMetadata& metadata() const { return metadata_; }
-  /// Shapes are row-major as everywhere in this library, the reverse of the order in the file.
+  /// Shapes are row-major as everywhere in this library, which reverses the order in the file.
   [[nodiscard]] const StoredTensors& tensors() const { return tensors_; }
 
  private:
-  struct Described {
+  struct Described {  // a tensor before its bytes are located
     StoredTensor tensor;
-    std::uint64_t offset;  // into the data
+    std::uint64_t offset;  // from the start of the data
   };
 
   GgufFile() = default;
@@ -156,7 +156,7 @@ class GgufFile {
     return {};
   }
 
-  /// Where the data begins is known when the last description is read.
+  /// Reads all descriptions before any tensor is located: the data begins behind the last one.
   Status read_tensors(std::span<const std::byte> bytes, detail::ByteReader& reader,
                       std::uint64_t count, std::size_t alignment) {
     std::vector<Described> described;

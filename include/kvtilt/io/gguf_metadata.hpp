@@ -47,11 +47,11 @@ constexpr const char* to_string(GgufType type) {
              : "unknown";
 }
 
-/// A value as it lies in the file. Checked when the file was read; decoded when it is asked for.
+/// The bytes of a value in the file: checked when the file is opened, decoded by GgufMetadata.
 struct GgufValue {
   GgufType type = GgufType::Uint8;  ///< of the value, or of the elements of an array
   bool array = false;
-  std::uint64_t count = 1;           ///< of elements; 1 for what is no array
+  std::uint64_t count = 1;           ///< of elements; 1 if not an array
   std::span<const std::byte> bytes;  ///< of all elements, without their type and count
 };
 
@@ -84,7 +84,7 @@ constexpr std::size_t gguf_size(GgufType type) {
 
 inline constexpr int max_gguf_depth = 4;  // of arrays in arrays
 
-/// Moves the reader over `count` elements of a type. What is wrong with them, or null.
+/// Moves the reader over `count` elements of a type. Returns what is wrong with them, or null.
 inline const char* skip_gguf_elements(ByteReader& reader, GgufType type, std::uint64_t count,
                                       int depth) {
   constexpr const char* truncated = "reaches beyond the end of the file (truncated download?)";
@@ -122,8 +122,8 @@ T gguf_element(const std::byte* bytes) {
 
 }  // namespace detail
 
-/// Pairs by key, with getters that check the type. Errors are Corrupt for a value of another type,
-/// InvalidArgument for an absent key, and name file and key.
+/// Key-value pairs, with getters that check the type. A getter fails with Corrupt if the value has
+/// another type, with InvalidArgument if the key is absent; the message names file and key.
 class GgufMetadata {
  public:
   [[nodiscard]] const std::map<std::string, GgufValue, std::less<>>& values() const {
@@ -131,18 +131,18 @@ class GgufMetadata {
   }
   [[nodiscard]] bool contains(std::string_view key) const { return values_.contains(key); }
 
-  /// Any integer type; uint64 beyond int64 is refused.
+  /// A value of any integer type; fails for a uint64 beyond int64.
   [[nodiscard]] Result<std::int64_t> integer(std::string_view key) const {
     Result<std::vector<std::int64_t>> list = numbers<std::int64_t>(key, false, "an integer");
     if (!list) return std::move(list).take_status();
     return list->front();
   }
-  /// An array of any integer type, or a single integer as a list of one: what attention.head_count
-  /// of models is whose layers differ.
+  /// An array of any integer type; a single integer counts as a list of one. Models whose layers
+  /// differ store attention.head_count as an array.
   [[nodiscard]] Result<std::vector<std::int64_t>> integers(std::string_view key) const {
     return numbers<std::int64_t>(key, true, "an integer or an array of integers");
   }
-  /// float32 or float64, or an integer.
+  /// A float32, a float64 or an integer.
   [[nodiscard]] Result<double> number(std::string_view key) const {
     Result<std::vector<double>> list = numbers<double>(key, false, "a number");
     if (!list) return std::move(list).take_status();
@@ -154,7 +154,7 @@ class GgufMetadata {
     if ((*value)->type != GgufType::Bool || (*value)->array) return is_not(key, **value, "a bool");
     return (*value)->bytes[0] != std::byte{0};
   }
-  /// Lives as long as the file's reader.
+  /// The text stays valid as long as the GgufFile.
   [[nodiscard]] Result<std::string_view> string(std::string_view key) const {
     Result<const GgufValue*> value = find(key);
     if (!value) return std::move(value).take_status();
@@ -166,7 +166,7 @@ class GgufMetadata {
  private:
   friend class GgufFile;
 
-  /// Reads one pair. What is wrong with it, or ""; the key is known when it was readable.
+  /// Reads one pair. Returns what is wrong with it, or ""; sets `key` if that much was readable.
   std::string read(detail::ByteReader& reader, std::string_view& key) {
     constexpr const char* truncated = "reaches beyond the end of the file (truncated download?)";
     key = reader.take_string();
@@ -203,7 +203,7 @@ class GgufMetadata {
                          to_string(value.type), more, wanted);
   }
 
-  /// All elements, if they are integers or, for T = double, any numbers.
+  /// All elements, if they are integers or, for T = double, any numbers. `arrays`: allow arrays.
   template <class T>
   Result<std::vector<T>> numbers(std::string_view key, bool arrays, const char* wanted) const {
     Result<const GgufValue*> found = find(key);

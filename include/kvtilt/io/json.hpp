@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// JSON whose errors name file and line, those of meaning ("key 'bits' is 9") as well as those of
-/// syntax. The parser is nlohmann's; values are read through getters that check.
+/// Reads JSON with errors that name file and line, for invalid values ("key 'bits' is 9") as well
+/// as for syntax. The parser is nlohmann's; values are read through getters that check.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -23,9 +23,9 @@
 
 namespace kvtilt {
 
-/// A value of a JsonDocument: two pointers and where it was found. Lives as long as the document.
-/// What a getter cannot give is a Corrupt with a sentence like
-/// "model.json:7: key 'bits' of 'layers' is "four", not a whole number from 1 to 16".
+/// A cheap handle to a value of a JsonDocument and its place in it; valid as long as the document.
+/// A getter that does not find what it wants fails with Corrupt and a sentence like "model.json:7:
+/// key 'bits' of 'layers' is "four", not a whole number from 1 to 16".
 class JsonValue {
  public:
   using Member = std::pair<std::string_view, JsonValue>;
@@ -42,7 +42,7 @@ class JsonValue {
     return is_not("true or false");
   }
 
-  /// A number written without fraction and exponent.
+  /// A number from `least` to `most` that is written without fraction and exponent.
   [[nodiscard]] Result<std::int64_t> integer(
       std::int64_t least = 0, std::int64_t most = std::numeric_limits<std::int64_t>::max()) const {
     const std::int64_t* value = get<std::int64_t>();
@@ -82,7 +82,7 @@ class JsonValue {
     return values;
   }
 
-  /// A member of an object; nothing when the key is absent or this is no object.
+  /// A member of an object; nothing if the key is absent or this is not an object.
   [[nodiscard]] std::optional<JsonValue> find(std::string_view key) const {
     const auto* nodes = get<std::vector<detail::JsonMember>>();
     if (nodes == nullptr) return std::nullopt;
@@ -91,7 +91,7 @@ class JsonValue {
     return item(*member).second;
   }
 
-  /// A member of an object that must have it.
+  /// A member of an object; fails if it is absent.
   [[nodiscard]] Result<JsonValue> at(std::string_view key) const {
     if (!is_object()) return is_not("an object");
     std::optional<JsonValue> member = find(key);
@@ -99,7 +99,7 @@ class JsonValue {
     return *member;
   }
 
-  /// Refuses an object with a key that is not in `keys`, naming the first of the file.
+  /// Fails if the object has a key that is not in `keys`, naming the first one in the file.
   [[nodiscard]] Status allow_only(std::initializer_list<std::string_view> keys) const {
     const auto* nodes = get<std::vector<detail::JsonMember>>();
     if (nodes == nullptr) return is_not("an object");
@@ -118,7 +118,7 @@ class JsonValue {
                          place().c_str(), static_cast<int>(what.size()), what.data());
   }
 
-  /// The value as a sentence shows it: "a string", 7, an object.
+  /// The value as messages show it: "a string", 7, an object.
   [[nodiscard]] std::string text() const {
     if (const bool* value = get<bool>()) return *value ? "true" : "false";
     if (const std::int64_t* value = get<std::int64_t>()) return std::to_string(*value);
@@ -165,17 +165,18 @@ class JsonValue {
 
   const std::string* file_;
   const detail::JsonNode* node_;
-  std::string_view key_;       // under which it, or the list that holds it, was found
-  std::string_view of_;        // the key of the object that has that key
-  std::ptrdiff_t index_ = -1;  // in a list
+  std::string_view key_;       // of this value, or of the list that holds it
+  std::string_view of_;        // key of the object that contains key_
+  std::ptrdiff_t index_ = -1;  // in that list, or -1
 };
 
-/// Owns the values of a text.
+/// A parsed JSON text; owns its values.
 class JsonDocument {
  public:
-  /// `file` is what errors call the text. Corrupt for what is not JSON, a key that an object has
-  /// twice (parsers disagree on which one counts), numbers that a double cannot hold, more than 64
-  /// levels of lists and objects, or more than 4 million values (some 400 MB of memory).
+  /// Parses a text, which errors call `file`. Fails with Corrupt for text that is not JSON, a key
+  /// that an object has twice (parsers disagree on which one counts), numbers that a double cannot
+  /// hold, more than 64 levels of lists and objects, or more than 4 million values (some 400 MB of
+  /// memory).
   static Result<JsonDocument> parse(std::string_view text, std::string file) {
     JsonDocument document(std::move(file));
     KVTILT_RETURN_IF_ERROR(
@@ -194,14 +195,14 @@ class JsonDocument {
   explicit JsonDocument(std::string file)
       : content_(std::make_unique<Content>(Content{std::move(file), {}})) {}
 
-  std::unique_ptr<Content> content_;  // values point into it, also after a move
+  std::unique_ptr<Content> content_;  // values point into it; it stays in place in a move
 };
 
-/// `text` between quotes, escaped. InvalidArgument when it is not UTF-8, which JSON has to be.
+/// `text` in quotes, escaped. Fails with InvalidArgument if it is not UTF-8, as JSON requires.
 inline Result<std::string> to_json_string(std::string_view text) {
   using Handler = nlohmann::json::error_handler_t;
   const nlohmann::json string(text);
-  // Where bytes are no UTF-8, one puts a character and the other nothing.
+  // The two handlers differ only on invalid UTF-8: one replaces the bytes, the other drops them.
   std::string quoted = string.dump(-1, ' ', false, Handler::replace);
   if (quoted != string.dump(-1, ' ', false, Handler::ignore))
     return Status::error(ErrorCode::InvalidArgument, "'%s' is not UTF-8", shown(text).c_str());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The values of a JSON text as a tree in which each knows its line: nlohmann's parser as the
-/// source of events, and what it leaves out (3.11 has no positions). Users include json.hpp.
+/// A JSON text as a tree of values that know their line. Built from the events of nlohmann's
+/// parser, which (3.11) does not report positions itself. Users include json.hpp.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -43,9 +43,9 @@ inline const JsonMember* find_member(const std::vector<JsonMember>& members, std
   return found != members.end() && found->key == key ? &*found : nullptr;
 }
 
-/// What the parser reads from: counts the line ends that lie before the newest character. The
-/// newest one does not count because the end of a number is only seen one character later, and no
-/// other token ends with a line end.
+/// The text that the parser reads, and its line number: counts the line ends before the newest
+/// character. The newest one is left out because the parser sees the end of a number only one
+/// character later, and that character may be a line end; no other token ends with one.
 struct JsonSource {
   const char* next;
   std::size_t line = 1;
@@ -57,7 +57,7 @@ struct JsonSource {
   }
 };
 
-/// Input iterator over a JsonSource, which copies share.
+/// Input iterator over a JsonSource; its copies share the source.
 struct JsonIterator {
   using iterator_category = std::input_iterator_tag;
   using value_type = char;
@@ -78,7 +78,7 @@ struct JsonIterator {
   }
 };
 
-/// Takes the parser's events.
+/// Builds the tree from the parser's events (nlohmann's SAX interface).
 class JsonTreeBuilder {
  public:
   static constexpr std::size_t max_depth = 64;
@@ -160,7 +160,7 @@ class JsonTreeBuilder {
       return fail("lists and objects lie more than " + std::to_string(max_depth) + " deep");
     JsonNode* const node = add(std::move(container));
     if (node == nullptr) return false;
-    open_.push_back(node);  // stays where it is: its own container grows only when it is closed
+    open_.push_back(node);  // stays valid: its parent gets no further element before it is closed
     return true;
   }
 

@@ -20,14 +20,14 @@
 
 namespace kvtilt {
 
-/// Owns the mapping: bytes() stay where they are when the object moves, and end with it. Pages are
-/// read from disk when touched and can be dropped by the system, so a file may exceed the memory.
-/// As with every mapping, reading past the new end of a file that somebody shortens meanwhile ends
-/// the process (SIGBUS).
+/// Owns the mapping. bytes() stay in place when the object is moved, and are valid until it is
+/// destroyed. The system reads pages from disk when they are touched and may drop them, so a file
+/// may exceed the memory. As with every mapping, a read beyond the new end of a file that is
+/// shortened meanwhile ends the process (SIGBUS).
 class MappedFile {
  public:
-  /// FileAccess, naming the file and the system's reason: it is absent, may not be read, is not a
-  /// regular file or cannot be mapped.
+  /// Fails with FileAccess, naming the file and the system's reason, if the file is absent, may not
+  /// be read, is not a regular file or cannot be mapped.
   static Result<MappedFile> open(const std::filesystem::path& path) {
     // Without O_NONBLOCK, opening a pipe would wait for a writer.
     const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -69,7 +69,7 @@ class MappedFile {
       return Status::error(ErrorCode::FileAccess, "%s: is not a regular file",
                            shown_path(path).c_str());
     const std::size_t size = static_cast<std::size_t>(info.st_size);
-    if (size == 0) return MappedFile({});  // mmap refuses empty files; an empty span says the same
+    if (size == 0) return MappedFile({});  // mmap refuses empty files
     void* const data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, descriptor, 0);
     if (data == MAP_FAILED) return error(path, "cannot be mapped", errno);
     return MappedFile({static_cast<const std::byte*>(data), size});

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// A plan as a file that people can read, compare and edit: JSON, one layer a line (here two).
+/// Reads and writes a plan as a JSON file that people can read, compare and edit: one layer a line
+/// (here two).
 ///
 ///     {
 ///       "kvtilt_recipe": 1,
@@ -15,10 +16,10 @@
 ///       ]
 ///     }
 ///
-/// "kvtilt_recipe" is the version of this description. "made_by" and "budget" are free text and may
-/// be absent; everything else must be there, and nothing else may. "keys" and "values" are formats
-/// (format_name.hpp): one for all kv heads, or a list of one per kv head. A layer without kv heads
-/// keeps no cache and has neither dimensions nor formats.
+/// "kvtilt_recipe" is the version of this file format. "made_by" and "budget" are free text and may
+/// be absent; all other keys are required, and further keys are errors. "keys" and "values" are
+/// formats (format_name.hpp): one for all kv heads, or a list of one per kv head. A layer without
+/// kv heads has no cache and has neither dimensions nor formats.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -42,9 +43,9 @@
 
 namespace kvtilt {
 
-/// A plan, and what it was made for.
+/// A plan, and the shape and page size that it was made for.
 struct RecipeFile {
-  Plan plan;         ///< layers without a cache have no recipes when read, any when written
+  Plan plan;         ///< layers without a cache: no recipes when read, ignored when written
   CacheShape shape;  ///< kv heads and head dimensions; windows are not stored
   int page_tokens = 64;
   std::string made_by;  ///< UTF-8, like budget
@@ -98,7 +99,7 @@ inline Result<std::vector<Format>> read_formats(const JsonValue& layer, const ch
   return formats;
 }
 
-/// An integer that an int holds.
+/// The integer under a key, from `least` to `most`.
 inline Result<int> read_int(const JsonValue& object, const char* key, int least, int most) {
   Result<JsonValue> value = object.at(key);
   if (!value) return std::move(value).take_status();
@@ -154,8 +155,8 @@ inline Status read_text(const JsonValue& root, const char* key, std::string& tex
 
 }  // namespace detail
 
-/// Reads the text of a recipe file. Corrupt, naming `file`, the line and the key, for anything that
-/// is not as described above, or a recipe that a cache of this shape cannot have.
+/// Reads the text of a recipe file. Fails with Corrupt, naming `file`, the line and the key, if it
+/// departs from the description above, or for a recipe that is impossible for its layer.
 inline Result<RecipeFile> parse_recipe_file(std::string_view text, const std::string& file) {
   Result<JsonDocument> document = JsonDocument::parse(text, file);
   if (!document) return std::move(document).take_status();
@@ -189,15 +190,15 @@ inline Result<RecipeFile> parse_recipe_file(std::string_view text, const std::st
   return result;
 }
 
-/// Reads a recipe file; the errors of parse_recipe_file, and FileAccess.
+/// Reads a recipe file. Fails like parse_recipe_file, and with FileAccess.
 inline Result<RecipeFile> read_recipe_file(const std::filesystem::path& path) {
   Result<MappedFile> file = MappedFile::open(path);
   if (!file) return std::move(file).take_status();
   return parse_recipe_file(file->text(), shown_path(path));
 }
 
-/// The text of a recipe file, which parse_recipe_file reads back to the same plan. InvalidArgument
-/// when shape, page or plan cannot be those of a cache, or a text is not UTF-8.
+/// The text of a recipe file, which parse_recipe_file reads back to the same plan. Fails with
+/// InvalidArgument if shape, page size or plan are invalid, or a text is not UTF-8.
 inline Result<std::string> to_text(const RecipeFile& file) {
   KVTILT_RETURN_IF_ERROR(check_shape(file.shape));
   if (!is_page_size(file.page_tokens))
@@ -232,15 +233,15 @@ inline Result<std::string> to_text(const RecipeFile& file) {
   return text + "\n  ]\n}\n";
 }
 
-/// Writes a recipe file whole or not at all; the errors of to_text and write_file.
+/// Writes a recipe file whole or not at all. Fails like to_text and write_file.
 inline Status write_recipe_file(const std::filesystem::path& path, const RecipeFile& file) {
   Result<std::string> text = to_text(file);
   if (!text) return std::move(text).take_status();
   return write_file(path, *text);
 }
 
-/// InvalidArgument, naming the first difference, when a cache with this shape and page size is not
-/// what the file was made for.
+/// Fails with InvalidArgument, naming the first difference, if the file was made for another shape
+/// or page size.
 inline Status check_fits(const RecipeFile& file, const CacheShape& shape, int page_tokens) {
   if (file.shape.layers.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument,

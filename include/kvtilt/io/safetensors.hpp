@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Safetensors files: eight bytes of header length, a JSON header, then the tensors' bytes back to
-/// back. (github.com/huggingface/safetensors, "Format".)
+/// Reads safetensors files: 8 bytes of header length, a JSON header, then the tensors' bytes back
+/// to back. (github.com/huggingface/safetensors, "Format".)
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -27,7 +27,8 @@ namespace kvtilt {
 
 namespace detail {
 
-inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;  // of the reference reader
+/// In bytes; the limit of the reference reader.
+inline constexpr std::uint64_t largest_safetensors_header = 100'000'000;
 
 inline constexpr StoredType safetensors_types[] = {
     element_f32,
@@ -60,7 +61,7 @@ inline const StoredType* find_safetensors_type(std::string_view name) {
   return nullptr;
 }
 
-/// One entry of the header. `data` is what follows the header.
+/// Reads one entry of the header. `data` are the bytes behind the header.
 inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const JsonValue& entry,
                                                    std::span<const std::byte> data,
                                                    const std::string& file) {
@@ -115,14 +116,15 @@ inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const 
 
 }  // namespace detail
 
-/// A checked file: every tensor lies inside it, is as long as its shape says, and they cover it
-/// without overlap or gap.
+/// A checked safetensors file: every tensor has the size that its shape requires, and the tensors
+/// cover the file's data without overlap or gap.
 class SafetensorsFile {
  public:
   using Metadata = std::map<std::string, std::string, std::less<>>;
 
-  /// Maps the file; numbers are read from disk when they are asked for. FileAccess when it cannot
-  /// be opened, Corrupt naming the file, and the tensor where there is one, when it is damaged.
+  /// Maps the file; tensor data is read from disk when it is accessed. Fails with FileAccess if the
+  /// file cannot be opened, Corrupt if it is damaged; the message names the file, and the tensor if
+  /// there is one.
   static Result<SafetensorsFile> open(const std::filesystem::path& path) {
     Result<MappedFile> file = MappedFile::open(path);
     if (!file) return std::move(file).take_status();
@@ -131,7 +133,7 @@ class SafetensorsFile {
     return parsed;
   }
 
-  /// The same for bytes in memory, which must outlive the object. `file` is what errors call them.
+  /// The same for bytes in memory, which must outlive the object. Errors call them `file`.
   static Result<SafetensorsFile> parse(std::span<const std::byte> bytes, const std::string& file) {
     SafetensorsFile result;
     KVTILT_RETURN_IF_ERROR(result.read(bytes, file));

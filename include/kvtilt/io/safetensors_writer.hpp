@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Writes safetensors files, which every framework reads.
+/// Writes safetensors files.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -20,7 +20,7 @@
 
 namespace kvtilt {
 
-/// A tensor to write. `bytes` hold shape's product of elements, row-major, and stay the caller's.
+/// A tensor to write. `bytes` holds the elements, row-major, and is not copied.
 struct TensorToWrite {
   std::string name;
   std::string_view dtype;  ///< "F32", "F16", "BF16", "F8_E4M3", "I64", ...
@@ -30,7 +30,7 @@ struct TensorToWrite {
 
 namespace detail {
 
-/// Length and header of a file with these tensors, in their order.
+/// The start of a file with these tensors, in their order: the header's length, then the header.
 inline Result<std::string> safetensors_header(std::span<const TensorToWrite> tensors,
                                               const SafetensorsFile::Metadata& metadata) {
   const auto fail = [](const TensorToWrite& tensor, const std::string& what) {
@@ -75,7 +75,7 @@ inline Result<std::string> safetensors_header(std::span<const TensorToWrite> ten
     header.back() = '}';
   else
     header += '}';
-  header.append((8 - header.size() % 8) % 8, ' ');  // so that the data is aligned
+  header.append((8 - header.size() % 8) % 8, ' ');  // aligns the data to 8 bytes
   if (header.size() > largest_safetensors_header)
     return Status::error(ErrorCode::InvalidArgument,
                          "%zu tensors need a header of %zu bytes, the format allows %llu",
@@ -89,8 +89,9 @@ inline Result<std::string> safetensors_header(std::span<const TensorToWrite> ten
 
 }  // namespace detail
 
-/// Writes a file with these tensors, in their order, whole or not at all (see write_file).
-/// InvalidArgument, naming the tensor, when bytes do not fit dtype and shape or a name is taken.
+/// Writes a file with these tensors, in their order, whole or not at all (see write_file). Fails
+/// with InvalidArgument, naming the tensor, if bytes do not fit dtype and shape, a name is used
+/// twice or a text is not UTF-8.
 inline Status write_safetensors(const std::filesystem::path& path,
                                 std::span<const TensorToWrite> tensors,
                                 const SafetensorsFile::Metadata& metadata = {}) {

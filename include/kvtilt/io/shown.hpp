@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Names out of files, as sentences may show them: a damaged or crafted file decides what they
-/// hold, and a message has room for some hundred characters only.
+/// Makes names from files safe and short enough for error messages: a damaged or crafted file
+/// decides what they hold, and a message has room for only some hundred characters.
 #pragma once
 
 #include <filesystem>
@@ -9,7 +9,8 @@
 
 namespace kvtilt {
 
-/// Printable ASCII stays, any other byte becomes '?', and what is longer than `most` is cut.
+/// The text with every byte that is not printable ASCII replaced by '?', cut after `most`
+/// characters.
 inline std::string shown(std::string_view text, std::size_t most = 80) {
   std::string result(text.substr(0, most));
   for (char& c : result)
@@ -18,7 +19,7 @@ inline std::string shown(std::string_view text, std::size_t most = 80) {
   return result;
 }
 
-/// A path; of a long one the end, which says more than the beginning.
+/// The path as a message shows it; of a long path only the end, which says more than the beginning.
 inline std::string shown_path(const std::filesystem::path& path) {
   constexpr std::size_t most = 200;
   std::string text = path.string();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The tensors of one file by name, and what every container of tensors demands of them.
+/// The tensors of one file by name, and the check of their places that all file formats share.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -21,8 +21,8 @@ using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;
 /// Whether a file may have bytes that belong to no tensor.
 enum class Gaps : bool { Refused, Allowed };
 
-/// Corrupt when two tensors share a byte of `data`, the part of the file that all of them lie in,
-/// or when there are gaps and these are refused.
+/// Fails with Corrupt if two tensors share a byte, or if bytes of `data`, the part of the file that
+/// all tensors lie in, belong to no tensor and `gaps` is Refused.
 inline Status check_coverage(const StoredTensors& tensors, std::span<const std::byte> data,
                              const std::string& file, Gaps gaps) {
   std::vector<const StoredTensor*> order;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A tensor in a file, and its numbers as floats.
+/// A tensor in a file, and its conversion to floats.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -24,18 +24,18 @@ static_assert(std::endian::native == std::endian::little, "tensor files are litt
 
 /// How bytes become floats.
 enum class Encoding : std::uint8_t {
-  None,  ///< they do not: such tensors are listed, not read
+  None,  ///< not supported: such tensors are listed, but cannot be read
   F32,
   F16,
   BF16,
   F8E4M3,
   F8E5M2,
-  Q8_0,  ///< 32 elements of a row: an fp16 scale, then 32 signed bytes that it multiplies
+  Q8_0,  ///< per 32 elements of a row: an fp16 scale, then 32 signed bytes to multiply by it
 };
 
 /// The type of a tensor's elements. Elements are stored in blocks along the last dimension.
 struct StoredType {
-  std::string_view name;  ///< as its format writes it: "F32", "Q4_K"
+  std::string_view name;  ///< as in the file format: "F32", "Q4_K"
   int block_elements = 1;
   int block_bytes = 0;
   Encoding encoding = Encoding::None;
@@ -45,16 +45,16 @@ inline constexpr StoredType element_f32{"F32", 1, 4, Encoding::F32};
 inline constexpr StoredType element_f16{"F16", 1, 2, Encoding::F16};
 inline constexpr StoredType element_bf16{"BF16", 1, 2, Encoding::BF16};
 
-/// Where a tensor lies in a file. The bytes live as long as the file's reader, in which they need
-/// not be aligned.
+/// Where a tensor lies in a file. The bytes are valid as long as the file's reader; they need not
+/// be aligned.
 struct StoredTensor {
-  std::string file;  ///< where it was found, for sentences
+  std::string file;  ///< for messages
   std::string name;
   StoredType type;
   std::vector<std::int64_t> shape;  ///< row-major: the last dimension is contiguous; empty: scalar
   std::span<const std::byte> bytes;
 
-  /// Rows lie along the first dimension; a tensor of one dimension or none is one row.
+  /// The extent of the first dimension; a tensor of less than two dimensions is one row.
   [[nodiscard]] std::int64_t rows() const { return shape.size() < 2 ? 1 : shape[0]; }
   /// Elements of a row.
   [[nodiscard]] std::int64_t columns() const {
@@ -75,12 +75,12 @@ inline std::string shape_text(const std::vector<std::int64_t>& shape) {
   return text + "]";
 }
 
-/// Bytes of a tensor; nothing when they, or a product of some of its extents, are more than an
-/// int64 counts, or the last dimension does not hold whole blocks. No extent may be negative.
+/// Bytes of a tensor; nothing if the last dimension does not hold whole blocks, or if the bytes or
+/// the product of the extents that are not 0 overflow an int64. No extent may be negative.
 constexpr std::optional<std::int64_t> stored_bytes(const StoredType& type,
                                                    std::span<const std::int64_t> shape) {
   constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
-  std::int64_t product = 1;  // of the extents but 0: columns() of [0, 2^40, 2^40] must not overflow
+  std::int64_t product = 1;  // without the zeros: columns() of [0, 2^40, 2^40] must not overflow
   bool empty = false;
   for (const std::int64_t extent : shape) {
     if (extent == 0)
@@ -142,9 +142,9 @@ inline void convert(Encoding encoding, const std::byte* bytes, std::span<float> 
 }  // namespace detail
 
 /// Converts rows [first, first + rows) to float32, row-major: out[rows * tensor.columns()]. Exact
-/// but for Q8_0, whose products are rounded. Touches the bytes of these rows alone.
-/// Unsupported, naming file, tensor and type, when the type is only listed; InvalidArgument when
-/// the tensor has no such rows or `out` is not as long as they are.
+/// except for Q8_0, whose products are rounded. Reads only the bytes of these rows.
+/// Fails with Unsupported, naming file, tensor and type, if the encoding is None; InvalidArgument
+/// if the tensor has no such rows or `out` has another length.
 inline Status read_floats(const StoredTensor& tensor, std::int64_t first, std::int64_t rows,
                           std::span<float> out) {
   const auto fail = [&](ErrorCode code, const std::string& what) {
@@ -171,12 +171,12 @@ inline Status read_floats(const StoredTensor& tensor, std::int64_t first, std::i
   return {};
 }
 
-/// The whole tensor.
+/// Converts the whole tensor.
 inline Status read_floats(const StoredTensor& tensor, std::span<float> out) {
   return read_floats(tensor, 0, tensor.rows(), out);
 }
 
-/// The whole tensor in memory of its own.
+/// Converts the whole tensor into a vector.
 inline Result<std::vector<float>> read_floats(const StoredTensor& tensor) {
   std::vector<float> values;
   if (tensor.type.encoding != Encoding::None)

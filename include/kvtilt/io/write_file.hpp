@@ -23,7 +23,7 @@ namespace kvtilt {
 
 namespace detail {
 
-/// Writes all of it, however many calls the system wants for that; 0, or the system's reason.
+/// Writes all bytes, in as many calls as it takes. Returns 0, or the system's error number.
 inline int write_bytes(int descriptor, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
     const ::ssize_t written = ::write(descriptor, bytes.data(), bytes.size());
@@ -39,7 +39,8 @@ inline Status write_error(const std::filesystem::path& path, const char* what, i
                        std::strerror(reason));
 }
 
-/// Creates a file next to `path` that nobody else has; its name goes to `name`.
+/// Creates and opens a file next to `path` that did not exist before, and stores its name in
+/// `name`.
 inline Result<int> open_temporary(const std::filesystem::path& path, std::string& name) {
   struct stat info {};
   if (::stat(path.c_str(), &info) == 0 && !S_ISREG(info.st_mode))
@@ -57,10 +58,10 @@ inline Result<int> open_temporary(const std::filesystem::path& path, std::string
 
 }  // namespace detail
 
-/// Replaces `path` by the parts, one after the other. They go to a temporary file next to it, which
-/// takes its place when it is complete and on disk; on failure (FileAccess, with the system's
-/// reason) the temporary file is removed and `path` is what it was. `path` may be absent or a
-/// regular file, nothing else.
+/// Replaces the file `path` by the parts, one after the other. They go to a temporary file next to
+/// it, which takes its place when it is complete and on disk. On failure (FileAccess, with the
+/// system's reason) the temporary file is removed and `path` is unchanged. `path` must be absent or
+/// a regular file.
 inline Status write_file(const std::filesystem::path& path,
                          std::span<const std::span<const std::byte>> parts) {
   std::string temporary;
@@ -77,8 +78,8 @@ inline Status write_file(const std::filesystem::path& path,
   return detail::write_error(path, "could not be written whole", reason);
 }
 
-/// What write_file would fail with before it writes anything: for results that take long. Leaves
-/// `path` as it is.
+/// Fails as write_file would if it could not create its temporary file: a check to make before a
+/// long computation. Leaves `path` as it is.
 inline Status check_writable(const std::filesystem::path& path) {
   std::string temporary;
   Result<int> descriptor = detail::open_temporary(path, temporary);

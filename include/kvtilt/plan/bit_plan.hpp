@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The plan with the least loss within a budget of stored bytes.
+/// Finds the plan with the least loss within a budget of stored bytes.
 #pragma once
 
 #include <kvtilt/page/layout.hpp>
@@ -15,7 +15,7 @@
 
 namespace kvtilt {
 
-/// Size of one page of every layer, with metadata, padding and alignment.
+/// Limits the size of one page of every layer, with metadata, padding and alignment.
 struct BitBudget {
   double page_bits = 0;        ///< 8 x bytes / unpadded elements, over all layers together
   int key_floor = 0;           ///< keys get at least this many bits
@@ -39,11 +39,11 @@ inline double page_elements(const CacheShape& shape, int page_tokens) {
   return elements;
 }
 
-/// All recipes that a layer's heads may have, in the order of the choices: keys outside.
+/// All recipes that a layer's heads may have, in the order of the choices, keys in the outer loop.
 struct RecipeOptions {
   std::vector<Recipe> recipes;
   std::vector<std::size_t> bytes;                            ///< of one head
-  std::vector<std::pair<std::size_t, std::size_t>> formats;  ///< places in the choices
+  std::vector<std::pair<std::size_t, std::size_t>> formats;  ///< indices into the choices
 
   RecipeOptions(const FormatChoices& resolved, const LayerShape& shape, int page_tokens,
                 int key_floor) {
@@ -58,7 +58,7 @@ struct RecipeOptions {
     }
   }
 
-  /// `heads` heads that share a recipe.
+  /// The knapsack item of `heads` heads that share a recipe and have `losses` together.
   [[nodiscard]] KnapsackItem item(const HeadLosses& losses, std::size_t heads) const {
     KnapsackItem item;
     for (std::size_t i = 0; i < recipes.size(); ++i)
@@ -78,7 +78,7 @@ inline Status check_floor(const FormatChoices& choices, int key_floor) {
                        key_floor, widest);
 }
 
-/// Bytes that a budget allows, which must reach `smallest`.
+/// Bytes that a budget allows; fails if they are fewer than `smallest`.
 inline Result<std::size_t> budget_bytes(const BitBudget& budget, double elements,
                                         std::size_t smallest) {
   double bytes = static_cast<double>(budget.page_bytes);
@@ -86,7 +86,8 @@ inline Result<std::size_t> budget_bytes(const BitBudget& budget, double elements
     if (!is_finite(budget.page_bits) || budget.page_bits <= 0)
       return Status::error(ErrorCode::InvalidArgument,
                            "the budget is %g page bits, must be more than 0", budget.page_bits);
-    // Page bits come out of a division: what was printed must buy what it was printed for.
+    // Page bits are a rounded quotient: with the margin, a plan's own page_bits still buy that
+    // plan.
     bytes = std::floor(budget.page_bits * elements / 8 * (1 + 1e-12));
   }
   if (bytes >= static_cast<double>(smallest))
@@ -100,19 +101,19 @@ inline Result<std::size_t> budget_bytes(const BitBudget& budget, double elements
 
 }  // namespace detail
 
-/// The exact optimum: recipes of least total loss whose pages together fit the budget. Ties in loss
-/// go to fewer bytes; then, at the first layer or head where two plans differ, to the one with more
-/// bytes there; then to formats that come earlier in the choices. Scaling all losses changes
-/// nothing, and a larger budget never has a larger loss (knapsack.hpp says to which precision).
+/// Finds the exact optimum: the recipes of least total loss whose pages together fit the budget.
+/// Ties in loss go to fewer bytes; then, at the first layer or head where two plans differ, to the
+/// one with more bytes there; then to formats that come earlier in the choices. Scaling all losses
+/// changes nothing, and a larger budget never has a larger loss (up to the grid of knapsack.hpp).
 ///
-/// The budget counts one page of every layer. Layers with a window hold fewer pages of a long text
-/// than others: their bits are counted as if they held as many.
+/// The budget counts one page of every layer. Layers with a sliding window hold fewer pages of a
+/// long text than others, but count as if they held as many.
 ///
 /// losses  one entry per layer (its heads share a recipe) or one per kv head
-/// Fails   InvalidArgument for shapes and counts that disagree, and for a budget or a floor that
-///         cannot be met, naming what could; InvalidValue for losses that are none
-/// Cost    a plan per head of 80 layers x 8 heads with 1,681 recipes each: 0.15 s; solve_knapsack
-///         says what bounds the memory
+/// Fails   InvalidArgument for shapes and counts that disagree, and for a budget or a key floor
+///         that cannot be met, naming the limit; InvalidValue for losses that are no valid losses
+/// Cost    0.15 s for a plan per head of 80 layers x 8 heads with 1,681 recipes each; memory: see
+///         solve_knapsack
 inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
                                  const FormatChoices& choices, const ModelLosses& losses,
                                  const BitBudget& budget) {

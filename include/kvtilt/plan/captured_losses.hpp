@@ -7,14 +7,15 @@
 ///     d o = sum_t p_t dv_t + sum_t p_t e_t (v_t - o)
 ///     E |d o|^2 = sum_t p_t^2 |dv_t|^2 + sum_t p_t^2 |v_t - o|^2 scale^2 sum_c q_c^2 dk_tc^2
 ///
-/// for errors that are independent of each other. Values therefore weigh by sum p_t^2, and keys by
-/// that times how far the value lies from the output (the softmax's sensitivity) times the queries
-/// that meet each channel.
+/// for errors that are independent of each other. The weight of a value is therefore sum p_t^2. The
+/// weight of a key is that times the squared distance of its value from the output (the softmax's
+/// sensitivity) times the mean squares of the queries in each channel.
 ///
-/// What counts is the change behind the output projection W_O, which takes the directions of real
-/// values further than rounding errors of all directions: with W_O left out, keys come off 3 to 20
-/// times too cheap on a trained model. So key_attention should hold |W_O (v_t - o)|^2, output_square
-/// the squared columns of W_O, and weight one over the mean |W_O o|^2 of the layer.
+/// What counts is the change behind the output projection W_O. W_O amplifies the directions of real
+/// values more than rounding errors, which have all directions: without W_O, the losses of keys
+/// come out 3 to 20 times too small on a trained model. So key_attention should hold |W_O (v_t -
+/// o)|^2, output_square the squared lengths of W_O's columns, and weight 1 / mean |W_O o|^2 of the
+/// layer.
 #pragma once
 
 #include <kvtilt/plan/losses.hpp>
@@ -29,7 +30,7 @@
 
 namespace kvtilt {
 
-/// One layer of a captured run, its texts one after the other, each cut to whole pages.
+/// The data of one layer from a captured run: its texts concatenated, each cut to whole pages.
 struct CapturedLayer {
   int tokens = 0;
   int kv_heads = 0;
@@ -44,17 +45,19 @@ struct CapturedLayer {
   /// [kv_heads][tokens]: sum of p_t^2 over all queries of the kv head. Empty: ones.
   std::vector<double> attention;
 
-  /// [kv_heads][tokens]: sum of p_t^2 |W_O (v_t - o)|^2 likewise. Empty: attention times the squared
-  /// distance of the head's values from their mean, weighted by attention and output_square.
+  /// [kv_heads][tokens]: sum of p_t^2 |W_O (v_t - o)|^2 likewise. Empty: attention times the
+  /// squared distance of the head's values from their mean (weighted by attention and
+  /// output_square).
   std::vector<double> key_attention;
 
   double logit_scale = 0;  ///< 0: 1 / sqrt(key_dim)
 
-  /// Of this layer's errors among those of all layers. Best known: 1 / mean |W_O o|^2 over tokens.
+  /// Factor of this layer's errors relative to other layers. Best known: 1 / mean |W_O o|^2 over
+  /// tokens.
   double weight = 1;
 
-  /// [kv_heads][value_dim]: squared length of the column of W_O that a channel meets, the mean over
-  /// the query heads of the kv head. Empty: ones.
+  /// [kv_heads][value_dim]: squared length of the column of W_O that multiplies a channel, averaged
+  /// over the query heads of the kv head. Empty: ones.
   std::vector<double> output_square;
 };
 
@@ -101,7 +104,7 @@ inline Status check_captured(const CapturedLayer& layer, const LayerShape& shape
   return {};
 }
 
-/// One head's part of a [kv_heads][count] list, or nothing of an empty one.
+/// One head's part of a [kv_heads][count] list; empty if the list is.
 inline std::span<const double> head_part(const std::vector<double>& list, int head,
                                          std::size_t count) {
   if (list.empty()) return {};
@@ -135,7 +138,7 @@ inline double value_spread(const CapturedLayer& layer, int head) {
   return spread;
 }
 
-/// Weights of one head of a captured tensor, and the factor that they leave out.
+/// Weights of one head of a captured tensor, and a factor common to all of them.
 struct CapturedWeights {
   ErrorWeights weights;
   double factor;
@@ -177,12 +180,12 @@ inline Result<std::vector<double>> captured_tensor_losses(const CapturedLayer& l
 
 }  // namespace detail
 
-/// Squared error of attention outputs that each format adds, per layer or per kv head.
+/// Computes the squared error of attention outputs that each format adds, per layer or per kv head.
 ///
 /// captured  one per layer of the shape, each at least one page long
-/// Fails     InvalidArgument where counts disagree, InvalidValue for weights or elements that
-///           cannot be meant, naming the layer
-/// Cost      measure_error for every element and format; nothing is shared between formats
+/// Fails     InvalidArgument if counts disagree, InvalidValue for invalid weights or elements,
+///           naming the layer
+/// Cost      that of measure_error for every element and format; nothing is shared between formats
 inline Result<ModelLosses> losses_from_statistics(const CacheShape& shape, int page_tokens,
                                                   const FormatChoices& choices,
                                                   std::span<const CapturedLayer> captured,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /// Losses from measured divergence: one tensor at a time is stored in a probe format, and the KL
-/// divergence of the model's predictions is measured.
+/// divergence of the model's predictions from those of the 16-bit model is measured.
 ///
-/// To first order divergences add up, and each is quadratic in the error of its tensor, so it
-/// scales with the squared error of the format. Small models can measure every format of every
-/// tensor; then nothing is scaled.
+/// To first order the divergences of different tensors add up. Each is quadratic in the error of
+/// its tensor, so it scales with the squared error of the format. For small models every format of
+/// every tensor can be measured; then nothing is scaled.
 #pragma once
 
 #include <kvtilt/plan/captured_losses.hpp>
@@ -20,7 +20,7 @@
 
 namespace kvtilt {
 
-/// What was measured with one tensor in a probe format and everything else in 16 bits.
+/// One measurement: one tensor in a probe format and everything else in 16 bits.
 struct Divergence {
   int layer = 0;
   int head = -1;  ///< -1: all kv heads of the layer
@@ -31,15 +31,15 @@ struct Divergence {
 
 namespace detail {
 
-/// A measured point of a tensor: its squared error under the law, and its divergence.
+/// A measurement of a tensor: its squared error in the probe format, and its divergence.
 struct ProbePoint {
   Format format;  ///< resolved
   double error;
   double kl;
 };
 
-/// Divergence at a squared error, from at least one point, sorted by error: proportional outside of
-/// them, and between two of them a straight line in logarithms.
+/// Estimates the divergence at a squared error from points sorted by error (at least one): log-log
+/// interpolation between two points, proportional to the error outside of them.
 inline double scale_divergence(const std::vector<ProbePoint>& points, double error) {
   const auto proportional = [error](const ProbePoint& point) {
     return point.error > 0 ? point.kl * (error / point.error) : point.kl;
@@ -55,7 +55,7 @@ inline double scale_divergence(const std::vector<ProbePoint>& points, double err
   return low.kl * std::exp(share * std::log(high.kl / low.kl));
 }
 
-/// Exact where a format was measured, the last measurement if several; scaled elsewhere.
+/// The measured divergence of a format (the last if there are several), else scale_divergence.
 inline double divergence_of(const std::vector<ProbePoint>& points, const Format& format,
                             double error) {
   for (std::size_t i = points.size(); i-- > 0;)
@@ -63,8 +63,8 @@ inline double divergence_of(const std::vector<ProbePoint>& points, const Format&
   return scale_divergence(points, error);
 }
 
-/// Squared errors of one head of a tensor in resolved formats: measured on captured data, or the
-/// law of Gaussian data.
+/// Squared errors of one head of a tensor in resolved formats: measured on captured data if there
+/// is any, else the law of Gaussian data.
 inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Tensor tensor, int head,
                                             const std::vector<Format>& formats, int page_tokens) {
   if (captured != nullptr)
@@ -74,13 +74,14 @@ inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Tenso
   return errors;
 }
 
-/// One tensor of a layer: what was measured of it, and the errors of all formats of interest.
+/// One tensor of a layer: its measured points, and its squared errors in all formats of interest.
 class TensorDivergence {
  public:
   TensorDivergence(Tensor tensor, const std::vector<Format>& formats)
       : tensor_(tensor), formats_(formats) {}
 
-  /// Takes what concerns the tensor out of `probes`. `dim` and `page_tokens` resolve the formats.
+  /// Evaluates the probes of this tensor and skips the others. The formats of the constructor must
+  /// be resolved; those of the probes are resolved here, with the layer's shape and `page_tokens`.
   Status measure(std::span<const Divergence> probes, int layer, const LayerShape& shape,
                  const CapturedLayer* captured, int page_tokens) {
     const int dim = tensor_ == Tensor::Keys ? shape.key_dim : shape.value_dim;
@@ -113,13 +114,13 @@ class TensorDivergence {
     return {};
   }
 
-  /// Losses of all formats for all heads together; empty if that was not measured.
+  /// Losses of all formats for all heads together; empty if no probe covered all heads.
   [[nodiscard]] std::vector<double> layer_losses() const {
     return losses(points_.back(), together_, nullptr);
   }
 
-  /// Losses of all formats for one head: its own measurements, else its share, under the law, of
-  /// those of the whole layer.
+  /// Losses of all formats for one head: from its own probes, or, if it has none, its share of the
+  /// losses of the whole layer, in proportion to its squared error.
   [[nodiscard]] std::vector<double> head_losses(int head) const {
     const std::vector<double>& law = heads_[index(head)];
     if (!points_[index(head)].empty()) return losses(points_[index(head)], law, nullptr);
@@ -143,8 +144,8 @@ class TensorDivergence {
 
   Tensor tensor_;
   const std::vector<Format>& formats_;
-  std::vector<double> together_;                 ///< [formats, probes], all heads
-  std::vector<std::vector<double>> heads_;       ///< the same of each head
+  std::vector<double> together_;                 ///< errors in formats, then probes; all heads
+  std::vector<std::vector<double>> heads_;       ///< the same, per head
   std::vector<std::vector<ProbePoint>> points_;  ///< per head, then of all heads
 };
 
@@ -166,16 +167,16 @@ inline Status check_probes(std::span<const Divergence> probes, const CacheShape&
 
 }  // namespace detail
 
-/// Losses in the unit of the divergences. A format that was measured keeps its measured divergence.
-/// Others are scaled by their squared error: measured on captured data where it is given (which
-/// knows that keys have outlier channels), else the law of Gaussian data.
+/// Computes losses in the unit of the divergences. A format that was measured keeps its measured
+/// divergence. Others are scaled by their squared error: measured on captured data if it is given
+/// (so that outlier channels of keys count), else by the law of Gaussian data.
 ///
-/// probes    at least one for the keys and one for the values of every layer: of all heads, or, for
-///           losses per head, of each head
+/// probes    for the keys and for the values of every layer at least one of all heads, or, for
+///           losses per head, one of each head
 /// captured  empty, or one per layer
-/// Fails     InvalidArgument naming a tensor without a probe, and wherever counts disagree;
-///           InvalidValue for divergences below 0
-/// Cost      that of losses_from_statistics where there is captured data
+/// Fails     InvalidArgument if counts disagree or a tensor has no probe, naming it; InvalidValue
+///           for divergences below 0
+/// Cost      with captured data that of losses_from_statistics, else negligible
 inline Result<ModelLosses> losses_from_divergence(const CacheShape& shape, int page_tokens,
                                                   const FormatChoices& choices,
                                                   std::span<const Divergence> probes,

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// Expected squared error of a format on unit Gaussian data: how losses scale from one format to
-/// another where nothing was measured.
+/// Expected squared error of a format on unit Gaussian data: the law by which losses scale from one
+/// format to another where nothing was measured.
 ///
-/// Not 4^-bits: the error of a min-max code follows 1/(2^bits - 1)^2, and the other rules follow no
-/// formula. So this is a table, measured on this library's own quantizers. `bench/run.sh
-/// --error-law` prints it.
+/// The law is not 4^-bits: the error of a min-max code follows 1/(2^bits - 1)^2, and the other
+/// rules follow no formula. So it is a table, measured on this library's own quantizers, which
+/// `bench/run.sh --error-law` prints.
 #pragma once
 
 #include <kvtilt/quant/format.hpp>
@@ -39,14 +39,14 @@ inline constexpr LawRow law_rows[] = {
     {8, RangeRule::MinMax, {8.678e-06, 1.482e-05, 2.133e-05, 2.793e-05, 3.454e-05}},
 };
 
-/// Rounding to fp16, which every other format does as well.
+/// Error of rounding to fp16, which the errors of all other formats include.
 inline constexpr double law_half = 4.315e-8;
 
 }  // namespace detail
 
 /// Mean squared error / variance of Gaussian data stored in a format. Groups between those of the
-/// table are interpolated; granularity does not matter on independent data, on real data it does:
-/// measure_error tells. The format should be resolved; a group of 0 counts as 128.
+/// table are interpolated. Granularity makes no difference on independent data; on real data it
+/// does (use measure_error). The format should be resolved; a group of 0 counts as 128.
 constexpr double relative_error(const Format& format) {
   if (!format.quantized()) return detail::law_half;
   constexpr int last = detail::law_group_count - 1;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Which groups a planner should weigh. A group size is a part of the format: smaller groups cost
-/// metadata and save error, exactly as wider codes do. So there is no second planner for groups:
-/// format_choices writes out the candidates, and plan_bits picks width, granularity and group at
-/// once, with the metadata counted.
+/// Lists the formats, group sizes included, that a planner chooses from. The group size is part of
+/// the format: smaller groups cost metadata and save error, as wider codes do. So there is no
+/// separate planner for groups: format_choices lists the candidates, and plan_bits picks width,
+/// granularity and group at once, with the metadata counted.
 #pragma once
 
 #include <kvtilt/page/layout.hpp>
@@ -15,10 +15,10 @@
 
 namespace kvtilt {
 
-/// Which formats format_choices writes out.
+/// Limits the formats that format_choices lists.
 struct GroupOptions {
-  int smallest = 32;               ///< group; below it metadata takes more than a bit per element
-  bool both_granularities = true;  ///< else keys per channel and values per token alone
+  int smallest = 32;  ///< group size; a smaller group has over 1 bit of metadata per element
+  bool both_granularities = true;  ///< false: keys per channel and values per token only
 };
 
 namespace detail {
@@ -39,10 +39,11 @@ inline void append_formats(int bits, Granularity granularity, int dim, int page_
 
 }  // namespace detail
 
-/// All formats of the given widths worth weighing for a shape, widths in the order given: per
-/// channel in every power of two that divides the page, per token in every power of two below the
-/// head and in the whole head. They resolve for every layer; a per-token group is cut to shorter
-/// heads.
+/// Lists all formats of the given widths that are worth weighing for a shape, in the order of the
+/// widths: per channel with every power-of-two group that divides the page, per token with every
+/// power-of-two group below head_dim and with the whole head. Groups have at least options.smallest
+/// elements. The formats resolve for every layer: layers with a smaller head_dim get a smaller
+/// group.
 ///
 /// bits   1 to 8 or 16, for keys and for values
 /// Fails  InvalidArgument for other widths, pages or shapes

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: MIT
-/// The multiple-choice knapsack: one option for every item, least total loss within a byte budget.
-/// Exact.
+/// The multiple-choice knapsack: picks one option for every item so that the total loss is least
+/// within a byte budget. Exact.
 ///
 /// Losses are rounded to integers on a grid of 2^-52 of the largest loss (coarser beyond 1,024
 /// items), so that sums are exact: equal losses tie however they are added up, and scaling all
 /// losses changes nothing. Ties in loss go to fewer bytes; then, at the first item where two
 /// answers differ, to the one with more bytes there; then to the earlier option.
 ///
-/// Method: dominated options are dropped; the linear relaxation (Sinha and Zoltners, Operations
-/// Research 27, 1979) prices a byte, and options that no optimum can contain at that price are
-/// dropped too; dynamic programming over byte sums, in units of their greatest common divisor,
-/// decides between those that are left.
+/// Method: drop dominated options; take the price of a byte from the linear relaxation (Sinha and
+/// Zoltners, Operations Research 27, 1979) and drop the options that no optimum can contain at that
+/// price; decide between the rest by dynamic programming over byte sums, in units of their greatest
+/// common divisor.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -36,7 +36,7 @@ using KnapsackItem = std::vector<KnapsackOption>;
 
 namespace detail {
 
-/// An option that may be in an optimum.
+/// An option that may be in an optimum, with its loss rounded to the integer grid.
 struct GridOption {
   std::size_t bytes;
   std::int64_t loss;  ///< on the grid
@@ -56,7 +56,8 @@ inline int grid_exponent(const std::vector<KnapsackItem>& items) {
   return 62 - sum_bits - (std::ilogb(largest) + 1);
 }
 
-/// The options of an item that no other matches in fewer bytes.
+/// The options of an item that are not dominated: no other has at most as many bytes and as much
+/// loss.
 inline GridItem undominated(const KnapsackItem& item, int exponent) {
   GridItem sorted;
   for (std::size_t i = 0; i < item.size(); ++i)
@@ -78,6 +79,7 @@ struct HullStep {
   std::int64_t gain;
 };
 
+/// Appends the steps of an item's hull, from its smallest option to its largest.
 inline void append_hull(const GridItem& options, std::size_t item, std::vector<HullStep>& steps) {
   std::vector<HullStep> hull;
   std::size_t from = 0;
@@ -97,8 +99,9 @@ inline void append_hull(const GridItem& options, std::size_t item, std::vector<H
   }
 }
 
-/// Prices bytes by the linear relaxation and drops the options that are too dear at that price to
-/// be in any optimum. `budget` is at least the sum of the smallest options.
+/// Drops the options that no optimum can contain: their cost, loss + price * bytes with the price
+/// of a byte from the linear relaxation, exceeds the item's least cost by more than the gap between
+/// the relaxation and a greedy answer. `budget` must be at least the sum of the smallest options.
 inline void drop_hopeless(std::vector<GridItem>& items, std::size_t budget) {
   std::vector<HullStep> steps;
   std::size_t bytes = 0;
@@ -134,7 +137,7 @@ inline void drop_hopeless(std::vector<GridItem>& items, std::size_t budget) {
     for (const GridOption& option : items[item]) least[item] = std::min(least[item], cost(option));
     bound += least[item];
   }
-  // Doubles round: give way by more than all of it together.
+  // A margin above the rounding errors of all these sums of doubles.
   const double magnitude = static_cast<double>(feasible) + price * static_cast<double>(budget);
   const double gap = static_cast<double>(feasible) - bound + 1e-9 * magnitude;
   for (std::size_t item = 0; item < items.size(); ++item)
@@ -142,7 +145,7 @@ inline void drop_hopeless(std::vector<GridItem>& items, std::size_t budget) {
                   [&](const GridOption& option) { return cost(option) - least[item] > gap; });
 }
 
-/// A partial answer: losses first, then bytes.
+/// Value of a partial answer, ordered by loss, then by size in units.
 struct KnapsackValue {
   std::int64_t loss;
   std::size_t units;
@@ -151,11 +154,12 @@ struct KnapsackValue {
   }
 };
 
-/// Dynamic programming from the last item to the first. best(item, r) is what items from `item` on
-/// cost at least when they may use r units beyond their smallest options.
+/// Dynamic programming from the last item to the first. A unit is the greatest common divisor of
+/// the byte differences between options. best(item, r) is the least value of the items from `item`
+/// on if they may use r units in total beyond their smallest options.
 class KnapsackTable {
  public:
-  /// All bytes count from the smallest option of the item.
+  /// `slack` is the part of the budget, in bytes, beyond the sum of the smallest options.
   KnapsackTable(const std::vector<GridItem>& items, std::size_t slack) : items_(items) {
     for (const GridItem& item : items)
       for (const GridOption& option : item)
@@ -176,7 +180,7 @@ class KnapsackTable {
 
   [[nodiscard]] std::size_t cells() const { return cells_; }
 
-  /// Chosen options by their place in the items. Fails with OutOfMemory.
+  /// For each item the index of the chosen option. Fails with OutOfMemory.
   Result<std::vector<std::size_t>> solve() {
     const std::unique_ptr<Choice[]> choices(new (std::nothrow) Choice[cells_]);
     const std::unique_ptr<KnapsackValue[]> values(new (std::nothrow)
@@ -204,12 +208,12 @@ class KnapsackTable {
  private:
   using Choice = std::uint16_t;
 
-  /// What may be left for items from `item` on: at least what the earlier ones cannot use, at most
-  /// what they can.
+  /// The cells of an item: r from `first`, the units that earlier items cannot use up, to `last`,
+  /// the units that this item and later ones can use.
   struct Row {
     std::size_t first;
     std::size_t last;
-    std::size_t cell;
+    std::size_t cell;  ///< index of the first
   };
 
   [[nodiscard]] std::size_t units(std::size_t item, std::size_t option) const {
@@ -248,17 +252,18 @@ class KnapsackTable {
 
 }  // namespace detail
 
-/// Cells of the largest table that solve_knapsack makes: 1 GiB.
+/// Cells of the largest table that solve_knapsack allocates; at 2 bytes each, 1 GiB.
 inline constexpr std::size_t most_knapsack_cells = std::size_t{1} << 29;
 
-/// For each item the index of its option in the best answer.
+/// Solves the knapsack: for each item the index of its option in the best answer.
 ///
-/// Fails    InvalidArgument where an item has no option or the budget is below the sum of the
-///          smallest, Unsupported where the table would be larger than 1 GiB, OutOfMemory
-/// Cost     what no optimum can contain is gone first; for each item that still has a choice, a cell
-///          of 2 bytes per byte sum that can still matter, in units of their greatest common divisor
-///          (64 for pages), and about 1 ns per cell and option. At most items * (budget - smallest
-///          answer) / 64 cells, in practice a small part of that
+/// Fails    InvalidArgument if an item has no option (or more than 65535) or the budget is below
+///          the sum of the smallest options, Unsupported if the table would exceed 1 GiB,
+///          OutOfMemory
+/// Cost     after dropping what no optimum can contain: for each item that still has a choice, one
+///          2-byte cell per byte sum that can still matter, in units of their greatest common
+///          divisor (64 for pages), and about 1 ns per cell and option. At most items * (budget -
+///          smallest answer) / 64 cells, in practice a small part of that
 inline Result<std::vector<std::size_t>> solve_knapsack(const std::vector<KnapsackItem>& items,
                                                        std::size_t budget) {
   const int exponent = detail::grid_exponent(items);
@@ -277,7 +282,7 @@ inline Result<std::vector<std::size_t>> solve_knapsack(const std::vector<Knapsac
                          "a budget of %zu bytes is too small: the smallest that works is %zu",
                          budget, smallest);
   detail::drop_hopeless(grid, budget);
-  smallest = 0;  // of what is left: the options of an answer within the budget always are
+  smallest = 0;  // of the remaining options, which still contain every optimum
   for (const detail::GridItem& item : grid) smallest += item.front().bytes;
   detail::KnapsackTable table(grid, budget - smallest);
   if (table.cells() > most_knapsack_cells)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// What a planner chooses from (formats) and what each choice costs (losses). Wherever losses come
-/// from - weight norms, captured statistics, measured divergence - they have this form.
+/// What a planner chooses from (formats) and what each choice costs (losses). All sources of losses
+/// - weight norms, captured statistics, measured divergence - produce this form.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -25,7 +25,7 @@ constexpr const char* to_string(Tensor tensor) {
 enum class RecipePer : std::uint8_t { Layer, Head };
 
 /// Formats that a planner may give to keys and to values, the same for every layer. A group of 0
-/// means what resolve_format makes of it, layer by layer.
+/// stands for the default group, which resolve_format sets layer by layer.
 struct FormatChoices {
   std::vector<Format> keys;
   std::vector<Format> values;
@@ -35,9 +35,9 @@ struct FormatChoices {
   }
 };
 
-/// What storing one kv head (or all heads of a layer) costs: keys[i] in format choices.keys[i],
-/// values[j] in choices.values[j]. Losses add up: keys and values, heads, layers. Their unit is the
-/// caller's, but one for the whole model.
+/// Losses of storing one kv head (or all heads of a layer): keys[i] in format choices.keys[i],
+/// values[j] in choices.values[j]. Losses add up over keys and values, heads, and layers. Their
+/// unit is the caller's, the same for the whole model.
 struct HeadLosses {
   std::vector<double> keys;
   std::vector<double> values;
@@ -47,17 +47,17 @@ struct HeadLosses {
   }
 };
 
-/// layers[layer] has one entry for all heads, or one per kv head; nothing where there is no cache.
+/// layers[layer] has one entry for all heads, or one per kv head; none for a layer without a cache.
 struct ModelLosses {
   std::vector<std::vector<HeadLosses>> layers;
 };
 
 namespace detail {
 
-/// Survives -ffast-math, where the comparisons of the standard library do not.
+/// Also works under -ffast-math, where the comparisons of the standard library do not.
 constexpr bool is_finite(double x) { return (bit_cast<std::uint64_t>(x) >> 52 & 0x7ff) != 0x7ff; }
 
-/// Sums of losses must stay finite.
+/// Upper limit of a loss, so that sums of losses stay finite.
 inline constexpr double largest_loss = 1e300;
 
 constexpr bool is_loss(double x) { return is_finite(x) && x >= 0.0 && x <= largest_loss; }
@@ -79,8 +79,8 @@ inline Status check_tensor_losses(const std::vector<double>& losses, std::size_t
 
 }  // namespace detail
 
-/// The choices resolved against one layer, or the first that does not fit it. Both lists must have
-/// something in them. `layer` only serves the message.
+/// Resolves the choices against one layer. Fails with the error of the first format that does not
+/// fit the layer, and with InvalidArgument if a list is empty. `layer` is only used in messages.
 inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const LayerShape& shape,
                                              int page_tokens, std::size_t layer) {
   if (choices.keys.empty() || choices.values.empty())
@@ -100,8 +100,8 @@ inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const
   return resolved;
 }
 
-/// Fails with the first count or number that cannot be meant. Layers without a cache may hold
-/// anything.
+/// Checks counts and values; the error names the first that is invalid. Entries of layers without a
+/// cache are ignored.
 inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
                            const FormatChoices& choices) {
   if (losses.layers.size() != shape.layers.size())
@@ -128,9 +128,9 @@ inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
 
 namespace detail {
 
-/// Losses of all layers. fill(layer, tensor, formats, entries) fills the tensor's lists in the
-/// entries of a layer, one for all heads or one per head, with losses of formats that are resolved
-/// against the layer; a Status that it fails with gets the names of both.
+/// Makes the losses of all layers. fill(layer, tensor, formats, entries) sets the tensor's lists in
+/// a layer's entries (one for all heads, or one per head) to its losses in `formats`, which are
+/// resolved against the layer. An error of fill gets the layer and the tensor in front.
 template <class Fill>
 Result<ModelLosses> make_losses(const CacheShape& shape, int page_tokens,
                                 const FormatChoices& choices, RecipePer per, const Fill& fill) {

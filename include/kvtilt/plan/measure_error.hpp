@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The error of a format on given data, quantized page by page as a cache does it.
+/// Measures the error of a format on given data, quantized page by page as in a cache.
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
@@ -15,8 +15,8 @@
 
 namespace kvtilt {
 
-/// What a squared error at (token, channel) counts: tokens[token] * channels[channel], where an
-/// empty list stands for ones.
+/// Weights of squared errors: tokens[token] * channels[channel] at (token, channel); an empty list
+/// stands for ones.
 struct ErrorWeights {
   std::span<const double> tokens;
   std::span<const double> channels;
@@ -56,7 +56,7 @@ struct PageRows {
   }
 };
 
-/// Elements of a page that lie `stride` apart, and what an error of each counts.
+/// A group: elements of a page that lie `stride` apart, and the weights of their squared errors.
 struct PageGroup {
   std::size_t first;
   std::size_t stride;
@@ -86,7 +86,7 @@ inline double group_error(const PageRows& rows, const PageGroup& group, const Fo
   return sum;
 }
 
-/// Weighted squared error of a page; `tokens` and `channels` weigh them.
+/// Weighted squared error of a page; `tokens` and `channels` are the weights.
 inline double page_error(const PageRows& rows, std::span<const double> tokens,
                          std::span<const double> channels, const Format& format) {
   const bool per_channel = format.granularity == Granularity::PerChannel;
@@ -111,8 +111,8 @@ inline double page_error(const PageRows& rows, std::span<const double> tokens,
 }  // namespace detail
 
 /// Weighted sum of squared errors of one head of `data` in a format. Only whole pages count, the
-/// first starting at token 0; a cache keeps the rest in 16 bits. 16-bit formats err by the rounding
-/// to fp16.
+/// first starting at token 0; a cache keeps the remaining tokens in 16 bits. The error of a 16-bit
+/// format is that of rounding to fp16.
 ///
 /// weights  tokens: [data.tokens] or empty, channels: [data.dim] or empty
 /// Fails    InvalidArgument where counts disagree or there is no whole page, InvalidValue at a NaN,

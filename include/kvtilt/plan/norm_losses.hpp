@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Losses from weight norms: no text, no run. loss = norm^2 * error law.
+/// Losses from weight norms alone, without running the model: loss = norm^2 * error law.
 #pragma once
 
 #include <kvtilt/plan/error_law.hpp>
@@ -32,13 +32,13 @@ inline const std::vector<double>& head_norms(const TensorNorms& norms, Norm norm
   return norm == Norm::Frobenius ? norms.head_frobenius : norms.head_spectral;
 }
 
-/// Whether the gains are those of keys of this shape: for one head, or for each.
+/// Whether there is one gain per key channel: of one head, shared by all, or of each kv head.
 inline bool gains_fit(const std::vector<float>& gains, const LayerShape& shape) {
   const std::size_t dim = static_cast<std::size_t>(shape.key_dim);
   return gains.size() == dim || gains.size() == static_cast<std::size_t>(shape.kv_heads) * dim;
 }
 
-/// Gains of one head, out of gains that fit.
+/// Gains of one head; `gains` must pass gains_fit.
 inline std::span<const float> head_gains(const std::vector<float>& gains, int head, int key_dim) {
   const std::size_t dim = static_cast<std::size_t>(key_dim);
   if (gains.size() == dim) return gains;
@@ -47,10 +47,11 @@ inline std::span<const float> head_gains(const std::vector<float>& gains, int he
 
 }  // namespace detail
 
-/// The norm that W_K would need to make keys of the size that QK-norm gives them: the rms of
-/// channel c is |gain_c| whatever the weights are. Frobenius: sqrt(sum of gain^2), which is what
-/// weights give on inputs of unit rms. Spectral: the longest key, at most max |gain| * sqrt(dim),
-/// over the length of such an input, sqrt(hidden); without `hidden` the Frobenius value.
+/// The norm that W_K would need to give keys the size that QK-norm gives them: behind QK-norm the
+/// rms of channel c is |gain_c| whatever the weights are. Frobenius: sqrt(sum of gain^2), which is
+/// what weights give on inputs of unit rms. Spectral: the length of the longest key, at most max
+/// |gain| * sqrt(dim), divided by the length of a unit-rms input, sqrt(hidden); the Frobenius value
+/// if `hidden` is unknown (0).
 inline double key_gain_norm(std::span<const float> gains, std::int64_t hidden, Norm norm) {
   double sum = 0;
   double largest = 0;
@@ -65,7 +66,7 @@ inline double key_gain_norm(std::span<const float> gains, std::int64_t hidden, N
 
 namespace detail {
 
-/// Squared norm that stands for the keys or values of one head, or of all (head < 0).
+/// The squared norm that sets the scale of the keys or values of one head, or of all (head < 0).
 inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
                             Norm norm, int head) {
   const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
@@ -85,7 +86,7 @@ inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Te
   return size * size;
 }
 
-/// Norms are squared, multiplied and summed.
+/// Upper limit of a norm, so that squares, products and sums of norms stay finite.
 inline constexpr double largest_norm = 1e140;
 
 inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
@@ -114,9 +115,9 @@ inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tens
 
 }  // namespace detail
 
-/// loss = norm^2 * relative_error(format): the squared error that weights of that size lead to on
-/// inputs of unit rms, over a whole layer or one head. Keys behind a QK-norm take their scale from
-/// its gains, where they are given.
+/// Computes loss = norm^2 * relative_error(format): the squared error that weights of this norm
+/// lead to on inputs of unit rms, over a whole layer or one head. Keys behind a QK-norm take their
+/// scale from its gains, if these are given.
 ///
 /// norms  one per layer of the shape
 /// Source arXiv 2502.15075v3, appendix B.4, with the law measured here instead of 4^-bits

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What the norms of a layer's weights claim about its keys and values, beside what was measured.
+/// Compares what a layer's weight norms predict about its keys and values with what was measured.
 #pragma once
 
 #include <kvtilt/plan/losses.hpp>
@@ -14,15 +14,15 @@
 
 namespace kvtilt {
 
-/// A gap is the number of bits that keys need beyond values for both to err alike, log2(|K| / |V|);
-/// 0 where a norm is 0, as unknown ones are. (Appendix B.4 of arXiv 2502.15075v3 prints the ratio
-/// upside down.)
+/// A gap is the number of bits that keys need beyond values for equal errors, log2(|K| / |V|); 0 if
+/// a norm is 0, that is, unknown. (Appendix B.4 of arXiv 2502.15075v3 prints the ratio upside
+/// down.)
 struct LayerReport {
   bool theorem_holds = false;   ///< theorem 1: |W_K| > |W_V|, Frobenius
   bool spectral_holds = false;  ///< the same for the largest singular values
   double frobenius_gap = 0;
   double spectral_gap = 0;
-  bool key_norm = false;               ///< W_K does not set the scale of the keys
+  bool key_norm = false;               ///< keys pass QK-norm: W_K does not set their scale
   std::optional<double> gain_gap;      ///< Frobenius, keys from the gains of QK-norm
   std::optional<double> measured_gap;  ///< from losses of keys and values at the same width
   bool contradicted = false;  ///< the Frobenius gap and the measured one have opposite signs, or
@@ -37,9 +37,9 @@ inline double gap(double keys, double values) {
 
 }  // namespace detail
 
-/// Bits that keys need beyond values so that both lose the same: half the log2 of the ratio of their
-/// losses in formats of one width, the default width's if the choices have several groups. Nothing
-/// if the width is missing or a loss is 0.
+/// Bits that keys need beyond values for equal losses: half the log2 of the ratio of their losses
+/// in the first format of `bits` bits in each list of choices. Nothing if there is no such format
+/// or a loss is 0.
 inline std::optional<double> measured_gap(std::span<const HeadLosses> entries,
                                           const FormatChoices& choices, int bits) {
   const auto find = [bits](const std::vector<Format>& formats) {
@@ -60,8 +60,8 @@ inline std::optional<double> measured_gap(std::span<const HeadLosses> entries,
   return 0.5 * std::log2(keys / values);
 }
 
-/// What the weights of one layer claim; `measured` is what measured_gap gave for it, if anything.
-/// There is no gain_gap from gains of another number than the shape's channels.
+/// Reports on one layer; `measured` is the result of measured_gap for it, if any. gain_gap stays
+/// empty if the number of gains does not fit the shape.
 inline LayerReport layer_report(const LayerNorms& layer, const LayerShape& shape,
                                 std::optional<double> measured = {}) {
   LayerReport report;

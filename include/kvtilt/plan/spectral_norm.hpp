@@ -35,8 +35,8 @@ struct WeightView {
   }
 };
 
-/// Frobenius norm in double. InvalidArgument for a matrix without elements; InvalidValue names the
-/// first element that is NaN or infinite.
+/// Frobenius norm, summed in double. Fails with InvalidArgument for a matrix without elements or a
+/// stride below its columns, with InvalidValue naming the first element that is NaN or infinite.
 inline Result<double> frobenius_norm(const WeightView& weights) {
   if (weights.data == nullptr || weights.rows <= 0 || weights.columns <= 0 ||
       weights.stride < weights.columns)
@@ -58,23 +58,24 @@ inline Result<double> frobenius_norm(const WeightView& weights) {
   return std::sqrt(sum);
 }
 
-/// Where a Lanczos iteration stopped.
+/// Result of a Lanczos iteration.
 struct SpectralNorm {
   double value = 0;    ///< a lower bound of the norm, up to rounding in float32
   double bracket = 0;  ///< some singular value lies within value * (1 +- bracket)
   int steps = 0;       ///< passes over the matrix
 };
 
-/// Iterations end when the bracket is this narrow; the error of the value itself is of the order of
-/// its square where the norm stands apart from the other singular values.
+/// The iteration ends when the bracket is this narrow. If the largest singular value is well
+/// separated from the others, the error of the value is of the order of the bracket squared.
 inline constexpr double spectral_bracket = 1e-3;
 inline constexpr int most_spectral_steps = 200;
 
 namespace detail {
 
-/// z = W' W x / f^2 for a matrix of Frobenius norm f: its eigenvalues lie in 0 to 1. f is divided by
-/// in parts, so that no intermediate vector leaves the range of float32 or nears its subnormals,
-/// which some flags flush. One pass: a block of rows stays in the cache for both products.
+/// z = W' W x / f^2 for a matrix W of Frobenius norm f, so that the eigenvalues lie in 0 to 1. The
+/// factor 1 / f^2 is applied in four parts, so that no intermediate vector overflows float32 or
+/// comes near its subnormals, which some compiler flags flush to zero. One pass over W: a block of
+/// rows stays in the CPU's cache for both products.
 class GramOperator {
  public:
   GramOperator(const WeightView& weights, double frobenius)
@@ -105,7 +106,7 @@ class GramOperator {
   float root_;  ///< 1 / sqrt(f)
 };
 
-/// The same pseudo-random start for every matrix of a size.
+/// A pseudo-random unit vector, the same for every matrix of a size.
 inline Eigen::VectorXf start_vector(Eigen::Index size) {
   Eigen::VectorXf x(size);
   std::uint64_t state = 1;
@@ -121,18 +122,18 @@ inline Eigen::VectorXf start_vector(Eigen::Index size) {
 /// Largest singular value by Lanczos iteration on W'W from a fixed pseudo-random start, fully
 /// reorthogonalized. Float32 products limit the accuracy to about 1e-6.
 ///
-/// frobenius  the norm that frobenius_norm gave
+/// frobenius  the matrix's norm, from frobenius_norm
 /// Fails      Unsupported if spectral_bracket is not reached in most_spectral_steps passes
-/// Cost       a pass takes 4 operations per element and reads each once: 10 ms for 4096 x 4096, and
-///            some 20 to 60 passes
+/// Cost       some 20 to 60 passes over the matrix; a pass reads each element once and takes 4
+///            operations on it: 10 ms for 4096 x 4096
 /// Source     Golub and Van Loan, "Matrix Computations", 4th edition, section 10.1
 inline Result<SpectralNorm> spectral_norm(const WeightView& weights, double frobenius) {
   SpectralNorm norm;
   if (frobenius == 0.0) return norm;
   const detail::GramOperator gram(weights, frobenius);
   const Eigen::Index size = weights.columns;
-  // One more than the rank, for the part of the start that W takes to zero, is enough in exact
-  // arithmetic; the others make up for rounding.
+  // Exact arithmetic needs at most rank + 1 steps (the last for the part of the start vector in W's
+  // null space); the 7 further ones make up for rounding.
   const int most = static_cast<int>(
       std::min({std::int64_t{most_spectral_steps}, weights.rows + 8, weights.columns}));
   Eigen::MatrixXf basis(size, most + 1);
@@ -145,6 +146,7 @@ inline Result<SpectralNorm> spectral_norm(const WeightView& weights, double frob
     const int step = norm.steps++;
     gram.apply(basis.col(step), next);
     diagonal[step] = static_cast<double>(basis.col(step).dot(next));
+    // Orthogonalized twice: one pass is not enough in float32.
     for (int pass = 0; pass < 2; ++pass)
       next -= basis.leftCols(step + 1) * (basis.leftCols(step + 1).transpose() * next).eval();
     beside[step] = static_cast<double>(next.norm());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Sequences in a device cache, and what a launch of attention over them takes.
+/// Sequences in a device cache, and the arguments of an attention launch over them.
 #pragma once
 
 #include <kvtilt/cuda/attention/attend.cuh>
@@ -56,7 +56,7 @@ struct Attended {
   }
 };
 
-/// A launch's arrays in device memory.
+/// The queries and outputs of a launch in device memory.
 struct Outputs {
   DeviceRows<float> queries;
   DeviceRows<float> out;

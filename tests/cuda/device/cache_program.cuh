@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Programs for a device cache: what each may ask, and how they are drawn from a seed.
+/// Random programs for a device cache: their steps, and how they are drawn from a seed.
 #pragma once
 
 #include <kvtilt/cuda/cache/options.hpp>
@@ -43,7 +43,7 @@ struct CacheStep {
   int which;  ///< picks a sequence
   int layer;
   int amount;
-  std::uint64_t seed;  ///< of everything else
+  std::uint64_t seed;  ///< of the step's other choices
 };
 
 inline std::string to_string(const CacheStep& step) {
@@ -55,7 +55,7 @@ inline std::string to_string(const CacheStep& step) {
          std::to_string(step.layer) + ", amount " + std::to_string(step.amount);
 }
 
-/// The cache a program runs on.
+/// Shape, plan and options of the cache that a program runs on.
 struct CacheProgramSetup {
   CacheShape shape;
   Plan plan;
@@ -80,7 +80,7 @@ struct CacheProgramSetup {
   void add_layer(Random& random, int layer) {
     LayerShape own{random.between(1, 2), 16 * random.between(1, 2), 16 * random.between(1, 2)};
     if (random.chance(2))
-      own.key_dim = own.value_dim = 64;  // what kernels of attention are there for
+      own.key_dim = own.value_dim = 64;  // the dims with attention kernels
     if (random.chance(2)) own.window = random.between(1, 200);
     own.keep_sinks = random.chance(2);
     if (layer > 0 && random.chance(6)) own = {};  // keeps no cache

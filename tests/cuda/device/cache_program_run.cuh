@@ -16,7 +16,7 @@ class CacheProgramRun : ProgramWild {
  public:
   using ProgramWild::ProgramWild;
 
-  /// Empty, or what went wrong.
+  /// Runs all steps. Returns what went wrong, or an empty string.
   std::string play(const std::vector<CacheStep>& steps) {
     for (std::size_t i = 0; i < steps.size(); ++i) {
       std::string wrong = play(steps[i]);
@@ -59,7 +59,7 @@ class CacheProgramRun : ProgramWild {
       case CacheStep::Hostile:
         return hostile(one, step.layer, random);
       default:
-        // As the host knows it.
+        // The host must know the sequence's state first.
         if (const std::string wrong = tell({&one}); !wrong.empty()) return wrong;
         return play(step, one, random);
     }
@@ -95,7 +95,7 @@ class CacheProgramRun : ProgramWild {
     return append(chosen, layer, {amount}, true, random);
   }
 
-  /// Calls that must be refused, and change nothing: what is compared afterwards.
+  /// Makes calls that must be refused and change nothing, which is compared afterwards.
   std::string hostile(HeldSequence& one, int layer, Random& random) {
     layer %= layers();
     const auto refused = [&](const char* call, ErrorCode code) {
@@ -211,7 +211,7 @@ class CacheProgramRun : ProgramWild {
                : "noted more than there is room for";
   }
 
-  /// Rows that cannot be meant.
+  /// Appends with invalid row numbers.
   std::string append_nowhere(int layer, const DeviceRows<float>& keys,
                              const DeviceRows<float>& values, Random& random) {
     ChosenBatch chosen(choose(random));
@@ -225,7 +225,7 @@ class CacheProgramRun : ProgramWild {
     return status.ok() ? "" : message(status);
   }
 
-  /// What waits, allocates or counts pages cannot be captured.
+  /// Checks that calls that wait, allocate or count pages refuse to be captured.
   std::string capture(const HeldSequence& one, int layer, const DeviceRows<float>& keys,
                       const DeviceRows<float>& values) {
     const SequenceId id = one.ids.gpu;

@@ -55,7 +55,7 @@ class DeviceArray {
   std::size_t size_;
 };
 
-/// Bytes that host and device both reach.
+/// Pinned bytes that host and device can access.
 class PinnedBytes {
  public:
   explicit PinnedBytes(std::size_t size) : size_(size) {

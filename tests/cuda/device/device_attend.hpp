@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Launches for tests whose other half is host code that nvcc need not see.
+/// Kernel launches for tests whose host code nvcc need not compile.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -42,7 +42,7 @@ struct HostRows {
   ElementType type;
 };
 
-/// Chunks by the default kernels, likewise.
+/// Prefill by the default kernels, likewise.
 struct DevicePrefillCall {
   LayerShape shape;
   std::vector<Recipe> recipes;
@@ -58,7 +58,7 @@ struct DevicePrefillCall {
 
 Result<DeviceAttendResult> device_prefill(const DevicePrefillCall& call);
 
-/// What creating attention by the default kernels says; without a device, at best that.
+/// The status of creating attention with the default kernels; without a device, of its checks only.
 Status device_attention_status(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                int page_tokens);
 

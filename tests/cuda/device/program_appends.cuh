@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Steps of a random program that work on batches: appends and truncations that the host is told of at
-/// once, later or never, and graphs that are replayed.
+/// Steps of a random program on batches: appends and truncations that the host is told of at once,
+/// later or never, and graphs that are replayed.
 #pragma once
 
 #include "graph.cuh"
@@ -34,7 +34,7 @@ struct ChosenBatch {
   }
 };
 
-/// Tokens that may be anything, and their copy in device memory.
+/// Random tokens of any type and strides, and their copy in device memory.
 struct DeviceInput {
   RandomInput input;
   DeviceArray<std::byte> copy;
@@ -83,7 +83,8 @@ class ProgramAppends : public ProgramCaches {
     const std::int64_t rows = indptr.back() + (with_indptr ? random.below(3) : 0);
     const LayerShape& shape = setup().shape.layers[at(layer)];
     RandomInput keys(random, rows, shape.kv_heads, shape.key_dim);
-    // Zeros with all the weight would leave attention an output of what it rounds away.
+    // No constant values at dim 64: if zeros got all the weight, the output would be rounding
+    // error.
     RandomInput values(random, rows, shape.kv_heads, shape.value_dim, shape.value_dim != 64);
     Rows<float> stored_keys = keys.rows();
     Rows<float> stored_values = values.rows();
@@ -115,7 +116,7 @@ class ProgramAppends : public ProgramCaches {
     return {};
   }
 
-  /// Rows `first` to first + count - 1 came to a sequence on the device, if they fit.
+  /// Records that the device appended rows `first` to first + count - 1 to a sequence, if they fit.
   std::string was_appended(HeldSequence& one, int layer, std::int64_t first, std::int64_t count,
                            const Rows<float>& keys, const Rows<float>& values,
                            std::int64_t spoilt = -1) {
@@ -125,7 +126,7 @@ class ProgramAppends : public ProgramCaches {
       expect_record(ErrorCode::OutOfCapacity);
       return {};
     }
-    // What the window frees at once need not be looked at.
+    // Tokens that the window frees at once need not be checked by the device.
     if (spoilt >= first && spoilt < first + count)
       expect_record(ErrorCode::InvalidValue, own.holds(before + spoilt - first));
     const Status reserved = cpu().reserve(one.ids.cpu, own.length());
@@ -134,7 +135,7 @@ class ProgramAppends : public ProgramCaches {
         cpu().append(one.ids.cpu, layer, keys.view(first, count), values.view(first, count)));
   }
 
-  /// In one layer, or in all.
+  /// Appends a batch to one layer, or to all.
   std::string append_batch(int layer, int amount, Random& random) {
     ChosenBatch chosen(choose(random));
     if (const std::string wrong = tell(chosen.who); !wrong.empty()) return wrong;
@@ -186,8 +187,8 @@ class ProgramAppends : public ProgramCaches {
                          [&] { return gpu().note_truncated(chosen.batch, lengths, nullptr); });
   }
 
-  /// A graph of appends to all layers, and maybe of a truncation, replayed with other numbers and for
-  /// other sequences than it was captured with.
+  /// Captures a graph of appends to all layers, and maybe of a truncation, and replays it with
+  /// other numbers of rows and for other sequences than at capture.
   std::string replay(int amount, Random& random) {
     ChosenBatch chosen(choose(random));
     if (std::string wrong = make_batch(chosen); !wrong.empty()) return wrong;
@@ -266,7 +267,7 @@ class ProgramAppends : public ProgramCaches {
     return {};
   }
 
-  /// Makes the host know what these hold.
+  /// Lets the host read the device's state of these sequences.
   std::string tell(const std::vector<HeldSequence*>& who) {
     for (HeldSequence* one : who) {
       if (one->told) continue;
@@ -275,7 +276,7 @@ class ProgramAppends : public ProgramCaches {
     return {};
   }
 
-  /// Where to cut: anywhere, a little off the end, or where a window's loss begins to matter.
+  /// A length to truncate to: random, near the end, or where a window's freed tokens matter.
   std::int64_t random_length(const HeldSequence& one, int amount, Random& random) const {
     const int layer = random.below(layers());
     const auto& own = one.layers[at(layer)];
@@ -286,7 +287,7 @@ class ProgramAppends : public ProgramCaches {
   }
 
  private:
-  /// Something that the device did to sequences and the host does not know of.
+  /// A change to sequences on the device that the host has not been told of.
   struct Untold {
     ProgramAppends& run;
     std::vector<HeldSequence*> who;
@@ -300,7 +301,7 @@ class ProgramAppends : public ProgramCaches {
         one->told = false;
       }
     }
-    /// Tells the host, or lets it look, or does neither.
+    /// Tells the host, lets it read the device's state, or does neither.
     template <class Note>
     std::string settle(Random& random, Note note) {
       if (known && random.chance(2)) {
@@ -345,7 +346,8 @@ class ProgramAppends : public ProgramCaches {
     return lengths;
   }
 
-  /// Puts what cannot be stored into one element, and what is stored into `stored`. Returns its row.
+  /// Puts an unstorable number into one element, and its stored form into `stored`. Returns its
+  /// row.
   std::int64_t spoil(Random& random, int layer, bool is_key, RandomInput& input,
                      Rows<float>& stored) const {
     const std::int64_t row = random.below(static_cast<int>(stored.tokens));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Steps of a random program that only read: attention against float64, tokens that are unpacked, and
-/// tables for engines.
+/// Steps of a random program that only read: attention compared with float64, unpacked tokens, and
+/// page tables for engines.
 #pragma once
 
 #include <kvtilt/cuda/attention/attend.cuh>
@@ -25,7 +25,7 @@ class ProgramReads : public ProgramAppends {
   using ProgramAppends::ProgramAppends;
 
  protected:
-  /// The newest tokens of some sequences ask, and some that are nobody's.
+  /// Decodes the newest tokens of some sequences, with empty slots in the batch.
   std::string attend(int layer, Random& random) {
     layer %= layers();
     if (!cached(layer)) return {};
@@ -67,7 +67,7 @@ class ProgramReads : public ProgramAppends {
     return close ? "" : std::string("attend: ") + close.message();
   }
 
-  /// Chunks of some sequences ask of what these hold, and of themselves.
+  /// Prefills chunks of some sequences over their past and themselves.
   std::string prefill(int layer, int amount, Random& random) {
     layer %= layers();
     if (!cached(layer)) return {};
@@ -105,7 +105,7 @@ class ProgramReads : public ProgramAppends {
     return close ? "" : std::string("attend_prefill: ") + close.message();
   }
 
-  /// Some positions, some of which may not be there: those rows are left alone.
+  /// Unpacks some positions; rows of positions that are not held must stay unchanged.
   std::string unpack(HeldSequence& one, int layer, Random& random) {
     layer %= layers();
     if (!cached(layer)) return {};
@@ -136,7 +136,7 @@ class ProgramReads : public ProgramAppends {
     return k.get().data == keys.data && v.get().data == values.data ? "" : "unpacked other numbers";
   }
 
-  /// Tables for an engine, and back: the pages of the accounts.
+  /// Exports page tables for an engine; their pages must be those of the accounts.
   std::string tables(int layer, Random& random) {
     layer %= layers();
     if (!cached(layer)) return {};
@@ -199,13 +199,13 @@ class ProgramReads : public ProgramAppends {
   }
 
  private:
-  /// Twice what attention states: rounded queries err alike in all tokens' logits, which shows beside a
-  /// sink's, and of many thousand rows some lie that far out.
+  /// Twice the error that attention states: rounded queries err alike in all tokens' logits, which
+  /// shows beside a sink's, and of many thousand rows some are outliers.
   static constexpr double tolerance = 4e-3;
-  /// A sink logit may have all the weight but what is rounded away.
+  /// A sink logit may take nearly all the weight.
   static constexpr double least_norm = 1e-2;
 
-  /// Some sequences' views, and a batch of them with slots that are nobody's behind.
+  /// Views of some sequences, and a batch of them followed by empty slots.
   struct Asked {
     ChosenBatch chosen;
     DeviceArray<std::int32_t> slots;
@@ -241,7 +241,7 @@ class ProgramReads : public ProgramAppends {
     }
   };
 
-  /// Whether the rows from `first` on are nobody's: sink logits are all there is.
+  /// Whether the rows from `first` on belong to no sequence: they see only sink logits.
   static bool sees_nothing(const Output& output, std::int64_t first, const AttendOptions& options) {
     for (std::int64_t row = first; row < output.out.tokens; ++row)
       for (int head = 0; head < output.out.heads; ++head) {

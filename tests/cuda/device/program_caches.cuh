@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// A device cache under a random program, beside a CPU cache that is given the same and an account of
-/// its pages: every byte, table, length and number is compared.
+/// A device cache under a random program, beside a CPU cache with the same calls and a model of its
+/// pages: every byte, table, length and number is compared.
 #pragma once
 
 #include "cache_program.cuh"
@@ -26,7 +26,7 @@ struct HeldSequence {
   BothIds ids;
   std::vector<std::optional<PageAccount>> layers;
   bool told = true;   ///< the host knows what it holds on the device
-  bool wild = false;  ///< nobody knows: it is only held to what is others'
+  bool wild = false;  ///< content unknown: only checked not to touch other sequences
 
   [[nodiscard]] std::int64_t shortest() const { return shortest_of(layers); }
   [[nodiscard]] std::int64_t longest() const { return longest_of(layers); }
@@ -36,7 +36,7 @@ struct HeldSequence {
   }
 };
 
-/// Calls return what went wrong, or nothing.
+/// Calls return what went wrong, or an empty string.
 class ProgramCaches {
  public:
   explicit ProgramCaches(std::uint64_t seed) : random_(seed), setup_(random_) {
@@ -85,9 +85,9 @@ class ProgramCaches {
   std::vector<SequenceId>& closed() { return closed_; }
   [[nodiscard]] cuda::LayerStorage storage(int layer) const { return gpu().view(layer).value(); }
 
-  /// poll() may tell anything after the step.
+  /// After this step poll() may report any error.
   void expect_any_record() { any_record_ = true; }
-  /// What poll() will tell after the step: one of these, or, if it is not certain, maybe nothing.
+  /// An error that poll() may report after the step; if none is `certain`, it may report nothing.
   void expect_record(ErrorCode code, bool certain = true) {
     expected_.push_back(code);
     certain_ = certain_ || certain;
@@ -123,7 +123,7 @@ class ProgramCaches {
       return "truncate(" + std::to_string(length) + "): " + message(status);
     return refused ? "" : was_truncated(one, length);
   }
-  /// It was, on the device.
+  /// Records that the device truncated a sequence.
   std::string was_truncated(HeldSequence& one, std::int64_t length) {
     for (auto& own : one.layers)
       if (own) own->truncate(length);
@@ -198,7 +198,7 @@ class ProgramCaches {
     return status.ok() ? "" : "refresh: " + std::string(message(status));
   }
 
-  /// Everything the caches hold and say of themselves.
+  /// Compares all content and reports of the caches.
   std::string compare() {
     for (int layer = 0; layer < layers(); ++layer)
       if (cached(layer))
@@ -271,7 +271,7 @@ class ProgramCaches {
     return {};
   }
 
-  /// Who holds which page. None is in two sequences but for forks; all the others are free.
+  /// Compares which sequence holds which page: only forks share pages; all others are free.
   std::string compare_pages(int layer) {
     const cuda::LayerStorage device = storage(layer);
     std::map<std::int32_t, const void*> holders;
@@ -358,7 +358,7 @@ class ProgramCaches {
     return device.elements == host.elements && device.page_bytes == host.page_bytes ? "" : "memory";
   }
 
-  /// What was refused is told first, then what was repaired, then nothing.
+  /// Checks that poll() reports what was refused first, then what was repaired, then nothing.
   std::string compare_record() {
     const auto meant = [&](const Status& status) {
       return any_record_ || std::count(expected_.begin(), expected_.end(), status.code()) > 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Calls to a sequence that the host is not told of, and those that the device then refuses though the
-/// host has taken them: whatever becomes of the sequence, nothing may become of others.
+/// Calls to a sequence that the host is not told of, or that the device refuses after the host
+/// accepted them: whatever happens to that sequence, others must stay unchanged.
 #pragma once
 
 #include "program_attention.cuh"

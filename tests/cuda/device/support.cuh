@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A device cache and a CPU cache that are given the same, and the bytes of one beside the other's.
+/// A device cache and a CPU cache with the same calls, and the comparison of their bytes.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -45,7 +45,7 @@ struct DeviceRows {
   }
 };
 
-/// One layer of one sequence of a device cache, copied to the host and in the order of the CPU.
+/// One layer of a device sequence, copied to the host and converted to the CPU's layout.
 class LayerCopy {
  public:
   LayerCopy(const cuda::LayerStorage& storage, const cuda::detail::DeviceLayer& of, int slot)
@@ -106,7 +106,7 @@ struct BothIds {
   SequenceId cpu;
 };
 
-/// Two caches that are given the same.
+/// A CPU cache and a device cache with the same calls.
 class BothCaches {
  public:
   BothCaches(const CacheShape& shape, const Plan& plan, const cuda::CacheOptions& options)
@@ -150,7 +150,7 @@ class BothCaches {
     }
   }
 
-  /// All layers, byte for byte.
+  /// Compares all layers, byte for byte.
   testing::AssertionResult same(const BothIds& id) const {
     for (int index = 0; index < layers(); ++index) {
       if (layer(index).kv_heads == 0) continue;
