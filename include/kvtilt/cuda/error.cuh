@@ -28,7 +28,7 @@ inline Result<bool> is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-/// For calls that change host state or wait: graph replays do neither.
+/// Fails in a capture. For calls that change host state or wait: graph replays do neither.
 inline Status refuse_capture(cudaStream_t stream, const char* call) {
   Result<bool> capturing = is_capturing(stream);
   if (!capturing) return std::move(capturing).take_status();

@@ -64,7 +64,7 @@ struct LayerView {
   std::int32_t sink_tokens = 0;  ///< number of first positions reserved for sinks; 0 in views of
                                  ///< LayerPages, where only PageEntry::kind marks sinks
   std::int64_t length = 0;       ///< positions 0 to length-1 were appended
-  std::int64_t first_kept = 0;   ///< behind the sinks, the window has freed positions before it
+  std::int64_t first_kept = 0;   ///< beyond the sinks, the window has freed positions before it
   const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
 
   [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {

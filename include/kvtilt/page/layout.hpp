@@ -47,13 +47,13 @@ struct TensorLayout {
   std::uint32_t codes;
   std::uint32_t metadata;
 
-  /// Groups one behind the other along the grouped axis; the last may be short.
+  /// Number of bands: groups along the grouped axis, of which the last may be short.
   [[nodiscard]] KVTILT_HD constexpr int bands() const {
     if (!format.quantized()) return 0;
     const int extent = group_along_outer ? matrix.outer : matrix.inner;
     return (extent + format.group - 1) / format.group;
   }
-  /// Entries of a band: groups side by side.
+  /// Entries of a band, one for each group.
   [[nodiscard]] KVTILT_HD constexpr int pitch() const {
     return group_along_outer ? matrix.inner : matrix.outer;
   }

@@ -9,9 +9,9 @@
 ///       [kv_heads]     16 bytes  SavedRecipe
 ///       [pages]        16 bytes  SavedPage, in order of position
 ///                                zeros up to a multiple of 64
-///       a block of sinks         \  as in page/layout.hpp. Slots: sinks sink_tokens, rounded up to
-///       [pages] sealed pages      > 16; others page_tokens. Sinks and tail are in 16 bits; their
-///       [tail blocks]            /  slots without a token are zeros
+///       a block of sinks         \  as in page/layout.hpp. The sinks have sink_tokens slots,
+///       [pages] sealed pages      > rounded up to 16, the others page_tokens. Sinks and tail are
+///       [tail blocks]            /  in 16 bits; their slots without a token are zeros
 ///
 /// Everything is little endian, reserved bytes are zeros, and there are no other gaps. A tail of n
 /// tokens has n / page_tokens blocks, rounded up. Sequences of equal content have equal bytes,
@@ -58,7 +58,7 @@ struct SavedLayer {
   std::int32_t keep_sinks = 0;
   std::int32_t pages = 0;
   std::int64_t tail_start = 0;  ///< position of the tail's first token; sinks lie before it
-  std::int64_t first_kept = 0;  ///< behind the sinks, the window has freed positions before it
+  std::int64_t first_kept = 0;  ///< beyond the sinks, the window has freed positions before it
   std::uint64_t offset = 0;     ///< from the start of the header
   std::int64_t reserved[2] = {};
 };

@@ -106,8 +106,8 @@ struct GroupView {
   [[nodiscard]] KVTILT_HD constexpr F16 operator[](int i) const { return data[i * stride]; }
 };
 
-/// Scale and minimum of a group whose smallest and largest elements are known. bits >= 2: with n =
-/// 1 a range above 65504 would have no fp16 scale.
+/// Scale and minimum of a group whose smallest and largest elements are known. bits >= 2: at 1 bit
+/// a range above 65504 would have no fp16 scale.
 KVTILT_HD constexpr Affine range_affine(F16 low, F16 high, int bits) {
   const F16 minimum = from_ordered(ordered(low));  // no -0
   const float range = to_float(from_ordered(ordered(high))) - to_float(minimum);

@@ -124,7 +124,7 @@ struct LaneGroups {
   static constexpr int held = AlongOuter ? 4 : 2;
   GroupCode group[held];
 
-  /// groups  the tile's 16, in order
+  /// groups  from the tile's first on
   KVTILT_HD void load(const GroupCode* groups, int lane) {
     struct alignas(16) Two {
       GroupCode group[2];
@@ -138,8 +138,8 @@ struct LaneGroups {
     }
   }
 
-  /// Codes of the four registers of a tile, two to a word, clamped to `highest`: MinMax never needs
-  /// it.
+  /// Codes of the four registers of a tile, two to a word, clamped to `highest` (a no-op for
+  /// MinMax).
   KVTILT_HD void encode(const Fragment& tile, int highest, std::uint32_t (&codes)[4]) const {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {

@@ -6,8 +6,8 @@
 ///     groups along outer   a lane holds 4 groups, 8 lanes hold each (those of equal lane % 4)
 ///     groups along inner   a lane holds 2 groups, 4 lanes hold each (those of equal lane / 4)
 ///
-/// The MinMse search would take too long for each group that a lane holds: instead, a lane reads
-/// half of the elements of one group for it.
+/// The MinMse search would take too long for all groups of a lane: for it, a lane reads half of the
+/// elements of one group.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -124,8 +124,9 @@ struct ColumnGroups {
 
   /// Which of the lane's groups it finishes: register pair `group / 2`, half `group % 2`.
   KVTILT_HD static int group(int lane) { return lane >> 3; }
-  /// Two lanes finish each group; one of them writes it.
+  /// Two lanes finish each group; one writes it.
   KVTILT_HD static bool writes(int lane) { return (lane & 4) == 0; }
+  /// Whether half `half` of register `reg` is of the lane's group `held`.
   KVTILT_HD static bool mine(int held, int reg, int half) {
     return reg / 2 == held / 2 && half == held % 2;
   }
@@ -206,7 +207,7 @@ struct RowGroups {
   }
 };
 
-/// The MinMse candidate of least error of the group that a lane finishes.
+/// MinMse candidate of least error of the group that a lane finishes.
 template <class Groups, class Threads>
 KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int bits,
                             float minimum, float inverse) {

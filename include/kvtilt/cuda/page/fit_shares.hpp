@@ -16,8 +16,7 @@
 
 namespace kvtilt::cuda {
 
-/// A share as loaded, with the group beside it along outer. Unpacked on use, so that no load
-/// stalls.
+/// A share as loaded, with the group beside it along outer. Unpacked on use: no load stalls.
 struct LoadedShare {
   std::uint32_t word[8];
 };

@@ -37,9 +37,9 @@
 /// with several planes, the codes are the sum of one such register of each.
 ///
 /// Tiles are stored [inner tile][outer tile], keys in 16 bits [outer tile][inner tile], so that 16
-/// tokens are contiguous in either tensor. The words of a plane are stored [run of 4
-/// words][lane][4], then, if two or three words are left over, [lane][2], and the last odd one
-/// [lane]: every lane loads 16 bytes at a time.
+/// tokens are contiguous in either tensor. The words of a plane are stored as [run of 4][lane][4
+/// words], then, if two or three words are left over, [lane][2], and the last odd one [lane]: every
+/// lane loads 16 bytes at a time.
 #pragma once
 
 #include <kvtilt/page/bit_pack.hpp>

@@ -7,7 +7,7 @@
 ///     step (step sum c^2 + 2 o sum c - 2 sum u c) + count o^2 - 2 o sum u
 ///
 /// Codes c are bytes, so dot product instructions sum four at a time. Sums are modulo 2^32; the
-/// differences of two errors fit. Cost per element and candidate: a multiply-add, 1/2 conversion,
+/// difference of two errors fits. Cost per element and candidate: a multiply-add, 1/2 conversion,
 /// 1/4 byte permute, 3/4 or 1 dot products.
 #pragma once
 
