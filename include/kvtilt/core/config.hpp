@@ -6,7 +6,7 @@
 #define KVTILT_VERSION_MINOR 1
 #define KVTILT_VERSION_PATCH 0
 
-/// Marks arithmetic that the CPU and CUDA kernels must agree on: written once, tested on the host.
+/// Marks functions for host and device: arithmetic that CPU and CUDA kernels share.
 #if defined(__CUDACC__)
 #define KVTILT_HD __host__ __device__
 #else
@@ -19,7 +19,7 @@
 #define KVTILT_X86 0
 #endif
 
-// AArch64 with its vector registers, which only -mgeneral-regs-only takes away.
+// AArch64 with Advanced SIMD (NEON), which only -mgeneral-regs-only disables.
 #if defined(__aarch64__) && defined(__ARM_NEON)
 #define KVTILT_ARM64 1
 #else

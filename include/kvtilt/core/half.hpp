@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// 16-bit floats as bits: conversions in integers only, so that no compiler flag, rounding mode or
-/// flush-to-zero mode changes a bit of them.
+/// fp16 and bf16 as bit patterns. Conversions use integers and exact operations only, so no
+/// compiler flag, rounding mode or flush-to-zero mode changes their results.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -21,7 +21,7 @@ struct F16 {
   friend constexpr bool operator==(F16, F16) = default;
 };
 
-/// The upper half of a binary32. Layout-compatible with __nv_bfloat16.
+/// bfloat16, the upper half of a binary32. Layout-compatible with __nv_bfloat16.
 struct BF16 {
   std::uint16_t bits = 0;
   friend constexpr bool operator==(BF16, BF16) = default;
@@ -47,11 +47,12 @@ KVTILT_HD constexpr float to_float(BF16 half) {
 
 namespace detail {
 
-/// |x| as fp16 bits, truncated, and what was cut off in units that tell half from less and more.
+/// |x| truncated to fp16, and the cut-off bits on a scale that tells whether they are more than
+/// half a unit in the last place, exactly half or less.
 struct TruncatedF16 {
   std::uint32_t bits;
-  std::uint32_t rest;  // cut-off bits
-  std::uint32_t half;  // half a unit in the last place, same scale as rest; never 0
+  std::uint32_t rest;  // the cut-off bits
+  std::uint32_t half;  // half a unit in the last place, on the scale of `rest`; never 0
 };
 
 KVTILT_HD constexpr TruncatedF16 truncate_to_f16(std::uint32_t magnitude) {
@@ -67,7 +68,8 @@ KVTILT_HD constexpr TruncatedF16 truncate_to_f16(std::uint32_t magnitude) {
 
 }  // namespace detail
 
-/// Nearest, ties to even. |x| >= 65520 becomes infinity, NaN a quiet NaN, float32 subnormals zero.
+/// Rounds to nearest, ties to even. |x| >= 65520 becomes infinity, NaN a quiet NaN, float32
+/// subnormals zero.
 KVTILT_HD constexpr F16 to_f16(float x) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
@@ -79,7 +81,7 @@ KVTILT_HD constexpr F16 to_f16(float x) {
   return F16{static_cast<std::uint16_t>(sign | (cut.bits + (up ? 1u : 0u)))};
 }
 
-/// The same without negative zero: metadata must not depend on the order in which zeros are
+/// As to_f16(), but -0 becomes +0: metadata must not depend on the order in which zeros are
 /// compared.
 KVTILT_HD constexpr F16 to_f16_plus_zero(float x) {
   const F16 half = to_f16(x);
@@ -92,7 +94,7 @@ KVTILT_HD constexpr F16 to_f16_up(float x) {
   return F16{static_cast<std::uint16_t>(cut.bits + (cut.rest != 0 ? 1u : 0u))};
 }
 
-/// Nearest, ties to even. NaN stays NaN.
+/// Rounds to nearest, ties to even. NaN stays NaN.
 KVTILT_HD constexpr BF16 to_bf16(float x) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(x);
   if ((bits & 0x7fffffffu) > 0x7f800000u)
@@ -108,13 +110,13 @@ KVTILT_HD constexpr std::int64_t to_units(F16 half) {
   return (half.bits & 0x8000u) != 0 ? -magnitude : magnitude;
 }
 
-/// fp16 nearest to numerator / denominator * 2^-24, ties to even, zero always positive.
+/// fp16 nearest to numerator / denominator * 2^-24, ties to even; a result of zero is +0.
 /// denominator > 0; the result must not exceed 65504 in magnitude.
 KVTILT_HD constexpr F16 units_ratio_to_f16(std::int64_t numerator, std::int64_t denominator) {
   const bool negative = numerator < 0;
   const std::int64_t magnitude = negative ? -numerator : numerator;
   std::int64_t quotient = magnitude / denominator;  // whole units of 2^-24
-  int shift = 0;  // fp16 keeps 11 bits: drop the rest of the quotient
+  int shift = 0;  // low bits of the quotient to drop: fp16 keeps 11
   while ((quotient >> shift) >= 2048) ++shift;
   const std::int64_t unit = denominator << shift;
   quotient = magnitude / unit;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What a model's attention layers look like to a cache.
+/// Shapes of a model's attention layers, as a cache needs them.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -17,8 +17,8 @@ struct LayerShape {
   int kv_heads = 0;
   int key_dim = 0;    ///< channels of a key per head: a multiple of 8, at most 576
   int value_dim = 0;  ///< channels of a value per head: a multiple of 8, at most 576
-  int window = 0;     ///< a query sees this many newest positions, itself included; 0: all of them
-  bool keep_sinks = false;  ///< the sinks stay visible outside the window
+  int window = 0;     ///< newest positions that a query sees, its own included; 0: all
+  bool keep_sinks = false;  ///< a sequence's first tokens (sinks) stay visible outside the window
 
   friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
 
@@ -32,14 +32,16 @@ struct LayerShape {
 struct CacheShape {
   std::vector<LayerShape> layers;
 
-  /// The common case: every layer alike, keys as long as values.
+  /// The common case: all layers alike, keys and values of head_dim channels.
   [[nodiscard]] static CacheShape uniform(int layers, int kv_heads, int head_dim) {
     const std::size_t count = layers > 0 ? static_cast<std::size_t>(layers) : 0;
     return {std::vector<LayerShape>(count, LayerShape{kv_heads, head_dim, head_dim, 0})};
   }
 };
 
-/// Fails with InvalidArgument and the offending number. `layer` only serves the message.
+/// Checks a layer's shape. `layer` is only used in the message.
+///
+/// Fails  InvalidArgument  names the offending number
 inline Status check_shape(const LayerShape& shape, int layer) {
   if (shape.kv_heads < 0 || shape.kv_heads > max_kv_heads)
     return Status::error(ErrorCode::InvalidArgument,

@@ -10,23 +10,23 @@
 
 namespace kvtilt {
 
-/// Kernels work with logits of base 2.
+/// Kernels multiply logits by log2(e) and exponentiate with base 2.
 inline constexpr float log2_e = 1.44269504088896341f;
 
-/// The scale of logits where none is asked for. In double: of floats, compilers with -ffast-math take an
-/// approximation.
+/// The default scale of logits, 1 / sqrt(key_dim). In double, because -ffast-math may replace a
+/// float square root by an approximation.
 inline float implied_scale(int key_dim) {
   return static_cast<float>(1.0 / std::sqrt(static_cast<double>(key_dim)));
 }
 
-// Minus infinity is handled as bits: -ffast-math may drop one it sees computed or compared.
+// Minus infinity is made and tested as bits: -ffast-math may assume that no infinity occurs.
 inline constexpr std::uint32_t minus_infinity_bits = 0xff800000u;
 
 KVTILT_HD inline bool is_minus_infinity(float x) {
   return bit_cast<std::uint32_t>(x) == minus_infinity_bits;
 }
 
-/// Base-2 logits seen so far: their maximum, and the sum of 2^(logit - maximum). Empty: sum = 0.
+/// Maximum of the base-2 logits so far, and the sum of 2^(logit - maximum). Empty: sum = 0.
 struct SoftmaxState {
   float maximum = 0.0f;
   float sum = 0.0f;
@@ -46,8 +46,8 @@ struct MergeWeights {
   float second;
 };
 
-/// Folds `part` into `state`. An empty part is neutral; the order of parts changes results by
-/// rounding only.
+/// Folds `part` into `state` and returns the weights of their outputs, `state`'s first. An empty
+/// part changes nothing; the order of parts changes results by rounding only.
 inline MergeWeights merge(SoftmaxState& state, const SoftmaxState& part) {
   if (part.empty()) return {1.0f, 0.0f};
   if (state.empty()) {

@@ -23,13 +23,13 @@ namespace kvtilt {
 
 enum class ErrorCode : unsigned char {
   Ok,
-  InvalidArgument,  ///< a shape, option, name or handle that cannot be meant
+  InvalidArgument,  ///< a shape, option, name or handle that is not valid
   InvalidValue,     ///< NaN, infinity or a magnitude the format cannot hold
   OutOfCapacity,    ///< more tokens than were reserved
-  OutOfMemory,      ///< the allocator or the configured limit said no
-  Unsupported,      ///< meaningful, but not in this build or version; the message says what is
+  OutOfMemory,      ///< the allocator failed, or the configured limit is reached
+  Unsupported,      ///< valid, but not in this build or version; the message says what is supported
   Corrupt,          ///< foreign or damaged bytes
-  FileAccess,       ///< a file that cannot be opened, mapped or written, with the system's reason
+  FileAccess,       ///< a file cannot be opened, mapped or written; the message has the reason
 };
 
 /// Success, or an error code with a message. Moving is free; success never allocates.
@@ -37,7 +37,8 @@ class [[nodiscard]] Status {
  public:
   Status() = default;
 
-  /// Formats the message like printf. If there is no memory for it the code alone is kept.
+  /// Formats the message like printf, cut off at 511 bytes. Without memory for it, keeps the code
+  /// alone.
   [[gnu::format(printf, 2, 3)]] static Status error(ErrorCode code, const char* format, ...);
 
   [[nodiscard]] bool ok() const { return code_ == ErrorCode::Ok; }
@@ -72,7 +73,7 @@ template <class T>
 class [[nodiscard]] Result {
  public:
   Result(T value) : value_(std::move(value)) {}          // NOLINT: a value is a successful result
-  Result(Status status) : status_(std::move(status)) {}  // NOLINT: so is an error a failed one
+  Result(Status status) : status_(std::move(status)) {}  // NOLINT: an error is a failed result
 
   [[nodiscard]] bool ok() const { return value_.has_value(); }
   explicit operator bool() const { return ok(); }
@@ -92,7 +93,7 @@ class [[nodiscard]] Result {
   /// Throws std::runtime_error with the message. Absent where exceptions are disabled.
   [[nodiscard]] T& value() & { return check(), *value_; }
   [[nodiscard]] const T& value() const& { return check(), *value_; }
-  /// A value, not a reference, so that `for (x : list().value())` reads what still exists.
+  /// Returns by value, so that `for (x : list().value())` does not iterate over a dead temporary.
   [[nodiscard]] T value() && { return check(), *std::move(value_); }
 
  private:
@@ -108,8 +109,8 @@ class [[nodiscard]] Result {
 
 }  // namespace kvtilt
 
-/// Returns the error of a Status expression from the enclosing function. (nvcc does not move by
-/// itself into a Result; compilers that do would warn of a std::move.)
+/// Returns from the enclosing function if a Status expression is an error. (The cast moves: nvcc
+/// does not move implicitly into a Result, and compilers that do would warn about std::move.)
 #define KVTILT_RETURN_IF_ERROR(expression)                                    \
   do {                                                                        \
     if (::kvtilt::Status kvtilt_status_ = (expression); !kvtilt_status_.ok()) \

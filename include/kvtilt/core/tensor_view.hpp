@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Non-owning views of what an engine already has: [tokens, heads, dim] with strides.
+/// Non-owning views of an engine's own tensors: [tokens, heads, dim] with strides.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -39,7 +39,7 @@ struct TensorView {
       : TensorView(data_, ElementType::F16, tokens_, heads_, dim_) {}
   constexpr TensorView(const BF16* data_, std::int64_t tokens_, int heads_, int dim_)
       : TensorView(data_, ElementType::BF16, tokens_, heads_, dim_) {}
-  /// Of elements whose type only the running program knows.
+  /// For an element type that is known at run time only.
   constexpr TensorView(const void* data_, ElementType type_, std::int64_t tokens_, int heads_,
                        int dim_)
       : data(data_),
@@ -64,7 +64,7 @@ struct TensorView {
   }
 };
 
-/// The same to be written. It is also a TensorView: what was written can be read.
+/// A TensorView whose elements may be written too.
 struct MutableTensorView : TensorView {
   constexpr MutableTensorView() = default;
   constexpr MutableTensorView(float* data_, std::int64_t tokens_, int heads_, int dim_)
@@ -87,7 +87,7 @@ struct MutableTensorView : TensorView {
 
   /// Address of channel 0 of one head of one token, whatever the type.
   [[nodiscard]] std::byte* address(std::int64_t token, int head) const {
-    std::byte* bytes = static_cast<std::byte*>(const_cast<void*>(data));  // the constructors' own
+    std::byte* bytes = static_cast<std::byte*>(const_cast<void*>(data));  // constructed non-const
     return bytes + (token * token_stride + head * head_stride) *
                        static_cast<std::int64_t>(element_bytes(type));
   }
@@ -102,7 +102,7 @@ struct OutputView {
   int dim = 0;
   std::int64_t token_stride = 0;
   std::int64_t head_stride = 0;
-  float* lse = nullptr;  ///< natural logarithm; null: not wanted
+  float* lse = nullptr;  ///< natural logarithm; null: not written
 
   constexpr OutputView() = default;
   constexpr OutputView(float* data_, std::int64_t tokens_, int heads_, int dim_,

@@ -10,7 +10,7 @@
 
 namespace kvtilt::cuda {
 
-/// `what` says what was being done.
+/// `what` names the failed step.
 inline Status to_status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
   const bool memory = error == cudaErrorMemoryAllocation;
@@ -28,7 +28,7 @@ inline Result<bool> is_capturing(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-/// Replays would repeat what changes the host's books, or waits.
+/// Fails in a capture. For calls that change host state or wait: graph replays do neither.
 inline Status refuse_capture(cudaStream_t stream, const char* call) {
   Result<bool> capturing = is_capturing(stream);
   if (!capturing) return std::move(capturing).take_status();

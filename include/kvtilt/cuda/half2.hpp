@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Arithmetic on registers of two fp16: an instruction on the GPU, integers on the host, the same
-/// bits in both (nearest even, subnormals kept).
+/// Arithmetic on 32-bit registers of two fp16: one instruction on the GPU, scalar code with the
+/// same results on the host (nearest even, subnormals kept) unless an Error is given.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -21,8 +21,8 @@ KVTILT_HD constexpr std::uint32_t join_halves(F16 low, F16 high) {
   return low.bits | (static_cast<std::uint32_t>(high.bits) << 16);
 }
 
-/// The sum loses bits of a double only where fp16 cannot tell; on the way through float the last
-/// bit stands for all that was cut off, so that nothing is rounded twice.
+/// a b + c with one rounding. The double sum rounds only where fp16 cannot tell; the step to float
+/// cuts off and then sets the last bit (round to odd), so that only to_f16() rounds.
 inline F16 fma_half(F16 a, F16 b, F16 c) {
   const double product = static_cast<double>(to_float(a)) * static_cast<double>(to_float(b));
   const double sum = product + static_cast<double>(to_float(c));
@@ -30,7 +30,7 @@ inline F16 fma_half(F16 a, F16 b, F16 c) {
   std::uint32_t bits = bit_cast<std::uint32_t>(near);
   const double wide = static_cast<double>(near);
   if (wide < sum || wide > sum) {
-    if ((wide > sum) == (sum > 0)) --bits;  // cut off instead
+    if ((wide > sum) == (sum > 0)) --bits;  // rounded away from 0: truncate instead
     bits |= 1;
   }
   return to_f16(bit_cast<float>(bits));
@@ -38,7 +38,7 @@ inline F16 fma_half(F16 a, F16 b, F16 c) {
 
 }  // namespace detail
 
-/// Byte i of the result is byte (selector >> 4i) % 8 of the eight of a, then b.
+/// Byte i of the result is byte (selector >> 4i) % 8 of the eight bytes of a, then b.
 KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
                                              std::uint32_t selector) {
 #if defined(__CUDA_ARCH__)
@@ -57,7 +57,7 @@ KVTILT_HD inline std::uint32_t permute_bytes(std::uint32_t a, std::uint32_t b,
 KVTILT_HD inline std::uint32_t mask_and_set(std::uint32_t word, std::uint32_t mask,
                                             std::uint32_t bits) {
 #if defined(__CUDA_ARCH__)
-  std::uint32_t result;  // of two constants the compiler makes two instructions
+  std::uint32_t result;  // with two constants the compiler would emit two instructions
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(word), "r"(mask), "r"(bits));
   return result;
 #else
@@ -75,7 +75,7 @@ KVTILT_HD inline std::uint32_t join_high(std::uint32_t low, std::uint32_t high) 
   return permute_bytes(low, high, 0x7632);
 }
 
-/// Exact.
+/// The low half as a float: exact.
 KVTILT_HD inline float low_half(std::uint32_t pair) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -114,7 +114,7 @@ KVTILT_HD constexpr F16 larger_half(F16 a, F16 b) { return ordered(b) > ordered(
 
 }  // namespace detail
 
-/// Of numbers. Which of two zeros is returned is not said.
+/// The smaller of each half. No NaN; of +0 and -0 either may be returned.
 KVTILT_HD inline std::uint32_t min_halves(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;
@@ -137,8 +137,8 @@ KVTILT_HD inline std::uint32_t max_halves(std::uint32_t a, std::uint32_t b) {
 #endif
 }
 
-/// The larger of a, which holds magnitudes, and the magnitudes of b, as bits; 0x7fff where one is a
-/// NaN. So of bf16 too, whose magnitudes above 2^121 pass for NaN.
+/// The larger, as bits, of each half of a, a magnitude, and the magnitude of that of b; 0x7fff if
+/// either is NaN. Works for bf16 too, but takes its magnitudes above 2^121 for NaN.
 KVTILT_HD inline std::uint32_t max_magnitudes(std::uint32_t a, std::uint32_t b) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;
@@ -166,7 +166,7 @@ KVTILT_HD inline std::uint32_t fma_halves(std::uint32_t a, std::uint32_t b, std:
 #endif
 }
 
-/// Two floats to nearest fp16.
+/// Packs two floats as nearest fp16.
 KVTILT_HD inline std::uint32_t pack_halves(float low, float high) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;
@@ -177,7 +177,7 @@ KVTILT_HD inline std::uint32_t pack_halves(float low, float high) {
 #endif
 }
 
-/// 2^x; two units in the last place on the GPU, where subnormal results become 0.
+/// 2^x. Error: two units in the last place on the GPU, where subnormal results become 0.
 KVTILT_HD inline float exp2_fast(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -188,8 +188,8 @@ KVTILT_HD inline float exp2_fast(float x) {
 #endif
 }
 
-/// 1 / x; one unit in the last place on the GPU, where subnormal results become 0. Exact division is
-/// a call.
+/// 1 / x. Error: one unit in the last place on the GPU, where subnormal results become 0. An exact
+/// division would be a function call.
 KVTILT_HD inline float reciprocal_fast(float x) {
 #if defined(__CUDA_ARCH__)
   float result;
@@ -200,14 +200,14 @@ KVTILT_HD inline float reciprocal_fast(float x) {
 #endif
 }
 
-/// Within 2^-21 absolute of tanh; std::tanh takes a dozen times the registers.
+/// tanh(x). Error: 2^-21, absolute. std::tanh takes a dozen times the registers.
 KVTILT_HD inline float hyperbolic_tangent(float x) {
-  // 1 - 2 / (1 + e^2x): e^2x may overflow to infinity, where the quotient is 0. Rounding errs most
-  // near x = -1, by 1.8 x 2^-22.
+  // 1 - 2 / (1 + e^2x): e^2x may overflow to infinity, where the quotient is 0. The error is
+  // largest near x = -1: 1.8 x 2^-22.
   return 1.0f - 2.0f * reciprocal_fast(1.0f + exp2_fast(x * 2.88539008177792681f));
 }
 
-/// Two floats to nearest bf16.
+/// Packs two floats as nearest bf16.
 KVTILT_HD inline std::uint32_t pack_bf16(float low, float high) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// How all kernels are launched. One that was compiled for compute capability 9.0 or later may be
-/// started while the kernel in front of it in the stream still runs, and waits by itself until that
-/// one has ended: DeviceThreads::in_turn(). So a step, also one that a graph replays, does not pay for
-/// each launch; KVTILT_CUDA_EARLY_START says what that asks of an engine, and turns it off.
+/// Launches all kernels. A kernel compiled for compute capability 9.0 or later may start while the
+/// preceding kernel of the stream still runs; it waits for the end of that one itself, in
+/// DeviceThreads::in_turn(). This hides the latency of each launch, in replayed graphs too.
+/// KVTILT_CUDA_EARLY_START says what it requires of an engine, and turns it off.
 #pragma once
 
 #include <kvtilt/cuda/machine.hpp>
@@ -15,21 +15,22 @@
 
 namespace kvtilt::cuda::detail {
 
-/// Whether code waits by itself for the kernels in front of it, and can be told so in a graph.
+/// Whether a kernel may be launched early: its code waits for preceding kernels, and the driver
+/// supports such launches in graphs too.
 ///
-/// ptx     version that the code was compiled for, 10 x major + minor: a device of 9.0 may run that
-///         of 8.0, which does not wait
+/// ptx     version that the code was compiled for, 10 x major + minor: a device of 9.0 may run code
+///         for 8.0, which does not wait
 /// driver  1000 x major + 10 x minor
 constexpr bool takes_turns(int ptx, int driver) {
   return KVTILT_CUDA_EARLY_START && ptx >= 90 && driver >= 12030;
 }
 
-/// Once for each kernel and device, before the first launch there: lets it have as much dynamic shared
-/// memory as a block of the device may. The limit belongs to the kernel: were it what one launch needs,
-/// another thread's, or another object's, would fail. A cudaDeviceReset() forgets it, and nothing here
-/// notices: launches of more than 48 KiB then fail.
+/// Before the first launch of a kernel on a device, raises the kernel's limit of dynamic shared
+/// memory to what a block of the device may have. The limit is state of the kernel: if each launch
+/// set what it needs, launches by other threads or objects could fail. cudaDeviceReset() resets it,
+/// which goes unnoticed here: launches with more than 48 KiB then fail.
 ///
-/// early  whether its code takes turns
+/// early  becomes whether the kernel may be launched early: takes_turns()
 template <auto Kernel>
 cudaError_t prepare(bool& early) {
   static std::atomic<std::uint64_t> prepared{0};
@@ -54,7 +55,7 @@ cudaError_t prepare(bool& early) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  shared - static_cast<int>(code.sharedSizeBytes));
   if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // it is reported: the engine's next question is not for it
+    (void)cudaGetLastError();  // clears it: returned here, the engine must not see it again
     return error;
   }
   early = takes_turns(code.ptxVersion, driver);
@@ -63,7 +64,7 @@ cudaError_t prepare(bool& early) {
   return cudaSuccess;
 }
 
-/// Starts a kernel, which waits for its turn before it does anything else.
+/// Launches a kernel, which must call in_turn() before anything else. 0 blocks: does nothing.
 template <auto Kernel, class... Arguments>
 cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {
@@ -84,7 +85,7 @@ cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream
   return error == cudaSuccess ? error : cudaGetLastError();
 }
 
-/// launch() of a kernel that is chosen at run time.
+/// Pointer to launch() of a kernel that is chosen at run time.
 template <class... Arguments>
 using Launch = cudaError_t (*)(int blocks, int threads, std::size_t shared_bytes,
                                cudaStream_t stream, const Arguments&... arguments);

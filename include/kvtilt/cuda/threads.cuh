@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// What a kernel body may ask of the block it runs in. Bodies are templates over this class: on the
-/// GPU it is empty and each member an instruction, in the tests it is an emulator with the same
-/// members (tests/support/emulated_threads.hpp). So all bodies run, and are debugged, on the host.
+/// What kernel bodies use of the hardware: thread numbers, barriers, shuffles, atomics, copies,
+/// mma. Bodies are templates over this class: on the GPU it is empty and a member is an instruction
+/// or two; tests replace it by an emulator with the same members
+/// (tests/support/emulated_threads.hpp), so that all bodies run, and are debugged, on the host.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -17,9 +18,9 @@ namespace kvtilt::cuda {
 
 class DeviceThreads {
  public:
-  /// In turn: the kernel behind this one may be started from now on, and wait like this one, which
-  /// does until those in front have ended. What they wrote is there then. No kernel does anything
-  /// without: launch() starts them all early.
+  /// Lets the next kernel of the stream start, then waits until the preceding ones have ended; what
+  /// they wrote is visible then. Every kernel calls it first, because launch() starts kernels
+  /// early.
   __device__ static DeviceThreads in_turn() {
 #if __CUDA_ARCH__ >= 900 && KVTILT_CUDA_EARLY_START
     asm volatile("griddepcontrol.launch_dependents;");
@@ -44,11 +45,11 @@ class DeviceThreads {
 
   __device__ void sync() const { __syncthreads(); }
   __device__ void sync_warp() const { __syncwarp(); }
-  /// Writes before it are seen by every block that reads, behind its own fence, what was written
-  /// after it.
+  /// Writes before it are visible to any block that reads a write made after it and then calls
+  /// fence() itself.
   __device__ void fence() const { __threadfence(); }
 
-  // All 32 lanes of a warp take part in these.
+  // All 32 lanes of a warp must call these.
   template <class T>
   __device__ T shuffle(T value, int lane) const {
     return __shfl_sync(0xffffffffu, value, lane);
@@ -65,7 +66,7 @@ class DeviceThreads {
     return __reduce_min_sync(0xffffffffu, value);
   }
 
-  /// Each returns what was there before.
+  /// Atomics: each returns the previous value.
   __device__ std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
     return atomicAdd(where, value);
   }
@@ -73,10 +74,10 @@ class DeviceThreads {
     static_assert(sizeof(unsigned long long) == sizeof(std::uint64_t));
     return atomicAdd(reinterpret_cast<unsigned long long*>(where), value);
   }
-  /// Adds 1 to less than 2^31 - 1. What the block read or wrote before it happens before what another
-  /// does that finds the sum, behind its own fence(). Without the half of a fence() that forgets what L1
-  /// holds. Not an addition: of that ptxas makes one of all lanes that may take part, which waits for
-  /// the answer at once.
+  /// Adds 1 to a counter below 2^31 - 1. What the block read or wrote before it happens before what
+  /// another block does after it sees the sum and calls fence(). Unlike a fence(), it does not
+  /// invalidate L1. atom.inc, as ptxas would turn atom.add into one addition for all active lanes
+  /// and wait for its result at once.
   __device__ std::uint32_t atomic_count_release(std::uint32_t* where) const {
     std::uint32_t before;
     asm volatile("atom.inc.release.gpu.u32 %0, [%1], %2;"
@@ -85,8 +86,8 @@ class DeviceThreads {
                  : "memory");
     return before;
   }
-  /// The same, and what others did before they added happens before what comes next here: a fence()
-  /// behind the addition takes longer than the addition.
+  /// Adds `value`, as a release like the above, and acquires: what others did before they added
+  /// happens before what follows here. A fence() after the addition takes longer than the addition.
   __device__ std::uint32_t atomic_add_acquire_release(std::uint32_t* where,
                                                       std::uint32_t value) const {
     std::uint32_t before;
@@ -101,7 +102,7 @@ class DeviceThreads {
     return atomicCAS(where, expected, value);
   }
 
-  /// What another block wrote before its fence().
+  /// Loads what another block wrote before its fence(), from L2: L1 may hold an old value.
   __device__ float load_fresh(const float* from) const { return __ldcg(from); }
   /// The same for 16 bytes.
   template <class T>
@@ -110,12 +111,12 @@ class DeviceThreads {
     return bit_cast<T>(__ldcg(reinterpret_cast<const uint4*>(from)));
   }
 
-  /// Brings a line of 128 bytes closer; nothing depends on it.
+  /// Prefetches a line of 128 bytes into L2: a hint.
   __device__ void prefetch(const std::byte* from) const {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
   }
 
-  /// c = A B, A 16 x 16 and B 16 x 8 of fp16, by the fragments of mma.m16n8k16.
+  /// c = A B, A 16 x 16 and B 16 x 8 of fp16, in the fragments of mma.m16n8k16.
   __device__ void first_mma(float (&c)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
                             std::uint32_t b1) const {
     asm volatile(
@@ -133,24 +134,25 @@ class DeviceThreads {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   }
-  /// Before asynchronous copies write where threads have read or written: followed by sync().
+  /// Call it, then sync(), before asynchronous copies overwrite shared memory that threads have
+  /// read or written (a proxy fence).
   __device__ void hand_over_shared() const {
 #if __CUDA_ARCH__ >= 900
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
   }
 
-  // A ring of stages in shared memory, filled by asynchronous copies. The whole warp calls these, but
-  // for the first.
+  // A ring of stages (buffers) in shared memory, filled by asynchronous copies. All lanes of a warp
+  // call these, except prepare_stage().
 
-  /// Once per stage, by one thread, before the first copy; followed by sync().
+  /// Initializes a stage's barrier: once, by one thread, before the first copy; then sync().
   __device__ void prepare_stage(std::uint64_t* barrier) const {
 #if __CUDA_ARCH__ >= 900
     asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(shared_address(barrier)));
     asm volatile("fence.mbarrier_init.release.cluster;");
 #endif
   }
-  /// Announces the bytes of the copies that follow, up to end_stage().
+  /// Begins a stage: `bytes` is the total of the copies that follow, up to end_stage().
   __device__ void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
 #if __CUDA_ARCH__ >= 900
     if (is_elected())
@@ -160,7 +162,8 @@ class DeviceThreads {
           : "memory");
 #endif
   }
-  /// `bytes` and both addresses are multiples of 16. `Once`: L2 need not keep what is read.
+  /// Starts a copy to shared memory. `bytes` and both addresses are multiples of 16. `Once`: the
+  /// data is read once, L2 evicts it first.
   template <bool Once = true>
   __device__ void copy_to_stage(std::byte* to, const std::byte* from, std::uint32_t bytes,
                                 std::uint64_t* barrier) const {
@@ -179,14 +182,14 @@ class DeviceThreads {
                    : "memory");
 #endif
   }
-  /// Also where a stage stays empty: older architectures count stages.
+  /// Ends a stage, an empty one too: before 9.0, wait_stage() counts stages.
   __device__ void end_stage() const {
 #if __CUDA_ARCH__ < 900
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
   }
-  /// Until the stage's copies have arrived. `parity` flips each time a stage is used again; `Newer`
-  /// stages were begun after it.
+  /// Waits until the stage's copies have arrived. `parity` flips each time the stage is reused;
+  /// `Newer` stages have been begun after it.
   template <int Newer>
   __device__ void wait_stage(std::uint64_t* barrier, std::uint32_t parity) const {
 #if __CUDA_ARCH__ >= 900
@@ -202,7 +205,7 @@ class DeviceThreads {
 #endif
   }
 
-  /// Transposes the 8 x 8 matrix whose row lane / 4 holds two halves of each lane.
+  /// Transposes an 8 x 8 matrix of 16-bit elements; a lane holds two neighbours of row lane / 4.
   __device__ std::uint32_t transpose(std::uint32_t value) const {
     std::uint32_t result;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(value));
@@ -213,8 +216,8 @@ class DeviceThreads {
   DeviceThreads() = default;
 
 #if __CUDA_ARCH__ >= 900
-  /// One lane of the warp: where ptxas knows that it is one, bulk copies take their addresses from it
-  /// without a loop over lanes.
+  /// True in one lane of the warp. elect.sync tells ptxas that it is a single lane: otherwise it
+  /// would loop over lanes for the addresses of bulk copies.
   __device__ static bool is_elected() {
     std::uint32_t elected;
     asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\nselp.u32 %0, 1, 0, one;\n}"

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Loops over registers in kernel bodies: unless the device compiler unrolls them, the registers
-/// live in memory.
+/// Loop pragmas for kernel bodies. Loops over arrays in registers must be unrolled by the device
+/// compiler: otherwise the arrays are in local memory.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -15,8 +15,8 @@
 
 namespace kvtilt::cuda {
 
-/// The value, of which the compiler knows nothing more: what depends on it stays where it is, and is
-/// not computed ahead of a loop around it, to fill registers there.
+/// Returns `value`, hidden from the optimizer: expressions of it are not hoisted out of loops,
+/// where they would occupy registers.
 KVTILT_HD inline int opaque(int value) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(value));

@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: MIT
-/// Where the bits of a code lie: the order in memory, on disk and in every CPU instruction set.
+/// Where the bits of a code lie: one order for memory, disk and all CPU instruction sets.
 ///
 /// A tensor is a matrix [outer][inner] whose inner index attention sums over: keys are
 /// [token][channel], values [channel][token]. So one contraction kernel serves both.
 ///
-/// A width is stored as planes whose widths divide 8, the most significant bits first:
+/// Codes are split into planes (bit fields) whose widths divide 8, the most significant bits first:
 ///
 ///     1 = 1   2 = 2   3 = 2+1   4 = 4   5 = 4+1   6 = 4+2   7 = 4+2+1   8 = 8
 ///
-/// A plane is a run of 64-byte lines. A line has 16 lanes of 4 bytes; the lanes are 16 outer
-/// neighbours, the bytes a quad of 4 inner neighbours. A byte has 8/width fields, lowest bits
-/// first, each one quad further on. For a 4-bit plane of keys, tokens t0.. and channels c0..:
+/// A plane is a sequence of 64-byte lines. A line has 16 lanes of 4 bytes: its lanes are 16
+/// consecutive outer indices (a block), the bytes of a lane a quad, 4 consecutive inner indices. A
+/// byte has 8/width fields, lowest bits first; each next field belongs to the next quad. For a
+/// 4-bit plane of keys, tokens t0.. and channels c0..:
 ///
 ///              lane 0                                    lane 1           lane 15
 ///     line 0   [c4 c0 | c5 c1 | c6 c2 | c7 c3] of t0     ... of t0+1      ... of t0+15
 ///     line 1   [c12 c8 | ...                 ] of t0     ...
 ///               ^high nibble: field 1   ^low nibble: field 0
 ///
-/// Quads are numbered over all full blocks of 16 lanes, block after block: quad = block * inner/4
-/// + i/4 lies in line quad / fields, field quad % fields. Nothing is padded but a plane's last
-/// line. If outer is 8 more than a multiple of 16, the last 8 lanes follow in 32-byte lines,
-/// numbered from zero, in the same way.
+/// Quads are numbered through all full blocks, block after block: quad = block * inner/4 + i/4 of
+/// inner index i lies in line quad / fields, field quad % fields. Only a plane's last line may have
+/// padding. If outer is 8 more than a multiple of 16, the last 8 lanes follow in 32-byte lines,
+/// whose quads are numbered from zero in the same way.
 ///
 /// 16-bit tensors have no planes: [block of 16 lanes][inner][lane], the last block may have 8.
 ///
-/// Why: a 32-bit lane is a whole quad, which is what an integer dot product instruction eats and
-/// what four shifted ORs write; no kernel ever shuffles, and no sum crosses lanes.
+/// Why: a field of a 32-bit lane is a whole quad, the operand of an integer dot product
+/// instruction, and shifted ORs pack it; no kernel shuffles lanes, and no sum crosses them.
 #pragma once
 
 #include <kvtilt/quant/format.hpp>
@@ -53,8 +54,9 @@ KVTILT_HD constexpr Planes planes(int bits) {
   return result;
 }
 
-/// Extents of a packed tensor. outer and inner are multiples of 8, inner of 4 * 8 / (smallest
-/// plane) where outer is not a multiple of 16 (true for values: pages hold multiples of 32 tokens).
+/// Extents of a packed tensor: multiples of 8. If outer is not a multiple of 16, inner is a
+/// multiple of 4 * 8 / (width of the smallest plane): true for values, as pages hold multiples of
+/// 32 tokens.
 struct CodeMatrix {
   int outer;
   int inner;
@@ -92,7 +94,7 @@ KVTILT_HD constexpr std::size_t code_bytes(CodeMatrix matrix, int bits) {
   return bytes;
 }
 
-/// A field of a byte: `shift` is the position of its lowest bit.
+/// Where a plane keeps its bits of one code: `shift` is the position of their lowest bit.
 struct FieldPosition {
   std::size_t byte;  ///< from the start of the plane
   int shift;
@@ -111,7 +113,7 @@ KVTILT_HD constexpr FieldPosition field_position(CodeMatrix matrix, int width, i
           index % fields * width};
 }
 
-/// Position of a 16-bit element, in elements.
+/// Offset of a 16-bit element from the start of the codes, in elements.
 KVTILT_HD constexpr std::size_t half_position(CodeMatrix matrix, int outer, int inner) {
   const int block = outer / line_lanes;
   const int lanes = block < matrix.full_blocks() ? line_lanes : line_lanes / 2;
@@ -119,7 +121,7 @@ KVTILT_HD constexpr std::size_t half_position(CodeMatrix matrix, int outer, int 
                                   outer % line_lanes);
 }
 
-/// One code, 1 to 8 bits. Scalar: for tests, tools and conversions.
+/// Reads one code, 1 to 8 bits. Scalar: for tests, tools and conversions.
 constexpr int read_code(const std::uint8_t* codes, CodeMatrix matrix, int bits, int outer,
                         int inner) {
   int code = 0;
@@ -133,7 +135,7 @@ constexpr int read_code(const std::uint8_t* codes, CodeMatrix matrix, int bits, 
   return code;
 }
 
-/// The reverse. The codes must start as zeros: bits are only ever set.
+/// Writes one code, 1 to 8 bits. Its bits must be zeros before: they are set with OR.
 constexpr void write_code(std::uint8_t* codes, CodeMatrix matrix, int bits, int outer, int inner,
                           int code) {
   const Planes split = planes(bits);

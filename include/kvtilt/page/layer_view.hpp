@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// All a kernel sees of a cache: one layer of one sequence, as plain data.
+/// What a kernel gets of a cache: one layer of one sequence, as plain data.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -18,21 +18,22 @@ struct Kernels;
 }
 
 enum class PageKind : std::uint8_t {
-  Sinks,   ///< the first tokens of a sequence, in 16 bits
-  Sealed,  ///< quantized by the layer's recipes, immutable
+  Sinks,   ///< the first tokens of a sequence, kept in 16 bits
+  Sealed,  ///< full, stored by the layer's recipes, immutable
   Tail,    ///< the newest tokens, in 16 bits
 };
 inline constexpr int page_kinds = 3;
 
-/// The kinds of pages of a layer, by PageKind.
+/// Layouts of a layer's pages, indexed by PageKind.
 using LayerLayouts = std::array<PageLayout, page_kinds>;
 
-/// Slots of the sinks' block: whole lines of tokens.
+/// Token slots of the sinks' page: sink_tokens rounded up to 16, the lanes of a line
+/// (bit_pack.hpp).
 inline int sink_slots(int sink_tokens) {
   return static_cast<int>(round_up(static_cast<std::size_t>(sink_tokens), line_lanes));
 }
 
-/// `recipes` as for PageLayout::make.
+/// Layouts of all three kinds of pages of a layer. `recipes`: as for PageLayout::make().
 inline LayerLayouts make_layer_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                        int page_tokens, int sink_tokens) {
   LayerLayouts layouts;
@@ -46,31 +47,31 @@ inline LayerLayouts make_layer_layouts(const LayerShape& shape, const std::vecto
 /// One page of a sequence.
 struct PageEntry {
   std::byte* data = nullptr;
-  std::int64_t first_position = 0;  ///< position of slot 0 in its text
+  std::int64_t first_position = 0;  ///< position of slot 0 in its sequence
   std::int32_t tokens = 0;          ///< slots 0 to tokens-1 hold tokens
   PageKind kind = PageKind::Sealed;
-  std::uint32_t* references = nullptr;  ///< how many sequences share a sealed page; the cache's own
+  std::uint32_t* references = nullptr;  ///< sequences that share a sealed page; only for the cache
 };
 
-/// One layer of one sequence. Pages are in order of position. Valid until the sequence is appended to,
-/// reserved for, truncated, loses pages or is closed.
+/// One layer of one sequence. Pages are in order of position. Valid until tokens are appended to
+/// the sequence or reserved, or until it is truncated, loses pages or is closed.
 struct LayerView {
   LayerShape shape;
   const HeadLayout* heads[page_kinds] = {};  ///< [kv head], by kind of page
   const PageEntry* pages = nullptr;
   std::int32_t page_count = 0;
   std::int32_t max_page_tokens = 0;  ///< slots of the largest page
-  std::int32_t sink_tokens = 0;  ///< first positions that are sinks, or will be; of LayerPages 0:
-                                 ///< there pages alone say so
+  std::int32_t sink_tokens = 0;  ///< number of first positions reserved for sinks; 0 in views of
+                                 ///< LayerPages, where only PageEntry::kind marks sinks
   std::int64_t length = 0;       ///< positions 0 to length-1 were appended
-  std::int64_t first_kept = 0;   ///< beyond the sinks, positions before it were freed by the window
+  std::int64_t first_kept = 0;   ///< beyond the sinks, the window has freed positions before it
   const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
 
   [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {
     return heads[static_cast<int>(kind)][kv_head];
   }
 
-  /// Whether attention over all of it reads a code rather than 16-bit values alone.
+  /// Whether attention over all positions reads quantized codes, not 16-bit values alone.
   [[nodiscard]] bool touches_codes() const {
     bool quantized = false;
     for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {

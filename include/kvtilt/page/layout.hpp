@@ -5,15 +5,16 @@
 ///     page        | head 0 | head 1 | ... |                      each 64-byte aligned
 ///     head block  | K codes | K metadata | V codes | V metadata | padding to 64 bytes |
 ///     codes       order: bit_pack.hpp; keys [token][channel], values [channel][token]
-///     metadata    [band][scales | minima][pitch] of fp16; absent at 16 bits
+///     metadata    [band][scales | minima][pitch entries] of fp16; absent at 16 bits
 ///                   per channel  band = `group` tokens, one entry per channel
 ///                   per token    band = `group` channels, one entry per token
 ///
 /// Everything is little endian. Codes start at multiples of 32 bytes, of 64 unless a head
-/// dimension is an odd multiple of 8. Slots of tokens a page does not hold may contain anything:
-/// no reader lets them reach a result.
+/// dimension is an odd multiple of 8. Slots that hold no token may contain anything: readers keep
+/// them out of every result.
 ///
-/// Pages in 16 bits (the tail and the sinks of a sequence) have the same form with 16-bit formats.
+/// Pages in 16 bits (a sequence's newest tokens, the tail, and its first, the sinks) have the same
+/// layout with 16-bit formats.
 #pragma once
 
 #include <kvtilt/page/bit_pack.hpp>
@@ -38,7 +39,7 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-/// Keys or values of one head inside a page. Offsets count bytes from the head's block.
+/// Keys or values of one head inside a page. Offsets are in bytes, from the head's block.
 struct TensorLayout {
   Format format;           ///< resolved: the group is written out
   CodeMatrix matrix;       ///< keys [token][channel], values [channel][token]
@@ -46,20 +47,20 @@ struct TensorLayout {
   std::uint32_t codes;
   std::uint32_t metadata;
 
-  /// Groups along the grouped axis; the last may be short.
+  /// Number of bands: groups along the grouped axis, of which the last may be short.
   [[nodiscard]] KVTILT_HD constexpr int bands() const {
     if (!format.quantized()) return 0;
     const int extent = group_along_outer ? matrix.outer : matrix.inner;
     return (extent + format.group - 1) / format.group;
   }
-  /// Entries of a band.
+  /// Entries of a band, one for each group.
   [[nodiscard]] KVTILT_HD constexpr int pitch() const {
     return group_along_outer ? matrix.inner : matrix.outer;
   }
   [[nodiscard]] KVTILT_HD constexpr std::size_t metadata_bytes() const {
     return static_cast<std::size_t>(bands()) * static_cast<std::size_t>(pitch()) * 2 * sizeof(F16);
   }
-  /// Scales of a band; its minima follow, pitch() entries on.
+  /// The scales of a band; its minima start pitch() entries later.
   template <class Byte>
   [[nodiscard]] KVTILT_HD auto scales(Byte* block, int band) const {
     using Entry = std::conditional_t<std::is_const_v<Byte>, const F16, F16>;
@@ -117,12 +118,12 @@ struct PageLayout {
     return layout;
   }
 
-  /// The same layer in 16 bits.
+  /// Layout of a page of the same layer with keys and values in 16 bits.
   [[nodiscard]] static PageLayout make_half(const LayerShape& shape, int tokens) {
     return make(shape, {Recipe{}}, tokens);
   }
 
-  /// 8 x bytes of a full page / its unpadded elements.
+  /// Bits per element of a full page, metadata and padding included.
   [[nodiscard]] double page_bits(const LayerShape& shape) const {
     const double elements = static_cast<double>(shape.elements_per_token()) * tokens;
     return elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / elements;

@@ -1,21 +1,23 @@
 // SPDX-License-Identifier: MIT
-/// The bytes of a saved sequence: what save() of a cache writes, on any machine, and load() of a cache
-/// like it reads. Version 1; a reader refuses others.
+/// File format of a saved sequence: save() of a cache writes it, the same on every machine, and
+/// load() of a cache of the same shape, plan and page options reads it. Version 1; readers refuse
+/// others.
 ///
 ///     header           64 bytes  SavedHeader
 ///     [layers]         64 bytes  SavedLayer
-///     of each layer that keeps a cache, from its `offset` on, a multiple of 64:
+///     for each layer that keeps a cache, from its `offset` on, a multiple of 64:
 ///       [kv_heads]     16 bytes  SavedRecipe
 ///       [pages]        16 bytes  SavedPage, in order of position
 ///                                zeros up to a multiple of 64
-///       a block of sinks         \  in the order of page/layout.hpp, with slots for sink_tokens,
-///       [pages] sealed pages      > rounded up to 16, or for page_tokens. Sinks and tail are in 16
-///       [tail blocks]            /  bits; their slots without a token are zeros
+///       a block of sinks         \  as in page/layout.hpp. The sinks have sink_tokens slots,
+///       [pages] sealed pages      > rounded up to 16, the others page_tokens. Sinks and tail are
+///       [tail blocks]            /  in 16 bits; their slots without a token are zeros
 ///
-/// Everything is little endian, reserved bytes are zeros, nothing else lies between. A tail of n
-/// tokens has n / page_tokens blocks, rounded up. So sequences that hold the same have the same bytes,
-/// but for pages that a truncation cut short: they are saved whole, with what was cut off. Where
-/// anything lies follows from header and tables: pages can be read in place, or sent layer by layer.
+/// Everything is little endian, reserved bytes are zeros, and there are no other gaps. A tail of n
+/// tokens has n / page_tokens blocks, rounded up. Sequences of equal content have equal bytes,
+/// except for pages that a truncation cut short: they are saved whole, with the tokens that were
+/// cut off. All offsets follow from header and tables: pages can be read in place, or sent layer by
+/// layer.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -38,7 +40,7 @@ struct SavedHeader {
   std::uint64_t magic = magic_number;
   std::uint32_t version = newest;
   std::int32_t layers = 0;
-  std::uint64_t bytes = 0;     ///< of everything, header included
+  std::uint64_t bytes = 0;     ///< of the whole saved sequence, header included
   std::uint64_t checksum = 0;  ///< saved_checksum()
   std::int64_t length = 0;     ///< tokens in every layer
   std::int32_t page_tokens = 0;
@@ -49,14 +51,14 @@ struct SavedHeader {
 static_assert(sizeof(SavedHeader) == 64);
 
 struct SavedLayer {
-  std::int32_t kv_heads = 0;  ///< 0: no cache, and all the rest but `offset` is zero
+  std::int32_t kv_heads = 0;  ///< 0: no cache; every other member but `offset` is zero
   std::int32_t key_dim = 0;
   std::int32_t value_dim = 0;
   std::int32_t window = 0;
   std::int32_t keep_sinks = 0;
   std::int32_t pages = 0;
   std::int64_t tail_start = 0;  ///< position of the tail's first token; sinks lie before it
-  std::int64_t first_kept = 0;  ///< beyond the sinks, positions before it were freed by the window
+  std::int64_t first_kept = 0;  ///< beyond the sinks, the window has freed positions before it
   std::uint64_t offset = 0;     ///< from the start of the header
   std::int64_t reserved[2] = {};
 };
@@ -67,7 +69,7 @@ struct SavedFormat {
   std::uint8_t granularity;  ///< 0: per channel, 1: per token
   std::uint8_t rule;         ///< 0: MinMax, 1: MinMse, 2: Centroids
   std::uint8_t reserved;
-  std::int32_t group;  ///< written out; 0 in 16 bits
+  std::int32_t group;  ///< resolved, never a default; 0 in 16 bits
 
   friend constexpr bool operator==(const SavedFormat&, const SavedFormat&) = default;
 };
@@ -86,9 +88,10 @@ struct SavedPage {
 };
 static_assert(sizeof(SavedPage) == 16);
 
-/// What the `index`-th 64-bit word of a saved sequence adds to its checksum: nearly the product of two
-/// numbers of 33 bits, half of the word and of its place in each. No damage to one half of one word
-/// leaves the sum as it is, others do by chance only; any order of adding up will do.
+/// Contribution of the `index`-th 64-bit word of a saved sequence to its checksum:
+/// (low + 2^32) (high + 3 x 2^32) modulo 2^64, each half of the word first mixed with the index.
+/// Damage to one half of one word always changes the sum, other damage all but always.
+/// Contributions may be added in any order.
 KVTILT_HD constexpr std::uint64_t saved_word_sum(std::uint64_t word, std::uint64_t index) {
   const std::uint32_t place = static_cast<std::uint32_t>(index);
   const std::uint32_t low = static_cast<std::uint32_t>(word) + place * 0x9e3779b1u;
@@ -96,8 +99,8 @@ KVTILT_HD constexpr std::uint64_t saved_word_sum(std::uint64_t word, std::uint64
   return std::uint64_t{low} * high + (std::uint64_t{3 * low + high} << 32);
 }
 
-/// The sum over bytes `from` to to - 1 of a saved sequence, both multiples of 8. Any alignment. About
-/// 1 ns a word.
+/// The contribution of bytes `from` to to - 1, both multiples of 8, of a saved sequence of any
+/// alignment. Cost: about 1 ns a word.
 inline std::uint64_t saved_sum(std::span<const std::byte> image, std::uint64_t from,
                                std::uint64_t to) {
   std::uint64_t sum = 0;
@@ -109,7 +112,7 @@ inline std::uint64_t saved_sum(std::span<const std::byte> image, std::uint64_t f
   return sum;
 }
 
-/// The sum over all words but that of the checksum. It finds damage, not forgery.
+/// The checksum: the sum over all words but its own. It detects damage, not forgery.
 ///
 /// image  a multiple of 8 bytes, any alignment; at least a header
 inline std::uint64_t saved_checksum(std::span<const std::byte> image) {
@@ -133,17 +136,17 @@ constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
   return {format(sealed.key.format), format(sealed.value.format)};
 }
 
-/// Where the parts of a layer lie, in bytes from the start of the header.
+/// Where the parts of a layer lie, in bytes from the start of the header. Indexed by PageKind.
 struct SavedPlaces {
   std::uint64_t recipes = 0;
-  std::uint64_t pages = 0;  ///< the table
+  std::uint64_t pages = 0;  ///< table of SavedPage
   std::uint64_t blocks[page_kinds] = {};
   std::uint64_t block_bytes[page_kinds] = {};
   std::int64_t counts[page_kinds] = {};
   std::uint64_t end = 0;
 
-  /// layer    one that keeps a cache, with its offset
-  /// layouts  its pages
+  /// layer    keeps a cache; its offset is set
+  /// layouts  of its pages
   SavedPlaces(const SavedHeader& header, const SavedLayer& layer, const LayerLayouts& layouts)
       : recipes(layer.offset),
         pages(recipes + static_cast<std::uint64_t>(layer.kv_heads) * sizeof(SavedRecipe)) {
@@ -167,7 +170,7 @@ struct SavedPlaces {
   [[nodiscard]] KVTILT_HD std::int64_t count(PageKind kind) const {
     return counts[static_cast<int>(kind)];
   }
-  /// Where the tables end and the blocks begin.
+  /// Where the layer's tables end and its blocks begin.
   [[nodiscard]] std::uint64_t first_block() const { return blocks[0]; }
 };
 

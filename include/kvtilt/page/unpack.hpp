@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// One element of a page as a float, in scalar code: what the kernels that unpack pages must give.
+/// Scalar reference: one element of a page as a float. Kernels that unpack pages must match it.
 #pragma once
 
 #include <kvtilt/page/layout.hpp>
@@ -10,7 +10,7 @@
 
 namespace kvtilt {
 
-/// One element of a tensor inside its head's block: what attention sees in its place.
+/// Decodes element (outer, inner) of a tensor. `block` is the block of its head in a page.
 inline float unpack_value(const TensorLayout& tensor, const std::byte* block, int outer,
                           int inner) {
   const std::byte* codes = block + tensor.codes;

@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: MIT
-/// The arithmetic of the format, as constexpr scalar code. This file,
-/// min_mse.hpp and centroids.hpp are the specification: every kernel on every machine gives these
-/// bits.
+/// The arithmetic of quantization, as constexpr scalar code. This file, min_mse.hpp and
+/// centroids.hpp are its specification: every kernel on every machine produces exactly these bits.
 ///
-///     n     = 2^bits - 1
+///     n     = 2^bits - 1                             the largest code
 ///     h     = fp16 of the input, nearest even; only h is ever quantized
 ///     z     = min(h), -0 becomes +0                  exact
 ///     s     = smallest fp16 with s*n >= max(h) - z   float32; s*n is exact
 ///     inv   = 1/s correctly rounded; 0 if s = 0
 ///     code  = rint((h - z) * inv), half to even      within 0..n by construction
-///     value = z + s*code                             s*code is exact: FMA or not, same bits
+///     value = z + s*code                             s*code is exact: FMA gives the same bits
 ///
 /// |h - value| <= s (1/2 + 2^(bits-22)) and s <= range/n (1 + 2^-10) + 2^-24. A constant group has
 /// s = 0 and decodes to h exactly.
 ///
-/// Why it looks the way it does: header code meets every compiler flag. No add follows a multiply
-/// before the rounding (contraction), nothing is divided in floating point (-freciprocal-math),
-/// nothing is summed in floating point (-fassociative-math), comparisons that decide are on the
-/// bits, and no float32 subnormal can arise (flush-to-zero): fp16 values are multiples of 2^-24.
+/// Headers are compiled with any flags, so no result may depend on them: no sum has an inexact
+/// product as a term (contraction), no result depends on a floating-point division
+/// (-freciprocal-math), nothing is summed up in floating point (-fassociative-math), comparisons
+/// that decide a result compare bits, and no float32 subnormal can arise (flush-to-zero): fp16
+/// values are multiples of 2^-24.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -27,7 +27,7 @@
 
 namespace kvtilt {
 
-/// What the elements of a group share.
+/// Scale and minimum, which all elements of a group share.
 struct Affine {
   F16 scale;    ///< >= 0
   F16 minimum;  ///< value of code 0; never -0
@@ -74,7 +74,8 @@ KVTILT_HD constexpr bool at_least(float a, float b) {
 /// Smallest fp16 s with s * levels >= range, for 0 <= range <= 131008 and a result within fp16.
 KVTILT_HD constexpr F16 smallest_scale(float range, int levels) {
   const float n = static_cast<float>(levels);
-  // A product with the rounded reciprocal is off by at most two units: step to the exact answer.
+  // The product with the rounded reciprocal is at most two fp16 units off: step to the exact
+  // answer.
   F16 scale = to_f16_up(range * (1.0f / n));
   while (!at_least(to_float(scale) * n, range)) ++scale.bits;
   while (scale.bits != 0) {
@@ -85,13 +86,14 @@ KVTILT_HD constexpr F16 smallest_scale(float range, int levels) {
   return scale;
 }
 
-/// Order-preserving integer of an fp16, the two zeros alike: minimum and maximum are exact and do
-/// not depend on the order of comparison.
+/// Maps an fp16 to an integer with the same order, both zeros to 0: minimum and maximum are exact
+/// and do not depend on the order of comparison.
 KVTILT_HD constexpr int ordered(F16 half) {
   const int magnitude = half.bits & 0x7fff;
   return (half.bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
+/// The inverse of ordered(); never -0.
 KVTILT_HD constexpr F16 from_ordered(int order) {
   return F16{static_cast<std::uint16_t>(order < 0 ? 0x8000 - order : order)};
 }
@@ -104,8 +106,8 @@ struct GroupView {
   [[nodiscard]] KVTILT_HD constexpr F16 operator[](int i) const { return data[i * stride]; }
 };
 
-/// Scale and minimum of a group whose smallest and largest elements are known. A range above
-/// 65504 * n has no scale; n > 1 excludes it.
+/// Scale and minimum of a group whose smallest and largest elements are known. bits >= 2: at 1 bit
+/// a range above 65504 would have no fp16 scale.
 KVTILT_HD constexpr Affine range_affine(F16 low, F16 high, int bits) {
   const F16 minimum = from_ordered(ordered(low));  // no -0
   const float range = to_float(from_ordered(ordered(high))) - to_float(minimum);
@@ -124,12 +126,12 @@ KVTILT_HD constexpr Affine fit_min_max(GroupView group, int bits) {
   return range_affine(from_ordered(low), from_ordered(high), bits);
 }
 
-/// Code of one value under MinMax metadata, where clamping never binds.
+/// Code of one value under MinMax metadata, where no clamp is needed.
 KVTILT_HD constexpr int encode(F16 half, float minimum, float inverse_scale) {
   return round_half_even((to_float(half) - minimum) * inverse_scale);
 }
 
-/// Code of one value when the metadata does not cover the range (MinMse, Centroids).
+/// Code of one value under metadata that need not cover the whole range (MinMse, Centroids).
 KVTILT_HD constexpr int encode_clamped(F16 half, float minimum, float inverse_scale, int bits) {
   const float offset = to_float(half) - minimum;
   if ((bit_cast<std::uint32_t>(offset) >> 31) != 0) return 0;
@@ -138,7 +140,7 @@ KVTILT_HD constexpr int encode_clamped(F16 half, float minimum, float inverse_sc
   return round_half_even(t);
 }
 
-/// z + s*code in float32: the only rounding is that of the sum.
+/// z + s*code in float32: only the sum is rounded.
 KVTILT_HD constexpr float decode(int code, Affine affine) {
   return to_float(affine.minimum) + to_float(affine.scale) * static_cast<float>(code);
 }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: MIT
-/// One bit: min-max would err by more than the signal. The two levels are the means of the lower
-/// and of the upper half instead:
+/// Scale and minimum of 1-bit groups. Min-max would err by more than the signal, so the two levels
+/// are the means of the elements up to the group's mean and of those above it:
 ///
 ///     z = fp16(mean of h <= mean),  s = fp16(mean of h > mean, minus z), code clamped to 0..1
 ///
 /// Means are ratios of integers (fp16 values are multiples of 2^-24), rounded once. A constant
-/// group has no upper half: s = 0 and z = h. |h| <= 32752 keeps s within fp16.
+/// group has no element above its mean: s = 0 and z = h. |h| <= 32752 keeps s within fp16.
 #pragma once
 
 #include <kvtilt/quant/affine.hpp>
 
 namespace kvtilt {
 
-/// Sums that determine a group's levels, in units of 2^-24.
+/// Sums, in units of 2^-24, and counts that determine a group's levels.
 struct CentroidSums {
   std::int64_t low_sum = 0;
   std::int64_t low_count = 0;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Metadata of a group under any format: the one place where a rule becomes arithmetic.
+/// Metadata and codes of a group under any range rule: calls the arithmetic of that rule.
 #pragma once
 
 #include <kvtilt/quant/affine.hpp>
@@ -8,7 +8,8 @@
 
 namespace kvtilt {
 
-/// At most max_group elements. Cost: one pass for MinMax, two for Centroids, ten for MinMse.
+/// Scale and minimum of a group of at most max_group elements.
+/// Cost: one pass for MinMax, two for Centroids, ten for MinMse.
 KVTILT_HD constexpr Affine fit(GroupView group, int bits, RangeRule rule) {
   if (rule == RangeRule::Centroids) return fit_centroids(group);
   return rule == RangeRule::MinMse ? fit_min_mse(group, bits) : fit_min_max(group, bits);

@@ -14,11 +14,11 @@
 
 namespace kvtilt {
 
-/// How scale and minimum of a group are found.
+/// How the scale and the minimum of a group are chosen.
 enum class RangeRule : std::uint8_t {
-  MinMax,     ///< the whole range, error at most half a scale everywhere
-  MinMse,     ///< both ends pulled in where that lowers the squared error; 2 to 5 bits
-  Centroids,  ///< 1 bit: the means of the lower and the upper half
+  MinMax,     ///< covers the whole range: errors of at most half a scale
+  MinMse,     ///< shrinks the range at both ends where that lowers the squared error; 2 to 5 bits
+  Centroids,  ///< 1 bit: the levels are the means of the elements below and above the mean
 };
 
 constexpr const char* to_string(RangeRule rule) {
@@ -27,7 +27,7 @@ constexpr const char* to_string(RangeRule rule) {
                                      : "centroids";
 }
 
-/// The rule a width uses unless told otherwise. MinMse gains less than 3 % from 6 bits on.
+/// The default rule of a width. From 6 bits on MinMse would gain less than 3 %.
 constexpr RangeRule default_rule(int bits) {
   return bits == 1 ? RangeRule::Centroids : bits <= 5 ? RangeRule::MinMse : RangeRule::MinMax;
 }
@@ -42,20 +42,20 @@ struct Format {
   Granularity granularity = Granularity::PerToken;
   int group =
       0;  ///< elements sharing a scale; 0: the page (per channel), min(128, dim) (per token)
-  RangeRule rule = RangeRule::MinMax;  ///< meaningless for 16 bits
+  RangeRule rule = RangeRule::MinMax;  ///< ignored for 16 bits
 
   friend constexpr bool operator==(const Format&, const Format&) = default;
 
   [[nodiscard]] KVTILT_HD constexpr bool quantized() const { return bits != half_bits; }
 };
 
-/// A key format of the given width with the defaults of the field: per channel, default rule.
+/// A key format of the given width: by default per channel; the width's default rule.
 constexpr Format key_format(int bits, Granularity granularity = Granularity::PerChannel,
                             int group = 0) {
   return {bits, granularity, group, default_rule(bits)};
 }
 
-/// A value format of the given width: per token, default rule.
+/// A value format of the given width: by default per token; the width's default rule.
 constexpr Format value_format(int bits, Granularity granularity = Granularity::PerToken,
                               int group = 0) {
   return {bits, granularity, group, default_rule(bits)};
@@ -69,14 +69,16 @@ struct Recipe {
   friend constexpr bool operator==(const Recipe&, const Recipe&) = default;
 };
 
-/// Magnitudes above this cannot be stored: fp16's range, and half of it for 1 bit, where the
-/// scale is a difference of means and must itself fit fp16.
+/// The largest magnitude that can be stored: that of fp16, or half of it for 1 bit, where the scale
+/// is a difference of means and must itself fit fp16.
 KVTILT_HD constexpr float largest_magnitude(const Format& format) {
   return format.bits == 1 ? 32752.0f : f16_max;
 }
 
-/// The format with its default group written out for a head of `dim` channels, or InvalidArgument
-/// with the rule that is broken. `tensor` ("keys" or "values") only serves the message.
+/// Returns the format with its default group filled in for a head of `dim` channels. `tensor`
+/// ("keys" or "values") is only used in the message.
+///
+/// Fails  InvalidArgument  names the rule that is broken
 inline Result<Format> resolve_format(Format format, const char* tensor, int dim, int page_tokens) {
   const auto fail = [&, group = format.group](const char* rule) {
     return Status::error(ErrorCode::InvalidArgument,
@@ -108,7 +110,7 @@ inline Result<Format> resolve_format(Format format, const char* tensor, int dim,
   return format;
 }
 
-/// Resolves both halves of a recipe for one layer's shape.
+/// Resolves the key and the value format of a recipe for one layer's shape.
 inline Result<Recipe> resolve_recipe(const Recipe& recipe, const LayerShape& shape,
                                      int page_tokens) {
   Result<Format> key = resolve_format(recipe.key, "keys", shape.key_dim, page_tokens);
@@ -118,8 +120,9 @@ inline Result<Recipe> resolve_recipe(const Recipe& recipe, const LayerShape& sha
   return Recipe{*key, *value};
 }
 
-/// Compile-time lists of the widths kernels are built for. Keys and values meet only at run time,
-/// so a build pays for N + M widths and serves N x M recipes; granularity, group and rule are data.
+/// Compile-time lists of the widths that kernels are built for. Key and value kernels are combined
+/// at run time only, so N key and M value widths cost N + M kernels and serve N x M recipes;
+/// granularity, group and rule are run-time data.
 template <int... Bits>
 requires(is_storage_width(Bits) && ...) struct Keys {
   static constexpr bool contains(int bits) { return ((Bits == bits) || ...); }
@@ -135,7 +138,7 @@ concept WidthList = requires {
   { T::contains(0) } -> std::same_as<bool>;
 };
 
-/// What a build supports: template argument of KVCache.
+/// The widths that a build supports: template argument of KVCache.
 template <WidthList KeyWidths, WidthList ValueWidths>
 struct Formats {
   using keys = KeyWidths;

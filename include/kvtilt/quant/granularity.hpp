@@ -11,7 +11,7 @@ enum class Granularity : std::uint8_t {
   PerToken,    ///< a group runs along channels, within one token of one kv head
 };
 
-/// Groups never hold more: sums of 128 fp16 values are exact in 64-bit integers and in double.
+/// Most elements of a group: sums of 128 fp16 values are exact in 64-bit integers and in double.
 inline constexpr int max_group = 128;
 
 }  // namespace kvtilt

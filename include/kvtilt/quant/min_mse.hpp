@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// MinMse: pull in both ends of the range on a small integer grid and keep the least squared error.
-/// Squared error relative to MinMax on Gaussian groups: 0.47-0.61 at 2 bits, 0.73-0.78 at 3,
-/// 0.83-0.86 at 4, 0.9 at 5; from 6 bits on nothing is gained and MinMax is used.
+/// MinMse: shrinks a group's range at both ends, by steps of a small integer grid, and keeps the
+/// candidate of least squared error. Squared error relative to MinMax on Gaussian groups: 0.47-0.61
+/// at 2 bits, 0.73-0.78 at 3, 0.83-0.86 at 4, 0.9 at 5; from 6 bits on MinMax is used, as MinMse
+/// gains next to nothing.
 ///
 ///     u = rint((h - z) * inv * 2^(13-b))             z, inv from MinMax; n = 2^b - 1
 ///     for i, j in 0..2 and D = 7, 3, 1, 1 (b = 2, 3, 4, 5):
@@ -10,7 +11,7 @@
 ///       m    = round(2^15/step)
 ///       c    = clamp((y*m + 2^14) >> 15, 0, n)       a 16-bit multiply-high with rounding
 ///       e    = sum (y - c*step)^2                    below 2^31 for groups of up to 128
-///     least e wins, ties lowest 3i+j
+///     the least e wins; of equal ones, the lowest 3i+j
 ///     z' = fp16(z + s*n*i*D/64),  s' = fp16(s*(64-(i+j)*D)/64), nearest;  i = j = 0 keeps z and s
 #pragma once
 
@@ -21,7 +22,7 @@ namespace kvtilt {
 /// One candidate of the grid for a width.
 struct MinMseCandidate {
   int offset;      ///< subtracted from u
-  int step;        ///< of one code, in units of u
+  int step;        ///< from one code to the next, in units of u
   int multiplier;  ///< round(2^15 / step)
   float rise;      ///< z' = z + s * rise
   float shrink;    ///< s' = s * shrink
@@ -50,7 +51,7 @@ struct MinMseGrid {
 inline constexpr MinMseGrid min_mse_grids[] = {MinMseGrid(2), MinMseGrid(3), MinMseGrid(4),
                                                MinMseGrid(5)};
 
-/// One element on the search's integer scale: 0 to n * 2^(13-bits).
+/// u: one element on the search's integer scale, 0 to n * 2^(13-bits).
 KVTILT_HD constexpr int min_mse_units(F16 half, float minimum, float inverse_scale, int bits) {
   return round_half_even((to_float(half) - minimum) * inverse_scale *
                          static_cast<float>(1 << (13 - bits)));
@@ -65,14 +66,14 @@ KVTILT_HD constexpr int min_mse_error(int units, const MinMseCandidate& candidat
   return rest * rest;
 }
 
-/// The metadata a winning candidate stands for.
+/// Scale and minimum of a candidate. `range` holds those of MinMax.
 KVTILT_HD constexpr Affine apply_min_mse(Affine range, const MinMseCandidate& candidate) {
   const float scale = to_float(range.scale);
   const float rise = scale * candidate.rise;  // exact: 11 + 6 bits
   return {to_f16(scale * candidate.shrink), to_f16_plus_zero(to_float(range.minimum) + rise)};
 }
 
-/// Scale and minimum of least squared error on the grid. 2 <= bits <= 5, at most 128 elements.
+/// Scale and minimum of the candidate of least squared error. 2 <= bits <= 5, at most 128 elements.
 KVTILT_HD constexpr Affine fit_min_mse(GroupView group, int bits) {
   const Affine range = fit_min_max(group, bits);
   const float minimum = to_float(range.minimum);

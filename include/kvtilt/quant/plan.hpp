@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The recipes of a whole model.
+/// A plan: the recipes of a whole model.
 #pragma once
 
 #include <kvtilt/quant/format.hpp>
@@ -19,8 +19,8 @@ struct Plan {
   }
 };
 
-/// The plan with every format resolved against its layer, or the first thing wrong with it. Layers
-/// without a cache may hold anything.
+/// Returns the plan with every recipe resolved for its layer, or the first error found. Recipes of
+/// layers without a cache (kv_heads = 0) are not checked.
 inline Result<Plan> resolve_plan(const Plan& plan, const CacheShape& shape, int page_tokens) {
   if (plan.recipes.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "the plan has %zu layers, the shape %zu",

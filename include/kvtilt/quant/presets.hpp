@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Recipes worth a name.
+/// Named recipes.
 #pragma once
 
 #include <kvtilt/quant/format.hpp>
@@ -8,7 +8,8 @@
 
 namespace kvtilt::presets {
 
-/// Keys per channel over the page, values per token over min(128, head) channels.
+/// Keys per channel in groups of a page's tokens, values per token in groups of min(128, head_dim)
+/// channels.
 constexpr Recipe per_channel_keys(int key_bits, int value_bits) {
   return {key_bits == half_bits ? Format{} : key_format(key_bits),
           value_bits == half_bits ? Format{} : value_format(value_bits)};
@@ -22,7 +23,7 @@ inline constexpr Recipe k4v4 = per_channel_keys(4, 4);
 inline constexpr Recipe k4v2 = per_channel_keys(4, 2);
 inline constexpr Recipe k3v2 = per_channel_keys(3, 2);
 inline constexpr Recipe k2v2 = per_channel_keys(2, 2);
-/// Swaps of k8v4 and k4v2: what "more for keys" is measured against.
+/// k8v4 and k4v2 with the widths swapped: baselines for spending more bits on keys than on values.
 inline constexpr Recipe k4v8 = per_channel_keys(4, 8);
 inline constexpr Recipe k2v4 = per_channel_keys(2, 4);
 /// Liu et al., "KIVI", arXiv 2402.02750: groups of 32 and 128 recent tokens in 16 bits (the
@@ -37,7 +38,7 @@ struct Named {
   Recipe recipe;
 };
 
-/// Presets whose name is not their grammar's: parse_recipe looks here first.
+/// Presets whose names do not follow the grammar of recipe.hpp: parse_recipe() looks here first.
 inline constexpr Named all[] = {{"kivi2", kivi2}, {"kivi4", kivi4}};
 
 }  // namespace kvtilt::presets

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// Recipe names. Grammar: k<bits>[c|t]v<bits>[c|t][:g<key group>,<value group>], bits 1 to 8 or 16;
-/// c is per channel, t per token; without letters keys are per channel and values per token.
+/// c: per channel, t: per token; by default keys are per channel and values per token.
 #pragma once
 
 #include <kvtilt/quant/presets.hpp>
@@ -12,7 +12,7 @@ namespace kvtilt {
 
 namespace detail {
 
-/// Reads decimal digits off the front; -1 if there are none, more than four or a leading zero.
+/// Takes a decimal number off the front; -1 if there is none, a leading zero or more than 4 digits.
 inline int take_number(std::string_view& text) {
   if (!text.empty() && text.front() == '0') return -1;
   int number = 0;
@@ -56,7 +56,9 @@ inline bool take_groups(std::string_view& text, Recipe& recipe) {
 
 }  // namespace detail
 
-/// Reads a recipe name or the name of a preset ("kivi2"). InvalidArgument names the grammar.
+/// Parses a recipe name or the name of a preset ("kivi2").
+///
+/// Fails  InvalidArgument  states the grammar
 inline Result<Recipe> parse_recipe(std::string_view name) {
   for (const presets::Named& preset : presets::all)
     if (name == preset.name) return preset.recipe;
@@ -73,8 +75,8 @@ inline Result<Recipe> parse_recipe(std::string_view name) {
                        static_cast<int>(name.size() < 64 ? name.size() : 64), name.data());
 }
 
-/// The shortest name that parses back to the same recipe; rules other than the default ones and
-/// groups given for one tensor alone cannot be named and are left out.
+/// The shortest name that parses back to the same recipe. Two things have no name: rules other than
+/// the default ones are left out, and a group set for one tensor alone is named for both.
 inline std::string to_string(const Recipe& recipe) {
   const auto width = [](char tensor, const Format& format, Granularity usual) {
     std::string text = tensor + std::to_string(format.bits);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Pages between the order of the CPU (and of disk) and that of the GPU, on the host: the same
-/// codes and the same metadata, bit for bit, in both directions.
+/// Converts pages on the host between the code order of the CPU and of disk (page/bit_pack.hpp) and
+/// that of the GPU (fragment_order.hpp): codes and metadata stay the same, bit for bit.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -30,15 +30,15 @@ inline void add_to_word(std::byte* at, std::uint32_t bits) {
   std::memcpy(at, &bits, sizeof bits);
 }
 
-/// One plane. `to` starts as zeros.
+/// Converts one plane. `to` starts as zeros.
 ///
-/// Two outer neighbours of a quad of inner ones are two words on the CPU, whose fields are a byte
-/// apart, and the bits of one lane in one tile on the GPU: up to two words side by side. Where they
-/// lie there follows from the first of the eight elements.
+/// It takes 2 outer x 4 inner neighbours at a time: on the CPU two words, whose fields are a byte
+/// apart; on the GPU the bits of one lane in one tile, up to two words side by side, whose places
+/// follow from that of the first of the eight elements.
 template <Direction direction>
 void convert_plane(Role role, CodeMatrix matrix, int width, const std::byte* from, std::byte* to) {
   const std::uint32_t mask = (1u << width) - 1;
-  WordPosition places[2][quad];  // in the first tile, of the first lane
+  WordPosition places[2][quad];  // relative to the first of the eight elements
   for (int row = 0; row < 2; ++row)
     for (int i = 0; i < quad; ++i) places[row][i] = word_position(role, matrix, width, row, i);
 
@@ -75,7 +75,8 @@ void convert_halves(Role role, CodeMatrix matrix, const std::byte* from, std::by
     }
 }
 
-/// `from` and `to` are blocks of a head; the codes of `to` are overwritten.
+/// Converts a tensor's codes. `from` and `to` are blocks of a head; the codes of `to` are
+/// overwritten.
 template <Direction direction>
 void convert_codes(Role role, const TensorLayout& tensor, const std::byte* from, std::byte* to) {
   from += tensor.codes;
@@ -116,9 +117,9 @@ inline Status supports_device_tensor(const char* name, int dim, int bits, int pa
 
 }  // namespace detail
 
-/// Whether pages of a layer can be on the GPU.
+/// Checks that the GPU supports pages of a layer.
 ///
-/// Fails  InvalidArgument  what the CPU does not take either
+/// Fails  InvalidArgument  the CPU does not support them either
 ///        Unsupported      names the tensor and what would be supported
 inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe, int page_tokens) {
   if (!is_page_size(page_tokens))
@@ -133,18 +134,19 @@ inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe
   return detail::supports_device_tensor("value", shape.value_dim, recipe.value.bits, page_tokens);
 }
 
-/// A page, or a 16-bit block, from CPU order to device order. Slots that hold no token come along.
+/// Converts a page, or a 16-bit block, from CPU order to device order, slots without a token
+/// included.
 ///
 /// layout       supported: supports_device_page()
 /// host_page    layout.bytes; any alignment
-/// device_page  layout.bytes of host memory, apart from host_page: what to copy to the GPU
+/// device_page  layout.bytes of host memory, no overlap with host_page: to be copied to the GPU
 /// Cost         about 4 ns an element and plane, 10 ns an element in 16 bits
 inline void to_device_page(const PageLayout& layout, const std::byte* host_page,
                            std::byte* device_page) {
   detail::convert_page<detail::Direction::ToDevice>(layout, host_page, device_page);
 }
 
-/// The reverse, exactly.
+/// The exact reverse of to_device_page().
 inline void to_host_page(const PageLayout& layout, const std::byte* device_page,
                          std::byte* host_page) {
   detail::convert_page<detail::Direction::ToHost>(layout, device_page, host_page);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-/// Keys or values of a kv head between the order of the CPU (and of disk) and that of the GPU, by all
-/// threads of a block: convert_page.hpp where the page is. The host's side may be pinned memory behind
-/// a bus: it is read and written once, in order, 16 bytes a thread, and summed up on the way. What does
-/// not fit its order goes through shared memory.
+/// Converts keys or values of a kv head on the GPU, by all threads of a block, between host order
+/// (of the CPU and of disk) and device order: convert_page.hpp does the same on the host. The
+/// host's side may be pinned host memory: it is read or written once, in order, 16 bytes a thread,
+/// and its checksum is computed on the way. Data is reordered in shared memory.
 ///
-/// Tensors that the GPU takes fill lines of 64 bytes, in either order and metadata too: no padding lies
-/// between or behind them.
+/// Codes and metadata of tensors that the GPU supports fill lines of 64 bytes in either order:
+/// there is no padding between or behind them.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -24,14 +24,14 @@
 
 namespace kvtilt::cuda {
 
-/// The block of a kv head in a saved sequence, as one thread reads or writes it.
+/// The block of a kv head in a saved sequence, as one thread reads or writes it, and its checksum.
 template <class Byte>
 struct HostBlock {
   Byte* block;               ///< 16-byte aligned
-  std::uint64_t first_word;  ///< 64-bit words of the saved sequence in front of it
+  std::uint64_t first_word;  ///< 64-bit words of the saved sequence before the block
   std::uint64_t sum = 0;     ///< saved_word_sum() of what this thread read or wrote
 
-  /// 16 bytes, `byte` a multiple of as many.
+  /// Loads 16 bytes; `byte` is a multiple of 16.
   KVTILT_HD Words load(std::size_t byte) {
     const Words words = load_words(block + byte);
     add(byte, words);
@@ -53,15 +53,15 @@ struct HostBlock {
 
 namespace detail {
 
-/// Shared memory in which a warp turns a tile of 16 bits: four inner neighbours in a row, rows as far
-/// apart as keeps them in different banks.
+/// Shared memory in which a warp turns (reorders) a 16-bit tile: a row holds 16 outer x 4 inner
+/// elements, 128 bytes, and the pitch avoids bank conflicts.
 inline constexpr int turned_pitch = 160;
 inline constexpr int turned_bytes = 4 * turned_pitch;
 
 }  // namespace detail
 
-/// Bytes of shared memory that converting tensors of up to `elements` quantized elements takes, and any
-/// in 16 bits: a byte for each code.
+/// Bytes of shared memory to convert tensors of up to `elements` quantized elements, a byte for
+/// each code, and any 16-bit tensor.
 KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) {
   const int turned = threads / warp_lanes * detail::turned_bytes;
   return static_cast<std::size_t>(elements > turned ? elements : turned);
@@ -69,8 +69,8 @@ KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) 
 
 namespace detail {
 
-/// `bytes` is a multiple of 16: load(byte) and store(byte, words) take 16. Loads are on their way four
-/// at a time.
+/// Copies `bytes`, a multiple of 16: load(byte) and store(byte, words) take 16 each. A thread has
+/// four loads in flight.
 template <class Threads, class Load, class Store>
 KVTILT_HD void copy_words(const Threads& threads, int bytes, Load load, Store store) {
   constexpr int together = 4;
@@ -88,12 +88,12 @@ KVTILT_HD void copy_words(const Threads& threads, int bytes, Load load, Store st
   }
 }
 
-/// Where 16 bytes go, or come from, `at` bytes behind the start of a part of a host's block.
+/// The offset of byte `at` of a part of a host block.
 KVTILT_HD constexpr std::size_t behind(std::size_t part, int at) {
   return part + static_cast<std::size_t>(at);
 }
 
-/// Numbers of a tensor's quads, as bit_pack.hpp counts them.
+/// Maps the tiles and lanes of device order to the numbers of a tensor's quads in bit_pack.hpp.
 struct QuadNumbers {
   Divisor outer_tiles;
   int quads;  ///< along inner
@@ -102,7 +102,7 @@ struct QuadNumbers {
   KVTILT_HD explicit QuadNumbers(CodeMatrix matrix)
       : outer_tiles(tiles_along(matrix.outer)), quads(matrix.quads()), tiles(tile_count(matrix)) {}
 
-  /// That of a lane in a tile, which follow each other along outer.
+  /// Number of the quad that a lane owns in a tile; tiles are counted along outer first.
   [[nodiscard]] KVTILT_HD int operator()(int tile, int lane) const {
     const int inner_tile = outer_tiles.quotient(tile);
     const int outer_tile = tile - inner_tile * outer_tiles.value;
@@ -110,12 +110,12 @@ struct QuadNumbers {
   }
 };
 
-/// Selectors of permute_bytes(): a quad is four codes in the bytes of a word, and what a lane has of
-/// one outer neighbour in two registers.
+/// Selectors of permute_bytes(). In host order a quad is four codes in the bytes of a word, in
+/// device order they are in two registers of a lane: R0 and R2, or R1 and R3.
 struct QuadBytes {
-  std::uint32_t joined;  ///< the quad, of both registers
-  std::uint32_t low;     ///< R0 or R1, of the quad and zero
-  std::uint32_t high;    ///< R2 or R3
+  std::uint32_t joined;  ///< makes the quad from both registers
+  std::uint32_t low;     ///< makes R0 or R1 from the quad and zero
+  std::uint32_t high;    ///< makes R2 or R3 from them
 
   KVTILT_HD explicit QuadBytes(Role role)
       : joined(role == Role::Keys ? 0x6420 : 0x6240),
@@ -123,7 +123,8 @@ struct QuadBytes {
         high(role == Role::Keys ? 0x4342 : 0x4341) {}
 };
 
-/// All codes as bytes in shared memory, in the order of an 8-bit plane; then planes from those.
+/// Puts all codes into shared memory as bytes, in the order of an 8-bit plane, then makes the
+/// planes.
 template <class Threads>
 KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
                              const std::byte* device, HostBlock<std::byte>& host,
@@ -160,7 +161,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
     const int words = quad_number.tiles * (tile_extent / quad) * width / 8 * parts;
     KVTILT_DEVICE_LOOP
     for (int i = threads.thread(); i < words; i += threads.thread_count()) {
-      // Line i / parts: its fields are as many lines of bytes.
+      // Line i / parts of the plane: each of its fields comes from one line of bytes.
       const std::byte* from = shared + i / parts * (8 / width) * line_bytes +
                               i % parts * static_cast<int>(sizeof(Words));
       Words line{};
@@ -177,7 +178,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
   }
 }
 
-/// The planes in shared memory; then lanes fetch what they own.
+/// Copies the planes to shared memory, then each lane gathers the codes that it owns.
 template <class Threads>
 KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
                                HostBlock<const std::byte>& host, std::byte* device,
@@ -198,7 +199,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
     std::uint32_t rows[decoded_tiles][2];
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < decoded_tiles; ++i) {
-      // Beyond the last tile, that once more: it is not stored.
+      // Beyond the last tile, tile `first` once more: it is not stored.
       numbers[i] = quad_number(first + i < quad_number.tiles ? first + i : first, lane);
       rows[i][0] = rows[i][1] = 0;
     }
@@ -209,7 +210,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
       const std::uint32_t mask = ((1u << width) - 1) * 0x01010101u;
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < decoded_tiles; ++i) {
-        const int bit = numbers[i] * width;  // of a lane's bytes
+        const int bit = numbers[i] * width;  // in each byte of a lane, through the plane's lines
         const Words2 words = *reinterpret_cast<const Words2*>(plane + bit / 8 * line_bytes);
         KVTILT_DEVICE_UNROLL
         for (int row = 0; row < 2; ++row)
@@ -230,20 +231,20 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
   }
 }
 
-/// Where lanes put the pairs of a 16-bit tile, two outer neighbours each, that they own: word `pair`
-/// of the four, in the order that registers have them.
+/// Where a lane puts, or finds, word `pair` of the four that it owns of a 16-bit tile: two outer
+/// neighbours each, in the order of the registers.
 KVTILT_HD inline std::uint32_t* turned_pair(std::byte* buffer, Role role, int pair, int lane) {
   const int inner = role == Role::Keys ? pair : pair % 2 * 2 + pair / 2;
   return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * turned_pitch + inner * 32 +
                                           lane / 4 * 4);
 }
-/// Where they find, or put, their 16 bytes of the tile in the host's order.
+/// Where a lane finds, or puts, its 16 bytes of the tile in host order.
 KVTILT_HD inline Words* turned_words(std::byte* buffer, int lane) {
   return reinterpret_cast<Words*>(buffer + lane / 8 * turned_pitch +
                                   lane % 8 * static_cast<int>(sizeof(Words)));
 }
 
-/// The bits of a pair that belong to tokens before `tokens`.
+/// Mask of the bits of a pair that belong to tokens before `tokens`.
 KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_tile, int pair,
                                          int lane, int tokens) {
   if (role == Role::Keys) {
@@ -254,8 +255,8 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
   return token < tokens ? 0xffffffffu : 0;
 }
 
-/// A 16-bit tile is 512 bytes in either order: a warp turns one at a time. Calls turn(tile, outer_tile,
-/// inner_tile, buffer), tiles as the host counts them.
+/// Calls turn(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
+/// order; a warp takes one at a time. `tile` is its number in host order.
 template <class Threads, class Turn>
 KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std::byte* shared,
                                   const Turn& turn) {
@@ -270,7 +271,7 @@ KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std
   }
 }
 
-/// Where a lane's 16 bytes of a tile are in the host's order.
+/// Offset in the host block of a lane's 16 bytes of a tile.
 KVTILT_HD inline std::size_t half_words_at(const TensorLayout& tensor, int tile, int lane) {
   return behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
 }
@@ -322,10 +323,10 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
 
 }  // namespace detail
 
-/// From device order to host order: codes and metadata.
+/// Converts codes and metadata from device order to host order.
 ///
 /// device  block of the head, 64-byte aligned
-/// tokens  in 16 bits, slots from here on become zeros; quantized tensors are copied whole
+/// tokens  in 16 bits, slots from `tokens` on become zeros; quantized tensors are copied whole
 /// shared  convert_shared_bytes() of the tensor's elements, 16-byte aligned; free when it returns
 template <class Threads>
 KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLayout& tensor,
@@ -342,7 +343,7 @@ KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLay
   threads.sync();
 }
 
-/// The reverse, exactly, of all slots.
+/// The exact reverse, for all slots.
 template <class Threads>
 KVTILT_HD void tensor_to_device(const Threads& threads, Role role, const TensorLayout& tensor,
                                 HostBlock<const std::byte>& host, std::byte* device,

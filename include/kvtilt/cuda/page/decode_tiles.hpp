@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Tiles of a page back to numbers: minimum + scale * code in float32, as decode() gives it.
+/// Decodes tiles of a page in device order to float32: minimum + scale * code, as decode() does.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -17,14 +17,14 @@ namespace kvtilt::cuda {
 /// Tiles that a warp decodes at a time: 16 bytes of a 4-bit plane for each lane.
 inline constexpr int decoded_tiles = 4;
 
-/// Of decoded_tiles tiles, register by register: two codes in the halves of a word. These are also
-/// the bits of two fp16, codes times 2^-24.
+/// A lane's codes of decoded_tiles tiles, [tile][register]: two codes in the halves of a word,
+/// which are also the bits of two fp16, codes times 2^-24.
 using CodeTiles = std::uint32_t[decoded_tiles][4];
 
 namespace detail {
 
-/// Shifts what is there, unless this is the first plane, and adds the fields of one plane. The tiles
-/// fill whole words.
+/// Adds the fields of one plane to `codes`, which it shifts up for them; `First` plane: sets
+/// `codes`. The tiles fill whole words.
 template <int Width, bool First, int Tiles>
 KVTILT_HD void split_words(const std::uint32_t (&words)[Width * Tiles / 4],
                            std::uint32_t (&codes)[Tiles][4]) {
@@ -40,6 +40,7 @@ KVTILT_HD void split_words(const std::uint32_t (&words)[Width * Tiles / 4],
   }
 }
 
+/// Adds one plane; words beyond its last are zeros.
 template <int Width>
 KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
                           CodeTiles& codes) {
@@ -65,7 +66,7 @@ KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_t
   split_words<Width, false, decoded_tiles>(words, codes);
 }
 
-/// Tiles in whole fours: their words are neighbours.
+/// A lane's words of four tiles of a plane whose number of tiles is a multiple of four.
 template <int Width>
 KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
                                 std::uint32_t (&words)[Width]) {
@@ -74,7 +75,7 @@ KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int f
     std::uint32_t word[run];
   };
   const int word = first_tile * Width / 4;
-  // Fewer than four words may be the last of the plane, which stand closer together.
+  // Fewer than four words may be the last of the plane, where lanes are less than 16 bytes apart.
   const std::byte* at =
       plane + (run == 4 ? static_cast<std::size_t>((word * warp_lanes + lane * run) * 4)
                         : lane_word_offset(lane_words(matrix, Width), word, lane));
@@ -113,8 +114,7 @@ KVTILT_HD inline void read_code_tiles(const TensorLayout& packed, const std::byt
   if ((bits & 1) != 0) detail::read_plane<1>(plane, packed.matrix, first, lane, codes);
 }
 
-/// The same of codes of Width bits in one plane, where `first` and the number of tiles are multiples
-/// of four.
+/// The same for codes of one plane; `first` and the number of tiles are multiples of four.
 template <int Width>
 KVTILT_HD void read_whole_tiles(const std::byte* plane, CodeMatrix matrix, int first, int lane,
                                 CodeTiles& codes) {
@@ -123,7 +123,7 @@ KVTILT_HD void read_whole_tiles(const std::byte* plane, CodeMatrix matrix, int f
   detail::split_words<Width, true, decoded_tiles>(words, codes);
 }
 
-/// As stored: what four inner neighbours have where groups run along outer.
+/// Scales and minima, as stored, of four inner neighbours whose groups run along outer.
 struct ScaleEntries {
   struct alignas(8) Four {
     std::uint32_t pair[2];
@@ -133,14 +133,14 @@ struct ScaleEntries {
 
   KVTILT_HD ScaleEntries(const Four& scale_, const Four& minimum_)
       : scale(scale_), minimum(minimum_) {}
-  /// Minima stand `pitch` entries behind the scales.
+  /// The minima start `pitch` entries after the scales.
   KVTILT_HD ScaleEntries(const F16* scales, int pitch)
       : scale(*reinterpret_cast<const Four*>(scales)),
         minimum(*reinterpret_cast<const Four*>(scales + pitch)) {}
 };
 
-/// Scales, times 2^24, and minima of what a lane holds of a tile: by inner neighbour where groups
-/// run along outer, by outer neighbour where they run along inner.
+/// Scales, times 2^24, and minima of a lane's elements of a tile: indexed by inner neighbour where
+/// groups run along outer, by outer neighbour where they run along inner.
 struct LaneScales {
   float scale[4];
   float minimum[4];
@@ -180,7 +180,7 @@ struct LaneScales {
 struct TileNumbers {
   float x[2][4];
 
-  /// From fp16.
+  /// Widens a lane's registers, two fp16 each.
   KVTILT_HD TileNumbers(Role role, const std::uint32_t (&registers)[4]) {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {
@@ -190,7 +190,8 @@ struct TileNumbers {
     }
   }
 
-  /// From codes as fp16. Products with a scale are exact: only the sum rounds.
+  /// Decodes numbers that are codes times 2^-24. Products with a scale are exact: only the sum
+  /// rounds.
   KVTILT_HD void decode(const LaneScales& scales, bool along_outer) {
     KVTILT_DEVICE_UNROLL
     for (int row = 0; row < 2; ++row) {

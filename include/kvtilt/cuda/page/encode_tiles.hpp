@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Codes of a 16-bit tensor as words in fragment order: a lane's elements fill that lane's words, so
-/// that nothing is moved between lanes, and 16 bytes are stored at a time.
+/// Encodes a 16-bit tensor to words in fragment order: a lane's elements fill words of the same
+/// lane, so no data moves between lanes, and lanes store 16 bytes at a time.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -20,7 +20,7 @@ namespace kvtilt::cuda {
 /// as much of a 2-bit plane, pack_kernel would not fit into 80 registers.
 inline constexpr int encoded_tiles = 4;
 
-/// Pairs of codes, register by register, of that many tiles or of `Tiles` that fill whole words.
+/// A lane's codes, [tile][register], two to a word, of tiles that fill whole words.
 template <int Tiles>
 using TileCodes = std::uint32_t[Tiles][4];
 using EncodedTiles = TileCodes<encoded_tiles>;
@@ -34,8 +34,8 @@ struct alignas(8) Words2 {
   std::uint32_t w[2];
 };
 
-/// Stores a lane's words `first` on of a plane of which it owns `total`; first is a multiple of
-/// Count, or of 4.
+/// Stores a lane's words `first` to first + Count - 1, if they exist, of a plane of which it owns
+/// `total`; first is a multiple of Count, or of 4.
 template <int Count>
 KVTILT_HD void store_words(std::byte* plane, int total, int first, int lane,
                            const std::uint32_t* words) {
@@ -61,8 +61,8 @@ KVTILT_HD void store_words(std::byte* plane, int total, int first, int lane,
   }
 }
 
-/// The fields of one plane, those from bit `below` of the codes on, as words. The only plane of a
-/// width needs no masks.
+/// Stores the fields of one plane: Width bits of the codes from bit `below` on. `Only`: it is the
+/// only plane, so the codes need no mask.
 template <int Width, bool Only, int Tiles>
 KVTILT_HD void store_plane(const TileCodes<Tiles>& codes, int below, std::byte* plane,
                            CodeMatrix matrix, int first_tile, int lane) {
@@ -75,7 +75,7 @@ KVTILT_HD void store_plane(const TileCodes<Tiles>& codes, int below, std::byte* 
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg)
       f[reg] = Only ? codes[tile][reg] : codes[tile][reg] >> below & mask;
-    // Sums of bits that do not meet: a shift and an addition are one instruction.
+    // The terms have no bits in common, so + is |; a shift and an addition are one instruction.
     if constexpr (Width == 8) {
       words[2 * tile] = f[0] + (f[1] << 8);
       words[2 * tile + 1] = f[2] + (f[3] << 8);
@@ -93,7 +93,7 @@ KVTILT_HD void store_plane(const TileCodes<Tiles>& codes, int below, std::byte* 
   store_words<count>(plane, lane_words(matrix, Width), first_tile * Width / 4, lane, words);
 }
 
-/// All planes of a width. `Tiles` is a multiple of tiles_of_words(bits).
+/// Stores all planes of the codes. `Tiles` is a multiple of tiles_of_words(bits).
 template <int Tiles>
 KVTILT_HD void store_codes(const TileCodes<Tiles>& codes, int bits, std::byte* plane,
                            CodeMatrix matrix, int first_tile, int lane) {
@@ -118,14 +118,14 @@ KVTILT_HD void store_codes(const TileCodes<Tiles>& codes, int bits, std::byte* p
   }
 }
 
-/// What a lane needs of the groups of a tile. Along outer, groups stand as its registers do: see
-/// ColumnGroups.
+/// Encoding parameters of a lane's groups in a tile. Groups along outer are in the order of its
+/// registers: see ColumnGroups.
 template <bool AlongOuter>
 struct LaneGroups {
   static constexpr int held = AlongOuter ? 4 : 2;
   GroupCode group[held];
 
-  /// groups  of the tile
+  /// groups  from the tile's first on
   KVTILT_HD void load(const GroupCode* groups, int lane) {
     struct alignas(16) Two {
       GroupCode group[2];
@@ -139,7 +139,8 @@ struct LaneGroups {
     }
   }
 
-  /// Codes of the four registers of a tile, two to a word. Under MinMax they need no clamp.
+  /// Codes of the four registers of a tile, two to a word, clamped to `highest` (a no-op for
+  /// MinMax).
   KVTILT_HD void encode(const Fragment& tile, int highest, std::uint32_t (&codes)[4]) const {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {
@@ -152,9 +153,9 @@ struct LaneGroups {
   }
 };
 
-/// Codes of `Tiles` tiles from `first` on, a multiple of that, in the order of the planes; beyond the
-/// last, of some tile once more. `groups`: [band][pitch]. `Together` tiles share groups: 4 if
-/// map.fours.
+/// Encodes `Tiles` tiles from `first`, a multiple of `Tiles`, on, in the order of the planes;
+/// beyond the last tile, it encodes another once more. `groups`: [band][pitch]. `Together` tiles
+/// share groups: 4 if map.fours, otherwise 1.
 template <bool AlongOuter, int Together, int Tiles>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
                             const GroupCode* groups, int first, int lane, TileCodes<Tiles>& codes) {

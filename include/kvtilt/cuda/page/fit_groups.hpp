@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
-/// Scale and minimum of the groups of a 16-bit tensor that stands in fragment order. A warp takes
-/// one tile across and all tiles of a group along: 16 groups. Nothing is moved: lanes reduce what
-/// their fragments hold, and then each other's.
+/// Fits scale and minimum of the groups of a 16-bit tensor in fragment order. A warp takes 16
+/// groups: one tile across them, and all their tiles along. No element moves: lanes reduce their
+/// own fragments, then combine the results with shuffles.
 ///
 ///     groups along outer   a lane holds 4 groups, 8 lanes hold each (those of equal lane % 4)
 ///     groups along inner   a lane holds 2 groups, 4 lanes hold each (those of equal lane / 4)
 ///
-/// A search takes too long to end once for each of these: for it, a lane reads half of one group.
+/// The MinMse search would take too long for all groups of a lane: for it, a lane reads half of the
+/// elements of one group.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -22,7 +23,7 @@
 
 namespace kvtilt::cuda {
 
-/// What a lane owns of a tile in 16 bits: R0 to R3.
+/// A lane's elements of a 16-bit tile: R0 to R3.
 struct alignas(16) Fragment {
   std::uint32_t r[4];
 };
@@ -44,7 +45,7 @@ struct HalfTiles {
   }
 };
 
-/// The 16 groups of a warp: tiles along the group.
+/// The tiles of a warp's 16 groups, along the groups.
 struct GroupTiles {
   const std::byte* first;
   int count;
@@ -54,7 +55,7 @@ struct GroupTiles {
   }
 };
 
-/// Smallest and largest of what a lane holds of two groups in halves, or one.
+/// Smallest and largest of a lane's elements, for each half of the words: of two groups, or of one.
 struct PairRange {
   std::uint32_t least;
   std::uint32_t most;
@@ -63,7 +64,7 @@ struct PairRange {
     least = min_halves(min_halves(least, a), b);
     most = max_halves(max_halves(most, a), b);
   }
-  /// That of all lanes that differ in one bit of their number.
+  /// Includes the range of the lane whose number differs in the bit `mask`.
   template <class Threads>
   KVTILT_HD void join(const Threads& threads, int mask) {
     least = min_halves(least, threads.shuffle_xor(least, mask));
@@ -78,13 +79,13 @@ struct GroupShare {
 
 namespace detail {
 
-/// The half of a word that a lane goes on with.
+/// Half `index` of a word.
 KVTILT_HD inline F16 pick_half(std::uint32_t pair, int index) {
   return F16{static_cast<std::uint16_t>(index == 0 ? pair : pair >> 16)};
 }
 
-/// Ranges of the two pairs of registers that hold the same groups; those of a pair are `Apart`. Two
-/// tiles at a time: of an odd number the last twice.
+/// Ranges of two pairs of registers, each pair holding elements of the same groups; the registers
+/// of a pair are `Apart`. Reads two tiles at a time: of an odd number the last twice.
 template <int Apart>
 KVTILT_HD void range_of_tiles(const GroupTiles& tiles, int lane, PairRange (&ranges)[2]) {
   constexpr int second = 3 - Apart;  // first register of the other pair
@@ -103,7 +104,7 @@ KVTILT_HD void range_of_tiles(const GroupTiles& tiles, int lane, PairRange (&ran
   }
 }
 
-/// Over the lanes of a group.
+/// The sum over the lanes of a group.
 template <class Groups, class Threads>
 KVTILT_HD std::int64_t add_over(const Threads& threads, std::int64_t value) {
   for (int mask = Groups::nearest; mask <= Groups::farthest; mask *= 2)
@@ -113,7 +114,7 @@ KVTILT_HD std::int64_t add_over(const Threads& threads, std::int64_t value) {
 
 }  // namespace detail
 
-/// Groups along outer. After each step a lane is left with group() alone.
+/// Groups along outer: a lane holds four, and finishes one of them, group().
 template <class Threads>
 struct ColumnGroups {
   static constexpr bool along_outer = true;
@@ -123,8 +124,9 @@ struct ColumnGroups {
 
   /// Which of the lane's groups it finishes: register pair `group / 2`, half `group % 2`.
   KVTILT_HD static int group(int lane) { return lane >> 3; }
-  /// Two lanes finish each.
+  /// Two lanes finish each group; one writes it.
   KVTILT_HD static bool writes(int lane) { return (lane & 4) == 0; }
+  /// Whether half `half` of register `reg` is of the lane's group `held`.
   KVTILT_HD static bool mine(int held, int reg, int half) {
     return reg / 2 == held / 2 && half == held % 2;
   }
@@ -134,7 +136,7 @@ struct ColumnGroups {
     const int lane = opaque(threads.lane());
     PairRange ranges[2];
     detail::range_of_tiles<1>(tiles, lane, ranges);
-    // A lane goes on with one pair of groups, and gets what its neighbour has of that.
+    // A lane keeps one pair of groups, and gets the range that its partner (lane ^ 16) has of them.
     const bool upper = (lane & 16) != 0;
     PairRange range{min_halves(upper ? ranges[1].least : ranges[0].least,
                                threads.shuffle_xor(upper ? ranges[0].least : ranges[1].least, 16)),
@@ -146,8 +148,8 @@ struct ColumnGroups {
     high = detail::pick_half(range.most, lane >> 3 & 1);
   }
 
-  /// Which half of its group a lane searches: bytes to its first pair in a tile. The partner has the
-  /// other.
+  /// Which half of its group a lane searches: bytes from the start of a tile to its first pair
+  /// there. Lane ^ partner searches the other half.
   static constexpr int partner = 4;
   KVTILT_HD static int share(int lane) { return (lane & 7) * 16 + (lane >> 4) * 8; }
   KVTILT_HD static GroupShare load_share(const std::byte* share, int lane) {
@@ -205,7 +207,7 @@ struct RowGroups {
   }
 };
 
-/// Candidate of least error of the group that a lane finishes.
+/// MinMse candidate of least error of the group that a lane finishes.
 template <class Groups, class Threads>
 KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int bits,
                             float minimum, float inverse) {
@@ -228,10 +230,10 @@ KVTILT_HD int search_groups(const Threads& threads, const GroupTiles& tiles, int
   return least_error(errors);
 }
 
-/// One bit. Rare: exact 64-bit sums.
+/// Scale and minimum of a 1-bit group by exact 64-bit sums: slow, but rare.
 ///
-/// for_each(visit)  visits what this lane has of a group
-/// add(value)       over all lanes that have elements of it
+/// for_each(visit)  visits this lane's elements of the group
+/// add(value)       sums over all lanes that have elements of it
 template <class ForEach, class Add>
 KVTILT_HD Affine centroids_of(std::int64_t elements, const ForEach& for_each, const Add& add) {
   std::int64_t total = 0;
@@ -249,7 +251,7 @@ KVTILT_HD Affine centroids_of(std::int64_t elements, const ForEach& for_each, co
   return centroids({total - high, elements - count, high, count});
 }
 
-/// Of a warp's groups, one after the other.
+/// Fits a warp's 1-bit groups, a lane's one after the other; returns that of group(lane).
 template <class Groups, class Threads>
 KVTILT_HD Affine fit_centroid_groups(const Threads& threads, const GroupTiles& tiles,
                                      int elements) {

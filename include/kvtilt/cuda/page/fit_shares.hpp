@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Scale and minimum of one group of a 16-bit tensor in fragment order, by 1 to 32 lanes of a warp:
-/// they share out halves of tiles, eight elements each.
+/// Fits scale and minimum of one group of a 16-bit tensor in fragment order by 1 to 32 lanes of a
+/// warp. A share is half of what a tile has of the group: eight elements.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -16,21 +16,21 @@
 
 namespace kvtilt::cuda {
 
-/// A share as it came: along outer with what stands beside it. Nothing waits for it yet.
+/// A share as loaded, with the group beside it along outer. Unpacked on use: no load stalls.
 struct LoadedShare {
   std::uint32_t word[8];
 };
 
-/// What a lane reads of a group: shares `share`, share + lanes and so on, two for each tile.
+/// A lane's shares of a group: `share`, share + lanes and so on; a tile has two.
 struct ShareRun {
-  const std::byte* at;  ///< of the group's first pair or word in its first tile
+  const std::byte* at;  ///< the group's first word (along outer: pair of words)
   int step;             ///< bytes from a tile to the next
-  int half_step;        ///< from a half to the other
+  int half_step;        ///< bytes from a tile's first share to its second
   bool along_outer;
   bool upper;  ///< along outer: the group has the high halves of its words
-  int shares;
-  int share;
-  int lanes;  ///< of the group: neighbours, a power of two
+  int shares;  ///< of the group
+  int share;   ///< the lane's first
+  int lanes;   ///< of the group: neighbours, a power of two
 
   [[nodiscard]] KVTILT_HD LoadedShare load(int index) const {
     const std::byte* from = at + (index >> 1) * step + (index & 1) * half_step;
@@ -75,7 +75,7 @@ KVTILT_HD void for_each_share(const ShareRun& run, const GroupShare& first, Visi
     if (i < run.shares) share = run.share_of(run.load(i));
   }
 }
-/// The same without the first.
+/// The same without the lane's first share.
 template <class Visit>
 KVTILT_HD void for_each_other_share(const ShareRun& run, Visit visit) {
   KVTILT_DEVICE_LOOP
@@ -83,7 +83,7 @@ KVTILT_HD void for_each_other_share(const ShareRun& run, Visit visit) {
     visit(run.share_of(run.load(i)));
 }
 
-/// Over the lanes of a group.
+/// Sum over the lanes of a group.
 template <class Threads>
 KVTILT_HD std::int64_t add_over_lanes(const Threads& threads, std::int64_t value, int lanes) {
   KVTILT_DEVICE_LOOP
@@ -91,7 +91,7 @@ KVTILT_HD std::int64_t add_over_lanes(const Threads& threads, std::int64_t value
   return value;
 }
 
-/// One bit.
+/// Scale and minimum of a 1-bit group.
 template <class Threads>
 KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run,
                                      const GroupShare& first) {
@@ -107,7 +107,7 @@ KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run
   });
 }
 
-/// The least of the group, and the largest with its sign turned.
+/// The group's minimum (low half) and negated maximum (high half).
 template <class Threads>
 KVTILT_HD std::uint32_t range_of_shares(const Threads& threads, const ShareRun& run,
                                         const GroupShare& first) {
@@ -126,14 +126,14 @@ KVTILT_HD std::uint32_t range_of_shares(const Threads& threads, const ShareRun& 
   return least;
 }
 
-/// Candidate of least error.
+/// The MinMse candidate of least error.
 template <class Threads>
 KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const GroupShare& first,
                             int bits, const SearchGrid& grid, float minimum, float inverse) {
   MinMseSearch search(bits, grid, minimum, inverse);
   int count = 0;
   for_each_share(run, first, [&](GroupShare share) {
-    KVTILT_DEVICE_LOOP  // side by side they take more registers than there are
+    KVTILT_DEVICE_LOOP  // unrolled, it would run out of registers
         for (int half = 0; half < 2; ++half) {
       search.add(share.pair[0], share.pair[1]);
       share.pair[0] = share.pair[2];
@@ -154,9 +154,10 @@ KVTILT_HD int search_shares(const Threads& threads, const ShareRun& run, const G
 
 }  // namespace detail
 
-/// grid    search_grid(), near by
-/// first   the share `run.share`, or of a lane that has none any of the group's
-/// Returns the same for all lanes of a group. The whole warp calls it.
+/// Fits the group of `run`, for all of its lanes. The whole warp calls it.
+///
+/// grid    search_grid() for MinMse, best in shared memory
+/// first   the share `run.share`; in a lane that has none, any share of the group
 template <class Threads>
 KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const SearchGrid& grid,
                             const ShareRun& run, const GroupShare& first) {

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Where the bits of a code lie in a page on the GPU: in the order in which tensor cores want them,
-/// so that attention never shuffles a key or a value. A device page has the size, the offsets and
-/// the metadata of the CPU page (page/layout.hpp), byte for byte; only the codes stand elsewhere.
+/// Where the bits of a code lie in a page on the GPU: in the order of tensor core operands, so that
+/// attention never moves a key or a value between lanes. A device page has the size, the offsets
+/// and the metadata of the CPU page (page/layout.hpp), byte for byte; only the order of codes
+/// differs.
 ///
 /// A tensor is the matrix [outer][inner] of bit_pack.hpp (keys [token][channel], values
 /// [channel][token]) cut into tiles of 16 x 16: the A operand of mma.m16n8k16. A lane of the warp
@@ -13,18 +14,18 @@
 ///     ...
 ///     outer 14, 15     lane 28    lane 29    lane 30    lane 31
 ///
-/// They fill its registers R0 to R3, two halves each (row = outer % 2, quad = inner % 4):
+/// They fill its registers R0 to R3, two 16-bit halves each (row = outer % 2, quad = inner % 4):
 ///
-///     keys     R[row + 2 (quad / 2)], half quad % 2      pairs of channels are neighbours, as the
-///                                                        channels' scales are
-///     values   R[row + 2 (quad % 2)], half quad / 2      tokens stand as probabilities leave the
-///                                                        product with the keys
+///     keys     R[row + 2 (quad / 2)], half quad % 2      a register holds neighbouring channels,
+///                                                        whose scales are neighbours, too
+///     values   R[row + 2 (quad % 2)], half quad / 2      tokens are in the order in which the mma
+///                                                        with the keys leaves their probabilities
 ///
 /// (The instruction numbers rows and columns differently: outer 2g + row is its row g + 8 row. Any
 /// order of the summed index is a valid one as long as both operands share it.)
 ///
-/// A width is stored as the planes of bit_pack.hpp, most significant first, each a run of tiles.
-/// 16 bits are one plane. The bits of a lane's 32-bit word, in each of its two halves:
+/// Codes are split into the planes of bit_pack.hpp, most significant first; a plane is a sequence
+/// of tiles. 16 bits are one plane. The bits of a lane's 32-bit word, in each of its two halves:
 ///
 ///     16   4 words a tile: R0, R1, R2, R3
 ///      8   2 words a tile: R0 in bits 0-7, R1 in 8-15; then R2, R3
@@ -32,13 +33,13 @@
 ///      2   2 tiles a word: R0 R2 R1 R3 in bits 0-1, 2-3, 4-5, 6-7, the next tile in 8-15
 ///      1   4 tiles a word: R0 R2 R1 R3 in bits 0, 1, 2, 3, the next tiles in 4-7, 8-11, 12-15
 ///
-/// So (word >> 0 or 8) & mask is a register of fp16 subnormals, codes times a power of two; of a width
-/// in several planes, the sum of as many.
+/// So (word >> 0 or 8) & mask is a register of two fp16 subnormals, codes times a power of two;
+/// with several planes, the codes are the sum of one such register of each.
 ///
-/// Tiles follow each other inner tile by inner tile, the outer ones of each together; keys in 16
-/// bits token by token tile, so that 16 tokens are one run of bytes for either tensor. The words of
-/// a plane lie [run of 4 words][lane][4], then, if two or three words are left over, [lane][2], and
-/// the last odd one [lane]: every lane loads 16 bytes at a time.
+/// Tiles are stored [inner tile][outer tile], keys in 16 bits [outer tile][inner tile], so that 16
+/// tokens are contiguous in either tensor. The words of a plane are stored as [run of 4][lane][4
+/// words], then, if two or three words are left over, [lane][2], and the last odd one [lane]: every
+/// lane loads 16 bytes at a time.
 #pragma once
 
 #include <kvtilt/page/bit_pack.hpp>
@@ -75,7 +76,7 @@ KVTILT_HD constexpr int tile_count(CodeMatrix matrix) {
   return tiles_along(matrix.outer) * tiles_along(matrix.inner);
 }
 
-/// Number of a tile in its plane.
+/// Position of a tile in its plane.
 KVTILT_HD constexpr int tile_index(Role role, CodeMatrix matrix, int width, int outer_tile,
                                    int inner_tile) {
   if (role == Role::Keys && width == half_bits)
@@ -102,7 +103,7 @@ KVTILT_HD constexpr std::size_t lane_word_offset(int words, int word, int lane) 
   return static_cast<std::size_t>(first * warp_lanes + lane * stride + (word - first)) * 4;
 }
 
-/// A field of a lane's words of a plane, in the low half of its word.
+/// Where a lane's words of a plane keep an element: the field in the low half of the word.
 struct LaneField {
   int word;
   int shift;
@@ -130,8 +131,8 @@ struct WordPosition {
   int shift;
 };
 
-/// Where a plane keeps its bits of one element. Planes of 1 bit need tiles in fours, of 2 bits in
-/// twos: see supports_order().
+/// Where a plane keeps its bits of one element. Planes of 1 bit need a multiple of four tiles, of 2
+/// bits an even number: see supports_order().
 KVTILT_HD constexpr WordPosition word_position(Role role, CodeMatrix matrix, int width, int outer,
                                                int inner) {
   const FragmentPlace place = fragment_place(role, outer, inner);
@@ -154,13 +155,13 @@ KVTILT_HD constexpr std::size_t fragment_plane_bytes(CodeMatrix matrix, int widt
   return static_cast<std::size_t>(lane_words(matrix, width)) * warp_lanes * 4;
 }
 
-/// Byte of a 16-bit element.
+/// Byte offset of a 16-bit element.
 KVTILT_HD constexpr std::size_t half_offset(Role role, CodeMatrix matrix, int outer, int inner) {
   const WordPosition at = word_position(role, matrix, half_bits, outer, inner);
   return at.byte + static_cast<std::size_t>(at.shift / 8);
 }
 
-/// One code, 1 to 8 bits. Scalar: for tests, tools and conversions.
+/// Reads one code, 1 to 8 bits. Scalar: for tests, tools and conversions.
 KVTILT_HD constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix,
                                            int bits, int outer, int inner) {
   int code = 0;
@@ -175,7 +176,7 @@ KVTILT_HD constexpr int read_fragment_code(Role role, const std::uint8_t* codes,
   return code;
 }
 
-/// The reverse. The codes must start as zeros: bits are only ever set.
+/// Writes one code, 1 to 8 bits. Its bits must be zeros before: they are set with OR.
 KVTILT_HD constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix,
                                              int bits, int outer, int inner, int code) {
   const Planes split = planes(bits);

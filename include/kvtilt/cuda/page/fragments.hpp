@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// From packed words to operands of the tensor cores. Registers of quantized tensors hold fp16
-/// subnormals, codes times 2^-24 times a power of two that depends on the place alone: one AND per
-/// register, no conversion. Whoever uses them takes the powers of two out again.
+/// Turns packed words into operands of the tensor cores. Registers of quantized tensors hold fp16
+/// subnormals: codes times 2^-24, times a power of two that depends only on the place in the
+/// fragment. That takes one AND per register and no conversion; users of the registers divide by
+/// the powers.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -25,15 +26,15 @@ KVTILT_HD inline Words load_words(const std::byte* from) {
   return *reinterpret_cast<const Words*>(from);
 }
 
-/// Places that scale a code of so many bits in its register: an element in an odd register (the odd
-/// outer neighbour) counts 2^outer_shift as much, one in R2 or R3 2^inner_shift. Of a single plane the
-/// places are those that it is stored in; any code stays below 2^10, a subnormal.
+/// Powers of two that scale a code of `bits` bits by its place: those in odd registers (the odd
+/// outer neighbour) are times 2^outer_shift, those in R2 and R3 times 2^inner_shift. With a single
+/// plane they are the places of the stored fields. Any code stays below 2^10, a subnormal.
 KVTILT_HD constexpr int outer_shift(int bits) { return bits > 6 ? 0 : bits == 1 ? 2 : 4; }
 KVTILT_HD constexpr int inner_shift(int bits) {
   return bits == 1 ? 1 : bits == 2 || bits == 3 ? 2 : 0;
 }
 
-/// Tiles in one Words of a plane.
+/// Tiles whose fields of a plane are in one Words of a lane.
 KVTILT_HD constexpr int tiles_in_words(int width) { return 16 / width; }
 
 /// Bytes 1 and 3 of a word, each in the low byte of its half.
@@ -41,16 +42,16 @@ KVTILT_HD inline std::uint32_t odd_bytes(std::uint32_t word) {
   return permute_bytes(word, 0, 0x4341);
 }
 
-/// Moves the bits of a word to the left; to the right if negative.
+/// Shifts a word to the left, or to the right if `places` is negative.
 KVTILT_HD constexpr std::uint32_t moved(std::uint32_t word, int places) {
   return places < 0 ? word >> -places : word << places;
 }
 
-/// Reads the codes of a tensor tile by tile, as registers of subnormals: code times
-/// 2^(outer_shift + inner_shift). A single plane costs one AND a register and at most one shift for
-/// two, others two instructions and about one shift a register and plane.
+/// Reads the codes of a tensor tile by tile, as registers of subnormals scaled by outer_shift() and
+/// inner_shift(). Cost: with a single plane one AND per register and at most one shift per two
+/// registers, otherwise two instructions and about one shift per register and plane.
 ///
-/// Bits   1 to 8; planes lie one behind the other
+/// Bits   1 to 8; the planes are contiguous
 /// Tiles  of the tensor; words of a lane fill runs of four
 /// Left   bits of the planes that are still to be read
 template <int Bits, int Tiles, int Left = Bits>
@@ -91,9 +92,9 @@ class TileReader {
       behind_;
 };
 
-/// Codes to values in fp16: z + s code with one rounding. What that would make infinite becomes 65504,
-/// the largest that can have been stored: a scale is rounded up, so the last code may decode to 2^-10
-/// of the range more.
+/// Decodes two codes to fp16: z + s code with one rounding. Instead of infinity it returns 65504,
+/// the largest value that can have been stored: scales are rounded up, so the last code may decode
+/// to more than the group's maximum, by 2^-10 of the range.
 KVTILT_HD inline std::uint32_t decode_value(std::uint32_t code, std::uint32_t scale,
                                             std::uint32_t minimum) {
   return min_halves(fma_halves(code, scale, minimum), 0x7bff7bffu);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// The arithmetic of quant/ in few instructions: the same bits, whatever flags the device compiler
-/// gets (every rounding is written out in PTX). The host runs the same formulas, but for single
-/// operations, so that tests see them.
+/// The arithmetic of quant/ in few instructions, with the same results whatever flags the device
+/// compiler gets (PTX states every rounding). The host runs the same formulas and differs in single
+/// operations only, so tests there cover them.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -108,11 +108,11 @@ KVTILT_HD inline float inverse_of(F16 scale) {
 #endif
 }
 
-/// 1.5 * 2^23: the float nearest to t + rounder, |t| < 2^15, is a whole number, t's nearest, half to
-/// even, plus rounder, and that number's low 16 bits are its own.
+/// 1.5 * 2^23: for |t| < 2^15, the float sum t + rounder is rint(t) + rounder (half to even), and
+/// its low 16 bits are those of the integer rint(t).
 inline constexpr float rounder = 12582912.0f;
 
-/// sum + a[0] b[0] + a[1] b[1] + a[2] b[2] + a[3] b[3], unsigned bytes.
+/// sum + a[0] b[0] + a[1] b[1] + a[2] b[2] + a[3] b[3] of unsigned bytes.
 KVTILT_HD inline std::uint32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::uint32_t sum) {
 #if defined(__CUDA_ARCH__)
   return __dp4a(a, b, sum);
@@ -122,7 +122,7 @@ KVTILT_HD inline std::uint32_t dot_bytes(std::uint32_t a, std::uint32_t b, std::
 #endif
 }
 
-/// sum + the dot product of four unsigned 16-bit integers with four unsigned bytes.
+/// sum + the dot product of four unsigned 16-bit integers (first, second) with four unsigned bytes.
 KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t second,
                                          std::uint32_t bytes, std::uint32_t sum) {
 #if defined(__CUDA_ARCH__)
@@ -133,10 +133,10 @@ KVTILT_HD inline std::uint32_t dot_words(std::uint32_t first, std::uint32_t seco
 #endif
 }
 
-/// range_affine() of affine.hpp: the nearest fp16 of range / n is the smallest scale or the one
-/// below it, as long as the quotient is off by less than half the distance of two fp16, 2^-12 of it.
+/// range_affine() of affine.hpp. The fp16 nearest to range / n is the scale or the next fp16 below
+/// it, as long as the quotient's error is below half the distance of two fp16, 2^-12 of it.
 ///
-/// inverse  1 / n, roughly
+/// inverse  1 / n, approximately
 KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits, float inverse) {
   const F16 minimum = low.bits == 0x8000u ? F16{} : low;
   const float range = absolute(subtract(widen(high), widen(minimum)));  // of zeros it may be -0
@@ -148,7 +148,7 @@ KVTILT_HD inline Affine fast_range_affine(F16 low, F16 high, int bits) {
   return fast_range_affine(low, high, bits, reciprocal_fast(static_cast<float>(max_code(bits))));
 }
 
-/// apply_min_mse() of min_mse.hpp, except that candidate 0 needs no exception: it changes nothing.
+/// apply_min_mse() of min_mse.hpp. Candidate 0 may be applied too: it changes nothing.
 KVTILT_HD inline Affine fast_apply_min_mse(Affine range, float rise, float shrink) {
   const float scale = widen(range.scale);
   F16 minimum = nearest_half(widen(range.minimum) + multiply(scale, rise));  // exact product
@@ -156,12 +156,12 @@ KVTILT_HD inline Affine fast_apply_min_mse(Affine range, float rise, float shrin
   return {nearest_half(multiply(scale, shrink)), minimum};
 }
 
-/// A code as an fp16 is that many of the smallest subnormal: the conversion from float rounds, half to
-/// even, and packs two.
+/// The smallest fp16 subnormal. The bits of the fp16 code * code_unit are the code itself, so the
+/// conversion of two floats to fp16 rounds them to codes, half to even, and packs them.
 inline constexpr float code_unit = 0x1p-24f;
 
-/// Of t code units each, t < 1024, never -0: rint(t), 0 if negative. What is above gives no less than
-/// 1024. Nothing says that a device takes -0 for negative, so the host does not either.
+/// Codes of two floats t * code_unit: rint(t) for t < 1024, 0 if negative, at least 1024 for larger
+/// t. No -0: nothing says that a device takes it for negative, so the host does not either.
 KVTILT_HD inline std::uint32_t code_pair(float low, float high) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t result;
@@ -172,26 +172,27 @@ KVTILT_HD inline std::uint32_t code_pair(float low, float high) {
 #endif
 }
 
-/// What encoding needs of a group.
+/// Scale and minimum of a group in the form that encoding uses.
 struct alignas(8) GroupCode {
-  float shift;    ///< minus the minimum; if that is 0, then +0, so that nothing shifted is -0
+  float shift;    ///< minus the minimum; +0, not -0, so that x + shift is never -0
   float inverse;  ///< of the scale, in code units
 
   GroupCode() = default;
   KVTILT_HD explicit GroupCode(Affine affine)
       : shift(subtract(0.0f, widen(affine.minimum))),
         inverse(multiply(inverse_of(affine.scale), code_unit)) {}
-  /// In code units, to be rounded.
+  /// The code of x, not rounded, times code_unit.
   [[nodiscard]] KVTILT_HD float units(float x) const { return multiply(plus(x, shift), inverse); }
 };
 
-/// The grid of the MinMse search. A candidate k = 3i + j is a multiply-add: with u a whole number,
+/// The grid of the MinMse search (min_mse.hpp). A candidate k = 3i + j costs a multiply-add: with u
+/// a whole number,
 ///
 ///     code = rint(min(u, top(j)) * slope(i + j) + start(i, i + j)), 0 if negative, in code units
 ///
-/// is clamp((y*m + 2^14) >> 15, 0, n). What is rounded is (y*m + 1/4) / 2^15: of fewer than 24 bits,
-/// so exact, never a tie, and ties of y*m go up. A code n ends where the range of the candidate
-/// does, which only j moves: group_math_test tries every u.
+/// is clamp((y*m + 2^14) >> 15, 0, n). The rounded number is (y*m + 1/4) / 2^15: it has fewer than
+/// 24 bits, so it is exact; the 1/4 excludes ties and rounds those of y*m up. Code n is reached
+/// where the candidate's range ends, which only j moves. group_math_test tries every u.
 struct SearchGrid {
   float slopes[5] = {};
   float rises[min_mse_candidates] = {};
@@ -207,18 +208,18 @@ struct SearchGrid {
   }
 };
 
-/// Of 2 to 5 bits.
+/// The grid for 2 to 5 bits.
 KVTILT_HD inline const SearchGrid& search_grid(int bits) {
   static constexpr SearchGrid grids[] = {SearchGrid(2), SearchGrid(3), SearchGrid(4),
                                          SearchGrid(5)};
   return grids[bits - 2];
 }
 
-/// The whole numbers of a grid, in units of u.
+/// The integers of a grid, in units of u.
 struct SearchSteps {
   int levels;
   int whole;  ///< step of i = j = 0
-  int pull;   ///< a step loses so much for each of i and j
+  int pull;   ///< what a step loses for each increment of i or j
 
   KVTILT_HD constexpr explicit SearchSteps(int bits)
       : levels(max_code(bits)), whole(1 << (13 - bits)), pull(0) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Rows of an engine's tensors on their way into a 16-bit tensor in fragment order.
+/// Describes rows of an engine's tensors that are written into a 16-bit tensor in fragment order.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -12,7 +12,7 @@
 
 namespace kvtilt::cuda {
 
-/// Where an element comes from, for the record.
+/// Where an element comes from, for the record of errors.
 struct InputPlace {
   int sequence;  ///< slot
   int head;
@@ -20,12 +20,12 @@ struct InputPlace {
   std::int64_t position;  ///< of the first of the tokens
 };
 
-/// Rows of one head that go into the slots from `slot` on of a 16-bit tensor.
+/// Rows of one head to be written to the slots from `slot` on of a 16-bit tensor.
 struct InputTask {
   Role role;
   TensorView rows;
   std::int64_t first_row;
-  float limit;       ///< largest magnitude that the recipe holds
+  float limit;       ///< largest magnitude that the recipe can store
   InputPlace place;  ///< of the first row
   CodeMatrix matrix;
   std::byte* codes;
@@ -48,7 +48,7 @@ struct InputTask {
                                   place_in_tile.lane * 16 + place_in_tile.reg * 4) +
            place_in_tile.half;
   }
-  /// 16-bit tiles of either tensor stand by tokens first.
+  /// 16-bit tiles of keys and values are stored [token tile][channel tile].
   [[nodiscard]] KVTILT_HD std::byte* tile(int token_tile, int channel_tile) const {
     return codes + (token_tile * tiles_along(dim()) + channel_tile) * fragment_tile_bytes;
   }

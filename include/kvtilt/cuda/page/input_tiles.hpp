@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Whole tiles of 16-bit rows into fragment order: the way of prompts.
+/// Writes whole tiles of 16-bit input rows in fragment order: the path for prompts.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -28,7 +28,7 @@ KVTILT_HD inline float read_element(const TensorView& rows, std::int64_t index) 
 /// Bits of the largest fp16 or bf16 that is storable.
 KVTILT_HD constexpr std::uint32_t limit_bits(ElementType type, float limit) {
   const std::uint32_t bits = bit_cast<std::uint32_t>(limit);
-  // 65504 and 32752 are fp16; of bf16 the largest below them is meant.
+  // 65504 and 32752 are fp16 numbers; cut off to bf16 they give the largest one below.
   return type == ElementType::F16 ? (((bits >> 23) - 112) << 10) | (bits >> 13 & 1023u)
                                   : bits >> 16;
 }
@@ -42,8 +42,8 @@ struct alignas(8) WordPair {
   std::uint32_t word[2];
 };
 
-/// Not through the read-only path (ld.global.nc): a kernel in front, beside which this one may have
-/// started, may be the one that writes the rows.
+/// A load that does not use the read-only path (ld.global.nc): this kernel may start while the
+/// preceding one still writes the rows.
 KVTILT_HD inline std::uint32_t load_input(const std::uint32_t* from) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t word;
@@ -65,8 +65,8 @@ KVTILT_HD inline WordPair load_input(const WordPair* from) {
 #endif
 }
 
-/// What a lane reads of a tile of 16-bit elements: 2 rows of 4 channels for keys, 4 rows of 2 for
-/// values; in both cases 4 words.
+/// A lane's elements of a tile, as read: 2 rows of 4 channels for keys, 4 rows of 2 for values; in
+/// both cases 4 words of two 16-bit elements.
 template <Role R>
 struct RawTile {
   std::uint32_t word[4];
@@ -85,7 +85,7 @@ struct RawTile {
         word[i] = load_input(reinterpret_cast<const std::uint32_t*>(from + i * stride));
     }
   }
-  /// The largest magnitudes of either half, as bits; 0x7fff where one is a NaN.
+  /// The largest magnitude in each half, as bits, `so_far` included; 0x7fff for NaN.
   [[nodiscard]] KVTILT_HD std::uint32_t most(std::uint32_t so_far) const {
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 4; ++i) so_far = max_magnitudes(so_far, word[i]);
@@ -102,7 +102,7 @@ struct RawTile {
   }
 };
 
-/// Runs of tiles that are neighbours along channels, shared out among warps.
+/// Distributes runs of up to four tiles, neighbours along channels, over warps.
 struct TileRuns {
   static constexpr int longest = 4;
   int token_tiles;
@@ -116,7 +116,7 @@ struct TileRuns {
         channel_tiles(tiles_along(dim)),
         warps(warps_all),
         channel_tile(warp * longest) {}
-  /// Whether there is one for this warp. Subtractions: a division takes longer.
+  /// Whether this warp has another run. It subtracts, as a division takes longer.
   KVTILT_HD bool find() {
     const int padded = (channel_tiles + longest - 1) & -longest;
     KVTILT_DEVICE_LOOP
@@ -132,14 +132,14 @@ struct TileRuns {
   }
 };
 
-/// Tiles of 16-bit elements, as one lane sees them.
+/// Copies a lane's part of tiles of 16-bit elements.
 template <Role R>
 struct TileCopy {
   std::int64_t stride;
   bool bf16;
   std::uint32_t most;
 
-  /// Tiles that follow each other along channels: all are loaded before the first is stored.
+  /// Copies `Count` neighbouring tiles along channels: loads all before it stores the first.
   template <int Count>
   KVTILT_HD void copy(const std::uint16_t* from, Fragment* to) {
     RawTile<R> raw[Count];
@@ -156,10 +156,10 @@ struct TileCopy {
   }
 };
 
-/// Full tiles of the tokens from `first` on; slot + first and the number of tokens are multiples of
-/// 16, elements have 16 bits. A warp takes four tiles at a time: stores are free of bank conflicts,
-/// and of global memory whole sectors are read. Returns whether this thread met an element that is
-/// not storable.
+/// Writes full tiles of `tokens` tokens from `first` on; slot + first and `tokens` are multiples of
+/// 16, elements have 16 bits. A warp takes four tiles at a time: it reads whole sectors of global
+/// memory and stores without bank conflicts. Returns whether this thread found an element that
+/// cannot be stored.
 template <Role R, class Threads>
 KVTILT_HD bool write_tiles(const Threads& threads, const InputTask& task, int first, int tokens) {
   const int lane = threads.lane();

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: MIT
-/// The search of min_mse.hpp over the elements that a lane sees: one pass, all nine candidates.
+/// The search of min_mse.hpp over a lane's elements: one pass for all nine candidates.
 ///
-/// With y = u - o, sum (y - c*step)^2 - sum u^2, which has the same order, is
+/// The search minimizes sum (y - c*step)^2 - sum u^2, which with y = u - o (o: a candidate's
+/// offset) is
 ///
 ///     step (step sum c^2 + 2 o sum c - 2 sum u c) + count o^2 - 2 o sum u
 ///
-/// and codes are bytes: dot product instructions add up four at a time. Sums are modulo 2^32; the
-/// differences of the errors fit. Cost per element and candidate: a multiply-add, 1/2 conversion, 1/4
-/// byte permute, 3/4 or 1 dot products.
+/// Codes c are bytes, so dot product instructions sum four at a time. Sums are modulo 2^32; the
+/// difference of two errors fits. Cost per element and candidate: a multiply-add, 1/2 conversion,
+/// 1/4 byte permute, 3/4 or 1 dot products.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -35,12 +36,12 @@ class MinMseSearch {
       starts_[k] = steps_.start(k / 3, slopes_[k / 3 + k % 3]);
   }
 
-  /// Four elements.
+  /// Adds four elements, two fp16 in each word.
   KVTILT_HD void add(std::uint32_t first, std::uint32_t second) {
     const float values[4] = {low_half(first), high_half(first), low_half(second),
                              high_half(second)};
     std::uint32_t bits[4];
-    float units[3][4];  // up to the top of each j
+    float units[3][4];  // u, clamped to the top of each j
     KVTILT_DEVICE_UNROLL
     for (int e = 0; e < 4; ++e) {
       const float whole = plus(multiply(subtract(values[e], minimum_), unit_), rounder);
@@ -66,7 +67,7 @@ class MinMseSearch {
     }
   }
 
-  /// Squared error of a candidate less the sum of u^2, of the `count` elements that were added.
+  /// Squared error of candidate k minus the sum of u^2, for the `count` elements added.
   [[nodiscard]] KVTILT_HD std::uint32_t error(int k, int count) const {
     const std::uint32_t step = static_cast<std::uint32_t>(steps_.step(k / 3 + k % 3));
     const std::uint32_t offset = static_cast<std::uint32_t>(steps_.offset(k / 3));

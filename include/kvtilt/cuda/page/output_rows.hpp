@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Rows of a tensor to be written, a few neighbouring channels at a time.
+/// Stores rows to an engine's tensor, a few neighbouring channels at a time.
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
@@ -11,7 +11,7 @@
 
 namespace kvtilt::cuda::detail {
 
-/// Where the rows of one head go.
+/// The rows of one head in the output tensor, of element type T.
 template <class T>
 class OutputRows {
  public:
@@ -34,7 +34,7 @@ class OutputRows {
     return data_ + token * stride_ + channel;
   }
 
-  /// Count neighbouring channels, a multiple of Count on.
+  /// Stores Count neighbouring channels; `channel` is a multiple of Count.
   template <int Count>
   KVTILT_HD void store(int token, int channel, const float (&x)[Count]) const {
     T* to = at(token, channel);
@@ -58,7 +58,7 @@ class OutputRows {
   }
 
  private:
-  /// Rounded numbers.
+  /// Numbers rounded to T.
   template <int Count>
   struct alignas(Count * sizeof(T)) Run {
     std::uint32_t word[Count * sizeof(T) / 4];

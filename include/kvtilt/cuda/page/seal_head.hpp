@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// Quantizes one kv head of a full 16-bit block into its part of a page. All threads of a block work
-/// on it: first they fit all groups of keys and values, a warp 16 groups at a time, then they encode.
+/// Seals a kv head: quantizes its full 16-bit block into its part of a page. All threads of a block
+/// first fit the groups of keys and values, a warp 16 groups at a time, then encode both.
 ///
-/// Cost   the 16-bit values are read two or three times (from shared memory, or where L1 has them).
-///        Bound by issued instructions, of a warp for 32 elements on sm_90: 5 to fit with MinMax, 45
-///        with MinMse, 7 to encode (64 tokens of keys in 4 bits and values in 2, 128 channels)
+/// Cost   reads the 16-bit values two or three times (from shared memory or L1). Bound by
+///        instruction issue; instructions of a warp per 32 elements on sm_90: 5 to fit with MinMax,
+///        45 with MinMse, 7 to encode (64 tokens of keys in 4 bits and values in 2, 128 channels)
 #pragma once
 
 #include <kvtilt/cuda/page/encode_tiles.hpp>
@@ -18,16 +18,16 @@
 
 namespace kvtilt::cuda {
 
-/// One tensor to seal. In shared memory: threads reload what they need, their registers are full.
+/// One tensor to seal. It is in shared memory, to save registers: threads reload members on use.
 struct alignas(16) SealTask {
   HalfTiles half;
   TensorLayout packed;
   TileMap map;
-  GroupCode* groups;  ///< scratch for all of the tensor's groups
+  GroupCode* groups;  ///< [band][pitch]: scratch for all of the tensor's groups
   int bands;
-  Divisor across;  ///< tiles across the groups
+  Divisor across;  ///< number of tiles across the groups
 
-  /// What warps share out: 16 groups at a time to fit, then runs of tiles to encode or copy.
+  /// Work items of warps: sets of 16 groups to fit, then runs of tiles to encode or copy.
   [[nodiscard]] KVTILT_HD int fits() const { return bands * across.value; }
   [[nodiscard]] KVTILT_HD int runs() const {
     return (map.total + encoded_tiles - 1) / encoded_tiles;
@@ -38,7 +38,7 @@ KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
   return static_cast<std::size_t>(packed.bands()) * static_cast<std::size_t>(packed.pitch());
 }
 
-/// Bytes of shared memory that sealing a head takes, a multiple of 16.
+/// Bytes of shared memory that seal_head() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
   return 2 * sizeof(SealTask) +
          (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
@@ -50,7 +50,7 @@ enum class FitRules { All, MinMax };
 
 namespace detail {
 
-/// Fits the groups of one band in one tile across.
+/// Fits the 16 groups of band `band` and tile `across`.
 template <FitRules Rules, class Groups, class Threads>
 KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte* const& block,
                         int band, int across) {
@@ -83,8 +83,8 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte*
   if (!Groups::writes(lane)) return;
   const int group = Groups::group(lane);
   const int first = across * tile_extent;
-  int entry = first + (lane >> 2) * 2 + group;  // along inner
-  int place = entry;
+  int entry = first + (lane >> 2) * 2 + group;  // in the metadata; groups along inner
+  int place = entry;                            // in the scratch, which has the registers' order
   if (outer) {
     place = first + (lane & 3) * 4 + group;
     entry = task.half.role == Role::Keys ? place
@@ -116,7 +116,7 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::by
   const int first = run * encoded_tiles;
   if (!task.packed.format.quantized()) {
     const int end = task.half.outer_tiles * task.half.inner_tiles;
-    // All on their way before the first is stored; beyond the last tile, that once more.
+    // Loads all before it stores the first; beyond the last tile, the last once more.
     const Fragment* from = reinterpret_cast<const Fragment*>(task.half.data) + lane;
     Fragment* to = reinterpret_cast<Fragment*>(codes) + lane;
     Fragment tiles[encoded_tiles];
@@ -143,9 +143,12 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::by
 
 }  // namespace detail
 
-/// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
-/// packed        the head in the page, and `block`, where it begins: this, like the codes, may be
-///               written by a thread just before it calls
+/// Seals one head. All threads of the block call it.
+///
+/// keys, values  16-bit codes of the head in the order of a block, 16-byte aligned
+/// packed        layout of the head in the page
+/// block         where the head begins in the page; a thread may write it, and the codes, just
+///               before its call, as a sync() follows
 /// shared        seal_shared_bytes(packed), 16-byte aligned; free again after the next sync()
 template <FitRules Rules, class Threads>
 KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const std::byte* values,
@@ -166,7 +169,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
         Divisor(layout.group_along_outer ? half.inner_tiles : half.outer_tiles)};
   }
   threads.sync();
-  // Loops: the code for keys and for values is the same, and long.
+  // One loop over keys and values: inlining the long code twice would bloat the kernel.
   const int warps = threads.thread_count() / warp_lanes;
   const int key_fits = tasks[0].fits();
   const int fits = key_fits + tasks[1].fits();

@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: MIT
-/// Quantizes one kv head of a full 16-bit block, shared out among blocks: what seal_head() does, for
-/// the least time from the first load to the last store. The words of a page belong to lanes, so a
-/// slice is a number of lanes of some tiles, with all groups of theirs:
+/// Seals a kv head as seal_head() does, by several thread blocks, with the least latency from the
+/// first load to the last store. Each takes a slice of the head: a number of units. Every word of a
+/// page belongs to one lane of its tiles, so a unit is some lanes of some tiles, with all groups of
+/// these lanes:
 ///
-///     groups along outer   a unit is a column of tiles (as many as fill whole words) and a quad of
-///                          channels or tokens: lanes of equal lane % 4, 4 groups of each tile across
+///     groups along outer   a unit is a column of tiles (or as many as fill whole words) and a quad
+///                          of channels or tokens: lanes of equal lane % 4, 4 groups of each tile
+///                          across
 ///     groups along inner   a unit is two rows of every tile: lanes of equal lane / 4, 2 groups of
 ///                          each tile across
 ///     16 bits              a unit is a tile
 ///
-/// A group is fitted by as many lanes as there are for it, each with eight elements of a tile at a
-/// time: half of what the tile has of the group. In slices of 1024 elements these are one per lane,
-/// and stay in registers from the first look to the last.
+/// As many lanes as are available fit a group, each a share at a time: eight elements, half of what
+/// a tile has of the group. In slices of 1024 elements a lane has one share, which stays in
+/// registers throughout the fit.
 ///
-/// Cost   for a thread with eight elements, all counted, on sm_90: to fit 165 instructions with MinMax
-///        and 690 with MinMse, to encode 150 (4 bits)
+/// Cost   instructions of a thread with eight elements, in total, on sm_90: 165 to fit with MinMax,
+///        690 with MinMse, 150 to encode (4 bits)
 #pragma once
 
 #include <kvtilt/cuda/page/encode_tiles.hpp>
@@ -33,33 +35,33 @@ namespace kvtilt::cuda {
 
 /// A tensor of a head, and the part of it that one block seals.
 struct alignas(16) SliceTensor {
-  HalfTiles half;  ///< whose data is not known yet
+  HalfTiles half;  ///< without data: the pointer is set later
   TensorLayout packed;
   TileMap map;
-  SearchGrid grid;  ///< if there is a search
-  int scratch;      ///< of GroupCodes for all of the tensor's groups, the first
+  SearchGrid grid;  ///< for MinMse
+  int scratch;      ///< index of the tensor's first GroupCode in the scratch
 
-  /// A unit has 2^group_bits groups of a tile across, of 2^unit_bits units that share tiles it is one.
+  /// A unit has 2^group_bits groups of each tile across; 2^unit_bits units share the same tiles.
   int group_bits;
   int unit_bits;
   int unit_bytes;   ///< from a unit to the next in a tile
-  int share_bytes;  ///< from a half of a tile to the other
-  int columns;      ///< tiles of a unit that stand side by side, across
-  int turned;       ///< whether groups stand as registers do, in the scratch: values along outer
+  int share_bytes;  ///< from the first share of a group to the second in a tile
+  int columns;      ///< tiles of a unit side by side, across the groups
+  int turned;       ///< whether metadata swaps the middle groups of each 4: values along outer
   int along_tiles;  ///< of the tensor, along groups
-  int along_step;   ///< from a tile to the next, in tiles
+  int along_step;   ///< from a tile to the next, in tiles of HalfTiles
   int across_step;
   int units;
-  Divisor weight;  ///< of a unit: fragments / 8
-  Divisor bands;   ///< of groups
-  Divisor across;  ///< tiles across the groups, of a unit
+  Divisor weight;  ///< work of a unit: its Fragments / 8
+  Divisor bands;
+  Divisor across;  ///< tiles of a unit across the groups
   Divisor runs;    ///< of tiles that fill whole words, in a unit
 
   int first_unit;
   int own_units;
   int own_groups;  ///< to fit
-  int lane_bits;   ///< 2^lane_bits lanes for each
-  int rounds;      ///< of all threads, to fit them
+  int lane_bits;   ///< 2^lane_bits lanes fit a group
+  int rounds;      ///< that all threads need to fit them
 
   KVTILT_HD SliceTensor(Role role, const TensorLayout& layout, int scratch_)
       : half{role, nullptr, tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)},
@@ -106,7 +108,8 @@ struct alignas(16) SliceTensor {
   /// The weight of all units.
   [[nodiscard]] KVTILT_HD int total() const { return 4 * map.total; }
 
-  /// What lies between two weights, counted from the tensor's first unit, for a block of `threads`.
+  /// Takes the units between two weights, summed from the tensor's first unit on, for a block of
+  /// `threads` threads.
   KVTILT_HD void take(int begin, int end, int threads) {
     first_unit = unit_at(begin);
     own_units = unit_at(end) - first_unit;
@@ -129,7 +132,7 @@ struct alignas(16) SliceTensor {
   }
 };
 
-/// A head's tensors. Computed where a cache is made: a kernel that waits for it would divide too long.
+/// Both tensors of a head. Computed when a cache is created, as its divisions would delay a kernel.
 struct alignas(16) HeadSlices {
   SliceTensor tensors[2];
   std::uint64_t offset;  ///< of the head's block, from the start of the page
@@ -141,7 +144,7 @@ struct alignas(16) HeadSlices {
 };
 static_assert(std::is_trivially_copyable_v<HeadSlices>);
 
-/// Bytes of shared memory that sealing a slice takes, a multiple of 16.
+/// Bytes of shared memory that seal_slice() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
   return sizeof(HeadSlices) +
          (static_cast<std::size_t>(head.key.bands()) * static_cast<std::size_t>(head.key.pitch()) +
@@ -150,7 +153,7 @@ KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
              sizeof(GroupCode);
 }
 
-/// n of 2^n.
+/// log2 of a power of two.
 KVTILT_HD inline int bits_below(int power) {
 #if defined(__CUDA_ARCH__)
   return 31 - __clz(power);
@@ -159,8 +162,8 @@ KVTILT_HD inline int bits_below(int power) {
 #endif
 }
 
-/// The first two threads of a warp or a block choose slice `slice` of `slices`, a power of two up to
-/// 32, of one tensor each. `shared` is theirs alone.
+/// Selects slice `slice` of `slices`, a power of two up to 32. The first two threads of a warp or a
+/// block call it, each for one tensor; no other thread uses `shared` meanwhile.
 KVTILT_HD inline void take_slice(int thread, std::byte* shared, int slice, int slices,
                                  int threads) {
   SliceTensor* const tensors = reinterpret_cast<HeadSlices*>(shared)->tensors;
@@ -171,7 +174,7 @@ KVTILT_HD inline void take_slice(int thread, std::byte* shared, int slice, int s
                        threads);
 }
 
-/// A warp brings what begin_slice() needs into shared memory: followed by a sync.
+/// Puts what begin_slice() needs into shared memory. One warp calls it; a sync() must follow.
 template <class Threads>
 KVTILT_HD void prepare_slice(const Threads& threads, const HeadSlices& head, std::byte* shared,
                              int slice, int slices) {
@@ -187,27 +190,27 @@ KVTILT_HD void prepare_slice(const Threads& threads, const HeadSlices& head, std
 
 namespace detail {
 
-/// A round of fits.
+/// Rounds in which the block's threads fit the groups of both tensors.
 KVTILT_HD inline int fit_rounds(const SliceTensor* tensors) {
   return tensors[0].rounds + tensors[1].rounds;
 }
 
-/// What a thread has of a round: its first share of a group. What else there is to know of the group
-/// is in shared memory: registers are short where this lives.
+/// What a thread keeps of a round: its first share of a group. All else about the group is in
+/// shared memory, as registers are scarce during its life.
 struct SliceFit {
   int band;
   int entry;  ///< of the group, in its band
   const std::byte* at;
   LoadedShare first;
 
-  /// Which tensor a round is for, and its number there.
+  /// The tensor that a round is for; `round` becomes its number there.
   KVTILT_HD static int tensor_of(const SliceTensor* tensors, int& round) {
     if (round < tensors[0].rounds) return 0;
     round -= tensors[0].rounds;
     return 1;
   }
 
-  /// Its first share is on its way.
+  /// Finds the thread's group of a round and starts to load its first share.
   template <class Threads>
   KVTILT_HD void begin(const Threads& threads, const SliceTensor* tensors, const std::byte* keys,
                        const std::byte* values, int round) {
@@ -247,7 +250,7 @@ struct SliceFit {
             lanes};
   }
 
-  /// Writes scale and minimum to the scratch and to the page.
+  /// Fits the group and writes scale and minimum to the scratch and to the page.
   template <class Threads>
   KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
                         std::byte* block, int round) const {
@@ -255,7 +258,7 @@ struct SliceFit {
     const ShareRun run = run_of(threads, task);
     const int group = (round * threads.thread_count() + threads.thread()) >> task.lane_bits;
     const bool writes = group < task.own_groups && run.share == 0;
-    // Read while something else is waited for: behind the first store it would be waited for itself.
+    // Loaded here, where its latency hides behind the fit; after the first store it would stall.
     const int pitch = task.map.pitch;
     const int turned = task.turned;
     GroupCode* const code = groups + task.scratch + band * pitch + entry;
@@ -273,7 +276,7 @@ struct SliceFit {
   }
 };
 
-/// Codes of a lane's fragments of `Tiles` tiles.
+/// Encodes and stores a lane's fragments of `Tiles` tiles.
 template <int Tiles>
 KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, const GroupCode* groups,
                            std::byte* codes, int first_tile, int lane) {
@@ -286,15 +289,15 @@ KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, const
   store_codes(tiles, bits, codes, task.packed.matrix, first_tile, lane);
 }
 
-/// Encodes or copies what the block has of a tensor.
+/// Encodes, or in 16 bits copies, the block's units of a tensor.
 template <class Threads>
 KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, const std::byte* data,
                             const GroupCode* groups, std::byte* codes) {
   const int bits = task.packed.format.bits;
   const int count = threads.thread_count();
-  const int thread = opaque(threads.thread());  // what follows from it is in the way of the search
+  const int thread = opaque(threads.thread());  // else values of it fill registers in the search
   if (!task.packed.format.quantized()) {
-    constexpr int together = 4;  // loads on their way
+    constexpr int together = 4;  // loads in flight
     const int end = (task.first_unit + task.own_units) * warp_lanes;
     const Fragment* from = reinterpret_cast<const Fragment*>(data);
     Fragment* to = reinterpret_cast<Fragment*>(codes);
@@ -338,10 +341,10 @@ KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, con
 
 }  // namespace detail
 
-/// What a block begins with: its first loads are on their way. All threads take part.
+/// Issues the first loads of a block's slice. All threads call it.
 ///
-/// keys, values  16-bit codes of the head in a block's order, 16-byte aligned
-/// shared        slice_shared_bytes() after prepare_slice(), 16-byte aligned
+/// keys, values  16-bit codes of the head in the order of a block, 16-byte aligned
+/// shared        slice_shared_bytes(), filled by prepare_slice(), 16-byte aligned
 template <class Threads>
 KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const std::byte* values,
                            const std::byte* shared, detail::SliceFit& fit) {
@@ -349,7 +352,8 @@ KVTILT_HD void begin_slice(const Threads& threads, const std::byte* keys, const 
   if (detail::fit_rounds(tensors) > 0) fit.begin(threads, tensors, keys, values, 0);
 }
 
-/// The rest. References: in shared memory they take no registers while there are none to spare.
+/// Seals the slice that begin_slice() began. All threads call it. It takes pointers by reference:
+/// those in shared memory occupy no registers.
 ///
 /// block  where the head begins in the page
 template <class Threads>

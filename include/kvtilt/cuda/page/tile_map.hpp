@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Where the tiles of a sealed tensor, in the order of its planes, stand in 16 bits, and which groups
-/// are theirs. Computed once for a tensor: to ask costs a few multiplications and no division.
+/// Maps tiles of a sealed tensor, in the order of its planes, to their tiles in 16 bits and to
+/// their groups. Built once for a tensor: a look-up costs a few multiplications and no division.
 #pragma once
 
 #include <kvtilt/cuda/page/fit_groups.hpp>
@@ -11,8 +11,8 @@
 
 namespace kvtilt::cuda {
 
-/// Divides a < 2^12 by d while a d < 2^20: a times the error of the inverse, below 2^-20, is then less
-/// than 1/d.
+/// Divides a < 2^12 by d = `value` if a d < 2^20: a times the error of the inverse, below 2^-20, is
+/// then less than 1/d.
 struct Divisor {
   int value;
   std::uint32_t inverse;  ///< 2^20 / value, rounded up
@@ -27,20 +27,20 @@ struct Divisor {
 };
 
 struct TilePlace {
-  int half;   ///< number in HalfTiles
-  int group;  ///< first of the tile's, in [band][pitch]
+  int half;   ///< index in HalfTiles
+  int group;  ///< index in [band][pitch] of the tile's first group
 };
 
 struct TileMap {
   Divisor outer_tiles;
   Divisor group_tiles;
-  int outer_step;  ///< from a tile to its neighbours in HalfTiles
+  int outer_step;  ///< from a tile to its neighbour along outer, in HalfTiles
   int inner_step;
   int pitch;  ///< groups of a band
   int total;
   bool along_outer;
-  /// Whether four tiles from a multiple of four on have the same groups, and are neighbours along
-  /// outer.
+  /// Whether four tiles from a multiple of four on always have the same groups and are neighbours
+  /// along outer.
   bool fours;
 
   KVTILT_HD TileMap(const HalfTiles& half, const TensorLayout& packed)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Whole quantized tensors of a page to 16-bit rows, in whole lines of memory: 64 channels. As tiles
-/// stand, a warp would store sectors of 32 bytes, of eight rows at a time, and each costs the memory
-/// as much as a line; so rows go through shared memory, warp by warp.
+/// Unpacks whole quantized tensors of a page to 16-bit rows in whole lines of memory: 64 channels.
+/// Straight from tiles, a warp would store sectors of 32 bytes of eight rows at a time, each of
+/// which costs the memory as much as a line; so each warp collects rows in shared memory first.
 #pragma once
 
 #include <kvtilt/cuda/page/decode_tiles.hpp>
@@ -15,14 +15,14 @@
 
 namespace kvtilt::cuda {
 
-/// Shared memory of a warp: rows of 64 channels, as far apart as keeps what lanes store of eight rows
-/// in different banks.
+/// Shared memory of a warp: rows of 64 channels. The pitch keeps what lanes store to eight rows in
+/// different banks.
 inline constexpr int line_rows = 32;
 inline constexpr int line_pitch = 144;
 inline constexpr int line_buffer_bytes = line_rows * line_pitch;
 
-/// Whether unpack_lines() can do it: 2, 4 or 8 bits, keys per channel or values per token, channels in
-/// 64s, and groups that end where what a warp takes ends.
+/// Whether unpack_lines() supports a tensor: 2, 4 or 8 bits, keys per channel or values per token,
+/// a multiple of 64 channels, and no group ends inside what a warp takes at a time.
 template <Role R>
 KVTILT_HD bool fills_lines(const TensorLayout& tensor) {
   const CodeMatrix matrix = tensor.matrix;
@@ -36,11 +36,12 @@ KVTILT_HD bool fills_lines(const TensorLayout& tensor) {
 
 namespace detail {
 
-/// Bytes that values from the eighth row on stand further: lanes store one channel of rows 4 apart,
-/// and those 8 apart would meet in a bank.
+/// Bytes by which value rows from the eighth on are shifted: lanes store to rows 4 apart, and those
+/// 8 apart would be in the same bank.
 inline constexpr int value_skew = 32;
 
-/// Rows of a warp's buffer, which all lanes have filled, to `to`; then it may be filled again.
+/// Stores the rows of a warp's buffer to `to`, once all lanes have filled it; then it may be
+/// refilled.
 template <int Rows, int Skew, class T, class Threads>
 KVTILT_HD void store_lines(const Threads& threads, const std::byte* buffer, T* to,
                            std::int64_t stride) {
@@ -56,14 +57,14 @@ KVTILT_HD void store_lines(const Threads& threads, const std::byte* buffer, T* t
   threads.sync_warp();
 }
 
-/// Keys: a warp takes four tiles side by side of two token tiles.
+/// Unpacks keys: a warp takes 32 tokens x 64 channels at a time, two by four tiles.
 template <int Width, class T, class Threads>
 KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tensor,
                                 const std::byte* block, const OutputRows<T>& rows,
                                 std::byte* buffer) {
   using Four = ScaleEntries::Four;
   constexpr int count = Width / 2;              // words of two tiles
-  constexpr int together = Width == 8 ? 2 : 4;  // tiles on their way: as registers allow
+  constexpr int together = Width == 8 ? 2 : 4;  // loads in flight: as registers allow
   struct alignas(4 * count) Run {
     std::uint32_t word[count];
   };
@@ -121,7 +122,8 @@ KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tens
   }
 }
 
-/// Values: a warp takes four tiles side by side, which share a lane's scales.
+/// Unpacks values: a warp takes 16 tokens x 64 channels at a time, four tiles, for which a lane's
+/// scales are the same.
 template <int Width, class T, class Threads>
 KVTILT_HD void unpack_value_lines(const Threads& threads, const TensorLayout& tensor,
                                   const std::byte* block, const OutputRows<T>& rows,
@@ -177,8 +179,9 @@ KVTILT_HD void unpack_tensor_lines(const Threads& threads, const TensorLayout& t
     unpack_value_lines<Width>(threads, tensor, block, rows, buffer);
 }
 
-/// All tokens of a block, whose tensor fills_lines(), to rows that are aligned_to_16().
+/// Unpacks all tokens of a tensor that fills_lines() to rows that are aligned_to_16().
 ///
+/// block   of the head in the page
 /// buffer  shared memory of the warp, line_buffer_bytes, 16-byte aligned
 template <Role R, class T, class Threads>
 KVTILT_HD void unpack_lines(const Threads& threads, const TensorLayout& tensor,
