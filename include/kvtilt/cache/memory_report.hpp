@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where the bytes of a cache are.
+/// How many bytes a cache uses, and for what.
 #pragma once
 
 #include <cstddef>
@@ -7,14 +7,14 @@
 
 namespace kvtilt {
 
-/// Bytes in use by live tokens, over all layers; reserved_bytes is what the allocator gave, what was
-/// taken from page_memory, and neither has back, used or not; it belongs to the cache as a whole.
+/// Bytes in use by live tokens, over all layers. Only reserved_bytes is of the cache as a whole: what
+/// it holds from the allocator and from page_memory, used or not.
 struct MemoryReport {
   std::size_t page_bytes = 0;      ///< sealed pages, whole
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails
   std::size_t sink_bytes = 0;      ///< 16-bit tokens of the sinks
   std::size_t table_bytes = 0;     ///< page-table entries
-  std::size_t reserved_bytes = 0;  ///< by reserve, fork and load
+  std::size_t reserved_bytes = 0;  ///< taken by reserve, fork and load
   std::int64_t elements = 0;       ///< key and value elements of live tokens, unpadded
 
   [[nodiscard]] std::size_t bytes_in_use() const {
