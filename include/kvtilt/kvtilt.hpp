@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Everything a CPU engine needs: a KVCache in few bits, and attention over it.
+/// Includes the whole CPU half: the quantized KVCache and attention over it.
 #pragma once
 
 #include <kvtilt/attention/attend.hpp>

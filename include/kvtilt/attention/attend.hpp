@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// softmax(q k^T * scale) v over a cache, straight from its codes.
+/// Attention, softmax(q k^T * scale) v, computed on the codes of a cache without unpacking it.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -15,7 +15,7 @@
 
 namespace kvtilt {
 
-/// The newest tokens of one sequence in one layer. See attend() for the shapes.
+/// The queries of one sequence's newest tokens in one layer. See attend() for the shapes.
 struct AttendRequest {
   LayerView view;
   TensorView queries;
@@ -51,7 +51,7 @@ inline Status check_request(const AttendRequest& request) {
   return check_kept(view, request.options, view.length - request.queries.tokens);
 }
 
-/// Lays a batch out in a workspace, or measures it (workspace null).
+/// Lays out a batch in the workspace; if that is null, only computes `bytes`.
 struct AttendPlan {
   std::span<Work> works;
   std::byte* tiles;
@@ -74,7 +74,7 @@ struct AttendPlan {
     }
     float* partials = carver.take<float>(floats);
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
-    bytes = carver.used() + page_alignment;  // attend_memory.hpp takes the same
+    bytes = carver.used() + page_alignment;  // slack to align the start; attend_memory.hpp does so too
     if (workspace == nullptr) return;
     number_items(works);
     for (Work& work : works) {
@@ -86,8 +86,8 @@ struct AttendPlan {
 
 }  // namespace detail
 
-/// Bytes attend() needs for a batch and a number of workers. With one worker it does not depend on
-/// the lengths. attend_memory.hpp has a bound for all batches to come.
+/// Bytes of workspace that attend() needs for a batch. With one worker they do not depend on the
+/// sequences' lengths. attend_memory.hpp has an upper bound over all batches of given limits.
 inline std::size_t attend_workspace_bytes(std::span<const AttendRequest> requests,
                                           int workers = 1) {
   return detail::AttendPlan(requests, workers, nullptr).bytes;
@@ -99,26 +99,26 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
   return attend_workspace_bytes({&request, 1});
 }
 
-/// Attention of the newest tokens of many sequences: append them first, then attend. Query i of n
-/// has position length - n + i and sees every position up to its own, inside the layer's window,
-/// unless its options say otherwise (options.hpp has the order of operations).
+/// Computes attention for the newest tokens of many sequences, which must already have been appended.
+/// Query i of n has position length - n + i and sees every position up to its own, inside the layer's
+/// window, unless its options say otherwise (options.hpp has the order of operations).
 ///
 /// queries    [n, query_heads, key_dim], n <= length; query_heads is a multiple of kv_heads, and
 ///            query head h reads kv head h / (query_heads / kv_heads)
 /// out        [n, query_heads, value_dim], normalised; lse [n, query_heads] if wanted. A query
-///            that sees nothing gives 0 and lse = -infinity; one with NaN or infinity has undefined
-///            results, and others do not suffer from it
+///            that sees no token gives 0 and lse = -infinity (or its head's sink logit). A query
+///            with NaN or infinity has undefined results, which do not affect other queries
 /// workspace  attend_workspace_bytes(requests, parallel.workers) bytes, any alignment
-/// Error      Arithmetic::Exact: against float64 on the stored values at most (1e-5 + 8 * 2^-24 *
-///            max sum|q k| * scale) times max|v|, for any length. A k or v much smaller than the
-///            widest of its quantization group counts like that one: codes and minima are summed
-///            apart. Where all products of a sum are alike (constant q and k) their roundings are
-///            too, and 8 becomes key_dim / 2. A soft-cap adds 2^-21 of itself.
-///            Arithmetic::Fast: less than a fifth of the codes' own error more (rms)
-/// Fails      InvalidArgument with the shapes; then nothing is written
-/// Cost       every page once per kv head and 16 query rows (a tile); no allocation. Tiles that are
-///            long or few for the workers are shared out in spans of 32 pages: a sequence alone
-///            keeps as many workers busy as it has tiles times spans
+/// Error      Arithmetic::Exact: compared with float64 on the stored values, at most (1e-5 + 8 *
+///            2^-24 * max sum|q k| * scale) * max|v|, for any length. In it a k or v counts as large
+///            as the largest of its quantization group, because codes and minima are summed apart.
+///            If all products of a sum are equal (constant q and k), so are their rounding errors,
+///            and 8 becomes key_dim / 2. A soft-cap adds 2^-21 * soft_cap inside the parentheses.
+///            Arithmetic::Fast: adds less than a fifth of the codes' own error (rms)
+/// Fails      InvalidArgument (shapes, options, workspace; names the values); nothing is written then
+/// Cost       reads every page once per kv head and tile of 16 query rows; no allocation. If a tile
+///            is long, or tiles are too few for the workers, it is split into spans of 32 pages: a
+///            single sequence keeps up to tiles * spans workers busy
 inline Status attend(std::span<const AttendRequest> requests, std::span<std::byte> workspace,
                      const ParallelFor& parallel = {}) {
   for (const AttendRequest& request : requests)

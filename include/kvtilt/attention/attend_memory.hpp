@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What attend() will ask for, before there is a cache.
+/// An upper bound of the workspace that attend() will need, before there is a cache.
 #pragma once
 
 #include <kvtilt/attention/attend.hpp>
@@ -14,12 +14,12 @@
 
 namespace kvtilt {
 
-/// The largest call of attend() that there will be.
+/// Upper limits of all calls of attend() to come.
 struct AttendStep {
-  std::int64_t tokens = 0;   ///< the most of a sequence
-  int query_heads = 0;       ///< a multiple of the layer's kv_heads
-  std::int64_t queries = 1;  ///< the most of a sequence, 1 to 2^20
-  int sequences = 1;         ///< the most in one batch
+  std::int64_t tokens = 0;   ///< per sequence
+  int query_heads = 0;       ///< exactly; a multiple of the layer's kv_heads
+  std::int64_t queries = 1;  ///< per sequence, 1 to 2^20
+  int sequences = 1;         ///< per batch
   int workers = 1;           ///< of its ParallelFor
 };
 
@@ -43,8 +43,8 @@ inline Status check_step(const LayerShape& shape, const CacheOptions& options,
   return {};
 }
 
-/// The most rows of a batch whose pages are split: spans_of() splits fewer than
-/// share_tiles * workers tiles, however long the sequences are beside each other.
+/// The most query rows of a batch that are in split tiles: spans_of() splits fewer than
+/// share_tiles * workers tiles, whatever the lengths of the sequences.
 inline std::int64_t most_split_rows(const LayerShape& shape, const AttendStep& step) {
   const std::int64_t rows = step.queries * step.query_heads;  // of a sequence
   const std::int64_t most =
@@ -54,13 +54,13 @@ inline std::int64_t most_split_rows(const LayerShape& shape, const AttendStep& s
 
 }  // namespace detail
 
-/// Bytes that suffice attend() for every batch of one layer that has no more sequences, tokens,
-/// queries and workers than the step: an upper bound of attend_workspace_bytes(requests, workers).
-/// The most over a model's layers serves them all. Exact for one worker, and where all sequences
-/// have step.tokens tokens, no window, and together too few tiles for the workers (attend()).
+/// Bytes of workspace that suffice for attend() on every batch of one layer within the limits of
+/// `step`: an upper bound of attend_workspace_bytes(requests, workers). The maximum over a model's
+/// layers serves them all. The bound is exact for one worker, and if all sequences have step.tokens
+/// tokens, the layer has no window, and the batch has too few tiles for the workers (see attend()).
 ///
-/// Assumes that no truncation cut a sealed page in two. Each that does can add a page; a workspace
-/// that then does not suffice is refused by attend().
+/// Assumes that no truncation has cut a sealed page. Each such cut can add a page to the table;
+/// attend() refuses a workspace that is then too small.
 ///
 /// Fails  InvalidArgument with the number that is out of range; OutOfMemory beyond 2^56 bytes
 inline Result<std::size_t> attend_workspace_bytes(const LayerShape& shape,

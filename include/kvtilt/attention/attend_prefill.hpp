@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention of a prompt's chunk over the cached past and over itself.
+/// Attention of a chunk of a prompt over the cached past and over the chunk itself.
 #pragma once
 
 #include <kvtilt/attention/attend.hpp>
@@ -7,7 +7,7 @@
 
 namespace kvtilt {
 
-/// A chunk of one sequence in one layer. See attend_prefill() for the shapes.
+/// One sequence's chunk in one layer. See attend_prefill() for the shapes.
 struct PrefillRequest {
   LayerView past;
   TensorView queries;
@@ -47,13 +47,14 @@ inline Status check_request(const PrefillRequest& request) {
   return check_kept(past, request.options, past.length);
 }
 
-/// One chunk with its 16-bit blocks, laid out like the tail of a sequence.
+/// One chunk and its fp16 copy, in blocks that are laid out like the tail of a sequence.
 struct PrefillJob {
   Work work;
   HeadLayout head;
   std::byte* blocks;
   const PrefillRequest* request;
 
+  /// Rounds the keys and values of one kv head to fp16, into `blocks`.
   void load(int kv_head) const {
     for (std::int64_t token = 0; token < work.chunk_tokens; token += chunk_block_tokens) {
       const std::int64_t block =
@@ -67,7 +68,7 @@ struct PrefillJob {
   }
 };
 
-/// Lays a batch of chunks out in a workspace, or measures it (workspace null).
+/// Lays out a batch of chunks in the workspace; if that is null, only computes `bytes`.
 struct PrefillPlan {
   std::span<Work> works;
   std::span<PrefillJob> jobs;
@@ -104,7 +105,7 @@ struct PrefillPlan {
   }
 };
 
-/// Rounds the chunks to fp16, one kv head at a time.
+/// Rounds the chunks to fp16; the workers take one kv head of one chunk at a time.
 struct ChunkLoader {
   std::span<const PrefillJob> jobs;
   std::atomic<std::int64_t> next{0};
@@ -124,7 +125,8 @@ struct ChunkLoader {
 
 }  // namespace detail
 
-/// Bytes attend_prefill() needs for a batch: the chunks in 16 bits, and attend's own.
+/// Bytes of workspace that attend_prefill() needs for a batch: the chunks in fp16, and what attention
+/// itself needs.
 inline std::size_t attend_prefill_workspace_bytes(std::span<const PrefillRequest> requests,
                                                   int workers = 1) {
   return detail::PrefillPlan(requests, workers, nullptr).bytes;
@@ -137,15 +139,16 @@ inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::in
   return attend_prefill_workspace_bytes({&request, 1});
 }
 
-/// Attention of n new tokens over the cached past and causally over themselves, unquantized. Call
-/// it before the chunk is appended; cache bytes do not depend on chunking, these outputs do.
+/// Computes attention for a chunk of n new tokens over the cached past and, causally and without
+/// quantization, over the chunk itself. Call it before the chunk is appended. How a prompt is cut into
+/// chunks changes these outputs, but not the bytes of the cache.
 ///
 /// past       the layer before the chunk; its length is the position of the chunk's first token
 /// queries    [n, query_heads, key_dim]
 /// keys       [n, kv_heads, key_dim], after RoPE; rounded to fp16, as append will
 /// values     [n, kv_heads, value_dim]
-/// out, lse, options, error, failures: as attend(). Values that append would refuse give undefined
-/// outputs.
+/// out, lse, options, error and failures are as for attend(). Keys or values that append would refuse
+/// give undefined outputs.
 /// workspace  attend_prefill_workspace_bytes(requests, parallel.workers) bytes
 inline Status attend_prefill(std::span<const PrefillRequest> requests,
                              std::span<std::byte> workspace, const ParallelFor& parallel = {}) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Combines attention over disjoint sets of keys: split work, context parallelism, host and GPU.
+/// Combines attention over disjoint sets of keys, for split work, context parallelism, or CPU + GPU.
 #pragma once
 
 #include <kvtilt/core/softmax_state.hpp>
@@ -12,9 +12,9 @@
 
 namespace kvtilt {
 
-/// Folds `part` into `into`, both normalised outputs with their lse. An empty part (o = 0,
+/// Merges `part` into `into`, both normalised outputs with their lse. An empty part (out = 0,
 /// lse = -infinity) is neutral. Commutative and associative up to rounding: merge in a fixed order
-/// for fixed bits. Fails with InvalidArgument when shapes differ or an lse is missing.
+/// for reproducible bits. Fails with InvalidArgument if shapes differ or an lse is missing.
 inline Status merge(const OutputView& into, const OutputView& part) {
   if (into.tokens != part.tokens || into.heads != part.heads || into.dim != part.dim)
     return Status::error(ErrorCode::InvalidArgument,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What attention may be told beyond its tensors.
+/// The options of attention beside its tensors, and their check.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -13,11 +13,12 @@
 
 namespace kvtilt {
 
-/// How queries and probabilities meet codes; keys and values may differ, as their widths do.
+/// The arithmetic of dot products with quantized codes. It is chosen for keys and for values apart, as
+/// their code widths may differ.
 enum class Arithmetic : std::uint8_t {
-  /// Integer dot products where this machine has fast ones for a tensor's width, float32 elsewhere.
-  /// Queries and probabilities are then rounded too, in steps chosen so that this adds less than a
-  /// fifth of the error (rms) that the codes have themselves.
+  /// Integer dot products if this machine has fast ones for the tensor's code width, else float32.
+  /// Integers require queries or probabilities to be rounded too, in steps so small that this adds
+  /// less than a fifth of the codes' own error (rms).
   Fast,
   Exact,  ///< float32: attend() states the error bound
 };
@@ -25,37 +26,41 @@ enum class Arithmetic : std::uint8_t {
 /// Order of operations, for a query at position i and a key at position j:
 ///
 ///     logit = cap * tanh(scale * q.k / cap) + slope * (j - i)     cap and slope where given
-///     then only keys in the range of positions, inside the window and causal (unless not asked for) or
-///     in the tree mask count;
-///     then the head's sink logit joins the denominator as it is.
+///     then keys are masked out unless they are in first_position to end_position - 1, inside the
+///     window, and visible by causality (if `causal`) or by the tree mask;
+///     then the head's sink logit, without scale, cap or slope, joins the softmax denominator.
 struct AttendOptions {
-  float scale = 0.0f;     ///< up to 1e30; 0: 1 / sqrt(key_dim)
+  float scale = 0.0f;     ///< of q.k, up to 1e30; 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;  ///< up to 1e30; 0: none
   int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
-  std::span<const float> alibi_slopes = {};  ///< [query_heads], within 1e30; empty: none
+  std::span<const float> alibi_slopes = {};  ///< [query_heads], up to +-1e30; empty: none
   Arithmetic arithmetic = Arithmetic::Fast;
-  /// [query_heads] logits, within 1e30, of a token that is not there (gpt-oss). They belong to exactly
-  /// one part when partial results are merged. -infinity: that head has none. Empty: none has.
+  /// [query_heads] attention-sink logits (gpt-oss), up to +-1e30: each joins its head's softmax as a
+  /// key with value 0. When parts are merged, exactly one must have them. -infinity: none for that
+  /// head. Empty: none.
   std::span<const float> sink_logits = {};
-  /// [queries] for speculative decoding: bit j of word i lets query i see the j-th of the newest
-  /// `queries` tokens, instead of causality. At most 64 queries. Empty: causal. To keep one path of a
-  /// tree, verify it by attend_prefill() before anything is appended, then append the rows of the path.
+  /// [queries] words for speculative decoding, in place of causality: bit j of word i lets query i
+  /// see the j-th of the newest `queries` tokens. At most 64 queries. Empty: causal.
+  /// To keep one path of a tree, verify it by attend_prefill() before anything is appended, then append
+  /// the rows of the path.
   std::span<const std::uint64_t> tree_mask = {};
-  /// Only keys at first_position to end_position - 1: a part of the attention, for merge().
+  /// Restricts attention to the keys at first_position to end_position - 1: one part, for merge().
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
-  /// false: queries see the newer tokens among themselves as well. For chunks that are read both ways
-  /// (images), and for a shared prefix, attended once for the queries of many sequences, as rows of the
-  /// one that holds it: end_position is where it ends. Windows and ALiBi go by the rows' positions there.
+  /// false: queries also see the tokens after their own, up to the newest. For bidirectional chunks
+  /// (images), and for a shared prefix that serves queries of many sequences at once: pass them as the
+  /// queries of one sequence that holds the prefix, with end_position at its end. Windows and ALiBi
+  /// then use the rows' positions in that sequence.
   bool causal = true;
 };
 
 namespace detail {
 
-/// What factors, slopes and logits may be at most: no model's are near.
+/// The largest magnitude accepted for factors, slopes and logits; far above any model's.
 inline constexpr float largest_option = 1e30f;
 
-/// True for 0 <= x <= largest_option, but -0; on the bits, as -ffast-math assumes NaN away.
+/// True for 0 <= x <= largest_option; false for -0 and NaN. Compares bits, because -ffast-math lets
+/// the compiler assume that there is no NaN.
 inline bool is_factor(float x) {
   return bit_cast<std::uint32_t>(x) <= bit_cast<std::uint32_t>(largest_option);
 }
@@ -67,7 +72,7 @@ inline bool is_moderate(float x) {
 
 }  // namespace detail
 
-/// InvalidArgument with the option that cannot be meant.
+/// InvalidArgument, naming the option that is out of range, of the wrong size or contradictory.
 inline Status check_attend_options(const AttendOptions& options, const LayerShape& shape,
                                    std::int64_t queries, int query_heads) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-/// Bring your own threads.
+/// Lets attention run on the caller's threads.
 #pragma once
 
 namespace kvtilt {
 
-/// `run` calls task(argument, w) once for every w from 0 to workers - 1, on any threads and in any
-/// order, and returns when all are done. The default runs everything on the calling thread.
-/// Results do not depend on the number of workers, to the bit.
+/// A caller's thread pool. `run` must call task(argument, w) once for every w from 0 to workers - 1,
+/// on any threads and in any order, and return when all are done. If `run` is null, everything runs on
+/// the calling thread. Results are the same bits for any number of workers.
 struct ParallelFor {
   using Task = void (*)(void* argument, int worker);
 

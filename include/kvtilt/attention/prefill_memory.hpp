@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What a chunked prefill will ask for: the cache, and the workspace of attend_prefill().
+/// How much memory a chunked prefill will take: the cache, and the workspace of attend_prefill().
 #pragma once
 
 #include <kvtilt/attention/attend_prefill.hpp>
@@ -13,27 +13,27 @@
 
 namespace kvtilt {
 
-/// One call of attend_prefill().
+/// The size of one call of attend_prefill().
 struct PrefillStep {
-  std::int64_t chunk_tokens = 512;  ///< of each sequence; 1 to most_chunk_tokens
-  int sequences = 1;                ///< in one batch
+  std::int64_t chunk_tokens = 512;  ///< per sequence; 1 to most_chunk_tokens
+  int sequences = 1;                ///< per batch
   int workers = 1;                  ///< of its ParallelFor
 };
 
 struct PrefillMemory {
   MemoryPlan cache;
-  std::size_t workspace_bytes = 0;  ///< the same workspace serves all layers and chunks
+  std::size_t workspace_bytes = 0;  ///< one workspace serves all layers and chunks
 
-  /// The most that is taken at any time.
+  /// The most memory in use at any time.
   [[nodiscard]] std::size_t peak_bytes() const { return cache.reserved_bytes() + workspace_bytes; }
 };
 
-/// Bytes of `sequences` sequences of `tokens` tokens that arrive chunk by chunk. For the most
-/// tokens under a budget, take workspace_bytes off it and ask most_tokens(). What decoding takes
-/// beside the cache, attend_memory.hpp says.
+/// Computes the bytes for `sequences` sequences of `tokens` tokens that arrive chunk by chunk. For the
+/// most tokens under a budget, subtract workspace_bytes from it and call most_tokens().
+/// attend_memory.hpp has the workspace that decoding needs.
 ///
 /// Fails  as plan_memory() does; with InvalidArgument if the step is out of range
-/// Cost   plan_memory()'s, and time that grows with step.sequences
+/// Cost   that of plan_memory(), and time that grows with step.sequences
 template <class FormatList = AllFormats>
 Result<PrefillMemory> plan_prefill_memory(const CacheShape& shape, const Plan& plan,
                                           const CacheOptions& options, std::int64_t tokens,

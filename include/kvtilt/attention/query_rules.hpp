@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What attention checks before it writes anything, and what its options mean for one query row.
+/// Checks the arguments of attention, and turns its options into the rule of each query row.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -30,7 +30,7 @@ inline int effective_window(const LayerView& view, const AttendOptions& options)
   return options.window > 0 ? options.window : view.shape.window;
 }
 
-/// Whether everything that a query at `position` (the oldest) should see is still there.
+/// InvalidArgument if the window has freed a position that the oldest query, at `position`, sees.
 inline Status check_kept(const LayerView& view, const AttendOptions& options,
                          std::int64_t position) {
   const int window = effective_window(view, options);
@@ -45,7 +45,7 @@ inline Status check_kept(const LayerView& view, const AttendOptions& options,
                        static_cast<long long>(view.first_kept));
 }
 
-/// The options as one row of queries needs them.
+/// Makes the rule of a query row: which positions it sees, and how its logits are formed.
 class RowRules {
  public:
   RowRules(const LayerView& view, const TensorView& queries, const AttendOptions& options,
@@ -57,7 +57,7 @@ class RowRules {
         keep_sinks_(view.shape.keep_sinks),
         sink_tokens_(view.sink_tokens) {
     const float scale = options.scale > 0.0f ? options.scale : implied_scale(queries.dim);
-    // Softmax works in base 2; a cap wants tanh's argument instead.
+    // Logits are in base 2; with a cap, the factor gives the argument of tanh instead.
     query_factor_ = options.soft_cap > 0.0f ? scale / options.soft_cap : scale * log2_e;
   }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention of a tile of query rows that share a kv head: pages go through it one after another.
+/// Attention of a tile, up to 16 query rows that share a kv head; pages are added one after another.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -17,25 +17,25 @@
 
 namespace kvtilt::detail {
 
-/// Rows of a tile. Codes are decoded once per four rows whatever the tile; a larger one keeps its
-/// outputs out of the first-level cache.
+/// The most rows of a tile. Codes are decoded once per four rows for tiles of any size; the outputs
+/// of a larger tile would not fit the L1 cache.
 inline constexpr int tile_rows = 16;
 
-/// Pages whose outputs are summed in float32 before they join the total, which is kept in double:
-/// rounding does not grow with the length. Also the unit in which work is split: results do not
-/// depend on how many threads there are.
+/// Pages of a span. The outputs of a span are summed in float32 and then added to a total in double,
+/// so rounding errors do not grow with the length. Work is split between spans only, so results do
+/// not depend on the number of threads.
 inline constexpr int span_pages = 32;
 
-/// Lines of 16 slots in the largest page: 128 tokens, or 1024 sinks.
+/// Lines of 16 slots in the largest block: the sinks' 1024 tokens; pages have at most 128.
 inline constexpr int max_blocks = 1024 / line_lanes;
 
-/// The most pages that are joined.
+/// The most pages that are joined: that share one softmax update and one product with their values.
 inline constexpr int max_joined = cpu::joined_slots / 32;
 
-/// Floats in rows of a multiple of 16, carved out of a caller's workspace.
+/// Carves arrays, each aligned to page_alignment, out of a caller's workspace.
 class WorkspaceCarver {
  public:
-  /// A null workspace only measures.
+  /// With a null workspace, only used() counts.
   explicit WorkspaceCarver(std::byte* workspace) : base_(workspace) {}
 
   template <class T>
@@ -52,27 +52,27 @@ class WorkspaceCarver {
   std::size_t used_ = 0;
 };
 
-/// What one query row sees, and how its logits are shaped.
+/// Which positions one query row sees, and how cap and slope change its logits.
 struct RowRule {
   std::int64_t first_position;  ///< oldest position inside window and range
   std::int64_t first_sink;      ///< the same for sinks, which may outlive the window
-  std::int64_t sink_end;        ///< one past the newest sink that does; 0: none
-  std::int64_t end_position;    ///< one past the newest
-  std::int64_t position;        ///< its own
+  std::int64_t sink_end;        ///< one past the newest sink that outlives it; 0: none
+  std::int64_t end_position;    ///< one past the newest position that it sees
+  std::int64_t position;        ///< of the query itself
   std::uint64_t tree;           ///< bit j: sees position tree_start + j
-  std::int64_t tree_start;      ///< from here on `tree` decides; beyond every position: no tree
+  std::int64_t tree_start;      ///< first position that `tree` decides on; beyond all: no tree
   cpu::LogitRule logit;
   float sink_logit;  ///< base 2
   bool has_sink;
 
-  /// The slots of 16 that the row sees, where slot 0 has position `start`.
+  /// Which of 16 slots the row sees; slot 0 has position `start`.
   [[nodiscard]] cpu::LaneMask visible(std::int64_t start, bool sinks) const {
     const auto lane = [&](std::int64_t p) {
       return static_cast<int>(std::clamp<std::int64_t>(p - start, 0, line_lanes));
     };
     unsigned mask =
         cpu::lanes_between(lane(sinks ? first_sink : first_position), lane(end_position));
-    if (start < sink_end)  // of a chunk: it is not marked as what it will be
+    if (start < sink_end)  // sinks-to-be in a prefill chunk, whose blocks are not marked as Sinks
       mask |= cpu::lanes_between(lane(first_sink), lane(std::min(sink_end, end_position)));
     const int first_tree_lane = lane(tree_start);
     if (first_tree_lane < line_lanes) {
@@ -84,6 +84,8 @@ struct RowRule {
   }
 };
 
+/// Use: clear, add_row for each row, add_page for each page with end_span between spans, then finish
+/// each row. give_span and take_span move a span's result from one tile to another.
 class AttentionTile {
  public:
   AttentionTile(const LayerShape& shape, int max_page_tokens, const cpu::Kernels* kernels,
@@ -112,7 +114,7 @@ class AttentionTile {
     joined_ = {};
   }
 
-  /// Adds a row; returns where its query goes (key_dim floats, times the factor of the logits).
+  /// Adds a row; returns where to write its query: key_dim floats, multiplied by query_factor().
   float* add_row(const RowRule& rule) {
     rules_[rows_] = rule;
     shapes_logits_ = shapes_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
@@ -122,7 +124,7 @@ class AttentionTile {
     float* query = clear_row(rows_);
     ++rows_;
     kernel_rows_ = rows_;
-    if (rows_ % cpu::row_tile == 3) {  // one by one they take 1.4 times as long as four together
+    if (rows_ % cpu::row_tile == 3) {  // three rows one by one take 1.4 times as long as four at once
       clear_row(rows_);
       std::fill_n(visible_[rows_], max_blocks, cpu::LaneMask{0});
       ++kernel_rows_;
@@ -130,14 +132,16 @@ class AttentionTile {
     return query;
   }
 
-  /// Pages whose values are added together: where `next` of add_page() should lead.
+  /// How many pages of this layout are joined; add_page()'s `next` leads as many pages ahead.
   [[nodiscard]] static int joined_pages(const HeadLayout& head) {
     const int slots = head.value.matrix.inner;
     return head.value.format.quantized() && slots < cpu::joined_slots ? cpu::joined_slots / slots
                                                                       : 1;
   }
 
-  /// Attends to the slots 0 to tokens-1 of one page, as far as each row sees them.
+  /// Attends to the slots 0 to tokens - 1 of one page, as far as each row sees them.
+  ///
+  /// next  bytes from `block` to the block to prefetch; 0: none
   void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
                 std::int64_t first_position, int tokens, bool sinks) {
     if (joined_.head != &head) end_group();
@@ -165,11 +169,12 @@ class AttentionTile {
                     sums_of(head.key.format));
     settle(&keys);
     joined_.slots += slots;
-    // Slots that hold nothing may only come last: their scales may be anything.
+    // A partly filled page ends the group: only the last slots may be unused, as their scales are
+    // undefined.
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
   }
 
-  /// Adds the span to the total and starts another.
+  /// Adds the current span to the total and starts another.
   void end_span() {
     end_group();
     settle(nullptr);
@@ -186,7 +191,7 @@ class AttentionTile {
   /// Floats that one row of a span's result takes.
   [[nodiscard]] static std::size_t span_floats(int value_dim) { return padded(value_dim) + 2; }
 
-  /// Stores the span's result, row by row, instead of adding it: for take_span on another tile.
+  /// Stores the current span's result, row by row, instead of adding it: for take_span of another tile.
   void give_span(float* storage) {
     end_group();
     settle(nullptr);
@@ -227,7 +232,7 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
-  /// `span` is row r of a span that is not empty: value_stride_ floats.
+  /// Adds row r of a span that is not empty, value_stride_ floats, to the total.
   void add_to_total(int r, const SoftmaxState& state, const float* span) {
     double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
     const bool first = total_states_[r].empty();
@@ -240,7 +245,7 @@ class AttentionTile {
           (first ? 0.0 : total[channel] * old) + static_cast<double>(span[channel]) * added;
   }
 
-  /// Returns where its query goes.
+  /// Zeroes row r; returns where its query goes.
   float* clear_row(int r) {
     spans_[r] = {};
     std::fill_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, 0.0f);
@@ -249,14 +254,14 @@ class AttentionTile {
     return query;
   }
 
-  /// Finishes what has been begun, and puts off `begun`: its weights take long to make, which dot
-  /// products of another contraction hide.
+  /// Finishes the contraction that is due, and makes `begun` the one that is due: the latency of
+  /// preparing its weights then hides behind the dot products of the other.
   void settle(cpu::Contracting* begun) {
     if (due_ != nullptr) kernels_->finish(*due_);
     due_ = begun;
   }
 
-  /// Softmax of the scores of the joined pages; then begins to add their values.
+  /// Updates the softmax with the scores of the joined pages, then begins to add their values.
   void end_group() {
     if (joined_.pages == 0) return;
     settle(nullptr);
@@ -304,8 +309,8 @@ class AttentionTile {
     return cpu::Sums::Integer;
   }
 
-  /// Fills visible_ for the slots of a page that joins the others, unless all of them are visible;
-  /// returns those that some row sees.
+  /// Fills visible_ for the slots of a page that is to be joined, unless all slots so far are visible;
+  /// returns the range of its slots that some row sees.
   cpu::Range find_visible(std::int64_t first_position, int tokens, int slots, bool sinks) {
     const bool all = first_position >= common_.first && first_position + tokens <= common_.end &&
                      tokens == slots && !sinks;
@@ -334,8 +339,8 @@ class AttentionTile {
   std::size_t score_stride_;
   int value_dim_;
   float* queries_;  ///< [rows][key_stride]
-  float* scores_;   ///< [rows][score_stride], then probabilities
-  float* outputs_;  ///< [rows][value_stride], unnormalised, of the running span
+  float* scores_;   ///< [rows][score_stride], logits, then probabilities
+  float* outputs_;  ///< [rows][value_stride], unnormalised, of the current span
   double* totals_;  ///< [rows][value_stride], of all spans before
   std::byte* key_scratch_[2];
   std::byte* value_scratch_;
@@ -343,29 +348,30 @@ class AttentionTile {
   cpu::Contracting values_;
   cpu::PageBlock value_blocks_[max_joined];
   cpu::Contracting* due_ = nullptr;  ///< begun, but not finished
-  /// Pages whose scores stand side by side, for one softmax and one contraction of values.
+  /// The joined pages: their scores stand side by side, for one softmax update and one contraction of
+  /// their values.
   struct {
     const HeadLayout* head = nullptr;
     int pages = 0;
     int slots = 0;
-    bool all_visible = true;  ///< then visible_ says nothing
-    cpu::Range seen{0, 0};    ///< slots that some row sees lie in it
+    bool all_visible = true;  ///< to every row; visible_ is not filled in then
+    cpu::Range seen{0, 0};    ///< contains all slots that some row sees
     cpu::PageBlock block[max_joined];
     std::int64_t first_position[max_joined];
   } joined_;
   RowRule rules_[tile_rows];
-  cpu::RunningSoftmax spans_[tile_rows];  ///< of the running span
+  cpu::RunningSoftmax spans_[tile_rows];  ///< of the current span
   SoftmaxState total_states_[tile_rows];  ///< of all spans before
-  double total_sums_[tile_rows];          ///< its sums, in double
-  /// Positions that every row sees, sinks apart.
+  double total_sums_[tile_rows];          ///< their sums, in double
+  /// Positions that every row sees; sinks are not considered.
   struct {
     std::int64_t first = 0;
     std::int64_t end = std::numeric_limits<std::int64_t>::max();
   } common_;
   cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the joined pages
-  bool shapes_logits_ = false;                    ///< for some row
+  bool shapes_logits_ = false;                    ///< some row has a cap or a slope
   int rows_ = 0;
-  int kernel_rows_ = 0;  ///< with a row of zeros where three are left over
+  int kernel_rows_ = 0;  ///< rows_, plus a row of zeros if it is 3 modulo 4
 };
 
 }  // namespace kvtilt::detail

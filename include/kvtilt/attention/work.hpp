@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: MIT
-/// Cuts attention over a ragged batch into items that any number of workers take from one counter.
+/// Splits attention over a ragged batch into items, which any number of workers take from one counter.
 ///
-/// An item is a tile of query rows of one kv head: all its pages, or, where whole tiles are too few
-/// to keep the workers busy, one span of them, whose partial result is merged in order afterwards.
-/// A tile that is not split adds up the same spans in the same order: what is split changes no bit.
+/// An item is a tile (up to 16 query rows of one kv head) over all its pages or, if there are too few
+/// whole tiles to keep the workers busy, over one span of pages; the partial results of its spans are
+/// then merged in order. A tile that is not split adds up the same spans in the same order, so
+/// splitting changes no bit.
 #pragma once
 
 #include <kvtilt/attention/parallel_for.hpp>
@@ -33,12 +34,12 @@ struct Work {
   const std::byte* chunk_blocks;  ///< [kv_heads][blocks]
   std::int64_t chunk_tokens;
 
-  std::int64_t first_item;  ///< of all items of the batch
-  std::int64_t first_tile;  ///< likewise
-  int spans = 1;            ///< items per tile: 1 unless the pages are split
-  float* partials;          ///< [tile][span][row of the tile], if they are
+  std::int64_t first_item;  ///< index of its first item in the batch
+  std::int64_t first_tile;  ///< index of its first tile in the batch
+  int spans = 1;            ///< items per tile: 1 unless tiles are split
+  float* partials;          ///< [tile][span][row of the tile], if tiles are split
 
-  /// 0 of a view that comes from no cache, which is refused later.
+  /// Query heads per kv head; 0 for a view that comes from no cache, which is refused later.
   [[nodiscard]] int ratio() const {
     return view->shape.kv_heads > 0 ? queries.heads / view->shape.kv_heads : 0;
   }
@@ -49,11 +50,11 @@ struct Work {
     const std::int64_t start = tile % tiles_per_head() * tile_rows;
     return static_cast<int>(std::min<std::int64_t>(tile_rows, rows() - start));
   }
-  /// Rows of the tiles before it.
+  /// Rows in all tiles before this one.
   [[nodiscard]] std::int64_t first_row(std::int64_t tile) const {
     return tile / tiles_per_head() * rows() + tile % tiles_per_head() * tile_rows;
   }
-  /// Token and query head of a tile's row.
+  /// Finds the token and the query head of a tile's row.
   void locate(std::int64_t tile, int row, std::int64_t& token, int& head) const {
     const std::int64_t index = tile % tiles_per_head() * tile_rows + row;
     token = index / ratio();
@@ -68,15 +69,15 @@ inline std::int64_t chunk_block_count(std::int64_t tokens) {
   return (tokens + chunk_block_tokens - 1) / chunk_block_tokens;
 }
 
-/// Whole tiles in a worker's share of a batch, at least: waiting for the last one then costs at most
-/// an eighth of the time. Chosen, not measured.
+/// Tiles are split if fewer than this fit in a worker's share of the batch's pages: waiting for the
+/// last tile then costs at most an eighth of the time. Chosen, not measured.
 inline constexpr std::int64_t share_tiles = 8;
 
-/// Pages that the tiles of a request go through.
+/// Pages that the tiles of a request read, summed over its tiles.
 inline std::int64_t tile_pages(const Work& work) { return work.tiles() * work.view->page_count; }
 
-/// Items per tile of a request in a batch of `batch_pages` pages (tile_pages of all its requests).
-/// Fewer than share_tiles * workers tiles of a batch are split.
+/// Items per tile of a request, in a batch whose tile_pages add up to `batch_pages`. In any batch
+/// fewer than share_tiles * workers tiles are split.
 inline int spans_of(const Work& work, std::int64_t batch_pages, int workers) {
   const int pages = work.view->page_count;
   if (workers <= 1 || pages <= batch_pages / (share_tiles * workers)) return 1;
@@ -111,7 +112,7 @@ inline std::size_t tile_bytes(std::span<const Work> works) {
   return bytes;
 }
 
-/// Floats the partial results of a request take; 0 unless it is split.
+/// Floats that the partial results of a request take; 0 unless its tiles are split.
 inline std::size_t partial_floats(const Work& work) {
   if (work.spans == 1) return 0;
   return static_cast<std::size_t>(work.rows() * work.view->shape.kv_heads * work.spans) *
@@ -131,7 +132,7 @@ inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed
   return {};
 }
 
-/// A workspace may start anywhere; the carver wants page_alignment.
+/// Rounds the start of a workspace, which may be anywhere, up to page_alignment.
 inline std::byte* align_workspace(std::byte* workspace) {
   const auto address = reinterpret_cast<std::uintptr_t>(workspace);
   return workspace + (round_up(address, page_alignment) - address);
@@ -145,7 +146,7 @@ struct Batch {
   std::atomic<std::int64_t> next{0};
 };
 
-/// One query times the factor of its logits.
+/// Writes one query, multiplied by `factor`, to `out`.
 inline void load_query(const TensorView& queries, std::int64_t token, int head, float factor,
                        float* out) {
   if (queries.type == ElementType::F32) {
@@ -170,13 +171,13 @@ inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& 
   }
 }
 
-/// Bytes between two blocks, which may come from different allocations.
+/// Bytes between two blocks. They may come from different allocations: pointers cannot be subtracted.
 inline std::ptrdiff_t distance(const std::byte* from, const std::byte* to) {
   return static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(to) -
                                      reinterpret_cast<std::uintptr_t>(from));
 }
 
-/// Pages first to last-1 of the cache, span by span; the last span stays open.
+/// Adds pages first to last - 1 of the cache, span by span; the last span is not ended.
 inline void add_pages(const Work& work, int kv_head, int first, int last, AttentionTile& tile) {
   for (int index = first; index < last; ++index) {
     if (index > first && index % span_pages == 0) tile.end_span();
@@ -221,13 +222,14 @@ inline void write_rows(const Work& work, std::int64_t tile_index, AttentionTile&
   }
 }
 
+/// Where the partial result of one span of a tile is stored.
 inline float* partial(const Work& work, std::int64_t tile, int span) {
   const std::int64_t row = work.first_row(tile) * work.spans + span * work.rows_of(tile);
   return work.partials +
          static_cast<std::size_t>(row) * AttentionTile::span_floats(work.view->shape.value_dim);
 }
 
-/// First pass: a tile with all its pages, or one span of them.
+/// First pass: computes a tile over all its pages, or over one span of them.
 inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
   const std::int64_t tile_index = item / work.spans;
   const int span = static_cast<int>(item % work.spans);
@@ -244,7 +246,7 @@ inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
   tile.give_span(partial(work, tile_index, span));
 }
 
-/// Second pass: the spans of a split tile in their order.
+/// Second pass: merges the spans of a split tile in order.
 inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
   if (work.spans == 1) return;
   fill_rows(work, tile_index, tile, false);
@@ -252,7 +254,8 @@ inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile&
   write_rows(work, tile_index, tile);
 }
 
-/// Takes items until there are none left. `first` is the member that numbers them, `run` does one.
+/// Takes items from the counter until none is left. `First` is the member that numbers them (items or
+/// tiles), `Run` processes one.
 template <std::int64_t Work::*First, void (*Run)(const Work&, std::int64_t, AttentionTile&)>
 void take_items(void* argument, int worker) {
   Batch& batch = *static_cast<Batch*>(argument);
@@ -271,7 +274,7 @@ void take_items(void* argument, int worker) {
   }
 }
 
-/// Whether a batch asks for nothing, and needs no workspace.
+/// Whether a batch has no queries; it then needs no workspace.
 template <class Request>
 bool asks_nothing(std::span<const Request> requests) {
   return std::all_of(requests.begin(), requests.end(),

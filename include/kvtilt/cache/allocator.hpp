@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where a cache's memory comes from.
+/// Where a cache's memory comes from: the caller's allocator, or operator new with huge pages.
 #pragma once
 
 #include <cstddef>
@@ -11,8 +11,8 @@
 
 namespace kvtilt {
 
-/// Bring your own memory: two functions and a context. `allocate` returns null when it is out;
-/// both may be called from any thread that reserves for, forks, loads or closes a sequence.
+/// A caller's allocator: two functions and a context. `allocate` returns null if it is out of memory.
+/// Both may be called from any thread that reserves for, forks, loads or closes a sequence.
 struct Allocator {
   void* (*allocate)(void* context, std::size_t bytes, std::size_t alignment);
   void (*deallocate)(void* context, void* memory, std::size_t bytes, std::size_t alignment);
@@ -23,7 +23,7 @@ namespace detail {
 
 inline constexpr std::size_t huge_page_bytes = std::size_t{1} << 21;
 
-/// Large allocations start at a huge page.
+/// Alignment of an allocation: large ones start at a huge page.
 inline std::align_val_t heap_alignment(std::size_t bytes, std::size_t alignment) {
   return std::align_val_t{bytes < huge_page_bytes ? alignment : huge_page_bytes};
 }
@@ -31,8 +31,8 @@ inline std::align_val_t heap_alignment(std::size_t bytes, std::size_t alignment)
 inline void* allocate_heap(void*, std::size_t bytes, std::size_t alignment) {
   void* memory = ::operator new(bytes, heap_alignment(bytes, alignment), std::nothrow);
 #if defined(__linux__)
-  // Attention reads a kv head at the stride of a page: with small pages each step is a TLB miss.
-  // Advice only, a refusal changes nothing.
+  // Attention reads a kv head with the stride of a KV page: with 4 KiB memory pages, each step is a
+  // TLB miss. madvise only advises; its failure is harmless.
   if (memory != nullptr && bytes >= huge_page_bytes) (void)madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   return memory;
@@ -44,7 +44,7 @@ inline void deallocate_heap(void*, void* memory, std::size_t bytes, std::size_t 
 
 }  // namespace detail
 
-/// The global aligned operator new; asks Linux for huge pages from 2 MiB on.
+/// Uses the global aligned operator new; asks Linux for huge pages for 2 MiB or more.
 inline Allocator default_allocator() {
   return {detail::allocate_heap, detail::deallocate_heap, nullptr};
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A caller's memory as an Allocator.
+/// Makes an Allocator of a caller's memory.
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
@@ -13,11 +13,11 @@
 
 namespace kvtilt {
 
-/// Hands out its memory from the first hole that is long enough, in whole multiples of
-/// page_alignment. Holes that meet become one: what was taken and is all given back leaves it as
-/// before. Never frees the memory, and writes into holes only. One thread at a time.
+/// A first-fit allocator over fixed memory, in multiples of page_alignment. Adjacent holes merge, so
+/// once everything is given back, it is as it was at first. It does not own the memory and writes
+/// only into holes. Not thread-safe.
 ///
-/// Cost  grows with the number of holes
+/// Cost  time that grows with the number of holes
 class Arena {
  public:
   /// `memory` may start anywhere; the bytes before the first multiple of page_alignment are lost.
@@ -30,8 +30,8 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   [[nodiscard]] std::size_t size() const { return size_; }
-  /// Requests whose sizes are multiples of page_alignment succeed up to this sum, and no further,
-  /// as long as nothing was given back. Later a request can be longer than every hole.
+  /// While nothing has been given back, requests of multiples of page_alignment succeed until their
+  /// sum exceeds this. Afterwards a request may also fail because it is longer than every hole.
   [[nodiscard]] std::size_t free_bytes() const { return hole_bytes_ + rest_.size(); }
 
   /// Serves alignments up to page_alignment. Valid as long as this object.
@@ -46,7 +46,7 @@ class Arena {
   }
 
  private:
-  /// At the start of what was given back.
+  /// Lies at the start of the memory that it describes.
   struct Hole {
     Hole* next;  ///< at a higher address, and not adjacent
     std::size_t bytes;
@@ -69,7 +69,7 @@ class Arena {
     }
     if (bytes > rest_.size()) return nullptr;
     std::byte* memory = rest_.data();
-    // The last piece may be cut short: nothing follows it.
+    // At the end less than `taken` may be left, which suffices: nothing follows.
     rest_ = rest_.subspan(std::min(taken, rest_.size()));
     return memory;
   }
@@ -100,7 +100,7 @@ class Arena {
     }
   }
 
-  std::span<std::byte> rest_;  ///< behind all that was ever handed out, except what merged into it
+  std::span<std::byte> rest_;  ///< the free memory behind all pieces in use and all holes
   Hole* holes_ = nullptr;      ///< in order of address, all before rest_
   std::size_t hole_bytes_ = 0;
   std::size_t size_;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The pools behind all layers of a cache: one per size of block, growing together or not at all.
+/// The pools of all layers of a cache, one per block size; they grow all together or not at all.
 #pragma once
 
 #include <kvtilt/cache/arena.hpp>
@@ -20,7 +20,7 @@ class BlockPools {
       : arena_(page_memory.empty() ? nullptr : std::make_unique<Arena>(page_memory)),
         allocator_(arena_ ? arena_->allocator() : allocator) {}
 
-  /// Index of the pool for blocks of this size; a new one if there was none.
+  /// Index of the pool for blocks of this size; adds one if there is none.
   int pool_for(std::size_t block_bytes) {
     for (std::size_t i = 0; i < pools_.size(); ++i)
       if (pools_[i].block_bytes() == block_bytes) return static_cast<int>(i);
@@ -39,25 +39,24 @@ class BlockPools {
   [[nodiscard]] std::size_t idle_bytes() const {
     return sum([&](std::size_t i) { return pools_[i].idle_bytes(); });
   }
-  /// Bytes of the blocks that nobody uses.
+  /// Bytes of the blocks that are not in use.
   [[nodiscard]] std::size_t free_bytes() const {
     return sum([&](std::size_t i) { return pools_[i].free_count() * pools_[i].block_bytes(); });
   }
 
-  /// What the next grow() is for: forget the last, then name all.
+  /// Sets how many free blocks the next grow() must provide: want_nothing() first, then want() adds.
   void want_nothing() { std::fill(wanted_.begin(), wanted_.end(), 0); }
   void want(int pool, std::size_t blocks) { wanted_[static_cast<std::size_t>(pool)] += blocks; }
 
-  /// Bytes grow() would take; SIZE_MAX if no number says how many. Always a multiple of
-  /// page_alignment otherwise.
+  /// Bytes that grow() would take: a multiple of page_alignment, or SIZE_MAX if that overflows.
   [[nodiscard]] std::size_t missing_bytes() const {
     return sum([&](std::size_t i) { return pools_[i].missing_bytes(wanted_[i]); });
   }
-  /// The same after give_back().
+  /// What missing_bytes() would be after give_back().
   [[nodiscard]] std::size_t missing_bytes_without_idle() const {
     return sum([&](std::size_t i) { return pools_[i].missing_bytes_without_idle(wanted_[i]); });
   }
-  /// Bytes of the free blocks that grow() would leave over.
+  /// Bytes of the free blocks that are not wanted.
   [[nodiscard]] std::size_t unwanted_bytes() const {
     return sum([&](std::size_t i) {
       const std::size_t free = pools_[i].free_count();
@@ -65,15 +64,15 @@ class BlockPools {
     });
   }
 
-  /// Returns the memory of slabs without a block in use, so that blocks of any size can be made of
-  /// it; false if there is none.
+  /// Returns the memory of slabs without a block in use, so that it can serve blocks of any size;
+  /// false if there is none.
   bool give_back() {
     bool some = false;
     for (PagePool& pool : pools_) some = pool.give_back() || some;
     return some;
   }
 
-  /// Makes the wanted blocks free. False if there is no memory: then nothing has changed.
+  /// Allocates until the wanted blocks are free. False if out of memory; nothing has changed then.
   [[nodiscard]] bool grow() {
     bool room = true;
     for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
@@ -87,7 +86,7 @@ class BlockPools {
   }
 
  private:
-  /// of(i): of the i-th pool
+  /// The sum of of(i), the bytes of the i-th pool; SIZE_MAX if it overflows.
   template <class Of>
   [[nodiscard]] std::size_t sum(Of of) const {
     std::size_t bytes = 0;
@@ -95,7 +94,7 @@ class BlockPools {
     return bytes;
   }
 
-  std::unique_ptr<Arena> arena_;  ///< outlives the pools, and stays where it is when they move
+  std::unique_ptr<Arena> arena_;  ///< outlives the pools; its address does not change on a move
   Allocator allocator_;
   std::vector<PagePool> pools_;
   std::vector<std::size_t> wanted_;  ///< by pool

@@ -33,12 +33,12 @@ class Buffer {
   [[nodiscard]] const T& operator[](std::size_t i) const { return data_[i]; }
   [[nodiscard]] T& back() { return data_[size_ - 1]; }
 
-  /// Bytes by which reserve(count) lets it grow.
+  /// Bytes by which reserve(count) would grow it.
   [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
     return count <= capacity_ ? 0 : (count - capacity_) * sizeof(T);
   }
 
-  /// Room for `count` elements; false if there is no memory, and then nothing has changed.
+  /// Makes room for `count` elements; false if out of memory, and then nothing has changed.
   [[nodiscard]] bool reserve(std::size_t count) {
     if (count <= capacity_) return true;
     void* memory = allocator_.allocate(allocator_.context, count * sizeof(T), alignof(T));
@@ -50,10 +50,10 @@ class Buffer {
     return true;
   }
 
-  /// The room must have been reserved.
+  /// The room must have been reserved: does not grow the buffer.
   void push_back(const T& value) { data_[size_++] = value; }
   [[nodiscard]] T pop_back() { return data_[--size_]; }
-  /// Elements first to last-1 go; those behind move up.
+  /// Removes elements first to last - 1; those behind move forward.
   void erase(std::size_t first, std::size_t last) {
     if (first == last) return;
     std::memmove(data_ + first, data_ + last, (size_ - last) * sizeof(T));

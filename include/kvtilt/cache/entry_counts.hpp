@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// How much a page table holds, for threads that may not look at the table itself.
+/// Counts what a page table holds, for threads that must not read the table itself.
 #pragma once
 
 #include <kvtilt/page/layer_view.hpp>
@@ -9,8 +9,8 @@
 
 namespace kvtilt {
 
-/// Entries of each kind, and the tokens in them. One thread at a time adds; any may read meanwhile,
-/// and each number it reads is one that there was.
+/// Entries of each kind, and the tokens in them. One thread at a time may add; any may read meanwhile.
+/// Each number is consistent in itself, but several may stem from different moments.
 class EntryCounts {
  public:
   [[nodiscard]] std::int64_t entries(PageKind kind) const { return get(entries_, kind); }
@@ -24,7 +24,7 @@ class EntryCounts {
  private:
   using Counts = std::atomic<std::int64_t>[page_kinds];
 
-  // No locked addition: nobody else writes.
+  // A plain store instead of an atomic addition: there is only one writer.
   static void set(Counts& counts, PageKind kind, std::int64_t count) {
     counts[static_cast<int>(kind)].store(count, std::memory_order_relaxed);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Finds what a cache cannot hold before anything is stored.
+/// Finds elements that a cache cannot store (NaN, infinity, too large), before anything is stored.
 #pragma once
 
 #include <kvtilt/core/tensor_view.hpp>
@@ -9,7 +9,7 @@
 
 namespace kvtilt {
 
-/// Where a tensor holds an element that cannot be stored.
+/// An element that cannot be stored, and where it is in its tensor.
 struct BadElement {
   std::int64_t token;
   int head;
@@ -19,8 +19,8 @@ struct BadElement {
 
 namespace detail {
 
-/// Index of the first of `count` elements whose magnitude bits exceed `limit` (NaN and infinity
-/// do), or -1. Integer comparisons: -ffast-math may not assume NaN away.
+/// Index of the first of `count` elements whose magnitude bits exceed `limit` (those of NaN and
+/// infinity do), or -1. Compares integers, as -ffast-math lets compilers assume that there is no NaN.
 template <class Bits, class T>
 int first_above(const T* row, int count, Bits mask, Bits limit) {
   bool any = false;
@@ -62,8 +62,8 @@ inline float element(const TensorView& tensor, std::int64_t token, int head, int
   return 0.0f;
 }
 
-/// Looks through one head for NaN, infinity and magnitudes above `limit` (fp16-representable).
-/// True if there is one, and then `bad` says where the first is.
+/// Searches one head for NaN, infinity and magnitudes above `limit` (fp16-representable). If there is
+/// one, returns true and describes the first in `bad`.
 inline bool find_bad_element(const TensorView& tensor, int head, float limit, BadElement& bad) {
   for (std::int64_t token = 0; token < tensor.tokens; ++token)
     if (const int channel = detail::first_above(tensor, token, head, limit); channel >= 0) {

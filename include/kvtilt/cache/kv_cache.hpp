@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The cache: many sequences of one model, keys and values in the bits a plan gives them.
+/// The KV cache: many sequences of one model, with keys and values in the bit widths of a plan.
 #pragma once
 
 #include <kvtilt/cache/block_pools.hpp>
@@ -27,18 +27,21 @@
 
 namespace kvtilt {
 
-/// Threads: calls for one sequence belong to one thread at a time, and views of it may be read by any
-/// number until a call changes it (LayerView); calls for different sequences, open, and memory() even
-/// of a sequence that is being written, may come from anywhere at any time.
+/// A KV cache in host memory. A sequence keeps, in each layer, its first tokens ("sinks") and its
+/// newest ("tail") in 16-bit blocks; full blocks in between are sealed: quantized into pages.
 ///
-/// Memory of the allocator, and page_memory, is taken by reserve, fork and load alone. What create makes
-/// beside it, a few KiB a layer, and what open makes, some 300 bytes a layer, comes from operator new; so
-/// does what plan_memory() makes. An operator new that throws is not caught.
+/// Threads: one thread at a time may call members for a given sequence; any number may read its views
+/// until a call changes the sequence (LayerView). Calls for different sequences, open(), and memory()
+/// even of a sequence that is being written, may run concurrently.
+///
+/// Only reserve, fork and load take memory from the allocator or from page_memory. create (a few KiB
+/// per layer), open (some 300 bytes per layer) and plan_memory() use operator new; an exception that it
+/// throws is not caught.
 class KVCache {
  public:
-  /// Checks everything that can be wrong with the arguments; nothing is allocated for tokens yet.
+  /// Makes a cache without sequences, after checking every argument; allocates nothing for tokens.
   ///
-  /// FormatList  the widths to carry kernels for; compile time grows with its length
+  /// FormatList  code widths to compile kernels for; compile time grows with its length
   template <class FormatList = AllFormats>
   static Result<KVCache> create(const CacheShape& shape, const Plan& plan,
                                 const CacheOptions& options = {});
@@ -47,106 +50,109 @@ class KVCache {
   KVCache& operator=(KVCache&&) = delete;
   ~KVCache();
 
-  /// A new, empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
+  /// Opens an empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
   Result<SequenceId> open();
 
-  /// Makes room for `tokens` tokens in all layers of a sequence, those it holds included: append cannot
-  /// run out before that, unless a truncation cuts a sealed page or pages come to be shared by a fork.
-  /// Where those happen, call reserve(id, length + n) before each forward pass of n tokens: it is
-  /// cheap if nothing is missing. Never shrinks.
+  /// Reserves memory for `tokens` tokens in every layer of a sequence, those it already holds
+  /// included; up to that length append does not run out, unless a truncation cuts a sealed page or a
+  /// fork comes to share pages. With those, call reserve(id, length + n) before each forward pass of n
+  /// tokens: it is cheap if nothing is missing. Never shrinks.
   ///
-  /// Fails  OutOfMemory by a limit (max_bytes, page_memory), then nothing has changed; or because the
-  ///        allocator refused, then page tables that grew before it did stay as large, memory that no
-  ///        sequence used may have gone back to it, and all else is as before
-  /// Cost   a copy of the page tables that grow, some 50 bytes per page; no token moves. What is
-  ///        missing is taken exactly, in pieces of up to 32 MiB per size of block: whoever reserves
-  ///        page by page gets many small pieces, and copies tables each time. Huge pages back pieces
-  ///        of 2 MiB and more alone (default_allocator). So reserve the longest expected context at
-  ///        once, or double
+  /// Fails  InvalidArgument (handle, tokens); OutOfMemory. At a limit (max_bytes, size of page_memory)
+  ///        nothing has changed. If the allocator returns null, or the free parts of page_memory are
+  ///        too short for a slab, page tables that have grown stay larger and slabs without a block in
+  ///        use may have been freed; all else is as before
+  /// Cost   copies the page tables that grow, some 50 bytes per page; no token moves. Exactly the
+  ///        missing memory is allocated, in slabs of up to 32 MiB per block size. Reserving page by
+  ///        page makes many small slabs and copies the tables each time, and only slabs of 2 MiB or
+  ///        more get huge pages (default_allocator): reserve the longest expected context at once, or
+  ///        double
   Status reserve(SequenceId id, std::int64_t tokens);
 
-  /// Adds tokens to one layer; seals pages as they fill. Keys arrive after RoPE.
+  /// Appends tokens to one layer; seals each block that is full and older than recent_tokens.
   ///
-  /// keys    [tokens, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
-  /// values  [tokens, kv_heads, value_dim]
+  /// keys    [tokens, kv_heads, key_dim] after RoPE, channels contiguous, f32, f16 or bf16; rounded
+  ///         to fp16
+  /// values  [tokens, kv_heads, value_dim], likewise
   /// Fails   InvalidArgument (shapes, handle, layer), InvalidValue (NaN, infinity, too large; names
-  ///         layer, token, head and channel), OutOfCapacity (reserve more); then nothing changed
+  ///         layer, token, head and channel), OutOfCapacity (reserve more); nothing has changed then
   /// Cost    one pass to check, one to store, one quantization per full page; no allocation
   Status append(SequenceId id, int layer, const TensorView& keys, const TensorView& values);
 
-  /// Forgets every token from `length` on, in all layers; layers that hold fewer keep what they
-  /// hold. Exact inside the tail, except that a page sealed since stays sealed (tokens_before_seal
-  /// tells when none is). A cut inside a sealed page leaves that page shorter, and can cost a page
-  /// of the reservation: reserve again if append says so. Fails with InvalidArgument, before
-  /// anything changes, if a window has freed tokens that the next one would see.
+  /// Removes every token from position `length` on, in all layers; a layer that holds fewer stays as
+  /// it is. Inside the tail this undoes append exactly, except that a page sealed in between stays
+  /// sealed (see tokens_before_seal). A cut inside a sealed page shortens that page and can cost one
+  /// page of the reservation: reserve again if append fails with OutOfCapacity. Fails with
+  /// InvalidArgument, changing nothing, if a window has freed tokens that the next one would see.
   Status truncate(SequenceId id, std::int64_t length);
 
-  /// Drops the sealed pages that hold exactly the positions `from` to `to`-1, in all layers: what a
-  /// layer's window has freed of them is gone already. Later tokens keep their positions, length
-  /// stays. Fails with InvalidArgument where a layer's pages do not end there (the message names the
-  /// nearest that do), and then changes nothing.
+  /// Drops the sealed pages that hold exactly the positions `from` to `to` - 1, in all layers;
+  /// positions that a layer's window has already freed are skipped. Later tokens keep their positions
+  /// and length() does not change. Fails with InvalidArgument, changing nothing, if in some layer no
+  /// run of sealed pages covers exactly this range; the message names the nearest that exists.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
 
-  /// A second sequence with the same tokens: shares sealed pages, copies tail and sinks. It is
-  /// reserved for `tokens` tokens, or for those it holds if that is more. Pages stay shared until
-  /// both sequences let go of them; one that loses a shared page (truncation, window) may have to
-  /// reserve again. Fails as open and reserve do, and if layers differ in length.
+  /// Opens a second sequence with the same tokens; it shares the sealed pages and copies tail and
+  /// sinks. It is reserved for `tokens` tokens, or for its length if that is more. A shared page can
+  /// be reused only once every sequence has dropped it: one that drops a page which another still
+  /// holds (truncation, window) may have to reserve again. Fails as open and reserve do, and with
+  /// InvalidArgument if layers differ in length.
   Result<SequenceId> fork(SequenceId id, std::int64_t tokens = 0);
 
-  /// Bytes that save() writes for a sequence as it is.
+  /// Bytes that save() writes for a sequence in its current state.
   Result<std::size_t> saved_bytes(SequenceId id) const;
 
-  /// Writes all that a sequence holds, pages as they are: saved_sequence.hpp is the format, the same
-  /// on every machine.
+  /// Writes all that a sequence holds to `image`; pages are copied as stored. The format is that of
+  /// page/saved_sequence.hpp, the same on every machine.
   ///
   /// image  saved_bytes() bytes, any alignment
-  /// Fails  InvalidArgument (handle, another size of image), or if layers differ in length
-  /// Cost   a copy and a checksum of the bytes
+  /// Fails  InvalidArgument (handle, size of the image, layers that differ in length)
+  /// Cost   one copy and one checksum of the bytes
   Status save(SequenceId id, std::span<std::byte> image) const;
 
-  /// A new sequence that holds what a saved one did and goes on as that would: the bits of all that is
-  /// appended and attended to later are the same. It is reserved for `tokens` tokens, or for those it
-  /// holds if that is more; pages it shared when it was saved are its own.
+  /// Opens a sequence from an image of save(). It behaves as the saved sequence would have: later
+  /// appends and attention give the same bits. It is reserved for `tokens` tokens, or for its length
+  /// if that is more, and shares no page, even if the saved sequence did.
   ///
-  /// image  of save(), whole, of a cache of the same shape, plan, page_tokens, sink_tokens and
-  ///        recent_tokens
-  /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
-  ///        (another version), InvalidArgument (of another cache: names what differs)
-  /// Cost   a checksum and a copy of the bytes. The checksum is no signature: of forged bytes nothing
-  ///        is read or written out of place, but what they say is believed
+  /// image  all bytes that save() wrote, from a cache of the same shape, plan, page_tokens, sink_tokens
+  ///        and recent_tokens
+  /// Fails  as open and reserve do; Corrupt (truncated, damaged, not a saved sequence), Unsupported
+  ///        (another format version), InvalidArgument (from a different cache; names what differs)
+  /// Cost   one checksum and one copy of the bytes. The checksum finds damage, not forgery: a forged
+  ///        image causes no access out of bounds, but the tokens in it are trusted
   Result<SequenceId> load(std::span<const std::byte> image, std::int64_t tokens = 0);
 
-  /// Returns the blocks of a sequence to the cache, for sequences to come. The allocator has them back
+  /// Closes a sequence; the cache keeps its blocks for later sequences. They go back to the allocator
   /// when a reservation would not fit otherwise (CacheOptions::max_bytes), or with the cache.
   Status close(SequenceId id);
 
-  /// One layer for attend(). Valid until the sequence changes.
+  /// Returns one layer of a sequence as attend() takes it, valid until the sequence changes.
   Result<LayerView> view(SequenceId id, int layer) const;
 
   /// Copies the tokens at positions `first` to first + n - 1 out of one layer: unpack() of its view
   /// (unpack.hpp). Fails as that does, and for a handle or layer that does not exist.
   ///
-  /// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: not wanted
+  /// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: skipped
   /// values  receives [n, kv_heads, value_dim], likewise
   Status unpack(SequenceId id, int layer, std::int64_t first, const MutableTensorView& keys,
                 const MutableTensorView& values) const;
 
-  /// Tokens that append takes before it seals a page of this layer. While none is sealed, attend
-  /// gives every query the same bits however many tokens were appended at once, and truncate takes
-  /// them back without a trace: a speculative draft this long changes nothing but the speed.
+  /// How many tokens can be appended to this layer before a page is sealed. While none is sealed,
+  /// attend gives every query the same bits however many tokens were appended at once, and truncate
+  /// undoes the appends exactly: a speculative draft of up to this length never changes results.
   Result<std::int64_t> tokens_before_seal(SequenceId id, int layer) const;
 
-  /// Tokens in one layer, and in the shortest layer that keeps a cache.
+  /// Tokens in one layer; without `layer`, in the shortest layer that keeps a cache.
   Result<std::int64_t> length(SequenceId id, int layer) const;
   Result<std::int64_t> length(SequenceId id) const;
 
-  /// Bytes of one sequence (reserved_bytes 0), and of all together. A call that changes a sequence
-  /// meanwhile shows in part. Cost: time that grows with sequences and layers, not with tokens, in
-  /// which no other sequence is opened, reserved for, forked, loaded or closed.
+  /// Bytes of one sequence (reserved_bytes is 0), or of all together. The effect of a concurrent call
+  /// that changes a sequence may be counted in part. Cost: time that grows with sequences and layers,
+  /// not with tokens; meanwhile open, reserve, fork, load and close wait.
   Result<MemoryReport> memory(SequenceId id) const;
   [[nodiscard]] MemoryReport memory() const;
 
-  /// 8 x bytes of a full page / its unpadded elements, over all layers.
+  /// Average bits per element of full pages: 8 * bytes / unpadded elements, over all layers.
   [[nodiscard]] double page_bits() const;
 
   [[nodiscard]] Isa isa() const { return kernels_->isa; }
@@ -201,9 +207,9 @@ class KVCache {
   std::vector<LayerStore> stores_;
   BlockPools pools_;
   std::vector<Slot> slots_;            ///< never grows: a lookup needs no lock
-  std::vector<BlockCounts> needs_;     ///< of provide(): by layer
+  std::vector<BlockCounts> needs_;     ///< by layer: what provide() is to supply
   std::size_t table_bytes_ = 0;        ///< reserved for the tables of all sequences
-  std::unique_ptr<std::mutex> mutex_;  ///< guards all but stores_ and the use of open slots
+  std::unique_ptr<std::mutex> mutex_;  ///< guards all but stores_ and lookups of open slots
 };
 
 }  // namespace kvtilt

@@ -42,7 +42,8 @@ inline Result<KVCache::Sequence*> KVCache::find(SequenceId id, int layer) const 
   return sequence;
 }
 
-/// One that nobody knows yet. OutOfCapacity if there is no slot for it, or OutOfMemory.
+/// Makes a sequence that has no id yet; adopt() gives it one. OutOfCapacity if no slot is free, or
+/// OutOfMemory.
 inline Result<std::unique_ptr<KVCache::Sequence>> KVCache::new_sequence() const {
   if (std::none_of(slots_.begin(), slots_.end(),
                    [](const Slot& slot) { return slot.sequence == nullptr; }))
@@ -74,7 +75,7 @@ inline Result<SequenceId> KVCache::open() {
   return adopt(*std::move(sequence));
 }
 
-/// Bytes of tables for needs_ that `sequence` lacks; SIZE_MAX if no number says.
+/// Bytes of page tables that `sequence` lacks for needs_; SIZE_MAX if the sum overflows.
 inline std::size_t KVCache::missing_table_bytes(const Sequence& sequence) const {
   std::size_t bytes = 0;
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
@@ -95,7 +96,8 @@ inline bool KVCache::reserve_tables(Sequence& sequence) {
   return room;
 }
 
-/// Whether max_bytes and page_memory have so much more once `returned` bytes of blocks are back.
+/// Whether max_bytes and page_memory have room for these bytes once `returned` bytes of blocks have
+/// been given back.
 inline bool KVCache::within_limits(std::size_t block_bytes, std::size_t table_bytes,
                                    std::size_t returned) const {
   const std::size_t more = saturating_add(block_bytes, table_bytes);
@@ -106,8 +108,8 @@ inline bool KVCache::within_limits(std::size_t block_bytes, std::size_t table_by
          (arena == nullptr || block_bytes <= arena->free_bytes() + returned);
 }
 
-/// Gives idle slabs back if what `sequence` lacks fits only then. OutOfMemory if max_bytes or
-/// page_memory cannot give it even so: then nothing has changed.
+/// Gives idle slabs (without a block in use) back if what `sequence` lacks fits only then. OutOfMemory
+/// if it exceeds max_bytes or page_memory even so; nothing has changed then.
 inline Status KVCache::make_room(const Sequence& sequence, std::int64_t tokens) {
   const std::size_t blocks = pools_.missing_bytes();
   const std::size_t tables = missing_table_bytes(sequence);
@@ -132,7 +134,7 @@ inline Status KVCache::make_room(const Sequence& sequence, std::int64_t tokens) 
                        other);
 }
 
-/// Gives a sequence the blocks in needs_ and the tables for them: all or nothing.
+/// Gives a sequence all blocks in needs_ and the tables for them, or no block at all.
 inline Status KVCache::provide(Sequence& sequence, std::int64_t tokens) {
   pools_.want_nothing();
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
@@ -177,7 +179,8 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
   return provide(**found, tokens);
 }
 
-/// Tokens in every layer; to `verb` a sequence takes that.
+/// The length that all layers share. InvalidArgument if they differ; `verb` is what the message says
+/// cannot be done.
 inline Result<std::int64_t> KVCache::common_length(const Sequence& sequence,
                                                    const char* verb) const {
   std::int64_t length = -1;
@@ -225,7 +228,7 @@ inline void KVCache::release_blocks(Sequence& sequence) {
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     if (stores_[layer].shape.kv_heads == 0) continue;
     table_bytes_ -= sequence.layer(layer).reserved_table_bytes();
-    sequence.layer(layer).truncate(0);  // lets go of shared pages
+    sequence.layer(layer).truncate(0);  // drops its references to shared pages
     sequence.layer(layer).for_each_block(
         [&](const Block& block) { pool(layer, PageKind::Sinks).release(block); },
         [&](const Block& block) { pool(layer, PageKind::Tail).release(block); },

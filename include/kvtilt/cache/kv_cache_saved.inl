@@ -3,11 +3,11 @@
 
 namespace kvtilt {
 
-/// Returns the bytes that it takes; without an image nothing is written.
+/// Writes a sequence to `image`, or nothing if that is empty; returns the bytes that it takes.
 inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t length,
                                         std::span<std::byte> image) const {
   SavedWriter writer(image, layers(), length, token_placement(options_));
-  std::uint64_t sum = 0;  // of each block when it was just written
+  std::uint64_t sum = 0;  // of all blocks, each added right after its copy, while it is in cache
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
     if (store.shape.kv_heads == 0) {
@@ -111,7 +111,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
                                 auto page) { own.place_loaded(saved->layer(layer), page); });
     id = adopt(*std::move(made));
   }
-  // Nobody else knows the sequence: others need not wait for its bytes.
+  // No other thread has the id yet: the bytes are copied without holding the lock.
   for_each_layer(
       *loaded, [&](std::size_t layer, SequenceLayer& own, const SavedPlaces& places, auto) {
         std::int64_t next[page_kinds] = {};

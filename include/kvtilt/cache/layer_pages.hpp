@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Pages without a cache, for an engine that owns its memory, its free lists and its block tables.
+/// Quantized pages without KVCache, for an engine with its own memory, free lists and block tables.
 #pragma once
 
 #include <kvtilt/cache/layer_store.hpp>
@@ -15,52 +15,56 @@
 
 namespace kvtilt {
 
-/// What KVCache does with the bytes of a layer, and nothing that it does with memory: tokens are
-/// written into 16-bit blocks, full blocks are sealed into quantized pages, and attention reads any
-/// table of both. The bytes are those of a KVCache with the same shape, recipes and page_tokens.
+/// Converts a layer's tokens as KVCache does, but manages no memory: write() stores tokens in 16-bit
+/// blocks, seal() quantizes a full block into a page, and view() lets attention read any table of
+/// both. The bytes are those of a KVCache with the same shape, recipes and page_tokens.
 ///
-/// One object serves all layers and sequences of the same shape and recipes. Every block and page
-/// starts at a multiple of page_alignment; which bytes are which is for the engine to know.
-/// Threads: all members are const; blocks and pages follow the rules of plain memory.
+/// One object serves all layers and sequences of the same shape and recipes. The engine keeps track of
+/// its blocks and pages; each must start at a multiple of page_alignment.
+/// Threads: all members are const; concurrent access to blocks and pages follows the rules of C++.
 class LayerPages {
  public:
+  /// Checks the arguments and makes the object.
+  ///
   /// recipes  one for all kv heads, or one per kv head
   /// Fails    as KVCache::create does, and for a shape that keeps no cache
   template <class FormatList = AllFormats>
   static Result<LayerPages> create(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                    int page_tokens = 64, std::optional<Isa> isa = {});
 
-  /// Slots of a block and of a page.
+  /// Token slots of each block and page.
   [[nodiscard]] int page_tokens() const { return store_.placement.page_tokens; }
-  /// Bytes of one: Sealed is a quantized page, Tail and Sinks are the same kind of 16-bit block.
-  /// Attention treats them alike, except that keep_sinks shows Sinks outside the window: those of pages. A
-  /// chunk that brings them to attend_prefill() is to be no longer than the window.
+  /// Bytes of a quantized page (Sealed) or of a 16-bit block (Tail and Sinks are the same). Attention
+  /// treats Tail and Sinks alike, except that keep_sinks makes the tokens of Sinks entries visible
+  /// outside the window. It does not know sinks in a chunk of attend_prefill(): a chunk that contains
+  /// them must not be longer than the window.
   [[nodiscard]] std::size_t bytes(PageKind kind) const { return store_.layout(kind).bytes; }
 
-  /// Stores tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.
+  /// Stores n tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.
   ///
   /// keys    [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
-  /// values  [n, kv_heads, value_dim]
-  /// block   bytes(PageKind::Tail)
-  /// Fails   InvalidArgument (shapes, slots, block), InvalidValue (NaN, infinity, more than the
-  ///         recipe can seal; names token, head and channel); then nothing is written
+  /// values  [n, kv_heads, value_dim], likewise
+  /// block   bytes(PageKind::Tail) bytes
+  /// Fails   InvalidArgument (shapes, slots, block), InvalidValue (NaN, infinity, too large to seal
+  ///         with the recipe; names token, head and channel); nothing is written then
   Status write(const TensorView& keys, const TensorView& values, int first_slot,
                std::byte* block) const;
 
-  /// Quantizes a 16-bit block all of whose slots were written. The block may be reused at once.
+  /// Quantizes a 16-bit block, all slots of which must have been written, into a page. The block may
+  /// be reused afterwards.
   ///
-  /// page   bytes(PageKind::Sealed), not inside the block
-  /// Fails  InvalidArgument (null, misaligned or overlapping); then nothing is written
+  /// page   bytes(PageKind::Sealed) bytes that do not overlap the block
+  /// Fails  InvalidArgument (null, misaligned or overlapping); nothing is written then
   Status seal(const std::byte* block, std::byte* page) const;
 
-  /// One layer of one sequence, for attend() and attend_prefill(). Positions that no page holds
-  /// are not seen. Valid as long as `pages`, their bytes and this object stay where they are.
+  /// Makes a view of one layer of one sequence for attend() and attend_prefill(). Positions that no
+  /// page holds are not attended to. Valid while `pages`, their bytes and this object stay in place.
   ///
   /// pages   in order of position: data, first_position, tokens (1 to page_tokens) and kind;
   ///         `references` is not used
   /// length  one past the newest position: query i of n has position length - n + i
-  /// Fails   InvalidArgument with the first page that cannot be meant
-  /// Cost    looks at every entry, at no page
+  /// Fails   InvalidArgument, naming the first invalid entry
+  /// Cost    reads every entry, but no page
   [[nodiscard]] Result<LayerView> view(std::span<const PageEntry> pages, std::int64_t length) const;
 
  private:
@@ -86,7 +90,7 @@ Result<LayerPages> LayerPages::create(const LayerShape& shape, const std::vector
                                       int page_tokens, std::optional<Isa> isa) {
   CacheOptions options;
   options.page_tokens = page_tokens;
-  options.sink_tokens = page_tokens;  // sinks in blocks like any other
+  options.sink_tokens = page_tokens;  // makes blocks of sinks the same as those of the tail
   KVTILT_RETURN_IF_ERROR(check_options(options));
   BlockPools no_pools(options.allocator, {});
   Result<std::vector<LayerStore>> stores =

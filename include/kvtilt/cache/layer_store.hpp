@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What all sequences of a cache share about one layer, and how its rows become bytes.
+/// One layer of a cache without its sequences: shape, layouts and pools, and how rows become bytes.
 #pragma once
 
 #include <kvtilt/cache/block_pools.hpp>
@@ -43,7 +43,7 @@ struct LayerStore {
     return store;
   }
 
-  /// The layer without a sequence.
+  /// A view of this layer without any page or token.
   [[nodiscard]] LayerView empty_view() const {
     LayerView view;
     view.shape = shape;
@@ -55,14 +55,14 @@ struct LayerStore {
     return view;
   }
 
-  /// Asks the pools for the blocks that a sequence lacks in this layer.
+  /// Registers with the pools the blocks that a sequence lacks in this layer.
   void want(const BlockCounts& blocks, BlockPools& from) const {
     from.want(pool(PageKind::Sinks), blocks.sinks);
     from.want(pool(PageKind::Tail), blocks.tail);
     from.want(pool(PageKind::Sealed), blocks.sealed);
   }
 
-  /// Counts `entries` pages of one kind that hold `tokens` tokens in all.
+  /// Adds to the report `entries` pages of one kind that hold `tokens` tokens in total.
   void add_usage(PageKind kind, std::int64_t entries, std::int64_t tokens,
                  MemoryReport& report) const {
     const std::size_t elements = static_cast<std::size_t>(tokens) * shape.elements_per_token();
@@ -74,7 +74,7 @@ struct LayerStore {
     if (kind == PageKind::Sinks) report.sink_bytes += elements * sizeof(F16);
   }
 
-  /// InvalidValue with the place of the first element that cannot be stored.
+  /// InvalidValue, naming the first element (by head, keys first) that cannot be stored.
   [[nodiscard]] Status check_values(const cpu::Kernels& kernels, const TensorView& keys,
                                     const TensorView& values, int layer) const {
     if (all_storable(kernels, keys, values)) return {};
@@ -86,7 +86,7 @@ struct LayerStore {
     return {};
   }
 
-  /// Stores `count` tokens' rows from `token` on in the slots `slot` on of a 16-bit block.
+  /// Stores `count` tokens, from row `token` on, in a 16-bit block from slot `slot` on.
   void write_tokens(const cpu::Kernels& kernels, const TensorView& keys, const TensorView& values,
                     std::int64_t token, int count, PageKind kind, std::byte* block,
                     int slot) const {
@@ -111,7 +111,7 @@ struct LayerStore {
   }
 
  private:
-  /// In the order in which tokens lie in memory.
+  /// Whether all elements can be stored; reads them in the order in which they lie in memory.
   [[nodiscard]] bool all_storable(const cpu::Kernels& kernels, const TensorView& keys,
                                   const TensorView& values) const {
     bool bad = false;
@@ -140,8 +140,8 @@ struct LayerStore {
   }
 };
 
-/// The layers of a cache with their pools, or the first thing wrong with the arguments. Everything
-/// that can be is refused here, so that nothing is refused later.
+/// Makes the layers of a cache and their pools; fails with the first error in the arguments. All that
+/// can be checked beforehand is checked here, so that no later call fails for it.
 template <class FormatList>
 Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const Plan& plan,
                                                   const CacheOptions& options, BlockPools& pools) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What a cache will ask for, before there is one.
+/// How much memory a cache will take for given lengths, computed without creating one.
 #pragma once
 
 #include <kvtilt/cache/block_pools.hpp>
@@ -16,9 +16,9 @@
 
 namespace kvtilt {
 
-/// Bytes that sequences, each opened and reserved once, take over all layers: to the byte what the
-/// allocator and page_memory are asked for. The cache's own objects, which come from operator new
-/// and do not grow with tokens, are not in it.
+/// The bytes over all layers of sequences that are each opened and reserved once: to the byte what
+/// they take from the allocator and page_memory. The cache's own objects, which come from operator
+/// new and do not grow with tokens, are not included.
 struct MemoryPlan {
   std::size_t sink_bytes = 0;   ///< 16-bit blocks of the first tokens
   std::size_t tail_bytes = 0;   ///< 16-bit blocks of the newest tokens
@@ -27,18 +27,18 @@ struct MemoryPlan {
   std::size_t table_bytes = 0;  ///< page tables; always from the allocator
   MemoryReport filled;          ///< KVCache::memory() once all tokens have been appended
 
-  /// What page_memory must hold, beginning at a multiple of page_alignment, if there is one.
+  /// The size that page_memory needs if it is used and starts at a multiple of page_alignment.
   [[nodiscard]] std::size_t page_memory_bytes() const {
     return sink_bytes + tail_bytes + page_bytes + slab_bytes;
   }
-  /// All of it: what max_bytes bounds.
+  /// The sum of all, which max_bytes bounds.
   [[nodiscard]] std::size_t reserved_bytes() const { return page_memory_bytes() + table_bytes; }
 };
 
 namespace detail {
 
-/// The layers of a cache that is never made. One sequence after the other asks for the same: every
-/// reservation takes exactly what it lacks, and leaves nothing over for the next.
+/// The layers of a cache, without any memory for tokens. All sequences are alike and reserve one
+/// after another: each takes exactly what it needs and leaves nothing over for the next.
 class MemoryModel {
  public:
   template <class FormatList>
@@ -79,7 +79,7 @@ class MemoryModel {
     return plan;
   }
 
-  /// Whether a reservation like this one keeps all limits of the options.
+  /// Whether this reservation stays within max_bytes and page_memory.
   [[nodiscard]] bool fits(std::int64_t tokens, int sequences) {
     const Result<MemoryPlan> planned = plan(tokens, sequences);
     return planned.ok() &&
@@ -89,7 +89,7 @@ class MemoryModel {
   }
 
  private:
-  /// Keeps every product far from overflow; no machine addresses as much.
+  /// Keeps every product far from overflow; no machine has so large an address space.
   static constexpr std::size_t max_bytes = std::size_t{1} << 56;
 
   explicit MemoryModel(const CacheOptions& options)
@@ -99,7 +99,7 @@ class MemoryModel {
     return {store.placement, options_.allocator};
   }
 
-  /// Asks the pools for one sequence's blocks; returns the bytes of its tables.
+  /// Registers one sequence's blocks with the pools; returns the bytes of its tables.
   [[nodiscard]] std::size_t want(std::int64_t tokens) {
     std::size_t table_bytes = 0;
     pools_.want_nothing();
@@ -138,13 +138,13 @@ class MemoryModel {
 
 }  // namespace detail
 
-/// Bytes for `sequences` sequences of `tokens` tokens each. options.isa does not matter: the
-/// machine may be another one. Limits of the options do not matter either; see most_tokens().
+/// Computes the bytes for `sequences` sequences of `tokens` tokens each. options.isa is ignored, so
+/// the plan may be for another machine; so are max_bytes and page_memory, which most_tokens() applies.
 ///
 /// FormatList  as for KVCache::create
 /// Fails       as KVCache::create and reserve do with these arguments, and if `sequences` is more
 ///             than options.max_sequences
-/// Cost        time that grows with the layers, and with the pages inside of a window
+/// Cost        time that grows with the number of layers and of pages inside a window
 template <class FormatList = AllFormats>
 Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
                                const CacheOptions& options, std::int64_t tokens,
@@ -156,12 +156,12 @@ Result<MemoryPlan> plan_memory(const CacheShape& shape, const Plan& plan,
   return model->plan(tokens, sequences);
 }
 
-/// The most tokens that each of `sequences` sequences can reserve under options.max_bytes,
-/// options.page_memory, or both; max_tokens where windows bound the memory of every layer.
+/// Finds the most tokens that each of `sequences` sequences can reserve under options.max_bytes,
+/// options.page_memory, or both; max_tokens if windows keep the memory of every layer below them.
 ///
 /// Fails  as plan_memory() does, with InvalidArgument if the options have no limit, and with
 ///        OutOfMemory if not even sequences without tokens fit
-/// Cost   plan_memory()'s, some 60 times
+/// Cost   some 60 times that of plan_memory()
 template <class FormatList = AllFormats>
 Result<std::int64_t> most_tokens(const CacheShape& shape, const Plan& plan,
                                  const CacheOptions& options, int sequences = 1) {
@@ -175,7 +175,7 @@ Result<std::int64_t> most_tokens(const CacheShape& shape, const Plan& plan,
     return Status::error(ErrorCode::OutOfMemory,
                          "%d sequences need %zu bytes before their first token; max_bytes is %zu",
                          sequences, model->plan(0, sequences)->reserved_bytes(), options.max_bytes);
-  // Doubling first: a length far beyond the limit would cost far more to plan than the answer.
+  // Doubling first: planning a length far beyond the limit costs far more than planning the answer.
   std::int64_t fitting = 0;
   std::int64_t end = 1;
   while (end <= max_tokens && model->fits(end, sequences)) fitting = std::exchange(end, 2 * end);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where the bytes of a cache are.
+/// How many bytes a cache uses, and for what.
 #pragma once
 
 #include <cstddef>
@@ -8,15 +8,14 @@
 namespace kvtilt {
 
 /// Bytes in use by live tokens, over all layers. A page that forks share counts once for each sequence
-/// that holds it, so the bytes in use can exceed reserved_bytes: the bytes that the cache holds of the
-/// allocator or of page_memory, used or not. Those belong to the cache as a whole; in the report of a
-/// single sequence they are 0.
+/// that holds it, so bytes_in_use() can exceed reserved_bytes. Only reserved_bytes is of the cache as a
+/// whole: what it holds from the allocator and from page_memory, used or not.
 struct MemoryReport {
   std::size_t page_bytes = 0;      ///< sealed pages, whole
   std::size_t tail_bytes = 0;      ///< 16-bit tokens of the tails
   std::size_t sink_bytes = 0;      ///< 16-bit tokens of the sinks
   std::size_t table_bytes = 0;     ///< page-table entries
-  std::size_t reserved_bytes = 0;  ///< by reserve, fork and load
+  std::size_t reserved_bytes = 0;  ///< taken by reserve, fork and load
   std::int64_t elements = 0;       ///< key and value elements of live tokens, unpadded
 
   [[nodiscard]] std::size_t bytes_in_use() const {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// How a cache is set up, and what can be set up.
+/// The options of a cache, their checks, and whether this build supports a layer's shape and recipe.
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
@@ -19,28 +19,28 @@ namespace kvtilt {
 
 struct CacheOptions {
   int page_tokens = 64;  ///< 32, 64 or 128
-  int sink_tokens = 4;   ///< first tokens kept in 16 bits for ever, 0 to 1024
-  /// Newest tokens kept in 16 bits, at least; 0 to 65536. A layer with a window keeps what each of
-  /// these tokens sees, so at least as many should stay as a step drafts: with fewer, attend() can
-  /// refuse a step's oldest queries and truncate() to take its tokens back.
+  int sink_tokens = 4;   ///< first tokens of a sequence, always kept in 16 bits; 0 to 1024
+  /// At least so many newest tokens stay in 16 bits; 0 to 65536. A layer with a window also keeps what
+  /// each of them sees, so have at least as many as a step drafts: with fewer, attend() can refuse the
+  /// step's oldest queries, and truncate() can refuse to drop its tokens.
   int recent_tokens = 128;
   int max_sequences = 1024;
-  /// Bounds MemoryReport::reserved_bytes; 0: no limit. Blocks of closed sequences count as long as
-  /// they are kept for the next ones of their size: what does not fit otherwise takes the memory of
-  /// all slabs (PagePool, 32 MiB at most) that have no block in use. With nothing open, whatever
-  /// plan_memory() puts within the limit fits.
+  /// Upper bound of MemoryReport::reserved_bytes; 0: no limit. Blocks of closed sequences count
+  /// while the cache keeps them for reuse. A reservation that would exceed the limit first frees
+  /// every slab (PagePool's unit of allocation, at most 32 MiB) that has no block in use. With no
+  /// sequence open, whatever plan_memory() puts within the limit therefore fits.
   std::size_t max_bytes = 0;
   std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best
   Allocator allocator = default_allocator();
-  /// All pages and 16-bit blocks come out of this memory, if it is not empty; only tables then
-  /// still come from the allocator. It serves one cache at a time, starts anywhere (up to 63 bytes
-  /// are lost to alignment), is never freed, and is the caller's again when the cache is gone. It
-  /// passes from one size of block to another as max_bytes does, but nothing in it moves: between
-  /// slabs in use, pieces shorter than the slabs of a reservation do not serve it.
+  /// If not empty, all pages and 16-bit blocks are carved out of this memory, and only page tables
+  /// come from the allocator. It serves one cache at a time, may start at any address (up to 63
+  /// bytes are lost to alignment), is never freed, and is the caller's again once the cache is
+  /// destroyed. Slabs without a block in use are recycled for other block sizes as under max_bytes,
+  /// but nothing moves: a gap between slabs in use serves a reservation only if a slab fits in it.
   std::span<std::byte> page_memory = {};
 };
 
-/// More than any context: keeps sums of lengths and sizes far from overflow.
+/// The longest length accepted: more than any context, and far from overflow in sums and products.
 inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
 
 inline Status check_tokens(std::int64_t tokens) {
@@ -49,7 +49,7 @@ inline Status check_tokens(std::int64_t tokens) {
                        static_cast<long long>(tokens));
 }
 
-/// Where tokens go in a layer without a window.
+/// The placement of tokens in a layer without a window.
 constexpr TokenPlacement token_placement(const CacheOptions& options) {
   return {options.page_tokens, options.sink_tokens, options.recent_tokens, 0};
 }
@@ -72,8 +72,8 @@ inline Status check_options(const CacheOptions& options) {
   return {};
 }
 
-/// Whether this build serves a layer of this shape with this recipe: Ok, or the reason why not.
-/// KVCache::create asks the same question, so nothing is refused later.
+/// Checks whether this build supports a layer of this shape with this recipe; an error says why not.
+/// KVCache::create makes the same check, so no later call fails for this reason.
 template <class FormatList = AllFormats>
 Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
   KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));

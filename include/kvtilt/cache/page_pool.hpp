@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Blocks of one size with a free list. Memory is taken in slabs of exactly what a reservation
-/// lacks, and returned when the pool dies, or before where no block of a slab is in use. Growing
-/// has two steps, so that a reservation over several pools can be given up as a whole.
+/// A pool of blocks of one size with a free list. Memory is allocated in slabs (runs of blocks) of
+/// exactly what a reservation lacks, and returned when the pool is destroyed, or earlier if no block
+/// of a slab is in use. Growing takes two steps, so that a reservation over several pools can be
+/// undone as a whole.
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
@@ -17,7 +18,7 @@
 
 namespace kvtilt {
 
-/// The sum, or SIZE_MAX where no number says how much that is.
+/// The sum, or SIZE_MAX if it overflows.
 constexpr std::size_t saturating_add(std::size_t a, std::size_t b) {
   std::size_t sum = 0;
   return __builtin_add_overflow(a, b, &sum) ? std::numeric_limits<std::size_t>::max() : sum;
@@ -31,7 +32,7 @@ struct Block {
 
 class PagePool {
  public:
-  /// One block in use keeps its slab: no slab is larger than this, unless a block is.
+  /// No slab is larger, unless a single block is: one block in use keeps its whole slab allocated.
   static constexpr std::size_t max_slab_bytes = std::size_t{32} << 20;
 
   PagePool(const Allocator& allocator, std::size_t block_bytes)
@@ -57,18 +58,17 @@ class PagePool {
   /// Bytes of the slabs without a block in use.
   [[nodiscard]] std::size_t idle_bytes() const { return slabs_.idle_bytes; }
 
-  /// Bytes the allocator would be asked for so that `count` blocks are free; SIZE_MAX if no number
-  /// says how many.
+  /// Bytes to allocate so that `count` blocks are free; SIZE_MAX if that overflows.
   [[nodiscard]] std::size_t missing_bytes(std::size_t count) const {
     return bytes_of(count - std::min(count, slabs_.free_blocks));
   }
-  /// The same after give_back().
+  /// What missing_bytes() would be after give_back().
   [[nodiscard]] std::size_t missing_bytes_without_idle(std::size_t count) const {
     return bytes_of(count - std::min(count, slabs_.free_blocks - slabs_.idle_blocks));
   }
 
-  /// Takes the memory that `count` free blocks need; commit() or abandon() must follow. False if
-  /// the allocator has none: then nothing is taken.
+  /// First step: allocates what `count` free blocks need; commit() or abandon() must follow. False if
+  /// the allocator is out of memory; nothing is taken then.
   [[nodiscard]] bool prepare(std::size_t count) {
     if (missing_bytes(count) == std::numeric_limits<std::size_t>::max()) return false;
     for (std::size_t free = slabs_.free_blocks; free < count;) {
@@ -84,7 +84,7 @@ class PagePool {
     return true;
   }
 
-  /// Turns what prepare() took into free blocks.
+  /// Second step: turns what prepare() took into free blocks.
   void commit() {
     while (pending_ != nullptr) {
       Slab* slab = std::exchange(pending_, pending_->next);
@@ -98,7 +98,7 @@ class PagePool {
     }
   }
 
-  /// Returns it instead.
+  /// Second step, the other way: returns what prepare() took.
   void abandon() { return_all(pending_); }
 
   /// Returns the slabs without a block in use; false if there are none.
@@ -110,9 +110,9 @@ class PagePool {
     return true;
   }
 
-  /// A free block, which then has one owner; there must be one. Slabs without a block in use stay
-  /// so while there are others, and of those serves first the last to have had all in use: it is
-  /// the least likely to get them all back.
+  /// Takes a free block, with a reference count of 1; there must be one. Slabs without a block in use
+  /// are spared while others have a free block. Of those, the one that most recently had all blocks in
+  /// use comes first: it is the least likely to become idle.
   [[nodiscard]] Block acquire() {
     Slab* slab = slabs_.of[slabs_.of[Mixed] != nullptr ? Mixed : Idle];
     const Use before = use_of(slab);
@@ -137,20 +137,20 @@ class PagePool {
   }
 
  private:
-  /// How many blocks of a slab are in use: none, some or all.
+  /// Whether none, some or all blocks of a slab are in use.
   enum Use { Idle, Mixed, Full };
 
-  /// Followed by a record for each block, then the blocks.
+  /// The header of a slab. A Record for each block follows it, then the blocks.
   struct Slab {
     Slab* next;
     Slab* previous;
     std::uint32_t blocks;
     std::uint32_t free = 0;        ///< blocks
-    std::uint32_t first_free = 0;  ///< a free block's first bytes hold the next
+    std::uint32_t first_free = 0;  ///< index; a free block's first bytes hold the next one's
   };
   struct Record {
     std::uint32_t references;  ///< first: Block points at it
-    std::uint32_t index;       ///< in the slab
+    std::uint32_t index;       ///< of the block in its slab
   };
   struct Slabs {
     Slab* of[3] = {};  ///< by Use
@@ -168,7 +168,7 @@ class PagePool {
   [[nodiscard]] std::size_t slab_bytes(std::size_t blocks) const {
     return header_bytes(blocks) + blocks * block_bytes_;
   }
-  /// Of slabs for so many blocks.
+  /// Bytes of the slabs for so many blocks; SIZE_MAX if that overflows.
   [[nodiscard]] std::size_t bytes_of(std::size_t blocks) const {
     if (blocks == 0) return 0;
     std::size_t bytes = 0;
@@ -222,7 +222,7 @@ class PagePool {
 
   Allocator allocator_;
   std::size_t block_bytes_;
-  std::size_t slab_blocks_;  ///< at most
+  std::size_t slab_blocks_;  ///< the most blocks of a slab
   Slabs slabs_;
   Slab* pending_ = nullptr;  ///< between prepare() and commit() or abandon()
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Which pages a removal may name, for the message of one that is refused.
+/// Finds the pages nearest to a refused removal, and makes its error message.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -16,10 +16,10 @@ struct PageRange {
   std::int64_t to = 0;
 };
 
-/// Pages without a hole between them whose start is nearest to `from`, and then whose end is nearest to
-/// `to`; empty if there are no pages.
+/// The run of adjacent pages whose start is nearest to `from` and, given that start, whose end is
+/// nearest to `to`; empty if there are no pages.
 ///
-/// page  page(i): the PageRange of the i-th of `pages`, in the order of positions
+/// page  page(i): the PageRange of the i-th of `pages`, in order of position
 template <class Page>
 PageRange nearest_pages(std::size_t pages, Page page, std::int64_t from, std::int64_t to) {
   if (pages == 0) return {};
@@ -38,7 +38,9 @@ PageRange nearest_pages(std::size_t pages, Page page, std::int64_t from, std::in
   return nearest;
 }
 
-/// nearest  of nearest_pages() in this layer
+/// The error of a removal that does not match the pages of a layer.
+///
+/// nearest  result of nearest_pages() in this layer
 inline Status refuse_removal(std::size_t layer, std::int64_t from, std::int64_t to,
                              const PageRange& nearest) {
   const auto number = [](std::int64_t position) { return static_cast<long long>(position); };

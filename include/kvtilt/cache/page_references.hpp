@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// How many sequences share a page: a plain number in memory, counted by several threads. With the
-/// builtins of GCC and Clang, because libc++ has std::atomic_ref from version 19 on only.
+/// Reference counts of shared pages: plain integers in memory, updated atomically by several threads.
+/// Uses the builtins of GCC and Clang, because libc++ has std::atomic_ref only from version 19 on.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ inline void share_page(std::uint32_t* references) {
   return __atomic_load_n(references, __ATOMIC_RELAXED) > 1;
 }
 
-/// Whether the caller was the last: the page is then its own, counted once, and what others read of
-/// it was read before.
+/// Drops one reference; true if it was the last. The caller then owns the page, with a count of 1, and
+/// all reads by earlier owners have completed.
 [[nodiscard]] inline bool leave_page(std::uint32_t* references) {
   if (__atomic_fetch_sub(references, 1u, __ATOMIC_ACQ_REL) > 1) return false;
   __atomic_store_n(references, 1u, __ATOMIC_RELAXED);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Whether tensors have the shape of a layer's rows: the same question, with the same answer, for
-/// caches in host and device memory.
+/// Checks that tensors have the shape of a layer's rows; caches in host and device memory share these
+/// checks and their messages.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -13,7 +13,7 @@
 
 namespace kvtilt {
 
-/// How messages begin: "layer 3: ", or nothing where the layer has no number.
+/// The prefix of messages: "layer 3: ", or nothing if the layer has no number.
 struct LayerName {
   char text[24] = "";
   explicit LayerName(int layer) {
@@ -21,7 +21,7 @@ struct LayerName {
   }
 };
 
-/// For messages about a layer that its owner has not numbered.
+/// The layer number to pass if a layer has none.
 inline constexpr int unnumbered_layer = -1;
 
 namespace detail {
@@ -37,7 +37,7 @@ inline Status check_type(ElementType type, const char* name, int layer) {
                        static_cast<int>(ElementType::BF16));
 }
 
-/// InvalidArgument unless they are as many keys and values of this layer.
+/// InvalidArgument unless keys and values have this layer's shape and the same number of tokens.
 inline Status check_rows(const LayerShape& shape, const TensorView& keys, const TensorView& values,
                          int layer) {
   if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
@@ -56,7 +56,7 @@ inline Status check_rows(const LayerShape& shape, const TensorView& keys, const 
   return check_type(values.type, "values", layer);
 }
 
-/// InvalidArgument unless queries and outputs, [tokens, heads, dim], are as many rows of this layer.
+/// InvalidArgument unless queries and output, [tokens, heads, dim], fit this layer and each other.
 inline Status check_queries(const LayerShape& shape, const TensorView& queries,
                             std::int64_t out_tokens, int out_heads, int out_dim, const void* out) {
   if (queries.tokens < 0 || queries.dim != shape.key_dim || queries.heads <= 0 ||
@@ -75,7 +75,7 @@ inline Status check_queries(const LayerShape& shape, const TensorView& queries,
   return check_type(queries.type, "queries", unnumbered_layer);
 }
 
-/// Whether a caller of unpack asks for these rows: {} stands for no.
+/// Whether a caller of unpack wants these rows; {} says that it does not.
 inline bool is_wanted(const TensorView& rows) {
   return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
 }
@@ -85,8 +85,7 @@ inline bool fits(const TensorView& rows, std::int64_t tokens, int heads, int dim
                               (rows.data != nullptr || tokens == 0));
 }
 
-/// How many tokens unpack is asked for; InvalidArgument unless all wanted rows have this layer's
-/// shape.
+/// The number of tokens to unpack; InvalidArgument unless all wanted rows have this layer's shape.
 inline Result<std::int64_t> check_wanted_rows(const LayerShape& shape, const TensorView& keys,
                                               const TensorView& values, int layer) {
   const std::int64_t tokens = is_wanted(keys) ? keys.tokens : values.tokens;

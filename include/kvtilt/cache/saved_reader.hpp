@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Reads saved sequences, and checks them against the cache that is to load one.
+/// Reads a saved sequence, and checks it against the cache that is to load it.
 #pragma once
 
 #include <kvtilt/cache/options.hpp>
@@ -18,20 +18,23 @@
 
 namespace kvtilt {
 
-/// A saved sequence. Reads its bytes where they are and owns nothing.
+/// A reader of one saved sequence. Reads its bytes in place and owns nothing.
 class SavedReader {
  public:
-  /// Fails  Corrupt (foreign or cut off), Unsupported (another version)
+  /// Checks the header. The image must outlive the reader.
+  ///
+  /// Fails  Corrupt (not a saved sequence, or truncated), Unsupported (another version)
   static Result<SavedReader> open(std::span<const std::byte> image) {
     SavedReader reader(image);
     KVTILT_RETURN_IF_ERROR(reader.check_header());
     return reader;
   }
 
-  /// Whether a cache can take all of its numbers: the rest may be read only then.
+  /// Checks all tables against a cache's layers and options. The other members, except length() and
+  /// check_sum(), may be called only after this has succeeded.
   ///
-  /// layers  of the cache, [i] with `shape` and `layouts`
-  /// Fails   InvalidArgument (of a cache of another shape, plan or options: names what differs),
+  /// layers  of the cache; each has `shape` and `layouts`
+  /// Fails   InvalidArgument (from a cache of another shape, plan or options; names what differs),
   ///         Corrupt
   template <class Layers>
   Status check_numbers(const Layers& layers, const TokenPlacement& placement) const {
@@ -43,9 +46,8 @@ class SavedReader {
     return end == image_.size() ? Status{} : damaged("bytes lie behind its last layer");
   }
 
-  /// Corrupt if a number that a cache would check on arrival, in sinks and tail, or that it would have
-  /// made itself, in metadata, is NaN, infinite or too large: only forgery makes such. After
-  /// check_numbers().
+  /// Corrupt if a token in sinks and tail, or metadata of a page, is NaN, infinite or too large: append
+  /// refuses such tokens and seals no such metadata, so the image is forged. After check_numbers().
   template <class Layers>
   [[nodiscard]] Status check_values(const Layers& layers) const {
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
@@ -63,9 +65,9 @@ class SavedReader {
     return {};
   }
 
-  /// Corrupt unless the bytes are those that were saved. One pass over all of them.
+  /// Corrupt unless the checksum matches. Cost: one pass over all bytes.
   [[nodiscard]] Status check_sum() const { return check_sum(saved_checksum(image_)); }
-  /// The same after check_numbers(), by who has the sum of all blocks.
+  /// The same for callers that already have the sum of all blocks; after check_numbers().
   template <class Layers>
   Status check_sum(std::uint64_t blocks, const Layers& layers) const {
     const std::size_t heads = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
@@ -135,7 +137,8 @@ class SavedReader {
 
 inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kind,
                                        const std::byte* block) {
-  // Four at a time: a magnitude above the limit carries into its sign. All are multiples of 8 bytes.
+  // Four halves at a time: adding the headroom to a magnitude above the limit carries into its sign
+  // bit. All sizes are multiples of 8 bytes.
   const auto up_to = [](const std::byte* halves, std::size_t bytes, float limit) {
     constexpr std::uint64_t each = 0x0001000100010001u;
     const std::uint64_t headroom = each * (0x7fffu - to_f16(limit).bits);
@@ -226,7 +229,7 @@ inline Status SavedReader::check_recipes(int index, const SavedPlaces& places,
   return {};
 }
 
-/// As appending, truncating, removing and a window leave them.
+/// Corrupt unless append, truncate, remove and a window can produce these positions.
 inline Status SavedReader::check_positions(const SavedLayer& layer) const {
   const std::int64_t sinks = header_.sink_tokens;
   if (layer.tail_start < sinks || layer.tail_start > std::max(sinks, header_.length))
@@ -236,7 +239,7 @@ inline Status SavedReader::check_positions(const SavedLayer& layer) const {
   if (layer.first_kept < 0 || layer.first_kept > std::min(header_.length, layer.tail_start) ||
       (layer.window == 0 && layer.first_kept != 0))
     return damaged("its window has freed too much");
-  // A page has 16 bytes in the table: no offset of one overflows then.
+  // Each page has an entry of 16 bytes in the image, so this bound keeps all offsets from overflow.
   if (layer.pages < 0 ||
       static_cast<std::uint64_t>(layer.pages) > image_.size() / sizeof(SavedPage))
     return damaged("it has too many pages");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Writes all of a saved sequence but its blocks, which a cache fills in.
+/// Writes a saved sequence except for its blocks, which the cache copies in.
 #pragma once
 
 #include <kvtilt/cache/token_placement.hpp>
@@ -14,7 +14,7 @@
 
 namespace kvtilt {
 
-/// Zeros in the slots `tokens` and up of a 16-bit block, at any alignment: what they hold is nobody's.
+/// Zeroes the slots from `tokens` on of a 16-bit block, which hold no token. Any alignment.
 inline void clear_unused_slots(const PageLayout& half, std::int64_t tokens, std::byte* block) {
   const auto clear = [&](std::byte* codes, CodeMatrix matrix, int outer, int inner) {
     std::memset(codes + half_position(matrix, outer, inner) * sizeof(F16), 0, sizeof(F16));
@@ -29,8 +29,8 @@ inline void clear_unused_slots(const PageLayout& half, std::int64_t tokens, std:
     }
 }
 
-/// Layer by layer, in order; then finish(). Without an image nothing is written, and
-/// bytes() says how large one has to be.
+/// Use: skip_layer() or add_layer() for each layer in order, then finish(). Without an image nothing
+/// is written, and bytes() is the size that one must have.
 class SavedWriter {
  public:
   /// image  empty, or bytes() bytes of any alignment
@@ -45,16 +45,17 @@ class SavedWriter {
     header_.bytes = sizeof(SavedHeader) + static_cast<std::uint64_t>(layers) * sizeof(SavedLayer);
   }
 
-  /// A layer that keeps no cache.
+  /// Adds a layer that keeps no cache.
   void skip_layer() {
     SavedLayer layer;
     layer.offset = header_.bytes;
     write_layer(layer);
   }
 
-  /// One that does. Its blocks are to be written to where the result says, unused slots as zeros.
+  /// Adds a layer that keeps one. The caller writes its blocks to the returned places, with unused
+  /// slots as zeros.
   ///
-  /// layer  `pages`, `tail_start` and `first_kept`: the rest is filled in
+  /// layer  with `pages`, `tail_start` and `first_kept`; the rest is filled in here
   /// page   page(i): the i-th SavedPage
   template <class Page>
   SavedPlaces add_layer(const LayerShape& shape, const LayerLayouts& layouts, SavedLayer layer,
@@ -104,8 +105,8 @@ class SavedWriter {
 
   std::span<std::byte> image_;
   SavedHeader header_;
-  std::uint64_t tables_ = 0;  ///< their sum
-  int next_ = 0;              ///< layer
+  std::uint64_t tables_ = 0;  ///< saved_sum() of the layers' recipes and page tables
+  int next_ = 0;              ///< index of the next layer
 };
 
 }  // namespace kvtilt

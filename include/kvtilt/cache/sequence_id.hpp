@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The handle of a sequence, in caches on any machine.
+/// The handle of a sequence, for caches in host and device memory.
 #pragma once
 
 #include <cstdint>

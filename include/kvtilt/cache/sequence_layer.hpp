@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
-/// One layer of one sequence: its page table, the ring of 16-bit blocks behind its tail, and the
-/// pages reserved for it. Moves tokens between the states of a page; knows nothing of codes.
+/// One layer of one sequence: its page table, the ring of 16-bit blocks that hold its tail (newest
+/// tokens), and its reserved pages. Keeps the tables; KVCache reads and writes the bytes of tokens.
 ///
 ///     position   0 .. sinks-1 | page 0 | page 1 | ... | tail: recent .. recent + page - 1 tokens
 ///     page kind     Sinks     |        Sealed         |  Tail blocks, `page` slots each
 ///
-/// The tail starts at a block boundary and loses its first block when that is sealed, so a page is
-/// always quantized from one contiguous block. A layer with a window frees a sealed page once its
-/// last position is `recent` tokens and a window behind the newest: what is left serves every query
-/// among the newest `recent` tokens, and every truncation within them.
+/// The tail starts at a block boundary and its first block is sealed as a whole, so a page is always
+/// quantized from one contiguous block. A layer with a window frees a sealed page once its last
+/// position is `recent` tokens plus a window behind the newest: the rest serves every query among the
+/// newest `recent` tokens, and every truncation within them.
 #pragma once
 
 #include <kvtilt/cache/buffer.hpp>
@@ -27,7 +27,7 @@
 
 namespace kvtilt {
 
-/// Blocks of each kind.
+/// Numbers of blocks of each kind.
 struct BlockCounts {
   std::size_t sinks = 0;
   std::size_t tail = 0;
@@ -50,7 +50,7 @@ class SequenceLayer {
   /// Position of the tail's first token; sinks lie before it.
   [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
-  /// The same, counted: for any thread.
+  /// Entries and tokens by kind; any thread may read them at any time.
   [[nodiscard]] const EntryCounts& counts() const { return counts_; }
 
   /// Blocks this layer lacks to hold `length` tokens.
@@ -64,15 +64,15 @@ class SequenceLayer {
     return missing;
   }
 
-  /// Room in the tables for what `missing` names; false if there is no memory: some tables may
-  /// then have grown.
+  /// Makes room in the tables for `missing`; false if there is no memory, and then some tables may
+  /// have grown.
   [[nodiscard]] bool reserve_tables(const BlockCounts& missing) {
     const TableSizes sizes = table_sizes(missing);
     return entries_.reserve(sizes.entries) && ring_.reserve(sizes.ring) &&
            spare_.reserve(sizes.spare);
   }
 
-  /// Bytes by which reserve_tables(missing) lets the tables grow.
+  /// Bytes by which reserve_tables(missing) would grow the tables.
   [[nodiscard]] std::size_t missing_table_bytes(const BlockCounts& missing) const {
     const TableSizes sizes = table_sizes(missing);
     return entries_.missing_bytes(sizes.entries) + ring_.missing_bytes(sizes.ring) +
@@ -100,15 +100,15 @@ class SequenceLayer {
         sealed(Block{entries_[i].data, entries_[i].references});
   }
 
-  /// Where new tokens go: the slots `slot` on of a 16-bit block.
+  /// Where `tokens` new tokens go: into a 16-bit block, from slot `slot` on.
   struct Placed {
     PageKind kind;
     std::byte* block;
     int slot;
     int tokens;
   };
-  /// Adds up to `tokens` tokens: as many as the newest block takes, at least one. Capacity was
-  /// checked, and what must be sealed first is sealed.
+  /// Adds up to `tokens` tokens: as many as fit in the newest block, at least one. The caller has
+  /// checked the capacity and sealed what must_seal() asked for.
   [[nodiscard]] Placed place_tokens(std::int64_t tokens) {
     std::int64_t room = placement_.sink_tokens - length_;
     if (room > 0) {
@@ -135,8 +135,8 @@ class SequenceLayer {
     return tail_start_ + placement_.recent_tokens + placement_.page_tokens - 1 - length_;
   }
 
-  /// Whether the first block of the tail is full and, once the layer holds `length` tokens, lies
-  /// beyond the recent ones. It can then be sealed at once: while its bytes are still in the cache.
+  /// Whether the tail's first block is full and, once the layer holds `length` tokens, older than the
+  /// recent ones. It can then be sealed before those are added, while its bytes are in the CPU's cache.
   [[nodiscard]] bool must_seal(std::int64_t length) const {
     return length_ - tail_start_ >= placement_.page_tokens &&
            length - tail_start_ >= placement_.recent_tokens + placement_.page_tokens;
@@ -147,7 +147,7 @@ class SequenceLayer {
     const std::byte* block;
     std::byte* page;
   };
-  /// Replaces the first tail block by a sealed page in the table; the caller then fills the page.
+  /// Replaces the tail's first block by a sealed page in the table; the caller then fills the page.
   [[nodiscard]] Sealing seal() {
     free_outside_window();
     const Block page = spare_.pop_back();
@@ -171,8 +171,8 @@ class SequenceLayer {
     return oldest < std::min(first_kept_, length);
   }
 
-  /// Forgets all tokens from `length` on. A cut inside a sealed page leaves it with fewer tokens;
-  /// the tail then starts anew behind it.
+  /// Removes all tokens from `length` on. A cut inside a sealed page leaves it with fewer tokens, and
+  /// an empty tail starts behind it.
   void truncate(std::int64_t length) {
     if (length >= length_) return;
     while (entries_.size() > 0 && entries_.back().first_position >= length)
@@ -191,8 +191,8 @@ class SequenceLayer {
     first_kept_ = length <= placement_.sink_tokens ? 0 : std::min(first_kept_, length);
   }
 
-  /// The sealed pages that hold exactly what the window has left of the positions from `from` to
-  /// `to`-1, as indices into entries(): no pages if that is nothing. False if there are none such.
+  /// Finds the sealed pages, entries first to last - 1, that hold exactly what the window has left of
+  /// positions `from` to `to` - 1 (first = last if that is nothing). False if no pages match.
   [[nodiscard]] bool find_pages(std::int64_t from, std::int64_t to, std::size_t& first,
                                 std::size_t& last) const {
     const auto sealed = [&](std::size_t i) {
@@ -209,14 +209,14 @@ class SequenceLayer {
     return last > first && end == to;
   }
 
-  /// Drops entries first to last-1, sealed pages all. Positions of the others stay as they are.
+  /// Drops entries first to last - 1, all sealed pages. The others keep their positions.
   void remove_pages(std::size_t first, std::size_t last) {
     for (std::size_t i = first; i < last; ++i) drop(entries_[i]);
     entries_.erase(first, last);
   }
 
-  /// Blocks a fork of this layer needs to go on to `length` tokens: 16-bit blocks of its own, and
-  /// pages as if this layer had none to spare.
+  /// Blocks that a fork of this layer needs to grow to `length` tokens: its own 16-bit blocks, and
+  /// pages for all that is sealed later, as it takes over no spare pages.
   [[nodiscard]] BlockCounts fork_needs(std::int64_t length) const {
     BlockCounts needs;
     needs.sinks = placement_.sink_tokens > 0 && length > 0 ? 1 : 0;
@@ -226,8 +226,8 @@ class SequenceLayer {
     return needs;
   }
 
-  /// Becomes, empty so far and without blocks, a layer that was saved: its positions alone. To be
-  /// given the result, for up to `length` tokens, then asked to place_loaded().
+  /// First step of loading into an empty layer: takes over the saved positions and returns the blocks
+  /// that growing to `length` tokens needs. Once they are given, place_loaded() is the second step.
   ///
   /// page  page(i): the i-th SavedPage
   template <class Page>
@@ -248,8 +248,8 @@ class SequenceLayer {
     return needs;
   }
 
-  /// Puts the saved pages into the table, and the blocks of sinks and tail. Their bytes are the
-  /// caller's to fill.
+  /// Second step of loading: enters the saved pages and the blocks of sinks and tail into the table.
+  /// The caller then fills in their bytes.
   template <class Page>
   void place_loaded(const SavedLayer& saved, Page page) {
     if (length_ > 0 && placement_.sink_tokens > 0)
@@ -266,7 +266,7 @@ class SequenceLayer {
   }
 
   /// Becomes a copy of `parent`: shares its sealed pages, copies its 16-bit blocks. The blocks and
-  /// tables were given before.
+  /// tables of fork_needs() must have been given.
   void copy_from(const SequenceLayer& parent, std::size_t sink_bytes, std::size_t tail_bytes) {
     std::size_t tail_blocks = 0;
     for (std::size_t i = 0; i < parent.entries_.size(); ++i) {
@@ -299,7 +299,7 @@ class SequenceLayer {
             ring_.size() + missing.tail, pages};
   }
 
-  /// A page that a window may free: where it ends, and whether this layer can then use it again.
+  /// A page that the window may free: where it ends, and whether this layer can then reuse it.
   struct OldPage {
     std::int64_t end;
     bool comes_back;
@@ -312,9 +312,8 @@ class SequenceLayer {
     return OldPage{end_of(entry), own};
   }
 
-  /// Pages that sealing up to `length` tokens needs beyond `spare` ones, those that the window
-  /// frees on the way counted in: `old` names them, oldest first, then nothing. A shared page frees
-  /// nothing.
+  /// Pages that growing to `length` tokens needs beyond `spare` ones; those that the window frees on
+  /// the way are reused, unless shared. old(i): the i-th entry, oldest first; nothing past the last.
   template <class Old>
   [[nodiscard]] std::size_t missing_pages(std::int64_t length, std::size_t spare, Old old) const {
     std::int64_t seals = placement_.seals(tail_start_, length);
@@ -324,8 +323,8 @@ class SequenceLayer {
     // Once a window's worth of pages is sealed, each new one frees an old one.
     seals = std::min<std::int64_t>(seals, placement_.window / placement_.page_tokens + 2);
     std::size_t missing = 0;
-    std::size_t next = 0;        // old page, for the window to free
-    std::int64_t new_pages = 0;  // pages sealed on the way that it has freed
+    std::size_t next = 0;        // the old page that the window frees next
+    std::int64_t new_pages = 0;  // pages sealed in this loop that the window has freed again
     for (std::int64_t i = 0; i < seals; ++i) {
       const std::int64_t start = tail_start_ + i * placement_.page_tokens;
       const std::int64_t cut =
@@ -365,14 +364,15 @@ class SequenceLayer {
     counts_.add(kind, 1, tokens);
   }
 
-  /// Lets go of an entry. The last of those who share a page keeps it to spare.
+  /// Gives up an entry. The last sequence that holds a page keeps it as a spare one.
   void drop(const PageEntry& entry) {
     counts_.add(entry.kind, -1, -entry.tokens);
     if (entry.kind == PageKind::Sealed && leave_page(entry.references))
       spare_.push_back({entry.data, entry.references});
   }
 
-  /// For the length at which the first block of the tail must be sealed at the latest.
+  /// Frees pages as of the length at which the tail's first block must be sealed at the latest: how
+  /// many tokens are appended at once does not matter.
   void free_outside_window() {
     const std::int64_t cut =
         placement_.free_until(tail_start_ + placement_.recent_tokens + placement_.page_tokens);
@@ -388,10 +388,10 @@ class SequenceLayer {
   TokenPlacement placement_;
   Buffer<PageEntry> entries_;  ///< sinks, sealed pages, tail blocks in use
   EntryCounts counts_;         ///< of entries_
-  Buffer<Block> ring_;         ///< tail blocks; the ring turns only once it is complete
-  Buffer<Block> spare_;        ///< reserved pages that hold nothing yet
+  Buffer<Block> ring_;         ///< tail blocks; ring_head_ moves only once all are there
+  Buffer<Block> spare_;        ///< reserved pages that hold no tokens
   Block sink_block_;
-  std::size_t ring_head_ = 0;  ///< block at which the tail starts
+  std::size_t ring_head_ = 0;  ///< index of the block at which the tail starts
   std::int64_t tail_start_;    ///< position of the tail's first token
   std::int64_t length_ = 0;
   std::int64_t first_kept_ = 0;  ///< 0 where there are sinks alone: no window frees those

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Tokens back out of a cache: for exports, for attention of another kind, for a look at the error.
+/// Reads tokens back out of a cache: for export, other attention kernels, or to measure the error.
 #pragma once
 
 #include <kvtilt/cache/row_check.hpp>
@@ -16,7 +16,7 @@ namespace kvtilt {
 
 namespace detail {
 
-/// The page that holds a position, or else the next one.
+/// The page that holds a position; if none does, the first one behind it.
 inline const PageEntry* page_at(const LayerView& view, std::int64_t position) {
   return std::partition_point(view.pages, view.pages + view.page_count, [&](const PageEntry& page) {
     return page.first_position + page.tokens <= position;
@@ -51,7 +51,7 @@ inline Status check_unpack(const LayerView& view, std::int64_t first, const Tens
   return {};
 }
 
-/// After check_unpack().
+/// unpack() without checks: check_unpack() must have succeeded.
 inline void unpack_checked(const LayerView& view, std::int64_t first, const MutableTensorView& keys,
                            const MutableTensorView& values) {
   const std::int64_t tokens = std::max(keys.tokens, values.tokens);
@@ -75,15 +75,15 @@ inline void unpack_checked(const LayerView& view, std::int64_t first, const Muta
 
 /// Copies the tokens at positions `first` to first + n - 1 out of one layer, as attention sees them.
 ///
-/// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: not wanted
+/// keys    receives [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; {}: skipped
 /// values  receives [n, kv_heads, value_dim], likewise
-/// Error   f32 has the bits of minimum + scale * code, or of the fp16 value; f16 and bf16 are the
-///         nearest to that, ties to even. Codes may decode to 2^-10 of their group's range beyond
-///         what was appended: where that lies above 65504, f16 becomes infinity
-/// Fails   InvalidArgument (shapes, positions that were not appended, were removed, or were freed by
-///         a window); then nothing is written
-/// Cost    two to three times that of writing the rows, codes decoded; no allocation, 32 KiB of
-///         stack. Any number of threads may read a sequence that nobody changes
+/// Error   f32 has the bits of minimum + scale * code, or of the fp16 value; f16 and bf16 are rounded
+///         from that to nearest even. A code may decode to up to 2^-10 of its group's range beyond the
+///         appended values; if that exceeds 65504, f16 becomes infinity
+/// Fails   InvalidArgument (shapes; positions that were never appended, were removed, or were freed
+///         by a window); nothing is written then
+/// Cost    two to three times that of writing the rows, as codes are decoded; no allocation, 32 KiB
+///         of stack. Any number of threads may read a sequence while no call changes it
 inline Status unpack(const LayerView& view, std::int64_t first, const MutableTensorView& keys,
                      const MutableTensorView& values) {
   KVTILT_RETURN_IF_ERROR(detail::check_unpack(view, first, keys, values, unnumbered_layer));
