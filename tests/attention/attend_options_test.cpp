@@ -25,11 +25,14 @@ struct SmallRows {
 
   SmallRows(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
             CacheOptions options = {})
+      : SmallRows(shape_, recipe,
+                  test::random_rows(random, tokens, shape_.kv_heads, shape_.key_dim),
+                  test::random_rows(random, tokens, shape_.kv_heads, shape_.value_dim), options) {}
+  SmallRows(const LayerShape& shape_, const char* recipe, const Rows<float>& keys,
+            const Rows<float>& values, CacheOptions options = {})
       : shape(shape_),
         cache(test::make_cache(shape_, parse_recipe(recipe).value(), options)),
-        id(test::open_reserved(cache, tokens)) {
-    const Rows<float> keys = test::random_rows(random, tokens, shape.kv_heads, shape.key_dim);
-    const Rows<float> values = test::random_rows(random, tokens, shape.kv_heads, shape.value_dim);
+        id(test::open_reserved(cache, keys.tokens)) {
     KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
   }
   [[nodiscard]] LayerView view() const { return cache.view(id, 0).value(); }
@@ -145,6 +148,52 @@ TEST(AttendOptionsAgreement, AChainAsTreeIsCausal) {
   options.tree_mask = chain;
   EXPECT_EQ(test::attended(filled.view(), queries, options).out.data,
             test::attended(filled.view(), queries).out.data);
+}
+
+/// The text before a tree, then the tree's tokens `nodes`.
+SmallRows with_nodes(const LayerShape& shape, const std::vector<int>& nodes, std::int64_t before,
+                     const Rows<float>& text) {
+  Rows<float> rows(before + static_cast<std::int64_t>(nodes.size()), shape.kv_heads, shape.key_dim);
+  const std::int64_t row = shape.kv_heads * shape.key_dim;
+  for (std::int64_t i = 0; i < rows.tokens; ++i) {
+    const std::int64_t from = i < before ? i : before + nodes[static_cast<std::size_t>(i - before)];
+    std::copy_n(text.data.begin() + from * row, row, rows.data.begin() + i * row);
+  }
+  return SmallRows(shape, "k16v16", rows, rows);
+}
+
+TEST(AttendOptionsAgreement, UnderAWindowANodeSeesWhatItsPathAloneWouldShow) {
+  Random random(8);
+  //  0 - 1 - 2      a tree of seven tokens, in the order of appending
+  //   \   \ - 4 - 6
+  //    3   5 behind 0
+  const std::vector<std::vector<int>> paths = {{0},       {0, 1}, {0, 1, 2},   {0, 3},
+                                               {0, 1, 4}, {0, 5}, {0, 1, 4, 6}};
+  std::vector<std::uint64_t> mask;
+  for (const std::vector<int>& path : paths) {
+    mask.push_back(0);
+    for (const int node : path) mask.back() |= std::uint64_t{1} << node;
+  }
+  for (const int window : {1, 2, 3, 4, 5, 40, 120})
+    for (const std::int64_t before : {5, 90}) {  // sinks lie before the tree
+      const LayerShape shape{1, 32, 32, window, true};
+      const Rows<float> text = test::random_rows(random, before + 7, 1, 32);
+      const Rows<float> queries = test::random_queries(random, shape, 7, 1);
+      AttendOptions options = test::exact_options();
+      options.tree_mask = mask;
+      const SmallRows tree = with_nodes(shape, {0, 1, 2, 3, 4, 5, 6}, before, text);
+      const test::Output output = test::attended(tree.view(), queries, options);
+      for (std::size_t node = 0; node < paths.size(); ++node) {
+        const SmallRows alone = with_nodes(shape, paths[node], before, text);
+        Rows<float> query(1, 1, 32);
+        std::copy_n(queries.data.begin() + static_cast<std::ptrdiff_t>(node) * 32, 32,
+                    query.data.begin());
+        const test::Output expected = test::attended(alone.view(), query, test::exact_options());
+        for (std::size_t i = 0; i < 32; ++i)
+          ASSERT_NEAR(output.out.data[node * 32 + i], expected.out.data[i], 1e-5)
+              << "node " << node << ", window " << window << " behind " << before;
+      }
+    }
 }
 
 TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {

@@ -37,13 +37,23 @@ inline bool sees(const AttendOptions& options, const LayerShape& shape, const Qu
   const int window = options.window > 0 ? options.window : shape.window;
   const std::int64_t j = token.position;
   if (j < options.first_position || j >= options.end_position) return false;
-  if (window > 0 && j <= query.position - window && !(token.sink && shape.keep_sinks)) return false;
-  if (!options.tree_mask.empty() && j >= query.first_query) {
-    const std::int64_t bit = j - query.first_query;
-    return bit < static_cast<std::int64_t>(options.tree_mask.size()) &&
-           (options.tree_mask[static_cast<std::size_t>(query.index)] >> bit & 1) != 0;
+  const bool windowed = window > 0 && !(token.sink && shape.keep_sinks);
+  if (options.tree_mask.empty())
+    return !(windowed && j <= query.position - window) && (!options.causal || j <= query.position);
+  const std::uint64_t word = options.tree_mask[static_cast<std::size_t>(query.index)];
+  const auto in_tree = [&](std::int64_t new_token) { return (word >> new_token & 1) != 0; };
+  const std::int64_t new_tokens = static_cast<std::int64_t>(options.tree_mask.size());
+  if (j - query.first_query >= new_tokens) return false;
+  if (j >= query.first_query && !in_tree(j - query.first_query)) return false;
+  // Of what is seen, as many are newer than j; all before the new tokens are.
+  std::int64_t newer = std::max<std::int64_t>(0, query.first_query - 1 - j);
+  std::int64_t path = 0;
+  for (std::int64_t i = 0; i < new_tokens; ++i) {
+    path += in_tree(i);
+    newer += in_tree(i) && query.first_query + i > j;
   }
-  return !options.causal || j <= query.position;
+  if (path == 0) ++newer;  // the row itself
+  return !windowed || newer < window;
 }
 
 /// The softmax row and the bound of attend()'s docstring.

@@ -32,7 +32,7 @@ enum class Arithmetic : std::uint8_t {
 struct AttendOptions {
   float scale = 0.0f;     ///< of q.k, up to 1e30; 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;  ///< up to 1e30; 0: none
-  int window = 0;         ///< newest positions a query sees, itself included; 0: the layer's own
+  int window = 0;         ///< newest tokens a query sees, itself included; 0: the layer's own
   std::span<const float> alibi_slopes = {};  ///< [query_heads], up to +-1e30; empty: none
   Arithmetic arithmetic = Arithmetic::Fast;
   /// [query_heads] attention-sink logits (gpt-oss), up to +-1e30: each joins its head's softmax as a
@@ -40,9 +40,10 @@ struct AttendOptions {
   /// head. Empty: none.
   std::span<const float> sink_logits = {};
   /// [queries] words for speculative decoding, in place of causality: bit j of word i lets query i
-  /// see the j-th of the newest `queries` tokens. At most 64 queries. Empty: causal.
-  /// To keep one path of a tree, verify it by attend_prefill() before anything is appended, then append
-  /// the rows of the path.
+  /// see the j-th of the newest `queries` tokens. At most 64 queries. Empty: causal. A window counts the
+  /// tokens that a query sees, so a node of a tree attends as at the end of its path; ALiBi counts
+  /// tokens in the order of appending. To keep one path of a tree, verify it by attend_prefill() before
+  /// anything is appended, then append the rows of the path.
   std::span<const std::uint64_t> tree_mask = {};
   /// Restricts attention to the keys at first_position to end_position - 1: one part, for merge().
   std::int64_t first_position = 0;

@@ -4,6 +4,7 @@
 
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
+#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
@@ -70,16 +71,13 @@ class RowRules {
     rule.position = position;
     rule.first_position =
         std::max(options_.first_position, window_ > 0 ? position - window_ + 1 : std::int64_t{0});
+    rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
+    const bool tree = !options_.tree_mask.empty();
+    if (tree) show_tree(rule, token);
     rule.first_sink = keep_sinks_ ? options_.first_position : rule.first_position;
     rule.sink_end = keep_sinks_ ? sink_tokens_ : 0;
-    const bool tree = !options_.tree_mask.empty();
     const bool causal = options_.causal && !tree;
     rule.end_position = std::min(options_.end_position, causal ? position + 1 : newest_end_);
-    rule.tree_start = std::numeric_limits<std::int64_t>::max() / 2;
-    if (tree) {
-      rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
-      rule.tree_start = first_position_;
-    }
     rule.logit.cap = options_.soft_cap * log2_e;
     if (!options_.alibi_slopes.empty()) rule.logit.slope = options_.alibi_slopes[index] * log2_e;
     rule.has_sink = !options_.sink_logits.empty();
@@ -88,6 +86,20 @@ class RowRules {
   }
 
  private:
+  void show_tree(RowRule& rule, std::int64_t token) const {
+    rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
+    rule.tree_start = first_position_;
+    if (window_ == 0) return;
+    const int rows = static_cast<int>(newest_end_ - first_position_);
+    const TreeWindow left = TreeWindow::of(rule.tree, rows, window_);
+    rule.first_position = std::max(options_.first_position, first_position_ - left.older);
+    std::uint64_t sinks = 0;  // of the new tokens, those that stay visible outside the window
+    if (keep_sinks_ && sink_tokens_ > first_position_)
+      sinks =
+          ~std::uint64_t{0} >> (64 - std::min<std::int64_t>(sink_tokens_ - first_position_, 64));
+    rule.tree &= left.seen | sinks;
+  }
+
   const AttendOptions& options_;
   std::int64_t first_position_;
   std::int64_t newest_end_;

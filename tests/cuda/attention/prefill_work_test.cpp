@@ -170,16 +170,17 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     if (random.chance(3)) rules.first_position = random.below(900);
     if (random.chance(3)) rules.end_position = random.below(1600);
     const std::int64_t all = rows.past + rows.chunk_tokens;
+    const SeenRows seen_rows = rules.seen_rows(rows.chunk_tokens);
     const std::int64_t seen_end =
         std::min(rules.end_position,
                  rules.causal == 0 || (rules.tree_mask != nullptr && rows.chunk_tokens <= 64)
                      ? all
-                     : rows.newest() + 1);
+                     : rows.newest(seen_rows) + 1);
     const auto some_row_sees = [&](std::int64_t position) {
       const bool sink = position < attend.layer.sink_tokens;
       return position >= rules.first_position && position < seen_end &&
              (rules.window == 0 || (sink && rules.keep_sinks != 0) ||
-              position > rows.oldest() - rules.window);
+              position > rows.oldest(seen_rows) - rules.window);
     };
     std::vector<int> expected(static_cast<std::size_t>(all));
     for (std::int64_t i = 0; i < all; ++i) expected[static_cast<std::size_t>(i)] = some_row_sees(i);
@@ -214,7 +215,8 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
         if (tile.at.sink) {
           EXPECT_LT(position, attend.layer.sink_tokens);
         } else if (rules.keep_sinks != 0 && position < attend.layer.sink_tokens) {
-          EXPECT_TRUE(rules.window == 0 || position > rows.newest() - rules.window) << round;
+          EXPECT_TRUE(rules.window == 0 || position > rows.newest(seen_rows) - rules.window)
+              << round;
         }
       }
       if (sealed) {
@@ -224,7 +226,8 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
         ++useless;
       }
     }
-    const std::int64_t window_begin = rules.window > 0 ? rows.oldest() - rules.window + 1 : 0;
+    const std::int64_t window_begin =
+        rules.window > 0 ? rows.oldest(seen_rows) - rules.window + 1 : 0;
     if (std::max(rules.first_position, window_begin) < seen_end) {
       for (const auto& [first, seen] : pages) EXPECT_TRUE(seen) << first;
       EXPECT_LE(useless, list.total() == 1 ? 1 : 0);

@@ -146,11 +146,21 @@ bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
   const std::int64_t oldest = item.rows.length - item.rows.queries;
   if (token < rules.first_position || token >= rules.end_position) return false;
   if (token >= item.rows.length) return false;
-  if (rules.window > 0 && token <= own - rules.window && !(sink && rules.keep_sinks != 0))
-    return false;
-  if (rules.causal == 0) return true;
-  if (rules.tree_mask == nullptr || item.rows.queries > 64 || token < oldest) return token <= own;
-  return (rules.tree_mask[own - oldest] >> (token - oldest) & 1u) != 0;
+  const bool windowed = rules.window > 0 && !(sink && rules.keep_sinks != 0);
+  if (rules.causal == 0 || rules.tree_mask == nullptr || item.rows.queries > 64)
+    return !(windowed && token <= own - rules.window) && (rules.causal == 0 || token <= own);
+  const auto in_tree = [&](std::int64_t new_token) {
+    return (rules.tree_mask[own - oldest] >> new_token & 1u) != 0;
+  };
+  if (token >= oldest && !in_tree(token - oldest)) return false;
+  std::int64_t path = 0;
+  std::int64_t newer = std::max<std::int64_t>(0, oldest - 1 - token);
+  for (std::int64_t i = 0; i < item.rows.queries; ++i) {
+    path += in_tree(i);
+    newer += in_tree(i) && oldest + i > token;
+  }
+  if (path == 0) ++newer;  // the row counts itself
+  return !windowed || newer < rules.window;
 }
 
 struct RandomRules {

@@ -12,8 +12,8 @@
 
 namespace kvtilt::cuda {
 
-/// AttendOptions with arrays in device memory, whose contents are not checked. Windows and ALiBi use
-/// positions in the order of appending, even under a tree mask: not the depth in the tree.
+/// AttendOptions with arrays in device memory, whose contents are not checked. Under a tree
+/// mask, windows count a row's path; ALiBi uses positions in the order of appending.
 struct DeviceAttendOptions {
   float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;                     ///< 0: none

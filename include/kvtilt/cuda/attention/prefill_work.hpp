@@ -39,8 +39,14 @@ struct RowTile {
   std::int64_t past;       ///< position of the chunk's first token
 
   [[nodiscard]] KVTILT_HD int rows(int ratio) const { return tokens * ratio; }
-  [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return past + token; }
-  [[nodiscard]] KVTILT_HD std::int64_t newest() const { return past + token + tokens - 1; }
+  /// The least and the greatest position from which a window counts back. Under a tree mask a row's
+  /// depends on its path, which can be as short or as long as any of the chunk's.
+  [[nodiscard]] KVTILT_HD std::int64_t oldest(SeenRows seen) const {
+    return past + (seen == SeenRows::Tree ? 0 : token);
+  }
+  [[nodiscard]] KVTILT_HD std::int64_t newest(SeenRows seen) const {
+    return past + (seen == SeenRows::Tree ? chunk_tokens : token + tokens) - 1;
+  }
 };
 
 /// Tokens in a row tile of `block_rows` rows.
@@ -84,17 +90,15 @@ struct TileList {
     TileList list;
     list.past = count_units(arguments.layer, state, arguments.layer.page_tokens / tile_extent);
     const int own = rows.token + rows.tokens;
-    const int chunk =
-        rules.seen_rows(rows.chunk_tokens) != SeenRows::Causal || own > rows.chunk_tokens
-            ? rows.chunk_tokens
-            : own;
+    const SeenRows seen = rules.seen_rows(rows.chunk_tokens);
+    const int chunk = seen != SeenRows::Causal || own > rows.chunk_tokens ? rows.chunk_tokens : own;
     list.chunk_end = ceil_div(chunk, tile_extent);
     std::int64_t begin = rules.first_position;
-    if (rules.window > 0 && rows.oldest() - rules.window + 1 > begin)
-      begin = rows.oldest() - rules.window + 1;
+    if (rules.window > 0 && rows.oldest(seen) - rules.window + 1 > begin)
+      begin = rows.oldest(seen) - rules.window + 1;
     const std::int64_t sinks = arguments.layer.sink_tokens - rows.past;
     if (sinks > 0 && rules.keep_sinks != 0 && rules.window > 0 &&
-        rows.newest() - rules.window >= rows.past)
+        rows.newest(seen) - rules.window >= rows.past)
       list.chunk_sinks = sinks < chunk ? static_cast<int>(sinks) : chunk;
     if (begin > 0 || rules.end_position < rows.past + chunk || list.chunk_sinks > 0)
       list.narrow(arguments, state, table, begin, rows.past + chunk);
@@ -340,9 +344,9 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   }
   const int head = (unit - tile_start) / segment.item_units;
   segment.rows.kv_head = head;
-  segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(),
-                                 segment.rows.newest(), segment.rows.past,
-                                 arguments.attend.rules.seen_rows(segment.rows.chunk_tokens));
+  const SeenRows seen = arguments.attend.rules.seen_rows(segment.rows.chunk_tokens);
+  segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(seen),
+                                 segment.rows.newest(seen), segment.rows.past, seen);
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

@@ -3,6 +3,7 @@
 /// operand, and finds the tokens that each may see.
 #pragma once
 
+#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/cuda/half2.hpp>
@@ -95,11 +96,19 @@ struct ColumnView {
   /// first  position of slot 0
   [[nodiscard]] KVTILT_HD static ColumnView of(const AttendRules& rules, const QueryPosition& query,
                                                std::int64_t row, std::int64_t first, bool sink) {
-    std::int64_t begin = rules.first_position;
-    if (rules.window > 0 && !(sink && rules.keep_sinks != 0) &&
-        query.own - rules.window + 1 > begin)
-      begin = query.own - rules.window + 1;
     const bool tree = query.seen == SeenRows::Tree;
+    std::int64_t begin = rules.first_position;
+    std::uint64_t word = tree ? rules.tree_mask[row] : 0;
+    if (rules.window > 0 && !(sink && rules.keep_sinks != 0)) {
+      std::int64_t in_window = query.own - rules.window + 1;
+      if (tree) {
+        const kvtilt::detail::TreeWindow left =
+            kvtilt::detail::TreeWindow::of(word, query.new_rows, rules.window);
+        in_window = query.new_from - left.older;
+        word = left.seen;
+      }
+      if (in_window > begin) begin = in_window;
+    }
     std::int64_t end =
         query.seen != SeenRows::Causal ? query.new_from + query.new_rows : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
@@ -107,7 +116,7 @@ struct ColumnView {
     view.begin = slot_of(begin - first);
     view.end = slot_of(end - first);
     view.tree_start = slot_of(tree ? query.new_from - first : std::int64_t{far});
-    view.tree = tree ? rules.tree_mask[row] : 0;
+    view.tree = word;
     view.own = slot_of(query.own - first);
     return view;
   }
