@@ -4,7 +4,7 @@
 // channel (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are
 // loaded once for `Blocks` blocks of 16 lanes.
 
-/// For quads_to_flush(), no limit: more quads than any page has.
+/// No limit: more quads than any page has.
 inline constexpr int any_quads = 1 << 20;
 
 /// Float sums of `Tile` rows over `Blocks` blocks.
@@ -151,7 +151,7 @@ struct WideDot : IntegerSums<Tile, Blocks> {
   KVTILT_INLINE void flush() {}
 };
 
-/// Applies the terms (and outer scales) to the sums of a block; stores or adds them to the results.
+/// Applies the terms to the sums of a block; stores or adds them to the results.
 template <int Tile>
 KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBand& band, int block,
                                 const F32x16 (&sums)[Tile]) {
@@ -218,8 +218,7 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
   give_totals<Tile, 1>(contraction, band, block, dot);
 }
 
-/// Dot product of block_tile full blocks, unit by unit. It covers the whole units around `inner`, in
-/// which the other weights are 0.
+/// Dot product of block_tile full blocks, by whole units: their weights outside `inner` are 0.
 template <template <int, int> class Dot, int Bits, int Tile>
 KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& band, int block) {
   constexpr int unit_size = unit_quads(Bits);

@@ -67,8 +67,7 @@ struct MinMseSums {
   I32x16 squares[3];
 };
 
-/// Clamps y to 0..n * step instead of codes to 0..n: the result is the same, and the clamping at 0 is
-/// shared by all candidates.
+/// Clamps y to 0..n * step instead of codes to 0..n: the same, but candidates share the clamping at 0.
 inline MinMseSums sum_min_mse(const I32x16* units, int pairs, const MinMseCandidate* candidates,
                               int levels) {
   const auto both = 0x10001u;
@@ -169,7 +168,7 @@ inline void fit_band(const F16* values, const TensorLayout& packed, int band, st
   const int first = band * packed.format.group;
   const int count = smaller(packed.format.group, extent - first);
   F16* scales = packed.scales(block, band);
-  // Bytes, because an array of F16 would be initialized to zeros.
+  // An array of F16 would be zeroed.
   alignas(line_bytes) std::byte scratch[max_group * line_lanes * sizeof(F16)];
   F16* transposed = reinterpret_cast<F16*>(scratch);
   F16 line[line_lanes];

@@ -5,7 +5,7 @@
 inline F32x16 load_row(const float* p) { return load(p); }
 inline F32x16 load_row(const BF16* p) { return load_bf16(p); }
 
-/// Rounds sixteen values to fp16.
+/// Sixteen values to fp16.
 template <class T>
 inline void to_f16_line(const T* row, F16* out) {
   store_f16(out, load_row(row));
@@ -14,7 +14,7 @@ inline void to_f16_line(const F16* row, F16* out) {
   std::memcpy(out, row, line_lanes * sizeof(F16));
 }
 
-/// Rounds eight values to fp16.
+/// Eight values to fp16.
 template <class T>
 inline void to_f16_half_line(const T* row, F16* out) {
   T padded[line_lanes] = {};
@@ -24,13 +24,11 @@ inline void to_f16_half_line(const T* row, F16* out) {
   std::memcpy(out, line, line_lanes / 2 * sizeof(F16));
 }
 
-/// How many tokens ahead rows are prefetched. Successive rows of a head are all heads of a token apart:
-/// too far for a hardware prefetcher.
+/// How many tokens ahead rows are prefetched: rows of a head are too far apart for the hardware.
 inline constexpr int value_lead = 4;
 inline constexpr int key_lead = line_lanes;
 
-/// Bytes from a row to the one to prefetch, which need not exist. Unsigned, as the stride of a single
-/// row may be any number.
+/// Bytes to the row to prefetch, which need not exist. Unsigned: a single row has any stride.
 template <class T>
 inline std::ptrdiff_t bytes_ahead(int lead, std::ptrdiff_t stride) {
   return static_cast<std::ptrdiff_t>(static_cast<std::uintptr_t>(stride) *
@@ -68,11 +66,11 @@ inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
   }
 }
 
-/// Writes sixteen key rows that fill whole lines: converts and transposes 16 channels at a time.
+/// Writes sixteen key rows, whole lines: converts and transposes 16 channels at a time.
 template <class T>
 inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* lines) {
   const std::ptrdiff_t lead = bytes_ahead<T>(key_lead, stride);
-  // Bytes, because an array of F16 would be initialized to zeros.
+  // An array of F16 would be zeroed.
   alignas(line_bytes) std::byte scratch[line_lanes * line_lanes * sizeof(F16)];
   F16* square = reinterpret_cast<F16*>(scratch);
   for (int channel = 0; channel < dim; channel += line_lanes, lines += line_lanes * line_lanes) {
@@ -131,8 +129,8 @@ inline void write_keys(const TensorView& rows, const RowRange& range, CodeMatrix
   write_keys_of<F16>(rows, range, matrix, stored, slot);
 }
 
-/// Adds to the magnitudes as integers, so that one above the limit carries into the sign bit: with
-/// -ffast-math, float comparisons may assume that there is no NaN. 16-bit types lie two to a lane.
+/// A magnitude above the limit carries into the sign bit. Integers, as -ffast-math may assume that
+/// there is no NaN. 16-bit types lie two to a lane.
 inline bool exceeds(const void* row, ElementType type, int count, float limit) {
   const bool wide = type == ElementType::F32;
   const std::uint32_t largest = bit_cast<std::uint32_t>(limit);

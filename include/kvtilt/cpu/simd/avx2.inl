@@ -66,7 +66,7 @@ inline F32x16 max(const F32x16& a, const F32x16& b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
 
-/// All ones in those of eight lanes whose bit is set, 0 in the others.
+/// All ones in those of eight lanes whose bit is set.
 inline __m256 lanes_of(int mask) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_castsi256_ps(
@@ -278,7 +278,7 @@ inline I32x16 to_f16_bits(const F32x16& x) {
 
 inline F32x16 from_f16_bits(const I32x16& x) {
   const __m256i halves = _mm256_packus_epi32(x.low, x.high);
-  const __m256i ordered = _mm256_permute4x64_epi64(halves, 0xd8);  // packus interleaves 128-bit halves
+  const __m256i ordered = _mm256_permute4x64_epi64(halves, 0xd8);  // undoes packing by halves
   return {_mm256_cvtph_ps(_mm256_castsi256_si128(ordered)),
           _mm256_cvtph_ps(_mm256_extracti128_si256(ordered, 1))};
 }

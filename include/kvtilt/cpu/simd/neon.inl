@@ -45,9 +45,8 @@ KVTILT_INLINE F32x16 load_f16(const F16* p, int count) {
 }
 
 KVTILT_INLINE void store_f16(F16* p, const F32x16& x) {
-  // FPCR sets the conversion's rounding mode, and whether fp16 has infinities: unless both are the
-  // default, convert in software. Flush-to-zero does not affect fp16 results (FZ is for float32, and
-  // conversions ignore FZ16).
+  // FPCR sets the conversion's rounding mode and whether fp16 has infinities; if not the defaults,
+  // convert in software. FZ (for float32) and FZ16 (not for conversions) have no effect.
   constexpr std::uint64_t rounding_mode = 3u << 22;
   constexpr std::uint64_t alternative_half = 1u << 26;
   std::uint64_t control;
