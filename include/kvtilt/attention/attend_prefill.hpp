@@ -54,7 +54,7 @@ struct PrefillJob {
   std::byte* blocks;
   const PrefillRequest* request;
 
-  /// Rounds the keys and values of one kv head to fp16, into `blocks`.
+  /// Rounds one kv head to fp16, into `blocks`.
   void load(int kv_head) const {
     for (std::int64_t token = 0; token < work.chunk_tokens; token += chunk_block_tokens) {
       const std::int64_t block =
@@ -105,7 +105,7 @@ struct PrefillPlan {
   }
 };
 
-/// Rounds the chunks to fp16; the workers take one kv head of one chunk at a time.
+/// Rounds the chunks to fp16, one kv head at a time.
 struct ChunkLoader {
   std::span<const PrefillJob> jobs;
   std::atomic<std::int64_t> next{0};
@@ -125,8 +125,7 @@ struct ChunkLoader {
 
 }  // namespace detail
 
-/// Bytes of workspace that attend_prefill() needs for a batch: the chunks in fp16, and what attention
-/// itself needs.
+/// Bytes of workspace that attend_prefill() needs for a batch, the chunks in fp16 included.
 inline std::size_t attend_prefill_workspace_bytes(std::span<const PrefillRequest> requests,
                                                   int workers = 1) {
   return detail::PrefillPlan(requests, workers, nullptr).bytes;
@@ -139,9 +138,9 @@ inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::in
   return attend_prefill_workspace_bytes({&request, 1});
 }
 
-/// Computes attention for a chunk of n new tokens over the cached past and, causally and without
-/// quantization, over the chunk itself. Call it before the chunk is appended. How a prompt is cut into
-/// chunks changes these outputs, but not the bytes of the cache.
+/// Computes attention for a chunk of n new tokens over the cached past and, causally and unquantized,
+/// over the chunk itself. Call it before the chunk is appended. How a prompt is cut into chunks
+/// changes these outputs, but not the bytes of the cache.
 ///
 /// past       the layer before the chunk; its length is the position of the chunk's first token
 /// queries    [n, query_heads, key_dim]

@@ -73,7 +73,7 @@ inline bool is_moderate(float x) {
 
 }  // namespace detail
 
-/// InvalidArgument, naming the option that is out of range, of the wrong size or contradictory.
+/// InvalidArgument, naming an option that is out of range or contradicts another.
 inline Status check_attend_options(const AttendOptions& options, const LayerShape& shape,
                                    std::int64_t queries, int query_heads) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;

@@ -46,7 +46,7 @@ inline Status check_kept(const LayerView& view, const AttendOptions& options,
                        static_cast<long long>(view.first_kept));
 }
 
-/// Makes the rule of a query row: which positions it sees, and how its logits are formed.
+/// Turns the options into the RowRule of each query row.
 class RowRules {
  public:
   RowRules(const LayerView& view, const TensorView& queries, const AttendOptions& options,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention of a tile, up to 16 query rows that share a kv head; pages are added one after another.
+/// Attention of a tile, up to 16 query rows that share a kv head, page by page.
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
@@ -21,15 +21,15 @@ namespace kvtilt::detail {
 /// of a larger tile would not fit the L1 cache.
 inline constexpr int tile_rows = 16;
 
-/// Pages of a span. The outputs of a span are summed in float32 and then added to a total in double,
-/// so rounding errors do not grow with the length. Work is split between spans only, so results do
-/// not depend on the number of threads.
+/// Pages of a span. Its outputs are summed in float32, then added to a total in double, so rounding
+/// errors do not grow with the length. Work is split between spans only, so results do not depend on
+/// the number of threads.
 inline constexpr int span_pages = 32;
 
 /// Lines of 16 slots in the largest block: the sinks' 1024 tokens; pages have at most 128.
 inline constexpr int max_blocks = 1024 / line_lanes;
 
-/// The most pages that are joined: that share one softmax update and one product with their values.
+/// The most pages that are joined: share one softmax update and one contraction of values.
 inline constexpr int max_joined = cpu::joined_slots / 32;
 
 /// Carves arrays, each aligned to page_alignment, out of a caller's workspace.
@@ -84,8 +84,7 @@ struct RowRule {
   }
 };
 
-/// Use: clear, add_row for each row, add_page for each page with end_span between spans, then finish
-/// each row. give_span and take_span move a span's result from one tile to another.
+/// Use: clear, add_row for each row, add_page for each page, end_span after each span, finish.
 class AttentionTile {
  public:
   AttentionTile(const LayerShape& shape, int max_page_tokens, const cpu::Kernels* kernels,
@@ -169,8 +168,7 @@ class AttentionTile {
                     sums_of(head.key.format));
     settle(&keys);
     joined_.slots += slots;
-    // A partly filled page ends the group: only the last slots may be unused, as their scales are
-    // undefined.
+    // Unused slots may only come last, as their scales are undefined.
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
   }
 
@@ -191,7 +189,7 @@ class AttentionTile {
   /// Floats that one row of a span's result takes.
   [[nodiscard]] static std::size_t span_floats(int value_dim) { return padded(value_dim) + 2; }
 
-  /// Stores the current span's result, row by row, instead of adding it: for take_span of another tile.
+  /// Stores the span's result, row by row, instead of adding it: for take_span of another tile.
   void give_span(float* storage) {
     end_group();
     settle(nullptr);
@@ -254,8 +252,8 @@ class AttentionTile {
     return query;
   }
 
-  /// Finishes the contraction that is due, and makes `begun` the one that is due: the latency of
-  /// preparing its weights then hides behind the dot products of the other.
+  /// Finishes the contraction that is due; `begun` is due next. The latency of making its weights
+  /// hides behind the dot products of the other.
   void settle(cpu::Contracting* begun) {
     if (due_ != nullptr) kernels_->finish(*due_);
     due_ = begun;
@@ -309,8 +307,8 @@ class AttentionTile {
     return cpu::Sums::Integer;
   }
 
-  /// Fills visible_ for the slots of a page that is to be joined, unless all slots so far are visible;
-  /// returns the range of its slots that some row sees.
+  /// Fills visible_ for a page that is to be joined, unless all slots are visible; returns the range of
+  /// its slots that some row sees.
   cpu::Range find_visible(std::int64_t first_position, int tokens, int slots, bool sinks) {
     const bool all = first_position >= common_.first && first_position + tokens <= common_.end &&
                      tokens == slots && !sinks;
@@ -348,8 +346,7 @@ class AttentionTile {
   cpu::Contracting values_;
   cpu::PageBlock value_blocks_[max_joined];
   cpu::Contracting* due_ = nullptr;  ///< begun, but not finished
-  /// The joined pages: their scores stand side by side, for one softmax update and one contraction of
-  /// their values.
+  /// The joined pages; their scores stand side by side.
   struct {
     const HeadLayout* head = nullptr;
     int pages = 0;
@@ -363,7 +360,7 @@ class AttentionTile {
   cpu::RunningSoftmax spans_[tile_rows];  ///< of the current span
   SoftmaxState total_states_[tile_rows];  ///< of all spans before
   double total_sums_[tile_rows];          ///< their sums, in double
-  /// Positions that every row sees; sinks are not considered.
+  /// Positions that every row sees, sinks apart.
   struct {
     std::int64_t first = 0;
     std::int64_t end = std::numeric_limits<std::int64_t>::max();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Splits attention over a ragged batch into items, which any number of workers take from one counter.
+/// Splits attention over a ragged batch into items that workers take from one counter.
 ///
 /// An item is a tile (up to 16 query rows of one kv head) over all its pages or, if there are too few
 /// whole tiles to keep the workers busy, over one span of pages; the partial results of its spans are
@@ -146,7 +146,7 @@ struct Batch {
   std::atomic<std::int64_t> next{0};
 };
 
-/// Writes one query, multiplied by `factor`, to `out`.
+/// Writes one query times `factor` to `out`.
 inline void load_query(const TensorView& queries, std::int64_t token, int head, float factor,
                        float* out) {
   if (queries.type == ElementType::F32) {

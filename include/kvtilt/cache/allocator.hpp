@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Where a cache's memory comes from: the caller's allocator, or operator new with huge pages.
+/// Where a cache's memory comes from.
 #pragma once
 
 #include <cstddef>

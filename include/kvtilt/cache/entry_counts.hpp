@@ -9,8 +9,8 @@
 
 namespace kvtilt {
 
-/// Entries of each kind, and the tokens in them. One thread at a time may add; any may read meanwhile.
-/// Each number is consistent in itself, but several may stem from different moments.
+/// Entries of each kind, and the tokens in them. One thread at a time may add; any may read meanwhile,
+/// but two numbers may stem from different moments.
 class EntryCounts {
  public:
   [[nodiscard]] std::int64_t entries(PageKind kind) const { return get(entries_, kind); }

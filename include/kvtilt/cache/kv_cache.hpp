@@ -69,7 +69,7 @@ class KVCache {
   ///        double
   Status reserve(SequenceId id, std::int64_t tokens);
 
-  /// Appends tokens to one layer; seals each block that is full and older than recent_tokens.
+  /// Appends tokens to one layer; seals each full block once recent_tokens newer tokens follow it.
   ///
   /// keys    [tokens, kv_heads, key_dim] after RoPE, channels contiguous, f32, f16 or bf16; rounded
   ///         to fp16

@@ -42,8 +42,7 @@ inline Result<KVCache::Sequence*> KVCache::find(SequenceId id, int layer) const 
   return sequence;
 }
 
-/// Makes a sequence that has no id yet; adopt() gives it one. OutOfCapacity if no slot is free, or
-/// OutOfMemory.
+/// Makes a sequence without an id (see adopt). OutOfCapacity if no slot is free, or OutOfMemory.
 inline Result<std::unique_ptr<KVCache::Sequence>> KVCache::new_sequence() const {
   if (std::none_of(slots_.begin(), slots_.end(),
                    [](const Slot& slot) { return slot.sequence == nullptr; }))
@@ -96,8 +95,7 @@ inline bool KVCache::reserve_tables(Sequence& sequence) {
   return room;
 }
 
-/// Whether max_bytes and page_memory have room for these bytes once `returned` bytes of blocks have
-/// been given back.
+/// Whether max_bytes and page_memory have room once `returned` bytes of blocks are given back.
 inline bool KVCache::within_limits(std::size_t block_bytes, std::size_t table_bytes,
                                    std::size_t returned) const {
   const std::size_t more = saturating_add(block_bytes, table_bytes);
@@ -179,8 +177,7 @@ inline Status KVCache::reserve(SequenceId id, std::int64_t tokens) {
   return provide(**found, tokens);
 }
 
-/// The length that all layers share. InvalidArgument if they differ; `verb` is what the message says
-/// cannot be done.
+/// The length that all layers share; InvalidArgument ("cannot <verb>") if they differ.
 inline Result<std::int64_t> KVCache::common_length(const Sequence& sequence,
                                                    const char* verb) const {
   std::int64_t length = -1;

@@ -66,7 +66,7 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
 
 namespace detail {
 
-/// The sealed pages of a layer that are nearest to a range, as kvtilt::nearest_pages() finds them.
+/// kvtilt::nearest_pages() of a layer's sealed pages.
 inline PageRange nearest_pages(const SequenceLayer& layer, std::int64_t from, std::int64_t to) {
   const Buffer<PageEntry>& entries = layer.entries();
   std::size_t first = 0;

@@ -140,8 +140,8 @@ struct LayerStore {
   }
 };
 
-/// Makes the layers of a cache and their pools; fails with the first error in the arguments. All that
-/// can be checked beforehand is checked here, so that no later call fails for it.
+/// Makes the layers of a cache and their pools; fails with the first error in the arguments, so that
+/// no later call fails for one.
 template <class FormatList>
 Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const Plan& plan,
                                                   const CacheOptions& options, BlockPools& pools) {

@@ -38,9 +38,7 @@ PageRange nearest_pages(std::size_t pages, Page page, std::int64_t from, std::in
   return nearest;
 }
 
-/// The error of a removal that does not match the pages of a layer.
-///
-/// nearest  result of nearest_pages() in this layer
+/// The error of a refused removal. `nearest` is the result of nearest_pages() in this layer.
 inline Status refuse_removal(std::size_t layer, std::int64_t from, std::int64_t to,
                              const PageRange& nearest) {
   const auto number = [](std::int64_t position) { return static_cast<long long>(position); };

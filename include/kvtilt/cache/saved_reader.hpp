@@ -21,7 +21,7 @@ namespace kvtilt {
 /// A reader of one saved sequence. Reads its bytes in place and owns nothing.
 class SavedReader {
  public:
-  /// Checks the header. The image must outlive the reader.
+  /// Checks the header.
   ///
   /// Fails  Corrupt (not a saved sequence, or truncated), Unsupported (another version)
   static Result<SavedReader> open(std::span<const std::byte> image) {
@@ -30,8 +30,8 @@ class SavedReader {
     return reader;
   }
 
-  /// Checks all tables against a cache's layers and options. The other members, except length() and
-  /// check_sum(), may be called only after this has succeeded.
+  /// Checks all tables against a cache. The members below, except check_sum() and length(), may be
+  /// called only after this.
   ///
   /// layers  of the cache; each has `shape` and `layouts`
   /// Fails   InvalidArgument (from a cache of another shape, plan or options; names what differs),
@@ -46,8 +46,8 @@ class SavedReader {
     return end == image_.size() ? Status{} : damaged("bytes lie behind its last layer");
   }
 
-  /// Corrupt if a token in sinks and tail, or metadata of a page, is NaN, infinite or too large: append
-  /// refuses such tokens and seals no such metadata, so the image is forged. After check_numbers().
+  /// Corrupt if a number in sinks, tail or metadata is NaN, infinite or too large: no cache stores
+  /// such, so the image is forged. After check_numbers().
   template <class Layers>
   [[nodiscard]] Status check_values(const Layers& layers) const {
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
@@ -137,8 +137,8 @@ class SavedReader {
 
 inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kind,
                                        const std::byte* block) {
-  // Four halves at a time: adding the headroom to a magnitude above the limit carries into its sign
-  // bit. All sizes are multiples of 8 bytes.
+  // Four halves at a time: a magnitude above the limit plus the headroom carries into its sign bit.
+  // All sizes are multiples of 8 bytes.
   const auto up_to = [](const std::byte* halves, std::size_t bytes, float limit) {
     constexpr std::uint64_t each = 0x0001000100010001u;
     const std::uint64_t headroom = each * (0x7fffu - to_f16(limit).bits);
@@ -239,7 +239,7 @@ inline Status SavedReader::check_positions(const SavedLayer& layer) const {
   if (layer.first_kept < 0 || layer.first_kept > std::min(header_.length, layer.tail_start) ||
       (layer.window == 0 && layer.first_kept != 0))
     return damaged("its window has freed too much");
-  // Each page has an entry of 16 bytes in the image, so this bound keeps all offsets from overflow.
+  // Each page has an entry of 16 bytes in the image: this bound keeps offsets from overflow.
   if (layer.pages < 0 ||
       static_cast<std::uint64_t>(layer.pages) > image_.size() / sizeof(SavedPage))
     return damaged("it has too many pages");

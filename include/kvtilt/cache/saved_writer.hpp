@@ -105,7 +105,7 @@ class SavedWriter {
 
   std::span<std::byte> image_;
   SavedHeader header_;
-  std::uint64_t tables_ = 0;  ///< saved_sum() of the layers' recipes and page tables
+  std::uint64_t tables_ = 0;  ///< saved_sum() of recipes and page tables
   int next_ = 0;              ///< index of the next layer
 };
 

@@ -10,7 +10,7 @@
 
 namespace kvtilt {
 
-/// What one layer holds of a sequence that was only appended to (never truncated or forked).
+/// What one layer holds of a sequence that was only appended to.
 struct TokenCounts {
   std::int64_t sinks = 0;  ///< tokens
   std::int64_t pages = 0;  ///< sealed pages that the window has not freed
@@ -18,8 +18,8 @@ struct TokenCounts {
   std::int64_t tail_blocks = 0;
 };
 
-/// The numbers of a layer that decide when its pages are sealed and freed. The tail, its newest tokens
-/// in 16 bits, lies in a ring of blocks of page_tokens slots each.
+/// The numbers of a layer that decide when pages are sealed and freed. The tail (newest tokens, in 16
+/// bits) is a ring of blocks of page_tokens slots.
 struct TokenPlacement {
   int page_tokens;
   int sink_tokens;

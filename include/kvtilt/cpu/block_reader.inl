@@ -4,9 +4,9 @@
 inline int smaller(int a, int b) { return a < b ? a : b; }
 inline int larger(int a, int b) { return a > b ? a : b; }
 
-/// Asks for the cache line `distance` bytes from p, which may lie in another page; for the second
-/// level, as two pages of wide codes do not fit the first. Inlined always: g++ takes a call that
-/// only prefetches for one without effect, and drops it.
+/// Prefetches the cache line `distance` bytes from p, which may be in another page, into L2: two pages
+/// of wide codes do not fit L1. Always inlined, because g++ drops calls of a function that only
+/// prefetches.
 KVTILT_INLINE void prefetch(const void* p, std::ptrdiff_t distance) {
   __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(p) +
                                                    static_cast<std::uintptr_t>(distance)),
@@ -18,10 +18,11 @@ inline int block_lanes(CodeMatrix matrix, int block) {
   return block < matrix.full_blocks() ? line_lanes : line_lanes / 2;
 }
 
-/// Quads after which every plane begins a line: the unit of decoding with constant shifts.
+/// Quads of a unit. Every plane begins a new line after a unit, so a loop over units has constant
+/// shifts. (Quads, planes and lines: page/bit_pack.hpp.)
 constexpr int unit_quads(int bits) { return 8 / (bits & -bits); }
 
-/// The quads of one block, whatever the width: slower than BlockReader, but compiled once.
+/// Decodes the quads of one block of any width: slower than BlockReader, but compiled once.
 struct QuadReader {
   Planes split;
   const std::byte* plane[max_planes];
@@ -38,8 +39,8 @@ struct QuadReader {
     }
   }
 
-  /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b. Prefetches what
-  /// lies `next` bytes on.
+  /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b. Prefetches the
+  /// line that is `next` bytes ahead.
   KVTILT_INLINE I32x16 codes(int quad_index, std::ptrdiff_t next) const {
     const int index = first_index + quad_index;
     I32x16 result = broadcast_bits(0);
@@ -58,11 +59,11 @@ struct QuadReader {
   }
 };
 
-/// The planes of a packed tensor, resolved for one full block.
+/// Decodes the quads of one full block; the width is known at compile time.
 template <int Bits>
 struct BlockReader {
   static constexpr Planes split = planes(Bits);
-  const std::byte* plane[max_planes];  ///< from the block's first unit on
+  const std::byte* plane[max_planes];  ///< at the block's first unit
 
   /// Bytes of a unit in a plane.
   static constexpr std::ptrdiff_t unit_bytes(int width) {

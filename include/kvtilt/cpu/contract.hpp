@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Contractions: weights times codes, the one operation behind scores and outputs. What every
-/// instruction set's kernels (contract.inl, dot.inl) agree on.
+/// Contractions: products of float rows with codes, the operation behind scores (q.k) and outputs
+/// (p.v). These types are shared by the kernels of every instruction set (contract.inl, dot.inl).
 #pragma once
 
 #include <kvtilt/page/layout.hpp>
@@ -37,55 +37,56 @@ enum class Role : std::uint8_t {
   Values,  ///< coefficients are probabilities: none is negative; results are added to
 };
 
-/// Coarsest step of integer weights, as a part of their rms and n times as large for n-level codes.
-/// The rounding of the weights then adds less than a fifth of the codes' own error (DESIGN 6).
-/// Measured by bench/run.sh --errors.
+/// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
+/// of the weights then adds less than a fifth of the codes' own error. Measured by bench/run.sh
+/// --errors.
 inline constexpr float step_share = 0.6f;
 
-/// A head's block of a page, and how many bytes on the one lies that will be read in its place soon,
-/// to prefetch it.
+/// A head's block of a page, and the distance in bytes from it to the block that is read after it,
+/// which kernels prefetch; 0: none.
 struct PageBlock {
   const std::byte* data;
   std::ptrdiff_t next;
 };
 
-/// The share of a page in the scores (keys), or of some pages in the outputs (values), of some rows:
+/// What one page contributes to the scores (keys), or some pages to the outputs (values), of some
+/// query rows:
 ///
 ///     result[r][o] (+)= sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
 ///
-/// With keys, o is a token; with values, o is a channel. Scales and minima are folded into the
-/// coefficients or into the sums, whichever side the groups lie on.
+/// With keys, o is a token; with values, o is a channel. Scales and minima are multiplied into the
+/// coefficients if they lie along inner (one for each i), or into the sums if along outer.
 struct Contraction {
   Role role;
   const TensorLayout* tensor;
-  const PageBlock* pages;  ///< one for keys; values: the slots of one come behind those of another
+  const PageBlock* pages;  ///< keys: one; values: joined pages, whose slots follow one another
   Range outer;
   Range inner;
-  Rows<const float> coefficients;  ///< [rows][inner], finite beyond `inner` to multiples of 32
+  Rows<const float> coefficients;  ///< [rows][inner], finite up to the multiples of 32 around it
   int rows;
   Rows<float> result;  ///< [rows][outer], up to a multiple of 16: lanes outside `outer` may change
   std::byte* scratch;  ///< contract_scratch_bytes(inner of all pages), aligned to 64 bytes
 
-  /// Inner indices from one page to the next.
+  /// Distance of the first inner indices of two successive pages.
   [[nodiscard]] int page_inner() const {
     return static_cast<int>(round_up(static_cast<std::size_t>(tensor->matrix.inner), 32));
   }
 };
 
-/// Slots whose values are added together: pages of fewer tokens are joined.
+/// Slots of values in one contraction: pages of fewer tokens are joined up to this.
 inline constexpr int joined_slots = 128;
 
-/// Rows that are folded together and share each decoded code.
+/// Rows that are processed together and share each decoded code: a tile of rows.
 inline constexpr int row_tile = 4;
 
 /// One number per row of a tile.
 using Floats4 = float __attribute__((vector_size(16)));
 static_assert(sizeof(Floats4) == row_tile * sizeof(float));
 
-/// What coefficients become before they meet codes: for up to row_tile rows, a line of one row
-/// after the same line of the others, so that a loop needs one address for all of them.
+/// The factors of the codes, made from coefficients (times scales that lie along inner) for up to
+/// row_tile rows. Rows are interleaved line by line, so that a loop needs one address for all.
 struct Weights {
-  Range inner;                  ///< over all pages; outside, but in its whole units, weights are 0
+  Range inner;                  ///< over all pages; weights around it in units of 32 are 0
   const float* exact;           ///< [inner / 16][row_tile][16]
   const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide; unsigned for values
   bool wide;                    ///< integers take two bytes: words()
@@ -96,19 +97,19 @@ struct Weights {
   }
 };
 
-/// Up to this width integer weights are single bytes, unless rounding to them would show beside the
-/// rounding of the codes. For wider codes it always would.
+/// For codes up to this width, integer weights are single bytes unless their rounding error would
+/// matter beside that of the codes. For wider codes it always would.
 inline constexpr int widest_for_bytes = 4;
 
-/// Up to this width bytes are always fine enough.
+/// For codes up to this width, single bytes are always fine enough.
 inline constexpr int always_for_bytes = 2;
 
-/// Numbers of a row of `extent` tokens or channels, filled up to whole units.
+/// Length of a row of `extent` tokens or channels, rounded up to whole units of 32.
 constexpr std::size_t padded_extent(int extent) {
   return round_up(static_cast<std::size_t>(extent), 32);
 }
 
-/// Weights of row_tile rows.
+/// Number of weights of row_tile rows.
 constexpr std::size_t padded_weights(int extent) { return row_tile * padded_extent(extent); }
 
 /// Scratch memory of a contraction over `extent` tokens or channels: exact weights and integers.
@@ -116,22 +117,22 @@ constexpr std::size_t contract_scratch_bytes(int extent) {
   return padded_weights(extent) * (sizeof(float) + sizeof(std::int16_t));
 }
 
-/// What the sum of a row's weights times codes still needs:
-/// step * sum + offset, or, where scales lie along outer, scale * (step * sum + offset) + minimum *
-/// total.
+/// Turns a row's sum of weights times codes into its result: step * sum + offset or, if scales lie
+/// along outer, scale * (step * sum + offset) + minimum * total.
 struct RowTerms {
   Floats4 step;
   Floats4 offset;
   Floats4 total;
 };
 
-/// One band of one tile of rows, ready to meet codes.
+/// A band (one group's extent along the axis of the groups, page/layout.hpp) and a tile of rows, with
+/// the weights ready for the dot product.
 struct WeighedBand {
-  Range blocks;  ///< of outer indices
-  int row;
+  Range blocks;  ///< of 16 outer indices
+  int row;       ///< first of the tile
   int rows;                 ///< row_tile, or one
   bool adds;                ///< to the results; else these are overwritten
-  const F16* outer_scales;  ///< minima: pitch on; null where scales lie along inner
+  const F16* outer_scales;  ///< minima follow, pitch() on; null if scales lie along inner
   std::ptrdiff_t next;      ///< PageBlock::next of the page that these belong to
   Weights weights;
   RowTerms terms;
@@ -141,14 +142,14 @@ struct WeighedBand {
 inline constexpr float widest_weight = 8191.0f;
 static_assert(max_head_dim <= 1024);
 
-/// How the weights of a tensor become integers.
+/// How the weights for a tensor are rounded to integers.
 struct Rounding {
   bool integers;
-  bool wide;           ///< always
-  bool checked;        ///< one byte may be too coarse
-  float levels;        ///< of a weight's magnitude
-  float least_square;  ///< sum of squares of single bytes that are fine enough
-  float mean_code;     ///< 0 in float32
+  bool wide;           ///< weights always have two bytes
+  bool checked;        ///< single bytes may be too coarse; each band decides
+  float levels;        ///< largest magnitude of an integer weight
+  float least_square;  ///< single bytes are fine enough if their squares add up to this
+  float mean_code;     ///< middle of the codes; 0 in float32
 
   Rounding() = default;
   Rounding(const Contraction& contraction, Sums sums) : integers(sums == Sums::Integer) {
@@ -156,7 +157,8 @@ struct Rounding {
     const float n = static_cast<float>(max_code(tensor.format.bits));
     wide = tensor.format.bits > widest_for_bytes;
     levels = wide ? widest_weight : contraction.role == Role::Values ? 255.0f : 127.0f;
-    // All that a band may be, though a row may see less: what other rows see must not change a bit.
+    // The full extent of a band, though `inner` may be less: it depends on what other rows see, which
+    // must not change a row's bits.
     const int extent = !tensor.group_along_outer            ? tensor.format.group
                        : contraction.role == Role::Keys     ? tensor.matrix.inner
                        : tensor.matrix.inner < joined_slots ? joined_slots
@@ -168,16 +170,16 @@ struct Rounding {
   }
 };
 
-/// Weights times codes.
+/// The dot product of one band: weights times codes, then scales and minima.
 using DotFn = void (*)(const Contraction& contraction, const WeighedBand& band);
 
-/// A contraction on its way: begin() makes the weights of its first band, finish() does the rest. Dot
-/// products of another contraction in between hide how long those weights take.
+/// A contraction in progress: begin() makes the weights of its first band, finish() does the rest. Dot
+/// products of another contraction in between hide the latency of making those weights.
 struct Contracting {
   Contraction contraction;
   Rounding rounding;
   DotFn dot;
-  int row;   ///< of the band that is weighed next
+  int row;   ///< of the next tile to make weights for
   int band;  ///< likewise
   WeighedBand weighed;
 };

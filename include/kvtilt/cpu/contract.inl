@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
-// Turns coefficients into weights, lets the dot product of a width meet the codes, and puts scales
-// and minima back. Knows no widths: those are in dot.inl.
+// Runs a contraction band by band: turns coefficients, scales and minima into weights and terms, then
+// calls the dot product of the code width. Does not depend on the width itself; dot.inl does.
 
-/// The extent of the weights a dot product may touch: whole units around `inner`.
+/// The extent of the weights that a dot product may read: whole units of 32 around `inner`.
 inline Range padded_units(Range inner) {
   return {inner.first / 32 * 32, (inner.last + 31) / 32 * 32};
 }
@@ -12,15 +12,15 @@ inline Range blocks_of(Range outer) {
   return {outer.first / line_lanes, (outer.last + line_lanes - 1) / line_lanes};
 }
 
-/// What lies along inner in one page of a band.
+/// The part of a band that lies in one page, with its scales if they lie along inner.
 struct BandPage {
   Range inner;        ///< of the page
-  const F16* scales;  ///< minima `pitch` on; null where scales lie along outer
+  const F16* scales;  ///< minima follow, `pitch` on; null if scales lie along outer
   int pitch;
   std::ptrdiff_t next;
 
-  /// The scales of a line, and minimum + mean code * scale: 1 where scales lie along outer, and 0
-  /// outside `inner`, so that it does not matter what is stored there, or the coefficients are.
+  /// Loads the scales of a line, and middle = minimum + mean code * scale. Both are 1 if scales lie
+  /// along outer, and 0 outside `inner`, where stored bytes and coefficients then do not matter.
   KVTILT_INLINE void load_line(int i, const F32x16& mean, F32x16& scale, F32x16& middle) const {
     if (scales == nullptr || i < inner.first || i + line_lanes > inner.last)
       return load_edge(i, mean, scale, middle);
@@ -41,11 +41,11 @@ struct BandPage {
   }
 };
 
-/// One band of one tile of rows.
+/// A band and a tile of rows, before their weights are made.
 struct Band {
   const Contraction* contraction;
   int row;
-  int band;     ///< of a page
+  int band;     ///< number in its page
   Range inner;  ///< over all pages
 
   [[nodiscard]] bool scaled() const { return contraction->tensor->group_along_outer; }
@@ -61,13 +61,13 @@ struct Band {
   }
 };
 
-/// Inner indices that scratch memory is for.
+/// Number of inner indices that the scratch memory has room for.
 inline int scratch_extent(const Contraction& contraction) {
   const int inner = contraction.page_inner();
   return contraction.role == Role::Values ? larger(inner, joined_slots) : inner;
 }
 
-/// Where the weights of a band are made: scratch memory, carved.
+/// The scratch memory of a contraction, divided: where the weights of a band are made.
 struct WeightScratch {
   float* exact;
   std::int8_t* integers;
@@ -78,16 +78,16 @@ struct WeightScratch {
             reinterpret_cast<std::int8_t*>(exact + padded_weights(scratch_extent(contraction)))) {}
 };
 
-/// Sums over the weights of a band.
+/// Results of fold() over the weights of a band.
 struct FoldedRows {
-  F32x16 linear[row_tile];  ///< coefficient * (minimum + mean code * scale), or coefficients alone
+  F32x16 linear[row_tile];  ///< sums of coefficient * middle, see BandPage::load_line
   Floats4 largest;          ///< magnitude of a weight
 };
 
-/// Multiplies coefficients by the scales of a band.
+/// Multiplies coefficients by the scales of a band: makes its float weights.
 template <int Tile>
 KVTILT_INLINE void fold(const Band& band, float mean_code, float* exact, FoldedRows& folded) {
-  // Locals: a vector store may change anything behind a reference.
+  // Local copies, as the compiler assumes that a vector store may change anything behind a reference.
   const Rows<const float> rows{band.contraction->coefficients[band.row],
                                band.contraction->coefficients.stride};
   const int page_inner = band.contraction->page_inner();
@@ -120,7 +120,7 @@ KVTILT_INLINE void fold(const Band& band, float mean_code, float* exact, FoldedR
   folded.largest = reduce_max(largest);
 }
 
-/// Integer weights of a tile's rows, summed in lanes.
+/// Sums, lane by lane, over the integer weights of a tile's rows.
 struct RoundedRows {
   I32x16 sum[row_tile];
   I32x16 square[row_tile];  ///< of single bytes only
@@ -167,20 +167,20 @@ KVTILT_INLINE void round_weights(const WeightScratch& scratch, Range units, Floa
 /// Steps of a tile's integer weights.
 struct Steps {
   Floats4 step;
-  Floats4 inverse;  ///< 0 where the weights are next to nothing, and would overflow it
+  Floats4 inverse;  ///< 0 if the weights are so small that it would overflow
 
   Steps(Floats4 largest, Floats4 levels) {
     const Floats4 nothing = {};
     const Floats4 one = nothing + 1.0f;
     const auto counts = largest > 1e-30f;
     step = largest / levels;
-    // The largest weight stays within a byte in any rounding mode: short of its level by more than both
-    // products err.
+    // Keeps the largest weight within its level in any rounding mode: 2^-20 exceeds the rounding
+    // errors of both products.
     inverse = counts ? levels * (1.0f - 0x1p-20f) / (counts ? largest : one) : nothing;
   }
 };
 
-/// Whether single bytes are too coarse for a row, by the squares of its rounded weights.
+/// Whether single bytes are too coarse for a row, judged by the squares of its rounded weights.
 KVTILT_INLINE auto too_coarse(const RoundedRows& rounded, const Rounding& rounding) {
   F32x16 squares[row_tile];
   KVTILT_UNROLL(4)
@@ -217,7 +217,7 @@ inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratc
     }
   }
   if (wide) round_weights<Tile, true>(scratch, units, steps.inverse, rounded);
-  // What rounding took from the weights comes back times the mean code.
+  // Compensates the rounding of the weights as if each code were the mean code.
   const float mean = rounding.mean_code;
   KVTILT_UNROLL(4)
   for (int r = 0; r < row_tile; ++r)
@@ -229,18 +229,18 @@ inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratc
   return wide;
 }
 
-/// Rows that are taken together when `left` are left.
+/// Rows of the next tile if `left` are left.
 inline int next_rows(int left) { return left >= row_tile ? row_tile : 1; }
 
-/// The axis that groups lie on, as far as a contraction goes.
+/// The range of a contraction along the axis of the groups.
 inline Range grouped_range(const Contraction& contraction) {
   return contraction.tensor->group_along_outer ? contraction.outer : contraction.inner;
 }
 
 inline bool bands_are_left(const Contracting& work) { return work.row < work.contraction.rows; }
 
-/// Weighs the next band of a contraction. Where scales lie along inner, bands share results: the
-/// first of them has those of keys overwritten.
+/// Makes the weights of the next band of a contraction. If groups lie along inner, all bands of a tile
+/// contribute to the same results; for keys, the first one overwrites them and the others add.
 inline void weigh_next(Contracting& work) {
   const Contraction& contraction = work.contraction;
   const TensorLayout& tensor = *contraction.tensor;
@@ -252,7 +252,7 @@ inline void weigh_next(Contracting& work) {
   const int first_band = grouped.first / group;
   const int end = grouped.last;
   grouped = {larger(grouped.first, work.band * group), smaller(end, (work.band + 1) * group)};
-  // Along inner, bands are numbered over all pages; then each has a page of its own.
+  // If groups lie along inner, bands are numbered over all pages, and each lies in one page.
   int index = 0;
   if (!along_outer)
     while ((index + 1) * contraction.page_inner() <= inner.first) ++index;
@@ -278,7 +278,7 @@ inline void weigh_next(Contracting& work) {
   work.row += result.rows;
 }
 
-/// 16-bit tensors, one page at a time: the coefficients are the weights.
+/// Contracts a 16-bit tensor, which has a single page; the coefficients are the weights.
 inline void contract_halves(Contracting& work) {
   const Contraction& contraction = work.contraction;
   WeighedBand& band = work.weighed;

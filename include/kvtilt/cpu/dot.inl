@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
-// Weights times codes: the inner loops of attention. A lane is one token (keys) or one channel
-// (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are loaded
-// once for `Blocks` blocks.
+// Dot products of weights and codes: the inner loops of attention. A lane is one token (keys) or one
+// channel (values), so no sum crosses lanes. Codes are decoded once for `Tile` rows, weights are
+// loaded once for `Blocks` blocks of 16 lanes.
 
-/// More quads than any page has.
+/// No limit: more quads than any page has.
 inline constexpr int any_quads = 1 << 20;
 
 /// Float sums of `Tile` rows over `Blocks` blocks.
@@ -46,8 +46,8 @@ struct FloatDot {
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
-/// Where the weights of a quad are, from those of the first row: `member` of a unit that begins
-/// with quad `first`. 32 weights of a row belong together.
+/// Offset of the first row's weights for a quad: `member` of the unit that begins with quad `first`.
+/// Rows alternate after 32 weights each.
 KVTILT_INLINE std::size_t weight_offset(std::size_t first, int member) {
   constexpr std::size_t quads = 2 * line_lanes / quad;
   return first / quads * (row_tile * quads * quad) + first % quads * quad +
@@ -79,8 +79,8 @@ struct IntegerSums {
   KVTILT_INLINE F32x16 total(int b, int r) const { return to_floats(sum[b][r]); }
 };
 
-/// Integer sums over weights of one byte. Where products are added in pairs of 16 bits, flush()
-/// must follow at most pair_quads(bits, Unsigned) quads.
+/// Integer sums over weights of one byte. If the instruction set sums pairs of products in 16 bits
+/// (adds_pairs), flush() must be called after at most pair_quads(bits, Unsigned) quads.
 template <int Tile, int Blocks, bool Unsigned>
 struct ByteDot : IntegerSums<Tile, Blocks> {
   using IntegerSums<Tile, Blocks>::sum;
@@ -89,7 +89,7 @@ struct ByteDot : IntegerSums<Tile, Blocks> {
   }
   IntegerSums<Tile, Blocks> pairs;
 
-  KVTILT_INLINE ByteDot() {}  // g++ forgets the region of an implicit one
+  KVTILT_INLINE ByteDot() {}  // g++ compiles an implicit one without the region's target
 
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t first,
                          int member = 0) {
@@ -151,7 +151,7 @@ struct WideDot : IntegerSums<Tile, Blocks> {
   KVTILT_INLINE void flush() {}
 };
 
-/// Stores the sums of a block in the results, or adds them.
+/// Applies the terms to the sums of a block; stores or adds them to the results.
 template <int Tile>
 KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBand& band, int block,
                                 const F32x16 (&sums)[Tile]) {
@@ -198,7 +198,7 @@ KVTILT_INLINE void give_totals(const Contraction& contraction, const WeighedBand
   for (int b = 0; b < Blocks; ++b) give_results(contraction, band, block + b, sums[b]);
 }
 
-/// One block of any kind and width, quad by quad.
+/// Dot product of one block of any kind and width, quad by quad.
 template <template <int, int> class Dot, int Tile>
 inline void dot_quads(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
@@ -218,8 +218,7 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
   give_totals<Tile, 1>(contraction, band, block, dot);
 }
 
-/// block_tile full blocks whose quads fill units: weights are zero in the whole units that `inner`
-/// touches.
+/// Dot product of block_tile full blocks, by whole units: their weights outside `inner` are 0.
 template <template <int, int> class Dot, int Bits, int Tile>
 KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& band, int block) {
   constexpr int unit_size = unit_quads(Bits);
@@ -257,7 +256,7 @@ KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& 
   give_totals<Tile, block_tile>(contraction, band, block, dot);
 }
 
-/// Blocks from `block` on.
+/// Dot products of the blocks from `block` on, quad by quad.
 template <template <int, int> class Dot>
 inline void dot_blocks(const Contraction& contraction, const WeighedBand& band, int block) {
   for (; block < band.blocks.last; ++block) {
@@ -268,7 +267,7 @@ inline void dot_blocks(const Contraction& contraction, const WeighedBand& band, 
   }
 }
 
-/// As many blocks as come in units. Returns the first that is left.
+/// Dot products of as many blocks as dot_units() can take. Returns the first block that is left.
 template <template <int, int> class Dot, int Bits, int Tile>
 KVTILT_INLINE int dot_unit_blocks(const Contraction& contraction, const WeighedBand& band) {
   const CodeMatrix matrix = contraction.tensor->matrix;
@@ -303,8 +302,8 @@ inline void dot_floats(const Contraction& contraction, const WeighedBand& band) 
   dot_blocks<FloatDot>(contraction, band, band.blocks.first);
 }
 
-/// 16-bit values of a block of `Lanes` lanes. Reads only what `inner` names:
-/// other slots may hold NaN.
+/// Dot product of a 16-bit block of `Lanes` lanes. Reads only indices in `inner`, because other slots
+/// may hold NaN.
 template <int Tile, int Lanes>
 KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
@@ -359,7 +358,7 @@ inline void dot_all_halves(const Contraction& contraction, const WeighedBand& ba
     dot_half_rows<1>(contraction, band);
 }
 
-/// Enters a width's integer dot product, if the list has it, into a table.
+/// Enters a width's integer dot product into a table, if the list has that width.
 template <class FormatList, int Bits>
 constexpr void add_integer_dot(Kernels& table) {
   if constexpr (Bits <= widest_integer_dot &&
@@ -367,7 +366,7 @@ constexpr void add_integer_dot(Kernels& table) {
     table.integer_dot[width_slot(Bits)] = &dot_integers<Bits>;
 }
 
-/// The kernels of another instruction set with these integer dot products.
+/// Returns the table of another instruction set with the integer dot products of this one.
 template <class FormatList, int... Bits>
 constexpr Kernels with_integer_dots(Kernels table, Isa isa, std::integer_sequence<int, Bits...>) {
   table.isa = isa;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
+// Fits scales and minima to groups, sixteen groups at a time.
 
 /// Sixteen groups side by side: element e of group g is lines[e * stride + g]. Only the first
 /// `lanes` groups exist.
@@ -12,14 +13,14 @@ struct LaneGroups {
   KVTILT_INLINE F32x16 element(int e) const { return load_f16(lines + e * stride, lanes); }
 };
 
-/// What the elements of sixteen groups share.
+/// Scales and minima of sixteen groups.
 struct LaneAffine {
   F32x16 scale;
   F32x16 minimum;
 };
 
-/// The groups `entry` to entry + 15 of a band whose first element is `first` along the groups.
-/// Groups along outer lie across lines: `transposed` receives them.
+/// Gathers the groups `entry` to entry + 15 of a band, which begins at index `first` of the groups'
+/// axis. Groups along outer lie across lines, and are transposed into `transposed`.
 inline LaneGroups gather(const F16* values, const TensorLayout& packed, int first, int count,
                          int entry, F16* transposed) {
   const CodeMatrix matrix = packed.matrix;
@@ -41,8 +42,8 @@ inline F32x16 plus_zero(const F32x16& x) {
   return keep(x, nonzero(add_ints(bits_of(x), broadcast_bits(0x80000000u))), 0.0f);
 }
 
-/// range_affine() of affine.hpp, its search cut short: the nearest fp16 of range / n is the
-/// smallest scale or the one below it.
+/// range_affine() of affine.hpp with a shorter search: the smallest scale that covers the range is the
+/// fp16 nearest to range / n, or the next above it.
 inline LaneAffine range_lanes(const LaneGroups& groups, int bits) {
   F32x16 low = groups.element(0);
   F32x16 high = low;
@@ -60,13 +61,13 @@ inline LaneAffine range_lanes(const LaneGroups& groups, int bits) {
   return {from_f16_bits(sub_ints(nearest, too_small)), minimum};
 }
 
-/// Sums over a group for the candidates of one i, for all groups: code * y and code^2.
+/// Sums of code * y and code^2 over each of sixteen groups, for the three candidates of one i.
 struct MinMseSums {
   I32x16 products[3];
   I32x16 squares[3];
 };
 
-/// Clamps y to 0..n*step instead of the code to 0..n: the same, and shared between candidates.
+/// Clamps y to 0..n * step instead of codes to 0..n: the same, but candidates share the clamping at 0.
 inline MinMseSums sum_min_mse(const I32x16* units, int pairs, const MinMseCandidate* candidates,
                               int levels) {
   const auto both = 0x10001u;
@@ -93,11 +94,11 @@ inline MinMseSums sum_min_mse(const I32x16* units, int pairs, const MinMseCandid
   return sums;
 }
 
-/// fit_min_mse() from the range on. Squared errors are compared without the sum of u^2, which all
-/// candidates share, modulo 2^32: their differences fit.
+/// The search of fit_min_mse(), given the range. Squared errors are computed modulo 2^32, without the
+/// sum of u^2 that all candidates share; their differences fit 32 bits.
 inline LaneAffine search_min_mse(const LaneGroups& groups, const LaneAffine& range, int bits) {
   const MinMseCandidate* grid = min_mse_grids[bits - 2].candidates;
-  I32x16 units[max_group / 2];  // two elements of a group in a lane
+  I32x16 units[max_group / 2];  // u: two elements of a group in each lane
   I32x16 total = broadcast_bits(0);
   const F32x16 unit = mul(reciprocal(range.scale), broadcast(static_cast<float>(1 << (13 - bits))));
   for (int e = 0; e < groups.count; e += 2) {
@@ -130,13 +131,13 @@ inline LaneAffine search_min_mse(const LaneGroups& groups, const LaneAffine& ran
       shrink = keep(shrink, worse, candidates[j].shrink);
     }
   }
-  // Products are exact, and those of candidate 0 change nothing.
+  // The products are exact; candidate 0 leaves scale and minimum unchanged.
   const I32x16 scale = to_f16_bits(mul(range.scale, shrink));
   const I32x16 minimum = to_f16_bits(add(range.minimum, mul(range.scale, rise)));
   return {from_f16_bits(scale), plus_zero(from_f16_bits(minimum))};
 }
 
-/// One bit: sums of integers of up to 40 bits, group by group.
+/// Fits one-bit codes, group by group: their sums need integers of up to 40 bits.
 inline LaneAffine fit_centroid_lanes(const LaneGroups& groups) {
   float scales[line_lanes] = {};
   float minima[line_lanes] = {};
@@ -154,7 +155,7 @@ inline LaneAffine fit_lanes(const LaneGroups& groups, const Format& format) {
   return format.rule == RangeRule::MinMse ? search_min_mse(groups, range, format.bits) : range;
 }
 
-/// Minima and reciprocals of the scales of a band's groups.
+/// Minima and reciprocal scales of a band's groups.
 struct BandMetadata {
   float minimum[max_head_dim + line_lanes];
   float inverse[max_head_dim + line_lanes];
@@ -167,7 +168,8 @@ inline void fit_band(const F16* values, const TensorLayout& packed, int band, st
   const int first = band * packed.format.group;
   const int count = smaller(packed.format.group, extent - first);
   F16* scales = packed.scales(block, band);
-  alignas(line_bytes) std::byte scratch[max_group * line_lanes * sizeof(F16)];  // F16 sets zeros
+  // An array of F16 would be zeroed.
+  alignas(line_bytes) std::byte scratch[max_group * line_lanes * sizeof(F16)];
   F16* transposed = reinterpret_cast<F16*>(scratch);
   F16 line[line_lanes];
   for (int entry = 0; entry < packed.pitch(); entry += line_lanes) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// All kernels over the primitives of one instruction set: included once in each one's namespace and
-// target region, after its simd/ file.
+// Builds all kernels from the primitives of one instruction set. Included once per instruction set, in
+// its namespace and target region, after its simd/ file.
 
 // In the order of their dependencies.
 // clang-format off

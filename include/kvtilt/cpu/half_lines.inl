@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
+// Writes rows into 16-bit blocks, and checks that they can be stored.
 
 inline F32x16 load_row(const float* p) { return load(p); }
 inline F32x16 load_row(const BF16* p) { return load_bf16(p); }
@@ -13,7 +14,7 @@ inline void to_f16_line(const F16* row, F16* out) {
   std::memcpy(out, row, line_lanes * sizeof(F16));
 }
 
-/// Eight.
+/// Eight values to fp16.
 template <class T>
 inline void to_f16_half_line(const T* row, F16* out) {
   T padded[line_lanes] = {};
@@ -23,19 +24,18 @@ inline void to_f16_half_line(const T* row, F16* out) {
   std::memcpy(out, line, line_lanes / 2 * sizeof(F16));
 }
 
-/// Rows of one head lie a token's heads apart: too far for a hardware prefetcher. Tokens on which
-/// they are asked for.
+/// How many tokens ahead rows are prefetched: rows of a head are too far apart for the hardware.
 inline constexpr int value_lead = 4;
 inline constexpr int key_lead = line_lanes;
 
-/// Bytes from a row to the one that is asked for, which need not exist: a single row has any stride.
+/// Bytes to the row to prefetch, which need not exist. Unsigned: a single row has any stride.
 template <class T>
 inline std::ptrdiff_t bytes_ahead(int lead, std::ptrdiff_t stride) {
   return static_cast<std::ptrdiff_t>(static_cast<std::uintptr_t>(stride) *
                                      static_cast<std::uintptr_t>(lead) * sizeof(T));
 }
 
-/// One value row: 16 channels go to a line of each block.
+/// Writes one value row: each 16 channels go to one line of a block.
 template <class T>
 inline void write_value(const T* row, std::ptrdiff_t stride, CodeMatrix matrix, F16* stored,
                         int slot) {
@@ -50,7 +50,7 @@ inline void write_value(const T* row, std::ptrdiff_t stride, CodeMatrix matrix, 
   if (full < matrix.outer) to_f16_half_line(row + full, stored + half_position(matrix, full, slot));
 }
 
-/// One key row: a lane of each channel's line.
+/// Writes one key row: one lane of each channel's line.
 template <class T>
 inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
   F16* lane = stored + half_position(matrix, slot, 0);
@@ -66,11 +66,12 @@ inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
   }
 }
 
-/// Sixteen key rows that fill lines: 16 channels at a time are converted and transposed.
+/// Writes sixteen key rows, whole lines: converts and transposes 16 channels at a time.
 template <class T>
 inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* lines) {
   const std::ptrdiff_t lead = bytes_ahead<T>(key_lead, stride);
-  alignas(line_bytes) std::byte scratch[line_lanes * line_lanes * sizeof(F16)];  // F16 sets zeros
+  // An array of F16 would be zeroed.
+  alignas(line_bytes) std::byte scratch[line_lanes * line_lanes * sizeof(F16)];
   F16* square = reinterpret_cast<F16*>(scratch);
   for (int channel = 0; channel < dim; channel += line_lanes, lines += line_lanes * line_lanes) {
     const bool full = dim - channel >= line_lanes;
@@ -128,8 +129,8 @@ inline void write_keys(const TensorView& rows, const RowRange& range, CodeMatrix
   write_keys_of<F16>(rows, range, matrix, stored, slot);
 }
 
-/// A magnitude above the limit carries into the sign bit: integers, as -ffast-math may assume NaN
-/// away. 16-bit types two to a lane.
+/// A magnitude above the limit carries into the sign bit. Integers, as -ffast-math may assume that
+/// there is no NaN. 16-bit types lie two to a lane.
 inline bool exceeds(const void* row, ElementType type, int count, float limit) {
   const bool wide = type == ElementType::F32;
   const std::uint32_t largest = bit_cast<std::uint32_t>(limit);

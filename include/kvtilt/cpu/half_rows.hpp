@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Writes rows of an engine's tensors into 16-bit blocks: the only way numbers enter a cache.
+/// Writes rows of an engine's tensors into 16-bit blocks, the only way for tokens to enter a cache.
 #pragma once
 
 #include <kvtilt/cpu/kernel_table.hpp>
@@ -15,8 +15,8 @@ inline const void* row_address(const TensorView& rows, std::int64_t token, int h
                                        : static_cast<const void*>(rows.row<F16>(token, head));
 }
 
-/// Stores one head's keys and values of `rows.count` tokens in the slots `slot` on of a 16-bit head
-/// block.
+/// Stores one head's keys and values of `rows.count` tokens in a 16-bit head block, from slot `slot`
+/// on.
 inline void write_half_rows(const Kernels& kernels, const TensorView& keys,
                             const TensorView& values, const RowRange& rows, const HeadLayout& head,
                             std::byte* block, int slot) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Which instruction set the kernels use: detected when a cache is created, forced by the
-/// environment variable KVTILT_ISA or by CacheOptions::isa.
+/// Selects the kernels' instruction set: detected when a cache is created, unless the environment
+/// variable KVTILT_ISA or CacheOptions::isa forces one.
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -52,7 +52,7 @@ constexpr const char* to_string(Isa isa) {
   }
 }
 
-// Kernels weaker than what the command line already guarantees are never chosen: not compiled.
+// Kernels weaker than what the compiler flags guarantee are never chosen, and so not compiled.
 #if KVTILT_X86 && defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define KVTILT_GUARANTEES_AVX2 1
 #else
@@ -86,7 +86,7 @@ constexpr const char* to_string(Isa isa) {
 #define KVTILT_HAS_NEON (KVTILT_ARM64 && !KVTILT_GUARANTEES_DOTPROD)
 #define KVTILT_HAS_NEON_DOTPROD KVTILT_ARM64
 
-/// Whether this build carries kernels for it.
+/// Whether this build has kernels for it.
 constexpr bool is_compiled(Isa isa) {
   switch (isa) {
     case Isa::Scalar:
@@ -114,7 +114,7 @@ inline bool processor_runs(Isa isa) {
   unsigned ecx = 0;
   unsigned edx = 0;
   const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-  // The builtins also ask whether the operating system saves the registers.
+  // The builtins also check that the operating system saves the registers.
   if (!f16c || __builtin_cpu_supports("avx2") == 0 || __builtin_cpu_supports("fma") == 0)
     return false;
   if (isa == Isa::Avx2) return true;
@@ -127,7 +127,7 @@ inline bool processor_runs(Isa isa) {
 }
 #elif KVTILT_ARM64 && defined(__linux__)
 inline bool processor_runs(Isa isa) {
-  // HWCAP_ASIMDDP of the kernel's <asm/hwcap.h>, which older ones lack.
+  // HWCAP_ASIMDDP, written out because older versions of <asm/hwcap.h> lack it.
   if (isa == Isa::NeonDotprod) return (getauxval(AT_HWCAP) & 1u << 20) != 0;
   return isa == Isa::Neon;
 }
@@ -142,7 +142,7 @@ inline bool processor_runs(Isa isa) {
   return isa == Isa::Neon;
 }
 #else
-// Without a way to ask, what the command line guarantees is all there is.
+// Features cannot be detected here: only those that the compiler flags guarantee are used.
 inline bool processor_runs(Isa isa) {
   return (isa == Isa::Neon && KVTILT_ARM64) ||
          (isa == Isa::NeonDotprod && KVTILT_GUARANTEES_DOTPROD);
@@ -151,7 +151,7 @@ inline bool processor_runs(Isa isa) {
 
 }  // namespace detail
 
-/// Whether this processor and operating system run it.
+/// Whether this processor and operating system can run it.
 inline bool is_runnable(Isa isa) { return isa == Isa::Scalar || detail::processor_runs(isa); }
 
 /// Ok, or Unsupported with the reason.
@@ -167,8 +167,8 @@ inline Status check_isa(Isa isa) {
   return {};
 }
 
-/// The instruction set a cache gets: `forced` if given, else KVTILT_ISA, else the best that runs.
-/// A forced one that does not exist or run is an error, never a fallback.
+/// The instruction set that a cache uses: `forced` if given, else KVTILT_ISA, else the best that runs.
+/// If one is forced that this build lacks or the machine cannot run, this fails; there is no fallback.
 inline Result<Isa> active_isa(std::optional<Isa> forced = std::nullopt) {
   if (!forced) {
     const char* name = std::getenv("KVTILT_ISA");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// The kernels of one instruction set as function pointers: what a cache resolves once and what
-/// attention calls. Every instruction set fills the same table.
+/// The kernels of one instruction set as a table of function pointers. A cache picks a table once, and
+/// attention calls through it.
 #pragma once
 
 #include <kvtilt/core/softmax_state.hpp>
@@ -17,7 +17,7 @@ namespace kvtilt::cpu {
 /// One bit per lane of a line.
 using LaneMask = std::uint16_t;
 
-/// Bits first to last-1; the bounds may lie outside of 0..16.
+/// Sets the bits first to last - 1; the bounds may lie outside of 0..16.
 constexpr LaneMask lanes_between(int first, int last) {
   const unsigned below_last = last <= 0 ? 0 : last >= 16 ? 0xffffu : (1u << last) - 1;
   const unsigned below_first = first <= 0 ? 0 : first >= 16 ? 0xffffu : (1u << first) - 1;
@@ -38,10 +38,10 @@ struct LogitRule {
 /// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
 using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
 
-/// Stands in for the score of a hidden slot.
+/// The score that a hidden slot counts as.
 inline constexpr float lowest_score = -3.0e38f;
 
-/// A row's softmax while pages are added: its sum stays in lanes.
+/// The running softmax of a row while pages are added; its sum is kept in 16 lanes.
 struct RunningSoftmax {
   float maximum = lowest_score;  ///< of the base-2 logits so far
   float sums[line_lanes] = {};   ///< of 2^(logit - maximum), by slot modulo 16
@@ -50,7 +50,7 @@ struct RunningSoftmax {
   explicit RunningSoftmax(const SoftmaxState& state)
       : maximum(state.empty() ? lowest_score : state.maximum), sums{state.sum} {}
 
-  /// Never inlined: -ffast-math might add the lanes in another order at every place.
+  /// Never inlined: with -ffast-math each call site might add the lanes in another order.
   [[nodiscard]] __attribute__((noinline)) SoftmaxState state() const {
     float sum = 0.0f;
     for (const float lane : sums) sum += lane;
@@ -58,11 +58,13 @@ struct RunningSoftmax {
   }
 };
 
-/// Turns scores (base-2 logits) into probabilities relative to the running maximum of their row and
-/// adds them to its running sum. Slots whose bit in `visible` (one word per 16 slots) is 0 become 0
-/// whatever they hold; `slots` is a multiple of 16. `shrinks` receives the factor by which earlier
-/// outputs of a row must shrink: exactly 1 where its maximum stayed. Returns whether one rose. A null
-/// `visible`: all slots are visible.
+/// Turns scores (base-2 logits) into probabilities relative to the running maximum of their row, and
+/// adds them to its running sum. Returns whether a maximum rose.
+///
+/// slots    a multiple of 16
+/// visible  one word per 16 slots: a slot whose bit is 0 becomes 0, whatever it holds; null: all are
+///          visible
+/// shrinks  receives the factor for each row's earlier outputs: exactly 1 if its maximum did not rise
 using AbsorbFn = bool (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
                           RunningSoftmax* states, float* shrinks);
 
@@ -76,13 +78,13 @@ struct RowRange {
   int head;
 };
 
-/// Rounds rows to fp16, nearest even, and stores them in the slots `slot` on of a 16-bit tensor.
+/// Rounds rows to fp16, nearest even, and stores them in a 16-bit tensor from slot `slot` on.
 using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatrix matrix,
                          F16* stored, int slot);
 
-/// The reverse, of a tensor in any width: values from the slot `slot` on of a head's block to rows, as
-/// unpack_value gives them, rounded to nearest even where the rows are not float. Slots outside of the
-/// range may hold anything.
+/// The reverse, for a tensor of any width: writes the values of a head's block from slot `slot` on to
+/// rows, as unpack_value() gives them, rounded to nearest even if the rows are not float. Slots outside
+/// the range may hold anything.
 using UnpackFn = void (*)(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
                           const MutableTensorView& rows, const RowRange& range);
 
@@ -91,7 +93,7 @@ using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float l
 
 inline constexpr int width_slots = 9;
 
-/// Tables are indexed by width; 16 bits sit at 0.
+/// Index of a code width in the tables below; 16 bits have index 0.
 constexpr int width_slot(int bits) { return bits == half_bits ? 0 : bits; }
 
 struct Kernels {
@@ -109,7 +111,8 @@ struct Kernels {
   UnpackFn unpack;
   ExceedsFn exceeds;
 
-  /// Makes the first weights of a contraction; finish() does the rest. Others may begin between.
+  /// Makes the first weights of a contraction; finish() does the rest. Other contractions may begin
+  /// in between.
   void begin(Contracting& work, const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
     work.contraction = contraction;

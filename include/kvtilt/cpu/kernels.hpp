@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Compiles the generic kernels (*.inl) once per instruction set and hands out their tables. A new
-/// instruction set is a file of primitives in simd/ (those that share one differ in a *_dot.inl), a
+/// Compiles the generic kernels (*.inl) once per instruction set and returns their tables. To add an
+/// instruction set, write a file of primitives in simd/ (or a *_dot.inl, if it shares the others), a
 /// region here and an enumerator in isa.hpp.
 #pragma once
 
@@ -19,7 +19,7 @@
 // Includes in the order of their dependencies.
 // clang-format off
 #if KVTILT_HAS_SCALAR
-// Its registers are arrays already: unrolled, it would take five seconds to compile instead of two.
+// Not unrolled: its "registers" are arrays anyway, and compiling would take five seconds, not two.
 #pragma push_macro("KVTILT_UNROLL")
 #undef KVTILT_UNROLL
 #define KVTILT_UNROLL(count)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
+// Quantizes a 16-bit tensor: fits each band (fit.inl), then writes its codes.
 
-/// Quads that are encoded at a time: a whole line of the narrowest plane.
+/// Quads that are encoded at a time: they fill a line of the narrowest plane.
 inline constexpr int encode_quads_max = 8;
 
-/// Codes of quads `first` to first + count - 1 of a block: byte b of a lane of words[k] is the code
-/// of inner index 4 * (first + k) + b.
+/// Computes the codes of quads `first` to first + count - 1 of a block: byte b of a lane of words[k] is
+/// the code of inner index 4 * (first + k) + b.
 inline void encode_quads(const F16* values, const TensorLayout& packed, int block, int first,
                          int count, const BandMetadata& metadata, I32x16* words) {
   const CodeMatrix matrix = packed.matrix;
@@ -13,7 +14,7 @@ inline void encode_quads(const F16* values, const TensorLayout& packed, int bloc
   const F16* lines = values + half_position(matrix, block * line_lanes, first * quad);
   const I32x16 highest =
       broadcast_bits(static_cast<std::uint32_t>(max_code(packed.format.bits)) * 0x01010101u);
-  // A one-bit scale may be tiny beside the range: its codes do not fit an integer before clamping.
+  // A one-bit scale may be tiny beside the range: unclamped codes would not fit an integer.
   const bool unbounded = packed.format.rule == RangeRule::Centroids;
   const bool along_outer = packed.group_along_outer;
   const float* minima = metadata.minimum + (along_outer ? first * quad : block * line_lanes);
@@ -57,7 +58,7 @@ inline void write_quad(std::byte* codes, CodeMatrix matrix, int lanes, int index
   }
 }
 
-/// Composes the lines of a unit of quads, which no other quad shares, and stores each once.
+/// Composes the lines of a unit of quads, which hold no other quad, and stores each once.
 template <int Bits>
 inline void write_unit(std::byte* codes, CodeMatrix matrix, int lanes, int index,
                        const I32x16* words) {

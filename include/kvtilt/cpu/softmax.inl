@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
+// Soft-cap, ALiBi and the running softmax.
 
 /// 2^x for x <= 0, relative error below 3e-7; anything below 2^-126 counts as 2^-126.
 inline F32x16 exp2_of_negative(const F32x16& x) {
@@ -16,11 +17,11 @@ inline F32x16 exp2_of_negative(const F32x16& x) {
   return scale_by_exponent(power, whole);
 }
 
-/// tanh(x), absolute error below 2e-7: the series near 0, where the quotient would cancel.
+/// tanh(x), absolute error below 2e-7. Uses the series near 0, where the quotient loses digits.
 inline F32x16 tanh_of(const F32x16& x) {
   const F32x16 size = magnitude(x);
   const F32x16 square = mul(size, size);
-  F32x16 series = broadcast(-0.0088632355f);  // -1382/155925, then upwards
+  F32x16 series = broadcast(-0.0088632355f);  // -1382/155925, highest coefficient first
   series = multiply_add(series, square, broadcast(0.021869488f));
   series = multiply_add(series, square, broadcast(-0.053968254f));
   series = multiply_add(series, square, broadcast(0.13333333f));
@@ -43,7 +44,7 @@ inline void shape(float* scores, int slots, const LogitRule& rule, float offset)
   }
 }
 
-/// Raises maxima to those of a page where these are larger; shrinks what was summed under the old.
+/// Raises the maximum of each row to `highest` if that is larger, and rescales the row's sums.
 template <int Tile>
 inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows, float* shrinks) {
   const Floats4 largest = reduce_max(highest);
@@ -60,7 +61,7 @@ inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows
   }
 }
 
-/// absorb() for `Tile` rows at a time: their chains of operations overlap. `All`: every slot is
+/// absorb() for `Tile` rows at once, so that their dependency chains overlap. `All`: every slot is
 /// visible. Returns whether a maximum rose.
 template <int Tile, bool All>
 inline bool absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
@@ -87,7 +88,7 @@ inline bool absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visi
     float* row = scores[r];
     for (int slot = 0; slot < slots; slot += line_lanes) {
       F32x16 below = sub(load(row + slot), maximum);
-      // Hidden slots hold anything; above 0 their exponents would overflow an integer.
+      // Hidden slots may hold anything; exponents above 0 would overflow an integer.
       if (!All) below = min(below, broadcast(0.0f));
       F32x16 weight = exp2_of_negative(below);
       if (!All) weight = keep(weight, visible[r][slot / line_lanes], 0.0f);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// Compiles a region of a file for an instruction set the command line does not name. Include every
-/// other header before opening a region, define no lambda inside one (g++ forgets its target), and
-/// test no __AVX2__ there (it is not defined).
+/// Macros that compile a region of a file for an instruction set that the compiler flags do not name.
+/// Include every other header before opening a region, define no lambda inside one (g++ compiles it
+/// without the region's target), and do not test __AVX2__ there (it is not defined).
 #pragma once
 
 #include <kvtilt/core/config.hpp>
@@ -23,14 +23,14 @@
 
 #define KVTILT_PRAGMA(text) _Pragma(#text)
 
-// Before a loop over registers: without unrolling, at -O2, they would live in memory.
+// Before a loop over an array of registers: without unrolling, at -O2, it would live in memory.
 #if defined(__clang__)
 #define KVTILT_UNROLL(count) KVTILT_PRAGMA(unroll count)
 #else
 #define KVTILT_UNROLL(count) KVTILT_PRAGMA(GCC unroll count)
 #endif
 
-// For functions whose arrays of registers must not become memory, which a call would make them.
+// For functions that take or return arrays of registers: a call would move these to memory.
 #define KVTILT_INLINE inline __attribute__((always_inline))
 
 #if defined(__clang__)
@@ -38,7 +38,7 @@
   KVTILT_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define KVTILT_TARGET_END KVTILT_PRAGMA(clang attribute pop)
 #elif defined(__CUDACC__)
-// nvcc hands all pragmas on to g++, but warns that it does not know "unroll" (1675).
+// nvcc passes all pragmas on to g++, but warns that it does not know "unroll" (1675).
 #define KVTILT_TARGET_BEGIN(features)  \
   KVTILT_PRAGMA(nv_diagnostic push)    \
   KVTILT_PRAGMA(nv_diag_suppress 1675) \
@@ -54,8 +54,8 @@
 #define KVTILT_TARGET_END KVTILT_PRAGMA(GCC pop_options)
 #endif
 
-// The features of the Arm regions. The intrinsics of g++ ask for Armv8.2 as a whole, which "+dotprod"
-// alone does not imply; where the command line has it, naming it again would take away what is more.
+// The target string of Arm regions. The intrinsics of g++ require all of Armv8.2, which "+dotprod"
+// alone does not imply; if the flags have it already, naming it again would drop extensions beyond it.
 #if defined(__clang__)
 #define KVTILT_ARM_FEATURE(name) name
 #elif defined(__ARM_FEATURE_DOTPROD) || defined(__ARM_FEATURE_MATMUL_INT8) || \
@@ -65,8 +65,8 @@
 #define KVTILT_ARM_FEATURE(name) "arch=armv8.2-a+" name
 #endif
 
-// A region adds to the command line's flags, so the same function differs between translation
-// units with different -m flags. The tag keeps the linker from taking one for the other.
+// A region adds to the compiler's flags, so the same function differs between translation units with
+// different -m flags. This tag in the namespace keeps the linker from merging the two.
 #if defined(__AVX512F__) && defined(__AVX512VNNI__)
 #define KVTILT_BASELINE avx512_vnni
 #elif defined(__AVX512F__)

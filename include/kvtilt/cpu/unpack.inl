@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Generic kernel, included once per instruction set inside its namespace and target region.
-// Pages back to rows: squares of 16 tokens x 16 channels (8 channels at the end of some heads) are
-// decoded, then rows written. Widths are data, not template arguments: one function to compile, not
-// nine.
+// Unpacks pages to rows: decodes squares of 16 tokens x 16 channels (8 channels at the end of some
+// heads), then writes rows. The width is a run-time value, so that one function is compiled instead
+// of nine.
 
-/// Decodes `quads` quads of a block from `first` on, a line of 16-bit integers for each inner index.
+/// Decodes `quads` quads of a block from `first` on into one line of 16-bit integers per inner index.
 inline void read_codes(const QuadReader& reader, int first, int quads, std::int16_t* lines) {
   const I32x16 low_byte = broadcast_bits(0xffu);
   for (int q = 0; q < quads; ++q, lines += quad * line_lanes) {
@@ -20,7 +20,7 @@ inline void read_codes(const QuadReader& reader, int first, int quads, std::int1
 inline void store_line_as(float* row, const F32x16& x) { store(row, x); }
 inline void store_line_as(F16* row, const F32x16& x) { store_f16(row, x); }
 
-/// Nearest, ties to even, of numbers.
+/// Rounds to nearest, ties to even; x must not be NaN.
 inline void store_line_as(BF16* row, const F32x16& x) {
   const I32x16 bits = bits_of(x);
   const I32x16 half =
@@ -54,8 +54,8 @@ struct UnpackSource {
 
   [[nodiscard]] bool keys() const { return role == Role::Keys; }
 
-  /// The rows of a square, token by token: fp16 values, or codes as the bits of fp16. Where they are
-  /// not in the block in this order, they are put into `space`.
+  /// Returns the rows of a square, one per token: fp16 values, or codes as the bits of fp16. They are
+  /// written to `space` if the block does not hold them in this order.
   SquareRows read(const Square& square, std::byte* space) const {
     const int outer = keys() ? square.token : square.channel;
     const int inner = keys() ? square.channel : square.token;
@@ -75,7 +75,7 @@ struct UnpackSource {
   }
 
  private:
-  /// Lines of 16 tokens, one for each channel.
+  /// Transposes lines of 16 tokens, one line per channel, into rows.
   static SquareRows transpose(const F16* from, int channels, F16* to) {
     const F16* second = channels == line_lanes ? from + line_lanes * line_lanes / 2 : from;
     for (int half = 0; half < line_lanes; half += line_lanes / 2)
@@ -84,7 +84,7 @@ struct UnpackSource {
   }
 };
 
-/// Scales and minima of a square: one of each for a channel, or for a token.
+/// Scales and minima of a square: one of each per channel, or per token.
 struct SquareMetadata {
   bool of_tokens;
   F32x16 scale;
@@ -100,7 +100,7 @@ struct SquareMetadata {
     const int entries = of_tokens ? line_lanes : square.channels;
     const F16* from =
         source.tensor.scales(source.block, along / source.tensor.format.group) + entry;
-    // Codes are read as multiples of 2^-24. Powers of two cost no bit.
+    // Codes are loaded as the bits of fp16 subnormals, multiples of 2^-24. Scaling by 2^24 is exact.
     scale = mul(load_f16(from, entries), broadcast(0x1p24f));
     minimum = load_f16(from + source.tensor.pitch(), entries);
     store(scales, scale);
@@ -113,7 +113,7 @@ struct SquareMetadata {
   }
 };
 
-/// The squares of 16 tokens.
+/// A strip: all squares of 16 tokens.
 struct Strip {
   static constexpr int most_squares = max_head_dim / line_lanes;
   bool quantized;
@@ -126,7 +126,8 @@ struct Strip {
     return quantized ? metadata[square].decode(stored, token) : stored;
   }
 
-  /// One row of `dim` channels. Rows are written one after the other: heads may lie pages apart.
+  /// Writes one row of `dim` channels. Rows are completed one by one, as they may lie memory pages
+  /// apart.
   template <class T>
   void store_row(int token, int dim, T* row) const {
     int square = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The primitives of scalar.inl on pairs of 256-bit registers (AVX2, FMA, F16C). Included
-// inside a target region and a kernel namespace, after the dot_add_*.inl of the region.
+// inside a target region and a kernel namespace, after avx2_dot.inl or avx_vnni_dot.inl.
 
 struct F32x16 {
   __m256 low;
@@ -66,7 +66,7 @@ inline F32x16 max(const F32x16& a, const F32x16& b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
 
-/// All ones in the lanes of eight whose bit is set.
+/// All ones in those of eight lanes whose bit is set.
 inline __m256 lanes_of(int mask) {
   const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_castsi256_ps(
@@ -196,7 +196,7 @@ inline I32x16 add_pairs(const I32x16& sum, const I32x16& pairs) {
   return {add_pairs(sum.low, pairs.low), add_pairs(sum.high, pairs.high)};
 }
 
-// Packed by halves of a register: quads 0, 2, 1, 3.
+// Packs within 128-bit halves: groups of four words come in the order 0, 2, 1, 3.
 inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
   return {_mm256_packs_epi32(first.low, first.high), _mm256_packs_epi32(second.low, second.high)};
 }
@@ -283,7 +283,7 @@ inline F32x16 from_f16_bits(const I32x16& x) {
           _mm256_cvtph_ps(_mm256_extracti128_si256(ordered, 1))};
 }
 
-// Two Newton steps: any estimate within 64 units becomes exact in the second.
+// Two Newton steps: the second rounds correctly any estimate within 64 units in the last place.
 inline __m256 reciprocal(__m256 x) {
   const __m256 one = _mm256_set1_ps(1.0f);
   __m256 y = _mm256_rcp_ps(x);

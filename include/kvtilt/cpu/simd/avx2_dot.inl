@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of avx2.inl, without AVX-VNNI. Each takes one register,
-// with the unsigned operand of dot_add first.
+// The integer dot products of avx2.inl, without AVX-VNNI. Each works on one register; the unsigned
+// operand of dot_add comes first.
 
 inline constexpr bool adds_pairs = true;
 constexpr int pair_quads(int bits, bool unsigned_weights) {
@@ -9,7 +9,7 @@ constexpr int pair_quads(int bits, bool unsigned_weights) {
 
 inline __m256i dot_add(__m256i sum, __m256i a, __m256i b) {
   sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
-  __asm__("" : "+x"(sum));  // g++ would first add all products up, and spill the sums
+  __asm__("" : "+x"(sum));  // else g++ sums the products first, and spills the sums
   return sum;
 }
 

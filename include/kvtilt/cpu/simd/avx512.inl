@@ -132,7 +132,7 @@ inline I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes, const I32
   return {_mm512_dpbusd_epi32(sum.v, weights.v, codes.v)};
 }
 
-// In the order of the lanes.
+// Keeps the words in the order of the lanes.
 inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
   const __m512i even =
       _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
@@ -197,7 +197,7 @@ inline F32x16 from_f16_bits(const I32x16& x) {
   return {_mm512_cvtph_ps(_mm512_cvtepi32_epi16(x.v))};
 }
 
-// Two Newton steps: any estimate within 64 units becomes exact in the second.
+// Two Newton steps: the second rounds correctly any estimate within 64 units in the last place.
 inline F32x16 reciprocal(const F32x16& x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   __m512 y = _mm512_rcp14_ps(x.v);
@@ -214,7 +214,7 @@ inline I32x16 round_to_ints(const F32x16& x) {
   return {_mm512_cvt_roundps_epi32(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
 
-// Adding 3 * 2^22 leaves the integer in the lowest bits: one operation instead of two.
+// Adding 3 * 2^22 leaves the integer in the lowest mantissa bits: one operation instead of two.
 inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return {_mm512_castps_si512(_mm512_fmadd_ps(x.v, factor.v, _mm512_set1_ps(12582912.0f)))};
 }

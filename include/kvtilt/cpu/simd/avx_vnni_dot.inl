@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The integer dot products of avx2.inl, with AVX-VNNI. Each takes one register,
-// with the unsigned operand of dot_add first.
+// The integer dot products of avx2.inl, with AVX-VNNI. Each works on one register; the unsigned
+// operand of dot_add comes first.
 
 inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int, bool) { return 0; }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The integer dot product of neon.inl, without instructions for it.
+// The integer dot products of neon.inl, without dot-product instructions.
 
-/// The sums of dot_add of one register, for codes of up to 7 bits: pairs of products are added in 16
-/// bits.
+/// dot_add on one register, for codes of up to 7 bits: the codes are signed bytes, and pairs of
+/// products are added in 16 bits.
 KVTILT_INLINE uint32x4_t dot_add(uint32x4_t sum, uint32x4_t codes, uint32x4_t weights) {
   const int8x16_t code = vreinterpretq_s8_u32(codes);
   const int8x16_t weight = vreinterpretq_s8_u32(weights);

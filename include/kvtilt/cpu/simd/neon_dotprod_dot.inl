@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The integer dot product of neon.inl, with SDOT (FEAT_DotProd).
+// The integer dot products of neon.inl, with SDOT and UDOT (FEAT_DotProd).
 
-/// The sums of dot_add of one register, for codes of up to 7 bits: they too are signed.
+/// dot_add on one register, for codes of up to 7 bits: SDOT takes the codes as signed bytes, too.
 KVTILT_INLINE uint32x4_t dot_add(uint32x4_t sum, uint32x4_t codes, uint32x4_t weights) {
-#if defined(__clang__) && __clang_major__ < 16  // hides the intrinsic unless -march names it
+#if defined(__clang__) && __clang_major__ < 16  // lacks the intrinsic unless -march has dotprod
   __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(sum) : "w"(codes), "w"(weights));
   return sum;
 #else

@@ -31,8 +31,8 @@ KVTILT_INLINE I32x16 broadcast_bits(std::uint32_t x) {
   return {{lanes, lanes, lanes, lanes}};
 }
 
-// Operators of the vector extension, because the intrinsics for counts of shifts that become
-// constants only after unrolling do not become immediate ones.
+// Uses operators of the vector extension: if the count becomes a constant only after unrolling, the
+// intrinsics do not compile to shifts by an immediate.
 KVTILT_INLINE I32x16 shift_left(const I32x16& x, int bits) {
   I32x16 r;
   KVTILT_UNROLL(4)
@@ -94,7 +94,7 @@ KVTILT_INLINE I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x1
   KVTILT_UNROLL(4)
   for (int i = 0; i < 4; ++i) r.v[i] = dot_add(sum.v[i], codes.v[i], weights.v[i]);
 #if !defined(__clang__)
-  // Emits nothing, but keeps g++ 12 from mixing the quads of a unit, whose sums it would then spill.
+  // Emits nothing, but keeps g++ 12 from interleaving the quads of a unit, which spills their sums.
   __asm__ volatile("" : "+w"(r.v[3]));
 #endif
   return r;
@@ -115,7 +115,7 @@ inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int, bool) { return 0; }
 KVTILT_INLINE I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
-/// The low halves of the lanes of x.
+/// The low 16 bits of eight lanes of x: lanes 8 * half to 8 * half + 7.
 KVTILT_INLINE int16x8_t narrow(const I32x16& x, int half) {
   return vuzp1q_s16(vreinterpretq_s16_u32(x.v[2 * half]), vreinterpretq_s16_u32(x.v[2 * half + 1]));
 }
@@ -146,11 +146,11 @@ KVTILT_INLINE I32x16 widen_high_bytes(const I32x16& x) {
   return widen_low_bytes(shift_right(x, 16));
 }
 
-// Wider codes need weights of two bytes: SMULL and ADDP take as long as float32 then, and USDOT's
-// unsigned codes gain nothing, as narrower codes are positive signed bytes.
+// Wider codes need weights of two bytes, for which SMULL and ADDP take as long as float32. USDOT, with
+// unsigned codes, gains nothing: narrower codes fit signed bytes as they are.
 inline constexpr int widest_integer_dot = 4;
 
-// Sixteen of 32 registers hold the sums of four rows; twice that would leave none for the codes.
+// Sixteen of 32 registers hold the sums of four rows; two blocks or chains would leave none for codes.
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
 
@@ -253,7 +253,8 @@ KVTILT_INLINE F32x16 from_f16_bits(const I32x16& x) {
   return r;
 }
 
-// Three Newton steps: the first two bring eight bits within 64 units, then the third is exact.
+// Three Newton steps: two bring the 8-bit estimate within 64 units in the last place, the third then
+// rounds correctly.
 KVTILT_INLINE F32x16 reciprocal(const F32x16& x) {
   const float32x4_t one = vdupq_n_f32(1.0f);
   F32x16 r;

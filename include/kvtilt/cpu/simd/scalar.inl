@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The primitives of the generic kernels on arrays: what an instruction set must provide, in its
-// plainest form. Included inside a kernel namespace.
+// The primitives of the generic kernels, on plain arrays: the reference for what every instruction set
+// must provide. Included inside a kernel namespace.
 
 /// Sixteen floats: the lanes of a line.
 struct F32x16 {
@@ -26,21 +26,21 @@ inline F32x16 load(const float* p) {
 
 inline void store(float* p, const F32x16& x) { std::memcpy(p, x.lane, sizeof x.lane); }
 
-/// Lanes from `count` (8 or 16) fp16 values, the others 0. Exact.
+/// Loads `count` (8 or 16) fp16 values, exactly; the other lanes are 0.
 inline F32x16 load_f16(const F16* p, int count) {
   F32x16 r{};
   for (int i = 0; i < count; ++i) r.lane[i] = to_float(p[i]);
   return r;
 }
 
-/// Exact.
+/// Loads sixteen bf16 values, exactly.
 inline F32x16 load_bf16(const BF16* p) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = to_float(p[i]);
   return r;
 }
 
-/// Sixteen floats to fp16, nearest even; out-of-range lanes become infinity.
+/// Stores sixteen floats as fp16, nearest even; out-of-range lanes become infinity.
 inline void store_f16(F16* p, const F32x16& x) {
   for (int i = 0; i < 16; ++i) p[i] = to_f16(x.lane[i]);
 }
@@ -129,7 +129,7 @@ inline F32x16 lane_indices() {
   return r;
 }
 
-/// The sums of the lanes of four rows, halves first: every instruction set adds in this order.
+/// The sum of the lanes of each of four rows. Every instruction set must add in this order.
 inline Floats4 reduce_add(const F32x16 (&x)[4]) {
   Floats4 sums;
   for (int r = 0; r < 4; ++r) {
@@ -141,7 +141,7 @@ inline Floats4 reduce_add(const F32x16 (&x)[4]) {
   return sums;
 }
 
-/// Their largest lanes.
+/// The largest lane of each of four rows.
 inline Floats4 reduce_max(const F32x16 (&x)[4]) {
   Floats4 largest;
   for (int r = 0; r < 4; ++r) {

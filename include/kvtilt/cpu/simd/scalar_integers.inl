@@ -8,7 +8,7 @@ inline LaneMask nonzero(const I32x16& x) {
   return static_cast<LaneMask>(mask);
 }
 
-/// Reads a line; with 8 lanes a 32-byte one, the others 0.
+/// Loads a line of 64 bytes; if `lanes` is 8, one of 32 bytes, and the other lanes are 0.
 inline I32x16 load_line(const std::byte* p, int lanes) {
   I32x16 r{};
   std::memcpy(r.lane, p, static_cast<std::size_t>(lanes) * 4);
@@ -61,7 +61,7 @@ inline I32x16 sub_ints(const I32x16& a, const I32x16& b) {
   return r;
 }
 
-/// The low halves of the products.
+/// The low 32 bits of the products.
 inline I32x16 mul_ints(const I32x16& a, const I32x16& b) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = a.lane[i] * b.lane[i];
@@ -94,27 +94,28 @@ inline I32x16 dot_add_unsigned(const I32x16& sum, const I32x16& codes, const I32
   return dot_add(sum, weights, codes);
 }
 
-/// The lower halves of 32 lanes as words, in an order that only the two stores below know.
+/// The low 16 bits of 32 lanes as words, in an order that differs between instruction sets; the two
+/// stores below undo it.
 inline I32x16 pack_words(const I32x16& first, const I32x16& second) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = (first.lane[i] & 0xffffu) | second.lane[i] << 16;
   return r;
 }
 
-/// The words of pack_words(), in the order of its lanes.
+/// Stores the words of pack_words() in the order of its 32 lanes.
 inline void store_words(std::int16_t* p, const I32x16& words) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int16_t>(words.lane[i] & 0xffffu);
   for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int16_t>(words.lane[i] >> 16);
 }
 
-/// The lowest bytes of these words.
+/// Stores the low bytes of these words in the same order.
 inline void store_low_bytes(std::int8_t* p, const I32x16& words) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<std::int8_t>(words.lane[i] & 0xffu);
   for (int i = 0; i < 16; ++i) p[16 + i] = static_cast<std::int8_t>(words.lane[i] >> 16 & 0xffu);
 }
 
-/// Whether dot_add leaves sums of two products in 16-bit lanes, for add_pairs() to add up; then at
-/// most pair_quads(bits, unsigned weights) of them fit.
+/// Whether dot_add sums pairs of products in 16 bits, which add_pairs() then adds up. If so, at most
+/// pair_quads(bits, unsigned weights) calls of dot_add fit in between.
 inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int, bool) { return 0; }
 
@@ -135,7 +136,7 @@ inline I32x16 widen_low_bytes(const I32x16& x) {
   return r;
 }
 
-/// The highest two likewise.
+/// The highest two bytes, likewise.
 inline I32x16 widen_high_bytes(const I32x16& x) { return widen_low_bytes(shift_right(x, 16)); }
 
 /// Blocks that share a loaded weight: as many as there are registers for.
@@ -204,7 +205,7 @@ inline I32x16 dot_pairs(const I32x16& sum, const I32x16& a, const I32x16& b) {
   return r;
 }
 
-/// Byte b of a lane is that of x[b], saturated to 0..255.
+/// Byte b of a lane is the same lane of x[b], saturated to 0..255.
 inline I32x16 to_bytes(const I32x16 (&x)[4]) {
   I32x16 r{};
   for (int b = 0; b < 4; ++b)
@@ -216,7 +217,7 @@ inline I32x16 to_bytes(const I32x16 (&x)[4]) {
   return r;
 }
 
-/// By unsigned bytes.
+/// The minima of unsigned bytes.
 inline I32x16 min_bytes(const I32x16& a, const I32x16& b) {
   I32x16 r{};
   for (int byte = 0; byte < 32; byte += 8)
@@ -242,7 +243,7 @@ inline I32x16 to_f16_bits(const F32x16& x) {
   return r;
 }
 
-/// The reverse. Exact.
+/// The floats with these fp16 bits, exactly.
 inline F32x16 from_f16_bits(const I32x16& x) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = to_float(F16{static_cast<std::uint16_t>(x.lane[i])});
@@ -256,8 +257,8 @@ inline F32x16 reciprocal(const F32x16& x) {
   return r;
 }
 
-/// Transposes 16 rows of 8: eight `stride` apart from `first` on, eight from `second` on. Lines of
-/// 16 go to `lines`, one after the other.
+/// Transposes 16 rows of 8 values to 8 consecutive lines of 16. Eight rows begin at `first`, eight at
+/// `second`, each `stride` after the one before.
 inline void transpose_halves(const F16* first, const F16* second, std::ptrdiff_t stride,
                              F16* lines) {
   for (int c = 0; c < 8; ++c)
@@ -267,22 +268,22 @@ inline void transpose_halves(const F16* first, const F16* second, std::ptrdiff_t
     }
 }
 
-/// Exact for lanes below 2^24.
+/// Converts signed integers; exact for magnitudes up to 2^24.
 inline F32x16 to_floats(const I32x16& x) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(static_cast<std::int32_t>(x.lane[i]));
   return r;
 }
 
-/// Nearest integer to lanes in [0, 2^22), half to even, in any rounding mode.
+/// Rounds lanes in [0, 2^22) to the nearest integer, half to even, in any rounding mode.
 inline I32x16 round_to_ints(const F32x16& x) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<std::uint32_t>(round_half_even(x.lane[i]));
   return r;
 }
 
-/// A nearest integer to x * factor within -32768..32767 in the lower half of each lane; the upper
-/// half may hold anything.
+/// x * factor, within -32768..32767, rounded to a nearest integer in the low 16 bits of each lane. The
+/// upper 16 bits may hold anything.
 inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) {
@@ -293,14 +294,14 @@ inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return r;
 }
 
-/// A nearest whole number to x in [-126, 0].
+/// Rounds x in [-126, 0] to a nearest whole number.
 inline F32x16 to_whole(const F32x16& x) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = static_cast<float>(static_cast<int>(x.lane[i] - 0.5f));
   return r;
 }
 
-/// x * 2^whole for whole numbers in [-126, 0] and x in [1/2, 2]: adds to the exponent bits.
+/// x * 2^whole for whole numbers in [-126, 0] and x in [1/2, 2], by adding to the exponent bits.
 inline F32x16 scale_by_exponent(const F32x16& x, const F32x16& whole) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) {

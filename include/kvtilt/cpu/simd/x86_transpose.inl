@@ -2,7 +2,7 @@
 // transpose_halves() of scalar.inl on 256-bit registers, for every instruction set that has
 // them. Included by avx2.inl and avx512.inl.
 
-/// Eight lanes from each of two rows.
+/// Loads eight fp16 values from each of two rows.
 inline __m256i load_halves(const F16* low, const F16* high) {
   return _mm256_inserti128_si256(
       _mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(low))),
