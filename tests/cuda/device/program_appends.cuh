@@ -83,8 +83,8 @@ class ProgramAppends : public ProgramCaches {
     const std::int64_t rows = indptr.back() + (with_indptr ? random.below(3) : 0);
     const LayerShape& shape = setup().shape.layers[at(layer)];
     RandomInput keys(random, rows, shape.kv_heads, shape.key_dim);
-    // No constant values at dim 64: if zeros got all the weight, the output would be rounding
-    // error.
+    // No constant values in layers that are attended to: if zeros got all the weight, the output
+    // would be rounding error.
     RandomInput values(random, rows, shape.kv_heads, shape.value_dim, shape.value_dim != 64);
     Rows<float> stored_keys = keys.rows();
     Rows<float> stored_values = values.rows();
