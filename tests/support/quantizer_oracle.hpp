@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A second implementation of the arithmetic of DESIGN, section 4: integers, rationals and
+/// A second implementation of the arithmetic of quant/: integers, rationals and
 /// searches; it uses nothing of the library but the names of its rules.
 #pragma once
 

@@ -240,6 +240,29 @@ TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
   }
 }
 
+TEST(AttendBlockHostile, QueriesThatSeeFreedTokensAreRecorded) {
+  Random random(15);
+  const LayerShape shape{2, 64, 64, 70};
+  const DeviceSequences sequences(random, shape, presets::k4v2, {400, 60});
+  DeviceLayer device = sequences.device();
+  cuda::DeviceRecords records{};
+  device.set_records(&records);
+  const LayerView& view = sequences.views[0];
+  ASSERT_GT(view.first_kept, 4);
+  const std::int64_t kept = view.length - view.first_kept - shape.window + 1;  // room for as many
+  for (const std::int64_t queries : {kept, kept + 1}) {
+    const std::int32_t rows = static_cast<std::int32_t>(queries);
+    static_cast<void>(
+        emulated_attend<PageTraits<4, 2, 64>>(device, random_queries(random, shape, queries + 1, 4),
+                                              {}, {5, 2, 2, {}, {0, rows, rows + 1}}));
+    EXPECT_EQ(records.refused.count, queries > kept ? 2u : 0u) << "once for each of two launches";
+  }
+  EXPECT_EQ(static_cast<ErrorCode>(records.refused.code), ErrorCode::InvalidArgument);
+  EXPECT_EQ(records.refused.token, view.first_kept - 1);
+  const Status status = to_status(records.refused, 64);
+  EXPECT_NE(status.message().find("window has freed"), std::string::npos) << status.message();
+}
+
 /// Then the output's norm says little of what was rounded.
 TEST(AttendBlockProperty, ValuesThatCancelHaveTheErrorOfTheirOwnNorms) {
   Random random(9);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The primitives of scalar.inl on four 128-bit registers (AArch64). Included inside a target
-// region and a kernel namespace, after neon_dot.inl or neon_dotprod_dot.inl.
+// The primitives of scalar.inl on four 128-bit registers (AArch64). Included inside a kernel
+// namespace, after neon_dot.inl or, in a target region, neon_dotprod_dot.inl.
 
 struct F32x16 {
   float32x4_t v[4];
@@ -27,7 +27,7 @@ KVTILT_INLINE void store(float* p, const F32x16& x) {
   for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, x.v[i]);
 }
 
-/// Loads four fp16 values.
+/// Four fp16 values.
 KVTILT_INLINE float32x4_t load_four_f16(const F16* p) {
   float16x4_t halves;
   std::memcpy(&halves, p, sizeof halves);
@@ -45,8 +45,9 @@ KVTILT_INLINE F32x16 load_f16(const F16* p, int count) {
 }
 
 KVTILT_INLINE void store_f16(F16* p, const F32x16& x) {
-  // FPCR sets the conversion's rounding mode and whether fp16 has infinities; if not the defaults,
-  // convert in software. FZ (for float32) and FZ16 (not for conversions) have no effect.
+  // FPCR controls how the conversion rounds and whether fp16 has infinities (AHP): other settings
+  // take the scalar path. Flushing to zero does not matter: FZ is for float32, and conversions
+  // ignore FZ16.
   constexpr std::uint64_t rounding_mode = 3u << 22;
   constexpr std::uint64_t alternative_half = 1u << 26;
   std::uint64_t control;
@@ -103,7 +104,7 @@ KVTILT_INLINE F32x16 multiply_add(const F32x16& a, const F32x16& b, const F32x16
   return r;
 }
 
-// Returns the number if the other operand is a quiet NaN, as x86 does if the NaN is the first operand.
+// Given a number and a quiet NaN, returns the number, as x86 does if the NaN is the first operand.
 KVTILT_INLINE F32x16 min(const F32x16& a, const F32x16& b) {
   F32x16 r;
   KVTILT_UNROLL(4)
@@ -118,7 +119,7 @@ KVTILT_INLINE F32x16 max(const F32x16& a, const F32x16& b) {
   return r;
 }
 
-/// Lane i has only bit i set.
+/// Lane i holds 1 << i.
 KVTILT_INLINE I32x16 lane_bits() {
   static constexpr std::uint32_t bits[16] = {
       1u << 0, 1u << 1, 1u << 2,  1u << 3,  1u << 4,  1u << 5,  1u << 6,  1u << 7,
@@ -129,7 +130,7 @@ KVTILT_INLINE I32x16 lane_bits() {
   return r;
 }
 
-/// Turns lanes of all ones or 0 into one bit per lane.
+/// The mask of lanes that are all ones, not 0.
 KVTILT_INLINE LaneMask mask_of(const I32x16& x) {
   const I32x16 bits = lane_bits();
   const uint32x4_t low = vorrq_u32(vandq_u32(x.v[0], bits.v[0]), vandq_u32(x.v[1], bits.v[1]));
@@ -185,7 +186,7 @@ KVTILT_INLINE F32x16 lane_indices() {
   return load(indices);
 }
 
-/// Sums of the lanes that are a multiple of four apart.
+/// Lane i is the sum of lanes i, i + 4, i + 8 and i + 12, halves first.
 KVTILT_INLINE float32x4_t add_quarters(const F32x16& x) {
   return vaddq_f32(vaddq_f32(x.v[0], x.v[2]), vaddq_f32(x.v[1], x.v[3]));
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The primitives of neon.inl on integers, and between them and floats.
+// The NEON primitives on integers, and the conversions between integers and floats.
 
 KVTILT_INLINE LaneMask nonzero(const I32x16& x) {
   I32x16 r;
@@ -31,8 +31,8 @@ KVTILT_INLINE I32x16 broadcast_bits(std::uint32_t x) {
   return {{lanes, lanes, lanes, lanes}};
 }
 
-// Uses operators of the vector extension: if the count becomes a constant only after unrolling, the
-// intrinsics do not compile to shifts by an immediate.
+// Shifts use the vector extension's operators: the intrinsics would not compile to immediate shifts
+// where the count becomes a constant only by unrolling.
 KVTILT_INLINE I32x16 shift_left(const I32x16& x, int bits) {
   I32x16 r;
   KVTILT_UNROLL(4)
@@ -94,7 +94,7 @@ KVTILT_INLINE I32x16 dot_add(const I32x16& sum, const I32x16& codes, const I32x1
   KVTILT_UNROLL(4)
   for (int i = 0; i < 4; ++i) r.v[i] = dot_add(sum.v[i], codes.v[i], weights.v[i]);
 #if !defined(__clang__)
-  // Emits nothing, but keeps g++ 12 from interleaving the quads of a unit, which spills their sums.
+  // Emits nothing, but keeps g++ 12 from interleaving a unit's quads, which would spill the sums.
   __asm__ volatile("" : "+w"(r.v[3]));
 #endif
   return r;
@@ -115,7 +115,7 @@ inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int, bool) { return 0; }
 KVTILT_INLINE I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
-/// The low 16 bits of eight lanes of x: lanes 8 * half to 8 * half + 7.
+/// The low 16 bits of lanes 8 * half to 8 * half + 7.
 KVTILT_INLINE int16x8_t narrow(const I32x16& x, int half) {
   return vuzp1q_s16(vreinterpretq_s16_u32(x.v[2 * half]), vreinterpretq_s16_u32(x.v[2 * half + 1]));
 }
@@ -146,11 +146,11 @@ KVTILT_INLINE I32x16 widen_high_bytes(const I32x16& x) {
   return widen_low_bytes(shift_right(x, 16));
 }
 
-// Wider codes need weights of two bytes, for which SMULL and ADDP take as long as float32. USDOT, with
-// unsigned codes, gains nothing: narrower codes fit signed bytes as they are.
+// Wider codes need weights of two bytes, where SMULL and ADDP are no faster than float32. USDOT
+// (unsigned codes) would gain nothing: codes of up to 4 bits are non-negative signed bytes already.
 inline constexpr int widest_integer_dot = 4;
 
-// Sixteen of 32 registers hold the sums of four rows; two blocks or chains would leave none for codes.
+// The sums of four rows take 16 of the 32 registers; twice that would leave none for the codes.
 inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
 
@@ -253,8 +253,8 @@ KVTILT_INLINE F32x16 from_f16_bits(const I32x16& x) {
   return r;
 }
 
-// Three Newton steps: two bring the 8-bit estimate within 64 units in the last place, the third then
-// rounds correctly.
+// Three Newton steps. The first two bring the 8-bit estimate within 64 units in the last place,
+// which the third rounds correctly.
 KVTILT_INLINE F32x16 reciprocal(const F32x16& x) {
   const float32x4_t one = vdupq_n_f32(1.0f);
   F32x16 r;
@@ -284,7 +284,7 @@ KVTILT_INLINE void transpose_halves(const F16* first, const F16* second, std::pt
     KVTILT_UNROLL(2)
     for (int odd = 0; odd < 2; ++odd) {
       const uint32x4_t* p = pairs + 4 * odd;
-      // Columns odd and odd + 4, then odd + 2 and odd + 6, of four rows each.
+      // [0]: columns odd and odd + 4; [1]: columns odd + 2 and odd + 6; of four rows each.
       const uint64x2_t top[2] = {vreinterpretq_u64_u32(vtrn1q_u32(p[0], p[1])),
                                  vreinterpretq_u64_u32(vtrn2q_u32(p[0], p[1]))};
       const uint64x2_t low[2] = {vreinterpretq_u64_u32(vtrn1q_u32(p[2], p[3])),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The primitives of the generic kernels, on plain arrays: the reference for what every instruction set
-// must provide. Included inside a kernel namespace.
+// The primitives of the generic kernels on plain arrays. The comments here hold for every
+// instruction set. Included inside a kernel namespace.
 
 /// Sixteen floats: the lanes of a line.
 struct F32x16 {
@@ -26,14 +26,14 @@ inline F32x16 load(const float* p) {
 
 inline void store(float* p, const F32x16& x) { std::memcpy(p, x.lane, sizeof x.lane); }
 
-/// Loads `count` (8 or 16) fp16 values, exactly; the other lanes are 0.
+/// Loads `count` (8 or 16) fp16 values; the other lanes are 0. Exact.
 inline F32x16 load_f16(const F16* p, int count) {
   F32x16 r{};
   for (int i = 0; i < count; ++i) r.lane[i] = to_float(p[i]);
   return r;
 }
 
-/// Loads sixteen bf16 values, exactly.
+/// Loads sixteen bf16 values. Exact.
 inline F32x16 load_bf16(const BF16* p) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = to_float(p[i]);
@@ -82,7 +82,7 @@ inline F32x16 max(const F32x16& a, const F32x16& b) {
   return r;
 }
 
-/// x in lanes whose bit is set, `other` elsewhere, whatever x holds there.
+/// x in the lanes whose bit is set; `other` elsewhere, even if x holds NaN there.
 inline F32x16 keep(const F32x16& x, LaneMask mask, float other) {
   F32x16 r;
   for (int i = 0; i < 16; ++i) r.lane[i] = (mask >> i & 1) != 0 ? x.lane[i] : other;
@@ -106,7 +106,7 @@ inline F32x16 magnitude(const F32x16& x) {
 /// The larger of a >= 0 and |x|.
 inline F32x16 max_magnitude(const F32x16& a, const F32x16& x) { return max(a, magnitude(x)); }
 
-/// x with the sign of `sign`.
+/// x >= 0 with the sign of `sign`.
 inline F32x16 with_sign(const F32x16& x, const F32x16& sign) {
   F32x16 r;
   for (int i = 0; i < 16; ++i)
@@ -129,7 +129,7 @@ inline F32x16 lane_indices() {
   return r;
 }
 
-/// The sum of the lanes of each of four rows. Every instruction set must add in this order.
+/// The sum of the lanes of each of four rows. All instruction sets add in this order: halves first.
 inline Floats4 reduce_add(const F32x16 (&x)[4]) {
   Floats4 sums;
   for (int r = 0; r < 4; ++r) {

@@ -132,7 +132,9 @@ class Attention {
   ///            results and does not affect other rows
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, more than 2^31 units of work:
   ///            work.hpp), or the launch's error. If indptr does not ascend or leaves the tensors, the
-  ///            launch writes nothing and the layer's record reports it (poll)
+  ///            launch writes nothing and the layer's record reports it (poll). poll() also reports
+  ///            queries that see tokens which the layer's window has freed, as more than recent_tokens
+  ///            of a sequence can; they attend to what is left
   /// Cost       one launch, none without sequences or queries; does not wait. Pages that no query may
   ///            see are not read
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,

@@ -153,6 +153,19 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
                    merge_blocks<Traits::value_dim>(threads, workspace, parts, item_rows, row));
 }
 
+/// Records a sequence whose oldest query would see tokens that the layer's window has freed. Its rows
+/// attend to what is left.
+template <class Threads>
+KVTILT_HD void report_freed(const Threads& threads, const AttendArguments& arguments, int queries,
+                            const SeenSequence& sequence) {
+  const AttendRules& rules = arguments.rules;
+  std::int64_t oldest = sequence.state.length - queries - rules.window + 1;
+  if (oldest < rules.first_position) oldest = rules.first_position;
+  if (queries == 0 || oldest >= sequence.state.first_kept || rules.end_position <= oldest) return;
+  record_error(threads, arguments.layer.records,
+               freed_error(arguments.layer.layer, sequence.slot, oldest));
+}
+
 /// Prefetches a sequence's page table into L2 during planning, each line by one block.
 template <class Threads>
 KVTILT_HD void prefetch_table(const Threads& threads, const PageSlot* table,
@@ -177,6 +190,8 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
   for (int i = threads.thread(); i < count; i += threads.thread_count()) {
     own = SeenSequence::of(arguments, i, page_units);
     starts[i + 1] = own.counts.total();
+    if (arguments.layer.window > 0 && threads.block() == 0)
+      report_freed(threads, arguments, arguments.queries(i), own);
     prefetch_table(threads, arguments.layer.table(own.slot), own.state);
   }
   threads.sync();

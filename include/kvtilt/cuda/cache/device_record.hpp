@@ -44,6 +44,13 @@ KVTILT_HD inline DeviceRecord sequence_error(ErrorCode code, int layer, int sequ
   return {static_cast<std::uint32_t>(code), 1, layer, sequence, token, -1, -1, 0.0f};
 }
 
+/// Attention whose oldest query sees back to `position`, where a window has freed tokens.
+KVTILT_HD inline DeviceRecord freed_error(int layer, int sequence, std::int64_t position) {
+  DeviceRecord error = sequence_error(ErrorCode::InvalidArgument, layer, sequence, position);
+  error.call = DeviceCall::Attend;
+  return error;
+}
+
 /// A launch with invalid rows, first those of sequence `index` of its batch: from row `head` up to
 /// `token`, of `channel` in all.
 KVTILT_HD inline DeviceRecord rows_error(int layer, int index, const BatchRows& rows,
@@ -106,6 +113,13 @@ inline Status to_status(const DeviceRecord& record, int key_dim) {
           "%lld on, they were not stored; reserve more. %u errors in all",
           record.layer, record.sequence, token, record.count);
     case ErrorCode::InvalidArgument:
+      if (record.call == DeviceCall::Attend)
+        return Status::error(code,
+                             "layer %d: the oldest query of sequence slot %d sees back to position "
+                             "%lld, but the window has freed tokens from there on: append fewer "
+                             "tokens at once, keep more recent_tokens, or call attend_prefill "
+                             "before appending them. %u errors in all",
+                             record.layer, record.sequence, token, record.count);
       return Status::error(code,
                            "layer %d: a truncation, removal, fork or unpacking of sequence slot %d "
                            "from position %lld on was refused on the device: tokens it needs are "

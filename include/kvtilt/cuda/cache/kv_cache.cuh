@@ -67,9 +67,12 @@ class KVCache {
 
   /// Reserves pages so that a sequence can hold `tokens` tokens in all layers, including those it
   /// holds: up to there append cannot run out of pages, except as fork() says of windows. Never
-  /// shrinks. Fails with OutOfMemory while other sequences hold the pages, or with OutOfCapacity if
-  /// a layer's pool or the sequence's page table is too small in any case; then nothing changes.
-  /// Cost: one kernel per 300 runs of consecutive pages that it takes.
+  /// shrinks.
+  ///
+  /// Fails  InvalidArgument (handle, tokens), OutOfMemory while other sequences hold the pages,
+  ///        OutOfCapacity if a layer's pool or the sequence's page table is too small in any case; then
+  ///        nothing has changed
+  /// Cost   one kernel per 300 runs of consecutive pages that it takes
   Status reserve(SequenceId id, std::int64_t tokens, cudaStream_t stream = nullptr);
 
   /// Drops every token from position `length` on, in all layers; layers that hold fewer do not
