@@ -114,7 +114,7 @@ class LayerModel {
     if (!sealed_.empty())
       sealed_.back().count = std::min(sealed_.back().count, length - sealed_.back().first);
     if (length < tail_start_) tail_start_ = std::max<std::int64_t>(length, sinks_);
-    freed_until_ = std::min(freed_until_, length);
+    freed_until_ = length <= sinks_ ? 0 : std::min(freed_until_, length);
   }
 
   /// The page entries that a view must list; their data is null.

@@ -101,7 +101,7 @@ class PageAccount {
     if (!sealed_.empty())
       sealed_.back().count = std::min(sealed_.back().count, length - sealed_.back().first);
     if (length < tail_start_) tail_start_ = std::max<std::int64_t>(length, placement_.sink_tokens);
-    freed_until_ = std::min(freed_until_, length);
+    freed_until_ = length <= placement_.sink_tokens ? 0 : std::min(freed_until_, length);
   }
 
   /// Whether [from, to) consists of whole pages and of positions that the window has freed.
