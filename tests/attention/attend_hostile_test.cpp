@@ -93,6 +93,24 @@ TEST_F(AttendHostile, RefusesNullPointers) {
   });
 }
 
+TEST_F(AttendHostile, RefusesTypesThatNoElementHas) {
+  const auto of_seven = [](TensorView view) {
+    view.type = static_cast<ElementType>(7);
+    return view;
+  };
+  refuses_both(of_seven(rows(2, 4, 64)), out(2, 4, 32), {"queries have element type 7"});
+  const TensorView keys = rows(2, 2, 64);
+  const TensorView values = rows(2, 2, 32);
+  refuses({"keys have element type 7"}, [&] {
+    return attend_prefill(view_, rows(2, 4, 64), of_seven(keys), values, out(2, 4, 32), {},
+                          workspace_);
+  });
+  refuses({"values have element type 7"}, [&] {
+    return attend_prefill(view_, rows(2, 4, 64), keys, of_seven(values), out(2, 4, 32), {},
+                          workspace_);
+  });
+}
+
 TEST_F(AttendHostile, RefusesMoreQueriesThanTokens) {
   for (const std::int64_t count : {std::int64_t{51}, std::numeric_limits<std::int64_t>::max()})
     refuses({std::to_string(count) + " queries for 50 tokens", "append the newest tokens first"},

@@ -42,8 +42,7 @@ inline Status check_request(const PrefillRequest& request) {
         static_cast<long long>(values.tokens), values.heads, values.dim,
         static_cast<long long>(tokens), shape.kv_heads, shape.key_dim,
         static_cast<long long>(tokens), shape.kv_heads, shape.value_dim);
-  if (tokens > 0 && (keys.data == nullptr || values.data == nullptr))
-    return Status::error(ErrorCode::InvalidArgument, "keys or values are null");
+  KVTILT_RETURN_IF_ERROR(check_rows(shape, keys, values, unnumbered_layer));
   return check_kept(past, request.options, past.length);
 }
 

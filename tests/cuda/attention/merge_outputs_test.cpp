@@ -112,6 +112,10 @@ TEST(MergeOutputsHostile, PartsMustFitAndBeThere) {
   MutableTensorView negative = into;
   negative.tokens = -1;
   EXPECT_FALSE(check(negative, numbers, negative, numbers).ok());
+  MutableTensorView of_seven = into;
+  of_seven.type = static_cast<ElementType>(7);
+  EXPECT_THAT(check(of_seven, numbers, into, numbers).message(), HasSubstr("element type 7"));
+  EXPECT_THAT(check(into, numbers, of_seven, numbers).message(), HasSubstr("element type 7"));
 }
 
 }  // namespace

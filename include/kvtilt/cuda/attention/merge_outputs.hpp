@@ -3,6 +3,7 @@
 /// attention/merge.hpp for device memory. Each warp merges one row at a time.
 #pragma once
 
+#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
@@ -39,7 +40,8 @@ inline Status check_merge(const MergeArguments& arguments) {
   if (some && (into.data == nullptr || part.data == nullptr || arguments.into_lse == nullptr ||
                arguments.part_lse == nullptr))
     return Status::error(ErrorCode::InvalidArgument, "both parts must carry their output and lse");
-  return {};
+  KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_type(into.type, "outputs", unnumbered_layer));
+  return kvtilt::detail::check_type(part.type, "outputs", unnumbered_layer);
 }
 
 namespace detail {
