@@ -25,9 +25,9 @@ struct SmallRows {
 
   SmallRows(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
             CacheOptions options = {})
-      : SmallRows(shape_, recipe,
+      : SmallRows{shape_, recipe,  // braces: keys are drawn first
                   test::random_rows(random, tokens, shape_.kv_heads, shape_.key_dim),
-                  test::random_rows(random, tokens, shape_.kv_heads, shape_.value_dim), options) {}
+                  test::random_rows(random, tokens, shape_.kv_heads, shape_.value_dim), options} {}
   SmallRows(const LayerShape& shape_, const char* recipe, const Rows<float>& keys,
             const Rows<float>& values, CacheOptions options = {})
       : shape(shape_),

@@ -44,8 +44,9 @@ Result<PrefillMemory> plan_prefill_memory(const CacheShape& shape, const Plan& p
   KVTILT_RETURN_IF_ERROR(model->check_sequences(sequences));
   KVTILT_RETURN_IF_ERROR(detail::check_workers({step.workers, nullptr, nullptr}));
   if (step.chunk_tokens < 1 || step.chunk_tokens > most_chunk_tokens)
-    return Status::error(ErrorCode::InvalidArgument, "chunk_tokens is %lld, must be 1 to 1048576",
-                         static_cast<long long>(step.chunk_tokens));
+    return Status::error(ErrorCode::InvalidArgument, "chunk_tokens is %lld, must be 1 to %lld",
+                         static_cast<long long>(step.chunk_tokens),
+                         static_cast<long long>(most_chunk_tokens));
   if (step.sequences < 1 || step.sequences > sequences)
     return Status::error(ErrorCode::InvalidArgument,
                          "a step prefills %d sequences of %d: must be 1 or more, and not more",

@@ -159,8 +159,7 @@ template <class Threads>
 KVTILT_HD void report_freed(const Threads& threads, const AttendArguments& arguments, int queries,
                             const SeenSequence& sequence) {
   const AttendRules& rules = arguments.rules;
-  std::int64_t oldest = sequence.state.length - queries - rules.window + 1;
-  if (oldest < rules.first_position) oldest = rules.first_position;
+  const std::int64_t oldest = oldest_in_window(rules, queries, sequence.state);
   if (queries == 0 || oldest >= sequence.state.first_kept || rules.end_position <= oldest) return;
   record_error(threads, arguments.layer.records,
                freed_error(arguments.layer.layer, sequence.slot, oldest));

@@ -28,16 +28,21 @@ KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
   return ceil_div(arguments.ratio * arguments.queries(sequence), item_rows);
 }
 
+/// The oldest position that any of a sequence's queries may see, under a window.
+KVTILT_HD inline std::int64_t oldest_in_window(const AttendRules& rules, int queries,
+                                               const SequenceState& state) {
+  const std::int64_t oldest = state.length - queries - rules.window + 1;
+  return oldest < rules.first_position ? rules.first_position : oldest;
+}
+
 /// Removes from a sequence's state the pages that none of its queries may see, where options are
 /// narrower than what the layer keeps: a part of the positions, a smaller window.
 KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int queries, int slot,
                                   SequenceState& state) {
   const AttendRules& rules = arguments.rules;
-  std::int64_t from = rules.first_position;
-  if (rules.window > 0 && rules.window != arguments.layer.window) {
-    const std::int64_t oldest = state.length - queries - rules.window + 1;
-    if (oldest > from) from = oldest;
-  }
+  const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
+  const std::int64_t from =
+      narrower ? oldest_in_window(rules, queries, state) : rules.first_position;
   if (from > 0 || rules.end_position < state.tail_start)
     keep_pages(state, arguments.layer.table(slot), from, rules.end_position);
 }
