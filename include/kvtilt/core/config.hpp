@@ -6,6 +6,8 @@
 #define KVTILT_VERSION_MINOR 1
 #define KVTILT_VERSION_PATCH 0
 
+static_assert(sizeof(void*) == 8, "kvtilt needs a 64-bit system: caches exceed 4 GiB");
+
 /// Marks functions for host and device: arithmetic that CPU and CUDA kernels share.
 #if defined(__CUDACC__)
 #define KVTILT_HD __host__ __device__

@@ -108,22 +108,30 @@ constexpr bool is_compiled(Isa isa) {
 namespace detail {
 
 #if KVTILT_X86
+/// Reads CPUID itself: __builtin_cpu_supports() asks the compiler's runtime library, and Zig's says no
+/// to every feature.
 inline bool processor_runs(Isa isa) {
   unsigned eax = 0;
   unsigned ebx = 0;
   unsigned ecx = 0;
   unsigned edx = 0;
-  const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-  // The builtins also check that the operating system saves the registers.
-  if (!f16c || __builtin_cpu_supports("avx2") == 0 || __builtin_cpu_supports("fma") == 0)
-    return false;
+  constexpr unsigned basics = bit_OSXSAVE | bit_FMA | bit_F16C;
+  if (__get_cpuid(1, &eax, &ebx, &ecx, &edx) == 0 || (ecx & basics) != basics) return false;
+  // The registers that the operating system saves.
+  unsigned saved = 0;
+  asm volatile("xgetbv" : "=a"(saved), "=d"(edx) : "c"(0));
+  constexpr unsigned ymm = 0x06;
+  constexpr unsigned zmm = 0xe6;
+  if ((saved & ymm) != ymm) return false;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0 || (ebx & bit_AVX2) == 0) return false;
   if (isa == Isa::Avx2) return true;
-  if (isa == Isa::AvxVnni)
-    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & 1u << 4) != 0;
-  return isa == Isa::Avx512 &&
-         (__builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bw") != 0 &&
-          __builtin_cpu_supports("avx512dq") != 0 && __builtin_cpu_supports("avx512vl") != 0 &&
-          __builtin_cpu_supports("avx512vnni") != 0);
+  if (isa == Isa::Avx512) {
+    constexpr unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
+    return (saved & zmm) == zmm && (ebx & avx512) == avx512 && (ecx & bit_AVX512VNNI) != 0;
+  }
+  constexpr unsigned avx_vnni = 1u << 4;
+  return isa == Isa::AvxVnni && eax >= 1 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 &&
+         (eax & avx_vnni) != 0;
 }
 #elif KVTILT_ARM64 && defined(__linux__)
 inline bool processor_runs(Isa isa) {
