@@ -14,6 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error "kvtilt's kernels need compute capability 8.0 or later: compile for no earlier architecture"
+#endif
+
 namespace kvtilt::cuda {
 
 class DeviceThreads {
