@@ -32,6 +32,11 @@ fuzzes() {
   echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' |
     clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null &>/dev/null
 }
+links_libcxx() {
+  echo '#include <string>
+int main(int, char** argv) { return std::string(*argv).empty(); }' |
+    clang++ -stdlib=libc++ -x c++ - -o /dev/null &>/dev/null
+}
 have_nvcc() { [ "${CI:-}" != true ] || PATH=$PATH:/usr/local/cuda/bin have "${CUDACXX:-nvcc}"; }
 
 # Fills the array missing with the Debian packages of what cannot be found.
@@ -51,6 +56,9 @@ find_missing() {
   have qemu-aarch64-static || have qemu-aarch64 || missing+=(qemu-user-static)
   [ -e /usr/src/googletest/CMakeLists.txt ] || missing+=(googletest)
   have_nvcc || missing+=(nvidia-cuda-toolkit)
+  if have clang++ && ! links_libcxx; then
+    missing+=(libc++-dev libc++abi-dev)
+  fi
   if have clang++ && ! fuzzes; then
     missing+=("libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev")
   fi
