@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Threads that share pages: kv_cache_threads_test.cpp.
+// One thread; kv_cache_threads_test.cpp tests threads that share pages.
 #include <kvtilt/cache/page_references.hpp>
 
 #include <gtest/gtest.h>
