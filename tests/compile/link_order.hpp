@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// What link_order_side.cpp defines once per set of compiler flags, in a namespace of its own.
+/// The functions that link_order_side.cpp defines once per set of compiler flags, each set in a
+/// namespace of its own.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>

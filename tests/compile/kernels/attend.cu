@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// One attention kernel of each kind: 16 bits, a width that fills words, one that shares them, one in
-// two planes, keys per token, values per channel, several of them in one, and any recipe.
+// One attention kernel of each kind: 16 bits, codes that fill their words (8 and 4 bits), codes
+// that share words (2), codes in two planes (3), keys per token, values per channel, a kernel for
+// several recipes, and the generic kernel.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {
