@@ -12,7 +12,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// The order of the errors is the specification's.
+/// The search's errors lack a constant term, so only their order is the specification's.
 TEST(MinMseSearchAgreement, ChoosesWhatTheSpecificationChooses) {
   Random random(1);
   for (int bits = 2; bits <= 5; ++bits)
