@@ -54,7 +54,7 @@ TEST(MergeAgreement, PartsOfTheKeysAddUpToTheWhole) {
 TEST(MergeAgreement, ASharedPrefixAndWhatEachHasOfItsOwnAddUpToTheWhole) {
   Random random(3);
   const LayerShape shape{2, 64, 64, 0};
-  // 16 bits: a child that appends seals the prefix's tail; the parent's tail is still unquantized.
+  // 16 bits: a child that appends seals the prefix's tail, its parent does not.
   KVCache cache = test::make_cache(shape, presets::k16v16);
   constexpr std::int64_t prefix = 500;
   constexpr int children = 70;  // more than a tree mask has bits

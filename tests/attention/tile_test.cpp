@@ -26,7 +26,7 @@ constexpr int page = 32;
 constexpr int key_dim = 24;
 constexpr int value_dim = 40;
 
-/// 16-bit pages of one kv head, and the tile of query rows that attends to them.
+/// 16-bit pages of one kv head, and a tile of query rows.
 class Pages {
  public:
   Pages(Isa isa, int pages, std::uint64_t seed)

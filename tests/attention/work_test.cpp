@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Ragged batches over workers have the bits of sequences computed one by one, with any workers.
+// Ragged batches have the bits of their sequences alone, with any workers.
 #include <kvtilt/attention/work.hpp>
 
 #include "support/attend_check.hpp"

@@ -28,7 +28,7 @@ BF16 from_bits<BF16>(std::uint32_t bits) {
   return {static_cast<std::uint16_t>(bits)};
 }
 
-/// Whether find_bad_element() finds a single odd element among zeros; it must report its place.
+/// Whether a single odd element among zeros is found; checks the reported place.
 template <class T>
 bool refused(T odd, float limit) {
   Rows<T> rows(3, 2, 8);

@@ -36,7 +36,7 @@ MemoryPlan needs(std::int64_t tokens, int sequences = 1) {
   return plan_memory(idle_shape, idle_plan, {}, tokens, sequences).value();
 }
 
-/// Reserves `tokens` tokens for each of `count` sequences, appends up to 1000, closes them.
+/// Opens, fills (up to 1000 tokens) and closes `count` sequences.
 void come_and_go(KVCache& cache, std::int64_t tokens, int count) {
   Random random(1);
   const Rows<float> rows = random_rows(random, std::min<std::int64_t>(tokens, 1000), 1, 64);

@@ -82,7 +82,7 @@ TEST_F(KVCacheSaved, KeepsHolesShortPagesAndATurnedRing) {
     KVTILT_EXPECT_OK(to.append(to_id, 0, rows.view(), rows.view()));
   };
   append(cache, id, rows_);
-  KVTILT_EXPECT_OK(cache.truncate(id, 90));  // inside a sealed page, which becomes a short one
+  KVTILT_EXPECT_OK(cache.truncate(id, 90));  // inside a page, which becomes short
   append(cache, id, more_);
   KVTILT_EXPECT_OK(cache.remove(id, 36, 68));
   const SequenceId loaded = other.load(test::saved(cache, id), 400).value();
@@ -134,7 +134,7 @@ TEST_F(KVCacheSaved, EmptyAndShortSequences) {
   EXPECT_TRUE(cache_.load(test::saved(cache_, unreserved)).ok());
 }
 
-// Bytes that truncated tokens left in the tail and the sinks must not be saved.
+// Bytes that truncated tokens left behind must not be saved.
 TEST_F(KVCacheSaved, BytesDoNotTellWhatTailAndSinksForgot) {
   append(cache_, id_, rows_);
   KVTILT_EXPECT_OK(cache_.truncate(id_, 0));

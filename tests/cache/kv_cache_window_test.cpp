@@ -99,8 +99,7 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("freed positions up to " + std::to_string(kept - 1)));
     EXPECT_TRUE(test::unchanged(before, windowed.view()));
-    // The next token, the third, sees sinks alone, which were kept; from there on nothing is
-    // missing.
+    // The third token sees sinks alone: from there on nothing is missing.
     KVTILT_EXPECT_OK(windowed.cache.truncate(windowed.id, 2));
     KVTILT_EXPECT_OK(windowed.cache.append(windowed.id, 0, windowed.rows.view(2, 90),
                                            windowed.rows.view(2, 90)));
@@ -109,7 +108,7 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
   }
 }
 
-/// A sequence of 320 tokens in two layers, the second of which has a window.
+/// 320 tokens in two layers; the second has a window.
 struct HalfWindowed {
   KVCache cache = make();
   SequenceId id = test::open_reserved(cache, 320);
@@ -149,8 +148,7 @@ TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
   const std::int64_t kept = cache.view(id, 1)->first_kept;
   ASSERT_EQ(kept, 4 + 32 * 7);
   ASSERT_EQ(cache.view(id, 1)->pages[2].kind, PageKind::Sealed);
-  // The window freed these in one layer, but they lie in the sinks, end inside a page of the other
-  // layer, are empty, or run backwards.
+  // Freed in layer 1, but in the sinks, inside a page of layer 0, empty, or backwards.
   const test::Snapshot windowed(cache.view(id, 1).value());
   for (const auto& [from, to] : {std::pair{0, 36}, {5, 36}, {4, 35}, {36, 36}, {36, 4}, {-28, 4}})
     EXPECT_EQ(cache.remove(id, from, to).code(), ErrorCode::InvalidArgument) << from;
@@ -161,7 +159,7 @@ TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
   EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
   EXPECT_EQ(cache.view(id, 0)->page_count, cache.view(id, 1)->page_count + 7 - 2);
 
-  // Half of this range is freed already: the rest can be removed if it ends with a page.
+  // Half of it is freed already: the rest can be removed if it ends with a page.
   EXPECT_EQ(cache.remove(id, kept - 32, kept + 31).code(), ErrorCode::InvalidArgument);
   EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
   KVTILT_EXPECT_OK(cache.remove(id, kept - 32, kept + 32));

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Images that load() refuses: no saved sequence, another cache's, damaged, or forged with a valid
-/// checksum.
+/// Images that are no saved sequence, another cache's, damaged, or forged with a valid checksum.
 #include <kvtilt/cache/saved_reader.hpp>
 
 #include "support/caches.hpp"
@@ -65,7 +64,7 @@ class SavedReaderHostile : public testing::Test {
     EXPECT_THAT(std::string(loaded.message()), HasSubstr(words));
     EXPECT_EQ(cache.memory().reserved_bytes, before);
   }
-  /// Forges a field of the header, or below one of layer `layer` (0 is the first).
+  /// Forges a field of the header; below, one of layer `layer`.
   template <class T>
   void expect_forgery_refused(std::size_t offset, T value, const char* words) {
     expect_refused(forged(image_, offset, value), ErrorCode::Corrupt, words);
@@ -181,7 +180,7 @@ TEST_F(SavedReaderHostile, ForgedPagesAreRefused) {
                            "out of place");
   };
   expect(0, {3, 32});    // begins in the sinks
-  expect(0, {4, 33});    // longer than a page, and overlaps the next
+  expect(0, {4, 33});    // too long, and overlaps the next
   expect(0, {4, 0});     // no tokens
   expect(0, {5, 32});    // overlaps the next
   expect(1, {35, 32});   // overlaps the previous

@@ -20,7 +20,7 @@ namespace {
 using test::CountingAllocator;
 using test::Random;
 
-/// A SequenceLayer whose blocks are only addresses, never accessed.
+/// A layer whose blocks are only addresses.
 class Layer {
  public:
   explicit Layer(const TokenPlacement& placement) : layer_(placement, memory_.get()) {}
@@ -44,7 +44,7 @@ class Layer {
       EXPECT_NE(sealing.block, sealing.page);
     }
   }
-  /// Appends `tokens` tokens; returns false if the layer lacks a page for them.
+  /// Returns false if the layer lacks a page.
   bool append(int tokens) {
     if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
     const std::int64_t length = layer_.length() + tokens;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Must give two warnings: both results are ignored.
+// Must give two warnings.
 #include <kvtilt/core/status.hpp>
 
 kvtilt::Status status();

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Contractions (sums of products of coefficients and decoded elements) of every instruction set's
-// kernel table, against sums in double over unpack_value(). Everything that they must not read
-// holds NaN patterns.
+// Contractions (sums of coefficients times decoded elements) by every kernel table, against sums in
+// double over unpack_value(). Everything that they must not read holds NaN patterns.
 #include <kvtilt/cpu/contract.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
@@ -33,8 +32,7 @@ constexpr std::byte guard_byte{0xa5};
 int up_to_16(int x) { return (x + 15) / 16 * 16; }
 int up_to_32(int x) { return (x + 31) / 32 * 32; }
 
-/// The value of each element, and the magnitude of the terms that a kernel adds for it: |minimum| +
-/// |scale * code|.
+/// Each element's value, and the magnitude of a kernel's terms for it: |minimum| + |scale * code|.
 struct Decoded {
   std::vector<double> value;
   std::vector<double> magnitude;
@@ -111,8 +109,8 @@ struct Operands {
                     128,
                 guard_byte) {
     for (int row = 0; row < rows; ++row) {
-      // Some outliers, which make integer weights need two bytes. Elements beside `inner`, up to
-      // multiples of 32, may hold any finite number.
+      // Outliers make integer weights need two bytes. Elements around `inner` hold any finite
+      // number.
       for (int i = inner.first / 32 * 32; i < up_to_32(inner.last); ++i) {
         const double x = random.sampled_normal() * (random.chance(40) ? 20.0 : 1.0);
         coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
@@ -139,7 +137,7 @@ struct Operands {
   }
 };
 
-/// The blocks of one contraction, none of them poisoned, and their decoded elements.
+/// The unpoisoned blocks of one contraction, decoded.
 struct CleanPages {
   const TensorLayout* tensor;
   std::vector<const std::byte*> blocks;
@@ -158,7 +156,7 @@ struct CleanPages {
   [[nodiscard]] std::size_t element(int outer, int inner) const {
     return static_cast<std::size_t>(outer * tensor->matrix.inner + inner % tensor->matrix.inner);
   }
-  /// Scales of the band (row of scales, one per group along the axis) that holds an element.
+  /// Scales of the band (a row of groups) that holds an element.
   [[nodiscard]] const F16* scales(int outer, int inner) const {
     const int along = tensor->group_along_outer ? outer : inner % tensor->matrix.inner;
     return tensor->scales(blocks[static_cast<std::size_t>(inner / tensor->matrix.inner)],
@@ -166,8 +164,8 @@ struct CleanPages {
   }
 };
 
-/// An upper bound on what rounding a row's weights to integers may change in a sum, added up over
-/// bands: half a step per element times half the range of the codes, whose mean is subtracted.
+/// The most that rounding a row's weights to integers may change a sum, by band: per element half a
+/// step times half the range of the codes, whose mean is subtracted.
 double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* row, Range inner,
                          int outer) {
   const TensorLayout& tensor = *pages.tensor;

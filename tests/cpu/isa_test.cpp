@@ -16,7 +16,7 @@ namespace {
 
 using testing::HasSubstr;
 
-/// Sets KVTILT_ISA for the duration of a scope; null unsets it.
+/// KVTILT_ISA for the duration of a scope; null: unset.
 class IsaVariable {
  public:
   explicit IsaVariable(const char* value) {
@@ -145,7 +145,7 @@ TEST(Isa, WeakerThanTheCommandLineIsLeftOut) {
 }
 
 #if defined(__linux__)
-/// The line of /proc/cpuinfo that lists the processor's features.
+/// The features that /proc/cpuinfo lists.
 std::string processor_flags() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);)

@@ -23,7 +23,7 @@ using cpu::LaneMask;
 using cpu::lanes_between;
 using cpu::Range;
 
-/// A pattern that a slot without a token may hold: NaN, infinity, huge or tiny.
+/// What a slot without a token may hold: NaN, infinity, huge, tiny.
 float garbage(test::Random& random) {
   const std::uint32_t patterns[] = {0x7fc00001u, 0xffffffffu, 0x7f800000u, 0xff800000u,
                                     0x7f7fffffu, 0xff7fffffu, 0x4f000000u, 0x42c80000u,
@@ -36,8 +36,7 @@ struct Page {
   Range valid;
 };
 
-/// 16 to 160 slots, a range of which (sometimes empty) holds scores around `centre`, the others
-/// garbage.
+/// 16 to 160 slots, a range of which (sometimes empty) holds scores around `centre`.
 Page random_page(test::Random& random, double centre, double spread) {
   Page page;
   const int slots = 16 * random.between(1, 10);
@@ -50,8 +49,8 @@ Page random_page(test::Random& random, double centre, double spread) {
   return page;
 }
 
-/// Runs absorb() on five copies of a row whose visible slots are `valid`: the four rows that are
-/// handled together and the fifth, alone, must give the same bits. Returns the shrink factor.
+/// Runs absorb() on five copies of a row: the four that are handled together and the one alone must
+/// give the same bits. Returns the shrink factor.
 float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range valid, float& maximum,
                    float& sum) {
   constexpr int rows = cpu::row_tile + 1;

@@ -52,7 +52,7 @@ TEST(TensorData, CountsBytes) {
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4}), huge / 4 * 4);
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4 + 1}), std::nullopt);
   EXPECT_EQ(stored_bytes(element_f32, Shape{1LL << 32, 1LL << 31}), std::nullopt);
-  // The product of the columns overflows, although the 0 rows make the size 0.
+  // The product without the 0 overflows.
   EXPECT_EQ(stored_bytes(element_f32, Shape{0, 1LL << 32, 1LL << 31}), std::nullopt);
 }
 

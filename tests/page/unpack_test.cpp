@@ -32,7 +32,7 @@ TEST(UnpackValue, CombinesCodeScaleAndMinimumOfItsGroup) {
         const HeadLayout head = test::layout_of(format, extents);
         test::Block block(head.bytes());
         for (const TensorLayout* tensor : {&head.key, &head.value}) {
-          // Codes, scales and minima that differ between neighbours, so that a wrong index shows.
+          // Codes, scales and minima that reveal a wrong index.
           const auto code_of = [&](int outer, int inner) {
             return (outer * 7 + inner * 13) % (1 << bits);
           };

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One attention kernel of each kind: 16 bits, codes that fill their words (8 and 4 bits), codes
-// that share words (2), codes in two planes (3), keys per token, values per channel, a kernel for
-// several recipes, and the generic kernel.
+// One attention kernel of each kind: 16 bits, codes that fill their words (8, 4), that share words
+// (2) or have two planes (3), keys per token, values per channel, several recipes, any recipe.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {

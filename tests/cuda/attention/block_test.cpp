@@ -178,8 +178,7 @@ TEST(AttendBlock, AWindowOfManyRowsReachesFurtherBackThanOfOne) {
   EXPECT_TRUE(is_close(sequences.views, queries, options, output, 2e-3, -1.0, indptr));
 }
 
-/// Drafts of different lengths: sequences with no row, with more rows than tokens, and rows that
-/// belong to no sequence.
+/// Drafts of different lengths: no rows, more rows than tokens, rows of no sequence.
 TEST(AttendBlockRandom, SequencesAskWithAsManyRowsAsTheyHave) {
   Random random(13);
   for (int round = 0; round < 40; ++round) {
@@ -264,7 +263,7 @@ TEST(AttendBlockHostile, QueriesThatSeeFreedTokensAreRecorded) {
   EXPECT_NE(status.message().find("window has freed"), std::string::npos) << status.message();
 }
 
-/// Values cancel, so the output is much smaller than the values whose rounding it contains.
+/// Then the output is much smaller than the values whose rounding it contains.
 TEST(AttendBlockProperty, ValuesThatCancelHaveTheErrorOfTheirOwnNorms) {
   Random random(9);
   const LayerShape shape{1, 64, 64, 0};
@@ -296,7 +295,7 @@ TEST(AttendBlockProperty, ValuesThatCancelHaveTheErrorOfTheirOwnNorms) {
     }
 }
 
-/// Query rows are scaled into fp16's range first, so very large and very small rows stay accurate.
+/// Query rows are scaled into fp16's range first, so huge and tiny rows stay accurate.
 TEST(AttendBlockProperty, QueriesBeyondFp16KeepTheirAccuracy) {
   Random random(10);
   const LayerShape shape{2, 64, 64, 0};

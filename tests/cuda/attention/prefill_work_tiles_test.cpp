@@ -70,7 +70,7 @@ TEST(PrefillWorkTiles, SinksThatAChunkBringsHaveTilesOfTheirOwn) {
   rows.tokens = 32;
   SequenceState state{};
   const auto list = [&] { return TileList::of(attend, state, nullptr, rows); };
-  /// The tile's first position, its number of tokens, and whether they are sinks.
+  /// A tile's first position, its tokens, and whether they are sinks.
   const auto tile = [&](int i) {
     const SourceTile found = find_unsealed_tile(attend.layer, 0, state, rows, list(), i);
     EXPECT_EQ(found.source, TileSource::Chunk);

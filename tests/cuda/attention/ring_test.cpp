@@ -182,9 +182,8 @@ void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit,
   }
 }
 
-/// Two warps take the units of each segment alternately and in order. A unit's stage belongs to its
-/// warp until the warp releases it; so does the free stage between segments, which the test
-/// overwrites.
+/// Two warps take each segment's units alternately. A unit's stage is its warp's until released; so
+/// is the free stage between segments, which the test overwrites.
 template <class Traits>
 void expect_units_in_order(int stages, const std::vector<Segment>& segments,
                            const AttendRules& rules = {}) {

@@ -25,7 +25,7 @@ constexpr int shift = 4;
 constexpr int bands = 2;
 using State = AttendState<value_dim, shift, bands>;
 
-/// Random states of a warp's lanes, equal where all lanes share a number.
+/// Random states of a warp, equal where lanes share a number.
 std::vector<State> random_states(Random& random, bool code_units, int exponent) {
   std::vector<State> states(32);
   for (int lane = 0; lane < 32; ++lane) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Which sequences are light and which member seals what; append_test tests whole appends.
+// Which sequences are light, and who seals what; append_test tests the whole.
 #include <kvtilt/cuda/cache/append_light.hpp>
 
 #include <gtest/gtest.h>

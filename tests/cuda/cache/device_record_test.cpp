@@ -48,7 +48,7 @@ TEST(DeviceRecord, WhatWasRepairedHidesNothingThatWasRefused) {
   EXPECT_EQ(records.repaired.count, 2u);
 }
 
-/// A thread that copies the record at every point at which others may read it.
+/// Copies the record whenever others may read it.
 struct WatchedThread {
   DeviceRecord* record;
   std::vector<DeviceRecord>* seen;
@@ -84,8 +84,7 @@ TEST(DeviceRecord, ACodeIsThereWhenTheRestIs) {
   EXPECT_EQ(seen.back().count, 2u);
   EXPECT_EQ(record.layer, 7);
 
-  // After a poll() has cleared the code but not the claim, an error is only counted; afterwards it
-  // is written.
+  // While poll() has cleared the code but not the claim, errors are only counted.
   record.code = 0;
   record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
   EXPECT_EQ(record.code, 0u);

@@ -43,7 +43,7 @@ TEST(DeviceMemoryPlan, PagesHaveTheBytesOfTheCpu) {
     pages += static_cast<std::size_t>(of.pages) * store.layout(PageKind::Sealed).bytes;
   }
   EXPECT_EQ(layout.plan.page_bytes, pages);
-  // Layer 0 takes the whole token capacity; layer 2 only what its window can hold per sequence.
+  // Layer 0 takes the token capacity, layer 2 what its window holds per sequence.
   EXPECT_EQ(layout.layers[0].pages, 65536 / 64);
   EXPECT_EQ(layout.layers[2].pages, 64 * (256 / 64 + 2));
 }

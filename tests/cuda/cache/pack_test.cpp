@@ -28,7 +28,7 @@ void emulate_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
       order));
 }
 
-/// Packs as many rows for each sequence, without indptr.
+/// Equally many rows per sequence, without indptr.
 void emulate_even_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
   cuda::AppendArguments even = arguments;
   const std::int64_t each = arguments.rows.count(0);
@@ -76,8 +76,7 @@ TEST(Pack, Windows) {
   }
 }
 
-/// A unit takes one or several of the blocks held already; two of them may share a slot of the
-/// ring.
+/// Each unit takes one or several old blocks; two of them may share a ring slot.
 TEST(Pack, ChunksGoOnWithATail) {
   for (const int recent : {0, 40, 160}) {
     for (const int window : {0, 150}) {
@@ -120,7 +119,7 @@ TEST(Pack, LongPromptsBesideDecodes) {
   program.append({5}, {130}, emulate_pack);
   counts[17] = 0;
   counts[3] = 64;
-  // Rows beyond indptr belong to no sequence (padding of a graph) and leave blocks without work.
+  // Rows beyond indptr belong to no sequence (padding) and leave blocks without work.
   program.append(slots, counts, [](cuda::AppendArguments arguments, LaunchOrder order) {
     arguments.keys.tokens += 500;
     arguments.values.tokens += 500;
@@ -248,7 +247,7 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
   layer.page_tokens = 32;
   layer.sink_tokens = 4;
   layer.ring_blocks = 5;
-  // The old tail starts at position 4; its last block becomes part of the tail after the append.
+  // The tail starts at 4; its last block ends in the new tail.
   const auto taken = [&](std::int64_t length, std::int64_t tokens, std::int32_t seals, int units,
                          int unit) {
     cuda::AppendPlan plan{};
@@ -264,8 +263,7 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
     return blocks;
   };
   using Blocks = std::vector<int>;
-  // 100 tokens in the tail and 400 new ones: blocks 0 to 3 are sealed, 4 to 11 become pages
-  // directly, 12 to 15 stay in the tail.
+  // 100 tokens in the tail and 400 more: 0 to 3 are sealed, 4 to 11 become pages, 12 to 15 stay.
   EXPECT_EQ(taken(104, 400, 12, 13, 0), (Blocks{0, 15}));
   EXPECT_EQ(taken(104, 400, 12, 13, 1), (Blocks{1}));
   EXPECT_EQ(taken(104, 400, 12, 13, 2), (Blocks{2, 12}));

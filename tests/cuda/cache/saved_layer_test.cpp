@@ -124,7 +124,7 @@ EmulatedLayer another_layer(const ProgramSetup& setup, DeviceProgram& program, i
           pages_each};
 }
 
-/// Saves a sequence and loads it into another cache, both with as many blocks as needed and with 3.
+/// Saves a sequence and loads it into another cache.
 void check_sequence(const ProgramSetup& setup, DeviceProgram& program, int sequence) {
   const std::vector<std::byte> bytes = saved_by_cpu(program, sequence);
   Image image(program.device(), bytes);
@@ -180,8 +180,7 @@ TEST(SavedLayers, AreThoseOfTheCpu) {
                                Recipe{half, value_format(7, Granularity::PerChannel)}}) {
     const ProgramSetup setup{.shape = {2, 80, 64}, .recipe = recipe};
     DeviceProgram program(setup, 31);
-    // An empty sequence, one with sinks alone, one with a few pages and a ring that has wrapped
-    // around.
+    // An empty sequence, sinks alone, a few pages; the ring wraps around.
     check_sequence(setup, program, 0);
     program.append({0}, {3}, emulate_append);
     check_sequence(setup, program, 0);

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The device may do what the host's book does not know (graphs) and refuse what it expects: still
-// no page is ever written by two sequences.
+// What the book does not know of, and what the device refuses: no page is written by two sequences.
 #include <kvtilt/cuda/cache/sequence_book.hpp>
 
 #include "support/caches.hpp"
@@ -46,8 +45,8 @@ TEST(SequenceBookUntold, LearnsWhatItWasNotTold) {
   EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
 }
 
-/// A sequence whose two pages were shared with a fork, in a layer without a window and one with a
-/// window of 64 tokens. The fork is closed, so pages that the host releases become free.
+/// A sequence that shared two pages with a fork, in a layer without a window and one of 64 tokens.
+/// The fork is closed, so pages that the host releases become free.
 struct Shared {
   Trio trio{CacheShape{{{1, 16, 16, 0}, {1, 16, 16, 64}}}, options()};
   SequenceId id;
@@ -93,8 +92,8 @@ struct Shared {
     return {storage.table(static_cast<int>(of.slot)),
             static_cast<std::size_t>(storage.states[of.slot].page_capacity)};
   }
-  /// Another sequence gets all free pages: on the device no page may be in both. Then the host
-  /// adopts the device's tables.
+  /// Another sequence gets all free pages: the device holds no page in both. The host adopts its
+  /// tables.
   void expect_apart() {
     const SequenceId other = trio.book.open().value();
     trio.device.reset(other.slot);
@@ -200,7 +199,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
   EXPECT_LT(refused, 20);
 }
 
-/// The host releases lost pages only once the call by which the device releases them is queued.
+/// The host reuses lost pages only once the device's release of them is queued.
 TEST(SequenceBookUntold, WhatIsLostServesNobodyBeforeItIsSettled) {
   Shared learned;
   KVTILT_EXPECT_OK(learned.trio.book.truncate(learned.id, 32));  // whose launch fails

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// sequence_book_test.cpp tests that these calls change tables as SequenceBook changes its copies.
+// sequence_book_test.cpp compares the tables with SequenceBook's.
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 #include <kvtilt/quant/presets.hpp>
 
@@ -80,7 +80,7 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(cache.record().code, 0u);
-  // Invalid lengths leave their sequence unchanged; the others of the batch are truncated.
+  // Invalid lengths leave only their own sequence unchanged.
   cache.truncate({0, 1, 2}, {-1, 100, 389});
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
@@ -188,7 +188,7 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
     }
 }
 
-/// Sizes with and without a remainder after the last full round of a warp.
+/// With and without a rest after the last full round.
 TEST(SequenceCalls, BlocksAreCopiedWhole) {
   for (const std::int64_t bytes : {0, 16, 496, 512, 2048, 2064, 5136}) {
     const std::size_t size = static_cast<std::size_t>(bytes);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Attention calls on the device for tests whose own code nvcc need not compile.
+/// Attention calls for tests that nvcc need not compile.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -22,7 +22,7 @@ struct DeviceAttendCall {
   std::vector<float> queries;  ///< [rows, query_heads, key_dim]
   int rows;
   int query_heads;
-  ElementType type = ElementType::F32;  ///< element type of queries and output on the device
+  ElementType type = ElementType::F32;  ///< of queries and output on the device
   int launches = 1;                     ///< replays of one captured graph
   float soft_cap = 0;
   std::vector<float> sink_logits = {};        ///< in units of the natural logarithm
@@ -43,7 +43,7 @@ struct HostRows {
   ElementType type;
 };
 
-/// Prefill by the default kernels; arrays as in DeviceAttendCall.
+/// Prefill, likewise.
 struct DevicePrefillCall {
   LayerShape shape;
   std::vector<Recipe> recipes;

@@ -82,8 +82,7 @@ TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
   for (const BothIds& id : open) both.append(id, random, 40);
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
 
-  // Where the host knows the state, it refuses the whole batch; else the device refuses by
-  // sequence.
+  // The host refuses the whole batch; without lengths, the device refuses by sequence.
   const std::vector<std::int64_t> lost = {220, 150, 340};
   const DeviceArray<std::int64_t> device(lost);
   EXPECT_THAT(both.gpu.truncate(batch, device.data(), lost).message(), HasSubstr("window"));
@@ -167,7 +166,7 @@ TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
     EXPECT_EQ(both.gpu.length(id.gpu, 2).value(), both.cpu.length(id.cpu, 2).value());
     EXPECT_EQ(both.gpu.length(id.gpu, 2, stream).value(), both.cpu.length(id.cpu, 2).value());
   }
-  // The device refuses a fork from a state that the host does not know.
+  // The device refuses to fork what the host does not know.
   lengths.set(std::vector<std::int64_t>(sequences, 1000));
   expect_cuda(cudaDeviceSynchronize());
   expect_cuda(cudaGraphLaunch(replay, stream));

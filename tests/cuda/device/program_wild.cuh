@@ -60,12 +60,12 @@ class ProgramWild : public ProgramReads {
   }
 
  private:
-  /// An error only if the status is Corrupt: the host may accept or refuse a wild call.
+  /// Corrupt is an error; else the host may accept or refuse.
   static std::string taken(const Status& status) {
     return status.code() == ErrorCode::Corrupt ? message_of(status) : "";
   }
 
-  /// Appends to all layers, with or without counts for the host, with valid or with empty rows.
+  /// Appends to all layers, with or without counts, with valid or invalid rows.
   std::string append_wild(const cuda::SequenceBatch& batch, int amount, Random& random) {
     const std::vector<std::int32_t> counts = {random.chance(2) ? amount : 4 * amount};
     const DeviceArray<std::int32_t> indptr(random.chance(2)

@@ -23,7 +23,7 @@ namespace {
 using test::Block;
 using test::EmulatedThreads;
 
-/// A page of a saved image, at a multiple of 16 bytes that is not one of 64.
+/// A page of an image, at a multiple of 16 bytes only.
 class ImagePage {
  public:
   explicit ImagePage(std::size_t bytes) : bytes_(bytes), memory_(bytes + page_alignment, 0x77) {}
@@ -83,7 +83,7 @@ void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchO
     }
 
   ImagePage image(layout.bytes);
-  const std::uint64_t first_word = random.next();  // index of the page's first word in the image
+  const std::uint64_t first_word = random.next();  // the page's first word in the image
   std::uint64_t expected_sum = 0;
   for (std::size_t i = 0; i < layout.bytes / 8; ++i) {
     std::uint64_t word;

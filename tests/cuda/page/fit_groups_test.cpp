@@ -17,7 +17,7 @@ namespace kvtilt::test {
 namespace {
 
 struct Fitted {
-  Affine range;  ///< from the range; at one bit, the centroids
+  Affine range;  ///< at one bit, the centroids
   Affine least;  ///< after the search
 };
 

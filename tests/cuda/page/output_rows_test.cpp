@@ -19,7 +19,7 @@ T converted(float x) {
     return to_bf16(x);
 }
 
-/// Two tokens of two heads that start `shift` elements into memory, with gaps between rows.
+/// Two tokens of two heads, `shift` elements into memory, with gaps between rows.
 template <class T>
 void expect_rows(int shift, std::int64_t stride, bool aligned) {
   alignas(16) T memory[64];

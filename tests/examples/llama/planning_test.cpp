@@ -52,7 +52,7 @@ TEST_F(PlanningTest, IsComparedWithTheBestUniformRecipeOfItsSize) {
   EXPECT_EQ(wider.uniform->recipe.value.bits, 2);
 }
 
-// The floor on key bits also applies to the uniform recipe that a plan is compared with.
+// The uniform recipe beside the plan obeys the floor too.
 TEST_F(PlanningTest, TheBestUniformRecipeKeepsTheKeyFloor) {
   choices_ = parse_formats({"k2", "k4", "v2", "v4"}, Variants::Default, model_shape, model_page);
   losses_ = {{{{{1, 0.5}, {80, 10}}}, {{{1, 0.5}, {80, 10}}}}};
