@@ -385,7 +385,7 @@ TEST(Attend, GivesTheSameOutputsWhicheverQueriesShareACall) {
     std::copy_n(&queries.at(token, 0, 0), one.data.size(), one.data.data());
     const Output alone = attended(layer.view(), one);
     EXPECT_TRUE(test::attends_within_bound(layer.view(), one));
-    // Masking the later tokens of a page leaves the order of additions: equal up to rounding.
+    // A page whose later tokens are masked is summed in the same lanes: equal up to rounding.
     for (std::size_t i = 0; i < alone.out.data.size(); ++i)
       EXPECT_NEAR(alone.out.data[i], (&together.out.at(token, 0, 0))[i], 1e-5);
     KVTILT_EXPECT_OK(layer.cache.truncate(layer.id, layer.view().length - 1));

@@ -279,7 +279,7 @@ TEST(MemoryPlanHostile, NamesTheNumbersThatAreWrong) {
   EXPECT_EQ(nothing.code(), ErrorCode::OutOfMemory);
   EXPECT_THAT(std::string(nothing.message()), HasSubstr("max_bytes is 10"));
 
-  // One sequence fits; a thousand do not; a vast cache's bytes do not fit into 2^56.
+  // Two sequences fit, a thousand do not; the vast cache needs more than 2^56 bytes.
   const CacheShape large = CacheShape::uniform(32, 8, 128);
   const Plan large_plan = Plan::uniform(large, presets::k4v2);
   EXPECT_TRUE(plan_memory(large, large_plan, {}, max_tokens, 2).ok());

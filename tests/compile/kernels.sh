@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles the kernels of one .cu file and checks the machine code against the .budget file beside
-# it: kernels.sh <check_cubin> <folder> <file.cu> -- <compiler options>...
+# Compiles the kernels of one .cu file and checks the machine code against its .budget file:
+# kernels.sh <check_cubin> <folder> <file.cu> -- <compiler options>...
 set -euo pipefail
 
 check=$1

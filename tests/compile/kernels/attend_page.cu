@@ -8,8 +8,9 @@
 
 namespace kvtilt::cuda {
 
-/// pages  consecutive query  [lane][step]: two registers of halves each out    [lane][...]: the
-/// lane's final state, so that nothing is optimized away
+/// pages  in global memory, one after the other
+/// query  [lane][step]: two registers of halves each
+/// out    [lane][...]: the lane's final state
 template <class Traits, int Pages>
 __device__ void attend_pages(std::byte* pages, const uint2* query, float* out, float factor) {
   DeviceThreads threads = DeviceThreads::in_turn();

@@ -247,7 +247,7 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
   layer.page_tokens = 32;
   layer.sink_tokens = 4;
   layer.ring_blocks = 5;
-  // The tail starts at 4; its last block ends in the new tail.
+  // The blocks that a unit takes; the tail starts at position 4.
   const auto taken = [&](std::int64_t length, std::int64_t tokens, std::int32_t seals, int units,
                          int unit) {
     cuda::AppendPlan plan{};

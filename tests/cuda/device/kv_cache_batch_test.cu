@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Batches that change after capture or creation: closed sequences, invalid rows, fewer sequences
-// than at capture, and wrong counts that the host is told of replays.
+// than at capture, and what the host is told of replays, right or wrong.
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 

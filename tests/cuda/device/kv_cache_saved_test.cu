@@ -103,7 +103,7 @@ TEST(DeviceKVCacheSaved, SavesWhatAGraphAppendedAndNobodyTold) {
   const PinnedBytes wrong(both.gpu.saved_bytes(id.gpu).value());
   EXPECT_EQ(both.gpu.save(id.gpu, wrong.span()).code(), ErrorCode::InvalidArgument);
   const std::vector<std::byte> host = saved(both.cpu, id.cpu);
-  ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());  // the host knows now
+  ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());  // save() has read the length
   const PinnedBytes image(host.size());
   KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
   EXPECT_TRUE(std::equal(host.begin(), host.end(), image.span().begin()));

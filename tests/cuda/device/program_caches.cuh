@@ -211,8 +211,8 @@ class ProgramCaches {
   }
 
  private:
-  /// Checks that a call made a sequence like `child`, or refused with good reason; on_host() makes
-  /// it on the CPU. `free`: free pages of each layer before the call.
+  /// Checks that a call made a sequence like `child`, or was refused with good reason; on_host()
+  /// makes it on the CPU. `free`: free pages of each layer before the call.
   template <class OnHost>
   std::string copied(const char* name, HeldSequence child, std::int64_t tokens,
                      const Result<SequenceId>& id, const std::vector<std::int64_t>& free,
