@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds and runs the benchmarks and prints one table: bench/run.sh [--filter REGEX] [--json FILE]
-# With --errors [--recipes LIST] it prints the error of the fast arithmetic beside that of the codes.
+# With --errors [--recipes LIST] it prints the error of fast arithmetic beside that of quantization.
 # With --error-law it measures the table of include/kvtilt/plan/error_law.hpp.
 #
 # Rows are repeated in random order and their medians compared: on a shared machine only ratios
-# inside one run mean anything. KVTILT_ISA forces an instruction set.
+# within one run are meaningful. KVTILT_ISA forces an instruction set.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

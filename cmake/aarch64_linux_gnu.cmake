@@ -1,11 +1,12 @@
-# Toolchain of the preset aarch64: Debian's cross compiler, its programs run by qemu-user. QEMU_CPU in
-# the environment chooses the processor; qemu's default has all it can emulate.
+# Toolchain of the preset aarch64: Debian's cross compiler, with qemu-user to run its programs.
+# QEMU_CPU in the environment selects the processor; the default has all features that qemu
+# emulates.
 set(CMAKE_SYSTEM_NAME Linux)
 set(CMAKE_SYSTEM_PROCESSOR aarch64)
 set(CMAKE_C_COMPILER aarch64-linux-gnu-gcc)
 set(CMAKE_CXX_COMPILER aarch64-linux-gnu-g++)
 
-# Nothing of the building machine fits, but for programs.
+# Only programs are taken from the building machine.
 set(CMAKE_FIND_ROOT_PATH /usr/aarch64-linux-gnu)
 set(CMAKE_FIND_ROOT_PATH_MODE_PROGRAM NEVER)
 set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)

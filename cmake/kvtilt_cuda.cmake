@@ -1,5 +1,5 @@
-# For our own tests and examples: enables CUDA in the folder that includes this, or leaves in
-# kvtilt_cuda_missing what there is not. CMAKE_CUDA_ARCHITECTURES picks the machine.
+# For our own tests and examples: enables CUDA in the including folder, or sets kvtilt_cuda_missing
+# to what is missing. CMAKE_CUDA_ARCHITECTURES selects the architecture (default: 90).
 include(CheckLanguage)
 check_language(CUDA)
 set(kvtilt_cuda_missing)
@@ -15,8 +15,8 @@ if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
 endif()
 enable_language(CUDA)
 
-# Without a GPU device code is compiled and never runs: optimizing it would take up to four fifths of the
-# time, and what is shipped is held to its budgets by tests/compile/kernels.
+# Without a GPU, device code is compiled but never runs: optimizing it would take up to four fifths
+# of the time. tests/compile/kernels checks the optimized code.
 include(CheckCompilerFlag)
 check_compiler_flag(CUDA -Ofc=max KVTILT_NVCC_COMPILES_FAST)
 set(fast_compile)

@@ -1,5 +1,5 @@
-# What is installed does not depend on the machine that packages: headers of every component are
-# there always, and the config file defines a component's target where its dependency is found.
+# The installed files do not depend on the packaging machine: the headers of all components are
+# always installed, and the config file defines a component's target if its dependency is found.
 include(CMakePackageConfigHelpers)
 set(kvtilt_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/kvtilt)
 
@@ -13,7 +13,7 @@ install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/kvtilt)
 
 configure_package_config_file(cmake/kvtilt-config.cmake.in kvtilt-config.cmake
                               INSTALL_DESTINATION ${kvtilt_package_dir})
-# Before 1.0 a minor version may break users.
+# Before 1.0, minor versions may break the interface.
 write_basic_package_version_file(kvtilt-config-version.cmake COMPATIBILITY SameMinorVersion
                                  ARCH_INDEPENDENT)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/kvtilt-config.cmake

@@ -1,8 +1,8 @@
 # kvtilt_share_kernels(<target> [<source>])
 #
-# The CPU's kernels are most of what a program with a cache takes to compile. Where the tests are built
-# together, they have them already: the target links those, instead of its <source> that has nothing
-# else, or of what its one file would make.
+# Compiling the CPU kernels is most of the compile time of a program with a cache. With
+# KVTILT_TEST_TOGETHER the tests have them already, so the target links those: in place of <source>,
+# which defines nothing else, or in place of the kernels that its only file would compile.
 function(kvtilt_share_kernels target)
   if(NOT KVTILT_TEST_TOGETHER OR NOT KVTILT_BUILD_TESTS)
     return()

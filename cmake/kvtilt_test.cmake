@@ -1,18 +1,18 @@
 # kvtilt_test(<path>_test.cpp [LIBRARIES <target>...])
 #
-# One executable per file under tests/, or per folder with KVTILT_TEST_TOGETHER; its ctest names are
-# <path>/<Suite.Test> in both. A suite or test whose name ends in Golden, Hostile, Property, Agreement
-# or Random has that label in lower case, all others have the label unit; tests of cuda/ have the label
-# cuda besides. With KVTILT_TEST_MATRIX the file also runs once per forced instruction set, without its
-# random tests.
+# One executable per file under tests/, or per folder with KVTILT_TEST_TOGETHER; ctest names are
+# <path>/<Suite.Test> in both cases. A suite or test whose name ends in Golden, Hostile, Property,
+# Agreement or Random gets that label in lower case, all others the label unit; tests of cuda/ also
+# get the label cuda. With KVTILT_TEST_MATRIX the file also runs once per forced instruction set,
+# without its random tests.
 include(GoogleTest)
 
-# A third of the time where everything is built once, since most of each file's code is the library's;
-# names in a folder must then differ. Off where sources are edited: a change to one file would rebuild
-# its neighbours, and a test that forgets an include would compile.
+# Takes a third of the time where everything is built once, since most of each file's code is the
+# library's; names in a folder must then differ. Off for development: a change to one file would
+# rebuild its neighbours, and a test that forgets an include would compile.
 option(KVTILT_TEST_TOGETHER "Compile the tests of a folder as one file" OFF)
 
-# Where no built GoogleTest fits (cross compilers), Debian's package googletest is its source.
+# Where no compiled GoogleTest fits (cross compilers), it is built from Debian's package googletest.
 find_package(GTest QUIET)
 if(NOT GTest_FOUND)
   set(KVTILT_GTEST_SOURCE /usr/src/googletest CACHE PATH "Source of GoogleTest")
@@ -27,7 +27,7 @@ target_include_directories(kvtilt_test_support PUBLIC tests)
 target_link_libraries(kvtilt_test_support PUBLIC kvtilt::kvtilt GTest::gmock
                                           PRIVATE kvtilt_warnings)
 
-# The weakest instruction sets: those that any machine runs.
+# The weakest instruction sets, which all machines run.
 set(KVTILT_FORCED_ISAS scalar avx2)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
   set(KVTILT_FORCED_ISAS neon)
@@ -38,14 +38,14 @@ function(kvtilt_test source)
 
   string(REGEX REPLACE "_test\\.cpp$" "" path ${source})
   set(source ${PROJECT_SOURCE_DIR}/tests/${source})
-  # A file that replaces operator new would replace it for its neighbours.
+  # A file that replaces operator new is not joined: its neighbours would get that operator too.
   file(STRINGS ${source} own_new REGEX "^void\\* operator new")
   set(program ${path})
   if(KVTILT_TEST_TOGETHER AND NOT own_new)
     cmake_path(GET path PARENT_PATH program)
   endif()
   string(REPLACE "/" "_" target "test_${program}")
-  # In these folders a test reaches no kernel: it has nothing to share, and nothing to force.
+  # Tests of these folders call no kernel: there are none to share and no instruction set to force.
   string(REGEX MATCH "^(core|quant|page|io)/" without_kernels ${path})
 
   if(NOT TARGET ${target})
@@ -54,13 +54,15 @@ function(kvtilt_test source)
                                                UNITY_BUILD_BATCH_SIZE 0)
     target_link_libraries(${target} PRIVATE kvtilt_test_support kvtilt_warnings ${arg_LIBRARIES}
                                             GTest::gtest_main)
-    # A test takes longer to optimize than to run; kernels, which all_formats.cpp has, stay as they are.
+    # Optimizing a test takes longer than running it. The kernels, in all_formats.cpp, keep their
+    # flags.
     target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
     if(NOT without_kernels AND NOT path MATCHES "^examples/")
       target_compile_options(${target} PRIVATE -include support/all_formats.hpp)
     endif()
     if(path MATCHES "^cuda/" AND CMAKE_CXX_FLAGS MATCHES "-fsanitize=address")
-      # Each thread of an emulated block is a fiber: a fake stack for each takes most of the time.
+      # Each thread of an emulated block is a fiber; giving each a fake stack would take most of the
+      # time.
       target_compile_options(${target} PRIVATE -fsanitize-address-use-after-return=never)
     endif()
   endif()
@@ -70,7 +72,7 @@ function(kvtilt_test source)
   endif()
   target_sources(${target} PRIVATE ${source})
 
-  # The tests of this file: all of its suites, some of which take parameters.
+  # The tests of this file: all of its suites, some of which are parameterized.
   file(STRINGS ${source} suites REGEX "^TEST(_F|_P)?\\(")
   list(TRANSFORM suites REPLACE "^[A-Z_]+\\(([A-Za-z0-9]+),.*" "\\1.*:*/\\1.*")
   list(REMOVE_DUPLICATES suites)
@@ -78,14 +80,14 @@ function(kvtilt_test source)
   gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests TEST_FILTER ${suites}
                        NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120
                        PROPERTIES TIMEOUT 300)
-  # Read by ctest right after the list that the line above makes it read.
+  # ctest reads this file right after the list of tests that gtest_discover_tests() makes it read.
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
 
   if(KVTILT_TEST_MATRIX AND NOT without_kernels AND NOT path MATCHES "^cuda/")
     set(isas ${KVTILT_FORCED_ISAS})
     if(path MATCHES "^examples/")
-      list(REMOVE_ITEM isas scalar)  # whole models: minutes
+      list(REMOVE_ITEM isas scalar)  # whole models take minutes
     endif()
     foreach(isa IN LISTS isas)
       add_test(NAME ${path}/isa:${isa}

@@ -1,4 +1,4 @@
-# Run by ctest, not by CMake: kvtilt_tests is the list of one test executable.
+# Run by ctest, not by CMake: kvtilt_tests lists one executable's tests.
 foreach(test IN LISTS kvtilt_tests)
   string(REGEX MATCHALL "(Golden|Hostile|Property|Agreement|Random)([./]|$)" labels "${test}")
   list(TRANSFORM labels REPLACE "[./]$" "")

@@ -1,8 +1,8 @@
 # For our own tests, benches and examples: link PRIVATE, never from an installed target.
 #
-# kvtilt_strict holds the headers to what a user of either compiler may ask for. Clang counts
-# -Wsign-conversion as part of -Wconversion, GCC does not: in kvtilt_warnings, for all other code,
-# neither does. GCC 12 finds a false -Wrestrict in std::string (its bug 105651).
+# kvtilt_strict, for the headers, has the warnings that users of either compiler may enable. Clang's
+# -Wconversion includes -Wsign-conversion, GCC's does not: kvtilt_warnings, for all other code,
+# turns it off. GCC 12 has false positives of -Wrestrict in std::string (its bug 105651).
 set(kvtilt_warning_flags -Wall -Wextra -Wpedantic -Wconversion -Werror
                          $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>)
 

@@ -1,16 +1,16 @@
-# What the scripts of this folder share; they run in the repository's root and source it.
+# Shared by the scripts of this folder, which source it in the repository's root.
 #
 # Missing tools and libraries are installed with apt-get where root or sudo allows; nothing is
 # downloaded when they are all there.
 
-# A separate folder: build/release belongs to the tests, which are configured differently.
+# Its own folder: the tests configure build/release differently.
 build=build/examples
 programs=$build/examples/llama
 
 have() { command -v "$1" >/dev/null; }
 compiles() { echo "#include <$1>" | g++ -std=c++20 -I/usr/include/eigen3 -E -x c++ - &>/dev/null; }
 
-# Sets the array `missing` to the Debian packages of what cannot be found.
+# Sets the array `missing` to the Debian packages of everything that is not found.
 find_missing() {
   missing=()
   have g++ || missing+=(g++)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Plans the bits of the shipped models, evaluates the plans beside recipes that treat all layers
-# alike, and draws the pictures of README. For a quick look, pass fewer predictions than the
-# default: 4096 take a tenth of the time.
+# alike, and draws README's pictures. For a quick look, pass fewer predictions than the default:
+# 4096 take a tenth of the time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,18 +16,18 @@ esac
 find_missing
 python=python3
 draws() { $python -c 'import matplotlib' 2>/dev/null; }
-draws || python=/usr/bin/python3  # which is where apt-get puts it
+draws || python=/usr/bin/python3  # where apt-get installs it
 draws || missing+=(python3-matplotlib)
 install_missing
 build_programs example_evaluate example_plan
 
 out=$build/plans
 pictures=examples/pictures
-[ "$tokens" -ge 65536 ] || pictures=$out  # a quick look does not replace the figures of README
+[ "$tokens" -ge 65536 ] || pictures=$out  # a quick look must not replace README's figures
 mkdir -p "$out" "$pictures"
 novels="--model examples/data/models/novels-3M --text examples/data/text/novels_heldout.txt"
 stories="--model examples/data/models/stories260K --text examples/data/text/tinystories_317.txt"
-# So that every prediction reads codes, and none is of the text that the plans were made from.
+# Every prediction must read codes, and none may be of the text that the plans were made from.
 rest="--skip 0.25 --tail 0 --sinks 0 --chunk 64"
 
 plans() {  # name, budgets: options for evaluate

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Builds and tests everything: tests/run.sh [--full]
 #
-# One ctest run over the GCC release build holds it all; with KVTILT_TEST_MATRIX its tests include the
-# forced instruction sets, the other presets (each configured, built and tested by a test named
-# preset/<name>; aarch64 by emulation), the header checks, the consumers, nvcc and a short run of the
-# fuzzers. --full takes the long forms: all CUDA architectures, long random tests, a minute for each
+# One ctest run over the GCC release build does everything: with KVTILT_TEST_MATRIX its tests
+# include the forced instruction sets, the other presets (each configured, built and tested by a
+# test named preset/<name>; aarch64 by emulation), the header checks, the consumers, nvcc and a
+# short run of the fuzzers. --full: all CUDA architectures, long random tests and a minute per
 # fuzzer.
 #
-# The sanitizers and fuzzers use Clang: its -fsanitize=undefined also sees float to integer casts that
-# overflow, libFuzzer is its own, and one compiler keeps their reports alike.
+# The sanitizers and fuzzers use Clang: libFuzzer is part of it, and its -fsanitize=undefined also
+# finds float to integer casts that overflow. One compiler also gives reports of one form.
 #
 # Missing tools and libraries are installed with apt-get where root or sudo allows. With CI=true
 # nothing may be skipped: a missing nvcc is then a failure.
@@ -39,7 +39,7 @@ int main(int, char** argv) { return std::string(*argv).empty(); }' |
 }
 have_nvcc() { [ "${CI:-}" != true ] || PATH=$PATH:/usr/local/cuda/bin have "${CUDACXX:-nvcc}"; }
 
-# Fills the array missing with the Debian packages of what cannot be found.
+# Sets the array `missing` to the Debian packages of everything that is not found.
 find_missing() {
   missing=()
   have cmake || missing+=(cmake)
@@ -87,7 +87,7 @@ step() {  # <name> <command>...
   echo "== $name: $((SECONDS - start)) s"
 }
 
-for _ in 1 2; do  # what Clang lacks can only be asked once there is a Clang
+for _ in 1 2; do  # what Clang lacks is known only once it is installed
   find_missing
   [ ${#missing[@]} = 0 ] || step "install ${missing[*]}" install_missing
 done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Configures, builds and tests one preset: run_preset.sh <preset>. Exits with 77, which ctest reads
-# as skipped, where the compiler cannot do what the preset needs; with CI=true that is a failure.
+# as skipped, if the compiler lacks what the preset needs; with CI=true that is a failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

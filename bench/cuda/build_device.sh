@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds everything that runs on a machine with a GPU, which then needs only a driver:
+# Builds all programs for a machine with a GPU, which then needs only a driver:
 #     bench/cuda/build_device.sh [SM]...        (default: 90)
 #     bench/cuda/build_device.sh --commit       prints what would be built
-# The programs go to build/device, with the commit in a file, and packed to build/device.tgz for
-# another machine; the objects go to build/device-objects. tests/cuda/device/*.cu and *.cpp become
-# one program with GoogleTest; each of bench/cuda/*.cu and examples/*.cu becomes a program. Compiles
-# what changed since the last build, or everything if the SMs or flags did.
+# Writes the programs and their commit to build/device, packs that folder as build/device.tgz for
+# another machine, and keeps objects in build/device-objects. tests/cuda/device/*.cu and *.cpp
+# become one GoogleTest program; each of bench/cuda/*.cu and examples/*.cu becomes a program.
+# Compiles what changed since the last build, or everything if the SMs or flags changed.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -35,16 +35,16 @@ if [ "$stamp" != "$(cat "$objects_folder/flags" 2>/dev/null)" ]; then
   echo "$stamp" >"$objects_folder/flags"
 fi
 
-# Whether an object is older than any of its sources, which are listed in the .d file beside it.
+# Whether an object is older than one of its sources, which the .d file beside it lists.
 stale() {  # <object>
   local -a sources
   [ -e "$1" ] && [ -e "${1%.o}.d" ] || return 0
   read -ra sources -d '' < <(sed 's/^[^:]*: //; s/\\$//' "${1%.o}.d") || true
-  # A header that was deleted counts as newer.
+  # A deleted header also makes an object stale.
   ! ls "${sources[@]}" >/dev/null 2>&1 || [ -n "$(find "${sources[@]}" -newer "$1" -print -quit)" ]
 }
 
-# Starts a command in the background as soon as fewer than `cores` are running.
+# Starts a command in the background once fewer than `cores` are running.
 cores=$(nproc)
 started=()
 start() {
@@ -54,7 +54,7 @@ start() {
 }
 
 object_of() { echo "$objects_folder/$(echo "${1%.*}" | tr / _).o"; }
-make_object() {  # <source> <object> <flags>...: no object unless all went well
+make_object() {  # <source> <object> <flags>...: leaves no object if it fails
   "$nvcc" "${flags[@]}" "${@:3}" -MD -MF "${2%.o}.d" -c "$1" -o "$2.begun"
   mv "$2.begun" "$2"
 }
@@ -74,7 +74,7 @@ for source in tests/cuda/device/*.cu tests/cuda/device/*.cpp tests/support/all_f
   compile "$source" -include support/all_formats.hpp
 done
 for source in bench/cuda/*.cu examples/*.cu; do compile "$source"; done
-for process in "${started[@]}"; do wait "$process"; done  # ends with the first that failed
+for process in "${started[@]}"; do wait "$process"; done  # stops at the first failure
 
 link() {  # <program> <objects and libraries>...
   "$nvcc" "${targets[@]}" "${@:2}" "${links[@]}" -o "$out/$1"

@@ -2,12 +2,12 @@
 # Runs what build_device.sh built, on a machine with a GPU:
 #     bench/cuda/run_device.sh [OUT] [--tests] [--benches] [--tuning] [--filter GOOGLETEST_FILTER]
 #                              [--seconds N]
-# Probes, tests, the example of an engine, benches, PyTorch's attention where there is PyTorch, a few
-# tests under compute-sanitizer, then the grid of batches and lengths while time is left: N seconds in
-# all (default: 560). JSON, named as in bench/results, and logs.tgz go to the folder OUT (default: $OUT,
-# else build/device/out). Unpacks build/device.tgz where there is no build/device. However it ends, a
-# table of the targets and one of the steps come last. Fails if anything is missing, wrong or cut
-# short, but for the grid; not if a target is missed.
+# Runs probes, tests, the example engine, benches, PyTorch's attention if PyTorch is installed, a
+# few tests under compute-sanitizer, then the grid of batches and lengths while time is left: N
+# seconds in all (default: 560). JSON, named as in bench/results, and logs.tgz go to the folder OUT
+# (default: $OUT, else build/device/out). Unpacks build/device.tgz if there is no build/device.
+# However it ends, it prints a table of the targets and one of the steps last. Fails if anything is
+# missing, wrong or cut short, except for the grid; not if a target is missed.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 
@@ -41,7 +41,7 @@ row() {  # <name> <result> <seconds> <remark>
   case $2 in ok*) ;; *) [ -n "${optional:-}" ] || failed=1 ;; esac
 }
 
-# Runs one command, no longer than it may and than time is left; $optional: may be cut short.
+# Runs one command within its limit and the time left; with $optional set it may be cut short.
 step() {  # <name> <most seconds> <command>...
   local name=$1 limit=$2 log=$logs/$1.log start=$SECONDS left=$((seconds - SECONDS)) code result=ok
   [ "$limit" -le "$left" ] || limit=$left
@@ -118,7 +118,7 @@ if [[ $parts == *benches* ]]; then
   fi
 fi
 if [[ $parts == *tests* && -x $programs/tests ]]; then
-  # One of each kind of kernel: append, unpack, page tables, decode, prompts.
+  # One test of each kind of kernel: append, unpack, page tables, decode, prefill.
   small='*EveryTypeAndStride:*Hostile*:*Ragged*:DeviceCacheAttend.AfterForksAndTruncations'
   small+=':DeviceCacheAttend.PromptsInChunks:DeviceAttend.OptionsAndTypes'
   if sanitizer=$(PATH=$PATH:/usr/local/cuda/bin command -v compute-sanitizer); then

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Integer dot products: their own error beside that of the codes they multiply, and what they must
-// share with float32.
+// Integer dot products (Arithmetic::Fast): their error is small beside that of quantization, and
+// they give float32's bits wherever no kernel with integers exists.
 #include "support/caches.hpp"
 #include "support/float_modes.hpp"
 
@@ -26,8 +26,8 @@ double rms(const std::vector<float>& a, const std::vector<float>& b) {
   return std::sqrt(sum / static_cast<double>(a.size()));
 }
 
-/// Keys and values as models have them: a few channels are `outlier` times as large as the others,
-/// in the keys with the same sign throughout.
+/// Keys and values like those of trained models: every 37th key channel is `outlier` times as large
+/// as the others, with the same sign for all tokens.
 struct Data {
   test::Rows<float> keys;
   test::Rows<float> values;
@@ -70,7 +70,7 @@ TEST_P(AttendFast, AddsLessThanAFifthOfTheErrorOfTheCodes) {
         for (const Granularity granularity : {Granularity::PerChannel, Granularity::PerToken}) {
           const Data data(random, shape, 640, outlier);
           test::Rows<float> queries = test::random_queries(random, shape, 1, 4, peak);
-          // Models keep logits in bounds: queries are small where keys are large.
+          // Trained models keep logits bounded: queries are small in channels whose keys are large.
           for (int head = 0; head < queries.heads; ++head)
             for (int channel = 3; channel < shape.key_dim; channel += 37)
               queries.at(0, head, channel) /= outlier;
@@ -92,7 +92,7 @@ TEST_P(AttendFast, AddsLessThanAFifthOfTheErrorOfTheCodes) {
 
 INSTANTIATE_TEST_SUITE_P(Widths, AttendFast, testing::Range(1, 9));
 
-/// Where float32 serves both, they are the same bits; where integers serve, they differ.
+/// Fast has the bits of Exact where, and only where, the width has no integer kernel.
 TEST(AttendFastAgreement, DiffersFromExactOnlyWhereThereAreIntegerDots) {
   Random random(11);
   const LayerShape shape{1, 64, 64, 0};
@@ -113,7 +113,7 @@ TEST(AttendFastAgreement, DiffersFromExactOnlyWhereThereAreIntegerDots) {
     }
 }
 
-/// What other rows of the tile see, through windows and causality, decides nothing about a row.
+/// A row's bits do not depend on which tokens the other rows of its tile see (window, causality).
 TEST(AttendFastAgreement, GivesARowTheSameBitsWhateverSharesItsCall) {
   Random random(13);
   const LayerShape shape{1, 64, 64, 50};
@@ -131,7 +131,7 @@ TEST(AttendFastAgreement, GivesARowTheSameBitsWhateverSharesItsCall) {
     }
 }
 
-/// Constant tensors have scale 0, and zero queries weights of 0: nothing divides by them.
+/// Constant tensors and zero queries have scale 0: nothing divides by it.
 TEST(AttendFastAgreement, TakesTensorsWithoutARange) {
   Random random(12);
   const LayerShape shape{1, 64, 64, 0};
@@ -148,7 +148,7 @@ TEST(AttendFastAgreement, TakesTensorsWithoutARange) {
   }
 }
 
-/// Engines may round otherwise: the largest weight must not leave its byte.
+/// Engines may set another rounding mode: the largest weight must still fit into a byte.
 TEST(AttendFastAgreement, SurvivesEveryFloatMode) {
   Random random(12);
   const LayerShape shape{1, 128, 128, 0};

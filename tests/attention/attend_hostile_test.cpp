@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What attend and attend_prefill refuse: each time with the numbers, and nothing is written.
+/// What attend and attend_prefill refuse: the message names the numbers, and no output is written.
 #include <kvtilt/attention/attend.hpp>
 #include <kvtilt/attention/attend_prefill.hpp>
 

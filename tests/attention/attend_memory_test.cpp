@@ -55,7 +55,7 @@ struct RandomCache {
     }
   }
 
-  /// Not inside a sealed page; a window refuses some.
+  /// Never inside a sealed page; a window may refuse it.
   void truncate(SequenceId id) {
     const LayerView view = cache.view(id, 0).value();
     if (view.page_count == 0) return;
@@ -71,7 +71,7 @@ struct RandomCache {
     (void)cache.remove(id, from, from + 32);
   }
 
-  /// A few steps of some sequence.
+  /// Changes one random sequence.
   void change() {
     if (ids.empty() || (ids.size() < 4 && random.chance(3)))
       ids.push_back(ids.empty() || random.chance(2)
@@ -115,7 +115,7 @@ TEST(AttendMemoryRandom, NoBatchNeedsMore) {
   EXPECT_GT(split, 20) << "nothing to be seen";
 }
 
-/// Views that nobody reads: a step's, or of other lengths.
+/// Workspace for views of these lengths, without memory.
 std::size_t exact_bytes(const LayerShape& shape, const AttendStep& step,
                         const std::vector<std::int64_t>& tokens) {
   std::vector<AttendRequest> requests;

@@ -17,7 +17,7 @@ namespace {
 using test::Random;
 using test::Rows;
 
-/// A cache whose keys and values are small enough that codes do not cancel.
+/// A cache whose keys and values are too small to cancel against the minimum of their group.
 struct SmallRows {
   LayerShape shape;
   KVCache cache;
@@ -25,7 +25,7 @@ struct SmallRows {
 
   SmallRows(const LayerShape& shape_, const char* recipe, std::int64_t tokens, Random& random,
             CacheOptions options = {})
-      : SmallRows{shape_, recipe,  // braces: keys are drawn first
+      : SmallRows{shape_, recipe,  // braces: keys are drawn before values
                   test::random_rows(random, tokens, shape_.kv_heads, shape_.key_dim),
                   test::random_rows(random, tokens, shape_.kv_heads, shape_.value_dim), options} {}
   SmallRows(const LayerShape& shape_, const char* recipe, const Rows<float>& keys,
@@ -69,7 +69,7 @@ TEST(AttendOptionsAgreement, AlibiFallsWithDistance) {
                                    codes_may_cancel));
 }
 
-// Sealed pages are joined for one softmax; the last of them may have lost tokens since.
+// Sealed pages are joined for one softmax; truncation may have shortened the last of them.
 TEST(AttendOptionsAgreement, AlibiFallsWithDistanceInPagesThatLostTokens) {
   Random random(21);
   for (const int page : {32, 64, 128})
@@ -101,7 +101,7 @@ TEST(AttendOptionsAgreement, SinkLogitsTakeTheirShare) {
   EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                    test::attended(filled.view(), queries, options),
                                    codes_may_cancel));
-  options.first_position = options.end_position = 50;  // no key at all: the sink alone
+  options.first_position = options.end_position = 50;  // no keys: only the sink logit counts
   EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                    test::attended(filled.view(), queries, options)));
 }
@@ -150,7 +150,7 @@ TEST(AttendOptionsAgreement, AChainAsTreeIsCausal) {
             test::attended(filled.view(), queries).out.data);
 }
 
-/// The text before a tree, then the tree's tokens `nodes`.
+/// `before` tokens of text, then the tokens `nodes` of a tree.
 SmallRows with_nodes(const LayerShape& shape, const std::vector<int>& nodes, std::int64_t before,
                      const Rows<float>& text) {
   Rows<float> rows(before + static_cast<std::int64_t>(nodes.size()), shape.kv_heads, shape.key_dim);
@@ -274,7 +274,7 @@ TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
 }
 
 TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
-  // A chunk attended before it is appended, at 16 bits, is the same as after.
+  // At 16 bits, attending to a chunk before it is appended equals attending to it afterwards.
   Random random(8);
   const LayerShape shape{2, 64, 72};
   SmallRows filled(shape, "k16v16", 100, random);

@@ -21,7 +21,7 @@ using test::random_rows;
 using test::Rows;
 using test::StoredHead;
 
-/// The past as stored, then the chunk in fp16.
+/// The past as the cache stores it, then the chunk in fp16.
 std::vector<StoredHead> past_and_chunk(const LayerView& past, const Rows<float>& keys,
                                        const Rows<float>& values) {
   std::vector<StoredHead> stored;
@@ -188,7 +188,7 @@ TEST(AttendPrefill, ReadsEveryStridedElementType) {
   }
 }
 
-/// Sinks of the chunk itself, which the window passes within it.
+/// The chunk brings 4, 2 or 0 of the sinks itself, and is longer than the window.
 TEST(AttendPrefill, ShowsSinksThatTheChunkBrings) {
   LayerShape shape{1, 64, 64, 16};
   shape.keep_sinks = true;

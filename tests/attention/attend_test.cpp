@@ -183,8 +183,8 @@ TEST(AttendProperty, KeepsTheBoundOverTwentyThousandTokens) {
       }
 }
 
-// Equal terms drift: adding the same page over and over rounds the same way until the sum doubles.
-// What bounds it is that pages are summed in spans, and spans in double. A million tokens.
+// Rounding errors drift when equal terms are added: adding the same page rounds the same way until
+// the sum doubles. Summing pages in spans, and spans in double, bounds the drift. A million tokens.
 TEST(AttendProperty, KeepsTheBoundWhereRoundingDrifts) {
   constexpr int page = 32;
   constexpr int pages = 32768;
@@ -203,7 +203,7 @@ TEST(AttendProperty, KeepsTheBoundWhereRoundingDrifts) {
   }
 }
 
-// Products that are alike round alike: the one case in which a sum needs its worst-case bound.
+// Equal products round in the same direction: the one case that needs a sum's worst-case bound.
 TEST(AttendProperty, ConstantTensorsKeepTheBoundOfTheirDimension) {
   for (const Isa isa : test::usable_isas())
     for (const char* name : {"k16v16", "k8v8", "k4v2", "k8tv8c"})
@@ -233,9 +233,9 @@ TEST(AttendProperty, ConstantTensorsKeepTheBoundOfTheirDimension) {
       }
 }
 
-// Scales and minima are folded apart from codes, so an element that nearly cancels against the
-// minimum of its group is rounded like that minimum. What made the group wide need not be seen
-// itself: here the query ignores its channel, the window its token, or it has been truncated away.
+// Scales and minima are applied apart from the codes, so an element that nearly cancels against the
+// minimum of its group is rounded like that minimum. The element that widened the group may be
+// invisible: here the query is 0 in its channel, or its token is outside the window or truncated.
 TEST(AttendProperty, RoundsNoWorseThanTheGroupsAreWide) {
   enum class Hidden { Channel, Behind, Truncated };
   for (const Isa isa : test::usable_isas())
@@ -340,7 +340,7 @@ TEST(Attend, WritesStridedOutputsAndNothingElse) {
   const FilledLayer layer(shape, presets::k4v2, {}, 100, random);
   const Rows<float> queries = random_queries(random, shape, 3, 2);
   const Output expected = attended(layer.view(), queries);
-  // [heads][tokens + 1][dim + 8], tokens last to first; what lies between must stay 5.
+  // [heads][tokens + 1][dim + 8], tokens last to first; the gaps between rows must stay 5.
   std::vector<float> data(4 * 4 * 48, 5.0f);
   const OutputView out = OutputView(data.data() + 2 * 48, 3, 4, 40).with_strides(-48, 4 * 48);
   std::vector<std::byte> workspace(attend_workspace_bytes(layer.view()));
@@ -385,7 +385,7 @@ TEST(Attend, GivesTheSameOutputsWhicheverQueriesShareACall) {
     std::copy_n(&queries.at(token, 0, 0), one.data.size(), one.data.data());
     const Output alone = attended(layer.view(), one);
     EXPECT_TRUE(test::attends_within_bound(layer.view(), one));
-    // A page whose later tokens are masked is summed in the same lanes: equal to rounding.
+    // A page whose later tokens are masked is summed in the same lanes: equal up to rounding.
     for (std::size_t i = 0; i < alone.out.data.size(); ++i)
       EXPECT_NEAR(alone.out.data[i], (&together.out.at(token, 0, 0))[i], 1e-5);
     KVTILT_EXPECT_OK(layer.cache.truncate(layer.id, layer.view().length - 1));

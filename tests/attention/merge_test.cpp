@@ -36,8 +36,8 @@ TEST(MergeAgreement, PartsOfTheKeysAddUpToTheWhole) {
     for (std::int64_t start = 0; start < 1000;) {
       AttendOptions part = test::exact_options();
       part.first_position = start;
-      part.end_position = start + random.between(1, 700);  // may end before, inside, after pages
-      if (first) part.sink_logits = sinks;                 // they belong to one part
+      part.end_position = start + random.between(1, 700);  // may end before, inside or after pages
+      if (first) part.sink_logits = sinks;                 // only one part counts the sinks
       test::Output output = test::attended(view, queries, part);
       if (first)
         sum = output;
@@ -50,11 +50,11 @@ TEST(MergeAgreement, PartsOfTheKeysAddUpToTheWhole) {
   }
 }
 
-/// A prefix is read once, for the queries of all that share it.
+/// Attention to a shared prefix is computed once, for the queries of all sequences that share it.
 TEST(MergeAgreement, ASharedPrefixAndWhatEachHasOfItsOwnAddUpToTheWhole) {
   Random random(3);
   const LayerShape shape{2, 64, 64, 0};
-  // In 16 bits: who goes on seals the prefix's tail, which its owner still has as it was.
+  // 16 bits: a child that appends seals the prefix's tail, its parent does not.
   KVCache cache = test::make_cache(shape, presets::k16v16);
   constexpr std::int64_t prefix = 500;
   constexpr int children = 70;  // more than a tree mask has bits

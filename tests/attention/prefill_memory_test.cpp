@@ -44,7 +44,7 @@ struct Chunks {
   }
 };
 
-/// Prefills the first step.sequences sequences of `cache`; how often the workspace was too small.
+/// Prefills the first step.sequences sequences; returns how often the workspace was too small.
 int prefill(KVCache& cache, const std::vector<SequenceId>& ids, const PrefillStep& step,
             std::span<std::byte> workspace) {
   int refusals = 0;
@@ -79,7 +79,7 @@ TEST(PrefillMemory, IsThePeakOfAChunkedPrefill) {
     options.allocator = memory.get();
     options.page_tokens = 32;
     options.recent_tokens = 40;
-    options.sink_tokens = 130;  // the largest block of all: tiles grow with it
+    options.sink_tokens = 130;  // makes the largest block, which sets the tile size
     const PrefillMemory planned =
         plan_prefill_memory(shape, plan, options, tokens, 3, step).value();
     for (const std::size_t lacking : {0u, 1u}) {

@@ -26,7 +26,7 @@ constexpr int page = 32;
 constexpr int key_dim = 24;
 constexpr int value_dim = 40;
 
-/// 16-bit pages of one kv head, and a tile to send through them.
+/// 16-bit pages of one kv head, and a tile of query rows.
 class Pages {
  public:
   Pages(Isa isa, int pages, std::uint64_t seed)
@@ -56,7 +56,7 @@ class Pages {
   AttentionTile& tile() { return *tile_; }
   [[nodiscard]] const StoredHead& stored() const { return stored_; }
 
-  /// A row whose query is scaled as attend() scales it, with a logit scale of 1.
+  /// Adds a row whose query is scaled as attend() scales it for a logit scale of 1.
   void add_row(const float* query, std::int64_t position, int window = 0) {
     RowRule rule{};
     rule.position = position;
@@ -72,7 +72,7 @@ class Pages {
                     std::int64_t{index} * page, tokens, false);
     if (++pages_added_ % span_pages == 0) tile_->end_span();
   }
-  /// Whether row r is the attention of `query` over the positions [first, last].
+  /// Whether row r holds the attention of `query` to the positions [first, last].
   testing::AssertionResult finishes(int r, const float* query, std::int64_t first,
                                     std::int64_t last) {
     tile_->end_span();
@@ -170,13 +170,13 @@ TEST(AttentionTile, ARowThatSeesNothingIsZeroWithALseOfMinusInfinity) {
     Pages pages(isa, 3, 7);
     Random random(8);
     const Rows<float> query = random_rows(random, 1, 1, key_dim);
-    pages.add_row(query.data.data(), 10);  // before the only page it is given
+    pages.add_row(query.data.data(), 10);  // sees nothing: its position is before the only page
     pages.add_row(query.data.data(), 70);
     pages.add_page(2);
     EXPECT_TRUE(pages.finishes(0, query.data.data(), 1, 0));
     EXPECT_TRUE(pages.finishes(1, query.data.data(), 64, 70));
     pages.tile().clear();
-    pages.add_row(query.data.data(), 70);  // given no page at all
+    pages.add_row(query.data.data(), 70);  // the tile absorbs no page at all
     EXPECT_TRUE(pages.finishes(0, query.data.data(), 1, 0));
   }
 }

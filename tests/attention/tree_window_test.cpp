@@ -38,7 +38,7 @@ TEST(TreeWindowRandom, HoldsTheNewestOfAllThatIsSeen) {
     const int rows = random.between(1, 64);
     const int window = random.between(1, 80);
     const std::uint64_t word = random.next() & random.next();
-    std::vector<int> newest;  // -1, -2, ... stand before the new tokens
+    std::vector<int> newest;  // -1, -2, ... are the tokens before the new ones
     for (int i = rows - 1; i >= -80; --i)
       if (i < 0 || (word >> i & 1) != 0) newest.push_back(i);
     newest.resize(static_cast<std::size_t>(window));
@@ -49,7 +49,7 @@ TEST(TreeWindowRandom, HoldsTheNewestOfAllThatIsSeen) {
         seen |= std::uint64_t{1} << i;
       else
         ++older;
-    if (newest[0] < 0) --older;  // the row itself
+    if (newest[0] < 0) --older;  // the row itself is not counted
     const TreeWindow left = TreeWindow::of(word, rows, window);
     ASSERT_EQ(left.seen, seen);
     ASSERT_EQ(left.older, older);

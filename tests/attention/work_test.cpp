@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Ragged batches over workers: the same bits as one by one, whoever does the work.
+// Ragged batches have the bits of their sequences alone, with any workers.
 #include <kvtilt/attention/work.hpp>
 
 #include "support/attend_check.hpp"
@@ -26,12 +26,12 @@ void run_threads(void*, int workers, ParallelFor::Task task, void* argument) {
   for (std::thread& thread : threads) thread.join();
 }
 
-/// Worker 0 takes everything: what a pool does whose other threads never wake up.
+/// One thread runs all workers, the last first: as in a pool whose other threads never wake up.
 void run_backwards(void*, int workers, ParallelFor::Task task, void* argument) {
   for (int worker = workers; worker-- > 0;) task(argument, worker);
 }
 
-/// Sequences of very different lengths in one layer, and queries for each.
+/// Sequences of one layer with very different lengths, and queries for each.
 struct Ragged {
   LayerShape shape{2, 64, 72};
   KVCache cache;
@@ -97,14 +97,14 @@ TEST(WorkAgreement, ManyRowsOnOneHeadHaveTheSameBitsWhateverTheWorkers) {
   }
 }
 
-/// A sequence of a batch that nobody computes.
+/// A sequence of a batch that is only planned, never computed.
 struct Shape {
   LayerShape layer;
   int query_heads;
   int pages;
 };
 
-/// How a batch would be cut. Owns what its requests point to.
+/// The work items into which a batch is cut. Owns what its requests point to.
 struct Cut {
   std::vector<AttendRequest> requests;
   std::vector<std::byte> workspace;

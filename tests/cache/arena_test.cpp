@@ -15,7 +15,6 @@
 namespace kvtilt {
 namespace {
 
-/// 64-byte aligned.
 struct Memory {
   alignas(page_alignment) std::byte bytes[1024];
 };
@@ -109,7 +108,7 @@ TEST(Arena, AnyOrderOfPiecesLeavesItAsItWas) {
     Memory memory;
     const std::size_t size = static_cast<std::size_t>(random.between(64, 1024));
     Arena arena({memory.bytes, size});
-    std::vector<bool> taken(16);  // by 64 bytes
+    std::vector<bool> taken(16);  // per 64 bytes
     std::vector<std::pair<std::byte*, std::size_t>> pieces;
     for (int step = 0; step < 100; ++step) {
       const std::size_t bytes = static_cast<std::size_t>(random.between(1, 300));
@@ -121,7 +120,7 @@ TEST(Arena, AnyOrderOfPiecesLeavesItAsItWas) {
         pieces.erase(one);
         continue;
       }
-      // The first run of free bytes that is long enough; none may refuse.
+      // Finds the first free range of `bytes` bytes; take() is null if there is none.
       std::size_t start = 0;
       std::size_t end = 0;
       for (; end < size && end - start < bytes; end = std::min(end + 64, size))

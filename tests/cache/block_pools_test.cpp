@@ -36,7 +36,7 @@ TEST(BlockPools, GrowsByExactlyWhatIsMissing) {
   CountingAllocator memory;
   BlockPools pools(memory.get(), {});
   want(pools, 3, 1);
-  pools.want(pools.pool_for(128), 2);  // wants of one size add up
+  pools.want(pools.pool_for(128), 2);  // wants of blocks of one size add up
   const std::size_t missing = pools.missing_bytes();
   EXPECT_GE(missing, 5u * 128 + 192);
   ASSERT_TRUE(pools.grow());

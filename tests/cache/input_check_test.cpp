@@ -28,7 +28,7 @@ BF16 from_bits<BF16>(std::uint32_t bits) {
   return {static_cast<std::uint16_t>(bits)};
 }
 
-/// Whether a single odd element among zeros is found, and only where it is.
+/// Whether a single odd element among zeros is found; checks the reported place.
 template <class T>
 bool refused(T odd, float limit) {
   Rows<T> rows(3, 2, 8);
@@ -82,7 +82,7 @@ TEST(InputCheck, SmallAndZeroPass) {
 
 TEST(InputCheck, TheFirstBadElementIsNamedWithItsValue) {
   Rows<float> rows(4, 1, 40);
-  rows.at(2, 0, 38) = f16_max;  // as large as may be, so not the one to name
+  rows.at(2, 0, 38) = f16_max;  // the largest value allowed, so not the element to name
   rows.at(2, 0, 39) = 1e6f;
   rows.at(3, 0, 0) = 2e6f;
   BadElement bad{};
@@ -98,7 +98,7 @@ TEST(InputCheck, OnlyElementsOfTheViewAreLookedAt) {
   for (const int token : {0, 2})
     for (int c = 0; c < 8; ++c) rows.at(token, 1, c) = 1.0f;
   const TensorView view =
-      TensorView(&rows.at(2, 1, 0), 2, 1, 8).with_strides(-2 * 32, 0);  // tokens 2 and 0
+      TensorView(&rows.at(2, 1, 0), 2, 1, 8).with_strides(-2 * 32, 0);  // tokens 2, 0
   BadElement bad{};
   EXPECT_FALSE(find_bad_element(view, 0, f16_max, bad));
   rows.at(0, 1, 7) = -1e9f;

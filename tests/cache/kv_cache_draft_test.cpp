@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What speculative decoding stands on: tokens_before_seal().
+// tokens_before_seal() and truncate() as speculative decoding uses them.
 #include <kvtilt/kvtilt.hpp>
 
 #include "support/cache_bytes.hpp"
@@ -56,13 +56,13 @@ TEST(KVCacheDraft, TokensBeforeSealCountsDownToTheNextPage) {
         sealed = now;
       }
       EXPECT_EQ(sealed, static_cast<std::size_t>((tokens - sinks - recent) / 32));
-      // A cut inside a sealed page starts a new tail there.
+      // Truncation inside a sealed page starts an empty tail there.
       KVTILT_EXPECT_OK(cache.truncate(id, sinks + 40));
       EXPECT_EQ(cache.tokens_before_seal(id, 0).value(), recent + 31);
     }
 }
 
-/// Decodes rows one by one in `plain`, and in drafts with wrong tails in `drafted`.
+/// Decodes one token at a time in `plain`, and drafts that end with wrong tokens in `drafted`.
 void expect_same_bits(const LayerShape& shape, const Recipe& recipe, const CacheOptions& options,
                       const AttendOptions& attend_options, Random& random) {
   KVCache plain = make_cache(shape, recipe, options);

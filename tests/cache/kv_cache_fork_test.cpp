@@ -23,7 +23,8 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// Two layers; sinks 0 to 3, pages from 4, 36, 68 ... on, at least 16 tokens in the tail.
+/// Two layers; sinks at 0 to 3, pages from 4, 36, 68 ... on, the newest 16 tokens (or more) in the
+/// tail.
 class KVCacheFork : public testing::Test {
  protected:
   static CacheOptions options() {
@@ -43,7 +44,7 @@ class KVCacheFork : public testing::Test {
       KVTILT_EXPECT_OK(cache.append(id, layer, rows.view(first, count), rows.view(first, count)));
   }
 
-  /// The same tokens in a sequence that shares nothing.
+  /// The sequence equals one with the same tokens that shares no pages.
   static void expect_alone(const KVCache& cache, SequenceId id, const Rows<float>& rows) {
     KVCache other = make();
     const SequenceId alone = test::open_reserved(other, rows.tokens);
@@ -80,7 +81,7 @@ TEST_F(KVCacheFork, SharesSealedPagesAndCopiesTheRest) {
       EXPECT_EQ(one.pages[i].data == other.pages[i].data, one.pages[i].kind == PageKind::Sealed)
           << "page " << i;
   }
-  // Per layer: 4 pages shared, a block of sinks and 2 of the tail copied, and tables.
+  // Per layer: 4 pages are shared; 1 block of sinks, 2 of the tail and the tables are copied.
   const LayerView view = cache_.view(child, 0).value();
   EXPECT_LT(
       cache_.memory().reserved_bytes - before,
@@ -106,13 +107,13 @@ TEST_F(KVCacheFork, SharedPagesLiveUntilTheLastLetsGo) {
   const SequenceId grandchild = cache_.fork(child).value();
   KVTILT_EXPECT_OK(cache_.close(parent_));
   KVTILT_EXPECT_OK(cache_.truncate(child, 3));
-  const SequenceId next = test::open_reserved(cache_, 300);  // writes into whatever is free
+  const SequenceId next = test::open_reserved(cache_, 300);  // writes into all memory that is free
   append(cache_, next, random_rows(random_, 300, 2, 32), 0, 300);
   expect_alone(cache_, grandchild, rows_);
   const std::size_t reserved = cache_.memory().reserved_bytes;
   KVTILT_EXPECT_OK(cache_.close(grandchild));
   KVTILT_EXPECT_OK(cache_.close(child));
-  test::open_reserved(cache_, 150);  // finds every block of theirs
+  test::open_reserved(cache_, 150);  // reuses the blocks of both
   EXPECT_LT(cache_.memory().reserved_bytes, reserved + 4096);
 }
 
@@ -152,13 +153,13 @@ TEST_F(KVCacheFork, RemovalDropsPagesAndNothingMoves) {
   ASSERT_EQ(view.page_count, 5);
   EXPECT_EQ(view.pages[1].first_position, 4);
   EXPECT_EQ(view.pages[2].first_position, 68);
-  // Attention goes on without them, at the positions the others always had.
+  // Attention skips the removed pages; the other tokens keep their positions.
   const Rows<float> queries = test::random_queries(random_, view.shape, 3, 2);
   const std::vector<float> slopes(4, 0.05f);
   AttendOptions options = test::exact_options();
   options.alibi_slopes = slopes;
   EXPECT_TRUE(test::follows_oracle(view, queries, options, test::attended(view, queries, options),
-                                   4.0));  // codes may cancel
+                                   4.0));  // the bound is 4 times wider because codes may cancel
   append(cache_, parent_, rows_, 0, 50);
   EXPECT_EQ(cache_.length(parent_).value(), 200);
 }
@@ -189,7 +190,7 @@ TEST_F(KVCacheFork, RemovalOfAnythingButWholePagesIsRefused) {
     EXPECT_TRUE(test::unchanged(first, cache_.view(parent_, 0).value()));
     EXPECT_TRUE(test::unchanged(second, cache_.view(parent_, 1).value()));
   }
-  // Nor are pages on both sides of what is gone already.
+  // A range that spans a removed page is refused too.
   KVTILT_EXPECT_OK(cache_.remove(parent_, 36, 68));
   EXPECT_EQ(cache_.remove(parent_, 4, 132).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(cache_.remove(parent_, 4, 68).code(), ErrorCode::InvalidArgument);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What a cache refuses: each time with a sentence that names the numbers, and nothing has changed.
+/// What a cache refuses: the message names the numbers at fault, and nothing changes.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/all_formats.hpp"
@@ -25,7 +25,7 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// A cache of three layers, the second without a cache, holding 70 tokens in the others.
+/// Three layers; the second keeps no cache, the others hold 70 tokens.
 class KVCacheHostile : public testing::Test {
  protected:
   KVCacheHostile() {
@@ -54,7 +54,7 @@ class KVCacheHostile : public testing::Test {
     EXPECT_TRUE(test::unchanged(last, view(2)));
     EXPECT_EQ(cache_.memory().reserved_bytes, reserved);
   }
-  /// The same for an append of 5 tokens to layer 0 whose element (3, 1, 17) is `value`.
+  /// The same for an append of 5 tokens to layer 0 with `value` at token 3, head 1, channel 17.
   template <class T>
   void refuses_value(T value, const std::string& word) {
     const Rows<T> good(5, 2, 32);
@@ -93,7 +93,7 @@ TEST_F(KVCacheHostile, RefusesNumbersItCannotStore) {
   refuses_value(F16{0xfe00}, "nan");
   refuses_value(BF16{0x7fc0}, "is nan");
   refuses_value(to_bf16(70000.0f), "up to 65504");
-  // One bit stores half the range; 16 bits beside it all of fp16's.
+  // 1-bit keys take half of fp16's range; the 16-bit values beside them take all of it.
   const Rows<float> values(3, 1, 16);
   Rows<float> keys(3, 1, 48);
   keys.at(2, 0, 47) = -32753.0f;
@@ -247,7 +247,7 @@ TEST(KVCacheCreationHostile, OptionsOutOfRangeAreRefused) {
                  ErrorCode::InvalidArgument, "page_tokens is 48, must be 32, 64 or 128");
 }
 
-/// Sets KVTILT_ISA for a while.
+/// Sets KVTILT_ISA for the duration of a scope.
 class IsaInEnvironment {
  public:
   explicit IsaInEnvironment(const char* value) {
@@ -275,7 +275,7 @@ TEST(KVCacheCreationHostile, AnUnknownInstructionSetIsRefusedNotReplaced) {
     expect_refusal(creation(shape, plan), ErrorCode::InvalidArgument,
                    std::string("KVTILT_ISA is '") + nonsense + "', expected scalar, avx2, ");
     CacheOptions options;
-    options.isa = test::usable_isas().front();  // said in code: the environment is not asked
+    options.isa = test::usable_isas().front();  // an explicit choice: the environment is ignored
     EXPECT_TRUE(creation(shape, plan, options).ok());
   }
   const IsaInEnvironment environment("");

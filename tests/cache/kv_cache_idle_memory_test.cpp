@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Memory that closed sequences leave behind: it serves whatever is reserved next.
+/// Memory that closed sequences leave behind serves later reservations of any size.
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/cache/memory_plan.hpp>
 
@@ -28,7 +28,7 @@ using testing::HasSubstr;
 
 const CacheShape idle_shape{{{1, 64, 64, 0}}};
 const Plan idle_plan = Plan::uniform(idle_shape, presets::k4v2);
-constexpr std::int64_t chat = 160;  // 16-bit blocks only
+constexpr std::int64_t chat = 160;  // so short that it needs 16-bit blocks only
 constexpr std::int64_t prompt = 50000;
 constexpr int chats = 64;
 
@@ -36,7 +36,7 @@ MemoryPlan needs(std::int64_t tokens, int sequences = 1) {
   return plan_memory(idle_shape, idle_plan, {}, tokens, sequences).value();
 }
 
-/// Opens, writes to and closes `count` sequences of `tokens` tokens.
+/// Opens, fills (up to 1000 tokens) and closes `count` sequences.
 void come_and_go(KVCache& cache, std::int64_t tokens, int count) {
   Random random(1);
   const Rows<float> rows = random_rows(random, std::min<std::int64_t>(tokens, 1000), 1, 64);
@@ -74,7 +74,7 @@ TEST(KVCacheIdleMemory, ChatsThenAPromptThenChatsFitIntoTheLargerOfBoth) {
 }
 
 TEST(KVCacheIdleMemory, PageMemoryServesOneSizeAfterTheOther) {
-  // Slabs of the prompt lie between those of chats: a hole may be too short for one.
+  // The prompt's slabs lie between those of chats, and a hole may be too short: one chat to spare.
   const std::size_t bytes =
       std::max(needs(chat, chats + 1).page_memory_bytes(), needs(prompt).page_memory_bytes());
   std::vector<std::byte> own(bytes + page_alignment);
@@ -128,7 +128,7 @@ TEST(KVCacheIdleMemory, AnOpenSequenceKeepsItsSlabsAndItsBytes) {
 }
 
 TEST(KVCacheIdleMemory, GoesBackWhereTheAllocatorHasNoMore) {
-  for (int allowed = 0; allowed < 4; ++allowed) {  // three tables, then a slab of pages
+  for (int allowed = 0; allowed < 4; ++allowed) {  // one of 3 tables or a slab of pages
     CountingAllocator memory;
     CacheOptions options;
     options.allocator = memory.get();
@@ -157,7 +157,7 @@ TEST(KVCacheIdleMemory, StaysWhereItWouldNotBeEnough) {
   const Status refused = cache.reserve(id, prompt);
   EXPECT_EQ(refused.code(), ErrorCode::OutOfMemory);
   const MemoryPlan free = needs(chat, 9);
-  const MemoryPlan other = needs(chat, 8);  // the prompt takes as many of them as a chat
+  const MemoryPlan other = needs(chat, 8);  // the prompt can use the blocks of one chat
   EXPECT_THAT(
       std::string(refused.message()),
       HasSubstr(std::to_string(taken) + " of the limit of " + std::to_string(options.max_bytes) +

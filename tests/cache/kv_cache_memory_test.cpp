@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// What a cache asks for, says it uses, and does when there is no more. Replaces the global
-/// operator new to see every allocation.
+/// What a cache allocates, what it reports, and what it does when memory runs out. Replaces the
+/// global operator new to see every allocation.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/cache_bytes.hpp"
@@ -22,7 +22,7 @@
 namespace {
 
 std::size_t global_calls = 0;
-[[maybe_unused]] std::int64_t global_calls_left = -1;  ///< -1: no limit
+[[maybe_unused]] std::int64_t global_calls_left = -1;  ///< -1: unlimited
 
 [[maybe_unused]] void* allocate_or_null(std::size_t size, std::size_t alignment) {
   ++global_calls;
@@ -37,14 +37,14 @@ std::size_t global_calls = 0;
   return memory;
 }
 
-// Not inlined: g++ would take free() for the wrong counterpart of new.
+// Not inlined: g++ would warn that free() does not match operator new.
 [[gnu::noinline, maybe_unused]] void deallocate(void* memory) { std::free(memory); }
 
 [[maybe_unused]] constexpr std::size_t usual_alignment = alignof(std::max_align_t);
 
 }  // namespace
 
-// The thread sanitizer insists on its own.
+// The thread sanitizer needs its own operator new.
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
 #define KVTILT_TEST_OWN_NEW 0
@@ -52,7 +52,7 @@ std::size_t global_calls = 0;
 #endif
 #if !defined(KVTILT_TEST_OWN_NEW) && !defined(__SANITIZE_THREAD__)
 #define KVTILT_TEST_OWN_NEW 1
-// All forms, though the array ones would call the others: a sanitizer has array forms of its own.
+// All forms are replaced: the array forms normally call the others, but not under a sanitizer.
 void* operator new(std::size_t size) { return allocate_or_throw(size, usual_alignment); }
 void* operator new[](std::size_t size) { return allocate_or_throw(size, usual_alignment); }
 void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
@@ -99,11 +99,11 @@ TEST(KVCacheMemory, ReportCountsEveryByteInUse) {
   const CacheShape shape{{{2, 128, 128, 0}, {0, 0, 0, 0}, {1, 72, 40, 0}}};
   KVCache cache = test::make_cache(
       shape, Plan{{{presets::k4v2}, {}, {parse_recipe("k3tv5c").value()}}}, with_memory(memory));
-  // Layer 0, per head and page of 64 tokens: keys 64 * 128 * 4 bits and 128 groups, values
-  // 64 * 128 * 2 bits and 64 groups; a group costs 4 bytes.
+  // Layer 0, per head and page of 64 tokens: keys have 64 * 128 * 4 bits and 128 groups, values
+  // 64 * 128 * 2 bits and 64 groups; a group takes 4 bytes (scale and minimum).
   constexpr std::size_t page0 = 2 * (4096 + 512 + 2048 + 256);
   // Layer 2: keys [64][72] in planes of 2 and 1 bits, a group per token; values [40][64] in planes
-  // of 4 and 1 bits, a group per channel. Whole 64-byte lines at the end.
+  // of 4 and 1 bits, a group per channel; the sum is rounded up to whole 64-byte lines.
   constexpr std::size_t page2 =
       (64 * 72 * 3 / 8 + 64 * 4 + 40 * 64 * 5 / 8 + 40 * 4 + 63) / 64 * 64;
   EXPECT_DOUBLE_EQ(cache.page_bits(), 8.0 * (page0 + page2) / (64.0 * (2 * 256 + (72 + 40))));
@@ -251,7 +251,7 @@ TEST(KVCacheMemory, RunningOutAnywhereInReserveChangesNothing) {
       ++refusals;
       EXPECT_EQ(status.code(), ErrorCode::OutOfMemory);
       EXPECT_THAT(std::string(status.message()), HasSubstr("700 tokens"));
-      // Tables of one layer may have grown; no page has stayed behind.
+      // The tables of one layer may have grown; no page was kept.
       EXPECT_LT(memory.bytes, bytes_before + 4096);
       EXPECT_LE(memory.blocks, blocks_before + 2);
       for (std::size_t i = 0; i < before.pages.size(); ++i)
@@ -323,7 +323,7 @@ TEST(KVCacheMemory, TheLimitCountsEverythingTheAllocatorIsAskedFor) {
   EXPECT_EQ(memory.bytes, 0u);
   KVTILT_EXPECT_OK(cache.reserve(id, 900));
   EXPECT_LE(memory.bytes, needed - 1);
-  KVTILT_EXPECT_OK(cache.reserve(id, 10));  // holds it already
+  KVTILT_EXPECT_OK(cache.reserve(id, 10));  // reserved already
   const SequenceId other = cache.open().value();
   EXPECT_EQ(cache.reserve(other, 900).code(), ErrorCode::OutOfMemory);
 
@@ -360,7 +360,7 @@ TEST(KVCacheMemory, BytesNobodyWroteReachNoResult) {
         for (std::size_t i = 0; i < now.pages.size(); ++i)
           if (now.pages[i].kind == PageKind::Sealed) pages.push_back(now.blocks[i]);
         KVTILT_EXPECT_OK(
-            cache.truncate(id, window > 0 ? 190 : 90));  // what a window freed stays gone
+            cache.truncate(id, window > 0 ? 190 : 90));  // pages that a window freed do not return
         outputs.push_back(test::attended(cache.view(id, 0).value(), queries));
         test::Output all(18, 4, 72);
         all.out.data.clear();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A cache whose pages live in the caller's memory: nowhere else, and only while it lives.
+/// A cache whose pages live in the caller's memory (page_memory): it writes nowhere else.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/cache_bytes.hpp"
@@ -29,7 +29,7 @@ using testing::HasSubstr;
 
 const CacheShape shape{{{2, 64, 72, 0}, {0, 0, 0, 0}, {1, 64, 72, 40}, {1, 40, 40, 0}}};
 
-/// A caller's memory between two fences.
+/// The caller's memory, with a fence of known bytes on either side.
 class PageMemory {
  public:
   PageMemory(std::size_t start, std::size_t size)
@@ -83,7 +83,7 @@ void append_all(KVCache& cache, SequenceId id, std::int64_t tokens) {
   }
 }
 
-/// What `cache` asks of page_memory for a sequence of `tokens` tokens.
+/// Bytes of page_memory that a sequence of `tokens` tokens takes.
 std::size_t bytes_for(std::int64_t tokens) {
   CountingAllocator all;
   CountingAllocator tables;
@@ -165,7 +165,7 @@ TEST(KVCachePageMemory, ExhaustionIsAnErrorWithTheSizesAndChangesNothing) {
       EXPECT_EQ(tables.calls, calls) << "tables grew for nothing";
       EXPECT_EQ(cache.fork(id, 700).code(), ErrorCode::OutOfMemory);
       EXPECT_EQ(cache.memory().reserved_bytes, reserved);
-      KVTILT_EXPECT_OK(cache.reserve(other, 30));  // what is left is still there
+      KVTILT_EXPECT_OK(cache.reserve(other, 30));  // the memory of the failed call is still free
       append_all(cache, other, 30);
     }
     EXPECT_TRUE(test::unchanged(before, cache.view(id, 0).value()));
@@ -187,7 +187,7 @@ TEST(KVCachePageMemory, AReservationThatFailsForItsTablesTakesNothing) {
     if (status.ok()) break;
     EXPECT_EQ(status.code(), ErrorCode::OutOfMemory);
     tables.refuse_after = -1;
-    KVTILT_EXPECT_OK(cache.reserve(id, 500));  // needs every byte of it
+    KVTILT_EXPECT_OK(cache.reserve(id, 500));  // needs every byte of page_memory
     append_all(cache, id, 500);
   }
   EXPECT_EQ(refusals, 3 * 3);  // three tables in each of three layers
@@ -211,7 +211,7 @@ TEST(KVCachePageMemory, ServesTheNextCacheAndMovesWithThisOne) {
     if (!first) first = now;
     EXPECT_TRUE(test::unchanged(*first, cache.view(other, 3).value()));
     KVTILT_EXPECT_OK(cache.close(other));
-    test::open_reserved(cache, 400);  // out of the blocks of the closed one
+    test::open_reserved(cache, 400);  // reuses the closed sequence's blocks
     EXPECT_EQ(cache.reserve(id, 200).code(), ErrorCode::OutOfMemory);
   }
   EXPECT_EQ(tables.bytes, 0u);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Random programs of everything a cache can be asked, on many sequences and shapes, against a model
-// that re-derives sealing, groups and windows on its own and attends in float64. KVTILT_FULL=1 runs
-// ten times as many; KVTILT_PROGRAMS says how many; KVTILT_SEED where to start, alone: that one.
+// Random programs of all calls of a cache, on many sequences and shapes, against a model that
+// derives sealing, groups and windows independently and attends in float64. KVTILT_FULL=1 runs ten
+// times as many; KVTILT_PROGRAMS sets their number and KVTILT_SEED the first (alone: only this
+// one).
 #include "support/program_run.hpp"
 #include "support/run_programs.hpp"
 
@@ -21,7 +22,7 @@ using test::Step;
 constexpr int usual_programs = 60;
 #elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 constexpr int usual_programs = 60;
-#elif defined(__clang__)  // -fsanitize=undefined cannot be asked for
+#elif defined(__clang__)  // covers -fsanitize=undefined, which no macro reports
 constexpr int usual_programs = 60;
 #else
 constexpr int usual_programs = 840;  // 100,000 steps

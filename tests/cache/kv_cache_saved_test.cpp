@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Sequences that are saved and loaded: nothing is lost, and nothing else is taken along.
+/// Sequences that are saved and loaded: nothing is lost, and no other bytes are saved.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/cache_bytes.hpp"
@@ -24,7 +24,7 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// Three layers: one without a cache, one with a window.
+/// Three layers: one keeps no cache, one has a window.
 class KVCacheSaved : public testing::Test {
  protected:
   static CacheShape shape() {
@@ -82,7 +82,7 @@ TEST_F(KVCacheSaved, KeepsHolesShortPagesAndATurnedRing) {
     KVTILT_EXPECT_OK(to.append(to_id, 0, rows.view(), rows.view()));
   };
   append(cache, id, rows_);
-  KVTILT_EXPECT_OK(cache.truncate(id, 90));  // inside a page
+  KVTILT_EXPECT_OK(cache.truncate(id, 90));  // inside a page, which becomes short
   append(cache, id, more_);
   KVTILT_EXPECT_OK(cache.remove(id, 36, 68));
   const SequenceId loaded = other.load(test::saved(cache, id), 400).value();
@@ -93,7 +93,7 @@ TEST_F(KVCacheSaved, KeepsHolesShortPagesAndATurnedRing) {
   append(cache, id, rows_);
   append(other, loaded, rows_);
   expect_equal();
-  KVTILT_EXPECT_OK(cache.truncate(id, 80));  // the short page
+  KVTILT_EXPECT_OK(cache.truncate(id, 80));  // inside the short page
   KVTILT_EXPECT_OK(other.truncate(loaded, 80));
   expect_equal();
 }
@@ -134,7 +134,7 @@ TEST_F(KVCacheSaved, EmptyAndShortSequences) {
   EXPECT_TRUE(cache_.load(test::saved(cache_, unreserved)).ok());
 }
 
-// What slots of tail and sinks held before must not leave the process.
+// Bytes that truncated tokens left behind must not be saved.
 TEST_F(KVCacheSaved, BytesDoNotTellWhatTailAndSinksForgot) {
   append(cache_, id_, rows_);
   KVTILT_EXPECT_OK(cache_.truncate(id_, 0));
@@ -185,7 +185,7 @@ TEST_F(KVCacheSaved, LoadsAllOrNothing) {
     if (loaded) KVTILT_EXPECT_OK(other.close(*loaded));
     ASSERT_TRUE(loaded || loaded.code() == ErrorCode::OutOfMemory);
   }
-  EXPECT_GT(refusals, 5);  // tables and blocks of two layers
+  EXPECT_GT(refusals, 5);  // allocations for tables and blocks of two layers
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(other.load(image).ok());
   EXPECT_EQ(other.load(image).code(), ErrorCode::OutOfCapacity);
 }

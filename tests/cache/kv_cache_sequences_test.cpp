@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Many sequences in one cache: handles and lives.
+/// Many sequences in one cache: handles, opening and closing.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/small_cache.hpp"

@@ -22,7 +22,7 @@ using test::random_rows;
 using test::Rows;
 using test::same_content;
 
-/// Keys and values for one layer.
+/// Random keys and values of one layer.
 struct Tokens {
   Rows<float> keys;
   Rows<float> values;
@@ -86,7 +86,7 @@ TEST(KVCacheProperty, EveryElementTypeAndStrideGivesTheSameBytes) {
   Random random(2);
   const LayerShape shape{3, 40, 40, 0};
   const Rows<BF16> bf16 =
-      test::converted<BF16>(random_rows(random, 300, 3, 40), to_bf16);  // exact in all three
+      test::converted<BF16>(random_rows(random, 300, 3, 40), to_bf16);  // exact in all 3 types
   const Rows<float> plain = test::converted<float>(bf16, [](BF16 x) { return to_float(x); });
   const Rows<F16> f16 = test::converted<F16>(plain, to_f16);
   std::vector<F16> heads_first(plain.data.size());  // [heads][tokens][dim], tokens last to first
@@ -150,7 +150,7 @@ TEST(KVCacheProperty, TruncatingInsideTheTailIsNeverHavingAppended) {
         KVTILT_EXPECT_OK(tokens.append_to(cache, longer, 0, 0, length));
         KVTILT_EXPECT_OK(cache.truncate(longer, cut));
         KVTILT_EXPECT_OK(tokens.append_to(cache, shorter, 0, 0, cut));
-        // What cut + 1 .. length have sealed stays sealed: equality ends there.
+        // Pages that only the cut tokens caused to be sealed stay sealed: then the two may differ.
         const auto sealed = [&](int count) {
           return std::max(0, count - options.sink_tokens - options.recent_tokens) /
                  options.page_tokens;
@@ -177,9 +177,9 @@ TEST(KVCache, ACutInsideASealedPageCanCostAPageOfTheReservation) {
   const SequenceId id = test::open_reserved(cache, 126);
   const Tokens tokens(random, shape, 96);
   KVTILT_EXPECT_OK(tokens.append_to(cache, id));  // all three pages
-  KVTILT_EXPECT_OK(cache.truncate(id, 62));       // one is free again, one holds 30 tokens
+  KVTILT_EXPECT_OK(cache.truncate(id, 62));       // frees one page, leaves 30 tokens in another
   const test::Snapshot before(cache.view(id, 0).value());
-  const Status refused = tokens.append_to(cache, id, 0, 0, 64);  // would seal two
+  const Status refused = tokens.append_to(cache, id, 0, 0, 64);  // would seal two pages
   EXPECT_EQ(refused.code(), ErrorCode::OutOfCapacity);
   EXPECT_NE(std::string(refused.message()).find("reserve again"), std::string::npos);
   EXPECT_TRUE(test::unchanged(before, cache.view(id, 0).value()));
@@ -255,7 +255,7 @@ TEST(KVCache, TruncationRepairsLayersOutOfStep) {
   for (int layer = 0; layer < 3; ++layer)
     KVTILT_EXPECT_OK(tokens.append_to(cache, id, layer, 0, held[layer]));
   EXPECT_EQ(cache.length(id).value(), 30);
-  KVTILT_EXPECT_OK(cache.truncate(id, 45));  // layers that hold fewer keep what they hold
+  KVTILT_EXPECT_OK(cache.truncate(id, 45));  // shorter layers keep all their tokens
   EXPECT_EQ(cache.length(id, 0).value(), 45);
   EXPECT_EQ(cache.length(id, 1).value(), 30);
   EXPECT_EQ(cache.length(id, 2).value(), 40);
@@ -326,7 +326,7 @@ TEST(KVCacheRandom, ProgramsOnManySequencesFollowTheModel) {
                               random.between(0, room));
           const test::Snapshot before(cache.view(own.id, layer).value());
           const Status status = tokens.append_to(cache, own.id, layer);
-          if (!status.ok()) {  // a cut sealed page cost a page of the reservation
+          if (!status.ok()) {  // a shortened sealed page takes a whole page of the reservation
             EXPECT_EQ(status.code(), ErrorCode::OutOfCapacity);
             EXPECT_TRUE(test::unchanged(before, cache.view(own.id, layer).value()));
             KVTILT_EXPECT_OK(cache.reserve(own.id, own.capacity));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-/// What may happen at the same time: writers of different sequences, readers of what is sealed, and
-/// calls that take and give memory. The thread sanitizer sees what these checks cannot.
+/// What may run concurrently: writers of different sequences, readers of sealed pages, and calls
+/// that allocate and free. Run under the thread sanitizer too: it finds races that these checks
+/// cannot.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/small_cache.hpp"
@@ -56,8 +57,8 @@ TEST(KVCacheThreads, SequencesAreWrittenReservedAndClosedAtTheSameTime) {
   for (std::size_t i = 0; i < 4; ++i) expect_alone(cache.view(kept[i], 0).value(), tokens[i]);
 }
 
-// Under a limit, memory of sequences that one thread closes goes back while others hold pages next to
-// it, shared ones included.
+// Under a limit, memory of sequences closed by one thread is returned while other threads hold
+// pages beside it, shared pages included.
 TEST(KVCacheThreads, MemoryGoesBackWhileOthersReserve) {
   CacheOptions options = small_pages();
   options.max_bytes = 60000;
@@ -93,7 +94,7 @@ TEST(KVCacheThreads, MemoryGoesBackWhileOthersReserve) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_GT(done, 0);
   EXPECT_LE(cache.memory().reserved_bytes, options.max_bytes);
-  for (const std::int64_t length : lengths) {  // each alone fits
+  for (const std::int64_t length : lengths) {  // each one fits on its own
     const SequenceId id = test::open_reserved(cache, length);
     KVTILT_EXPECT_OK(cache.close(id));
   }
@@ -149,7 +150,7 @@ TEST(KVCacheThreads, AForksPagesAreReadWhileTheOtherGrowsShrinksAndGoes) {
     });
   threads.emplace_back([&] {
     KVTILT_EXPECT_OK(append(cache, parent, tokens, 200, 100));
-    KVTILT_EXPECT_OK(cache.truncate(parent, 20));  // lets go of all that is shared
+    KVTILT_EXPECT_OK(cache.truncate(parent, 20));  // releases all shared pages
     KVTILT_EXPECT_OK(cache.reserve(parent, 400));
     for (std::int64_t first = 20; first < 400; first += 20)
       KVTILT_EXPECT_OK(append(cache, parent, tokens, first, 20));
@@ -159,8 +160,8 @@ TEST(KVCacheThreads, AForksPagesAreReadWhileTheOtherGrowsShrinksAndGoes) {
   EXPECT_EQ(equal, readers * rounds);
 }
 
-// Truncation takes no lock: only the page's counter orders one sequence's reading before the other's
-// writing. The thread sanitizer does not see vectors of 32 or 64 bytes.
+// Truncation takes no lock: only the page's counter orders one sequence's reads before the other's
+// writes. The scalar kernels run: the sanitizer does not see vectors of 32 or 64 bytes.
 TEST(KVCacheThreads, TheLastToLetGoOfASharedPageWritesIntoIt) {
   CacheOptions options = small_pages();
   options.isa = test::usable_isas().front();
@@ -173,7 +174,7 @@ TEST(KVCacheThreads, TheLastToLetGoOfASharedPageWritesIntoIt) {
     const SequenceId base = test::open_reserved(cache, 150);
     KVTILT_EXPECT_OK(append(cache, base, prompt, 0, 150));
     const SequenceId ids[] = {cache.fork(base, 600).value(), cache.fork(base, 600).value()};
-    const bool forks = round % 2 == 0;  // otherwise the two are alone with the pages
+    const bool forks = round % 2 == 0;  // otherwise only these two share the pages
     if (!forks) KVTILT_EXPECT_OK(cache.close(base));
     std::vector<std::thread> threads;
     for (const int i : {0, 1})
@@ -192,7 +193,7 @@ TEST(KVCacheThreads, TheLastToLetGoOfASharedPageWritesIntoIt) {
   }
 }
 
-// A thread that reports, and knows nothing of what the others do.
+// One thread reports memory without any synchronization with the writers.
 TEST(KVCacheThreads, MemoryIsReportedWhileSequencesAreWritten) {
   constexpr LayerShape window{1, 32, 32, 50};
   KVCache cache = test::make_cache(window, presets::k4v2, small_pages());
@@ -234,7 +235,7 @@ TEST(KVCacheThreads, OnePromptIsForkedExtendedAndClosedByMany) {
   const Rows<float> prompt = random_rows(random, 150, 1, 32);
   const SequenceId shared = test::open_reserved(cache, 150);
   KVTILT_EXPECT_OK(append(cache, shared, prompt, 0, 150));
-  std::vector<Rows<float>> whole;  // the prompt, and what each thread adds
+  std::vector<Rows<float>> whole;  // the prompt, then the tokens that each thread adds
   std::vector<SequenceId> kept(4);
   for (int i = 0; i < 4; ++i) {
     whole.push_back(random_rows(random, 300, 1, 32));

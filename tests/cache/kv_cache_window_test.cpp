@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A layer with a window: which pages go, when, and what is then refused.
+/// A layer with a window: which pages it frees, when, and what it then refuses.
 #include <kvtilt/cache/kv_cache.hpp>
 
 #include "support/attend_check.hpp"
@@ -27,7 +27,7 @@ using testing::HasSubstr;
 constexpr int window = 50;
 constexpr int recent = 16;
 
-/// Sinks 0 to 3, pages of 32 from 4 on.
+/// Sinks at 0 to 3, pages of 32 from 4 on.
 struct Windowed {
   LayerShape shape{1, 32, 32, window};
   KVCache cache;
@@ -65,7 +65,7 @@ TEST(KVCacheWindow, PagesAreFreedOnceNoRecentTokenSeesThem) {
     for (std::int32_t i = 0; i < view.page_count; ++i) {
       if (view.pages[i].kind != PageKind::Sealed) continue;
       ++sealed;
-      // Freed when the last seal came, so up to a page later than it could be.
+      // Pages are freed only when another is sealed: up to a page later than the window allows.
       ASSERT_GT(view.pages[i].first_position + 32, length - 32 - recent - window) << length;
     }
     ASSERT_EQ(view.pages[0].kind, PageKind::Sinks);
@@ -91,7 +91,7 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
     ASSERT_GT(kept, 200);
     const test::Snapshot before(windowed.view());
     const Status status = windowed.cache.truncate(windowed.id, length);
-    if (length - window + 1 >= kept) {  // the token at `length` sees this one and those behind it
+    if (length - window + 1 >= kept) {  // the token at `length` sees itself and window - 1 before
       EXPECT_TRUE(status.ok()) << status.message();
       continue;
     }
@@ -99,7 +99,7 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("freed positions up to " + std::to_string(kept - 1)));
     EXPECT_TRUE(test::unchanged(before, windowed.view()));
-    // The third token sees sinks alone, and from there on nothing is missing.
+    // The third token sees sinks alone: from there on nothing is missing.
     KVTILT_EXPECT_OK(windowed.cache.truncate(windowed.id, 2));
     KVTILT_EXPECT_OK(windowed.cache.append(windowed.id, 0, windowed.rows.view(2, 90),
                                            windowed.rows.view(2, 90)));
@@ -108,7 +108,7 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
   }
 }
 
-/// 320 tokens in two layers, of which the second has a window.
+/// 320 tokens in two layers; the second has a window.
 struct HalfWindowed {
   KVCache cache = make();
   SequenceId id = test::open_reserved(cache, 320);
@@ -148,7 +148,7 @@ TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
   const std::int64_t kept = cache.view(id, 1)->first_kept;
   ASSERT_EQ(kept, 4 + 32 * 7);
   ASSERT_EQ(cache.view(id, 1)->pages[2].kind, PageKind::Sealed);
-  // Freed in one layer, but in the sinks, inside a page of the other, empty, or backwards.
+  // Freed in layer 1, but in the sinks, inside a page of layer 0, empty, or backwards.
   const test::Snapshot windowed(cache.view(id, 1).value());
   for (const auto& [from, to] : {std::pair{0, 36}, {5, 36}, {4, 35}, {36, 36}, {36, 4}, {-28, 4}})
     EXPECT_EQ(cache.remove(id, from, to).code(), ErrorCode::InvalidArgument) << from;
@@ -159,7 +159,7 @@ TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
   EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
   EXPECT_EQ(cache.view(id, 0)->page_count, cache.view(id, 1)->page_count + 7 - 2);
 
-  // Half of it is gone: the rest goes, if it ends with a page.
+  // Half of it is freed already: the rest can be removed if it ends with a page.
   EXPECT_EQ(cache.remove(id, kept - 32, kept + 31).code(), ErrorCode::InvalidArgument);
   EXPECT_TRUE(test::unchanged(windowed, cache.view(id, 1).value()));
   KVTILT_EXPECT_OK(cache.remove(id, kept - 32, kept + 32));
@@ -184,7 +184,7 @@ TEST(KVCacheWindow, RemovalLooksForWhatTheWindowHasLeft) {
 TEST(KVCacheWindow, AttendingToFreedTokensIsRefused) {
   Windowed windowed(320);
   const LayerView view = windowed.view();
-  const std::int64_t reach = view.length - view.first_kept - window + 1;  // queries it has room for
+  const std::int64_t reach = view.length - view.first_kept - window + 1;  // queries it can serve
   ASSERT_GE(reach, recent);
   Random random(4);
   const Rows<float> queries = test::random_queries(random, windowed.shape, reach + 1, 1);

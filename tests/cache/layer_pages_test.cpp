@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Pages in the engine's hands against the same tokens in a KVCache.
+// Pages that an engine manages itself, against the same tokens in a KVCache.
 #include <kvtilt/cache/layer_pages.hpp>
 
 #include "support/aligned_memory.hpp"
@@ -54,7 +54,7 @@ class Engine {
     PageEntry& full = table_[static_cast<std::size_t>(count_ + (start > 0 ? 1 : 0))];
     std::byte* page = next(sealed_, PageKind::Sealed, static_cast<std::size_t>(count_++));
     KVTILT_RETURN_IF_ERROR(pages_.seal(full.data, page));
-    std::memset(full.data, 0xff, pages_.bytes(PageKind::Tail));  // the page must not need it
+    std::memset(full.data, 0xff, pages_.bytes(PageKind::Tail));  // a page must not need it
     full.data = page;
     full.kind = PageKind::Sealed;
     return {};
@@ -75,7 +75,7 @@ class Engine {
   AlignedMemory sealed_;
   std::vector<PageEntry> table_;
   int length_ = 0;
-  int count_ = 0;  ///< sealed pages
+  int count_ = 0;  ///< number of sealed pages
 };
 
 bool same_bits(const test::Output& a, const test::Output& b) {
@@ -85,7 +85,7 @@ bool same_bits(const test::Output& a, const test::Output& b) {
          std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(float)) == 0;
 }
 
-/// The bytes of the sealed pages agree, and there are some.
+/// All sealed pages have equal bytes, and there are at least three.
 void expect_same_pages(const LayerView& ours, const LayerView& cache) {
   ASSERT_EQ(ours.page_count, cache.page_count);
   int sealed = 0;
@@ -141,7 +141,7 @@ TEST(LayerPagesProperty, BytesAndAttentionAreThoseOfACache) {
 }
 
 TEST(LayerPages, SinksOutliveTheWindowWhereTheLayerSaysSo) {
-  // A KVCache frees pages behind the window; an engine may keep them: they are not seen.
+  // A KVCache frees pages behind the window; an engine may keep them, but no query sees them.
   Random random(6);
   CacheOptions options;
   options.page_tokens = 32;
@@ -178,7 +178,7 @@ TEST(LayerPages, AChunkAttendsToItselfAndToTheTable) {
                                     rows.view(first, 50), output.view(), {}, workspace));
     return output;
   };
-  for (int first = 0; first < 200; first += 50) {  // the first chunk has no past at all
+  for (int first = 0; first < 200; first += 50) {  // the first chunk has no past
     EXPECT_TRUE(same_bits(prefill(engine.view(), first), prefill(*cache.view(id, 0), first)));
     KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(first, 50), rows.view(first, 50)));
     for (int t = first; t < first + 50; ++t)
@@ -195,7 +195,7 @@ TEST(LayerPages, SeveralTokensAreWrittenLikeOneAfterTheOther) {
   AlignedMemory alone(pages.bytes(PageKind::Tail));
   KVTILT_EXPECT_OK(pages.write(keys.view(0, 5), values.view(0, 5), 0, together.data()));
   KVTILT_EXPECT_OK(pages.write(keys.view(5, 27), values.view(5, 27), 5, together.data()));
-  for (int t = 31; t >= 0; --t)  // the order is the engine's
+  for (int t = 31; t >= 0; --t)  // an engine may write in any order
     KVTILT_EXPECT_OK(pages.write(keys.view(t, 1), values.view(t, 1), t, alone.data()));
   EXPECT_EQ(together.copy(), alone.copy());
   EXPECT_EQ(pages.bytes(PageKind::Tail), pages.bytes(PageKind::Sinks));
@@ -297,7 +297,7 @@ TEST(LayerPagesHostile, TablesThatAreNoneAreRefused) {
   };
   EXPECT_EQ(message({}, 0), "");
   EXPECT_EQ(message({first, second}, 42), "");
-  EXPECT_EQ(message({first, second}, 50), "");  // the newest may lie elsewhere
+  EXPECT_EQ(message({first, second}, 50), "");  // the newest tokens may lie elsewhere
   EXPECT_EQ(message({second}, 42), "");         // so may the oldest
   EXPECT_THAT(message({first, second}, 41), HasSubstr("page 1 holds 10 positions from 32 on"));
   EXPECT_THAT(message({second, first}, 42), HasSubstr("page 1 holds 32 positions from 0 on"));

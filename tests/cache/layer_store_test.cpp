@@ -33,7 +33,7 @@ LayerStore make_store(const LayerShape& shape, const std::vector<std::string>& r
 
 TEST(LayerStore, HasALayoutForEveryKindOfPage) {
   const LayerStore store = make_store({2, 64, 32, 0}, {"k4v2"}, {64, 5, 128});
-  EXPECT_EQ(store.layout(PageKind::Sinks).tokens, 16);  // whole lines
+  EXPECT_EQ(store.layout(PageKind::Sinks).tokens, 16);  // rounded up to whole lines
   EXPECT_EQ(store.layout(PageKind::Tail).tokens, 64);
   EXPECT_EQ(store.layout(PageKind::Sealed).tokens, 64);
   EXPECT_EQ(store.layout(PageKind::Sinks).bytes, 2u * 16 * (64 + 32) * 2);
@@ -78,7 +78,7 @@ TEST(LayerStore, TokensAreWrittenWhereTheLayoutSays) {
 TEST(LayerStore, PagesOfOneBlockHaveTheSameBytesOnEveryInstructionSet) {
   const LayerShape shape{3, 72, 40, 0};
   const LayerStore store =
-      make_store(shape, {"k4v2", "k3tv5c", "k7tv1"}, {32, 0, 0});  // a recipe per head
+      make_store(shape, {"k4v2", "k3tv5c", "k7tv1"}, {32, 0, 0});  // one recipe per head
   Random random(2);
   const Rows<float> keys = random_rows(random, 32, 3, 72);
   const Rows<float> values = random_rows(random, 32, 3, 40);

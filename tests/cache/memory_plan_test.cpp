@@ -23,7 +23,7 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// Something that can be planned, and made.
+/// A cache to plan and to create.
 struct Wanted {
   CacheShape shape;
   Plan plan;
@@ -77,8 +77,8 @@ void expect_equal(const MemoryReport& planned, const MemoryReport& seen) {
   EXPECT_EQ(planned.effective_bits(), seen.effective_bits());
 }
 
-/// The plan is what a counting allocator sees, with and without page_memory, and page_memory of a
-/// byte less is too little.
+/// plan_memory() equals what a counting allocator sees, with and without page_memory, and
+/// page_memory that is one byte smaller does not suffice.
 void check(Wanted wanted, std::int64_t tokens, int sequences) {
   const Result<MemoryPlan> plan =
       plan_memory(wanted.shape, wanted.plan, wanted.options, tokens, sequences);
@@ -114,18 +114,19 @@ TEST(MemoryPlan, IsWhatTheFormatsSay) {
   const CacheShape shape{{{2, 128, 128, 0}, {0, 0, 0, 0}, {1, 72, 40, 0}}};
   const Plan plan{{{presets::k4v2}, {presets::k4v2}, {parse_recipe("k3tv5c").value()}}};
   const MemoryPlan planned = plan_memory(shape, plan, {}, 400, 3).value();
-  // 396 tokens behind 4 sinks: 4 pages beyond the last 128; a tail of at most 3 blocks.
+  // 396 tokens follow the 4 sinks: 4 pages beyond the newest 128; a tail of at most 3 blocks.
   constexpr std::size_t page0 = 2 * (4096 + 512 + 2048 + 256);
   constexpr std::size_t page2 =
       (64 * 72 * 3 / 8 + 64 * 4 + 40 * 64 * 5 / 8 + 40 * 4 + 63) / 64 * 64;
   EXPECT_EQ(planned.page_bytes, 3 * 4 * (page0 + page2));
   EXPECT_EQ(planned.tail_bytes, 3u * 3 * 64 * 2 * (2 * 256 + 112));
   EXPECT_EQ(planned.sink_bytes, 3u * 16 * 2 * (2 * 256 + 112));  // blocks of 16 slots
-  // Tables: 4 pages, 3 tail blocks and the sinks; 3 blocks of the ring; 4 pages to spare.
+  // Tables: entries for 4 pages, 3 tail blocks and the sinks; blocks of the ring (3) and spare
+  // pages (4).
   EXPECT_EQ(planned.table_bytes, 3 * 2 * (8 * sizeof(PageEntry) + 7 * sizeof(Block)));
   EXPECT_EQ(planned.filled.page_bytes, planned.page_bytes);
   EXPECT_EQ(planned.filled.elements, 3 * 400 * (2 * 256 + 112));
-  // Slabs with 4 pages, 3 tail blocks or 1 block of sinks: 64 bytes each.
+  // A slab (one allocation) for the 4 pages, one for the tail, one for the sinks: 64 bytes each.
   EXPECT_EQ(planned.slab_bytes, 3u * 2 * 3 * 64);
 }
 
@@ -180,7 +181,7 @@ TEST(MostTokens, IsTheLongestReservationThatSucceeds) {
         most_tokens(wanted.shape, wanted.plan, wanted.options, sequences);
     ASSERT_TRUE(most.ok()) << most.message();
     Status last;
-    for (const std::int64_t tokens : {*most, *most + 1}) {  // page_memory serves one at a time
+    for (const std::int64_t tokens : {*most, *most + 1}) {  // both use page_memory: in turn
       KVCache cache = test::make_cache(wanted.shape, wanted.plan, wanted.options);
       for (int i = 0; i < sequences; ++i) last = cache.reserve(cache.open().value(), tokens);
       EXPECT_EQ(last.code(), tokens == *most ? ErrorCode::Ok : ErrorCode::OutOfMemory) << *most;
@@ -278,7 +279,7 @@ TEST(MemoryPlanHostile, NamesTheNumbersThatAreWrong) {
   EXPECT_EQ(nothing.code(), ErrorCode::OutOfMemory);
   EXPECT_THAT(std::string(nothing.message()), HasSubstr("max_bytes is 10"));
 
-  // Too much for one sequence, for a thousand, and for any number that could say so.
+  // Two sequences fit, a thousand do not; the vast cache needs more than 2^56 bytes.
   const CacheShape large = CacheShape::uniform(32, 8, 128);
   const Plan large_plan = Plan::uniform(large, presets::k4v2);
   EXPECT_TRUE(plan_memory(large, large_plan, {}, max_tokens, 2).ok());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Threads that share pages: kv_cache_threads_test.cpp.
+// kv_cache_threads_test.cpp shares pages between threads.
 #include <kvtilt/cache/page_references.hpp>
 
 #include <gtest/gtest.h>

@@ -10,7 +10,7 @@ namespace {
 
 constexpr LayerShape layer{2, 4, 8};
 
-/// Rows of a layer, and the same with one thing wrong.
+/// Valid rows of a layer, which each test breaks in one way.
 class RowCheckTest : public ::testing::Test {
  protected:
   std::vector<float> data_ = std::vector<float>(3 * 2 * 8);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Bytes that are no saved sequence, not of this cache, damaged, or forged with a right checksum.
+/// Images that are no saved sequence, another cache's, damaged, or forged with a valid checksum.
 #include <kvtilt/cache/saved_reader.hpp>
 
 #include "support/caches.hpp"
@@ -24,7 +24,7 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// Two layers; the second has a window that has freed a page.
+/// Two layers; the window of the second has freed a page.
 class SavedReaderHostile : public testing::Test {
  protected:
   static CacheShape shape() {
@@ -52,7 +52,7 @@ class SavedReaderHostile : public testing::Test {
     image_ = test::saved(cache_, id);
   }
 
-  /// Refused with this code and these words, and nothing was taken for it.
+  /// load() fails with this code and these words, and allocates nothing.
   void expect_refused(const std::vector<std::byte>& image, ErrorCode code, const char* words) {
     expect_refused(cache_, image, code, words);
   }
@@ -64,7 +64,7 @@ class SavedReaderHostile : public testing::Test {
     EXPECT_THAT(std::string(loaded.message()), HasSubstr(words));
     EXPECT_EQ(cache.memory().reserved_bytes, before);
   }
-  /// Of a header, or of layer `layer` from 0 on.
+  /// Forges a field of the header; below, one of layer `layer`.
   template <class T>
   void expect_forgery_refused(std::size_t offset, T value, const char* words) {
     expect_refused(forged(image_, offset, value), ErrorCode::Corrupt, words);
@@ -179,19 +179,19 @@ TEST_F(SavedReaderHostile, ForgedPagesAreRefused) {
     expect_forgery_refused(pages + static_cast<std::size_t>(page) * sizeof record, record,
                            "out of place");
   };
-  expect(0, {3, 32});    // in the sinks
-  expect(0, {4, 33});    // more than a page, and over the next
-  expect(0, {4, 0});     // nothing
-  expect(0, {5, 32});    // over the next
-  expect(1, {35, 32});   // over the last
-  expect(3, {101, 32});  // over the tail
+  expect(0, {3, 32});    // begins in the sinks
+  expect(0, {4, 33});    // too long, and overlaps the next
+  expect(0, {4, 0});     // no tokens
+  expect(0, {5, 32});    // overlaps the next
+  expect(1, {35, 32});   // overlaps the previous
+  expect(3, {101, 32});  // overlaps the tail
   expect(3, {std::numeric_limits<std::int64_t>::max(), 32});
   expect(1, {36, std::numeric_limits<std::int32_t>::min()});
   expect(1, {36, 32, 1});
   const SavedLayer second = test::read_at<SavedLayer>(image_, 128);
   ASSERT_GT(second.first_kept, 4);
   expect_forgery_refused(second.offset + 2 * sizeof(SavedRecipe), SavedPage{4, 32},
-                         "out of place");  // freed
+                         "out of place");  // the window has freed it
 }
 
 TEST_F(SavedReaderHostile, ForgedRecipesAreNamedOrRefused) {

@@ -20,7 +20,7 @@ namespace {
 using test::CountingAllocator;
 using test::Random;
 
-/// A layer with blocks that are only addresses.
+/// A layer whose blocks are only addresses.
 class Layer {
  public:
   explicit Layer(const TokenPlacement& placement) : layer_(placement, memory_.get()) {}
@@ -44,7 +44,7 @@ class Layer {
       EXPECT_NE(sealing.block, sealing.page);
     }
   }
-  /// False if the layer lacks a page.
+  /// Returns false if the layer lacks a page.
   bool append(int tokens) {
     if (layer_.missing_for(layer_.length() + tokens).sealed > 0) return false;
     const std::int64_t length = layer_.length() + tokens;
@@ -66,7 +66,7 @@ class Layer {
     EXPECT_GE(layer_.tokens_before_seal(), 0);
     return true;
   }
-  /// Every block given is owned exactly once, and the table is contiguous.
+  /// Every block given is owned exactly once, and the table has no gaps.
   void check() {
     std::multiset<std::byte*> owned;
     const auto own = [&](const Block& block) { owned.insert(block.data); };

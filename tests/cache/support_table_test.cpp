@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The table of what is supported, in README.md, is what supports() says.
+/// The table of supported formats in README.md equals what supports() says.
 #include <kvtilt/cache/options.hpp>
 
 #include <gtest/gtest.h>
@@ -19,7 +19,7 @@ namespace {
 constexpr std::string_view begin_mark = "<!-- support table: written by cache/support_table -->\n";
 constexpr std::string_view end_mark = "<!-- end of support table -->\n";
 
-/// "32, 64, 128", and "16, 32, ..., 128" or "1-8" where four or more are evenly spaced.
+/// Writes "32, 64, 128"; four or more evenly spaced numbers become "16, 32, ..., 128" or "1-8".
 std::string to_text(const std::vector<int>& numbers) {
   const std::size_t count = numbers.size();
   bool even = count >= 4;
@@ -38,7 +38,7 @@ std::string to_text(const std::vector<int>& numbers) {
   return text;
 }
 
-/// One tensor's format beside a tensor in 16 bits.
+/// A format for keys or values, with the other tensor in 16 bits.
 struct Probe {
   bool keys;
   int bits;
@@ -50,14 +50,14 @@ struct Probe {
                 : supports({1, 64, dim, 0}, {{}, format}, page).ok();
   }
 
-  /// Head dimensions that take the default group in all pages.
+  /// Head dimensions that accept the default group with every page size.
   [[nodiscard]] std::vector<int> dims() const {
     std::vector<int> found;
     for (int dim = 0; dim <= 1024; ++dim)
       if (accepts(dim, 0, 32) && accepts(dim, 0, 64) && accepts(dim, 0, 128)) found.push_back(dim);
     return found;
   }
-  /// Groups that every one of some head dimensions takes.
+  /// Group sizes that all of some representative head dimensions accept.
   [[nodiscard]] std::vector<int> groups(int page) const {
     std::vector<int> found;
     for (int group = 1; group <= 640; ++group) {
@@ -67,7 +67,7 @@ struct Probe {
     }
     return found;
   }
-  /// The widest head that can be one group, where every head up to it can; otherwise 0.
+  /// The widest head that can be a single group if all narrower ones can be too; else 0.
   [[nodiscard]] int whole_head() const {
     int widest = 0;
     for (const int dim : dims()) {
@@ -95,7 +95,7 @@ struct Probe {
   }
 };
 
-/// Widths that answer everything alike, in the order of the table.
+/// A row of the table: the widths for which all its other columns are equal.
 struct Line {
   std::string row;
   std::vector<int> key_bits;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// supports() says Ok exactly where a cache can be created and works, over everything that can be
-/// asked of it; and no without a number to look at is no answer.
+/// supports() says Ok exactly where a cache can be created and works, over all widths, groups,
+/// pages and head dimensions; a refusal names a number.
 #include <kvtilt/cache/options.hpp>
 
 #include "support/all_formats.hpp"
@@ -30,15 +30,15 @@ Format make_format(int bits, Granularity granularity, int group) {
   return {bits, granularity, group, bits == half_bits ? RangeRule::MinMax : default_rule(bits)};
 }
 
-/// The rules once more, in the words of the design.
+/// The rules of the design, written a second time.
 bool is_legal(const Format& format, int dim, int page) {
   if (dim < 8 || dim > 576 || dim % 8 != 0) return false;
   if (format.bits == 16) return format.group == 0;
   if (format.bits < 1 || format.bits > 8 || format.group < 0) return false;
-  if (format.granularity == Granularity::PerChannel)  // whole lines of 16; closed within the page
+  if (format.granularity == Granularity::PerChannel)  // in lines of 16; groups end with the page
     return format.group == 0 || (format.group % 16 == 0 && page % format.group == 0);
   if (format.group == 0) return true;
-  if (format.group >= dim) return dim <= 128;  // the whole head
+  if (format.group >= dim) return dim <= 128;  // one group per head
   return format.group % 16 == 0 && format.group <= 128;
 }
 
@@ -52,7 +52,7 @@ Result<KVCache> create(const LayerShape& shape, const Recipe& recipe, int page) 
   return KVCache::create<FormatList>(CacheShape{{shape}}, Plan{{{recipe}}}, options);
 }
 
-/// supports() and create() agree with each other and with `legal`.
+/// supports() and create() both accept or both refuse, as `legal` says.
 template <class FormatList = AllFormats>
 bool agree(const LayerShape& shape, const Recipe& recipe, int page, bool legal) {
   const Status status = supports<FormatList>(shape, recipe, page);
@@ -60,7 +60,7 @@ bool agree(const LayerShape& shape, const Recipe& recipe, int page, bool legal) 
   return status.ok() == legal && cache.ok() == legal && cache.code() == status.code();
 }
 
-/// Fills a page and one token more, and attends to both.
+/// Fills a page and one token more, and attends to both pages.
 void use(KVCache cache, const LayerShape& shape, int page) {
   const SequenceId id = test::open_reserved(cache, page + 1);
   Random random(1);
@@ -105,7 +105,7 @@ TEST(Supports, EveryPairOfFormatsAtEveryPairOfHeadDimensions) {
             for (int value_dim = 8; value_dim <= 576; value_dim += 8) {
               const LayerShape shape{1, key_dim, value_dim, 0};
               ASSERT_TRUE(supports(shape, recipe).ok()) << to_string(recipe);
-              if (++asked % 61 == 0) {  // coprime to the loops: all values of each come up
+              if (++asked % 61 == 0) {  // coprime to all loop counts
                 ASSERT_TRUE(create(shape, recipe, 64).ok()) << to_string(recipe);
               }
             }
@@ -162,7 +162,7 @@ TEST(Supports, WhatIsSupportedSealsAndAttends) {
       for (const Granularity key_granularity : granularities)
         for (const Granularity value_granularity : granularities)
           for (const LayerShape& shape : shapes) {
-            const bool large = shape.key_dim > 128;  // only with itself: takes its time
+            const bool large = shape.key_dim > 128;  // these take long: one format for both
             if (large && (key_bits != value_bits || key_granularity != value_granularity)) continue;
             const Recipe recipe{make_format(key_bits, key_granularity, 0),
                                 make_format(value_bits, value_granularity, 0)};

@@ -11,8 +11,8 @@
 namespace kvtilt {
 namespace {
 
-/// The rules, token by token: a page is sealed once it lies beyond the recent tokens, and freed, at
-/// a seal, once the window has left it and the recent tokens behind.
+/// The rules, token by token: a page is sealed once it lies beyond the recent tokens; at a seal,
+/// pages are freed that no recent token's window reaches.
 struct Model {
   const TokenPlacement& rules;
   std::int64_t length = 0;

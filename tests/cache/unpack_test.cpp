@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Tokens out of a cache against the model of a layer; what random programs do not reach, and errors.
+// Unpacking against the model of a layer: cases that random programs do not reach, and errors.
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cache/unpack.hpp>
@@ -27,8 +27,8 @@ using test::random_rows;
 using test::Rows;
 using testing::HasSubstr;
 
-/// A layer of two heads with recipes of their own: sinks 0 to 3, pages of 32 from 4 on, the newest
-/// 16 tokens in 16 bits.
+/// A layer of two heads with one recipe each: sinks at 0 to 3, pages of 32 from 4 on, the newest 16
+/// tokens in 16 bits.
 class UnpackCache : public testing::Test {
  protected:
   explicit UnpackCache(int window = 0)
@@ -46,7 +46,7 @@ class UnpackCache : public testing::Test {
     model.append(keys, values);
   }
 
-  /// Every range that starts and ends near the boundary of a page, or refuses to.
+  /// Compares every range that starts and ends near a page boundary; beyond the end it must fail.
   void expect_model(SequenceId id, const test::LayerModel& model) {
     std::vector<std::int64_t> cuts = {0, 2, model.length(), model.length() + 1};
     for (const PageEntry& page : model.page_table())
@@ -133,7 +133,7 @@ TEST_F(UnpackCache, GivesKeysOrValuesAlone) {
   EXPECT_EQ(values.data, both_values.data);
 }
 
-/// What came out in f16 goes into a cache of 16 bits unchanged; layouts differ on the way.
+/// Unpacked f16 goes into a 16-bit cache unchanged, here through a heads-first layout.
 TEST_F(UnpackCache, FeedsAnotherCache) {
   append(100);
   Rows<F16> keys(100, 2, 72);
@@ -169,7 +169,7 @@ class UnpackHostile : public UnpackCache {
     KVTILT_EXPECT_OK(cache_.remove(id_, 36, 68));
   }
 
-  /// Expects InvalidArgument with every word, and rows that nobody touched.
+  /// Expects InvalidArgument with all words, and rows that were not written.
   void refuses(const std::vector<std::string>& words, std::int64_t first,
                const MutableTensorView& keys, const MutableTensorView& values, int layer = 0) {
     const Status status = cache_.unpack(id_, layer, first, keys, values);

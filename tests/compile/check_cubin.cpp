@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Prints what the kernels of cubins consist of and fails where a budget is broken:
+/// Lists the instructions of every kernel in some cubins and fails if one exceeds its budget:
 /// check_cubin <file.budget> <cubin>...
 #include "support/cubin.hpp"
 #include "support/cubin_budget.hpp"
@@ -49,8 +49,8 @@ int main(int argc, char** argv) {
       failed = true;
     }
   }
-  // A rule for kernels that are not there checks nothing; for a machine that was not asked for it
-  // is left out on purpose.
+  // A rule that matches no kernel checks nothing, so it is an error, unless no cubin given is of
+  // the rule's machine.
   for (const CubinRule& rule : rules)
     if (rule.matches == 0 &&
         (rule.machine == "*" || machines.find(rule.machine) != std::string::npos)) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The reader of cubins on files made by hand; kernels/probe.cu is the same for a real compiler.
+// The reader of cubins, on hand-made files; kernels/probe.cu tests it on a real compiler's.
 #include "support/cubin.hpp"
 
 #include "support/cubin_budget.hpp"
@@ -81,7 +81,7 @@ std::string sample() {
   put(symbols, std::uint32_t{1});
   symbols.resize(48);
   std::string info;
-  put(info, std::uint32_t{0x00012f03});  // an attribute without bytes behind it
+  put(info, std::uint32_t{0x00012f03});  // an attribute without a payload
   put(info, std::uint32_t{0x00082f04});
   put(info, std::uint32_t{1});
   put(info, std::uint32_t{96});

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Compiles .cu files for every architecture, to <folder>/<name>.o, with machine code or without, or to
-# <folder>/<name>.sm_<n>.cubin:
+# Compiles .cu files to <folder>/<name>.o (object: machine code, ptx: PTX alone) or to
+# <folder>/<name>.sm_<n>.cubin (cubin):
 #   cuda.sh object|ptx|cubin <folder> <file.cu>... -- <compiler options>...
-# Every architecture: with KVTILT_FULL=1 all that are supported, else one of each kind, of ptx one alone.
+# Architectures: one of each kind (ptx: sm_90 alone); with KVTILT_FULL=1 all that are supported.
 # Without nvcc it exits with 77, which ctest reads as skipped; with CI=true that is a failure.
 set -euo pipefail
 

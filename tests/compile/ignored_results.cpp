@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The compiler must complain twice.
+// Must give two warnings.
 #include <kvtilt/core/status.hpp>
 
 kvtilt::Status status();

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the kernels of one .cu file and holds what ptxas made of them against its .budget file:
+# Compiles the kernels of one .cu file and checks the machine code against its .budget file:
 # kernels.sh <check_cubin> <folder> <file.cu> -- <compiler options>...
 set -euo pipefail
 

@@ -1,5 +1,5 @@
-# Reads the #include lines of include/kvtilt: which folder may include which, and who may use what
-# from outside the standard library. Run from the root: cmake -P tests/compile/layering.cmake
+# Checks the #include lines of include/kvtilt: which folder may include which, and which may use
+# what besides the standard library. Run from the root: cmake -P tests/compile/layering.cmake
 cmake_minimum_required(VERSION 3.23)
 
 set(core core)

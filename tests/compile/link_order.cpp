@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Files built with different -m flags, in one program: each attends to the caches that the others
-/// filled, and all outputs agree up to the rounding of float sums. A forced instruction set may be
-/// refused, because a file built for a stronger one leaves it out; it may not crash.
+/// Links files built with different -m flags into one program: each attends to the caches that the
+/// others filled, and all outputs agree up to the rounding of float sums. Forcing an instruction
+/// set may fail with an error, because a file built for a stronger one leaves it out; it may not
+/// crash.
 #include "link_order.hpp"
 
 #include <cmath>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What link_order_side.cpp defines once per set of compiler flags, in a namespace of its own.
+/// What link_order_side.cpp defines for each set of compiler flags, in a namespace per set.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>

@@ -1,4 +1,4 @@
-# Every header has its test at the same path. Run from the root: cmake -P tests/compile/mirror.cmake
+# Every header has a test at the same path. Run from the root: cmake -P tests/compile/mirror.cmake
 cmake_minimum_required(VERSION 3.23)
 
 set(bare "")

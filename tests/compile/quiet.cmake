@@ -1,5 +1,5 @@
-# Reads include/kvtilt: the library prints nothing, ends nothing, throws in one place alone, asks the
-# environment for nothing but KVTILT_ISA, and does without std::atomic_ref, which libc++ has from
+# Checks that include/kvtilt never prints or ends the program, throws in one place only, reads no
+# environment variable but KVTILT_ISA, and does without std::atomic_ref, which libc++ has from
 # version 19 on. Run from the root: cmake -P tests/compile/quiet.cmake
 cmake_minimum_required(VERSION 3.23)
 

@@ -1,4 +1,5 @@
-# A program with kernels, where there is a CUDA compiler. A macro, as languages belong to a project.
+# Builds a program with kernels if there is a CUDA compiler. A macro: enable_language needs project
+# scope.
 macro(consumer_enable_cuda)
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 80-virtual)

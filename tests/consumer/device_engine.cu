@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// A project of its own with kernels in it: a cache, a step of decoding and what the device says.
-/// examples/gpu_engine.cu is an engine.
+/// A separate project with CUDA kernels: creates a cache, decodes one step and checks for errors
+/// that the device recorded. examples/gpu_engine.cu is a complete engine.
 #include <kvtilt/kvtilt.cuh>
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr int kv_heads = 2, query_heads = 8, head_dim = 128;
 
-/// Zeros in device memory until the program ends.
+/// Zeroed device memory, never freed.
 template <class T>
 T* device_array(std::size_t count) {
   void* memory = nullptr;

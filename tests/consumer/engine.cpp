@@ -18,7 +18,7 @@ constexpr int query_heads = 4;
 constexpr int dim = 64;
 constexpr int tokens = 300;
 
-/// All that it uses: with all widths it takes half a minute to compile.
+/// Only the widths that it uses: all of them take half a minute to compile.
 using Widths = kvtilt::Formats<kvtilt::Keys<4>, kvtilt::Values<2>>;
 
 int fail(const char* what, std::string_view message) {

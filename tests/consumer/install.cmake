@@ -1,4 +1,4 @@
-# Installs BUILD into an empty PREFIX and demands that every header arrives. Run from the root.
+# Installs BUILD into an empty PREFIX; every header must arrive. Run from the root.
 file(REMOVE_RECURSE ${PREFIX})
 execute_process(COMMAND ${CMAKE_COMMAND} --install ${BUILD} --prefix ${PREFIX}
                 OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)

@@ -29,8 +29,9 @@ bool is_nan(F16 x) { return (x.bits & 0x7fffu) > 0x7c00u; }
 bool is_finite(F16 x) { return (x.bits & 0x7c00u) != 0x7c00u; }
 float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 
-/// Floats around everything that decides a conversion to fp16: each fp16 number, each midpoint, and
-/// eight neighbours of both; with a sweep through all exponents and both signs.
+/// Calls `body` with the floats that decide conversions to fp16: every fp16 number and every
+/// midpoint, each with eight neighbours on either side; then with samples of all exponents. Both
+/// signs.
 template <class Body>
 void for_each_decisive_float(Body body) {
   for (int bits = 0; bits < 0x7c00; ++bits) {
@@ -41,7 +42,7 @@ void for_each_decisive_float(Body body) {
       const std::uint32_t centre = test::float32_bits(test::round_to_float32(value, 1, -25));
       for (int step = -8; step <= 8; ++step) {
         const std::uint32_t near = centre + static_cast<std::uint32_t>(step);
-        if (near > 0x7f800000u) continue;  // zero less something
+        if (near > 0x7f800000u) continue;  // wrapped around below zero
         body(near);
         body(near | 0x80000000u);
       }

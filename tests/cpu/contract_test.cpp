@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Contractions through the kernel table of every instruction set, against sums in double over what
-// unpack_value returns. Everything a sum must not touch holds NaN patterns.
+// Contractions (sums of coefficients times decoded elements) by every kernel table, against sums in
+// double over unpack_value(). Everything that they must not read holds NaN patterns.
 #include <kvtilt/cpu/contract.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
@@ -32,7 +32,7 @@ constexpr std::byte guard_byte{0xa5};
 int up_to_16(int x) { return (x + 15) / 16 * 16; }
 int up_to_32(int x) { return (x + 31) / 32 * 32; }
 
-/// What each element decodes to, and how large the terms are that a kernel adds up for it.
+/// Each element's value, and the magnitude of a kernel's terms for it: |minimum| + |scale * code|.
 struct Decoded {
   std::vector<double> value;
   std::vector<double> magnitude;
@@ -54,7 +54,7 @@ struct Decoded {
   }
 };
 
-/// NaN and infinity in all that belongs to tokens outside `live`; their codes become all ones.
+/// Writes NaN and infinity to all data of tokens outside `live`, whose codes become all ones.
 void poison_tokens(test::Random& random, const TensorLayout& tensor, bool keys, Range live,
                    std::byte* block) {
   const std::uint16_t patterns[] = {0x7e00, 0xfe00, 0x7c00, 0xfc00, 0x7fff, 0xffff, 0x7c01};
@@ -81,14 +81,14 @@ void poison_tokens(test::Random& random, const TensorLayout& tensor, bool keys, 
   }
 }
 
-/// A part of 0 to extent - 1: often all of it, sometimes empty.
+/// A range within 0 to extent - 1: often the whole, sometimes empty.
 Range random_range(test::Random& random, int extent) {
   if (random.chance(3)) return {0, extent};
   const int first = random.below(extent);
   return {first, random.chance(12) ? first : random.between(first + 1, extent)};
 }
 
-/// Coefficients and results with everything around them guarded.
+/// Coefficients and results between guards.
 struct Operands {
   int rows;
   std::ptrdiff_t coefficient_stride;
@@ -109,8 +109,8 @@ struct Operands {
                     128,
                 guard_byte) {
     for (int row = 0; row < rows; ++row) {
-      // Now and then an outlier, which makes integer weights need two bytes. Around `inner` anything
-      // finite.
+      // Outliers make integer weights need two bytes. Elements around `inner` hold any finite
+      // number.
       for (int i = inner.first / 32 * 32; i < up_to_32(inner.last); ++i) {
         const double x = random.sampled_normal() * (random.chance(40) ? 20.0 : 1.0);
         coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
@@ -137,7 +137,7 @@ struct Operands {
   }
 };
 
-/// Pages that one contraction goes over, none of them poisoned.
+/// The unpoisoned blocks of one contraction, decoded.
 struct CleanPages {
   const TensorLayout* tensor;
   std::vector<const std::byte*> blocks;
@@ -156,7 +156,7 @@ struct CleanPages {
   [[nodiscard]] std::size_t element(int outer, int inner) const {
     return static_cast<std::size_t>(outer * tensor->matrix.inner + inner % tensor->matrix.inner);
   }
-  /// Scales of the band that an element is in.
+  /// Scales of the band (a row of groups) that holds an element.
   [[nodiscard]] const F16* scales(int outer, int inner) const {
     const int along = tensor->group_along_outer ? outer : inner % tensor->matrix.inner;
     return tensor->scales(blocks[static_cast<std::size_t>(inner / tensor->matrix.inner)],
@@ -164,15 +164,15 @@ struct CleanPages {
   }
 };
 
-/// The most that rounding the weights of a row may change a sum: half a step, times half the codes'
-/// range because their mean is put back, for each element; by band.
+/// The most that rounding a row's weights to integers may change a sum, by band: per element half a
+/// step times half the range of the codes, whose mean is subtracted.
 double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* row, Range inner,
                          int outer) {
   const TensorLayout& tensor = *pages.tensor;
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
   const int group = tensor.group_along_outer ? pages.extent() : tensor.format.group;
-  int extent = group;  // of what a band may be
+  int extent = group;  // number of weights that share a step
   if (tensor.group_along_outer && role == cpu::Role::Values)
     extent = std::max(group, cpu::joined_slots);
   for (int first = 0; first < inner.last; first += group) {
@@ -200,14 +200,14 @@ double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* r
   return tolerance;
 }
 
-/// What any instruction set must come close to.
+/// The sums in double, with the error allowed to any instruction set.
 struct ExpectedSums {
   struct Sum {
     double value;
-    double rounding;  ///< that floats may add
-    double weights;   ///< that integer weights may add, where there are codes
+    double rounding;  ///< allowed to float additions
+    double weights;   ///< allowed to integer weights; 0 without codes
   };
-  std::vector<Sum> sums;  // by row, of the outer range
+  std::vector<Sum> sums;  // [row][element of the outer range]
 
   ExpectedSums(const Operands& operands, const CleanPages& pages, cpu::Role role, Range outer,
                Range inner) {
@@ -249,7 +249,7 @@ struct ExpectedSums {
   }
 };
 
-/// The part of a range that lies in page `index`, counted from its start.
+/// The part of a range that lies in page `index`, relative to the page's start.
 Range part_of(Range inner, int index, int extent) {
   return {std::clamp(inner.first - index * extent, 0, extent),
           std::clamp(inner.last - index * extent, 0, extent)};

@@ -24,7 +24,7 @@ using test::Block;
 
 constexpr F16 untouched{0x5a5a};
 
-/// Any float whose conversion is defined: all but NaN, with many that fp16 holds, at all scales.
+/// A random float whose conversion is defined (no NaN), of any magnitude and often exact in fp16.
 std::uint32_t random_float(test::Random& random) {
   const std::uint32_t bits = static_cast<std::uint32_t>(random.next());
   const std::uint32_t exponent = 90 + static_cast<std::uint32_t>(random.below(56));
@@ -44,14 +44,15 @@ class HalfRowsAgreement : public testing::TestWithParam<test::KernelTable> {
  protected:
   const Kernels& kernels_ = *GetParam().kernels;
 
-  /// A row as values, as one key and as sixteen keys: the same every time, and nothing else written.
+  /// Converts a row as values, as one key and as sixteen keys, which must agree; checks that no
+  /// other element is written.
   std::vector<F16> convert(const void* row, ElementType type, int count) const {
     const std::size_t size = type == ElementType::F32 ? 4 : 2;
     const int dim = (count + 8) / 8 * 8;
     std::vector<std::byte> padded(static_cast<std::size_t>(dim + 1) * size);
     if (count > 0) std::memcpy(padded.data() + size, row, static_cast<std::size_t>(count) * size);
     TensorView rows(static_cast<const F16*>(nullptr), 16, 1, dim);
-    rows.data = padded.data() + size;  // at no line's boundary
+    rows.data = padded.data() + size;  // not aligned to a line
     rows.type = type;
     rows.token_stride = 0;
     const std::vector<F16> out = write(false, rows, 1, 19);
@@ -61,7 +62,8 @@ class HalfRowsAgreement : public testing::TestWithParam<test::KernelTable> {
   }
 
  private:
-  /// Writes to the slots `slot` to slot + count - 1 and returns what each of them then holds.
+  /// Writes slots `slot` to slot + count - 1; returns what they hold, which must be the same for
+  /// all.
   std::vector<F16> write(bool keys, const TensorView& rows, int count, int slot) const {
     const CodeMatrix matrix = keys ? CodeMatrix{32, rows.dim} : CodeMatrix{rows.dim, 32};
     std::vector<F16> stored(static_cast<std::size_t>(rows.dim) * 32 + 16, untouched);
@@ -109,7 +111,7 @@ TEST_P(HalfRowsAgreement, Bfloat16BecomesTheNearest) {
               test::nearest_fp16_to_float(static_cast<std::uint32_t>(row[i].bits) << 16));
 }
 
-/// The range in which bf16 input loses nothing.
+/// bf16 numbers of magnitudes from 2^-17 to 65504 are converted without loss.
 TEST_P(HalfRowsAgreement, Bfloat16IsExactInItsRange) {
   std::vector<BF16> row;
   for (int bits = 0; bits < 65536; ++bits) {
@@ -201,7 +203,8 @@ TEST_P(HalfRowsAgreement, LargestHeadsFit) {
     ASSERT_EQ(reinterpret_cast<const F16*>(block.data())[i], to_f16(1.5f)) << i;
 }
 
-/// Sixteen keys that fill lines are transposed: what they store must not depend on it.
+/// Sixteen keys that fill whole lines are transposed together: the result must be the same as one
+/// by one.
 TEST_P(HalfRowsAgreement, RunsOfTokensAreWrittenLikeSingleOnes) {
   test::Random random(3);
   for (const int dim : {8, 24, 72, 128, 576}) {
@@ -225,7 +228,7 @@ TEST_P(HalfRowsAgreement, RunsOfTokensAreWrittenLikeSingleOnes) {
   }
 }
 
-/// Every magnitude around the limit, at every place of rows of every length.
+/// Every magnitude around the limit, at every position of rows of every length.
 TEST_P(HalfRowsAgreement, ExceedingMagnitudesAreSeenWhereverTheyAre) {
   for (const float limit : {f16_max, 32752.0f}) {
     const std::uint32_t largest = std::bit_cast<std::uint32_t>(limit);

@@ -145,7 +145,7 @@ TEST(Isa, WeakerThanTheCommandLineIsLeftOut) {
 }
 
 #if defined(__linux__)
-/// What the kernel tells in words.
+/// The features that /proc/cpuinfo lists.
 std::string processor_flags() {
   std::ifstream file("/proc/cpuinfo");
   for (std::string line; std::getline(file, line);)
@@ -157,7 +157,7 @@ TEST(Isa, RunsWhatTheKernelLists) {
 #if KVTILT_X86
   const std::string flags = processor_flags();
 #else
-  // An emulator shows the file of its host.
+  // Under an emulator, /proc/cpuinfo describes the host.
   const char* emulated = std::getenv("KVTILT_EMULATED_FEATURES");
   const std::string flags = emulated != nullptr ? emulated : processor_flags();
 #endif

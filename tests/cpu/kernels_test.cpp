@@ -12,7 +12,7 @@
 namespace kvtilt::cpu {
 namespace {
 
-/// The widest codes whose integer dot products an instruction set has.
+/// The widest codes for which an instruction set has integer dot products; 0 if none.
 int widest_integer_dot(Isa isa) {
   switch (isa) {
     case Isa::Avx2:
@@ -80,7 +80,7 @@ TEST(Kernels, DifferBetweenInstructionSets) {
       if (weak->integer_dot[slot] == nullptr) continue;
       EXPECT_NE(weak->integer_dot[slot], strong->integer_dot[slot]) << slot;
     }
-    if (strong->isa == Isa::AvxVnni) continue;  // all else it has of AVX2
+    if (strong->isa == Isa::AvxVnni) continue;  // all its other kernels are AVX2's
     EXPECT_NE(weak->absorb, strong->absorb);
     for (int slot = 0; slot < width_slots; ++slot) {
       EXPECT_NE(weak->float_dot[slot], strong->float_dot[slot]) << slot;
@@ -89,7 +89,7 @@ TEST(Kernels, DifferBetweenInstructionSets) {
   }
 }
 
-/// The agreement tests of this folder run the arithmetic of AVX-VNNI wherever AVX-512 has it.
+/// Where AVX-512 is available, the agreement tests of this folder also run AVX-VNNI's arithmetic.
 TEST(Kernels, OfAvxVnniAreTestedByAvx512) {
   const Kernels* table = test::avx_vnni_by_avx512();
   if (table == nullptr) GTEST_SKIP() << "this machine does not run avx512";

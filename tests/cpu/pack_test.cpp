@@ -26,7 +26,7 @@ void pack(const cpu::Kernels& kernels, const HeadLayout& half, const Block& sour
                                                           block.data());
 }
 
-/// A head in 16 bits, full of hostile data, and its packed form by the specification.
+/// A head in 16 bits, full of hostile data, and the packed form that the specification gives it.
 struct Head {
   HeadLayout half;
   HeadLayout packed;
@@ -55,7 +55,7 @@ void expect_specification(const Head& head, const std::string& what) {
   }
 }
 
-/// One test per width, so that a failure names it.
+/// One test per width, so that a failure shows the width.
 class PackAgreement : public testing::TestWithParam<int> {};
 
 TEST_P(PackAgreement, GivesTheBytesOfTheSpecification) {
@@ -77,7 +77,7 @@ TEST_P(PackAgreement, FlushToZeroChangesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(Widths, PackAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));
 
-/// Packs groups of 16 that fill(index, group) makes, `total` of them and more, along both axes.
+/// Packs `total` or more groups of 16, which fill(index, group) writes, along both axes.
 template <class Fill>
 void expect_specification_of_groups(const Format& format, int total, Fill fill) {
   const Extents extents{512, 32};
@@ -132,7 +132,7 @@ TEST(PackExhaustive, EveryRange) {
   }
 }
 
-/// Values halfway between codes tell a reciprocal that is off by one unit.
+/// Values halfway between codes reveal a reciprocal that is off by one unit in the last place.
 TEST(PackExhaustive, EveryScaleAtItsMidpoints) {
   for (const int bits : {4, 8}) {
     const Format format{bits, Granularity::PerChannel, 16, RangeRule::MinMax};
@@ -151,7 +151,7 @@ TEST(PackExhaustive, EveryScaleAtItsMidpoints) {
 }
 
 TEST(PackProperty, SealedBytesDependOnValuesAlone) {
-  // Zeros of either sign in any order: equal codes, no negative zero in the metadata.
+  // Zeros of either sign must give equal codes and no negative zero in the metadata.
   const Extents extents{64, 32};
   const Format format{4, Granularity::PerChannel, 32, RangeRule::MinMse};
   const HeadLayout half = test::layout_of(Format{}, extents);
@@ -182,7 +182,7 @@ TEST(PackProperty, SixteenBitsAreCopied) {
   }
 }
 
-/// Keys and values of one head in different widths, as a plan gives them.
+/// Keys and values of one head with different widths, as plans assign them.
 TEST(PackRandom, MixedRecipesGiveTheBytesOfTheSpecification) {
   test::Random random(17);
   for (int round = 0; round < 60; ++round) {

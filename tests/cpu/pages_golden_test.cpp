@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The page format, byte for byte: tests/golden/make_pages.py writes the blocks from the description
-// of the format alone; this file repeats its input and packs it.
+// of the format alone; this file generates the same input and packs it.
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
@@ -22,7 +22,7 @@ namespace {
 
 using test::Block;
 
-/// One line of pages.txt, and where its block starts in pages.bin.
+/// One line of pages.txt, and the offset of its block in pages.bin.
 struct Case {
   std::string recipe;
   int key_dim = 0;
@@ -55,7 +55,7 @@ std::vector<char> read_blocks() {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-/// The input of make_pages.py.
+/// The random generator of make_pages.py.
 class Generator {
  public:
   explicit Generator(std::uint64_t seed) : state_(seed) {}

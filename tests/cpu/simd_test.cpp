@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Primitives that must give the bits of the specification, called without a kernel around them.
+// SIMD primitives that must give the specification's bits, called outside of kernels.
 #include <kvtilt/cpu/kernels.hpp>
 
 #include <gtest/gtest.h>
@@ -7,7 +7,7 @@
 #include <bit>
 #include <cstdint>
 
-// One function for each namespace of primitives, in its region.
+// Defines one function for each namespace of primitives, inside its target region.
 #define RECIPROCALS(name)                                      \
   static void reciprocals_##name(const float* x, float* out) { \
     using namespace kvtilt::cpu::name;                         \

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// softmax.inl through the kernel table of every instruction set.
+// softmax.inl, through the kernel table of every instruction set.
 #include <kvtilt/cpu/kernels.hpp>
 
 #include "support/fp16_oracle.hpp"
@@ -23,7 +23,7 @@ using cpu::LaneMask;
 using cpu::lanes_between;
 using cpu::Range;
 
-/// Anything a slot without a token may hold.
+/// What a slot without a token may hold: NaN, infinity, huge, tiny.
 float garbage(test::Random& random) {
   const std::uint32_t patterns[] = {0x7fc00001u, 0xffffffffu, 0x7f800000u, 0xff800000u,
                                     0x7f7fffffu, 0xff7fffffu, 0x4f000000u, 0x42c80000u,
@@ -36,7 +36,7 @@ struct Page {
   Range valid;
 };
 
-/// 16 to 160 slots of which a part, sometimes nothing, holds scores around `centre`.
+/// 16 to 160 slots, a range of which (sometimes empty) holds scores around `centre`.
 Page random_page(test::Random& random, double centre, double spread) {
   Page page;
   const int slots = 16 * random.between(1, 10);
@@ -49,8 +49,8 @@ Page random_page(test::Random& random, double centre, double spread) {
   return page;
 }
 
-/// absorb() with the slots of a range visible, as each of five rows: four that are handled together
-/// and one alone must come to the same bits.
+/// Runs absorb() on five copies of a row: the four that are handled together and the one alone must
+/// give the same bits. Returns the shrink factor.
 float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range valid, float& maximum,
                    float& sum) {
   constexpr int rows = cpu::row_tile + 1;
@@ -99,7 +99,7 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
   return shrinks[0];
 }
 
-/// The kernel's error in 2^x: its polynomial, and the rounding of the difference.
+/// The error bound of the kernel's 2^x: that of its polynomial plus the rounding of the difference.
 double power_tolerance(double x) { return std::exp2(x) * (4e-7 + std::fabs(x) * 0x1p-24) + 1e-37; }
 
 class AbsorbAgreement : public testing::TestWithParam<test::KernelTable> {};
@@ -112,7 +112,7 @@ TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
     const double centre = random.chance(3) ? random.normal() * 1e4 : 0.0;
     double maximum = -1e300;
     double sum = 0;
-    float got_maximum = 99.0f;  // means nothing while the sum is 0
+    float got_maximum = 99.0f;  // without meaning while the sum is 0
     float got_sum = 0.0f;
     for (int pages = random.between(1, 6); pages > 0; --pages) {
       const Page page = random_page(random, centre, spread);
@@ -163,7 +163,7 @@ TEST_P(AbsorbAgreement, EmptyPagesChangeNothing) {
 }
 
 TEST_P(AbsorbAgreement, FirstScoreOfAllIsTheMaximum) {
-  // Even where it is far below what the unused state happened to hold.
+  // Even where that score is far below the maximum that the unused state happens to hold.
   const Kernels& kernels = *GetParam().kernels;
   std::vector<float> scores(16, 1.0e30f);
   scores[5] = -3.0e4f;
@@ -204,7 +204,7 @@ TEST_P(AbsorbAgreement, TakesHugeScores) {
   EXPECT_EQ(maximum, 1.0e30f);
 }
 
-/// Differences from 0 to -126, densely: the polynomial on all of [-1/2, 1/2] and every exponent.
+/// Differences from 0 to -126 in small steps: the polynomial's whole range and every exponent.
 TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
   const Kernels& kernels = *GetParam().kernels;
   for (int base = 0; base > -126; --base)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// unpack.inl through the kernel table of every instruction set, against unpack_value.
+// unpack.inl, through the kernel table of every instruction set, against unpack_value().
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
 
@@ -25,8 +25,8 @@ using test::Random;
 
 constexpr F16 no_half{0xffff};  // NaN
 
-/// A tensor that can hold any bytes: codes, scales and minima of all kinds. What belongs to slots
-/// outside of `live` alone is NaN, or random codes.
+/// Fills a tensor with arbitrary codes, scales and minima. Slots outside of `live` hold NaN or
+/// random codes, and groups that have no live slot NaN scales and minima.
 void fill(Random& random, Role role, const TensorLayout& tensor, cpu::Range live,
           std::byte* block) {
   const auto is_live = [&](int outer, int inner) {
@@ -52,12 +52,12 @@ void fill(Random& random, Role role, const TensorLayout& tensor, cpu::Range live
   });
 }
 
-/// Where rows go: [tokens, heads, dim] somewhere inside a vector of bytes.
+/// The output: a [tokens, heads, dim] view somewhere inside a vector of bytes.
 struct Destination {
   ElementType type;
   int heads;
   int gap;        ///< elements between heads
-  bool backward;  ///< the last token first
+  bool backward;  ///< tokens in descending order
 
   [[nodiscard]] MutableTensorView view(std::vector<std::byte>& bytes, int tokens, int dim) const {
     const std::ptrdiff_t head_stride = dim + gap;
@@ -81,8 +81,8 @@ void store_element(float value, ElementType type, std::byte* to) {
   std::memcpy(to, &bits, sizeof bits);
 }
 
-/// Unpacks the slots `live` with every kernel; every byte must be as unpack_value has it, those
-/// around the rows untouched.
+/// Unpacks the slots `live` with every kernel: all bytes must equal those of unpack_value(), and
+/// bytes around the rows must stay untouched.
 void expect_unpacked(Random& random, Role role, const TensorLayout& tensor, std::size_t bytes,
                      cpu::Range live, const Destination& to, const std::string& what) {
   Block block(bytes, 0xff);
@@ -121,7 +121,7 @@ cpu::Range random_slots(Random& random, int tokens) {
   return {first, random.between(first, tokens)};
 }
 
-/// One test per width, so that a failure names it.
+/// One test per width, so that a failure shows the width.
 class UnpackAgreement : public testing::TestWithParam<int> {
  protected:
   Random random_{static_cast<std::uint64_t>(GetParam())};
@@ -156,7 +156,7 @@ TEST_P(UnpackAgreement, RoundsFloatsToNearestInEveryMode) {
 
 INSTANTIATE_TEST_SUITE_P(Widths, UnpackAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));
 
-/// Every fp16 number, -0 among them, comes out of 16 bits as it went in, and bf16 is the nearest.
+/// Every fp16 number, -0 included, is unpacked from 16 bits unchanged, and to the nearest bf16.
 TEST(UnpackExhaustive, SixteenBits) {
   const Extents extents{512, 128};
   const HeadLayout head = test::layout_of(Format{}, extents);

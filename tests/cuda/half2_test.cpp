@@ -18,10 +18,10 @@ bool is_infinite(std::uint16_t bits) { return (bits & 0x7fffu) == 0x7c00u; }
 
 std::uint32_t pair(std::uint32_t low, std::uint32_t high) { return low | high << 16; }
 
-/// Any NaN as 0x7e00: its bits are not part of the contract.
+/// Maps every NaN to 0x7e00: its bits are not part of the contract.
 std::uint16_t one_nan(std::uint16_t bits) { return is_nan(bits) ? std::uint16_t{0x7e00} : bits; }
 
-/// Rules of IEEE 754 for infinity, NaN and the sign of zero; the rest by exact integers.
+/// Infinity, NaN and the sign of zero by the rules of IEEE 754, all else by exact integers.
 std::uint16_t expected_product(std::uint16_t a, std::uint16_t b) {
   const std::uint16_t sign = static_cast<std::uint16_t>((a ^ b) & 0x8000u);
   const bool zero = (a & 0x7fffu) == 0 || (b & 0x7fffu) == 0;
@@ -64,7 +64,7 @@ void expect_product(std::uint16_t a, std::uint16_t b) {
 }
 
 TEST(Half2, MultipliesToTheNearest) {
-  // Zeros, subnormals, their border, one and its neighbours, the largest, infinity, NaN.
+  // Zeros, subnormals and their upper end, one and its neighbours, the largest, infinity, NaN.
   const std::uint16_t special[] = {0x0000, 0x0001, 0x0002, 0x0003, 0x01ff, 0x0200, 0x03ff,
                                    0x0400, 0x0401, 0x0801, 0x1401, 0x2c00, 0x37ff, 0x3800,
                                    0x3801, 0x3bff, 0x3c00, 0x3c01, 0x3e00, 0x4000, 0x4bff,
@@ -80,7 +80,7 @@ TEST(Half2, MultipliesToTheNearest) {
                    static_cast<std::uint16_t>(random.below(0x10000)));
 }
 
-/// Codes times a power of two, as kernels use them: subnormals times a scale.
+/// Codes times a scale, where a code is a subnormal half: as the kernels decode.
 TEST(Half2, TurnsCodesIntoNumbers) {
   for (std::uint16_t code = 0; code < 256; ++code)
     for (std::uint16_t scale = 0x0400; scale < 0x7c00;
@@ -88,7 +88,7 @@ TEST(Half2, TurnsCodesIntoNumbers) {
       expect_product(code, scale);
 }
 
-/// Where the sum is not zero, whose sign is not part of the contract here.
+/// Skips sums of zero, whose sign is not part of the contract.
 void expect_fma(std::uint16_t a, std::uint16_t b, std::uint16_t c) {
   const test::Wide product = test::Wide{test::fp16_to_units(a)} * test::fp16_to_units(b);
   const test::Wide sum = product + (test::Wide{test::fp16_to_units(c)} << 24);
@@ -109,17 +109,17 @@ TEST(Half2, FusesProductAndSum) {
     const std::uint16_t a = any();
     const std::uint16_t b = any();
     expect_fma(a, b, any());
-    // Near cancellation, and halfway between two.
+    // Sums that nearly cancel, and sums halfway between two halves.
     const std::uint32_t product = multiply_halves(a, b) & 0xffffu;
     if (is_infinite(static_cast<std::uint16_t>(product))) continue;
     expect_fma(a, b, static_cast<std::uint16_t>(product ^ 0x8000u));
     expect_fma(a, 0x1000, static_cast<std::uint16_t>(a & 0xfffeu));
   }
-  expect_fma(0x0001, 0x0001, 0x3c00);  // far below the last bit
+  expect_fma(0x0001, 0x0001, 0x3c00);  // the product is far below the last bit
   expect_fma(0x7bff, 0x7bff, 0xfbff);
-  expect_fma(0x3c00, 0x1000, 0x3c00);               // halfway to the next: stays even
-  expect_fma(0x3c01, 0x1000, 0x3c00);               // and a little more
-  for (std::uint16_t code = 0; code < 256; ++code)  // as codes become values
+  expect_fma(0x3c00, 0x1000, 0x3c00);               // halfway to the next: rounds to even
+  expect_fma(0x3c01, 0x1000, 0x3c00);               // a little more: rounds up
+  for (std::uint16_t code = 0; code < 256; ++code)  // as kernels decode
     expect_fma(static_cast<std::uint16_t>(to_f16(code).bits), any(), any());
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// The emulator in which the tests of this folder run kernel bodies.
+/// Tests the emulator in which the tests of this folder run kernel bodies.
 #include <kvtilt/core/half.hpp>
 
 #include "support/emulated_threads.hpp"
@@ -160,7 +160,7 @@ TEST(Emulator, AtomicsReturnWhatWasThere) {
   EXPECT_EQ(owners, 1);
 }
 
-/// The tables of the PTX ISA, written out: register and half of lane (g, t) hold row and column.
+/// An entry of the PTX ISA's tables: register and half of lane (g, t) hold this row and column.
 struct Entry {
   int word, half, row_offset, column_offset;
 };
@@ -282,7 +282,7 @@ TEST(EmulatorHostile, FailsWhereLanesMeetInDifferentCalls) {
                                       threads.max_over_warp(1);
                                   }),
                           "others wait in ballot");
-  const auto same_member = [](EmulatedThreads& threads) {  // here, as a macro is all on one line
+  const auto same_member = [](EmulatedThreads& threads) {  // a macro argument is one line
     if (threads.lane() % 2 == 0)
       threads.shuffle(1, 0);
     else

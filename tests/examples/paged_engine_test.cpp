@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the example's program never meets: memory that runs out, and keys that cannot be stored.
+// Errors that the example's program never meets: memory runs out, or keys cannot be stored.
 #include "support/all_formats.hpp"
 #define main example_main
 #include "../../examples/paged_engine.cpp"
@@ -14,7 +14,7 @@ namespace {
 
 const Floats row(kv_heads* dim, 0.5f);
 
-/// Sequences that share no page.
+/// Appends `count` tokens to a sequence.
 Status append(Engine& engine, Sequence& sequence, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i)
     KVTILT_RETURN_IF_ERROR(engine.append(sequence, row, row));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Any bytes are a program on a cache: it never crashes, calls that fail change no length, lengths
-/// and bytes add up, and finite numbers give finite outputs.
+/// Runs any bytes as a program of cache calls: nothing crashes, failed calls change no length,
+/// lengths and bytes add up, and finite input gives finite output.
 #include <kvtilt/kvtilt.hpp>
 
 #include "support/counting_allocator.hpp"
@@ -28,7 +28,7 @@ class Bytes {
   explicit Bytes(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
 
   [[nodiscard]] bool empty() const { return bytes_.empty(); }
-  /// 0 to count-1; 0 behind the end.
+  /// A number from 0 to count - 1; 0 when no bytes are left.
   int below(int count) {
     if (bytes_.empty()) return 0;
     const int byte = bytes_.front();
@@ -77,7 +77,8 @@ CacheOptions take_options(Bytes& bytes, const Allocator& allocator) {
   return options;
 }
 
-/// Rows of any of the three types, from a few repeated numbers: most tame, some not.
+/// Rows of one of the three types, from a few repeated numbers; unless `tame`, some are huge or
+/// NaN.
 class Rows {
  public:
   Rows(Bytes& bytes, std::int64_t tokens, int heads, int dim, bool tame)
@@ -87,7 +88,7 @@ class Rows {
     std::vector<F16> pattern;
     for (int i = 0; i < kinds; ++i) {
       const std::uint16_t bits = bytes.half();
-      // Exponents up to 20 are magnitudes below 64; NaN and infinity have 31.
+      // Exponents up to 20 are magnitudes below 64; infinity and NaN have 31.
       const bool wild = !tame && bytes.below(16) == 1;
       pattern.push_back(
           {wild || (bits & 0x7c00) <= 20 << 10 ? bits : static_cast<std::uint16_t>(bits & 0xbfff)});
@@ -110,7 +111,7 @@ class Rows {
   int heads_;
   int dim_;
   std::vector<float> floats_;
-  std::vector<F16> halves_;  ///< or the bits of bf16
+  std::vector<F16> halves_;  ///< as fp16, or the bits of bf16
 };
 
 bool all_finite(const std::vector<float>& values) {
@@ -163,7 +164,7 @@ class Program {
         return;
       }
       case 3:
-        if (cache_.close(id_).ok()) std::erase(ids_, id_);  // stale ids stay in no list
+        if (cache_.close(id_).ok()) std::erase(ids_, id_);  // ids_ holds open sequences only
         return;
       case 4:
       case 5:
@@ -186,8 +187,8 @@ class Program {
     }
   }
 
-  /// A saved sequence with any bytes and a right checksum: it is refused, or is a sequence like any
-  /// other, whose tables are saved as they were loaded.
+  /// Loads a saved sequence with modified bytes and a valid checksum: it is refused, or it behaves
+  /// like any other and is saved with the same tables.
   void load_forged() {
     const Result<std::size_t> size = cache_.saved_bytes(id_);
     if (!size) return;
@@ -259,7 +260,7 @@ class Program {
            std::max<std::int64_t>(view->length - count - own.window + 1, 0) >= view->first_kept);
       require(status.ok() == held);
     }
-    for (float& x : lse)  // a query whose pages were all removed sees nothing
+    for (float& x : lse)  // -infinity: all pages that the query sees were removed
       if (bit_cast<std::uint32_t>(x) == 0xff800000u) x = 0.0f;
     require(all_finite(out) && all_finite(lse));
   }
@@ -269,7 +270,7 @@ class Program {
     for (const SequenceId id : ids_)
       for (int layer = 0; layer < cache_.layers(); ++layer)
         if (const Result<LayerView> view = cache_.view(id, layer)) {
-          std::int64_t position = 0;  // pages are in order; windows and remove() leave gaps
+          std::int64_t position = 0;  // in order; windows and remove() leave gaps
           for (std::int32_t page = 0; page < view->page_count; ++page) {
             require(view->pages[page].first_position >= position && view->pages[page].tokens > 0);
             position = view->pages[page].first_position + view->pages[page].tokens;

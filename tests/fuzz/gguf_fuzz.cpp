@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Any bytes are a GGUF file or an error. Of a file, every value and every tensor is read.
+/// Any bytes give a GGUF file or an error; of a file, every value and every tensor is read.
 #include <kvtilt/io/gguf.hpp>
 
 #include <cstddef>

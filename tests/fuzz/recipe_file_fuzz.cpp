@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Any text is a recipe file or an error, and a recipe file is written such that it reads back the
-/// same and is then written the same.
+/// Any text gives recipes or an error; recipes that are written and read back are the same, and are
+/// written the same again.
 #include <kvtilt/io/recipe_file.hpp>
 
 #include <cstddef>

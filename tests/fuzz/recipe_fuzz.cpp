@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Any bytes are a recipe name or an error, and the name of a recipe parses back to the same
-/// recipe.
+/// Any bytes give a recipe or an error; the recipe's name parses to the same recipe.
 #include <kvtilt/quant/recipe.hpp>
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Any bytes are a safetensors file or an error. Of a file, every tensor that can be read is read,
-/// and what is written again reads the same.
+/// Any bytes give a safetensors file or an error; of a file, every readable tensor is read, and
+/// what is written again reads the same.
 #include <kvtilt/io/safetensors_writer.hpp>
 
 #include <cstddef>

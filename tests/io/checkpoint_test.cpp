@@ -34,7 +34,7 @@ std::string one_tensor(const std::string& name) {
 
 constexpr const char* index_file = "model.safetensors.index.json";
 
-/// A folder with two shards and an index with this map.
+/// The error for a folder with two shards and an index with this weight map.
 std::string index_error(const TemporaryFolder& folder, const std::string& weight_map) {
   folder.write("one.safetensors", one_tensor("a"));
   folder.write("two.safetensors", one_tensor("b"));

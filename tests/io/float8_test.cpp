@@ -11,7 +11,7 @@
 namespace kvtilt {
 namespace {
 
-/// The value of sign, exponent and mantissa as the specification has it.
+/// The value that the specification gives to sign, exponent and mantissa.
 double value_of(int byte, int mantissa_bits, int bias) {
   const int mantissa = byte & ((1 << mantissa_bits) - 1);
   const int exponent = (byte & 127) >> mantissa_bits;

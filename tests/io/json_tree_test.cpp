@@ -25,7 +25,7 @@ const std::vector<JsonMember>& members(const JsonNode& node) {
 }
 
 TEST(JsonTree, KnowsTheLineOfEveryValue) {
-  // Numbers end one character late: with a line end, a comma, a bracket or the text behind them.
+  // The parser ends a number at the character after it: here a line end, a comma, a bracket, text.
   const std::string text =
       "\n{\"a\": 1\n,\"b\":\n2.5,\n\"c\": [\ntrue,\n\n-3\n, 4], \"d\": {\"e\":\nnull}\n}\n";
   JsonNode root;

@@ -52,7 +52,7 @@ std::string replaced(std::string_view from, std::string_view to) {
   return at == std::string::npos ? text : text.replace(at, from.size(), to);
 }
 
-/// The error of the small file after an edit; "" when it is read.
+/// The error after replacing `from` with `to` in the small file; "" if it is read.
 std::string edited(std::string_view from, std::string_view to) {
   const auto file = parse_recipe_file(replaced(from, to), "f");
   EXPECT_TRUE(file.ok() || file.code() == ErrorCode::Corrupt);

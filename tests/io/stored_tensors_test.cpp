@@ -11,7 +11,7 @@
 namespace kvtilt {
 namespace {
 
-/// Tensors a, b, c, ... with these bytes of the data, {begin, size} each.
+/// Checks tensors a, b, c, ... at these places, {begin, size} in bytes; returns the error.
 std::string check(const std::vector<std::pair<std::size_t, std::size_t>>& places, Gaps gaps) {
   const std::vector<std::byte> data(20);
   StoredTensors tensors;

@@ -52,7 +52,7 @@ TEST(TensorData, CountsBytes) {
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4}), huge / 4 * 4);
   EXPECT_EQ(stored_bytes(element_f32, Shape{huge / 4 + 1}), std::nullopt);
   EXPECT_EQ(stored_bytes(element_f32, Shape{1LL << 32, 1LL << 31}), std::nullopt);
-  // Columns are a product that leaves the 0 out.
+  // The product without the 0 overflows.
   EXPECT_EQ(stored_bytes(element_f32, Shape{0, 1LL << 32, 1LL << 31}), std::nullopt);
 }
 

@@ -82,7 +82,7 @@ TEST(WriteFile, TellsBeforehandWhetherAFileCanBeWritten) {
   }
 }
 
-// A limit on the size of files is the one full disk that a test can have.
+// A limit on file sizes stands for a full disk.
 TEST(WriteFileHostile, AFullDiskLeavesWhatWasThere) {
   const TemporaryFolder folder;
   folder.write("file", "old");

@@ -11,8 +11,8 @@
 namespace kvtilt {
 namespace {
 
-/// Keys [token][channel] and values [channel][token]: every head dimension in pages of 32, some in
-/// larger ones.
+/// Matrices of keys [token][channel] and values [channel][token]: every head dimension in pages of
+/// 32 tokens, some in larger pages.
 std::vector<CodeMatrix> all_matrices() {
   std::vector<CodeMatrix> list;
   for (const int tokens : {32, 64, 128})
@@ -76,8 +76,9 @@ TEST(BitPack, CodesTakeThePlanesOfTheirWidth) {
   EXPECT_EQ(code_bytes({72, 64}, 3), 72u * 64u * 3u / 8);
 }
 
-/// Walks the lines in the order of the drawing: fields fill from the lowest bits, a full line is
-/// followed by the next, blocks of 16 lanes follow each other, a last block of 8 has its own lines.
+/// Walks the lines in the order of the drawing in bit_pack.hpp: fields fill a line from the lowest
+/// bits, then the next line follows; blocks of 16 lanes follow each other; a last block of 8 has
+/// lines of its own.
 TEST(BitPack, FollowsTheDrawing) {
   for (const CodeMatrix matrix : all_matrices())
     for (const int width : {1, 2, 4, 8}) {
@@ -85,7 +86,7 @@ TEST(BitPack, FollowsTheDrawing) {
       int shift = 0;
       for (int first = 0; first < matrix.outer; first += 16) {
         const int lanes = matrix.outer - first < 16 ? 8 : 16;
-        if (lanes == 8 && shift != 0) {  // the full blocks' last line is not shared
+        if (lanes == 8 && shift != 0) {  // does not continue the full blocks' last line
           line += 64;
           shift = 0;
         }
@@ -107,7 +108,7 @@ TEST(BitPack, FollowsTheDrawing) {
     }
 }
 
-/// The drawing's own example: a 4-bit plane, 16 tokens, 16 channels.
+/// The example of the drawing: a 4-bit plane, 16 tokens, 16 channels.
 TEST(BitPackGolden, DrawnBytesLieWhereDrawn) {
   const CodeMatrix matrix{16, 16};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 4));
@@ -169,7 +170,7 @@ TEST(BitPack, ReadsWhatItWrites) {
     }
 }
 
-/// A reader may stop at a prefix of planes: it sees the code's leading bits.
+/// The leading planes hold the code's leading bits, so a reader may stop after any plane.
 TEST(BitPack, LeadingPlanesHoldLeadingBits) {
   const CodeMatrix matrix{32, 64};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 7));

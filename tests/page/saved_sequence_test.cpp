@@ -17,7 +17,7 @@ namespace {
 
 using test::Rows;
 
-// tests/golden/make_saved.py shares nothing with the library but its documentation.
+// tests/golden/make_saved.py is written from the documentation alone.
 TEST(SavedSequence, IsTheFileThatIsWrittenFromTheDescription) {
   std::ifstream file(test::golden_file("saved.bin"), std::ios::binary);
   const std::vector<char> golden(std::istreambuf_iterator<char>(file), {});
@@ -82,11 +82,11 @@ TEST(SavedSequence, PlacesFollowEachOtherInWholeLines) {
   const SavedPlaces places(header, layer, layouts);
   EXPECT_EQ(places.recipes, 256u);
   EXPECT_EQ(places.pages, 256u + 3 * 16);
-  EXPECT_EQ(places.block(PageKind::Sinks, 0), 384u);  // 80 bytes of tables
+  EXPECT_EQ(places.block(PageKind::Sinks, 0), 384u);  // after 80 bytes of tables
   EXPECT_EQ(places.block(PageKind::Sealed, 0), 384u + 3 * 16 * (64 + 32) * 2);
   EXPECT_EQ(places.block(PageKind::Sealed, 1) - places.block(PageKind::Sealed, 0),
             layouts[static_cast<int>(PageKind::Sealed)].bytes);
-  EXPECT_EQ(places.count(PageKind::Tail), 3);  // 168 tokens
+  EXPECT_EQ(places.count(PageKind::Tail), 3);  // for 168 tokens
   EXPECT_EQ(places.end - places.block(PageKind::Tail, 0), 3u * 64 * 3 * (64 + 32) * 2);
 }
 

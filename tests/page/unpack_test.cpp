@@ -13,7 +13,7 @@
 namespace kvtilt {
 namespace {
 
-/// z + s*code rounded once, as bits; the two zeros alike.
+/// The float32 bits of minimum + scale * code, rounded once; -0 counts as +0.
 std::uint32_t expected_bits(F16 minimum, F16 scale, int code) {
   const test::Wide units =
       test::fp16_to_units(minimum.bits) + test::Wide{test::fp16_to_units(scale.bits)} * code;
@@ -32,7 +32,7 @@ TEST(UnpackValue, CombinesCodeScaleAndMinimumOfItsGroup) {
         const HeadLayout head = test::layout_of(format, extents);
         test::Block block(head.bytes());
         for (const TensorLayout* tensor : {&head.key, &head.value}) {
-          // A code, a scale and a minimum that a wrong index would get wrong.
+          // Codes, scales and minima that reveal a wrong index.
           const auto code_of = [&](int outer, int inner) {
             return (outer * 7 + inner * 13) % (1 << bits);
           };

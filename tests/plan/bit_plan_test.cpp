@@ -27,7 +27,7 @@ FormatChoices default_choices(std::initializer_list<int> widths) {
   return choices;
 }
 
-/// Losses that fall by about 4 a bit, differ between layers by up to e^3, and sometimes tie.
+/// Losses that fall by about 4 per bit, differ by up to e^6 between heads, and sometimes tie.
 ModelLosses random_losses(test::Random& random, const CacheShape& shape,
                           const FormatChoices& choices, bool per_head) {
   ModelLosses losses;
@@ -50,7 +50,7 @@ ModelLosses random_losses(test::Random& random, const CacheShape& shape,
   return losses;
 }
 
-/// Least loss within the budget by trying everything, then fewest bytes.
+/// The least loss within the budget, then the fewest bytes, found by trying everything.
 struct BruteForce {
   double loss = std::numeric_limits<double>::infinity();
   std::size_t bytes = 0;
@@ -178,7 +178,7 @@ TEST(BitPlanProperty, MoreBudgetNeverLosesMore) {
 
 TEST(BitPlan, TiesGoToFewerBytesThenToEarlierLayersThenToEarlierFormats) {
   const CacheShape shape = CacheShape::uniform(3, 1, 128);
-  // Two formats of the same size; the third costs more and gains nothing for values.
+  // Two key formats of the same size and loss; the wider value format gains nothing.
   FormatChoices choices;
   choices.keys = {key_format(2), Format{2, Granularity::PerChannel, 0, RangeRule::MinMax},
                   key_format(4)};
@@ -191,7 +191,7 @@ TEST(BitPlan, TiesGoToFewerBytesThenToEarlierLayersThenToEarlierFormats) {
     EXPECT_EQ(recipes[0].key.bits, 4);
     EXPECT_EQ(recipes[0].value.bits, 2) << "more bytes for the same loss";
   }
-  // Room for one wider key: it goes to the first layer.
+  // The budget holds one wider key, which goes to the first layer.
   Plan one = Plan::uniform(shape, presets::k2v2);
   one.recipes[0][0] = presets::k4v2;
   BitBudget budget;
@@ -302,7 +302,7 @@ TEST(BitPlan, TakesLossesOfZeroAndOfEverySize) {
   EXPECT_EQ(wide->plan.recipes[1][0].key.bits, 8);
 }
 
-// The largest case of the documentation: it must stay quick.
+// The largest case of the documentation must stay fast.
 TEST(BitPlan, PlansEveryHeadOfALargeModel) {
   test::Random random(5);
   const CacheShape shape = CacheShape::uniform(80, 8, 128);

@@ -82,7 +82,7 @@ struct Scene {
     return o;
   }
 
-  /// What a capture would collect.
+  /// Computes the statistics that a capture collects.
   void collect() {
     layer.query_square.assign(heads * dim, 0);
     layer.attention.assign(heads * tokens, 0);
@@ -109,7 +109,7 @@ struct Scene {
   }
 };
 
-/// Replaces a head's keys or values by what a format makes of them.
+/// Replaces a head's keys or values with what a format decodes to.
 void quantize(Scene& scene, Tensor tensor, int head, const Format& format) {
   std::vector<float>& data = tensor == Tensor::Keys ? scene.layer.keys : scene.layer.values;
   const bool per_channel = format.granularity == Granularity::PerChannel;
@@ -133,7 +133,7 @@ void quantize(Scene& scene, Tensor tensor, int head, const Format& format) {
     }
 }
 
-// The formulas of the header against attention in double over what the formats decode to.
+// The header's formulas against attention in double over decoded keys or values.
 TEST(CapturedLossesAgreement, PredictTheErrorOfAttention) {
   double predicted[2] = {};
   double measured[2] = {};
@@ -192,7 +192,8 @@ TEST(CapturedLosses, WithoutWeightsAreTheErrorsThemselves) {
     const HeadLosses& entry = losses->layers[0][static_cast<std::size_t>(head)];
     const TensorView values(scene.layer.values.data(), tokens, heads, dim);
     EXPECT_DOUBLE_EQ(entry.values[2], *measure_error(values, head, choices.values[2], page_tokens));
-    // Keys also by how far the values scatter: (head + 1)^2 in each of 16 channels, times 1 / 16.
+    // Key losses also grow with the scatter of the values: (head + 1)^2 in each of 16 channels,
+    // times 1/16.
     const TensorView keys(scene.layer.keys.data(), tokens, heads, dim);
     const double error = *measure_error(keys, head, choices.keys[2], page_tokens);
     const double spread = (head + 1) * (head + 1);
@@ -215,7 +216,7 @@ TEST(CapturedLosses, WeighByQueriesAttentionScaleAndLayer) {
   EXPECT_NEAR(loss_of(other, Tensor::Keys), 9 * keys, 1e-9 * keys);
   EXPECT_EQ(loss_of(other, Tensor::Values), values);
   other = scene.layer;
-  other.logit_scale = 0.5;  // twice 1 / sqrt(16)
+  other.logit_scale = 0.5;  // twice the default, 1 / sqrt(16)
   EXPECT_NEAR(loss_of(other, Tensor::Keys), 4 * keys, 1e-9 * keys);
   other = scene.layer;
   other.weight = 3;

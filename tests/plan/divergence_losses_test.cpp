@@ -21,7 +21,7 @@ const FormatChoices probed_choices{
     {key_format(2), key_format(3), key_format(4), key_format(8), Format{}},
     {value_format(2), value_format(4), value_format(4, Granularity::PerChannel, 32)}};
 
-/// The law of a choice in this shape, with pages of 64.
+/// The error law for this format with 64 channels and pages of 64 tokens.
 double law(const Format& format) { return relative_error(*resolve_format(format, "", 64, 64)); }
 
 std::vector<Divergence> probes_of(const std::vector<int>& heads, const std::vector<int>& widths,
@@ -68,7 +68,7 @@ TEST(DivergenceLosses, MeasuredFormatsAreExactAndOthersLieBetween) {
   EXPECT_EQ(keys[3], 1e-5);
   EXPECT_GT(keys[1], 0.1);
   EXPECT_LT(keys[1], 7);
-  // 70 times the divergence at 16 times the error: the third width lies on that line.
+  // The probes' divergence is 70 times as large at 2 bits as at 4; 3 bits lie on that power law.
   const double slope = std::log(70) / std::log(law(key_format(2)) / law(key_format(4)));
   EXPECT_NEAR(std::log(keys[1] / 0.1), slope * std::log(law(key_format(3)) / law(key_format(4))),
               1e-9);
@@ -115,7 +115,8 @@ CapturedLayer captured_layer(std::uint64_t seed) {
   return layer;
 }
 
-// Outlier channels cost per-token groups much and per-channel groups nothing: only data tells.
+// Outlier channels hurt per-token groups and not per-channel ones, which only captured data can
+// show.
 TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
   FormatChoices both = probed_choices;
   both.keys.push_back(value_format(4));  // per token

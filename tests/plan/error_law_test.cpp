@@ -24,7 +24,7 @@ constexpr Format law_format(const detail::LawRow& row, int group) {
   return {row.bits, Granularity::PerToken, group, row.rule};
 }
 
-// The table again, from other numbers: a hundredth of the sample of bench/run.sh --error-law.
+// Recomputes the table from other numbers: a hundredth of the sample of bench/run.sh --error-law.
 TEST(ErrorLawAgreement, TheTableIsWhatTheQuantizersDo) {
   constexpr std::size_t elements = 1 << 17;
   const std::vector<float> data = gaussians(11, elements);
@@ -41,7 +41,7 @@ TEST(ErrorLawAgreement, TheTableIsWhatTheQuantizersDo) {
   EXPECT_NEAR(*half / elements, relative_error(Format{}), 0.03 * relative_error(Format{}));
 }
 
-// On independent data it does not matter along which axis a group runs.
+// On independent data it does not matter along which axis groups run.
 TEST(ErrorLawAgreement, HoldsPerChannelToo) {
   constexpr std::size_t elements = 1 << 17;
   const std::vector<float> data = gaussians(12, elements);

@@ -67,8 +67,8 @@ TEST(GroupPlan, EveryChoiceFitsEveryLayer) {
   }
 }
 
-// Smaller groups are weighed against wider codes in the same currency: with budget for a little more
-// than the large group, and not for another bit, the planner takes a smaller group.
+// Smaller groups compete with wider codes for the same bytes: with a little more than the large
+// group needs, but not enough for another bit, the planner takes a smaller group.
 TEST(GroupPlan, PlansSpendBytesOnGroups) {
   const CacheShape shape = CacheShape::uniform(1, 2, 128);
   const int widths[] = {3, 4};

@@ -17,7 +17,7 @@ namespace {
 using testing::ElementsAre;
 using testing::HasSubstr;
 
-/// The answer by the rules of the documentation, out of all combinations. Losses must be integers.
+/// The answer by the documented rules, from all combinations. Losses must be integers.
 std::vector<std::size_t> brute_force(const std::vector<KnapsackItem>& items, std::size_t budget) {
   std::vector<std::size_t> at(items.size(), 0);
   std::vector<std::size_t> best;
@@ -36,14 +36,14 @@ std::vector<std::size_t> brute_force(const std::vector<KnapsackItem>& items, std
     const bool better = loss != best_loss ? loss < best_loss
                         : total != best_total
                             ? total < best_total
-                            : bytes > best_bytes;  // more bytes where they differ first
+                            : bytes > best_bytes;  // more bytes in the first item that differs
     if (total <= budget && (best.empty() || better)) {
       best = at;
       best_bytes = bytes;
       best_loss = loss;
       best_total = total;
     }
-    std::size_t item = 0;  // the last item changes fastest: earlier options come first
+    std::size_t item = 0;  // the last item changes fastest
     for (item = items.size(); item-- > 0;) {
       if (++at[item] < items[item].size()) break;
       at[item] = 0;
@@ -52,7 +52,7 @@ std::vector<std::size_t> brute_force(const std::vector<KnapsackItem>& items, std
   }
 }
 
-// Few different losses and sizes: nearly every answer is one of many of the same loss.
+// Few distinct losses and sizes: nearly every answer ties with many others.
 TEST(KnapsackProperty, EqualsBruteForceInEveryTie) {
   test::Random random(31);
   int solved = 0;
@@ -105,8 +105,8 @@ TEST(KnapsackProperty, EqualsBruteForceOnLossesOfManySizes) {
 }
 
 TEST(Knapsack, DropsOnlyWhatNoOptimumContains) {
-  // The relaxation would stop at the first step of the second item; the optimum takes both of the
-  // first item instead.
+  // A greedy solution would stop after the first step of the second item; the optimum takes both
+  // steps of the first item instead.
   const std::vector<KnapsackItem> items{{{0, 100}, {10, 60}, {21, 30}}, {{0, 50}, {12, 0}}};
   EXPECT_THAT(*solve_knapsack(items, 21), ElementsAre(2, 0));
   EXPECT_THAT(*solve_knapsack(items, 22), ElementsAre(1, 1));
@@ -126,8 +126,8 @@ TEST(KnapsackHostile, SaysWhatIsWrong) {
   EXPECT_THAT(std::string(small.message()), HasSubstr("10 bytes is too small: the smallest that "
                                                       "works is 11"));
   EXPECT_THAT(std::string(solve_knapsack({{}}, 10).message()), HasSubstr("item 0 has 0 options"));
-  // Every byte gains the same, so that nothing can be left out, and sizes have nothing in common:
-  // the table would take terabytes, and is not tried.
+  // Every byte gains the same, so no option can be dropped, and sizes have no common divisor: the
+  // table would take terabytes, so the solver refuses.
   std::vector<KnapsackItem> items;
   test::Random random(33);
   for (int item = 0; item < 64; ++item) {

@@ -25,7 +25,7 @@ std::vector<float> random_floats(test::Random& random, std::size_t count) {
   return data;
 }
 
-/// The same sum over pages that the kernels of this machine packed, read back by unpack_value.
+/// The same sum over pages that this machine's kernels packed, decoded by unpack_value().
 double error_of_pages(const std::vector<float>& data, int heads, int head, int dim, int tokens,
                       const Format& format, bool keys, const std::vector<double>& token_weights,
                       const std::vector<double>& channel_weights) {

@@ -59,7 +59,7 @@ TEST(NormLosses, OfHeads) {
   EXPECT_THAT(std::string(missing.message()), HasSubstr("spectral norms of 0 heads for 2"));
 }
 
-// Qwen3: the weights say nothing about the size of keys that pass a norm behind them.
+// Where keys are normalized after the projection (Qwen3), the weights do not determine their size.
 TEST(NormLosses, GainsOfTheKeyNormSetTheScale) {
   const CacheShape shape = CacheShape::uniform(1, 2, 8);
   LayerNorms layer = norms_of(1000, 2);
@@ -77,7 +77,7 @@ TEST(NormLosses, GainsOfTheKeyNormSetTheScale) {
                                        RecipePer::Head);
   EXPECT_FALSE(heads.ok()) << "values still need norms per head";
 
-  layer.key_gains.resize(16, 3.0f);  // a gain per head and channel
+  layer.key_gains.resize(16, 3.0f);  // one gain per head and channel
   const auto own = losses_from_norms(shape, 64, norm_choices, std::vector{layer}, Norm::Frobenius);
   EXPECT_DOUBLE_EQ(own->layers[0][0].keys[0], (9 + 8 * 9) * d4);
   layer.key_gains.clear();

@@ -36,7 +36,7 @@ TEST(NormReport, TheoremAndGapsHaveTheSignOfTheLargerNorm) {
   EXPECT_EQ(layer_report(norms_of(20, 0, 40, 2), report_shape).spectral_gap, 0) << "unknown";
 }
 
-// Keys 4 bits wider than values err like values under 4^-4: losses of one width tell that gap.
+// The gap, in bits, that makes key and value losses equal is log4 of their ratio at one width.
 TEST(NormReport, TheMeasuredGapEqualisesLosses) {
   const FormatChoices choices{{key_format(2), key_format(4)}, {value_format(4), value_format(3)}};
   const std::vector<HeadLosses> entries{{{9, 48}, {2, 7}}, {{9, 16}, {2, 7}}};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The plans of this library beside those of the paper's reference implementation, on the norms that
-// it publishes for 12 models. KVTILT_PRINT_TABLE=1 in the environment prints the comparison.
+// Compares plans with the allocations of the paper's reference implementation, on the norms that it
+// publishes for 12 models. KVTILT_PRINT_TABLE=1 in the environment prints the comparison.
 #include <kvtilt/plan/bit_plan.hpp>
 #include <kvtilt/plan/norm_losses.hpp>
 
@@ -33,12 +33,12 @@ Json read(const std::filesystem::path& file) {
 
 struct PublishedModel {
   std::string name;
-  std::vector<double> keys[2];  ///< by Norm, per layer
+  std::vector<double> keys[2];  ///< [Norm][layer]
   std::vector<double> values[2];
   Json answers;
   CacheShape shape;
 
-  /// K0, V0, K1, V1, ...
+  /// The norms in the order K0, V0, K1, V1, ...
   [[nodiscard]] std::vector<double> interleaved(Norm norm) const {
     const std::size_t which = static_cast<std::size_t>(norm);
     std::vector<double> list;
@@ -127,7 +127,7 @@ TEST(ReferenceGolden, GroupsOfAllPublishedModels) {
 
 constexpr int reference_page = 64;
 
-/// Every width from 1 to 8, default groups: what differs between plans is where the bits go.
+/// Every width from 1 to 8 with default groups: plans differ only in where the bits go.
 FormatChoices default_choices() {
   FormatChoices choices;
   for (int bits = 1; bits <= 8; ++bits) {
@@ -142,7 +142,7 @@ struct Outcome {
   double loss = 0;
 };
 
-/// What an allocation of whole bits stores and loses.
+/// The bytes and the loss of an allocation of whole bits per layer.
 Outcome outcome_of(const CacheShape& shape, const ModelLosses& losses,
                    const std::vector<int>& key_bits, const std::vector<int>& value_bits) {
   Outcome outcome;
@@ -157,7 +157,8 @@ Outcome outcome_of(const CacheShape& shape, const ModelLosses& losses,
   return outcome;
 }
 
-/// Levels that are no width of ours count as the next one, which is also what they take in memory.
+/// Levels between our widths (a, b) count as the next width, which is also what they take in
+/// memory.
 std::vector<int> whole_bits(const std::string& letters) {
   std::vector<int> bits;
   for (const char letter : letters)
@@ -223,8 +224,8 @@ TEST(Reference, PlansPredictNoMoreErrorThanTheReferenceOrUniform) {
   }
 }
 
-// With the floor that is the default of plans from norms, keys never fall to widths that broke every
-// model of the paper's tables.
+// With the default floor of plans from norms, no layer's keys get the widths that broke every model
+// in the paper's tables.
 TEST(Reference, PlansKeepTheFloorOfKeys) {
   for (const PublishedModel& model : published_models()) {
     const auto losses = losses_from_norms(model.shape, reference_page, default_choices(),

@@ -27,7 +27,7 @@ RowMajor gaussian(test::Random& random, Eigen::Index rows, Eigen::Index columns)
 WeightView view_of(const RowMajor& matrix) { return {matrix.data(), matrix.rows(), matrix.cols()}; }
 
 double exact_norm(const RowMajor& matrix) {
-  // Jacobi: the other algorithm of Eigen gives NaN under -ffast-math where singular values tie.
+  // JacobiSVD, because BDCSVD gives NaN under -ffast-math where singular values tie.
   return Eigen::JacobiSVD<Eigen::MatrixXd>(matrix.cast<double>()).singularValues()[0];
 }
 
@@ -40,7 +40,8 @@ SpectralNorm norm_of(const RowMajor& matrix) {
   return norm.ok() ? *norm : SpectralNorm{};
 }
 
-/// The documented bracket, and the much smaller error that it stands for.
+/// Checks the documented bracket, and that the actual error is within `tolerance`, which is
+/// smaller.
 void expect_norm(const RowMajor& matrix, double tolerance) {
   const double exact = exact_norm(matrix);
   const SpectralNorm norm = norm_of(matrix);
@@ -71,7 +72,7 @@ TEST(SpectralNormAgreement, OnManyMatricesOfFewRows) {
     for (int i = 0; i < 30; ++i) {
       const RowMajor matrix = gaussian(random, rows, i % 3 == 0 ? 2048 : 256);
       const Eigen::MatrixXd wide = matrix.cast<double>();
-      const Eigen::ArrayXd values =  // of a gram matrix, which takes no time
+      const Eigen::ArrayXd values =  // through the Gram matrix, which is fast
           Eigen::JacobiSVD<Eigen::MatrixXd>(wide * wide.transpose())
               .singularValues()
               .array()

@@ -65,7 +65,7 @@ TEST(WeightNorms, OfABias) {
   EXPECT_FALSE(weight_norms(view, 0).ok());
 }
 
-// Every row belongs to exactly one head of queries, keys or values.
+// Every row of a fused weight belongs to exactly one head of queries, keys or values.
 TEST(WeightNorms, FusedRowsCoverTheKeysAndValues) {
   constexpr int dim = 4;
   for (const auto& [query_heads, kv_heads] : {std::pair{8, 2}, {6, 6}, {5, 1}})

@@ -56,7 +56,7 @@ TEST(AffineAgreement, RoundsHalfToEven) {
   EXPECT_EQ(round_half_even(float_of(bits_of(0x1p22f) - 1)), 1 << 22);
 }
 
-/// s*n is exact in float32: an expectation that needs no search.
+/// s*n is exact in float32, so the expected scale needs no search.
 TEST(AffineProperty, ScalesAreSmallestAndSufficient) {
   for (int bits = 1; bits <= 8; ++bits) {
     const int n = max_code(bits);
@@ -157,7 +157,7 @@ TEST(Affine, KeepsConstantGroupsExact) {
 }
 
 TEST(Affine, KeepsTwoLevelsExactWhereTheyFit) {
-  // Range n * 2^k for a power of two: every level is a code.
+  // Where the range is n * 2^k, every multiple of 2^k in it is decoded exactly.
   for (int bits = 2; bits <= 8; ++bits) {
     std::vector<F16> group;
     for (int code = 0; code <= max_code(bits) && code < 128; ++code)
@@ -176,7 +176,7 @@ TEST(AffineProperty, PowersOfTwoChangeNoCode) {
   for (int bits = 2; bits <= 8; ++bits) test::check_scale_equivariance(bits, RangeRule::MinMax);
 }
 
-/// z + s*code: the product is exact, so the sum rounds once, with or without FMA.
+/// The product s*code is exact, so z + s*code rounds once, with or without FMA.
 TEST(AffineAgreement, DecodesWithOneRounding) {
   test::Random random(5);
   for (int i = 0; i < 300000; ++i) {

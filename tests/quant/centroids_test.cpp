@@ -25,7 +25,7 @@ Affine fit_values(const std::vector<float>& values) {
 }
 
 TEST(Centroids, AreTheMeansOfTheHalves) {
-  const Affine affine = fit_values({1, 2, 3, 10});  // mean 4: {1, 2, 3} and {10}
+  const Affine affine = fit_values({1, 2, 3, 10});  // the mean is 4: {1, 2, 3} and {10}
   EXPECT_EQ(to_float(affine.minimum), 2.0f);
   EXPECT_EQ(to_float(affine.scale), 8.0f);
 }
@@ -37,7 +37,7 @@ TEST(Centroids, PutTheMeanItselfBelow) {
 }
 
 TEST(Centroids, SubtractTheRoundedMinimum) {
-  // The lower mean 2049 / 2 rounds to 1024; the scale leads from there to the upper mean.
+  // The lower mean 2049 / 2 rounds to 1024; the scale is the distance from there to the upper mean.
   const Affine affine = fit_values({1024, 1025, 3000, 3000});
   EXPECT_EQ(to_float(affine.minimum), 1024.0f);
   EXPECT_EQ(to_float(affine.scale), 1976.0f);
@@ -109,7 +109,7 @@ TEST(CentroidsProperty, PowersOfTwoChangeNoCode) {
   test::check_scale_equivariance(1, RangeRule::Centroids);
 }
 
-/// The error law: squared error of one bit relative to the variance of normal groups.
+/// The error law for one bit: squared error relative to the variance of normal groups.
 TEST(CentroidsProperty, ErrsAsMeasured) {
   for (const auto& [size, expected] : {std::pair{32, 0.343}, {128, 0.358}}) {
     test::Random random(static_cast<std::uint64_t>(size));

@@ -60,7 +60,7 @@ TEST(FitRandom, ManyGroupsEqualTheOracle) {
     const Data kind = static_cast<Data>(random.below(test::data_kinds));
     group.resize(static_cast<std::size_t>(random.between(1, 128)));
     test::fill_group(random, kind, group, largest_of(bits));
-    // Mixtures reach what no single kind does.
+    // Mixtures of two kinds reach cases that no single kind does.
     if (group.size() > 1 && random.chance(3))
       test::fill_group(random, static_cast<Data>(random.below(test::data_kinds)),
                        std::span(group).first(group.size() / 2), largest_of(bits));
@@ -83,7 +83,7 @@ TEST(FitProperty, OrderDoesNotMatter) {
       }
 }
 
-/// A group decodes to nothing but finite numbers, whatever finite numbers it holds.
+/// Any group of finite numbers gives a finite scale and minimum.
 TEST(FitHostile, MetadataIsAlwaysFinite) {
   for (int bits = 1; bits <= 8; ++bits)
     for (const RangeRule rule : test::rules_of(bits))

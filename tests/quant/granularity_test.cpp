@@ -19,7 +19,8 @@ TEST(Granularity, LargestGroupSumsExactly) {
   const std::int64_t largest = test::fp16_units().back();
   EXPECT_EQ(largest, std::int64_t{65504} << 24);
   EXPECT_LE(largest * max_group, std::int64_t{1} << 53) << "in double";
-  // One product more decides which half of a one-bit group an element belongs to.
+  // One more factor of max_group: the product that decides the half of an element in a one-bit
+  // group.
   EXPECT_LE(largest, INT64_MAX / max_group / max_group) << "in 64 bits";
 }
 

@@ -63,7 +63,7 @@ std::int64_t search_error(std::span<const std::uint16_t> group, int bits, int in
   return error;
 }
 
-/// The winner is the first of least error, and candidate 0 is MinMax itself.
+/// The first candidate of least error wins; candidate 0 is MinMax itself.
 TEST(MinMseProperty, NeverErrsMoreThanMinMax) {
   for (int bits = 2; bits <= 5; ++bits)
     test::for_each_group(static_cast<std::uint64_t>(bits) + 10, f16_max,
@@ -127,7 +127,7 @@ TEST(MinMseProperty, PowersOfTwoChangeNoCode) {
   for (int bits = 2; bits <= 5; ++bits) test::check_scale_equivariance(bits, RangeRule::MinMse);
 }
 
-/// The figures of the header and of the error law, on standard normal groups.
+/// The error ratios that the header and the error law state, on standard normal groups.
 TEST(MinMseProperty, LowersTheErrorOfNormalGroups) {
   struct Row {
     int bits;
@@ -152,7 +152,7 @@ TEST(MinMseProperty, LowersTheErrorOfNormalGroups) {
 }
 
 TEST(MinMse, PullsInTheEndOfAnOutlier) {
-  // 127 zeros to ones and one 2: two bits do better without it.
+  // 127 values from 0 to 1 and one 2: with two bits, clipping the 2 gives less error.
   std::vector<std::uint16_t> group;
   for (int i = 0; i < 127; ++i) group.push_back(test::fp16_of(i / 127.0));
   group.push_back(test::fp16_of(2.0));
@@ -168,7 +168,7 @@ TEST(MinMse, IsUsableInConstantExpressions) {
   static_assert(fit_min_mse({group, 4, 1}, 2) == Affine{{0x3c00}, {0x3c00}});
 }
 
-/// Kernels clamp y to 0..n*step instead of the code to 0..n.
+/// Kernels clamp y to 0..n*step; the specification clamps the code to 0..n.
 TEST(MinMseProperty, ClampingUnitsClampsCodes) {
   for (int bits = 2; bits <= 5; ++bits)
     for (int index = 0; index < min_mse_candidates; ++index) {

@@ -40,8 +40,8 @@ class Random {
     return radius * std::cos(2.0 * std::numbers::pi * uniform());
   }
 
-  /// One of 4096 samples of a normal distribution: normal() took a tenth of all tests, and more than
-  /// a third of some.
+  /// One of 4096 samples of a normal distribution: normal() would take a tenth of the
+  /// time of all tests, and more than a third of some.
   double sampled_normal() {
     static const std::array<double, 4096> samples = [] {
       Random own(0);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Switches between stacks. swapcontext() makes a system call for the signal mask each time, which
-/// took half the time of emulated kernels; on known architectures a switch is a few instructions.
+/// would take half the time of emulated kernels; on known architectures a switch takes a few
+/// instructions.
 #pragma once
 
 #include <cstddef>

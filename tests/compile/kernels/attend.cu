@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One attention kernel of each kind: 16 bits, a width that fills words, one that shares them, one in
-// two planes, keys per token, values per channel, several of them in one, and any recipe.
+// One attention kernel of each kind: 16 bits, codes that fill their words (8, 4), that share words
+// (2) or have two planes (3), keys per token, values per channel, several recipes, any recipe.
 #include <kvtilt/cuda/attention/attend.cuh>
 
 namespace kvtilt::cuda {

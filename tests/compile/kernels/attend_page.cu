@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// One and two pages in a row: their difference is what a page costs, without the query, the state's
-// start and its end.
+// Kernels that attend to one page and to two: the difference is the cost of a page alone, without
+// loading the query and without the start and the end of the state.
 #include <kvtilt/cuda/attention/page.hpp>
 #include <kvtilt/cuda/threads.cuh>
 
@@ -10,7 +10,7 @@ namespace kvtilt::cuda {
 
 /// pages  in global memory, one after the other
 /// query  [lane][step]: two registers of halves each
-/// out    [lane][...]: all that the lane holds in the end
+/// out    [lane][...]: the lane's final state
 template <class Traits, int Pages>
 __device__ void attend_pages(std::byte* pages, const uint2* query, float* out, float factor) {
   DeviceThreads threads = DeviceThreads::in_turn();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The kernels that put tokens into a device cache, and those that take them out.
+// The kernels that append tokens to a device cache and those that read tokens back.
 #include <kvtilt/cuda/cache/append.cuh>
 #include <kvtilt/cuda/cache/pack_pages.cuh>
 #include <kvtilt/cuda/cache/saved_layer.cuh>

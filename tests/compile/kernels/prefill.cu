@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Kernels of chunks' attention, and two of their parts once and twice in a row: the difference is what
-// 32 tokens cost a warp of 32 query rows, and what a tile of 16 tokens costs the warp that stages it.
+// Prefill kernels, and kernels that run one of their parts once and twice: the difference is what
+// 32 tokens cost a warp of 32 query rows, or what a warp pays to stage a tile of 16 tokens.
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 
 #include <cstddef>
@@ -25,7 +25,7 @@ template __global__ void attend_prefill_kernel<GenericTraits<128>>(
 template __global__ void attend_prefill_kernel<PageTraits<4, 2, 256>>(
     const __grid_constant__ PrefillArguments);
 
-/// memory  [lane][...]: all that the lane holds
+/// memory  [lane][...]: the lane's state, loaded first and stored last
 template <int Parts>
 __global__ void attend_parts(float* memory, const QueryRow* rows) {
   using Traits = PrefillTraits<GenericTraits<128>>;
@@ -66,7 +66,7 @@ template <class Pages, int Tiles>
 __device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
   using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::in_turn();
-  tile.tokens = tile_extent;  // others are rare, and cost more
+  tile.tokens = tile_extent;  // partial tiles are rare and cost more
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; ++i) {
     std::byte* keys = threads.shared() + i * (Traits::key_bytes + Traits::value_bytes);

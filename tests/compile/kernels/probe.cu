@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Kernels of which it is known what they must consist of: they show that check_cubin reads the
-// encodings of the compiler at hand. Not part of the library.
+// Kernels whose instructions are known: they test that check_cubin reads the encodings of the
+// compiler in use. Not part of the library.
 #include <cstdint>
 
 #define KERNEL extern "C" __global__ void
@@ -18,7 +18,7 @@ KERNEL shared16(const int4* from, int* to) {
   to[threadIdx.x] = cells[31 - threadIdx.x].y;
 }
 
-// Indices that only run time knows: an array in local memory.
+// Indices known only at run time keep the array in local memory.
 KERNEL local4(const int* from, int* to) {
   int cells[32];
   for (int i = 0; i < 32; ++i) cells[from[i] & 31] = i;

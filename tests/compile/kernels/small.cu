@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The small kernels: of sequences, of page tables and of merging.
+// The small kernels: sequence calls, page tables and the merge of outputs.
 #include <kvtilt/cuda/attention/merge_outputs.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
 #include <kvtilt/cuda/cache/sequence_kernels.cuh>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Every member of DeviceThreads: the assembler only sees what a kernel calls.
+// Calls every member of DeviceThreads: the assembler sees only what a kernel calls.
 #include <kvtilt/cuda/threads.cuh>
 
 #include <cstddef>

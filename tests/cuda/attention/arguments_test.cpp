@@ -10,7 +10,7 @@
 namespace kvtilt::cuda {
 namespace {
 
-/// Kernel parameters: copied as bytes, and at most 4 KB before CUDA 12.1.
+/// Kernel parameters are copied as bytes and may take at most 4 KB before CUDA 12.1.
 static_assert(std::is_trivially_copyable_v<AttendArguments>);
 static_assert(sizeof(AttendArguments) <= 4096);
 

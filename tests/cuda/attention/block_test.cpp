@@ -81,7 +81,7 @@ void expect_absent_slots_ignored(const char* name) {
   const DeviceSequences sequences(random, shape, parse_recipe(name).value(), {230});
   const Rows<float> queries = random_queries(random, shape, 1, 4);
   for (const int held : {1, 30, 37, 63}) {
-    // The last page is one that an engine has not filled yet.
+    // Makes the last page one that an engine has only partly filled.
     const DeviceLayer device = sequences.device();
     cuda::SequenceState& state = device.layer().states[0];
     cuda::PageSlot& last = device.layer().table(0)[state.page_end - 1];
@@ -164,7 +164,7 @@ TEST(AttendBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
   }
 }
 
-/// By more units than a line pads an item with.
+/// The 700 rows see more pages than the padding that an item has on the work line.
 TEST(AttendBlock, AWindowOfManyRowsReachesFurtherBackThanOfOne) {
   Random random(15);
   const LayerShape shape{1, 64, 64, 0};
@@ -178,7 +178,7 @@ TEST(AttendBlock, AWindowOfManyRowsReachesFurtherBackThanOfOne) {
   EXPECT_TRUE(is_close(sequences.views, queries, options, output, 2e-3, -1.0, indptr));
 }
 
-/// Drafts of different lengths: sequences with no row, with more rows than tokens, rows of nobody.
+/// Drafts of different lengths: no rows, more rows than tokens, rows of no sequence.
 TEST(AttendBlockRandom, SequencesAskWithAsManyRowsAsTheyHave) {
   Random random(13);
   for (int round = 0; round < 40; ++round) {
@@ -249,7 +249,7 @@ TEST(AttendBlockHostile, QueriesThatSeeFreedTokensAreRecorded) {
   device.set_records(&records);
   const LayerView& view = sequences.views[0];
   ASSERT_GT(view.first_kept, 4);
-  const std::int64_t kept = view.length - view.first_kept - shape.window + 1;  // room for as many
+  const std::int64_t kept = view.length - view.first_kept - shape.window + 1;  // rows it can serve
   for (const std::int64_t queries : {kept, kept + 1}) {
     const std::int32_t rows = static_cast<std::int32_t>(queries);
     static_cast<void>(
@@ -263,7 +263,7 @@ TEST(AttendBlockHostile, QueriesThatSeeFreedTokensAreRecorded) {
   EXPECT_NE(status.message().find("window has freed"), std::string::npos) << status.message();
 }
 
-/// Then the output's norm says little of what was rounded.
+/// Then the output is much smaller than the values whose rounding it contains.
 TEST(AttendBlockProperty, ValuesThatCancelHaveTheErrorOfTheirOwnNorms) {
   Random random(9);
   const LayerShape shape{1, 64, 64, 0};
@@ -295,7 +295,7 @@ TEST(AttendBlockProperty, ValuesThatCancelHaveTheErrorOfTheirOwnNorms) {
     }
 }
 
-/// Rows are brought to fp16's range first: what fp16 cannot hold is as accurate as what it can.
+/// Query rows are scaled into fp16's range first, so huge and tiny rows stay accurate.
 TEST(AttendBlockProperty, QueriesBeyondFp16KeepTheirAccuracy) {
   Random random(10);
   const LayerShape shape{2, 64, 64, 0};
@@ -310,7 +310,7 @@ TEST(AttendBlockProperty, QueriesBeyondFp16KeepTheirAccuracy) {
   }
 }
 
-/// The first two of four queries would be positions -2 and -1.
+/// The first two of four queries would have positions -2 and -1.
 TEST(AttendBlockHostile, QueriesInFrontOfASequenceSeeNothing) {
   Random random(11);
   const LayerShape shape{2, 64, 64, 0};

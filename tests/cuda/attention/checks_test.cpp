@@ -89,7 +89,7 @@ TEST(AttendChecksHostile, LayersThatNoCacheHasAreRefused) {
     EXPECT_THAT(message(shape, page), HasSubstr("must be 32, 64 or 128"));
 }
 
-/// A layer with a cache's numbers, and no memory.
+/// The description of a layer with these recipes, without memory.
 LayerStorage storage_of(const std::vector<Recipe>& recipes) {
   const auto all = resolve_recipes(shape, recipes, 64).value();
   return describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, all, 64, 4));

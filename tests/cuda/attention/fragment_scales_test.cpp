@@ -10,7 +10,7 @@
 namespace kvtilt::cuda {
 namespace {
 
-/// Entry i of a tile is i: each half of each register then shows whose it is.
+/// Entry i of a tile's scales is i, so each half of a register shows which entry it holds.
 template <Role role>
 void expect_entries(bool inner) {
   alignas(8) std::byte entries[2 * tile_extent];

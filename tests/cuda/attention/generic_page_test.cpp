@@ -18,7 +18,7 @@ namespace {
 
 using cuda::GenericTraits;
 
-/// One layer of sequences, in 16 bits from the sinks on only where pages are not yet full.
+/// Sequences of one layer; only sinks and the newest tokens, up to a page and 3, are in 16 bits.
 struct Layer {
   LayerShape shape;
   std::vector<Recipe> recipes;  ///< one, or one per kv head
@@ -73,7 +73,7 @@ Format per_channel(int bits, int group = 0) {
   return key_format(bits, Granularity::PerChannel, group);
 }
 
-/// Every register of every tile against the scalar decoder; metadata of any sign and size.
+/// Compares every register of every tile with the scalar decoder; metadata have any sign and size.
 template <cuda::Role role, int Dim>
 void expect_values(Random& random, const Format& format, int page_tokens) {
   constexpr bool keys = role == cuda::Role::Keys;
@@ -195,7 +195,7 @@ TEST(AttendGeneric, EveryHeadDimensionIsCloseToFloat64) {
       EXPECT_TRUE(is_close<GenericTraits<256>>(layer(256, 256), random)) << to_string(recipe);
     }
   }
-  // Planes whose last words come in ones and twos.
+  // Planes whose last runs have two words or one.
   for (const int bits : {2, 4, 6}) {
     const Layer layer(random, {1, 80, 112, 0}, {with_widths(bits, bits)}, {41});
     EXPECT_TRUE((is_close<GenericTraits<80, 112>>(layer, random))) << bits;
@@ -239,7 +239,7 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
   }
 }
 
-/// Fills slots from `tokens` on of every sealed page with what must never reach a result.
+/// Fills the slots from `tokens` on of every sealed page with data that must not reach a result.
 void poison(const DeviceLayer& device, int tokens) {
   const cuda::LayerStorage& layer = device.layer();
   const auto fill = [&](std::byte* block, const TensorLayout& tensor, cuda::Role role, int dim) {
@@ -304,7 +304,8 @@ TEST(AttendGenericProperty, MagnitudesUpToTheLargestKeepTheirAccuracy) {
   }
 }
 
-// The scale of 7 codes that span -65504 to 65504 is rounded up, so the last one stands for more.
+// The scale of 7 codes from -65504 to 65504 is rounded up, so the last code decodes to more than
+// 65504.
 TEST(AttendGenericHostile, ValuesBeyondFp16AreTheLargest) {
   for (const Recipe& recipe :
        {Recipe{per_channel(3), per_channel(3)}, Recipe{per_token(3), per_token(3)}}) {
@@ -329,7 +330,7 @@ TEST(AttendGenericHostile, ValuesBeyondFp16AreTheLargest) {
     const Rows<float> queries = random_queries(random, views[0].shape, 1, 2, 1e-6f);
     const Output output =
         emulated_attend<GenericTraits<64>>({views, {min_max}, options}, queries, {});
-    // 64 less of 65568 in three of four.
+    // Three of four values saturate, to 64 less than 65568: within the tolerance.
     EXPECT_TRUE(is_close(views, queries, {}, output));
   }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Against the fragments of generic_page.hpp, which are tested against a scalar decoder.
+// Compares with the fragments of generic_page.hpp, which are tested against a scalar decoder.
 #include <kvtilt/cuda/attention/generic_page.hpp>
 #include <kvtilt/cuda/attention/known_page.hpp>
 
@@ -16,7 +16,7 @@ namespace {
 
 using test::Random;
 
-/// A block of any codes, and scales and minima of any finite size.
+/// A block of random codes, scales and minima, all finite.
 template <class Pages>
 std::vector<std::byte> random_block(Random& random, const HeadLayout& head) {
   std::vector<std::byte> block(head.bytes());
@@ -82,7 +82,7 @@ TEST(KnownPageAgreement, EveryShapeDecodesLikeTheGenericPage) {
   expect_same<PageTraits<2, 4, 96>>();
   expect_same<PageTraits<8, 6, 96>>();
   expect_same<PageTraits<8, 8, 96>>();
-  expect_same<PageTraits<4, 2, 192>>();  // the last group of values is a shorter one
+  expect_same<PageTraits<4, 2, 192>>();  // the last group of values is shorter
   expect_same<PageTraits<4, 4, 64, 64, 32>>();
   expect_same<PageTraits<8, 2, 64, 64, 128>>();
   expect_same<PageTraits<4, 4, 64, 64, 64, 32, 32>>();
@@ -90,7 +90,7 @@ TEST(KnownPageAgreement, EveryShapeDecodesLikeTheGenericPage) {
   expect_same<PageTraits<3, 5, 64, 128, 128, 64, 64>>();
 }
 
-// Runs of two tiles of one bit are half a word.
+// One-bit runs of two tiles fill only half a word.
 static_assert(!KnownFragments<Role::Values, PageTraits<4, 1, 96>>::supported);
 
 TEST(KnownPageAgreement, KeysPerTokenAndValuesPerChannelDecodeLikeTheGenericPage) {

@@ -42,7 +42,7 @@ TEST(MergeOutputsAgreement, RowsAreWhatTheCpuMakesOfThem) {
     for (const int blocks : {1, 3}) {
       Part into(random, 7, 3, dim);
       const Part part(random, 7, 3, dim);
-      for (std::size_t i = 0; i < into.lse.size(); ++i)  // outputs of empty parts are not read
+      for (std::size_t i = 0; i < into.lse.size(); ++i)  // outputs of empty parts must not be read
         for (int c = 0; c < dim && into.lse[i] == nothing; ++c)
           into.out.data[i * static_cast<std::size_t>(dim) + static_cast<std::size_t>(c)] =
               std::nanf("");

@@ -28,7 +28,7 @@ using test::Rows;
 using MergedTraits = HalfTraits<16, 48>;
 constexpr int merged_dim = MergedTraits::value_dim;
 
-/// Logits and values of an item's tokens, of which each part has some.
+/// Logits and values of an item's tokens, each of which belongs to one part.
 struct Tokens {
   Rows<float> logits;  ///< [token][row]
   Rows<float> values;
@@ -40,7 +40,7 @@ struct Tokens {
     for (int i = 0; i < count; ++i) part_of.push_back(random.below(parts));
   }
 
-  /// A lane's state after the tokens of one part; lanes take them in turn.
+  /// A lane's state after the tokens of one part; sums are spread over the lanes of a column.
   [[nodiscard]] MergedTraits::State state(int part, int lane) const {
     MergedTraits::State state;
     state.clear();
@@ -66,7 +66,7 @@ struct Tokens {
   }
 };
 
-/// Where an item's output goes: two tokens of four heads, with gaps between heads.
+/// An item with its output: two tokens of four heads, with gaps between heads.
 struct Item : AttendItem {
   static constexpr int head_stride = merged_dim + 3;
   std::vector<float> out;
@@ -107,8 +107,8 @@ struct Item : AttendItem {
   }
 };
 
-/// Part `block` * warps + `warp` of the tokens is that of a warp; blocks leave theirs in the
-/// workspace, and one block merges and writes them.
+/// Warp `warp` of block `block` attends to part block * warps + warp. Each block merges its warps
+/// into the workspace; then one block merges all of those and writes the output.
 void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
   const AttendShared shared = AttendShared::of<MergedTraits>(warps, 2, 1);
   std::vector<float> outputs(static_cast<std::size_t>(2 * (blocks + 3) * item_rows * merged_dim),
@@ -120,7 +120,7 @@ void merge(const Tokens& tokens, int blocks, int warps, Item& item) {
   test::emulate(blocks, 32 * warps, shared.bytes, [&](EmulatedThreads& threads) {
     MergedTraits::State state =
         tokens.state(threads.block() * warps + threads.warp(), threads.lane());
-    const int stage = 2 * threads.warp() + threads.warp() % 2;  // one of the ring's two
+    const int stage = 2 * threads.warp() + threads.warp() % 2;  // one of its two stages
     store_warp<MergedTraits>(threads, shared,
                              static_cast<std::uint32_t>(stage) * MergedTraits::stage_bytes, state);
     threads.sync();
@@ -139,7 +139,7 @@ TEST(AttendMerge, AnySplitGivesWhatOnePartGives) {
   Random random(1);
   for (const int blocks : {1, 2, 5, warp_lanes, warp_lanes + 1, 70})
     for (const int warps : {1, 4}) {
-      const Tokens tokens(random, 50, blocks * warps);  // often less than one a part
+      const Tokens tokens(random, 50, blocks * warps);  // often fewer tokens than parts
       Item item;
       merge(tokens, blocks, warps, item);
       item.expect(tokens);
@@ -169,7 +169,7 @@ TEST(AttendMerge, SinkLogitsJoinOnce) {
     Item item;
     item.arguments.rules.sink_logits = sinks.data();
     merge(tokens, 4, 2, item);
-    if (count == 0) {  // nothing but the sinks: exp(-400) is no number of the expectation's
+    if (count == 0) {  // the expectation's exp(-400) would be 0
       for (int row = 0; row < 8; ++row)
         EXPECT_NEAR(item.lse[static_cast<std::size_t>(row)],
                     sinks[static_cast<std::size_t>(row % 4)], 1e-4f);

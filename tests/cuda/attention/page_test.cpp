@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The pieces of a page; block_test.cpp attends to whole caches.
+// The steps that attend to one page; block_test.cpp attends to whole caches.
 #include <kvtilt/cuda/attention/page.hpp>
 
 #include "support/attend_item.hpp"
@@ -27,7 +27,7 @@ using test::Random;
 using test::Rows;
 using test::SealedPage;
 
-/// Every width, an odd number of steps, several groups, dimensions and page sizes that differ; keys
+/// Every width, an odd number of steps, several groups, different dimensions and page sizes; keys
 /// and values per channel and per token.
 #define KVTILT_FOR_EACH_PAGE(check)                        \
   check<PageTraits<1, 1, 64>>();                           \
@@ -83,7 +83,7 @@ void expect_products() {
         for (int c = 0; c < Traits::key_dim; ++c) {
           const double q = static_cast<double>(item.query(column)[c]);
           expected += q * page.key(tile * tile_extent + outer_of(threads.lane(), e), c);
-          magnitude += std::abs(q) * 4;  // keys are below 4, and their groups twice as wide
+          magnitude += std::abs(q) * 4;  // keys are below 4; groups are twice as wide
         }
         const double scale = static_cast<double>(item.arguments.rules.scale);
         EXPECT_NEAR(static_cast<double>(got), scale * expected, 0x1p-11 * scale * magnitude)
@@ -94,7 +94,7 @@ void expect_products() {
 
 TEST(AttendPage, ScoresAreProductsWithTheDecodedKeys) { KVTILT_FOR_EACH_PAGE(expect_products); }
 
-/// Weights meet values without a softmax.
+/// Multiplies weights with a page's values, without a softmax.
 template <class Traits>
 void mix(EmulatedThreads& threads, const std::byte* page, const PageScores<Traits>& weights,
          typename Traits::State& state) {
@@ -147,8 +147,8 @@ TEST(AttendPage, MixturesAreWeightedSumsOfTheDecodedValues) {
   KVTILT_FOR_EACH_PAGE(expect_mixture);
 }
 
-/// A warp's share of 32K tokens, the same page each time; weights are powers of two, which no product
-/// rounds.
+/// As many pages as a warp has of 32K tokens, the same page each time. Weights are powers of two,
+/// so no product is rounded.
 template <class Traits>
 void expect_long_sums() {
   constexpr int pages = 128;

@@ -41,7 +41,7 @@ TEST(PrefillBlock, KnownWidthsAreCloseToFloat64) {
 TEST(PrefillBlock, KeysPerTokenAndValuesPerChannelAreCloseToFloat64) {
   expect_chunks_close<TokenKeyTraits<8, 8, 64>>(parse_recipe("k8tv8").value());
   expect_chunks_close<ChannelValueTraits<4, 2, 64>>(parse_recipe("k4v2c").value());
-  // Groups of three tiles, of which four are decoded together.
+  // Groups of three tiles, while tiles are decoded four at a time.
   using Odd = PageTraits<4, 4, 64, 192, 64, 64, 48>;
   static_assert(!cuda::decodes_known_pages(Odd{}));
   expect_chunks_close<Odd>(parse_recipe("k4v4:g64,48").value());
@@ -140,7 +140,7 @@ TEST(PrefillBlock, FourWarpsFitSmallDevices) {
       99u * 1024);
 }
 
-/// The error of a launch that writes nothing.
+/// Launches, expects that nothing is written, and returns the recorded error.
 cuda::DeviceRecord refused(const DeviceSequences& sequences, const Chunks& chunks) {
   DeviceLayer device = sequences.device();
   cuda::DeviceRecords records{};
@@ -184,7 +184,7 @@ void expect_prefill_ignores_absent_slots(const Recipe& recipe) {
   const Chunks chunks(random, shape, {37}, 3);
   const DeviceLayer device = sequences.device();
   const cuda::LayerStorage& layer = device.layer();
-  // The last page is one that an engine has not filled yet.
+  // Makes the last page one that an engine has only partly filled.
   cuda::SequenceState& state = layer.states[0];
   cuda::PageSlot& last = layer.table(0)[state.page_end - 1];
   last.tokens = 37;
@@ -212,7 +212,7 @@ TEST(PrefillBlock, RowsThatSeeNothingAreEmpty) {
   before.end_position = 0;
   AttendOptions behind;
   behind.first_position = 1000;
-  AttendOptions some;  // for the first rows of the second sequence
+  AttendOptions some;  // seen only by the first rows of sequence 1
   some.first_position = 12;
   some.end_position = 14;
   for (const AttendOptions& options : {before, behind, some}) {
@@ -267,7 +267,8 @@ TEST(PrefillBlockRandom, OptionsMeanWhatTheyMeanOnTheCpu) {
          random.between(1, 4),
          2,
          {LaunchOrder::Shuffled, static_cast<std::uint32_t>(random.below(1000))}});
-    // Where the token of the largest weight has next to no value, the others' weights are subnormal.
+    // Where the largest weight meets a value near zero, the other weights are subnormal: a wider
+    // tolerance.
     EXPECT_TRUE(is_close(sequences.views, chunks, options, output, 2e-3, 1e-2))
         << "round " << round;
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The pieces of a warp's rows; prefill_block_test.cpp attends to whole chunks.
+// The steps of a warp's query rows; prefill_block_test.cpp attends to whole chunks.
 #include <kvtilt/cuda/attention/prefill_rows.hpp>
 
 #include "support/emulated_threads.hpp"
@@ -38,7 +38,7 @@ TEST(PrefillRows, RowsAreTokensTimesTheHeadsOfAGroup) {
   EXPECT_EQ(RowOfTile::of(tile, 3, 12).token, 10) << "rows that do not exist stand for the first";
 }
 
-/// A warp's rows: queries of 32 tokens and one head.
+/// The queries of 32 tokens and one head, which are the rows of one warp.
 struct Warp {
   Rows<float> queries;
   PrefillArguments arguments{};
@@ -66,7 +66,7 @@ struct Warp {
   }
 };
 
-/// 16 tokens' keys in the order of a staged tile.
+/// Keys of 16 tokens per tile, in the order of staged tiles.
 std::vector<std::byte> staged_keys(const Rows<float>& keys, int tiles) {
   std::vector<std::byte> staged(static_cast<std::size_t>(tiles) * RowTraits::key_bytes);
   for (int token = 0; token < tiles * tile_extent; ++token)
@@ -88,7 +88,7 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
   constexpr int tokens = RowTraits::score_tiles * tile_extent;
   const Rows<float> keys = test::random_rows(random, tokens, 1, row_dim);
   const std::vector<std::byte> staged = staged_keys(keys, RowTraits::score_tiles);
-  // The second tile lacks its last 6 tokens.
+  // The second tile holds 10 of 16 tokens.
   const StagedTile tiles[] = {{0, 16, 0}, {16, 10, 0}};
   int wrong = 0;
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Chunks in shared memory; prefill_block_test.cpp stages the other sources too.
+// Staging of chunks in shared memory; prefill_block_test.cpp stages the other sources too.
 #include <kvtilt/cuda/attention/prefill_tile.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
@@ -23,7 +23,7 @@ using test::RandomInput;
 constexpr int tile_dim = 64;
 using TileTraits = PrefillTraits<GenericTraits<tile_dim>>;
 
-/// The half that a staged tile holds for an element.
+/// The half that a staged tile holds for one element.
 F16 staged(Role role, const std::byte* tile, int token, int channel) {
   const bool keys = role == Role::Keys;
   const FragmentPlace place = fragment_place(role, keys ? token : channel, keys ? channel : token);
@@ -77,7 +77,7 @@ TEST(PrefillTileRandom, ChunksOfAnyTypeAndStrideAreRoundedToHalf) {
 }
 
 TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
-  // 16-bit blocks whose unused slots are NaN, and a tile that is not there.
+  // A 16-bit block whose unused slots are NaN, and a tile without a source.
   constexpr int held = 5;
   const HeadLayout head = head_layout(Recipe{}, tile_dim, tile_dim, 64, 0);
   std::vector<std::byte> block(head.bytes(), std::byte{0xff});
@@ -107,7 +107,7 @@ TEST(PrefillTile, ValuesOfUnusedSlotsAreZero) {
   }
 }
 
-/// Sealed pages of nothing but 0xff bytes: scales and minima are NaN, too.
+/// A sealed page of 0xff bytes, whose scales and minima are NaN: absent slots must become zeros.
 template <class Pages>
 void expect_absent_values_zero(const Recipe& recipe) {
   using Traits = PrefillTraits<Pages>;

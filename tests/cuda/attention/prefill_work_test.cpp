@@ -20,7 +20,7 @@ namespace {
 using test::EmulatedThreads;
 using test::Random;
 
-/// A launch over sequences of a layer that has states and tables but no pages.
+/// A launch over sequences whose layer has states and tables, but no pages.
 struct Launch {
   static constexpr int block_rows = 64;
 
@@ -74,7 +74,7 @@ struct Launch {
     arguments.attend.row_count = indptr.back();
   }
 
-  /// What each thread of each block does with the plan.
+  /// Plans the launch and calls body(threads, plan, ...) in every thread of every block.
   template <class Body>
   void plan(int blocks, const Body& body) const {
     const int count = arguments.attend.batch.count;
@@ -87,14 +87,14 @@ struct Launch {
       body(threads, plan, tile_starts, unit_starts);
     });
   }
-  /// The tiles of a row tile of the only sequence.
+  /// The tiles that a row tile of the only sequence attends to.
   [[nodiscard]] TileList tiles(const RowTile& rows) const {
     return TileList::of(arguments.attend, states[0], tables.data(), rows);
   }
 };
 
-/// What all blocks of a launch were given: [sequence, kv head, token of the chunk] and tile of 16
-/// tokens, how often.
+/// How often the blocks of a launch took [sequence, kv head, token of the chunk] together with a
+/// tile of 16 tokens.
 using Taken = std::map<std::pair<std::vector<int>, int>, int>;
 
 TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
@@ -151,7 +151,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     AttendArguments& attend = launch.arguments.attend;
     const SequenceState& state = launch.states[0];
     AttendRules& rules = attend.rules;
-    for (int page = state.first_page; page < state.page_end; ++page)  // some were cut
+    for (int page = state.first_page; page < state.page_end; ++page)  // truncation shortened some
       if (random.chance(5))
         launch.tables[static_cast<std::size_t>(page)].tokens = random.between(1, 31);
     RowTile rows{};
@@ -193,7 +193,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     const TileList list = launch.tiles(rows);
     std::vector<int> held(static_cast<std::size_t>(all));
     int useless = 0;
-    std::map<std::int64_t, bool> pages;  // by first position, whether a row sees some of each
+    std::map<std::int64_t, bool> pages;  // by first position: whether a row sees any
     const std::int64_t first = first_slot(attend.layer, 0, state, list);
     const int page_tiles = attend.layer.page_tokens / tile_extent;
     for (int i = 0; i < list.total(); ++i) {
@@ -265,7 +265,7 @@ TEST(PrefillWork, AWindowCutsTheLine) {
                 [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) { total = plan.total; });
     return total;
   };
-  // Row tiles of 64 tokens, units of a page or of 64 tokens of the chunk; sinks lie in one of them.
+  // Row tiles of 64 tokens; a unit is a page or 64 tokens of the chunk; sinks take one unit.
   EXPECT_EQ(units(), 2 * ((50 + 1 + 1) + (50 + 1 + 2)));
   attend.rules.window = 640;
   EXPECT_EQ(units(), 2 * ((10 + 1) + (9 + 2)));
@@ -329,7 +329,8 @@ TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
   launch.arguments.attend.row_count = 64 * 20;
   launch.states[0] = {};
   for (const bool fits : {true, false}) {
-    // 20 row tiles of 2 heads: 2^31 - 1 units are as many as 53687091 pages each, and 8 units more.
+    // 20 row tiles of 2 heads: the limit of 2^31 - 1 units is 53687091 pages each, and 8 units
+    // more.
     launch.states[0].page_end = fits ? 53687050 : 53687091;
     launch.plan(2, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       EXPECT_EQ(plan.total > 0, fits);

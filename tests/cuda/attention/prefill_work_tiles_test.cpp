@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Row tiles made by hand: which tiles of past and chunk they are given.
+/// Which tiles of the past and of the chunk are given to hand-made row tiles.
 #include <kvtilt/cuda/attention/prefill_work.hpp>
 
 #include <gtest/gtest.h>
@@ -70,7 +70,7 @@ TEST(PrefillWorkTiles, SinksThatAChunkBringsHaveTilesOfTheirOwn) {
   rows.tokens = 32;
   SequenceState state{};
   const auto list = [&] { return TileList::of(attend, state, nullptr, rows); };
-  /// First position, tokens and whether they are sinks.
+  /// A tile's first position, its tokens, and whether they are sinks.
   const auto tile = [&](int i) {
     const SourceTile found = find_unsealed_tile(attend.layer, 0, state, rows, list(), i);
     EXPECT_EQ(found.source, TileSource::Chunk);

@@ -44,12 +44,12 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
 
 constexpr int query_dim = 48;
 
-/// Query rows of a type, anywhere in memory.
+/// Query rows of one type, at any offset and strides.
 struct StoredQueries {
   std::vector<std::uint16_t> memory;
-  Rows<float> values;  ///< as they are stored
+  Rows<float> values;  ///< rounded to the type
 
-  /// `offset` and both strides count elements.
+  /// `offset` and the strides count elements.
   StoredQueries(AttendItem& item, ElementType type, int offset, int head_stride, int token_stride)
       : memory(4000), values(item.queries) {
     const int size = type == ElementType::F32 ? 4 : 2;
@@ -75,7 +75,7 @@ struct StoredQueries {
   }
 };
 
-/// Every lane's registers against the rows, normalised.
+/// Compares every lane's registers with the rows, each divided by a power of two.
 void expect_operands(const AttendItem& item, const Rows<float>& values) {
   int exponents[8] = {};
   for (int column = 0; column < item.rows.rows; ++column) {
@@ -83,7 +83,7 @@ void expect_operands(const AttendItem& item, const Rows<float>& values) {
     for (int c = 0; c < query_dim; ++c)
       largest =
           std::fmax(largest, std::fabs(values.at(column / values.heads, column % values.heads, c)));
-    std::frexp(largest, &exponents[column]);  // 2^exponent: from its half on
+    std::frexp(largest, &exponents[column]);  // largest is in [1/2, 1) * 2^exponent
   }
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
     QueryTile<query_dim> query;
@@ -114,7 +114,7 @@ TEST(AttendQuery, OperandsAreRowsTimesPowersOfTwo) {
   Random random(1);
   for (const ElementType type : {ElementType::F32, ElementType::F16, ElementType::BF16})
     for (const float spread : {1e-3f, 1.0f, 3000.0f})
-      for (const int shift : {0, 1, 3})  // 8-byte loads, and tensors that do not allow them
+      for (const int shift : {0, 1, 3})  // with 8-byte loads and without
         for (const int tokens : {1, 2}) {
           AttendItem item(test::random_rows(random, tokens, 3, query_dim, spread), 100);
           const StoredQueries stored(item, type, shift, query_dim + 5 * shift,
@@ -139,7 +139,7 @@ TEST(AttendQuery, RowsOfZerosAndExtremesStayFinite) {
 
 // --- What a column sees ------------------------------------------------------------------------
 
-/// The rules one position at a time.
+/// Whether a column sees a token, from the rules alone.
 bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
   const AttendRules& rules = item.arguments.rules;
   const std::int64_t own = item.position(column);
@@ -196,7 +196,7 @@ TEST(AttendQueryRandom, ColumnsSeeWhatTheRulesSay) {
       for (const int start : {0, 16, 48}) {
         const std::uint32_t mask = view.visible(start);
         for (int slot = 0; slot < 16; ++slot) {
-          // Beyond the sequence there are no tokens: what the mask says there is not asked.
+          // Beyond the sequence the mask may say anything: there are no tokens.
           if (first + start + slot >= item.rows.length) continue;
           ASSERT_EQ(mask >> slot & 1u,
                     sees(item, item.rows.first_row + column, first + start + slot, sink) ? 1u : 0u)
@@ -231,7 +231,7 @@ TEST(AttendQueryRandom, AllOfAPlainRangeIsSeenByAll) {
   EXPECT_GT(plain, 10000);
 }
 
-/// A step of decode, the case that matters: nothing but the newest tokens needs a mask.
+/// In a plain decode step no token needs a mask, except where a window ends.
 TEST(AttendQuery, PlainRangeLeavesOutNothingItNeedNot) {
   AttendItem item(Rows<float>(1, 1, 16), 1000);
   EXPECT_EQ(item.rows.plain(item.arguments).begin, 0);

@@ -41,7 +41,7 @@ TEST(AttendRing, PartsOfSharedMemoryLieSideBySide) {
 }
 
 /// Blocks whose 16-byte words are numbered, and a sequence with a sink tile, three tail tiles and
-/// pages that its table reads backwards.
+/// pages in descending order.
 template <class Traits>
 struct Pool {
   static constexpr int pages = 80;
@@ -79,7 +79,7 @@ struct Pool {
   }
   Pool(const Pool&) = delete;
   static int tokens_of(int page) { return page % 3 == 1 ? 63 - page / 2 : 64; }
-  /// Units `first` to last - 1 of a kv head.
+  /// The segment of units `first` to last - 1 of a kv head.
   static Segment segment(int head, int first, int last) {
     Segment segment{};
     segment.slot = sequence;
@@ -103,7 +103,7 @@ struct Pool {
       return Traits::head_bytes;
   }
 
-  /// Byte of word `word` of a unit.
+  /// Byte offset in `memory` of word `word` of a unit.
   [[nodiscard]] std::size_t byte_of(std::size_t head, int unit, std::size_t word) const {
     const std::size_t block_tiles = std::size_t{Traits::page_tokens} / tile_extent;
     const std::size_t at = word * 16;
@@ -148,7 +148,7 @@ struct Pool {
     return static_cast<std::size_t>(layer.block(kind, index) -
                                     reinterpret_cast<const std::byte*>(memory.data()));
   }
-  /// Keys of all tiles of a head lie before the values.
+  /// In a block, the keys of all tiles of a head precede its values.
   static std::size_t byte_in_tiles(std::size_t head, std::size_t tiles, std::size_t tile,
                                    std::size_t at) {
     const std::size_t keys = half_tile_bytes(Traits::key_dim);
@@ -182,8 +182,8 @@ void expect_unit(const Pool<Traits>& pool, const Segment& segment, int unit,
   }
 }
 
-/// Two warps take every other unit of each segment, in order; what they get is theirs until they
-/// release it, and the free stage is, too, between segments.
+/// Two warps take each segment's units alternately. A unit's stage is its warp's until released; so
+/// is the free stage between segments, which the test overwrites.
 template <class Traits>
 void expect_units_in_order(int stages, const std::vector<Segment>& segments,
                            const AttendRules& rules = {}) {
@@ -256,7 +256,7 @@ TEST(AttendRing, SpecialUnitsAreToldFromPlainOnes) {
   using Pages = PageTraits<4, 2, 64>;
   using Halves = HalfTraits<64, 32>;
   AttendRules window;
-  window.window = 5000 - (1000 + 3 * 64 + 20);  // begins within a page
+  window.window = 5000 - (1000 + 3 * 64 + 20);  // begins inside a page
   AttendRules capped;
   capped.soft_cap = 30;
   for (const AttendRules& rules : {window, capped}) {
@@ -265,7 +265,7 @@ TEST(AttendRing, SpecialUnitsAreToldFromPlainOnes) {
   }
 }
 
-/// A lane for each of 32 units: what follows is looked up in turn.
+/// Each lane looks up one of 32 units; for more of them the lookup repeats.
 TEST(AttendRing, MoreUnitsThanLanes) {
   using Pages = PageTraits<4, 2, 64>;
   constexpr int all = Pool<Pages>::pages + 1 + Pool<Pages>::tail_tiles;

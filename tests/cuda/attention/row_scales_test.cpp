@@ -19,7 +19,7 @@ using test::EmulatedThreads;
 using test::Random;
 using test::Rows;
 
-/// Values per channel times random columns, onto sums that are not zero.
+/// Multiplies per-channel values with random columns, added to sums that are not zero.
 template <class Traits>
 void expect_scaled_rows() {
   constexpr int rows = Traits::value_dim / tile_extent;
@@ -55,7 +55,7 @@ void expect_scaled_rows() {
   });
 }
 
-// One to eight tiles of rows, four of which are summed up at a time; one group and several.
+// One to eight row tiles, which are summed four at a time; with one group and with several.
 TEST(RowScales, ProductsAreThoseOfTheDecodedValues) {
   expect_scaled_rows<ChannelValueTraits<1, 1, 64>>();
   expect_scaled_rows<ChannelValueTraits<2, 2, 64, 96, 64, 64, 16>>();

@@ -76,8 +76,8 @@ TEST(AttendScores, WeightsAreThoseOfPlainArithmetic) {
   EXPECT_NEAR(static_cast<double>(state.sum[1]), sums[1], 1e-5 * sums[1]);
 }
 
-/// Slots 0 to 49 hold tokens 100 to 149; the rows are of tokens 148 to 151. So the first row does not
-/// see slot 49 yet, and all others would see slots that hold nothing.
+/// Slots 0 to 49 hold tokens 100 to 149; the rows are tokens 148 to 151. So the first row does not
+/// see slot 49, and all other rows could see slots that hold no token.
 TEST(AttendScores, ShapedLogitsFollowTheRules) {
   Random random(6);
   const float slopes[2] = {0.25f, 0.03f};

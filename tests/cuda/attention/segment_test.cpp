@@ -34,7 +34,7 @@ TEST(AttendSegment, ChunksAreCountedExactlyBelowTwoMillionUnits) {
   }
 }
 
-/// Sequences of a layer in the pages of 64 tokens that Traits stands for, one unit each.
+/// A decode launch over sequences with pages of 64 tokens, one unit each.
 struct DecodeLaunch {
   std::vector<SequenceState> states;
   std::vector<std::int32_t> slots;
@@ -64,7 +64,7 @@ struct DecodeLaunch {
     arguments.query_heads = ratio * kv_heads;
     arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
   }
-  /// Up to so many rows for each sequence.
+  /// Gives each sequence 0 to `most` rows.
   void make_ragged(Random& random, int most) {
     for (std::size_t i = 0; i < slots.size(); ++i)
       indptr.push_back(indptr.back() + random.below(most + 1));
@@ -82,7 +82,7 @@ struct DecodeLaunch {
 TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
   Random random(3);
   for (int round = 0; round < 2000; ++round) {
-    // Pages as truncation leaves them: some hold fewer tokens.
+    // Truncation has shortened some pages.
     std::vector<PageSlot> table(static_cast<std::size_t>(random.between(1, 12)));
     std::int64_t position = 4;
     for (PageSlot& slot : table) {
@@ -110,7 +110,7 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
 
     SequenceState part = state;
     drop_unseen(arguments, queries, 0, part);
-    // A layer's own window needs no search: its pages have been freed.
+    // The layer's own window needs no search: its pages have been freed already.
     const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
     const std::int64_t from =
         std::max(rules.first_position, narrower ? state.length - queries - rules.window + 1 : 0);
@@ -125,13 +125,13 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
   }
 }
 
-/// What the blocks of a launch do, as one of them after the other plans it.
+/// What the blocks of a launch do, each planned in turn.
 struct DecodeCover {
   std::set<std::tuple<int, int, int, int>> seen;  // sequence, kv head, first row, unit
-  int blocks = 0;                                 // that have something to do
-  int most = 0;                                   // units of a block
+  int blocks = 0;                                 // with work to do
+  int most = 0;                                   // units of the block with the most
   int least = 0;
-  int most_items = 0;  // of a block
+  int most_items = 0;  // of one block
   int set = 0;         // blocks whose first segment took no search
 
   DecodeCover(const DecodeLaunch& launch, int block_count, int warps) {
@@ -165,7 +165,7 @@ struct DecodeCover {
  private:
   using Traits = PageTraits<4, 2, 64>;
 
-  /// The first segment is the one that a search finds.
+  /// The precomputed first segment equals the one that the search finds.
   static void expect_found(const DecodeLaunch& launch, const int* starts, const BlockWork& work,
                            int block) {
     BlockWork searched{};
@@ -248,13 +248,13 @@ TEST(AttendSegment, LittleWorkIsCutIntoWholeChunks) {
 }
 
 TEST(AttendSegment, FewHeadsAreNotCutIntoMorePartsThanAreWorthMerging) {
-  // One head, 131,072 tokens: 264 blocks could have 2 pages a warp, and one would merge 257 parts.
+  // One head, 131,072 tokens: 264 blocks could have 2 pages a warp, but one would merge 257 parts.
   const DecodeLaunch launch({131072}, 1, 4, 1);
   const DecodeCover cover(launch, 264, 4);
   EXPECT_EQ(cover.most, 7 * 4);
   EXPECT_EQ(cover.blocks, 74);
   EXPECT_EQ(cover.most_items, 1);
-  // Of two sequences the longer one decides.
+  // Of two sequences the longer one sets the cut.
   const DecodeCover ragged(DecodeLaunch({131072, 1024}, 1, 4, 1), 264, 4);
   EXPECT_EQ(ragged.most, 7 * 4);
   EXPECT_EQ(ragged.blocks, 74 + 1);

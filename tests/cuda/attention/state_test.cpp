@@ -25,7 +25,7 @@ constexpr int shift = 4;
 constexpr int bands = 2;
 using State = AttendState<value_dim, shift, bands>;
 
-/// States of a warp, random but for what all lanes share.
+/// Random states of a warp, equal where lanes share a number.
 std::vector<State> random_states(Random& random, bool code_units, int exponent) {
   std::vector<State> states(32);
   for (int lane = 0; lane < 32; ++lane) {
@@ -44,7 +44,7 @@ std::vector<State> random_states(Random& random, bool code_units, int exponent) 
   return states;
 }
 
-/// What a sum stands for, whatever its unit and maximum.
+/// The real values of a state's sums, independent of their unit and of the maximum.
 struct Meaning {
   std::vector<double> numbers;
 
@@ -102,7 +102,7 @@ TEST(AttendState, UnitsChangeOnlyHowNumbersAreWritten) {
   }
 }
 
-/// `raise` in all lanes; `largest` by lane and column.
+/// Calls raise() in all lanes; `largest` is [lane][column of the lane].
 std::vector<State> raised(std::vector<State> states, const std::vector<float>& largest,
                           int needed) {
   test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
@@ -135,8 +135,8 @@ TEST(AttendState, RaisesToTheLargestOfAllLanesOfAColumn) {
     for (const int needed : {-14, 2, 7}) {
       const std::vector<State> states = random_states(random, code_units, 2);
       std::vector<float> largest(64, no_maximum);
-      largest[13 * 2 + 1] = 40.5f;  // lane 13, column 3: its lanes are 1, 5, 9, ...
-      largest[2 * 2] = 6.0f;        // lane 2, column 4: raised as well, within its slack
+      largest[13 * 2 + 1] = 40.5f;  // lane 13, column 3 (lanes 1, 5, 9, ...)
+      largest[2 * 2] = 6.0f;        // lane 2, column 4: raised too, within its slack
       const std::vector<State> after = raised(states, largest, needed);
       for (int lane = 0; lane < 32; ++lane) {
         const State& before = states[static_cast<std::size_t>(lane)];

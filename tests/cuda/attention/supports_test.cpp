@@ -30,7 +30,7 @@ TEST(SupportsAttention, FastWhereTheListHasTheRecipe) {
   EXPECT_EQ(supports_attention(square(128), presets::k4v2, 32).value(), KernelKind::Generic);
 }
 
-/// Pages, as supports() says, are another question.
+/// supports() says whether a cache can hold the pages.
 TEST(SupportsAttention, WhatTheListLacksIsRefusedThoughACacheHoldsIt) {
   using None = AttendKernels<>;
   using Own = AttendKernels<GenericTraits<96>, GenericTraits<576, 512>>;

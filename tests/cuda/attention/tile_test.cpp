@@ -27,7 +27,7 @@ using test::Rows;
 
 constexpr std::uint16_t nan_bits = 0x7eff;
 
-/// 16 tokens of one head in 16 bits; slots from `tokens` on are NaN.
+/// 16 tokens of one head in 16 bits; the slots from `tokens` on hold NaN.
 template <int KeyDim, int ValueDim>
 struct Tile {
   Rows<float> keys;
@@ -62,7 +62,8 @@ struct Tile {
   }
 };
 
-/// A decode step of 8 heads over two tiles: a full one, and one of `tokens` tokens that is special.
+/// A decode step of 8 heads over two tiles: a full one, and one of `tokens` tokens that needs
+/// masks.
 template <int KeyDim, int ValueDim>
 void expect_attention(int tokens) {
   Random random(static_cast<std::uint64_t>(tokens));
@@ -111,7 +112,7 @@ TEST(AttendTile, WhatLiesInUnusedSlotsReachesNothing) {
   for (int tokens = 0; tokens <= 16; ++tokens) expect_attention<64, 64>(tokens);
 }
 
-/// Loads go by eights: fewer, more, and no multiples of them.
+/// Up to eight loads are in flight: dimensions with fewer, with more and with no multiple of eight.
 TEST(AttendTile, EveryHeadDimensionIsCloseToFloat64) {
   expect_attention<16, 16>(5);
   expect_attention<80, 112>(12);
@@ -123,7 +124,7 @@ TEST(TilesAhead, DivideTheRunWhereTheyCan) {
   EXPECT_EQ(tiles_ahead(16, 8), 8);
   EXPECT_EQ(tiles_ahead(12, 8), 4);
   EXPECT_EQ(tiles_ahead(6, 4), 2);
-  EXPECT_EQ(tiles_ahead(5, 8), 8);  // one in flight would be slower than predicates
+  EXPECT_EQ(tiles_ahead(5, 8), 8);  // single loads would be slower than predicates
   EXPECT_EQ(tiles_ahead(6, 1), 1);
 }
 

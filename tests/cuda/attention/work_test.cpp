@@ -18,7 +18,7 @@ using test::Random;
 
 // --- Units of a sequence -----------------------------------------------------------------------
 
-/// A layer of two sequences whose blocks are told apart by their addresses alone.
+/// A layer of two sequences whose blocks are only addresses.
 struct Layer {
   std::vector<std::byte> memory;
   LayerStorage storage{};
@@ -41,7 +41,7 @@ SequenceState random_state(Random& random, const LayerStorage& layer) {
   state.ring_head = random.below(layer.ring_blocks);
   state.first_page = random.below(3);
   state.page_end = state.first_page;
-  // The tail fills all blocks but one at most.
+  // The tail takes at most all blocks of the ring but one.
   while (state.length - state.tail_start > (layer.ring_blocks - 1) * layer.page_tokens) {
     state.tail_start += layer.page_tokens;
     ++state.page_end;
@@ -115,7 +115,7 @@ TEST(AttendWork, LineOfThirtyTwoBitsReachesFar) {
   EXPECT_EQ(line.block_of(total - 1), line.blocks - 1);
 }
 
-/// Items of random lengths, walked as blocks walk them.
+/// Items of random lengths on the line, cut as blocks cut them.
 TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
   Random random(3);
   for (int round = 0; round < 1000; ++round) {
@@ -130,7 +130,7 @@ TEST(AttendWork, PartsOfItemsHaveSlotsOfTheirOwn) {
     }
     const WorkLine line = WorkLine::make(starts.back(), random.between(1, 150));
     std::map<int, int> owner;    // item by slot
-    std::map<int, int> counter;  // item by block whose counter it has
+    std::map<int, int> counter;  // item by the block whose counter it uses
     std::vector<int> parts_of_block(static_cast<std::size_t>(line.blocks));
     for (int item = 0; item < items; ++item) {
       const int start = starts[static_cast<std::size_t>(item)];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The whole is tested in append_test and pack_test; here is the arithmetic of blocks.
+// The block arithmetic of append_head.hpp; append_test and pack_test test whole appends.
 #include <kvtilt/cuda/cache/append_head.hpp>
 
 #include <gtest/gtest.h>
@@ -44,9 +44,9 @@ TEST(AppendHead, BlocksAreThoseWithNewTokensOrToBeSealed) {
     EXPECT_EQ(blocks.last, last) << plan.length;
   };
   expect(plan_of(100, 4, 50), 1, 3);
-  expect(plan_of(100, 4, 50, 1), 0, 3);  // the first is sealed
+  expect(plan_of(100, 4, 50, 1), 0, 3);  // the first block is sealed
   expect(plan_of(132, 4, 1), 2, 3);
-  expect(plan_of(2, 4, 1), -1, 0);  // sinks alone
+  expect(plan_of(2, 4, 1), -1, 0);  // only sinks
   expect(plan_of(2, 4, 3), -1, 1);
 }
 

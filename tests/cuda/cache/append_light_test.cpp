@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The whole is tested in append_test; here is who is light, and who seals what.
+// Which sequences are light, and who seals what; append_test tests the whole.
 #include <kvtilt/cuda/cache/append_light.hpp>
 
 #include <gtest/gtest.h>
@@ -65,7 +65,7 @@ TEST(AppendLight, PagesAreSharedOutAmongAllMembers) {
           slices = share.slices;
           ASSERT_LT(share.page, seals);
           ASSERT_LT(share.slice, share.slices);
-          // Every slice once, in this order.
+          // Each slice of a page is taken once, in ascending order.
           EXPECT_EQ(share.slice, found[static_cast<std::size_t>(share.page)]++);
         }
         for (const int count : found) EXPECT_EQ(count, slices) << seals << " of " << members;

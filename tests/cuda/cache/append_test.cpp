@@ -99,7 +99,8 @@ TEST(Append, BlocksOfATeamShareThePagesOfItsSequences) {
                            .sequences = 3,
                            .type = one.type},
                           7);
-    // Several seal in the same step, by few tokens each; now and then one gets many.
+    // Several sequences seal in one step of few tokens each; one step appends many tokens to a
+    // sequence.
     const int full = 4 + one.recent_tokens + one.page_tokens;
     program.append({2, 0, 1}, {full - 1, full - 8, full - 3}, emulate_append);
     for (std::uint32_t step = 0; step < 12 && !HasFailure(); ++step)
@@ -140,13 +141,14 @@ TEST(Append, SlotsBelowZeroAreNobody) {
   program.append({-1, 1, -7, 0}, {3, 67, 1, 66}, emulate_append);
   program.append({1, 0, -1}, {1, 2, 0}, emulate_append);
   program.append({-1, -1}, {1, 70}, emulate_append);
-  std::vector<std::int32_t> slots(40, -1);  // a team of nobody, and one with somebody in it
+  std::vector<std::int32_t> slots(40, -1);  // a team of padding, and one with a sequence
   slots[37] = 1;
   program.append(slots, std::vector<std::int32_t>(40, 2), emulate_append, {LaunchOrder::Backward});
   EXPECT_EQ(program.device().record().code, 0u);
 }
 
-/// Appends 100 tokens of zeros except for a few elements, `step` at a time; returns the record.
+/// Appends 100 tokens of zeros except for the elements `hostile`, `step` tokens at a time; returns
+/// the record.
 cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Recipe& recipe,
                                   const std::vector<float>& hostile, std::vector<F16>& stored,
                                   int step = 100) {
@@ -198,7 +200,7 @@ TEST(AppendHostile, UnstorableValuesAreClampedAndRecorded) {
       const cuda::DeviceRecord record =
           append_hostile(type, pad, recipe, {nan, -infinity, 1.0f, infinity, -nan}, stored, step);
       EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::InvalidValue));
-      EXPECT_EQ(record.count, 8u);  // keys and values
+      EXPECT_EQ(record.count, 8u);  // of keys and of values
       EXPECT_EQ(record.layer, 3);
       EXPECT_EQ(record.token, 37);
       EXPECT_TRUE(record.channel % 64 >= 11 && record.channel % 64 <= 15);

@@ -48,7 +48,7 @@ TEST(DeviceRecord, WhatWasRepairedHidesNothingThatWasRefused) {
   EXPECT_EQ(records.repaired.count, 2u);
 }
 
-/// Looks at the record whenever others may.
+/// Copies the record whenever others may read it.
 struct WatchedThread {
   DeviceRecord* record;
   std::vector<DeviceRecord>* seen;
@@ -78,13 +78,13 @@ TEST(DeviceRecord, ACodeIsThereWhenTheRestIs) {
   EXPECT_EQ(seen.back().token, 100);
   EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
 
-  // Counted before it looks whether the record is free: see poll().
+  // An error is counted before the record is claimed: poll() relies on it.
   seen.clear();
   record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
   EXPECT_EQ(seen.back().count, 2u);
   EXPECT_EQ(record.layer, 7);
 
-  // Between the two clears of a poll() nothing is written, and then all of it.
+  // While poll() has cleared the code but not the claim, errors are only counted.
   record.code = 0;
   record_error(thread, &record, sequence_error(ErrorCode::InvalidArgument, 1, 2, 3));
   EXPECT_EQ(record.code, 0u);

@@ -12,8 +12,8 @@
 namespace kvtilt::test {
 namespace {
 
-/// Any number of rows to any slot, from rows that lie anywhere: the right halves, and no others. In
-/// some rounds a few are more than fp16 holds, or NaN: they are changed and counted.
+/// Any number of rows, from any address, to any slots: these get the right halves, others stay. In
+/// some rounds a few elements are infinite or NaN: they are replaced and counted.
 TEST(InputRows, WriteTheSlotsTheyAreGivenAndNoOthers) {
   Random random(5);
   for (int round = 0; round < 120; ++round) {

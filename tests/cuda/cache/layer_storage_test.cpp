@@ -51,14 +51,14 @@ TEST(LayerStorage, TurnsTheRingOfEachSequence) {
       << "behind the last: the first";
 }
 
-/// Pools and tables of more than 2^31 bytes: indices are multiplied in 64 bits.
+/// Pools and tables may exceed 2^32 bytes: indices are multiplied in 64 bits.
 TEST(LayerStorageHostile, ReachesBeyondFourGigabytes) {
   LayerStorage storage{};
   storage.ring_blocks = 1 << 10;
   storage.block_bytes[static_cast<int>(PageKind::Tail)] = 1 << 20;
   storage.block_bytes[static_cast<int>(PageKind::Sealed)] = 1 << 20;
   storage.table_stride = 1 << 20;
-  const std::intptr_t start = 1 << 12;  // nobody reads there
+  const std::intptr_t start = 1 << 12;  // never accessed
   for (std::byte*& pool : storage.pool) pool = reinterpret_cast<std::byte*>(start);
   storage.tables = reinterpret_cast<PageSlot*>(start);
   const auto distance = [](const void* end) {

@@ -43,7 +43,7 @@ TEST(DeviceMemoryPlan, PagesHaveTheBytesOfTheCpu) {
     pages += static_cast<std::size_t>(of.pages) * store.layout(PageKind::Sealed).bytes;
   }
   EXPECT_EQ(layout.plan.page_bytes, pages);
-  // A window bounds what a layer holds, a capacity what all do.
+  // Layer 0 takes the token capacity, layer 2 what its window holds per sequence.
   EXPECT_EQ(layout.layers[0].pages, 65536 / 64);
   EXPECT_EQ(layout.layers[2].pages, 64 * (256 / 64 + 2));
 }
@@ -97,10 +97,10 @@ TEST(DeviceMemoryPlanRandom, MostTokenCapacityFitsAndOnePageMoreDoesNot) {
     CacheOptions options;
     options.page_tokens = 32 << random.below(3);
     options.max_sequences = random.between(1, 9);
-    options.token_capacity = 1;  // does not count
+    options.token_capacity = 1;  // ignored
     if (random.chance(2)) options.max_sequence_tokens = random.between(1, 5000);
     const std::size_t limit = static_cast<std::size_t>(random.between(1, 64)) << 20;
-    alignas(256) static std::byte memory[256];  // of which nothing is used
+    alignas(256) static std::byte memory[256];  // never accessed
     const std::size_t lost = random.chance(2) ? 0 : 16;
     if (random.chance(2))
       options.max_bytes = limit;
@@ -145,7 +145,7 @@ TEST(DeviceMemoryPlan, RefusesWithAReason) {
   const auto refused = plan_memory(shape, plan);
   EXPECT_EQ(refused.code(), ErrorCode::Unsupported);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("layer 3: key_dim is 72"));
-  CacheOptions absurd;  // 2^64 bytes and 56 GiB
+  CacheOptions absurd;  // 2^64 bytes and 56 GiB: wraps around
   absurd.page_tokens = 32;
   absurd.sink_tokens = absurd.recent_tokens = 0;
   absurd.max_sequences = 1;

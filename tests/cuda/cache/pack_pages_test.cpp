@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Against pages that LayerPages has sealed on the CPU.
+// Compares with pages that LayerPages has sealed on the CPU.
 #include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cuda/cache/pack_pages.hpp>
 
@@ -23,7 +23,7 @@ namespace {
 
 constexpr std::int32_t pool_pages = 9;
 
-/// Rows on their way into an engine's pool, whose pages are zeros.
+/// Rows that are packed into an engine's pool of zeros.
 struct Packing {
   std::vector<Recipe> recipes;
   LayerPages cpu;
@@ -61,7 +61,7 @@ struct Packing {
                         },
                         {LaunchOrder::Shuffled, 1}));
   }
-  /// Every page that is named holds what the CPU makes of its rows, and no other was written.
+  /// Every page named holds the CPU's bytes for its rows, and no other page was written.
   void expect_pages() {
     const PageLayout& sealed = device.layout(PageKind::Sealed);
     const int page_tokens = cpu.page_tokens();

@@ -28,7 +28,7 @@ void emulate_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
       order));
 }
 
-/// As many rows for each, and no indptr.
+/// Equally many rows per sequence, without indptr.
 void emulate_even_pack(const cuda::AppendArguments& arguments, LaunchOrder order) {
   cuda::AppendArguments even = arguments;
   const std::int64_t each = arguments.rows.count(0);
@@ -76,7 +76,7 @@ TEST(Pack, Windows) {
   }
 }
 
-/// Of old blocks one unit takes several, or each unit one; two in one slot of the ring among them.
+/// Each unit takes one or several old blocks; two of them may share a ring slot.
 TEST(Pack, ChunksGoOnWithATail) {
   for (const int recent : {0, 40, 160}) {
     for (const int window : {0, 150}) {
@@ -119,7 +119,7 @@ TEST(Pack, LongPromptsBesideDecodes) {
   program.append({5}, {130}, emulate_pack);
   counts[17] = 0;
   counts[3] = 64;
-  // Rows that belong to nobody leave blocks over: padding, or what a replay does not use.
+  // Rows beyond indptr belong to no sequence (padding) and leave blocks without work.
   program.append(slots, counts, [](cuda::AppendArguments arguments, LaunchOrder order) {
     arguments.keys.tokens += 500;
     arguments.values.tokens += 500;
@@ -205,7 +205,7 @@ TEST(PackHostile, RowsThatCannotBeMeantChangeNothing) { expect_bad_rows_are_refu
 TEST(PackUnits, EachIsFoundByItsSequence) {
   Random random(10);
   for (const int count : {1, 2, 3, 32, 33, 34, 1057, 1058, 3000}) {
-    std::vector<std::int32_t> indptr{random.below(200)};  // rows before it belong to nobody
+    std::vector<std::int32_t> indptr{random.below(200)};  // rows before it belong to no sequence
     for (int i = 0; i < count; ++i)
       indptr.push_back(indptr.back() +
                        (random.chance(3) ? 0 : random.below(random.chance(20) ? 500 : 40)));
@@ -247,7 +247,7 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
   layer.page_tokens = 32;
   layer.sink_tokens = 4;
   layer.ring_blocks = 5;
-  // The tail starts at 4; its last block ends in the tail that comes after.
+  // The blocks that a unit takes; the tail starts at position 4.
   const auto taken = [&](std::int64_t length, std::int64_t tokens, std::int32_t seals, int units,
                          int unit) {
     cuda::AppendPlan plan{};
@@ -263,7 +263,7 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
     return blocks;
   };
   using Blocks = std::vector<int>;
-  // 100 tokens in the tail and 400 more: 0 to 3 are sealed, 4 to 11 are pages, 12 to 15 stay.
+  // 100 tokens in the tail and 400 more: 0 to 3 are sealed, 4 to 11 become pages, 12 to 15 stay.
   EXPECT_EQ(taken(104, 400, 12, 13, 0), (Blocks{0, 15}));
   EXPECT_EQ(taken(104, 400, 12, 13, 1), (Blocks{1}));
   EXPECT_EQ(taken(104, 400, 12, 13, 2), (Blocks{2, 12}));
@@ -272,14 +272,14 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
   EXPECT_EQ(taken(104, 400, 12, 13, 5), (Blocks{}));
   EXPECT_EQ(taken(104, 400, 12, 4, 0), (Blocks{0, 1, 2, 3, 12, 13, 14, 15}));
   EXPECT_EQ(taken(104, 400, 12, 4, 1), (Blocks{}));
-  // An empty sequence, sinks first.
+  // An empty sequence starts with its sinks (-1).
   EXPECT_EQ(taken(0, 200, 3, 7, 0), (Blocks{-1, 5}));
   EXPECT_EQ(taken(0, 200, 3, 7, 1), (Blocks{6}));
   EXPECT_EQ(taken(0, 200, 3, 7, 3), (Blocks{3}));
   EXPECT_EQ(taken(0, 3, 0, 1, 0), (Blocks{-1}));
 }
 
-/// Notes the lines it is asked for.
+/// Records the cache lines that it is told to prefetch.
 struct PrefetchingThread {
   std::set<std::uintptr_t>* lines;
   [[nodiscard]] int thread() const { return 0; }

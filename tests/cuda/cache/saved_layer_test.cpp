@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Against KVCache::save() of a CPU cache with the same history.
+// Compares with KVCache::save() of a CPU cache with the same history.
 #include <kvtilt/cuda/cache/saved_layer.hpp>
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 
@@ -16,7 +16,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// A saved sequence of one layer, at an odd multiple of 16, in a guarded block.
+/// A saved sequence of one layer, at an odd multiple of 16 bytes, between guards.
 class Image {
  public:
   Image(const EmulatedLayer& device, const std::vector<std::byte>& bytes)
@@ -35,7 +35,7 @@ class Image {
   [[nodiscard]] const SavedPage* pages() {
     return reinterpret_cast<const SavedPage*>(data() + places.pages);
   }
-  /// The blocks are those of `bytes`, and nothing else was written.
+  /// The blocks equal those of `bytes`, and nothing else was written.
   void expect_blocks(const std::vector<std::byte>& bytes) {
     const std::size_t first = places.blocks[static_cast<int>(PageKind::Sinks)];
     ASSERT_EQ(places.end, bytes.size());
@@ -68,7 +68,7 @@ std::vector<std::byte> saved_by_cpu(DeviceProgram& program, int sequence) {
   return saved(program.cpu(), program.id(sequence));
 }
 
-/// Of the layer's blocks.
+/// Checksum of the image's blocks.
 std::uint64_t sum_of(Image& image) {
   return saved_sum({image.data(), image.places.end}, image.places.first_block(), image.places.end);
 }
@@ -124,7 +124,7 @@ EmulatedLayer another_layer(const ProgramSetup& setup, DeviceProgram& program, i
           pages_each};
 }
 
-/// Saves a sequence, and loads it into another cache.
+/// Saves a sequence and loads it into another cache.
 void check_sequence(const ProgramSetup& setup, DeviceProgram& program, int sequence) {
   const std::vector<std::byte> bytes = saved_by_cpu(program, sequence);
   Image image(program.device(), bytes);
@@ -140,7 +140,7 @@ void check_sequence(const ProgramSetup& setup, DeviceProgram& program, int seque
   const int pages_each = image.layer.pages + 2;
   for (const int blocks : {all, 3}) {
     EmulatedLayer loaded = another_layer(setup, program, pages_each);
-    loaded.state(1).ring_head = 1;  // nothing that was there stays
+    loaded.state(1).ring_head = 1;  // must be overwritten
     loaded.state(1).shared_end = 1;
     EXPECT_EQ(load_tables(loaded, 1, image).refusals, 0u);
     const cuda::SequenceState& state = loaded.state(1);
@@ -180,7 +180,7 @@ TEST(SavedLayers, AreThoseOfTheCpu) {
                                Recipe{half, value_format(7, Granularity::PerChannel)}}) {
     const ProgramSetup setup{.shape = {2, 80, 64}, .recipe = recipe};
     DeviceProgram program(setup, 31);
-    // An empty sequence, one of sinks alone, a few pages; the ring turns.
+    // An empty sequence, sinks alone, a few pages; the ring wraps around.
     check_sequence(setup, program, 0);
     program.append({0}, {3}, emulate_append);
     check_sequence(setup, program, 0);
@@ -248,9 +248,9 @@ TEST(SavedLayersHostile, AnotherSequenceIsLeftAlone) {
     for (std::size_t i = 0; i < bytes.size(); ++i)
       ASSERT_EQ(image.data()[i], std::byte{0x77}) << "byte " << i;
   };
-  expect_refused(save(program.device(), 1, image, 7));  // fewer pages
+  expect_refused(save(program.device(), 1, image, 7));  // a sequence with fewer pages
   expect_untouched();
-  truncate(program, 0, 299);  // as many pages and tail blocks
+  truncate(program, 0, 299);  // still as many pages and tail blocks
   expect_refused(save(program.device(), 0, image, 7));
   expect_untouched();
 

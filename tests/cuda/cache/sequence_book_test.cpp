@@ -45,7 +45,7 @@ void append(Trio& trio, const Named& id, int layer, std::int32_t tokens) {
   KVTILT_EXPECT_OK(trio.cpu.append(id.theirs, layer, rows.view(), rows.view()));
 }
 
-/// The book against the device, entry by entry, and against the CPU cache.
+/// Compares the book with the device, entry by entry, and with the CPU cache.
 void expect_equal(const Trio& trio, const Named& id) {
   for (const int layer : {0, 2}) {
     const SequenceState& state = trio.book.state(id.ours.slot, layer);
@@ -79,7 +79,8 @@ void expect_equal(const Trio& trio, const Named& id) {
   }
 }
 
-/// Every page is free, held or lost, as often as the counts say, and who may write to one is alone.
+/// Every page is either free, or held or lost as often as its count says; writable pages are held
+/// once.
 void expect_sound(const Trio& trio, const std::vector<Named>& open) {
   for (const int layer : {0, 2}) {
     const PageList& pages = trio.book.pages(layer);
@@ -99,7 +100,7 @@ void expect_sound(const Trio& trio, const std::vector<Named>& open) {
   }
 }
 
-/// What is said to be reserved takes no page, and one token more does.
+/// Reserving as many tokens as are reserved takes no page; one token more takes some or is refused.
 void expect_reserved(const Trio& trio, SequenceId id) {
   SequenceBook book = trio.book;
   const std::int64_t tokens = book.reserved_tokens(id.slot);
@@ -195,7 +196,7 @@ TEST(SequenceBook, ReservedTokensFit) {
   std::vector<PageRun> given;
   KVTILT_EXPECT_OK(trio.book.reserve(id.ours, 700, given));
   EXPECT_EQ(trio.book.reserved_tokens(id.ours.slot), 4 + 40 + 32 * 21 - 1);
-  ASSERT_EQ(given.size(), 2u);  // one run a layer: pages of a fresh pool are in order
+  ASSERT_EQ(given.size(), 2u);  // one run a layer: a fresh pool is in order
   EXPECT_EQ(given[0].count, (700 - 4 - 40) / 32);
   EXPECT_EQ(given[1].layer, 2);
   EXPECT_EQ(given[1].count, 70 / 32 + 2);
@@ -207,7 +208,7 @@ TEST(SequenceBook, ReservedTokensFit) {
   expect_equal(trio, id);
 }
 
-/// A launch takes 300 runs of pages.
+/// Otherwise runs get ever shorter: a launch takes at most 300 of them.
 TEST(SequenceBook, PagesOfClosedSequencesComeBackAsOneRun) {
   Trio trio(small_shape(), small_options());
   std::vector<PageRun> given;
@@ -296,7 +297,7 @@ TEST(SequenceBook, WhatNeverFitsIsNotWhatHasToWait) {
   KVTILT_EXPECT_OK(trio.book.reserve(other, fitting, given));
 }
 
-/// A window lets go of pages by their positions: short ones stay together for as many tokens as others.
+/// A window frees pages by their positions, so short pages stay as long as full ones.
 TEST(SequenceBook, ShortPagesInAWindowAreReservedFor) {
   CacheOptions options = small_options();
   options.sink_tokens = options.recent_tokens = 0;
@@ -307,7 +308,7 @@ TEST(SequenceBook, ShortPagesInAWindowAreReservedFor) {
     KVTILT_EXPECT_OK(trio.book.check_append({&id, 1}, 0, {&tokens, 1}));
     trio.book.note_appended({&id, 1}, 0, {&tokens, 1});
   };
-  for (std::int64_t length = 0; length < 8; ++length) {  // pages of one token
+  for (std::int64_t length = 0; length < 8; ++length) {  // leaves a page of one token each time
     KVTILT_EXPECT_OK(trio.book.reserve(id, length + 32, given));
     append(32);
     KVTILT_EXPECT_OK(trio.book.truncate(id, length + 1));

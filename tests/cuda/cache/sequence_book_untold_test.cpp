@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What the book does not know of, and what the device refuses: never a page that two sequences write.
+// What the book does not know of, and what the device refuses: no page is written by two sequences.
 #include <kvtilt/cuda/cache/sequence_book.hpp>
 
 #include "support/caches.hpp"
@@ -30,7 +30,7 @@ TEST(SequenceBookUntold, LearnsWhatItWasNotTold) {
   trio.device.give(id.slot, given);
   for (const int layer : {0, 2}) trio.device.append(id.slot, layer, 300);
 
-  // The device refuses to fork what the host does not know.
+  // The device refuses to fork a sequence that the host knows incompletely.
   KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
 
   for (const int layer : {0, 2}) {
@@ -45,8 +45,8 @@ TEST(SequenceBookUntold, LearnsWhatItWasNotTold) {
   EXPECT_EQ(trio.book.adopt(id, 0, {}, foreign).code(), ErrorCode::Corrupt);
 }
 
-/// A sequence whose two pages a fork shares, in a layer without a window and one of 64 tokens. The fork
-/// is closed: what the host lets go of is free.
+/// A sequence that shared two pages with a fork, in a layer without a window and one of 64 tokens.
+/// The fork is closed, so pages that the host releases become free.
 struct Shared {
   Trio trio{CacheShape{{{1, 16, 16, 0}, {1, 16, 16, 64}}}, options()};
   SequenceId id;
@@ -92,8 +92,8 @@ struct Shared {
     return {storage.table(static_cast<int>(of.slot)),
             static_cast<std::size_t>(storage.states[of.slot].page_capacity)};
   }
-  /// Another sequence gets all that is free, and the device holds no page twice; the host learns what
-  /// it holds.
+  /// Another sequence gets all free pages: the device holds no page in both. The host adopts its
+  /// tables.
   void expect_apart() {
     const SequenceId other = trio.book.open().value();
     trio.device.reset(other.slot);
@@ -166,7 +166,7 @@ TEST(SequenceBookUntold, PagesOfAForkThatTheDeviceRefusesCountAsShared) {
   both.expect_apart();
 }
 
-/// Pages that a window gives back serve in another order if more of them come back at a time.
+/// The window's pages are reused in another order when more of them are freed at once.
 TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
   int refused = 0;
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
@@ -179,7 +179,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
         both.append_untold(some);
         tokens += some;
       }
-      for (const int layer : {0, 1})  // as one append
+      for (const int layer : {0, 1})  // two appends on the device, one in the book
         both.trio.book.note_appended({&both.id, 1}, layer, {&tokens, 1});
     }
     bool same = true;
@@ -199,10 +199,10 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
   EXPECT_LT(refused, 20);
 }
 
-/// The host releases nothing before it is queued that the device lets go of it.
+/// The host reuses lost pages only once the device's release of them is queued.
 TEST(SequenceBookUntold, WhatIsLostServesNobodyBeforeItIsSettled) {
   Shared learned;
-  KVTILT_EXPECT_OK(learned.trio.book.truncate(learned.id, 32));  // and its launch fails
+  KVTILT_EXPECT_OK(learned.trio.book.truncate(learned.id, 32));  // whose launch fails
   EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 1u);
   learned.expect_apart();
   EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 0u);
@@ -223,7 +223,7 @@ TEST(SequenceBookUntold, WhatIsLostServesNobodyBeforeItIsSettled) {
   EXPECT_EQ(pages.free_pages(), pages.pages());
 }
 
-/// Truncations and a removal that the host and the device take, of other pages.
+/// Host and device both do these truncations and this removal, but on other pages.
 TEST(SequenceBookUntold, AForkOfOtherPagesIsRefusedWithoutAWindow) {
   CacheOptions options = small_options();
   options.sink_tokens = options.recent_tokens = 0;
@@ -238,7 +238,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefusedWithoutAWindow) {
     trio.device.append(id.slot, 0, tokens);
   };
   append(96);
-  trio.device.truncate(id.slot, 16);  // by a graph, and nobody told
+  trio.device.truncate(id.slot, 16);  // by a graph: the book is not told
   trio.device.append(id.slot, 0, 32);
   trio.device.truncate(id.slot, 32);
   trio.device.append(id.slot, 0, 64);
@@ -273,7 +273,7 @@ TEST(SequenceBookUntold, AForkOfAnotherTailIsRefused) {
     trio.device.append(id.slot, 0, tokens);
   };
   append(1000, true);
-  trio.device.truncate(id.slot, 830);  // by a graph, and nobody told
+  trio.device.truncate(id.slot, 830);  // by a graph: the book is not told
   append(170, false);
   append(30, true);
   const SequenceState& device = trio.device.storage(0).states[id.slot];
@@ -282,7 +282,7 @@ TEST(SequenceBookUntold, AForkOfAnotherTailIsRefused) {
   ASSERT_EQ(host.page_end, device.page_end);
   ASSERT_NE(host.tail_start, device.tail_start);
 
-  // Else truncate(834) would free a page on the host that the device keeps.
+  // Otherwise truncate(834) would free a page on the host that the device keeps.
   fork_refused(trio, id);
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// That the calls do to tables what SequenceBook does to its own: sequence_book_test.cpp.
+// sequence_book_test.cpp compares the tables with SequenceBook's.
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 #include <kvtilt/quant/presets.hpp>
 
@@ -75,12 +75,12 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(length(2), 390);
   EXPECT_EQ(cache.record().code, 0u);
-  // Padding is nobody.
+  // Slot -1 is padding.
   cache.truncate({static_cast<std::uint32_t>(-1), 0}, {0, 384});
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(cache.record().code, 0u);
-  // What cannot be is left alone, sequence by sequence.
+  // Invalid lengths leave only their own sequence unchanged.
   cache.truncate({0, 1, 2}, {-1, 100, 389});
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
@@ -188,7 +188,7 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
     }
 }
 
-/// A block whose end is not that of its last whole round.
+/// With and without a rest after the last full round.
 TEST(SequenceCalls, BlocksAreCopiedWhole) {
   for (const std::int64_t bytes : {0, 16, 496, 512, 2048, 2064, 5136}) {
     const std::size_t size = static_cast<std::size_t>(bytes);

@@ -11,7 +11,7 @@
 namespace kvtilt::cuda::detail {
 namespace {
 
-/// 4 sinks, pages of 64 at positions 4 and 132 (what lay between them was removed), 80 in the tail.
+/// 4 sinks, pages of 64 at positions 4 and 132 (those between were removed), 80 tokens in the tail.
 struct Sequence {
   std::vector<std::byte> memory = std::vector<std::byte>(64 * 16);
   std::vector<PageSlot> table = {{-1, -1, -1}, {4, 5, 64}, {132, 2, 60}, {}};
@@ -43,7 +43,7 @@ TEST(SequencePieces, AreSinksThenPagesThenTheTail) {
   ASSERT_EQ(pieces.count(), 5);
   const std::int64_t starts[] = {0, 4, 132, 192, 256};
   const int tokens[] = {4, 64, 60, 64, 16};
-  const int blocks[] = {0, 5, 2, 2, 0};  // of its pool; the ring turns
+  const int blocks[] = {0, 5, 2, 2, 0};  // index in its pool; the ring wraps around
   for (int i = 0; i < 5; ++i) {
     EXPECT_EQ(pieces[i].first_position, starts[i]);
     EXPECT_EQ(pieces[i].tokens, tokens[i]);
@@ -62,7 +62,7 @@ TEST(SequencePieces, AreFoundByPosition) {
   };
   expect(0, {0, 3});
   expect(1, {4, 67});
-  expect(2, {68, 131, 132, 191});  // in the gap: what lies behind it
+  expect(2, {68, 131, 132, 191});  // positions in a gap: the piece after it
   expect(3, {192, 255});
   expect(4, {256, 271});
 }

@@ -21,7 +21,7 @@ using cuda::SingleThread;
 constexpr int page_tokens = 32;
 constexpr int ring_blocks = 3;
 
-/// A table of a device, without a device.
+/// A sequence's table as the device keeps it, in host memory.
 struct Table {
   SequenceState state;
   std::vector<PageSlot> slots;
@@ -32,7 +32,7 @@ struct Table {
   }
 };
 
-/// Entries, lengths and tail of both; pages of the table may not repeat.
+/// Entries, lengths and tail are equal; no page is in the table twice.
 void expect_equal(const Table& table, const LayerView& view) {
   const SequenceState& state = table.state;
   ASSERT_EQ(state.length, view.length);

@@ -11,7 +11,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// Rows of one tensor, `pad` elements longer than they must be, in memory that starts as 0xaa.
+/// Rows of one tensor, each followed by a gap of `pad` elements, in memory filled with 0xaa.
 template <class T>
 struct Rows {
   Rows(std::int64_t tokens, int heads, int dim, std::int64_t pad)
@@ -120,7 +120,7 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     std::int64_t first;
     std::int64_t tokens;
   };
-  // So far behind the tail that a page's number has no room in 32 bits.
+  // The last two ranges are so far behind the tail that a page index does not fit into 32 bits.
   const std::int64_t tail = program.device().state(0).tail_start;
   constexpr std::int64_t one = 1;
   for (const Range& range : {Range{390, 11},

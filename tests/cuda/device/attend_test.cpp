@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention on a GPU against float64. Needs a device; see tests/cuda for what runs without one.
+// Attention on a GPU against float64. Tests that need no GPU are in tests/cuda.
 #include <kvtilt/quant/recipe.hpp>
 
 #include "device_attend.hpp"
@@ -59,12 +59,12 @@ class DeviceAttend : public testing::Test {
   }
 };
 
-/// Two kv heads.
+/// A layer of two kv heads, and the kernel expected.
 struct Attended {
   std::vector<Recipe> recipes;
   int dim = 128;
   int page_tokens = 64;
-  bool generic = false;  ///< by which kernel
+  bool generic = false;  ///< by the generic kernel
 };
 
 void expect_close(const Attended& attended, const std::vector<std::int64_t>& lengths, int tokens,
@@ -184,7 +184,7 @@ TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
   expect_close({{presets::k16v16}}, {9000, 64}, 1, 4);
 }
 
-/// Chunks of any element type.
+/// The chunks have random element types.
 void expect_prefill_close(const Attended& attended, const std::vector<std::int64_t>& pasts,
                           const std::vector<int>& chunk_lengths, int ratio) {
   Random random(static_cast<std::uint64_t>(attended.recipes[0].key.bits * 10 + ratio));
@@ -250,7 +250,7 @@ TEST(DeviceAttention, NamesWhatTheListLacks) {
   EXPECT_NE(refusal(128, {presets::k4v2}, 48).find("32, 64 or 128"), std::string::npos);
   EXPECT_NE(refusal(128, std::vector<Recipe>(3), 64).find("3 recipes"), std::string::npos);
   EXPECT_NE(refusal(128, {presets::per_channel_keys(9, 2)}, 64).find("bits"), std::string::npos);
-  // These have a kernel: nothing is missing but perhaps a device.
+  // These can only fail for want of a device.
   for (const std::vector<Recipe>& recipes :
        {std::vector<Recipe>{presets::k4v2}, {presets::k3v2}, {presets::k4v2, presets::k3v2}})
     for (const int dim : {64, 128})

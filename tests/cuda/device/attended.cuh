@@ -17,7 +17,7 @@ namespace kvtilt::test {
 inline constexpr int ratio = 4;
 inline constexpr LayerShape attended_layer{2, 64, 64, 0};
 
-/// A cache, and sequences in it with a batch.
+/// A pair of caches with some open sequences, and a batch of these.
 struct Attended {
   BothCaches both;
   std::vector<BothIds> ids;
@@ -49,7 +49,7 @@ struct Attended {
     for (const BothIds& id : ids) gpu.push_back(id.gpu);
     batch = both.gpu.batch(gpu, slots.span()).value();
   }
-  const std::vector<LayerView>& views() {  // nvcc refuses it by value
+  const std::vector<LayerView>& views() {  // by reference: nvcc rejects a return by value
     shown.clear();
     for (const BothIds& id : ids) shown.push_back(both.cpu.view(id.cpu, 0).value());
     return shown;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention over what a device cache holds, by the calls that an engine makes, against float64.
+// Attention over the contents of a device cache, through the calls of an engine, against float64.
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 #include <kvtilt/cuda/cache/page_tables.cuh>
@@ -180,7 +180,7 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
   expect_cuda(cudaSetDevice(0));
 }
 
-/// Pages read as other recipes' would be NaN, or end behind the pool.
+/// Reading pages by another recipe would give NaN or pass the end of the pool.
 TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(26);
@@ -346,7 +346,7 @@ TEST(DeviceCacheAttend, CreateAndSupportsAgree) {
   EXPECT_EQ(seen.size(), 4u) << "fast, generic, InvalidArgument, Unsupported";
 }
 
-/// As append and truncate say of a batch that is empty.
+/// Empty batches are allowed, as for append and truncate.
 TEST(DeviceCacheAttend, NothingAskedIsNothingDone) {
   KVTILT_SKIP_WITHOUT_GPU();
   Attended cache(presets::k4v2);

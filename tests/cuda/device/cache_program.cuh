@@ -21,11 +21,11 @@ struct CacheStep {
     Open,
     Reserve,
     Append,         ///< to one layer of a sequence
-    AppendBatch,    ///< to one layer or all of some sequences
-    Untold,         ///< the same in all layers, told later, or never
+    AppendBatch,    ///< to one layer, or all, of some sequences
+    Untold,         ///< likewise, but the host is told later or never
     Truncate,       ///< one sequence
-    TruncateBatch,  ///< to lengths in device memory, told at once, later, or never
-    Repair,         ///< what appends to single layers left
+    TruncateBatch,  ///< to lengths in device memory; the host is told at once, later or never
+    Repair,         ///< truncates layers to equal lengths after Append
     Fork,
     Save,
     Remove,

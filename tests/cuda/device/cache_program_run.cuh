@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Runs a random program on a device cache, and compares it after every step.
+/// Runs a random program on a device cache and compares it with its models after every step.
 #pragma once
 
 #include "program_wild.cuh"
@@ -203,7 +203,7 @@ class CacheProgramRun : ProgramWild {
 
   std::string noted_too_much(const HeldSequence& one, const cuda::SequenceBatch& batch) {
     std::int32_t tokens = 1 << 20;
-    for (const auto& own : one.layers)  // a window may give back as many as are taken
+    for (const auto& own : one.layers)  // a window may free as many as are needed
       if (own && PageAccount(*own).append(1000)) return {};
     return gpu().note_appended(batch, std::vector<std::int32_t>{tokens}, nullptr).code() ==
                    ErrorCode::OutOfCapacity

@@ -12,7 +12,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// Device memory for the length of a call.
+/// Device memory, freed at the end of its scope.
 class Bytes {
  public:
   explicit Bytes(std::size_t size) : size_(size) {
@@ -67,7 +67,7 @@ class DeviceRows {
   TensorView view_;
 };
 
-/// Replays a graph of one call until `launches` have run.
+/// Captures one call in a graph and replays it `launches` times.
 template <class Call>
 Status replay(int launches, Call call) {
   cudaStream_t stream;
@@ -88,7 +88,7 @@ Status replay(int launches, Call call) {
   return Status::error(ErrorCode::Unsupported, "CUDA: %s", cudaGetErrorString(error));
 }
 
-/// Output and lse on the device.
+/// Output and log-sum-exps on the device.
 struct DeviceOutput {
   ElementType type;
   Bytes out;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Kernel launches for tests whose host code nvcc need not compile.
+/// Attention calls for tests that nvcc need not compile.
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -12,7 +12,8 @@
 
 namespace kvtilt::test {
 
-/// Attention by the default kernels over a layer in device memory, with all arrays in host memory.
+/// Attention by the default kernels to a layer in device memory; all other arrays are in host
+/// memory.
 struct DeviceAttendCall {
   LayerShape shape;
   std::vector<Recipe> recipes;  ///< one, or one per kv head
@@ -22,27 +23,27 @@ struct DeviceAttendCall {
   int rows;
   int query_heads;
   ElementType type = ElementType::F32;  ///< of queries and output on the device
-  int launches = 1;                     ///< by replays of one graph
+  int launches = 1;                     ///< replays of one captured graph
   float soft_cap = 0;
-  std::vector<float> sink_logits = {};        ///< natural
+  std::vector<float> sink_logits = {};        ///< in units of the natural logarithm
   std::vector<std::uint64_t> tree_mask = {};  ///< [rows]
 };
 
 struct DeviceAttendResult {
   std::vector<float> out;
   std::vector<float> lse;
-  bool generic = false;  ///< kernel
+  bool generic = false;  ///< the generic kernel served it
 };
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call);
 
-/// A tensor in host memory that is to have another element type on the device.
+/// A tensor in host memory and the element type that its copy on the device gets.
 struct HostRows {
   const std::vector<float>* data;  ///< [rows, heads, dim]
   ElementType type;
 };
 
-/// Prefill by the default kernels, likewise.
+/// Prefill, likewise.
 struct DevicePrefillCall {
   LayerShape shape;
   std::vector<Recipe> recipes;

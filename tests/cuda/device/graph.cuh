@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A captured graph.
+/// A captured CUDA graph.
 #pragma once
 
 #include "device_array.cuh"
@@ -8,7 +8,7 @@
 
 namespace kvtilt::test {
 
-/// A graph of what `calls` queues on a stream.
+/// Captures what `calls` queues on a stream.
 struct Graph {
   cudaStream_t stream = nullptr;
   cudaGraph_t graph = nullptr;

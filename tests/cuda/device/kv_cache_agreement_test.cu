@@ -90,7 +90,7 @@ TEST(DeviceKVCacheAgreement, EveryTypeAndStride) {
     KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, gpu_keys.view(), gpu_values.view(), nullptr));
     KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, key_rows.view(), value_rows.view()));
     EXPECT_TRUE(both.same(id));
-    // The same numbers as [heads, tokens, dim], one after the other without alignment.
+    // The same numbers as [heads, tokens, dim] with odd strides: no row is aligned.
     BothCaches strided(shape, plan, few_pages());
     const BothIds other = strided.open(200);
     using T = std::remove_cvref_t<decltype(key_rows.data[0])>;
@@ -154,7 +154,7 @@ TEST(DeviceKVCacheAgreement, UnpacksTheBitsOfTheCpu) {
   }
 }
 
-/// A captured append is told what holds when it is captured, and replayed with what is there then.
+/// A captured append gets token counts as a hint; each replay appends by the counts on the device.
 TEST(DeviceKVCacheAgreement, ReplaysHaveTheirOwnNumbersOfTokens) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int rows = 600;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Batches that are not what they were: closed sequences, rows that cannot be meant, fewer sequences
-// than a graph was captured with, and what the host is told of replays.
+// Batches that change after capture or creation: closed sequences, invalid rows, fewer sequences
+// than at capture, and what the host is told of replays, right or wrong.
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/attention/attend_prefill.cuh>
 
@@ -88,7 +88,7 @@ TEST(DeviceBatchHostile, RowsThatCannotBeMeantAreNobodys) {
                                                   {-1, 1, 2, 3},
                                                   {0, 1, 2, 400}})
     for (const DeviceRows<float>* rows : {&few, &many}) {
-      if (starts[2] == 103 && rows == &many) continue;  // that many there are
+      if (starts[2] == 103 && rows == &many) continue;  // here these rows exist
       const DeviceArray<std::int32_t> indptr(starts);
       KVTILT_EXPECT_OK(
           gpu.append(cache.batch, 0, rows->view(), rows->view(), indptr.data(), {}, nullptr));
@@ -105,7 +105,7 @@ TEST(DeviceBatchHostile, RowsThatCannotBeMeantAreNobodys) {
 
 TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
   KVTILT_SKIP_WITHOUT_GPU();
-  for (const int each : {1, 70}) {  // rows: by append, and by pack
+  for (const int each : {1, 70}) {  // rows per sequence: append_kernel, pack_kernel
     Batched cache;
     cuda::KVCache& gpu = cache.both.gpu;
     const cuda::LayerStorage layer = gpu.view(0).value();
@@ -247,13 +247,13 @@ TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {
   KVTILT_EXPECT_OK(gpu.note_appended(cache.batch, Counts{1, 1, 1}, nullptr));
   lengths_are(41);
   KVTILT_EXPECT_OK(gpu.note_truncated(cache.batch, Lengths{41, 99, 1000}, nullptr));
-  lengths_are(41);  // as truncate itself cuts nothing there
+  lengths_are(41);  // truncation beyond the end cuts nothing
   KVTILT_EXPECT_OK(gpu.note_truncated(cache.batch, Lengths{40, 40, 40}, nullptr));
   lengths_are(40);
 }
 
-/// A layer with a window whose pages a fork shares, and a call that the host takes and the device
-/// refuses: the host lets go of pages, which the next sequence is given.
+/// A layer with a window, whose pages a fork shares. The tests make a call that the host accepts
+/// and the device refuses: the host then releases pages, which the next sequence gets.
 struct SharedWindow {
   BothCaches both;
   Random random{33};
@@ -312,7 +312,7 @@ TEST(DeviceBatchHostile, PagesOfWhatIsToldWronglyAreNotKept) {
     SharedWindow cache;
     cuda::KVCache& gpu = cache.both.gpu;
     const cuda::SequenceBatch batch = gpu.batch(cache.id.gpu).value();
-    if (cut) {  // after an append that nobody told of, what is cut away has left the window
+    if (cut) {  // an append that the host does not know moves the window past the cut
       const DeviceRows<float> rows(random_rows(cache.random, 32, 2, 64));
       const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 32});
       const DeviceArray<std::int64_t> length(std::vector<std::int64_t>{32});
@@ -336,7 +336,7 @@ TEST(DeviceKVCache, TellsASchedulerWhatIsLeft) {
   EXPECT_EQ(gpu.free_pages(0).value(), pages);
   EXPECT_EQ(gpu.free_pages(1).code(), ErrorCode::InvalidArgument);
   const SequenceId id = gpu.open().value();
-  EXPECT_EQ(gpu.reserved_tokens(id).value(), 4 + 40 + 31);  // without a page
+  EXPECT_EQ(gpu.reserved_tokens(id).value(), 4 + 40 + 31);  // before any page is reserved
   KVTILT_EXPECT_OK(gpu.reserve(id, 100));
   EXPECT_EQ(gpu.free_pages(0).value(), pages - 1);
   EXPECT_EQ(gpu.reserved_tokens(id).value(), 4 + 40 + 32 + 31);

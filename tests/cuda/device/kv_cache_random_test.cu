@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Random programs of everything a device cache can be asked, on many sequences and shapes: beside a
-// CPU cache that is given the same, byte for byte, an account of pages that re-derives who holds which,
-// and attention in float64. KVTILT_FULL=1, KVTILT_PROGRAMS and KVTILT_SEED: see run_programs().
+// Random programs of all calls of a device cache, on many sequences and shapes, compared byte for
+// byte with a CPU cache that gets the same calls, with a model of which sequence holds which page,
+// and with attention in float64. KVTILT_FULL=1, KVTILT_PROGRAMS and KVTILT_SEED: see
+// run_programs().
 #include "cache_program_run.cuh"
 #include "support/run_programs.hpp"
 

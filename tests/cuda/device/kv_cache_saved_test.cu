@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Sequences between device and host: saved by one cache, loaded by the other.
+/// Sequences saved by the device cache and loaded by the host's, and vice versa.
 #include "graph.cuh"
 #include "support.cuh"
 #include "support/saved_images.hpp"
@@ -35,7 +35,7 @@ TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
     BothCaches both(shape, Plan::uniform(shape, parse_recipe(kind.recipe).value()), options);
     const BothIds id = both.open(900);
     both.append(id, random, 500);
-    const std::int64_t cut = window == 0 ? 430 : 480;  // without a window inside a page
+    const std::int64_t cut = window == 0 ? 430 : 480;  // without a window: inside a page
     KVTILT_EXPECT_OK(both.gpu.truncate(id.gpu, cut));
     KVTILT_EXPECT_OK(both.cpu.truncate(id.cpu, cut));
     both.append(id, random, 77);
@@ -58,7 +58,7 @@ TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
   }
 }
 
-// A request that has to wait: its pages serve another one meanwhile.
+// A request that must wait is saved and closed, so that another one can use its pages.
 TEST(DeviceKVCacheSaved, MakesRoomForOthersAndComesBack) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(2);
@@ -103,7 +103,7 @@ TEST(DeviceKVCacheSaved, SavesWhatAGraphAppendedAndNobodyTold) {
   const PinnedBytes wrong(both.gpu.saved_bytes(id.gpu).value());
   EXPECT_EQ(both.gpu.save(id.gpu, wrong.span()).code(), ErrorCode::InvalidArgument);
   const std::vector<std::byte> host = saved(both.cpu, id.cpu);
-  ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());  // it knows now
+  ASSERT_EQ(both.gpu.saved_bytes(id.gpu).value(), host.size());  // save() has read the length
   const PinnedBytes image(host.size());
   KVTILT_EXPECT_OK(both.gpu.save(id.gpu, image.span()));
   EXPECT_TRUE(std::equal(host.begin(), host.end(), image.span().begin()));

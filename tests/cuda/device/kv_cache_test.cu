@@ -82,7 +82,7 @@ TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
   for (const BothIds& id : open) both.append(id, random, 40);
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
 
-  // All of them or none, as far as the host knows; what it does not know, the device refuses.
+  // The host refuses the whole batch; without lengths, the device refuses by sequence.
   const std::vector<std::int64_t> lost = {220, 150, 340};
   const DeviceArray<std::int64_t> device(lost);
   EXPECT_THAT(both.gpu.truncate(batch, device.data(), lost).message(), HasSubstr("window"));
@@ -118,7 +118,7 @@ TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
   cudaStream_t stream = nullptr;
   expect_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   expect_cuda(cudaDeviceSynchronize());
-  // As long as nobody writes less, nothing is cut.
+  // Lengths above those of the sequences cut nothing.
   DeviceArray<std::int64_t> lengths(std::vector<std::int64_t>(sequences, 1000));
   DeviceRows<float> keys[] = {{sequences, 2, 64}, {sequences, 1, 64}};
   DeviceRows<float> values[] = {{sequences, 2, 64}, {sequences, 1, 96}};
@@ -166,7 +166,7 @@ TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
     EXPECT_EQ(both.gpu.length(id.gpu, 2).value(), both.cpu.length(id.cpu, 2).value());
     EXPECT_EQ(both.gpu.length(id.gpu, 2, stream).value(), both.cpu.length(id.cpu, 2).value());
   }
-  // What nobody tells is refused on the device.
+  // The device refuses to fork what the host does not know.
   lengths.set(std::vector<std::int64_t>(sequences, 1000));
   expect_cuda(cudaDeviceSynchronize());
   expect_cuda(cudaGraphLaunch(replay, stream));
@@ -243,7 +243,7 @@ TEST(DeviceKVCacheHostile, BadValuesAreRecorded) {
   values.at(3, 1, 7) = 0.0f;
   KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, keys.view(), values.view()));
   EXPECT_TRUE(both.same(id));
-  // Magnitudes beyond the format are cut.
+  // Magnitudes beyond the format's largest are clamped.
   keys.at(0, 0, 3) = -std::numeric_limits<float>::infinity();
   keys.at(2, 1, 63) = 1e30f;
   const DeviceRows<float> k(keys);
@@ -270,7 +270,7 @@ TEST(DeviceKVCacheHostile, ARequestsNaNDoesNotHideThatAnothersTokensWereRefused)
   KVTILT_EXPECT_OK(both.gpu.append(id.gpu, 0, nan.view(), nan.view(), nullptr));
   const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 400});
   const cuda::SequenceBatch batch = both.gpu.batch(other.gpu).value();
-  KVTILT_EXPECT_OK(  // the host does not know how many they are
+  KVTILT_EXPECT_OK(  // no counts: the host cannot check the capacity
       both.gpu.append(batch, 0, zeros.view(), zeros.view(), indptr.data(), {}, nullptr));
   cuda::DeviceRecord record;
   EXPECT_EQ(both.gpu.poll(nullptr, &record).code(), ErrorCode::OutOfCapacity);

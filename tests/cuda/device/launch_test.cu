@@ -19,9 +19,9 @@ using cuda::detail::takes_turns;
 TEST(Launch, StartsEarlyOnlyWhatWaitsByItself) {
   EXPECT_TRUE(takes_turns(90, 12030));
   EXPECT_TRUE(takes_turns(120, 13000));
-  EXPECT_FALSE(takes_turns(80, 13000));  // on a device of 9.0, compiled for an older one
+  EXPECT_FALSE(takes_turns(80, 13000));  // a device of 9.0 that runs code for an older one
   EXPECT_FALSE(takes_turns(89, 13000));
-  EXPECT_FALSE(takes_turns(90, 12020));  // cannot capture it
+  EXPECT_FALSE(takes_turns(90, 12020));  // this driver cannot capture such launches
 }
 
 template <class Threads>
@@ -38,8 +38,8 @@ __global__ void note_count(const std::uint32_t* count, std::uint32_t* notes) {
   notes[threads.block()] = *count;
 }
 
-// Each kernel is started while the one in front of it still runs: without the wait it would read what
-// was there before.
+// Each kernel starts while its predecessor still runs: without the wait in in_turn() it would read
+// the old values.
 TEST(LaunchDevice, KernelsSeeWhatThoseInFrontWrote) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int turns = 200;
@@ -78,7 +78,7 @@ TEST(LaunchDevice, KernelsSeeWhatThoseInFrontWrote) {
   expect_cuda(cudaStreamDestroy(stream));
 }
 
-// In front of a kernel may stand what is none, or a kernel of another stream.
+// The predecessor of a kernel may be a memset, or a kernel of another stream.
 TEST(LaunchDevice, KernelsSeeWhatMemsetsAndOtherStreamsWrote) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int turns = 50;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// An engine's own pages, filled and attended to by the calls that it makes, against float64.
+// An engine's own page pool, packed by pack_pages() and attended to, against float64.
 #include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cuda/attention/attend.cuh>
 #include <kvtilt/cuda/cache/pack_pages.cuh>
@@ -73,7 +73,7 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
       entries.push_back({pages.back()->data(), other ? 0 : page * page_tokens,
                          other ? 20 : page_tokens, PageKind::Sealed});
     }
-    std::vector<LayerView> views;  // nvcc refuses a list of them
+    std::vector<LayerView> views;  // nvcc rejects an initializer list here
     views.push_back(cpu.view({entries.data(), 3}, 3 * page_tokens).value());
     views.push_back(cpu.view({entries.data() + 3, 1}, 20).value());
     EXPECT_TRUE(is_close(views, queries, AttendOptions{}, output)) << to_string(recipe);

@@ -72,7 +72,7 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
   EXPECT_THAT(refusal(pool, 60, workspace.span()), HasSubstr("2 sequences of 60 pages need"));
   EXPECT_THAT(refusal(pool, 0, workspace.span()), HasSubstr("both must be 1 at least"));
 
-  // A page that was cut short in front of others.
+  // A truncated page in front of others cannot be exported.
   KVTILT_EXPECT_OK(both.gpu.truncate(long_one.gpu, 4 + 32 * 2 + 7));
   KVTILT_EXPECT_OK(both.cpu.truncate(long_one.cpu, 4 + 32 * 2 + 7));
   both.append(long_one, random, 100);

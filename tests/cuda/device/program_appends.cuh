@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// Steps of a random program on batches: appends and truncations that the host is told of at once,
-/// later or never, and graphs that are replayed.
+/// Steps of a random program on batches: appends and truncations of which the host is told at once,
+/// later or never, and replays of graphs.
 #pragma once
 
 #include "graph.cuh"
@@ -19,7 +19,7 @@
 
 namespace kvtilt::test {
 
-/// Some of the open sequences, in any order, and room for their slots in device memory.
+/// Some of the open sequences in any order, and device memory for their slots.
 struct ChosenBatch {
   std::vector<HeldSequence*> who;
   DeviceArray<std::int32_t> memory;
@@ -83,8 +83,8 @@ class ProgramAppends : public ProgramCaches {
     const std::int64_t rows = indptr.back() + (with_indptr ? random.below(3) : 0);
     const LayerShape& shape = setup().shape.layers[at(layer)];
     RandomInput keys(random, rows, shape.kv_heads, shape.key_dim);
-    // No constant values in layers that are attended to: if zeros got all the weight, the output
-    // would be rounding error.
+    // Values of layers with attention (64 channels) are not constant: if zeros got all the weight,
+    // the output would be nothing but rounding error.
     RandomInput values(random, rows, shape.kv_heads, shape.value_dim, shape.value_dim != 64);
     Rows<float> stored_keys = keys.rows();
     Rows<float> stored_values = values.rows();
@@ -135,7 +135,7 @@ class ProgramAppends : public ProgramCaches {
         cpu().append(one.ids.cpu, layer, keys.view(first, count), values.view(first, count)));
   }
 
-  /// Appends a batch to one layer, or to all.
+  /// Appends a batch to one layer or to all.
   std::string append_batch(int layer, int amount, Random& random) {
     ChosenBatch chosen(choose(random));
     if (const std::string wrong = tell(chosen.who); !wrong.empty()) return wrong;
@@ -276,7 +276,7 @@ class ProgramAppends : public ProgramCaches {
     return {};
   }
 
-  /// A length to truncate to: random, near the end, or where a window's freed tokens matter.
+  /// A random length to truncate to: anywhere, near the end, or close to what a window has freed.
   std::int64_t random_length(const HeldSequence& one, int amount, Random& random) const {
     const int layer = random.below(layers());
     const auto& own = one.layers[at(layer)];
@@ -291,8 +291,8 @@ class ProgramAppends : public ProgramCaches {
   struct Untold {
     ProgramAppends& run;
     std::vector<HeldSequence*> who;
-    bool known = true;  ///< what they held before
-    bool fits = true;   ///< nothing was refused
+    bool known = true;  ///< the host knew their state before
+    bool fits = true;   ///< the device refuses none of it
 
     Untold(ProgramAppends& run_, std::vector<HeldSequence*> who_)
         : run(run_), who(std::move(who_)) {
@@ -301,7 +301,7 @@ class ProgramAppends : public ProgramCaches {
         one->told = false;
       }
     }
-    /// Tells the host, lets it read the device's state, or does neither.
+    /// Then tells the host, lets it read the device's state, or does neither.
     template <class Note>
     std::string settle(Random& random, Note note) {
       if (known && random.chance(2)) {
@@ -326,7 +326,7 @@ class ProgramAppends : public ProgramCaches {
       if (who[i]->refuses_truncation(lengths[i])) return true;
     return false;
   }
-  /// Those that the device does not refuse.
+  /// Records the truncations; the device refuses some of them.
   std::string were_truncated(const std::vector<HeldSequence*>& who,
                              const std::vector<std::int64_t>& lengths) {
     for (std::size_t i = 0; i < who.size(); ++i) {
@@ -346,8 +346,8 @@ class ProgramAppends : public ProgramCaches {
     return lengths;
   }
 
-  /// Puts an unstorable number into one element, and its stored form into `stored`. Returns its
-  /// row.
+  /// Replaces an element of `input` by NaN or -infinity, and of `stored` by what must be stored for
+  /// it. Returns its row.
   std::int64_t spoil(Random& random, int layer, bool is_key, RandomInput& input,
                      Rows<float>& stored) const {
     const std::int64_t row = random.below(static_cast<int>(stored.tokens));

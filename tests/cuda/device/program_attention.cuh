@@ -45,7 +45,7 @@ class ProgramReads : public ProgramAppends {
     const int all = starts.back();
     const RandomInput queries(random, all, shape.kv_heads * ratio, shape.key_dim, false);
     RandomOptions options(random, shape, Rows<float>(all, shape.kv_heads * ratio, 1));
-    for (std::size_t i = 0; i < asked.views.size(); ++i)  // the mask is that of the newest tokens
+    for (std::size_t i = 0; i < asked.views.size(); ++i)  // a mask covers exactly the newest tokens
       if (asked.views[i].length < starts[i + 1] - starts[i]) options.options.tree_mask = {};
     const DeviceInput q(queries);
     const DeviceArray<std::int32_t> indptr(starts);
@@ -199,8 +199,8 @@ class ProgramReads : public ProgramAppends {
   }
 
  private:
-  /// Twice the error that attention states: rounded queries err alike in all tokens' logits, which
-  /// shows beside a sink's, and of many thousand rows some are outliers.
+  /// Twice the stated error of attention: rounding a query shifts all its logits alike, which shows
+  /// beside a sink logit, and among many thousand rows there are outliers.
   static constexpr double tolerance = 4e-3;
   /// A sink logit may take nearly all the weight.
   static constexpr double least_norm = 1e-2;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-/// A device cache under a random program, beside a CPU cache with the same calls and a model of its
-/// pages: every byte, table, length and number is compared.
+/// A device cache under a random program, beside a CPU cache that gets the same calls and a model
+/// of its pages (PageAccount): every byte, table, length and count is compared.
 #pragma once
 
 #include "cache_program.cuh"
@@ -36,7 +36,7 @@ struct HeldSequence {
   }
 };
 
-/// Calls return what went wrong, or an empty string.
+/// Runs the calls; each returns an error, or an empty string.
 class ProgramCaches {
  public:
   explicit ProgramCaches(std::uint64_t seed) : random_(seed), setup_(random_) {
@@ -53,7 +53,7 @@ class ProgramCaches {
       pool_.push_back(cached(layer) ? gpu().free_pages(layer).value() : 0);
   }
 
-  /// Closes everything: all pages must be free then.
+  /// Closes all sequences: then all pages must be free.
   std::string finish() {
     while (!held_.empty())
       if (const std::string wrong = close(held_.back()); !wrong.empty()) return wrong;
@@ -158,7 +158,7 @@ class ProgramCaches {
     });
   }
 
-  /// Both caches save the same bytes, and load them.
+  /// Both caches must save the same bytes and load them.
   std::string save_and_load(HeldSequence& one, std::int64_t tokens) {
     const Result<std::size_t> host_bytes = cpu().saved_bytes(one.ids.cpu);
     const Result<std::size_t> bytes = gpu().saved_bytes(one.ids.gpu);
@@ -211,8 +211,8 @@ class ProgramCaches {
   }
 
  private:
-  /// A sequence was made that holds what `child` says, or was refused for good reason; on_host()
-  /// makes it on the CPU. `free`: before.
+  /// Checks that a call made a sequence like `child`, or was refused with good reason; on_host()
+  /// makes it on the CPU. `free`: free pages of each layer before the call.
   template <class OnHost>
   std::string copied(const char* name, HeldSequence child, std::int64_t tokens,
                      const Result<SequenceId>& id, const std::vector<std::int64_t>& free,
@@ -238,7 +238,8 @@ class ProgramCaches {
     return free;
   }
 
-  /// Pages were given to a sequence for `tokens` tokens, or refused for good reason. `free`: before.
+  /// Checks that a sequence got pages for `tokens` tokens, or was refused with good reason. `free`:
+  /// free pages of each layer before the call.
   std::string given(HeldSequence& one, std::int64_t tokens, const Status& status,
                     const std::vector<std::int64_t>& free) {
     bool may_refuse = false;
@@ -271,7 +272,7 @@ class ProgramCaches {
     return {};
   }
 
-  /// Compares which sequence holds which page: only forks share pages; all others are free.
+  /// Compares which sequence holds which page: only forks may share pages; all others must be free.
   std::string compare_pages(int layer) {
     const cuda::LayerStorage device = storage(layer);
     std::map<std::int32_t, const void*> holders;
@@ -298,7 +299,7 @@ class ProgramCaches {
       for (std::size_t i = 0; i < table.size(); ++i) {
         const std::int32_t page = table[i].page;
         if (page < 0 || page >= pool_[at(layer)]) return "a page is outside the pool";
-        const std::size_t entry = i - at(state.first_page);  // huge before it
+        const std::size_t entry = i - at(state.first_page);  // wraps around for entries before it
         const bool used = entry < own.sealed().size();
         const void* holder = used ? own.sealed()[entry].page.get() : nullptr;
         const auto [place, fresh] = holders.try_emplace(page, holder);
@@ -358,7 +359,7 @@ class ProgramCaches {
     return device.elements == host.elements && device.page_bytes == host.page_bytes ? "" : "memory";
   }
 
-  /// Checks that poll() reports what was refused first, then what was repaired, then nothing.
+  /// poll() must report what was refused first, then what was repaired, then nothing.
   std::string compare_record() {
     const auto meant = [&](const Status& status) {
       return any_record_ || std::count(expected_.begin(), expected_.end(), status.code()) > 0;

@@ -60,12 +60,12 @@ class ProgramWild : public ProgramReads {
   }
 
  private:
-  /// Whatever the host says of it.
+  /// Corrupt is an error; else the host may accept or refuse.
   static std::string taken(const Status& status) {
     return status.code() == ErrorCode::Corrupt ? message_of(status) : "";
   }
 
-  /// Told or not, in all layers, of rows that may be nobody's.
+  /// Appends to all layers, with or without counts, with valid or invalid rows.
   std::string append_wild(const cuda::SequenceBatch& batch, int amount, Random& random) {
     const std::vector<std::int32_t> counts = {random.chance(2) ? amount : 4 * amount};
     const DeviceArray<std::int32_t> indptr(random.chance(2)

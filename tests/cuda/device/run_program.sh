@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a program of tests: run_program.sh <program>. Exits with 77, which ctest reads as skipped, where
-# it passed but for tests that found no GPU.
+# Runs a test program: run_program.sh <program>. Exits with 77, which ctest reads as skipped, if the
+# program passed but skipped tests for want of a GPU.
 set -euo pipefail
 output=$("$1" --gtest_brief=1) && failed=0 || failed=$?
 echo "$output"

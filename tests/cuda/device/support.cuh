@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A device cache and a CPU cache with the same calls, and the comparison of their bytes.
+/// A device cache and a CPU cache that get the same calls, and the comparison of their bytes.
 #pragma once
 
 #include <kvtilt/cache/kv_cache.hpp>
@@ -21,7 +21,7 @@
 
 namespace kvtilt::test {
 
-/// Owned rows in device memory.
+/// Rows in device memory.
 template <class T>
 struct DeviceRows {
   std::int64_t tokens;
@@ -106,7 +106,7 @@ struct BothIds {
   SequenceId cpu;
 };
 
-/// A CPU cache and a device cache with the same calls.
+/// A CPU cache and a device cache that get the same calls.
 class BothCaches {
  public:
   BothCaches(const CacheShape& shape, const Plan& plan, const cuda::CacheOptions& options)
@@ -127,8 +127,8 @@ class BothCaches {
     return id;
   }
 
-  /// Random tokens in all layers: among them channels and tokens that hold zeros of both signs, or
-  /// what rounds to them.
+  /// Appends random tokens to all layers. Some channels and tokens hold zeros of both signs, or
+  /// values that round to them.
   void append(const BothIds& id, Random& random, std::int64_t tokens) {
     for (int index = 0; index < layers(); ++index) {
       const LayerShape& of = layer(index);
@@ -185,7 +185,7 @@ inline cuda::CacheOptions few_pages() {
   return options;
 }
 
-/// Layers 0 and 2; layer 1 has no cache.
+/// Layers 0 and 2 have a cache, layer 1 has none.
 inline CacheShape two_layers(int key_dim = 64, int value_dim = 64, int window = 0) {
   CacheShape shape;
   shape.layers = {{2, key_dim, value_dim, 0}, {}, {1, 64, 96, window}};

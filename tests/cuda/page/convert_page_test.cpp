@@ -23,7 +23,7 @@ namespace {
 using test::Block;
 using ::testing::HasSubstr;
 
-/// Element by element, by the two documents of the orders.
+/// Compares element by element, by the definitions of both orders.
 void expect_same_tensor(Role role, const TensorLayout& tensor, const std::byte* host,
                         const std::byte* device, const std::string& what) {
   const auto* host_codes = reinterpret_cast<const std::uint8_t*>(host + tensor.codes);
@@ -47,7 +47,7 @@ void expect_same_tensor(Role role, const TensorLayout& tensor, const std::byte* 
       << what;
 }
 
-/// There and back; all bytes of `host`, padding included, must return.
+/// Converts to the device's order and back; all bytes of `host` must return, padding included.
 void check_page(const PageLayout& layout, const Block& host, const std::string& what) {
   Block device(layout.bytes, 0xcc);
   to_device_page(layout, host.data(), device.data());
@@ -118,7 +118,7 @@ TEST(ConvertPageAgreement, HoldsWhatLayerPagesSealed) {
   check_page(PageLayout::make_half(shape, 64), half, "16 bits");
 }
 
-/// The blocks of tests/golden/pages.txt whose shape the GPU takes.
+/// The blocks of tests/golden/pages.txt whose shape GPUs support.
 TEST(ConvertPageGolden, KeepsTheGoldenPages) {
   std::ifstream list(test::golden_file("pages.txt"));
   std::ifstream file(test::golden_file("pages.bin"), std::ios::binary);

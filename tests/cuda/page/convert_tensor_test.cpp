@@ -23,7 +23,7 @@ namespace {
 using test::Block;
 using test::EmulatedThreads;
 
-/// A page of an image, which starts at any multiple of 16.
+/// A page of an image, at a multiple of 16 bytes only.
 class ImagePage {
  public:
   explicit ImagePage(std::size_t bytes) : bytes_(bytes), memory_(bytes + page_alignment, 0x77) {}
@@ -43,7 +43,7 @@ class ImagePage {
   Block memory_;
 };
 
-/// All heads of a page by one block of threads.
+/// Converts all heads of a page with one block of threads.
 template <class Convert>
 void convert(const PageLayout& layout, int threads, test::LaunchOrder order,
              const Convert& convert_one) {
@@ -63,7 +63,7 @@ void convert(const PageLayout& layout, int threads, test::LaunchOrder order,
       order));
 }
 
-/// There and back again; slots from `tokens` on become zeros on the host's side.
+/// Converts to the host's order and back; the host's 16-bit slots from `tokens` on become zeros.
 void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchOrder order,
                 test::Random& random) {
   Block device(layout.bytes);
@@ -83,7 +83,7 @@ void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchO
     }
 
   ImagePage image(layout.bytes);
-  const std::uint64_t first_word = random.next();  // the page is anywhere in a saved sequence
+  const std::uint64_t first_word = random.next();  // the page's first word in the image
   std::uint64_t expected_sum = 0;
   for (std::size_t i = 0; i < layout.bytes / 8; ++i) {
     std::uint64_t word;

@@ -12,7 +12,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// Codes of a whole tensor, one lane at a time.
+/// The codes of a tensor in fragment order.
 struct Tensor {
   CodeMatrix matrix;
   int bits;
@@ -22,7 +22,8 @@ struct Tensor {
       : matrix(matrix_), bits(bits_), codes(code_bytes(matrix_, bits_) + 16) {}
 };
 
-/// For every element of a tensor in its tile: what a lane holds in which half of which register.
+/// Visits every element of a lane in `tiles` tiles from `first` on: tile, register and half,
+/// position.
 template <class Visit>
 void for_each_element(cuda::Role role, CodeMatrix matrix, int first, int tiles, int lane,
                       Visit visit) {
@@ -71,7 +72,7 @@ TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
     }
 }
 
-/// All codes of a tensor of any fp16 in groups that cover some of them.
+/// Encodes a tensor of arbitrary halves with arbitrary scales and minima, and checks every code.
 template <bool AlongOuter, int Together>
 void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, int group) {
   const TensorLayout packed{{bits, {}, group, {}}, matrix, AlongOuter, 0, 0};
@@ -83,7 +84,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
   const cuda::HalfTiles half{role, reinterpret_cast<const std::byte*>(halves.data()),
                              cuda::tiles_along(matrix.outer), cuda::tiles_along(matrix.inner)};
   alignas(16) static cuda::GroupCode groups[4096];
-  std::vector<float> inverse(4096);  // by [band][pitch], as the metadata
+  std::vector<float> inverse(4096);  // [band][pitch], as in the metadata
   std::vector<float> minimum(4096);
   for (int band = 0; band < packed.bands(); ++band)
     for (int i = 0; i < packed.pitch(); ++i) {
@@ -92,7 +93,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
                           F16{any_finite(random)}};
       inverse[entry] = reciprocal(affine.scale);
       minimum[entry] = to_float(affine.minimum);
-      int place = i;  // along outer, groups stand as registers do
+      int place = i;  // groups along outer are in the order of registers
       if (AlongOuter && role == cuda::Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
       groups[band * packed.pitch() + place] = cuda::GroupCode(affine);
     }

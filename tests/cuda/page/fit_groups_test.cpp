@@ -17,11 +17,11 @@ namespace kvtilt::test {
 namespace {
 
 struct Fitted {
-  Affine range;  ///< at one bit: the centroids
+  Affine range;  ///< at one bit, the centroids
   Affine least;  ///< after the search
 };
 
-/// 16 groups somewhere in a tensor of NaN.
+/// Fits 16 groups inside a tensor whose other elements are NaN.
 template <class Groups>
 void check_groups(Random& random, cuda::Role role, int bits) {
   constexpr bool outer = Groups::along_outer;

@@ -21,7 +21,7 @@ Affine by_specification(const GroupView& group, const Format& format) {
                                           : fit_min_max(group, format.bits);
 }
 
-/// The groups of a few tiles, one after the other, each by `lanes` lanes of a warp.
+/// Fits the 16 groups of a few tiles, each group by `lanes` lanes of a warp.
 void check_groups(Random& random, cuda::Role role, bool along_outer, int tiles, int lanes,
                   const Format& format) {
   const CodeMatrix matrix{along_outer ? tiles * 16 : 16, along_outer ? 16 : tiles * 16};

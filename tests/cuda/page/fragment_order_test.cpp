@@ -42,7 +42,7 @@ TEST(FragmentPlace, AreTheLanesOfTheDrawing) {
     EXPECT_EQ(fragment_place(role, 15, 12).lane, 31);
     EXPECT_EQ(fragment_place(role, 16 + 15, 32 + 12).lane, 31) << "of any tile";
   }
-  // Rows of the pair, then the quad's four: register and half.
+  // [row of the pair][element of the quad]: register and half.
   const int keys[2][4][2] = {{{0, 0}, {0, 1}, {2, 0}, {2, 1}}, {{1, 0}, {1, 1}, {3, 0}, {3, 1}}};
   const int values[2][4][2] = {{{0, 0}, {2, 0}, {0, 1}, {2, 1}}, {{1, 0}, {3, 0}, {1, 1}, {3, 1}}};
   for (int row = 0; row < 2; ++row)
@@ -54,8 +54,8 @@ TEST(FragmentPlace, AreTheLanesOfTheDrawing) {
     }
 }
 
-/// PTX ISA, A of mma.m16n8k16: register r, half h of lane (g, t) is row g + 8 (r % 2), column
-/// 2 t + 8 (r / 2) + h.
+/// The PTX ISA on operand A of mma.m16n8k16: register r, half h of lane (g, t) holds row
+/// g + 8 (r % 2), column 2 t + 8 (r / 2) + h.
 TEST(FragmentPlace, RenumbersRowsAndColumnsOfPtx) {
   for (const Role role : roles) {
     std::vector<int> column_of(16, -1);
@@ -76,7 +76,7 @@ TEST(FragmentPlace, RenumbersRowsAndColumnsOfPtx) {
 
 // --- Words of a lane ---------------------------------------------------------------------------
 
-/// [run of 4 words][lane][4], [lane][2], [lane]: the sequence of (lane, word) in memory.
+/// The (lane, word) pairs in memory order: [run of 4 words][lane][4], then [lane][2], then [lane].
 TEST(LaneWords, LieInRunsOfFourThenTwoThenOne) {
   for (int words = 1; words <= 70; ++words) {
     std::size_t byte = 0;
@@ -91,12 +91,12 @@ TEST(LaneWords, LieInRunsOfFourThenTwoThenOne) {
   }
 }
 
-/// The bits of a word at each position, as in the list of widths: a plane of four tiles, of which
-/// lane 5 is looked at. Each entry is tile, register and half.
+/// The bit at which each element's field starts, as the list of widths gives it, for lane 5 of a
+/// plane of four tiles. The arrays are indexed by register.
 TEST(WordPosition, IsTheListOfWidths) {
   for (const Role role : roles)
     for (const int width : {1, 2, 4, 8, 16}) {
-      const CodeMatrix matrix = {64, 16};  // tiles follow each other along outer in either order
+      const CodeMatrix matrix = {64, 16};  // tiles follow each other along outer for both roles
       for (int tile = 0; tile < 4; ++tile)
         for (int row = 0; row < 2; ++row)
           for (int i = 0; i < 4; ++i) {
@@ -131,7 +131,7 @@ TEST(WordPosition, IsTheListOfWidths) {
     }
 }
 
-/// After a shift by 0 or 8 one mask leaves a field in each half: a register of subnormals.
+/// After a shift by 0 or 8, one mask leaves one field in each half: a register of two subnormals.
 TEST(WordPosition, PutsBothHalvesOfARegisterSixteenBitsApart) {
   for (const Role role : roles)
     for (const int width : {1, 2, 4, 8})
@@ -241,7 +241,7 @@ TEST(FragmentOrder, ReadsWhatItWrote) {
       }
 }
 
-/// Three bits are a plane of two, with the upper bits, and behind it a plane of one.
+/// Three bits are stored as a plane with the upper two bits, followed by a plane with the lowest.
 TEST(FragmentOrder, KeepsTheUpperBitsInFront) {
   const CodeMatrix matrix = {64, 16};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 3));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// What fragment_order.hpp is for, on emulated tensor cores.
+/// The purpose of fragment_order.hpp, tested on emulated tensor cores.
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 
@@ -12,7 +12,7 @@
 namespace kvtilt::cuda {
 namespace {
 
-/// A tile of `role` as registers of one lane, from small integers.
+/// A lane's registers of a tile whose elements are small integers.
 template <class Element>
 void load_tile(Role role, int lane, const Element& element, std::uint32_t (&a)[4]) {
   for (std::uint32_t& reg : a) reg = 0;
@@ -25,7 +25,7 @@ void load_tile(Role role, int lane, const Element& element, std::uint32_t (&a)[4
     }
 }
 
-/// What the orders are for: keys times queries, turned around by transpose(), times values.
+/// Keys times queries, transposed in registers by transpose(), then multiplied by the values.
 TEST(FragmentProducts, ChainsBothProductsWithoutShuffles) {
   const auto key = [](int token, int channel) { return (token * 7 + channel * 3) % 5 - 2; };
   const auto value = [](int channel, int token) { return (channel * 5 + token * 11) % 7 - 3; };

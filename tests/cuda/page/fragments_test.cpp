@@ -18,7 +18,7 @@ using test::Random;
 
 constexpr CodeMatrix matrix = {64, 64};
 
-/// Random bytes in the place of all planes, as lanes load them.
+/// Random bytes for all planes of codes.
 std::vector<Words> random_codes(Random& random, int bits) {
   std::vector<Words> codes(code_bytes(matrix, bits) / sizeof(Words));
   for (Words& words : codes)

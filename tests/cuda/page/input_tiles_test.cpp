@@ -20,13 +20,13 @@ namespace {
 constexpr int largest_tokens = 128;
 constexpr int largest_dim = 144;
 
-/// By the bits: flags of compilers may leave out NaN.
+/// Compares bits, because -ffast-math may ignore NaN.
 bool holds(float x, float limit) {
   return (bit_cast<std::uint32_t>(x) & 0x7fffffffu) <= bit_cast<std::uint32_t>(limit);
 }
 
-/// Full tiles from rows at any distance: what to_f16() gives in their slots, nothing elsewhere, and
-/// who met what cannot be held.
+/// Writes full tiles from strided rows: their slots hold what to_f16() gives, others stay, and
+/// exactly the lanes that read an element above the limit report it.
 template <cuda::Role R>
 void check_tiles(Random& random, ElementType type, float limit) {
   constexpr bool keys = R == cuda::Role::Keys;
@@ -39,7 +39,7 @@ void check_tiles(Random& random, ElementType type, float limit) {
   const int stride = dim + 4 * random.below(4);
   const int warps = random.between(1, 5);
 
-  // Row 0 of head 1 is not asked for.
+  // The task reads from row 1 of head 1 on.
   std::vector<std::uint16_t> wide(static_cast<std::size_t>((first + some + 1) * stride + dim));
   const auto value = [&](std::uint16_t bits) {
     return type == ElementType::F16 ? to_float(F16{bits}) : to_float(BF16{bits});
@@ -103,7 +103,7 @@ TEST(InputTilesAgreement, AreFullTilesOfHalves) {
       }
 }
 
-/// The largest that is held and the least that is not; infinity and NaN; of either sign.
+/// For all 2^16 patterns: the largest value allowed, the next above, infinity, NaN, of either sign.
 TEST(InputTiles, MostTellsWhatIsAboveTheLimit) {
   struct Case {
     ElementType type;

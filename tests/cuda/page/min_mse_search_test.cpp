@@ -12,7 +12,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// The order of the errors is the specification's.
+/// The errors differ from the specification's by a constant.
 TEST(MinMseSearchAgreement, ChoosesWhatTheSpecificationChooses) {
   Random random(1);
   for (int bits = 2; bits <= 5; ++bits)

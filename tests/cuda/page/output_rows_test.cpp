@@ -19,7 +19,7 @@ T converted(float x) {
     return to_bf16(x);
 }
 
-/// Two tokens of two heads, `shift` elements into memory, with strides that leave gaps.
+/// Two tokens of two heads, `shift` elements into memory, with gaps between rows.
 template <class T>
 void expect_rows(int shift, std::int64_t stride, bool aligned) {
   alignas(16) T memory[64];
@@ -34,7 +34,7 @@ void expect_rows(int shift, std::int64_t stride, bool aligned) {
   rows.template store<2>(0, 2, two);
   for (int i = 0; i < 64; ++i) {
     T expected = untouched;
-    const std::int64_t at = i - shift - 8;  // in head 1
+    const std::int64_t at = i - shift - 8;  // offset from the start of head 1
     if (at >= stride + 4 && at < stride + 8) expected = converted<T>(four[at - stride - 4]);
     if (at == 2 || at == 3) expected = converted<T>(two[at - 2]);
     EXPECT_EQ(memory[i], expected) << i;

@@ -13,7 +13,7 @@ namespace {
 
 using cuda::FitRules;
 
-/// Seals a block of hostile data in the emulator and compares all bytes with the specification's.
+/// Seals a block of hostile data in the emulator; all bytes must equal the specification's.
 template <FitRules Rules = FitRules::All>
 void expect_sealed(const Recipe& recipe, int key_dim, int value_dim, int tokens, int threads,
                    std::uint64_t seed) {

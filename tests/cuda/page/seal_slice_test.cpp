@@ -13,7 +13,7 @@
 namespace kvtilt::test {
 namespace {
 
-/// A block takes each slice; blocks run in `order`.
+/// Seals with one block of threads per slice; the blocks run in `order`.
 void expect_sliced(const Recipe& recipe, int key_dim, int value_dim, int tokens, int slices,
                    std::uint64_t seed, int threads = 128, LaunchOrder order = {}) {
   SealedHead head(recipe, key_dim, value_dim, tokens, seed);
@@ -58,7 +58,7 @@ TEST(SealSliceShapes, AnyNumberOfSlicesInAnyOrder) {
   }
 }
 
-/// The slices of a head whose tensors are as long as can be.
+/// The slices of a head with the largest tensors.
 TEST(SealSliceShapes, TheLargestHead) {
   const Format narrow{2, Granularity::PerChannel, 16, RangeRule::MinMse};
   const Format across{4, Granularity::PerToken, 16, RangeRule::MinMax};

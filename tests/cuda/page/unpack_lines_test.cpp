@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The bits of rows are tested in unpack_test, beside the other ways; here is what goes this way, and
-// that it does.
+// Which tensors unpack_lines() takes, and that it writes their rows; unpack_test compares the bits
+// of all paths.
 #include <kvtilt/cuda/page/unpack_lines.hpp>
 
 #include "support/emulated_threads.hpp"
@@ -40,7 +40,7 @@ TEST(UnpackLines, TakeWholeLinesWithTheirGroups) {
   EXPECT_FALSE((fills<Role::Values>(2, channel, 64, 128, 64)));
 }
 
-/// Rows with a gap between them: each line is written, and nothing else.
+/// Rows with gaps between them: every line is written, and nothing else.
 template <Role R, class T>
 void check_rows(int bits, int group, int dim, int tokens, int threads) {
   const bool keys = R == Role::Keys;

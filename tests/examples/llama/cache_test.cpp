@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Both caches, behind the interface that the model sees.
+// Both caches, through the interface that the model uses.
 #include "support.hpp"
 
 #include <gmock/gmock.h>
@@ -72,7 +72,7 @@ struct Sequence {
   std::vector<float> queries, keys, values;
 };
 
-/// The largest error of a cache that is fed one layer in chunks.
+/// The largest error of a cache that gets the tokens of one layer in chunks.
 double largest_error(AttentionCache& cache, int layer, const Sequence& sequence, int tokens,
                      int chunk, int window, bool rounded) {
   std::vector<float> out(static_cast<std::size_t>(tokens * query_heads * head_dim));
@@ -145,7 +145,7 @@ TEST(Cache, CodesAreTouchedOnceAPageLiesBeyondTheTail) {
                   &sequence.keys[static_cast<std::size_t>(token * kv_heads * head_dim)],
                   &sequence.values[static_cast<std::size_t>(token * kv_heads * head_dim)],
                   out.data());
-    // 4 sinks, a page of 32, a tail of 8: the page is sealed with the 44th token at the earliest.
+    // 4 sinks, a page of 32, a tail of 8: the page is sealed by the 44th token or by the next.
     if (token != 43) {
       EXPECT_EQ(cache->touched_codes(), token >= 44) << token;
     }

@@ -28,7 +28,8 @@ class CapturingCacheTest : public testing::Test {
   }
 };
 
-/// The numbers are those the model attended with: a cache that is fed them answers the same.
+/// The captured numbers are those the model attended with: a cache filled with them answers the
+/// same.
 TEST_F(CapturingCacheTest, KeepsWhatTheModelAttendedWith) {
   const ModelConfig& config = model_.config();
   const int count = static_cast<int>(tokens_.size());
@@ -49,7 +50,7 @@ TEST_F(CapturingCacheTest, KeepsWhatTheModelAttendedWith) {
     Floats out(layer.queries.size());
     replayed.attend(i, count, layer.queries.data(), layer.keys.data(), layer.values.data(),
                     out.data());
-    // One more token attends alike over the captured keys and over those that the model left.
+    // One more token attends to the same keys in both caches.
     const Floats query(static_cast<std::size_t>(config.query_width()), 0.3F);
     const Floats key(static_cast<std::size_t>(config.kv_width()), -0.2F);
     Floats expected(query.size());

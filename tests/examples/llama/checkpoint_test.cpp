@@ -17,7 +17,7 @@ std::string open(const TemporaryFolder& folder) {
 
 TEST(Checkpoint, ConvertsWhatItUnderstandsToFloats) {
   const TemporaryFolder folder;
-  // 1, -2 as F16; 1, -2 as BF16; 1 as F32. The odd header length leaves everything unaligned.
+  // 1, -2 in F16; 1, -2 in BF16; 1 in F32. The header's odd length leaves all of them unaligned.
   const std::string data("\x00\x3C\x00\xC0\x80\x3F\x00\xC0\x00\x00\x80\x3F", 12);
   folder.write("model.safetensors",
                kvtilt::test::safetensors_bytes(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The programs as a user meets them: what they print, what they refuse, how they exit.
+// What the programs print, what they refuse, and their exit status.
 #include "programs.hpp"
 
 namespace llama {
@@ -157,7 +157,7 @@ TEST(CommandLineHostile, EvaluateKeepsOldFilesWhereItFails) {
   const std::string json = "--json " + (folder.path() / "figures.json").string() + " ";
   const std::string capture = "--capture " + (folder.path() / "capture").string() + " ";
   const std::string few = stories_model + stories_text + "--tokens 5 ";
-  // There is no whole page to capture.
+  // The text is shorter than a page, so there is nothing to capture.
   EXPECT_EQ(evaluate(few + json + capture).status, 1);
   expect_error(evaluate(few + json + "--capture /nowhere/c"), "--capture: /nowhere/c: cannot be");
   expect_error(evaluate(few + json + "--capture " + folder.path().string() + "/./figures.json"),

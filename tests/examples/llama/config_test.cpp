@@ -22,7 +22,7 @@ ModelConfig read_edited(const std::string& golden, Edit edit) {
   return read_config(folder.path());
 }
 
-/// The error after one key of the plain Llama configuration got another value.
+/// The error after one key of a golden configuration is set to another value.
 std::string refuse(const std::string& key, const json& value,
                    const std::string& golden = "llama_f32") {
   return error_of([&] { (void)read_edited(golden, [&](json& config) { config[key] = value; }); });

@@ -35,7 +35,7 @@ class DivergenceTest : public testing::Test {
 
   static kvtilt::Recipe recipe(const char* name) { return kvtilt::parse_recipe(name).value(); }
 
-  /// What the command `evaluate` says of plans.
+  /// The divergences that the command `evaluate` reports for these plans.
   [[nodiscard]] std::vector<double> evaluated(const std::vector<Plan>& plans) const {
     EvaluationOptions options;
     options.cache = {page, 0, 0};
@@ -49,7 +49,7 @@ class DivergenceTest : public testing::Test {
   }
 };
 
-/// Whatever layer a plan first differs at: its divergence is that of a run from the beginning.
+/// The divergence of a plan equals that of a full run, whatever layer it first differs at.
 TEST_F(DivergenceTest, IsThatOfAnEvaluation) {
   const Plan base = Plan::uniform(shape_, recipe("k4v4"));
   std::vector<Plan> plans{base, Plan::uniform(shape_, recipe("k2v2"))};

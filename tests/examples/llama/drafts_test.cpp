@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Speculative decoding over quantized caches: several tokens verified in one forward pass, the
-// wrong ones taken back, and not a bit of difference to decoding one by one.
+// Speculative decoding on quantized caches: one forward pass verifies several tokens, wrong ones
+// are truncated, and the logits equal those of decoding one by one, bit for bit.
 #include "support.hpp"
 
 #include <gmock/gmock.h>
@@ -24,7 +24,7 @@ using testing::HasSubstr;
 
 const CacheSettings page_settings[] = {{32, 0, 4}, {32, 16, 0}, {64, 40, 4}};
 
-/// Logits of every token, read one by one. [tokens][vocab]
+/// Logits of a text that is read token by token: [tokens][vocab].
 std::vector<Floats> decode_steps(const Model& model, AttentionCache& cache,
                                  const std::vector<int>& text) {
   Scratch scratch;
@@ -42,7 +42,7 @@ struct Drafts {
   int cut = 0;  // drafts that ended where a page was due
 };
 
-/// The same text in drafts of random length whose tails are wrong.
+/// Reads the same text in drafts of random length that end with wrong tokens.
 Drafts decode_drafts(const Model& model, AttentionCache& cache, const std::vector<int>& text,
                      const std::vector<Floats>& expected) {
   const int vocab = model.config().vocab;
@@ -112,7 +112,7 @@ TEST(Drafts, AreVerifiedWithTheBitsOfPlainDecoding) {
 }
 
 TEST(Drafts, AreVerifiedWithTheBitsOfPlainDecodingBehindWindows) {
-  const TemporaryFolder folder("qwen2_mixed_windows");  // a window of 40 in one of two layers
+  const TemporaryFolder folder("qwen2_mixed_windows");  // layer 1 has a window of 40
   folder.edit_json("config.json", [](auto& config) {
     config["sliding_window"] = 40;
     config["max_position_embeddings"] = 400;
@@ -147,7 +147,7 @@ TEST(Drafts, NeverChangeTheTextThatIsWritten) {
           const Generation drafted = write(model, *tokenizer, prompt, *cache, draft, temperature);
           EXPECT_EQ(drafted.tokens, plain.tokens) << name << ' ' << recipe << ' ' << draft;
           EXPECT_EQ(drafted.tokens_kept, plain.tokens_kept);
-          EXPECT_EQ(drafted.usage.bytes, plain.usage.bytes);  // as many pages sealed
+          EXPECT_EQ(drafted.usage.bytes, plain.usage.bytes);  // as many sealed pages
           EXPECT_EQ(drafted.steps, drafted.passes + drafted.accepted);
           EXPECT_GT(drafted.accepted, 0);
           EXPECT_GT(drafted.drafted - drafted.accepted, 20);
@@ -159,10 +159,10 @@ TEST(Drafts, NeverChangeTheTextThatIsWritten) {
 }
 
 TEST(Drafts, FitTheContextAndTheNumberOfTokens) {
-  const Model model(data_folder("models/novels-3M"));  // knows no end of a text
+  const Model model(data_folder("models/novels-3M"));  // has no end-of-text token
   const auto tokenizer = load_tokenizer(data_folder("models/novels-3M"), model.config());
   const auto cache = make_cache(model.config(), "k4v2", {32, 8, 4});
-  std::string prompt;  // repeats itself: guesses are wanted up to the last position
+  std::string prompt;  // repeats, so that guesses are made up to the end
   while (prompt.size() < 960) prompt += "the old man ";
   const auto run = [&](int count, int draft) {
     return generate(model, *tokenizer, prompt, count, draft, Sampler(0, 1), *cache,

@@ -145,8 +145,8 @@ TEST(Evaluation, ChunksReadTheSamePages) {
     options.chunk = chunk;
     const auto chunked = evaluate(model, pieces, options);
     for (std::size_t i = 0; i < single.size(); ++i) {
-      // Up to 16 tokens the sums are even the same; beyond, other roundings turn other codes, which
-      // shows in a few predictions that hang on them.
+      // Chunks of up to 16 tokens add in the same order. Longer ones round differently, so a few
+      // codes and the predictions that depend on them change.
       const double allowed = chunk == 16 ? 0 : 0.1;
       EXPECT_NEAR(chunked[i].kld_mean, single[i].kld_mean, allowed * single[i].kld_mean);
       EXPECT_NEAR(chunked[i].nll, single[i].nll, allowed * 2e-2);
@@ -156,7 +156,7 @@ TEST(Evaluation, ChunksReadTheSamePages) {
   }
 }
 
-/// Rounding queries and probabilities costs nothing that shows beside rounding keys and values.
+/// Rounding queries and probabilities adds no visible error to that of rounding keys and values.
 TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
   const Model model(data_folder("models/stories260K"));
   const auto pieces = first_stories(model, 5000);
@@ -169,7 +169,7 @@ TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
     EXPECT_NEAR(fast[i].kld_mean, exact[i].kld_mean, std::max(1e-5, 0.05 * exact[i].kld_mean))
         << exact[i].recipe;
   }
-  // Scalar code has no integer dots; elsewhere the two must not be the same thing.
+  // Scalar kernels have no integer dot products; with all others the two must differ.
   EXPECT_EQ(fast[4].kld_mean == exact[4].kld_mean,
             kvtilt::active_isa().value() == kvtilt::Isa::Scalar);
 }

@@ -38,7 +38,7 @@ TEST_F(GenerationTest, WritesAStory) {
   EXPECT_THAT(text_, StartsWith("Once upon a time, there was a little girl named Lily."));
   EXPECT_EQ(story.tokens.size(), 60U);
   EXPECT_EQ(story.steps, 59);
-  EXPECT_EQ(story.tokens_kept, 60);  // the begin token, and all written but the last
+  EXPECT_EQ(story.tokens_kept, 60);  // the begin token and all written tokens but the last
   EXPECT_EQ(story.usage.bytes, 60U * 5 * 2 * 4 * 8 * 2);
 }
 
@@ -58,7 +58,7 @@ TEST_F(GenerationTest, StopsAtTheEndOfTheContext) {
   const Generation filled = write("Once", 100000, 1.5, 3);
   EXPECT_LE(filled.tokens.size(), 512U);
   if (filled.context_full) {
-    EXPECT_EQ(filled.steps, 510);  // begin token and one piece of prompt
+    EXPECT_EQ(filled.steps, 510);  // the begin token and one token of prompt
   }
 }
 
@@ -68,7 +68,7 @@ TEST_F(GenerationTest, TheSeedDecidesTheText) {
   EXPECT_NE(write("One day", 40, 1.0, 6).tokens, first);
 }
 
-/// A model whose tokens are bytes, so that a text can be cut anywhere.
+/// A model whose tokens are bytes, so a text can be cut anywhere.
 class SavedPromptTest : public testing::Test {
  protected:
   std::vector<int> write(const std::string& prompt, const SavedPrompt& saved = {}) {
@@ -82,7 +82,7 @@ class SavedPromptTest : public testing::Test {
   Model model_{data_folder("models/novels-3M")};
   std::unique_ptr<Tokenizer> tokenizer_ =
       load_tokenizer(data_folder("models/novels-3M"), model_.config());
-  // A prompt is read 64 tokens at a time, and what a chunk sees of itself is not quantized.
+  // A prompt is read in chunks of 64 tokens, and within a chunk attention is not quantized.
   std::string first_ =
       std::string(64, 'x') + "It was the best of times, it was the worst of times, it was the ";
   std::string second_ = "age of wisdom, it was the age of foolishness, ";
@@ -96,7 +96,7 @@ TEST_F(SavedPromptTest, TheTextGoesOnAsIfNothingHadHappened) {
   write(first_, {{}, &image});
   const std::vector<int> whole = write(first_ + second_, {{}, &expected});
   EXPECT_EQ(write(second_, {image, &both}), whole);
-  EXPECT_EQ(both, expected);  // every key and value that was read
+  EXPECT_EQ(both, expected);  // equal in every key and value
 }
 
 TEST_F(SavedPromptTest, RefusesWhatItCannotGoOnFrom) {

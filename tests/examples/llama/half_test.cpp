@@ -32,7 +32,7 @@ TEST(Half, RoundingKeepsEveryF16Value) {
 TEST(Half, RoundingTakesTheNearestAndTheEvenOfTwo) {
   for (std::uint32_t bits = 0; bits < 0x7C00; ++bits) {
     const float low = f16_value(bits);
-    // Above the largest value, rounding acts as if 65536 were next.
+    // Above the largest value, rounding acts as if 65536 were the next one.
     const float high = bits == 0x7BFF ? 65536.0F : f16_value(bits + 1);
     const float rounded_up = bits == 0x7BFF ? std::numeric_limits<float>::infinity() : high;
     const float middle = low + (high - low) / 2;  // exact

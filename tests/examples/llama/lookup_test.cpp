@@ -28,7 +28,7 @@ TEST(LookUp, GoesOnWithARepetitionBehindTheEnd) {
 }
 
 TEST(LookUp, ALongMatchStopsTheSearch) {
-  Tokens text(100000, 3);  // quadratic in a search that compares everything: seconds
+  Tokens text(100000, 3);  // quadratic where every position is compared: seconds
   EXPECT_EQ(look_up(text, 1), Tokens{3});
 }
 

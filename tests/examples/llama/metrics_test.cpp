@@ -43,7 +43,8 @@ TEST(Metrics, DivergenceIsThatOfTheDistributions) {
 }
 
 TEST(Metrics, TinyDivergencesAreNotRounded) {
-  // Logits d apart at p = 1/2: KL = d^2 / 8, here 1.2e-13, far below what floats could sum.
+  // At p = 1/2, logits d apart give KL = d^2 / 8, here 1.2e-13: far below the rounding of a float
+  // sum.
   const float d = 0x1p-20F;
   EXPECT_NEAR(kl({0, 0}, {0, d}), static_cast<double>(d) * d / 8, 1e-15);
   EXPECT_GE(kl({0, 0x1p-30F}, {0, 0}), 0);
@@ -61,7 +62,7 @@ TEST(Metrics, PercentileIsTheNearestRank) {
   EXPECT_EQ(percentile(values, 0.5), 50);
   EXPECT_EQ(percentile(values, 1.0), 100);
   EXPECT_EQ(percentile(values, 0.0), 1);
-  for (const int count : {100, 300, 700, 1100}) {  // products that float arithmetic rounds up
+  for (const int count : {100, 300, 700, 1100}) {  // products that are rounded up in float
     std::vector<double> numbers;
     for (int i = 1; i <= count; ++i) numbers.push_back(i);
     EXPECT_EQ(percentile(numbers, 0.99), count / 100 * 99);

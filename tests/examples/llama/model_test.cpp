@@ -53,7 +53,8 @@ TEST_P(ModelGolden, GivesTheSameLogitsForChunksAsForSingleTokens) {
   FloatCache cache(model_.config());
   const auto single = run(model_, cache, golden_.tokens, 1);
   for (const std::size_t chunk : {2UL, 7UL, golden_.tokens.size()}) {
-    // Matrix products add in another order than single rows, which the rounding to f16 amplifies.
+    // Matrix products add in another order than row products; rounding to f16 amplifies the
+    // difference.
     EXPECT_LE(largest_difference(run(model_, cache, golden_.tokens, chunk), single), 2e-3F);
     FloatCache unrounded(model_.config(), CacheRounding::None);
     const auto exact = run(model_, unrounded, golden_.tokens, 1);
@@ -158,7 +159,7 @@ TEST(ModelHostile, CannotContinueFromWhatIsNoState) {
 }
 
 TEST(ModelHostile, RefusesTensorsThatItWouldHaveToIgnore) {
-  const TemporaryFolder folder("qwen2_f16");  // biases, but no longer a family that has them
+  const TemporaryFolder folder("qwen2_f16");  // has biases, which the new family lacks
   folder.edit_json("config.json",
                    [](auto& config) { config["architectures"] = {"LlamaForCausalLM"}; });
   EXPECT_THAT(error_of([&] { Model{folder.path()}; }),

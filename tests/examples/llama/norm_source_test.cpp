@@ -19,7 +19,7 @@ namespace {
 
 using testing::HasSubstr;
 
-/// A checkpoint of one layer whose tensors a test chooses, with 4 query and 2 kv heads.
+/// A checkpoint of one layer with 4 query and 2 kv heads, whose tensors the test chooses.
 class Folder : public TemporaryFolder {
  public:
   struct Named {
@@ -41,8 +41,8 @@ class Folder : public TemporaryFolder {
   }
 };
 
-/// [rows, columns] with the number `row + 1` in the row's first column: orthogonal rows would need
-/// more columns, but Frobenius norms can be told row by row.
+/// [rows, columns] with `row + 1` in each row's first column and 0 elsewhere: the Frobenius norm of
+/// any set of rows identifies them.
 Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
   Folder::Named tensor{
       name, {rows, columns}, std::vector<float>(static_cast<std::size_t>(rows * columns))};
@@ -52,7 +52,7 @@ Folder::Named matrix(const std::string& name, int rows, int columns = 3) {
   return tensor;
 }
 
-/// A GGUF file. Counts are single numbers, but lists of another size than one are arrays.
+/// A GGUF file. Lists of one count are stored as numbers, all others as arrays.
 class Gguf : public TemporaryFolder {
  public:
   using Counts = std::vector<std::pair<std::string, std::vector<std::uint32_t>>>;
@@ -80,7 +80,7 @@ class Gguf : public TemporaryFolder {
   [[nodiscard]] std::filesystem::path file() const { return path() / "a.gguf"; }
 };
 
-/// sqrt of the sum of (row + 1)^2 over rows.
+/// Frobenius norm of the rows `first` to first + count - 1 of matrix().
 double norm_of(int first, int count) {
   double sum = 0;
   for (int row = first; row < first + count; ++row) sum += (row + 1.0) * (row + 1.0);
@@ -131,7 +131,7 @@ TEST(NormSource, SeesTheNormThatKeysPass) {
   EXPECT_GT(read_weight_norms(golden_folder("qwen2_f16"), 1).layers[0].keys.bias, 0);
 }
 
-/// Gemma 3 and Qwen3-Next store gains as what is added to one, but not in GGUF files.
+/// Safetensors files of Gemma 3 and Qwen3-Next store a gain minus one; GGUF files store the gain.
 TEST(NormSource, AddsTheOneThatFamiliesLeaveOutOfGains) {
   const auto gains = [](const std::string& config) {
     const Folder folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),
@@ -165,7 +165,7 @@ TEST(NormSource, AddsTheOneThatFamiliesLeaveOutOfGains) {
   EXPECT_EQ(read_weight_norms(file.file(), 1).layers[0].key_gains, std::vector<float>(8, 4));
 }
 
-/// Layers of linear attention in hybrid models have no such projections.
+/// In hybrid models, layers of linear attention have no k_proj and v_proj.
 TEST(NormSource, LayersWithoutProjectionsKeepNoCache) {
   const Folder folder({matrix("model.layers.0.linear_attn.in_proj.weight", 16),
                        matrix("model.layers.1.self_attn.k_proj.weight", 16),
@@ -176,7 +176,8 @@ TEST(NormSource, LayersWithoutProjectionsKeepNoCache) {
   EXPECT_EQ(norms.shape.layers[1].kv_heads, 2);
 }
 
-/// What is wrong with a layer of these rows and 8 query heads, beside what config.json adds.
+/// The error for a layer with these rows and 8 query heads, with `config` added to config.json; ""
+/// if none.
 std::string size_error(int key_rows, int value_rows, const std::string& config) {
   return error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", key_rows),
                        matrix("model.layers.0.self_attn.v_proj.weight", value_rows)},
@@ -194,7 +195,7 @@ TEST(NormSource, TakesHeadsOfTheSizeThatIsStated) {
   EXPECT_EQ(size_error(128, 128, R"("num_kv_heads": 2, "hidden_size": 480, "head_dim": 64)"), "");
 }
 
-/// Configurations leave out head_dim where their family's is not hidden_size / heads (Gemma 3).
+/// config.json may omit head_dim although it is not hidden_size / heads (Gemma 3).
 TEST(NormSource, GainsOfOneHeadTellItsSizeWhereNothingIsStated) {
   const auto with_gains = [](std::int64_t size) {
     return error(Folder({matrix("model.layers.0.self_attn.k_proj.weight", 16),

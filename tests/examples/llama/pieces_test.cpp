@@ -14,7 +14,7 @@ using testing::ElementsAre;
 using testing::IsEmpty;
 using Pieces = std::vector<std::vector<int>>;
 
-/// Pieces as text; a begin token shows as '^'.
+/// The pieces as text; '^' stands for a begin token.
 std::vector<std::string> cut(std::string_view text, int context, bool with_begin = false) {
   ModelConfig config;
   config.vocab = 256;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// `plan`, and what `evaluate` makes of its files, as a user meets them.
+// The program `plan`, and what `evaluate` does with its files.
 #include "programs.hpp"
 
 #include <llama/statistics_file.hpp>
@@ -85,7 +85,7 @@ TEST_F(PlanCommandLine, StatisticsOutliveTheRunThatCapturedThem) {
                "was captured for pages of 32 tokens; --page is 64");
 }
 
-/// A capture of zeros, of layers with these kv heads and channels.
+/// Writes a capture of zeros for layers of this shape.
 void write_capture(const std::filesystem::path& path, const kvtilt::CacheShape& shape) {
   StatisticsFile file;
   file.page_tokens = 32;

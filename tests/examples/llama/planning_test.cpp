@@ -16,7 +16,7 @@ using testing::Not;
 const kvtilt::CacheShape model_shape = kvtilt::CacheShape::uniform(2, 2, 64);
 constexpr int model_page = 64;
 
-/// Two layers, keys and values of 2 and 4 bits; the second layer's keys matter most.
+/// Two layers, keys and values of 2 or 4 bits; the keys of the second layer matter most.
 class PlanningTest : public testing::Test {
  protected:
   kvtilt::FormatChoices choices_ =
@@ -52,7 +52,7 @@ TEST_F(PlanningTest, IsComparedWithTheBestUniformRecipeOfItsSize) {
   EXPECT_EQ(wider.uniform->recipe.value.bits, 2);
 }
 
-// What the plan may not do, nothing beside it may.
+// The uniform recipe beside the plan obeys the floor too.
 TEST_F(PlanningTest, TheBestUniformRecipeKeepsTheKeyFloor) {
   choices_ = parse_formats({"k2", "k4", "v2", "v4"}, Variants::Default, model_shape, model_page);
   losses_ = {{{{{1, 0.5}, {80, 10}}}, {{{1, 0.5}, {80, 10}}}}};

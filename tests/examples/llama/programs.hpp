@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Runs the programs as a user does.
+// Runs the programs from their command line.
 #pragma once
 
 #include "support.hpp"
@@ -14,7 +14,7 @@
 
 namespace llama {
 
-/// The small model and its text, as arguments.
+/// Arguments that choose the small model and its text.
 inline const std::string stories_model =
     "--model " + data_folder("models/stories260K").string() + " ";
 inline const std::string stories_text =
@@ -46,7 +46,7 @@ inline Outcome evaluate(const std::string& arguments) {
 }
 inline Outcome plan(const std::string& arguments) { return run(KVTILT_TEST_PLAN, arguments); }
 
-/// Fails with status 1 and one line that starts with "error: " and contains `sentence`.
+/// The program must end with status 1 and one line that starts with "error: " and holds `sentence`.
 inline void expect_error(const Outcome& outcome, const std::string& sentence) {
   EXPECT_EQ(outcome.status, 1);
   EXPECT_THAT(outcome.output,

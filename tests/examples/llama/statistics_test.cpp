@@ -15,10 +15,11 @@ namespace {
 
 using testing::HasSubstr;
 
-/// Files keep float32.
+/// Compares with the precision of float32, in which files store numbers.
 void expect_float(double got, double expected) { EXPECT_NEAR(got, expected, 1e-6 * expected); }
 
-/// Two pieces of the golden model with windows, GQA and biases, which are not whole pages long.
+/// Three pieces, of no whole number of pages, through the golden model with windows, GQA and
+/// biases.
 class StatisticsTest : public testing::Test {
  protected:
   static constexpr int page = 32;
@@ -38,7 +39,7 @@ class StatisticsTest : public testing::Test {
     return capture_statistics(model_, pieces_, {page, most, threads, {}});
   }
 
-  /// Keys, values and queries of one piece and layer.
+  /// Keys, values and queries that a piece has in one layer.
   [[nodiscard]] CapturedLayer numbers(const std::vector<int>& piece, int layer) const {
     CapturingCache cache(config_, std::make_unique<FloatCache>(config_));
     cache.restart(static_cast<int>(piece.size()));
@@ -49,7 +50,7 @@ class StatisticsTest : public testing::Test {
   }
 };
 
-/// The definitions written out in double, query by query.
+/// The definitions in double, query by query.
 TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
   const auto layers = capture();
   const int dim = config_.head_dim;
@@ -103,7 +104,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
                   std::pow(at(source.queries, q, config_.query_heads, query_head, c), 2);
             }
             const Matrix& projection = model_.output_projection(index);
-            const auto project = [&](auto&& number) {  // W_O times a vector in this head's columns
+            const auto project = [&](auto&& number) {  // W_O times a vector, this head's columns
               std::vector<double> result(static_cast<std::size_t>(config_.hidden));
               for (int row = 0; row < config_.hidden; ++row) {
                 for (int c = 0; c < dim; ++c) {
@@ -115,7 +116,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
               }
               return result;
             };
-            if (q < page - 1) continue;  // the page is not quantized yet
+            if (q < page - 1) continue;  // only now the page is quantized
             for (int t = first; t < page; ++t) {
               const double p2 = std::pow(weights[static_cast<std::size_t>(t)] / sum, 2);
               double distance = 0;
@@ -144,7 +145,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
                         1e-4);
           }
         }
-        for (int c = 0; c < dim; ++c) {  // both pieces have one page: they count alike
+        for (int c = 0; c < dim; ++c) {  // both pieces have one page: equal weights
           query_square[static_cast<std::size_t>(c)] +=
               squares[static_cast<std::size_t>(c)] / (length * sharing) / 2;
         }
@@ -160,7 +161,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
   EXPECT_TRUE(windowed);
 }
 
-/// What the projection adds to the hidden state, out of the captured numbers alone.
+/// What the projection adds to the hidden state, computed from the captured numbers alone.
 TEST_F(StatisticsTest, WeighLayersByWhatTheyAddToTheHiddenState) {
   const auto layers = capture();
   const int dim = config_.head_dim;
@@ -173,7 +174,7 @@ TEST_F(StatisticsTest, WeighLayersByWhatTheyAddToTheHiddenState) {
       FloatCache cache(config_);
       cache.restart(length);
       Floats out(source.queries.size());
-      for (int i = 0; i <= index; ++i) {  // an earlier layer may hold anything
+      for (int i = 0; i <= index; ++i) {  // attend() of earlier layers needs some input
         cache.attend(i, length, source.queries.data(), source.keys.data(), source.values.data(),
                      out.data());
       }
@@ -195,7 +196,7 @@ TEST_F(StatisticsTest, WeighLayersByWhatTheyAddToTheHiddenState) {
     EXPECT_NEAR(layer.weight * mean, 1, 2e-3);
     double squares = 0;
     for (int row = 0; row < projection.rows; ++row) {
-      for (const int query_head : {0, 1}) {  // which share the first kv head
+      for (const int query_head : {0, 1}) {  // these share the first kv head
         squares += std::pow(projection.data[static_cast<std::size_t>(row * projection.cols +
                                                                      query_head * dim + 3)],
                             2) /

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Model folders that tests may damage, and the sentence that follows.
+// Copies of model folders that tests may modify, and the errors that follow.
 #pragma once
 
 #include "support/temporary_folder.hpp"
@@ -26,21 +26,21 @@ inline std::filesystem::path data_folder(const std::string& name) {
   return std::filesystem::path(KVTILT_TEST_DATA) / name;
 }
 
-/// A temporary folder; optionally a copy of a golden checkpoint at first.
+/// A temporary folder, empty or with a copy of a golden checkpoint.
 class TemporaryFolder : public kvtilt::test::TemporaryFolder {
  public:
   explicit TemporaryFolder(const std::string& golden = "") {
     if (!golden.empty()) std::filesystem::copy(golden_folder(golden), path());
   }
 
-  /// Rewrites a JSON file after `edit` changed it.
+  /// Applies `edit` to a JSON file.
   template <class Edit>
   void edit_json(const std::string& file, Edit edit) const {
     auto json = nlohmann::json::parse(read(file));
     edit(json);
     write(file, json.dump());
   }
-  /// Rewrites the header of a safetensors file after `edit` changed it; the data stays.
+  /// Applies `edit` to the header of a safetensors file and keeps its data.
   template <class Edit>
   void edit_header(const std::string& file, Edit edit) const {
     const std::string bytes = read(file);
@@ -52,7 +52,7 @@ class TemporaryFolder : public kvtilt::test::TemporaryFolder {
   }
 };
 
-/// What `action` throws, as text; empty when it throws nothing.
+/// The message of what `action` throws; empty if it throws nothing.
 template <class Action>
 std::string error_of(Action action) {
   try {
@@ -69,7 +69,7 @@ inline float largest_difference(const std::vector<float>& a, const std::vector<f
   return largest;
 }
 
-/// What a golden checkpoint must compute.
+/// A golden checkpoint's input and the logits that it must give.
 struct Golden {
   std::vector<int> tokens;
   std::vector<std::vector<float>> logits;  // [tokens][vocab]

@@ -53,7 +53,7 @@ TEST(Tokenizer, RoundTripsEveryText) {
   std::mt19937 random(7);
   std::string noise(5000, '\0');
   for (char& c : noise) c = static_cast<char>(random());
-  EXPECT_TRUE(round_trip(*pieces, noise) == noise);  // nobody wants to read the difference
+  EXPECT_TRUE(round_trip(*pieces, noise) == noise);  // EXPECT_EQ would print the noise
 }
 
 TEST(Tokenizer, TakesTheBestMerges) {
@@ -65,7 +65,7 @@ TEST(Tokenizer, TakesTheBestMerges) {
   EXPECT_THAT(tokenizer->encode(""), ElementsAre());
 }
 
-/// llama2.c's own loop: merge the best pair of the whole text until there is none.
+/// llama2.c's loop: merges the best pair of the whole text until there is none.
 std::vector<int> merge_by_scanning(const std::vector<std::string>& pieces,
                                    const std::vector<float>& scores, const std::string& text) {
   std::vector<int> tokens;
@@ -98,7 +98,7 @@ std::vector<int> merge_by_scanning(const std::vector<std::string>& pieces,
 
 TEST(TokenizerAgreement, QueueAndScanFindTheSameMerges) {
   const TemporaryFolder folder;
-  // Few letters and scores with many ties, so that overlapping merges and equal scores are common.
+  // Few letters and scores with many ties make overlapping merges and equal scores common.
   std::mt19937 random(11);
   std::vector<std::string> pieces{"<unk>", "\n<s>\n", "\n</s>\n"};
   for (int byte = 0; byte < 256; ++byte) pieces.push_back("<byte " + std::to_string(byte) + ">");

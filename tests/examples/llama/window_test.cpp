@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Sliding-window models on texts much longer than their windows: what is kept stays bounded, and
-// what is computed is what a cache that keeps everything gives.
+// Sliding-window models on texts much longer than their windows: memory stays bounded, and outputs
+// are those of a cache that keeps everything.
 
 #include "support.hpp"
 
@@ -27,7 +27,7 @@ namespace {
 constexpr int tokens = 2000;
 constexpr CacheSettings small_pages{32, 0, 4};
 
-/// A golden checkpoint with another window and room for the text.
+/// Loads a golden checkpoint with this window and a context that holds the text.
 Model load(const std::string& name, int window) {
   const TemporaryFolder folder(name);
   folder.edit_json("config.json", [&](auto& config) {
@@ -44,7 +44,7 @@ std::vector<int> random_text(const Model& model) {
   return text;
 }
 
-/// Keeps every token, and tells attend() about the window instead of the cache.
+/// Keeps every token: the window is an option of attend(), and the cache does not know it.
 class UnwindowedCache final : public AttentionCache {
  public:
   UnwindowedCache(const ModelConfig& config, const std::string& recipe, CacheArithmetic arithmetic)
@@ -114,9 +114,9 @@ struct Case {
   const char* model;
   int window;
 };
-constexpr Case cases[] = {{"mistral_window_bf16", 7},    // the checkpoints' own windows,
-                          {"qwen2_mixed_windows", 5},    // this one in the second layer only
-                          {"mistral_window_bf16", 96}};  // and one of three whole pages
+constexpr Case cases[] = {{"mistral_window_bf16", 7},    // the checkpoint's own window
+                          {"qwen2_mixed_windows", 5},    // likewise, in the second layer only
+                          {"mistral_window_bf16", 96}};  // a window of three pages
 
 TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
   for (const auto& [name, window] : cases) {
@@ -132,9 +132,9 @@ TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
         UnwindowedCache keeps(model.config(), recipe, arithmetic);
         const auto windowed = decode_all(model, *cache, text);
         const auto unwindowed = decode_all(model, keeps, text);
-        // Tables of different length are summed in different spans. Fast arithmetic also rounds its
-        // weights in other groups of pages then, which flips a code of a later layer now and then:
-        // far less than what the codes cost.
+        // Tables of different lengths are summed in different spans. Fast arithmetic then also
+        // rounds its weights in other groups of pages, which sometimes changes a code of a later
+        // layer: far less than the error of the codes.
         const float codes = largest_difference(windowed, expected);
         EXPECT_LE(largest_difference(windowed, unwindowed),
                   arithmetic == CacheArithmetic::Exact ? 1e-4F : std::max(1e-4F, codes / 5))
@@ -146,8 +146,8 @@ TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
   }
 }
 
-/// Bytes in use of one layer that holds `length` tokens, from the rules alone: each `page` tokens
-/// behind the sinks are sealed at once, and then the pages that end a window back are freed.
+/// Bytes in use of one layer with `length` tokens, from the rules: every `page` tokens behind the
+/// sinks are sealed at once; then the pages that end before the window are freed.
 std::size_t expected_bytes(const ModelConfig& config, int window, double page_bits, int length) {
   const int page = small_pages.page_tokens;
   const int sealed = std::max(0, length - small_pages.sink_tokens) / page;
@@ -183,7 +183,7 @@ TEST(Window, MemoryIsWhatTheWindowNeedsHoweverLongTheText) {
         expected += expected_bytes(config, own, cache->page_bits(), i + 1);
       }
       ASSERT_EQ(cache->usage().bytes, expected) << name << " at " << i;
-      ASSERT_EQ(cache->usage().reserved_bytes, reserved);  // frees what it seals into
+      ASSERT_EQ(cache->usage().reserved_bytes, reserved);  // new pages reuse those freed
       bytes.push_back(expected);
     }
     const bool all_windowed = std::count(config.windows.begin(), config.windows.end(), 0) == 0;
@@ -192,13 +192,13 @@ TEST(Window, MemoryIsWhatTheWindowNeedsHoweverLongTheText) {
     EXPECT_EQ(shorter->usage().reserved_bytes == reserved, all_windowed);
     const std::size_t page = static_cast<std::size_t>(small_pages.page_tokens);
     for (std::size_t i = tokens / 2; all_windowed && i < bytes.size(); ++i) {
-      ASSERT_EQ(bytes[i], bytes[i - page]);  // nothing left to grow
+      ASSERT_EQ(bytes[i], bytes[i - page]);  // periodic: no growth
     }
   }
 }
 
 TEST(Window, QuantizedPagesBehindAWindowCostLittle) {
-  const TemporaryFolder folder;  // a trained model, told to look back no further than 128 tokens
+  const TemporaryFolder folder;  // a trained model with a window of 128 tokens
   for (const std::string file : {"config.json", "model.safetensors"}) {
     std::filesystem::copy(data_folder("models/novels-3M") / file, folder.path());
   }
@@ -215,7 +215,7 @@ TEST(Window, QuantizedPagesBehindAWindowCostLittle) {
   options.recipes = {"k16v16", "k8v8", "k4v2", "k2v2"};
   options.cache = small_pages;
   const auto reports = evaluate(model, pieces, options);
-  const double limits[] = {0, 1e-8, 1e-5, 1e-2, 3e-2};  // five times the measured means or more
+  const double limits[] = {0, 1e-8, 1e-5, 1e-2, 3e-2};  // at least five times the measured means
   for (std::size_t i = 1; i < reports.size(); ++i) {
     EXPECT_GT(reports[i].kld_mean, reports[i - 1].kld_mean) << reports[i].recipe;
     EXPECT_LT(reports[i].kld_mean, limits[i]) << reports[i].recipe;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// All kernels of a list, for decode and for prefill.
+/// Instantiates all kernels of a list, for decode and for prefill.
 #pragma once
 
 #include <kvtilt/cuda/attention/attend.cuh>
