@@ -172,7 +172,7 @@ inline Status SequenceBook::check_truncate(SequenceId id, std::int64_t length) c
   const Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer) &&
-        lost_before(layers_[layer].placement, sequence.layers[layer].state, length))
+        needs_freed_tokens(layers_[layer].placement, sequence.layers[layer].state, length))
       return Status::error(ErrorCode::InvalidArgument,
                            "cannot truncate to %lld tokens: the window of layer %zu has freed "
                            "positions up to %lld that the next token would see",

@@ -155,7 +155,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&
-        lost_before(storage.placement(), storage.states[sequence], length))
+        needs_freed_tokens(storage.placement(), storage.states[sequence], length))
       refusing = layer;  // any one will do
   }
   threads.sync();
