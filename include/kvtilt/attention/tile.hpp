@@ -109,7 +109,7 @@ class AttentionTile {
     rows_ = kernel_rows_ = 0;
     common_ = {};
     shapes_logits_ = false;
-    due_ = nullptr;
+    pending_ = nullptr;
     joined_ = {};
   }
 
@@ -123,7 +123,8 @@ class AttentionTile {
     float* query = clear_row(rows_);
     ++rows_;
     kernel_rows_ = rows_;
-    if (rows_ % cpu::row_tile == 3) {  // three rows one by one take 1.4 times as long as four at once
+    if (rows_ % cpu::row_tile ==
+        3) {  // three rows one by one take 1.4 times as long as four at once
       clear_row(rows_);
       std::fill_n(visible_[rows_], max_blocks, cpu::LaneMask{0});
       ++kernel_rows_;
@@ -154,7 +155,7 @@ class AttentionTile {
     joined_.block[page] = {block, next};
     joined_.first_position[page] = first_position;
     joined_.seen.last = joined_.slots + range.last;
-    cpu::Contracting& keys = keys_[page % 2];
+    cpu::PendingContraction& keys = keys_[page % 2];
     kernels_->begin(keys,
                     {cpu::Role::Keys,
                      &head.key,
@@ -166,7 +167,8 @@ class AttentionTile {
                      {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
                      key_scratch_[page % 2]},
                     sums_of(head.key.format));
-    settle(&keys);
+    finish_pending();
+    pending_ = &keys;
     joined_.slots += slots;
     // Unused slots may only come last, as their scales are undefined.
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
@@ -175,7 +177,7 @@ class AttentionTile {
   /// Adds the current span to the total and starts another.
   void end_span() {
     end_group();
-    settle(nullptr);
+    finish_pending();
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       const SoftmaxState state = spans_[r].state();
@@ -192,7 +194,7 @@ class AttentionTile {
   /// Stores the span's result, row by row, instead of adding it: for take_span of another tile.
   void give_span(float* storage) {
     end_group();
-    settle(nullptr);
+    finish_pending();
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -252,17 +254,17 @@ class AttentionTile {
     return query;
   }
 
-  /// Finishes the contraction that is due; `begun` is due next. The latency of making its weights
-  /// hides behind the dot products of the other.
-  void settle(cpu::Contracting* begun) {
-    if (due_ != nullptr) kernels_->finish(*due_);
-    due_ = begun;
+  /// Finishes the contraction that is pending, if any. If the next one was begun before this, the
+  /// latency of making its weights hides behind the dot products of the pending one.
+  void finish_pending() {
+    if (pending_ != nullptr) kernels_->finish(*pending_);
+    pending_ = nullptr;
   }
 
   /// Updates the softmax with the scores of the joined pages, then begins to add their values.
   void end_group() {
     if (joined_.pages == 0) return;
-    settle(nullptr);
+    finish_pending();
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
     if (shapes_logits_) shape_logits(scores);
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
@@ -285,7 +287,8 @@ class AttentionTile {
                      outputs,
                      value_scratch_},
                     sums_of(head.value.format));
-    settle(&values_);
+    finish_pending();
+    pending_ = &values_;
     joined_ = {};
   }
 
@@ -342,10 +345,10 @@ class AttentionTile {
   double* totals_;  ///< [rows][value_stride], of all spans before
   std::byte* key_scratch_[2];
   std::byte* value_scratch_;
-  cpu::Contracting keys_[2];  ///< of a page and the one before
-  cpu::Contracting values_;
+  cpu::PendingContraction keys_[2];  ///< of a page and the one before
+  cpu::PendingContraction values_;
   cpu::PageBlock value_blocks_[max_joined];
-  cpu::Contracting* due_ = nullptr;  ///< begun, but not finished
+  cpu::PendingContraction* pending_ = nullptr;  ///< begun, but not finished
   /// The joined pages; their scores stand side by side.
   struct {
     const HeadLayout* head = nullptr;
