@@ -79,14 +79,14 @@ void expect_equal(const Trio& trio, const Named& id) {
   }
 }
 
-/// Every page is free, held or lost, as often as the counts say, and who may write to one is alone.
+/// Every page is free, held or dropped, as often as the counts say; who may write to one is alone.
 void expect_sound(const Trio& trio, const std::vector<Named>& open) {
   for (const int layer : {0, 2}) {
     const PageList& pages = trio.book.pages(layer);
     std::map<std::int32_t, std::uint32_t> held;
     for (const Named& id : open) {
       for (const PageSlot& entry : trio.book.table(id.ours.slot, layer)) ++held[entry.page];
-      for (const PageSlot& entry : trio.book.lost(id.ours.slot, layer)) ++held[entry.page];
+      for (const PageSlot& entry : trio.book.dropped(id.ours.slot, layer)) ++held[entry.page];
     }
     EXPECT_EQ(static_cast<std::int64_t>(held.size()) + pages.free_pages(), pages.pages());
     for (const auto& [page, count] : held) EXPECT_EQ(pages.references(page), count);
@@ -175,7 +175,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         trio.device.reset(id.ours.slot);
         open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
       }
-      if (what < 11 && random.chance(2)) trio.device.let_go(trio.book, id.ours.slot);
+      if (what < 11 && random.chance(2)) trio.device.drop_shared(trio.book, id.ours.slot);
       for (const Named& each : open) {
         expect_equal(trio, each);
         expect_reserved(trio, each.ours);
