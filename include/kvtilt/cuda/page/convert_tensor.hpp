@@ -53,18 +53,18 @@ struct HostBlock {
 
 namespace detail {
 
-/// Shared memory in which a warp turns (reorders) a 16-bit tile: a row holds 16 outer x 4 inner
+/// Shared memory in which a warp reorders a 16-bit tile: a row holds 16 outer x 4 inner
 /// elements, 128 bytes, and the pitch avoids bank conflicts.
-inline constexpr int turned_pitch = 160;
-inline constexpr int turned_bytes = 4 * turned_pitch;
+inline constexpr int reorder_pitch = 160;
+inline constexpr int reorder_bytes = 4 * reorder_pitch;
 
 }  // namespace detail
 
 /// Bytes of shared memory to convert tensors of up to `elements` quantized elements, a byte for
 /// each code, and any 16-bit tensor.
 KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) {
-  const int turned = threads / warp_lanes * detail::turned_bytes;
-  return static_cast<std::size_t>(elements > turned ? elements : turned);
+  const int reordering = threads / warp_lanes * detail::reorder_bytes;
+  return static_cast<std::size_t>(elements > reordering ? elements : reordering);
 }
 
 namespace detail {
@@ -233,14 +233,14 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
 
 /// Where a lane puts, or finds, word `pair` of the four that it owns of a 16-bit tile: two outer
 /// neighbours each, in the order of the registers.
-KVTILT_HD inline std::uint32_t* turned_pair(std::byte* buffer, Role role, int pair, int lane) {
+KVTILT_HD inline std::uint32_t* fragment_pair(std::byte* buffer, Role role, int pair, int lane) {
   const int inner = role == Role::Keys ? pair : pair % 2 * 2 + pair / 2;
-  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * turned_pitch + inner * 32 +
+  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * reorder_pitch + inner * 32 +
                                           lane / 4 * 4);
 }
 /// Where a lane finds, or puts, its 16 bytes of the tile in host order.
-KVTILT_HD inline Words* turned_words(std::byte* buffer, int lane) {
-  return reinterpret_cast<Words*>(buffer + lane / 8 * turned_pitch +
+KVTILT_HD inline Words* host_words(std::byte* buffer, int lane) {
+  return reinterpret_cast<Words*>(buffer + lane / 8 * reorder_pitch +
                                   lane % 8 * static_cast<int>(sizeof(Words)));
 }
 
@@ -255,18 +255,18 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
   return token < tokens ? 0xffffffffu : 0;
 }
 
-/// Calls turn(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
+/// Calls reorder(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
 /// order; a warp takes one at a time. `tile` is its number in host order.
-template <class Threads, class Turn>
+template <class Threads, class Reorder>
 KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std::byte* shared,
-                                  const Turn& turn) {
+                                  const Reorder& reorder) {
   const int inner_tiles = tiles_along(matrix.inner);
   const int tiles = tile_count(matrix);
-  std::byte* const buffer = shared + threads.warp() * turned_bytes;
+  std::byte* const buffer = shared + threads.warp() * reorder_bytes;
   KVTILT_DEVICE_LOOP
   for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
     const int outer_tile = tile / inner_tiles;
-    turn(tile, outer_tile, tile - outer_tile * inner_tiles, buffer);
+    reorder(tile, outer_tile, tile - outer_tile * inner_tiles, buffer);
     threads.sync_warp();
   }
 }
@@ -283,20 +283,20 @@ KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLay
   const int lane = threads.lane();
   const HalfTiles half{role, device + tensor.codes, tiles_along(tensor.matrix.outer),
                        tiles_along(tensor.matrix.inner)};
-  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
+  const auto reorder = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
     const Fragment own = half.load(half.index(outer_tile, inner_tile), lane);
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
       const std::uint32_t even = own.r[pair / 2 * 2];
       const std::uint32_t odd = own.r[pair / 2 * 2 + 1];
-      *turned_pair(buffer, role, pair, lane) =
+      *fragment_pair(buffer, role, pair, lane) =
           (pair % 2 == 0 ? join_low(even, odd) : join_high(even, odd)) &
           held_bits(role, outer_tile, inner_tile, pair, lane, tokens);
     }
     threads.sync_warp();
-    host.store(half_words_at(tensor, tile, lane), *turned_words(buffer, lane));
+    host.store(half_words_at(tensor, tile, lane), *host_words(buffer, lane));
   };
-  for_each_half_tile(threads, tensor.matrix, shared, turn);
+  for_each_half_tile(threads, tensor.matrix, shared, reorder);
 }
 
 template <class Threads>
@@ -304,21 +304,21 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
                                 HostBlock<const std::byte>& host, std::byte* device,
                                 std::byte* shared) {
   const int lane = threads.lane();
-  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
-    *turned_words(buffer, lane) = host.load(half_words_at(tensor, tile, lane));
+  const auto reorder = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
+    *host_words(buffer, lane) = host.load(half_words_at(tensor, tile, lane));
     threads.sync_warp();
     Fragment own;
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; reg += 2) {
-      const std::uint32_t first = *turned_pair(buffer, role, reg, lane);
-      const std::uint32_t second = *turned_pair(buffer, role, reg + 1, lane);
+      const std::uint32_t first = *fragment_pair(buffer, role, reg, lane);
+      const std::uint32_t second = *fragment_pair(buffer, role, reg + 1, lane);
       own.r[reg] = join_low(first, second);
       own.r[reg + 1] = join_high(first, second);
     }
     const int to = tile_index(role, tensor.matrix, half_bits, outer_tile, inner_tile);
     reinterpret_cast<Fragment*>(device + tensor.codes + to * fragment_tile_bytes)[lane] = own;
   };
-  for_each_half_tile(threads, tensor.matrix, shared, turn);
+  for_each_half_tile(threads, tensor.matrix, shared, reorder);
 }
 
 }  // namespace detail
