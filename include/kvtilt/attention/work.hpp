@@ -40,10 +40,10 @@ struct Work {
   float* partials;          ///< [tile][span][row of the tile], if tiles are split
 
   /// Query heads per kv head; 0 for a view that comes from no cache, which is refused later.
-  [[nodiscard]] int ratio() const {
+  [[nodiscard]] int gqa_ratio() const {
     return view->shape.kv_heads > 0 ? queries.heads / view->shape.kv_heads : 0;
   }
-  [[nodiscard]] std::int64_t rows() const { return queries.tokens * ratio(); }
+  [[nodiscard]] std::int64_t rows() const { return queries.tokens * gqa_ratio(); }
   [[nodiscard]] std::int64_t tiles_per_head() const { return (rows() + tile_rows - 1) / tile_rows; }
   [[nodiscard]] std::int64_t tiles() const { return tiles_per_head() * view->shape.kv_heads; }
   [[nodiscard]] int rows_of(std::int64_t tile) const {
@@ -57,8 +57,9 @@ struct Work {
   /// Finds the token and the query head of a tile's row.
   void locate(std::int64_t tile, int row, std::int64_t& token, int& head) const {
     const std::int64_t index = tile % tiles_per_head() * tile_rows + row;
-    token = index / ratio();
-    head = static_cast<int>(tile / tiles_per_head()) * ratio() + static_cast<int>(index % ratio());
+    token = index / gqa_ratio();
+    head = static_cast<int>(tile / tiles_per_head()) * gqa_ratio() +
+           static_cast<int>(index % gqa_ratio());
   }
 };
 

@@ -51,7 +51,7 @@ struct Warp {
       : queries(test::random_rows(random, RowTraits::warp_rows, 1, row_dim)) {
     arguments.attend.layer.kv_heads = 1;
     arguments.attend.query_heads = 1;
-    arguments.attend.ratio = 1;
+    arguments.attend.gqa_ratio = 1;
     arguments.attend.query = queries.data.data();
     arguments.attend.query_type = ElementType::F32;
     arguments.attend.query_token_stride = row_dim;

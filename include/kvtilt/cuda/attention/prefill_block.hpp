@@ -186,10 +186,12 @@ KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
   const int warps = threads.thread_count() / warp_lanes;
   const int block_rows = warps * Traits::warp_rows;
   const int first = threads.warp() * Traits::warp_rows;
-  const int present = segment.rows.rows(attend.ratio);
+  const int present = segment.rows.rows(attend.gqa_ratio);
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
-  const auto place = [&](int row) { return RowOfTile::of(segment.rows, attend.ratio, row).place; };
+  const auto place = [&](int row) {
+    return RowOfTile::of(segment.rows, attend.gqa_ratio, row).place;
+  };
   const float* outputs = reinterpret_cast<const float*>(threads.shared());
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states);
   state.store(threads, reinterpret_cast<float*>(threads.shared()) + first * stride,
@@ -262,7 +264,7 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
     find_first_pages<typename Traits::pages>(threads, arguments, shared, segment);
     state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);
     // A warp without rows only stages.
-    const int last = first_row < segment.rows.rows(arguments.attend.ratio) ? unit_tiles : 0;
+    const int last = first_row < segment.rows.rows(arguments.attend.gqa_ratio) ? unit_tiles : 0;
     KVTILT_DEVICE_LOOP
     for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
       stage_unit<Traits>(threads, arguments, shared, segment, unit, stage);

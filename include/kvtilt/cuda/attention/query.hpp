@@ -46,7 +46,7 @@ struct PlainRange {
 struct ItemRows {
   int queries;  ///< query tokens of the sequence
   int kv_head;
-  int first_row;             ///< row = query token * ratio + query head of the kv head
+  int first_row;             ///< row = query token * gqa_ratio + query head of the kv head
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
   std::int64_t length;       ///< of the sequence, in tokens
@@ -54,11 +54,12 @@ struct ItemRows {
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return queries == 1 ? 0 : quotient(row, arguments.ratio);
+    return queries == 1 ? 0 : quotient(row, arguments.gqa_ratio);
   }
   [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return kv_head * arguments.ratio + row - query_token(arguments, column) * arguments.ratio;
+    return kv_head * arguments.gqa_ratio + row -
+           query_token(arguments, column) * arguments.gqa_ratio;
   }
   [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
     return {first_token + query_token(arguments, column), query_head(arguments, column)};
