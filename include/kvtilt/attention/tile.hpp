@@ -269,9 +269,9 @@ class AttentionTile {
     if (shapes_logits_) shape_logits(scores);
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
     float shrinks[tile_rows];
-    if (kernels_->absorb(scores, kernel_rows_, joined_.slots,
-                         {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
-                         shrinks))
+    if (kernels_->update_softmax(scores, kernel_rows_, joined_.slots,
+                                 {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
+                                 shrinks))
       for (int r = 0; r < rows_; ++r)
         if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
     const HeadLayout& head = *joined_.head;

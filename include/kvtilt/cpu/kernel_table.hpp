@@ -65,8 +65,9 @@ struct RunningSoftmax {
 /// visible  one word per 16 slots: a slot whose bit is 0 becomes 0, whatever it holds; null: all are
 ///          visible
 /// shrinks  receives the factor for each row's earlier outputs: exactly 1 if its maximum did not rise
-using AbsorbFn = bool (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                          RunningSoftmax* states, float* shrinks);
+using UpdateSoftmaxFn = bool (*)(Rows<float> scores, int rows, int slots,
+                                 Rows<const LaneMask> visible, RunningSoftmax* states,
+                                 float* shrinks);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
@@ -104,7 +105,7 @@ struct Kernels {
   ContractFn begin_contraction;
   ContractFn finish_contraction;
   ShapeFn shape;
-  AbsorbFn absorb;
+  UpdateSoftmaxFn update_softmax;
   ScaleFn scale;
   WriteFn write_keys;    ///< matrix [token][channel]
   WriteFn write_values;  ///< matrix [channel][token]
