@@ -108,7 +108,7 @@ class AttentionTile {
   void clear() {
     rows_ = kernel_rows_ = 0;
     common_ = {};
-    shapes_logits_ = false;
+    transforms_logits_ = false;
     pending_ = nullptr;
     joined_ = {};
   }
@@ -116,7 +116,7 @@ class AttentionTile {
   /// Adds a row; returns where to write its query: key_dim floats, multiplied by query_factor().
   float* add_row(const RowRule& rule) {
     rules_[rows_] = rule;
-    shapes_logits_ = shapes_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
+    transforms_logits_ = transforms_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
     common_.first = std::max(common_.first, rule.first_position);
     common_.end = std::min({common_.end, rule.end_position, rule.tree_start});
     total_states_[rows_] = {};
@@ -266,7 +266,7 @@ class AttentionTile {
     if (joined_.pages == 0) return;
     finish_pending();
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-    if (shapes_logits_) shape_logits(scores);
+    if (transforms_logits_) transform_logits(scores);
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
     float shrinks[tile_rows];
     if (kernels_->update_softmax(scores, kernel_rows_, joined_.slots,
@@ -292,14 +292,15 @@ class AttentionTile {
     joined_ = {};
   }
 
-  void shape_logits(cpu::Rows<float> scores) {
+  void transform_logits(cpu::Rows<float> scores) {
     const int page_slots = joined_.head->value.matrix.inner;
     for (int page = 0; page < joined_.pages; ++page) {
       const int start = page * page_slots;
       const int slots = std::min(page_slots, joined_.slots - start);
       for (int r = 0; r < rows_; ++r)
-        kernels_->shape(scores[r] + start, slots, rules_[r].logit,
-                        static_cast<float>(joined_.first_position[page] - rules_[r].position));
+        kernels_->transform_logits(
+            scores[r] + start, slots, rules_[r].logit,
+            static_cast<float>(joined_.first_position[page] - rules_[r].position));
     }
   }
 
@@ -369,7 +370,7 @@ class AttentionTile {
     std::int64_t end = std::numeric_limits<std::int64_t>::max();
   } common_;
   cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the joined pages
-  bool shapes_logits_ = false;                    ///< some row has a cap or a slope
+  bool transforms_logits_ = false;                ///< some row has a cap or a slope
   int rows_ = 0;
   int kernel_rows_ = 0;  ///< rows_, plus a row of zeros if it is 3 modulo 4
 };

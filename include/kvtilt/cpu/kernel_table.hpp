@@ -36,7 +36,7 @@ struct LogitRule {
 };
 
 /// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
-using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
+using TransformLogitsFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
 
 /// The score that a hidden slot counts as.
 inline constexpr float lowest_score = -3.0e38f;
@@ -104,7 +104,7 @@ struct Kernels {
   PackFn pack[width_slots];        ///< likewise
   ContractFn begin_contraction;
   ContractFn finish_contraction;
-  ShapeFn shape;
+  TransformLogitsFn transform_logits;
   UpdateSoftmaxFn update_softmax;
   ScaleFn scale;
   WriteFn write_keys;    ///< matrix [token][channel]

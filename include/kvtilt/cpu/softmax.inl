@@ -35,7 +35,7 @@ inline F32x16 tanh_of(const F32x16& x) {
   return with_sign(chosen, x);
 }
 
-inline void shape(float* scores, int slots, const LogitRule& rule, float offset) {
+inline void transform_logits(float* scores, int slots, const LogitRule& rule, float offset) {
   for (int slot = 0; slot < slots; slot += line_lanes) {
     F32x16 score = load(scores + slot);
     if (rule.cap > 0.0f) score = mul(tanh_of(score), broadcast(rule.cap));

@@ -19,7 +19,7 @@ constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
                 {},
                 &begin_contraction,
                 &finish_contraction,
-                &shape,
+                &transform_logits,
                 &update_softmax,
                 &scale,
                 &write_keys,

@@ -97,8 +97,8 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
     TileLogits<RowTraits> logits;
     state.score(threads, warp.operands.data(), staged.data(), logits);
     RowState::Factors factors(warp.rows.data(), threads.lane());
-    state.shape(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(), tiles, logits,
-                factors);
+    state.transform_and_mask(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(),
+                             tiles, logits, factors);
     for (int m = 0; m < RowState::M; ++m)
       for (int i = 0; i < 2 * RowTraits::score_tiles; ++i)
         for (int e = 0; e < 4; ++e) {

@@ -25,7 +25,7 @@ struct PrefillShared {
                           ///< the outputs of all rows take the place of both
   std::uint32_t page;     ///< copied page of the unit that is staged next, as it is stored
   std::uint32_t tiles;    ///< [2][unit_tiles] StagedTile
-  std::uint32_t special;  ///< [2][unit_tiles] bytes: whether shape() changes logits of the tile
+  std::uint32_t special;  ///< [2][unit_tiles] bytes: whether the tile needs transform_and_mask()
   std::uint32_t barrier;  ///< of the page
   std::uint32_t ahead;    ///< [unit_tiles] pages of the unit that is staged next
   std::uint32_t rows;     ///< [row] QueryRow
@@ -139,7 +139,8 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
       const PlainRange plain = segment.plain;
       if (threads.lane() != 0) return;
       staged[stage * unit_tiles + i] = {tile.first_position, tile.tokens, tile.sink};
-      special[stage * unit_tiles + i] = plain.leaves(tile.first_position, tile.tokens, tile_extent);
+      special[stage * unit_tiles + i] =
+          plain.excludes(tile.first_position, tile.tokens, tile_extent);
     };
     // Arrives while the tile is staged.
     const PageSlot next = page_of_tile(layer, segment.first_slot, segment.list, number + unit_tiles,
@@ -285,7 +286,8 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
                     logits);
         typename PrefillState<Traits>::Factors factors(rows, threads.lane());
         if (special[first / Traits::score_tiles] != 0)
-          state.shape(threads, arguments.attend.rules, segment.rows, rows, tiles, logits, factors);
+          state.transform_and_mask(threads, arguments.attend.rules, segment.rows, rows, tiles,
+                                   logits, factors);
         state.raise(threads, logits, factors);
         state.mix(threads, values + static_cast<std::uint32_t>(first) * Traits::value_bytes, logits,
                   factors);

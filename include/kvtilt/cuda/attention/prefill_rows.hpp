@@ -158,9 +158,9 @@ struct PrefillState {
   ///
   /// rows  [warp_rows]
   template <class Threads>
-  KVTILT_HD void shape(Threads& threads, const AttendRules& rules, const RowTile& tile,
-                       const QueryRow* rows, const StagedTile* tiles, TileLogits<Traits>& logits,
-                       Factors& factors) const {
+  KVTILT_HD void transform_and_mask(Threads& threads, const AttendRules& rules, const RowTile& tile,
+                                    const QueryRow* rows, const StagedTile* tiles,
+                                    TileLogits<Traits>& logits, Factors& factors) const {
     const int lane = threads.lane();
     // One branch after the other: nested ones would be compiled for each combination.
     const auto each = [&](auto&& change) {

@@ -18,12 +18,12 @@ namespace kvtilt::cuda {
 struct PlainRange {
   std::int64_t begin;
   std::int64_t end;
-  bool shaped;  ///< logits have a cap or slopes: no unit is plain
+  bool transformed;  ///< logits have a cap or slopes: no unit is plain
 
   /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is not
-  /// plain: whether its logits need shape().
-  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
-    return shaped || tokens < slots || first < begin || first + slots > end;
+  /// plain: whether its logits need transform_and_mask().
+  [[nodiscard]] KVTILT_HD bool excludes(std::int64_t first, int tokens, int slots) const {
+    return transformed || tokens < slots || first < begin || first + slots > end;
   }
 
   /// oldest, newest  positions of the oldest and the newest query
@@ -32,7 +32,7 @@ struct PlainRange {
                                                std::int64_t newest, std::int64_t new_from,
                                                SeenRows seen) {
     PlainRange range;
-    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
+    range.transformed = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
