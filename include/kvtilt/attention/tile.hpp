@@ -191,8 +191,8 @@ class AttentionTile {
   /// Floats that one row of a span's result takes.
   [[nodiscard]] static std::size_t span_floats(int value_dim) { return padded(value_dim) + 2; }
 
-  /// Stores the span's result, row by row, instead of adding it: for take_span of another tile.
-  void give_span(float* storage) {
+  /// Stores the span's result, row by row, instead of adding it: for add_span of another tile.
+  void store_span(float* storage) {
     end_group();
     finish_pending();
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
@@ -203,8 +203,8 @@ class AttentionTile {
     }
   }
 
-  /// Adds a span's result to the total, as end_span does with its own.
-  void take_span(const float* storage) {
+  /// Adds a stored result to the total, as end_span does with the tile's own.
+  void add_span(const float* storage) {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       const SoftmaxState state{storage[value_stride_], storage[value_stride_ + 1]};
       if (!state.empty()) add_to_total(r, state, storage);

@@ -244,14 +244,14 @@ inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
   }
   add_pages(work, kv_head, span * span_pages,
             std::min(work.view->page_count, (span + 1) * span_pages), tile);
-  tile.give_span(partial(work, tile_index, span));
+  tile.store_span(partial(work, tile_index, span));
 }
 
 /// Second pass: merges the spans of a split tile in order.
 inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
   if (work.spans == 1) return;
   fill_rows(work, tile_index, tile, false);
-  for (int span = 0; span < work.spans; ++span) tile.take_span(partial(work, tile_index, span));
+  for (int span = 0; span < work.spans; ++span) tile.add_span(partial(work, tile_index, span));
   write_rows(work, tile_index, tile);
 }
 
