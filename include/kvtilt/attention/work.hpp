@@ -277,7 +277,7 @@ void take_items(void* argument, int worker) {
 
 /// Whether a batch has no queries; it then needs no workspace.
 template <class Request>
-bool asks_nothing(std::span<const Request> requests) {
+bool has_no_queries(std::span<const Request> requests) {
   return std::all_of(requests.begin(), requests.end(),
                      [](const Request& request) { return request.queries.tokens == 0; });
 }
