@@ -85,19 +85,19 @@ class TailShare {
     first_ = end_;
     if (unit >= share_) return;
     first_ = all.first;
-    if (all.first >= 0 || unit > 0) first_ = at_or_behind(all.first < 0 ? 0 : all.first);
+    if (all.first >= 0 || unit > 0) first_ = at_or_after(all.first < 0 ? 0 : all.first);
   }
 
   [[nodiscard]] KVTILT_HD std::int32_t first() const { return first_; }
   [[nodiscard]] KVTILT_HD std::int32_t next(std::int32_t index) const {
-    return at_or_behind(index + 1);
+    return at_or_after(index + 1);
   }
   /// Whether `index` is one of them, not past the last.
   [[nodiscard]] KVTILT_HD bool has(std::int32_t index) const { return index < end_; }
   [[nodiscard]] KVTILT_HD bool empty() const { return !has(first_); }
 
  private:
-  [[nodiscard]] KVTILT_HD std::int32_t at_or_behind(std::int32_t index) const {
+  [[nodiscard]] KVTILT_HD std::int32_t at_or_after(std::int32_t index) const {
     index = own(index);
     return index >= pages_.first && index < pages_.last ? own(pages_.last) : index;
   }

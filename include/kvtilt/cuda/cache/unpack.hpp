@@ -302,7 +302,7 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   for (int index = start + unit; index < count; index += units) {
     const detail::Piece piece = pieces[index];
     if (piece.first_position >= end) return;
-    if (reports && detail::gap_behind(pieces, piece, index, end))
+    if (reports && detail::gap_after(pieces, piece, index, end))
       report(piece.first_position + piece.tokens);
     const detail::PieceRows wanted(arguments, piece, head);
     if (wanted.count <= 0) continue;

@@ -89,7 +89,7 @@ KVTILT_HD void copy_words(const Threads& threads, int bytes, Load load, Store st
 }
 
 /// The offset of byte `at` of a part of a host block.
-KVTILT_HD constexpr std::size_t behind(std::size_t part, int at) {
+KVTILT_HD constexpr std::size_t byte_offset(std::size_t part, int at) {
   return part + static_cast<std::size_t>(at);
 }
 
@@ -172,7 +172,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
         for (int w = 0; w < 4; ++w) line.word[w] |= (field.word[w] >> below & mask) << shift;
         from += line_bytes;
       }
-      host.store(behind(plane, i * static_cast<int>(sizeof(Words))), line);
+      host.store(byte_offset(plane, i * static_cast<int>(sizeof(Words))), line);
     }
     plane += plane_bytes(tensor.matrix, width);
   }
@@ -187,7 +187,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
   const int bits = tensor.format.bits;
   const int code_bytes = static_cast<int>(tensor.metadata - tensor.codes);
   copy_words(
-      threads, code_bytes, [&](int at) { return host.load(behind(tensor.codes, at)); },
+      threads, code_bytes, [&](int at) { return host.load(byte_offset(tensor.codes, at)); },
       [&](int at, const Words& words) { *reinterpret_cast<Words*>(shared + at) = words; });
   threads.sync();
   const QuadNumbers quad_number(tensor.matrix);
@@ -273,7 +273,8 @@ KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std
 
 /// Offset in the host block of a lane's 16 bytes of a tile.
 KVTILT_HD inline std::size_t half_words_at(const TensorLayout& tensor, int tile, int lane) {
-  return behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
+  return byte_offset(tensor.codes,
+                     tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
 }
 
 template <class Threads>
@@ -339,7 +340,9 @@ KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLay
   detail::copy_words(
       threads, static_cast<int>(tensor.metadata_bytes()),
       [&](int at) { return load_words(device + tensor.metadata + at); },
-      [&](int at, const Words& words) { host.store(detail::behind(tensor.metadata, at), words); });
+      [&](int at, const Words& words) {
+        host.store(detail::byte_offset(tensor.metadata, at), words);
+      });
   threads.sync();
 }
 
@@ -350,7 +353,7 @@ KVTILT_HD void tensor_to_device(const Threads& threads, Role role, const TensorL
                                 std::byte* shared) {
   detail::copy_words(
       threads, static_cast<int>(tensor.metadata_bytes()),
-      [&](int at) { return host.load(detail::behind(tensor.metadata, at)); },
+      [&](int at) { return host.load(detail::byte_offset(tensor.metadata, at)); },
       [&](int at, const Words& words) {
         *reinterpret_cast<Words*>(device + tensor.metadata + at) = words;
       });
