@@ -167,8 +167,7 @@ class AttentionTile {
                      {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
                      key_scratch_[page % 2]},
                     sums_of(head.key.format));
-    finish_pending();
-    pending_ = &keys;
+    finish_pending_and_set(&keys);
     joined_.slots += slots;
     // Unused slots may only come last, as their scales are undefined.
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
@@ -177,7 +176,7 @@ class AttentionTile {
   /// Adds the current span to the total and starts another.
   void end_span() {
     end_group();
-    finish_pending();
+    finish_pending_and_set(nullptr);
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       const SoftmaxState state = spans_[r].state();
@@ -194,7 +193,7 @@ class AttentionTile {
   /// Stores the span's result, row by row, instead of adding it: for add_span of another tile.
   void store_span(float* storage) {
     end_group();
-    finish_pending();
+    finish_pending_and_set(nullptr);
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -254,17 +253,17 @@ class AttentionTile {
     return query;
   }
 
-  /// Finishes the contraction that is pending, if any. If the next one was begun before this, the
-  /// latency of making its weights hides behind the dot products of the pending one.
-  void finish_pending() {
+  /// Finishes the contraction that is pending, and makes `begun` the pending one. The latency of
+  /// making its weights hides behind the dot products of the other.
+  void finish_pending_and_set(cpu::PendingContraction* begun) {
     if (pending_ != nullptr) kernels_->finish(*pending_);
-    pending_ = nullptr;
+    pending_ = begun;
   }
 
   /// Updates the softmax with the scores of the joined pages, then begins to add their values.
   void end_group() {
     if (joined_.pages == 0) return;
-    finish_pending();
+    finish_pending_and_set(nullptr);
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
     if (transforms_logits_) transform_logits(scores);
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
@@ -287,8 +286,7 @@ class AttentionTile {
                      outputs,
                      value_scratch_},
                     sums_of(head.value.format));
-    finish_pending();
-    pending_ = &values_;
+    finish_pending_and_set(&values_);
     joined_ = {};
   }
 
