@@ -26,13 +26,13 @@ constexpr double logit_spread = 2.0;
 
 using Normal = std::normal_distribution<float>;
 
-Part make_part(int kv_heads, int sharing, int head_dim, std::int64_t tokens,
+Part make_part(int kv_heads, int gqa_ratio, int head_dim, std::int64_t tokens,
                std::int64_t query_tokens) {
-  Part part{kv_heads, kv_heads * sharing, head_dim, tokens, query_tokens, {}, {}, {}};
+  Part part{kv_heads, kv_heads * gqa_ratio, head_dim, tokens, query_tokens, {}, {}, {}};
   const std::size_t row = static_cast<std::size_t>(kv_heads) * static_cast<std::size_t>(head_dim);
   part.keys.resize(static_cast<std::size_t>(tokens) * row);
   part.values.resize(part.keys.size());
-  part.queries.resize(static_cast<std::size_t>(query_tokens * sharing) * row);
+  part.queries.resize(static_cast<std::size_t>(query_tokens * gqa_ratio) * row);
   return part;
 }
 
@@ -41,11 +41,11 @@ Part make_part(int kv_heads, int sharing, int head_dim, std::int64_t tokens,
 void fill_queries(Part& part, std::mt19937& random, const std::vector<float>& sizes) {
   Normal normal;
   const std::size_t dim = static_cast<std::size_t>(part.head_dim);
-  const int sharing = part.query_heads / part.kv_heads;
+  const int gqa_ratio = part.query_heads / part.kv_heads;
   for (std::size_t q = 0; q < part.queries.size() / dim; ++q) {
     float* query = &part.queries[q * dim];
     for (std::size_t c = 0; c < dim; ++c) query[c] = sizes[c] * normal(random);
-    const int head = static_cast<int>(q) % part.query_heads / sharing;
+    const int head = static_cast<int>(q) % part.query_heads / gqa_ratio;
     double sum = 0;
     double squares = 0;
     for (std::int64_t t = 0; t < part.tokens; ++t) {

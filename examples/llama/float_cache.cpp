@@ -64,9 +64,9 @@ void FloatCache::attend_one(const Layer& layer, int position, const float* queri
   const int first = layer.window == 0 ? 0 : std::max(0, position + 1 - layer.window);
   const int count = position + 1 - first;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_dim_));
-  const int sharing = query_heads_ / kv_heads_;
+  const int gqa_ratio = query_heads_ / kv_heads_;
   for (int i = 0; i < query_heads_; ++i) {
-    const Head& head = layer.heads[static_cast<std::size_t>(i / sharing)];
+    const Head& head = layer.heads[static_cast<std::size_t>(i / gqa_ratio)];
     const std::ptrdiff_t offset = std::ptrdiff_t{first} * head_dim_;
     const ConstMatrix keys(head.keys.data() + offset, count, head_dim_);
     const ConstMatrix values(head.values.data() + offset, count, head_dim_);

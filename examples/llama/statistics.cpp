@@ -106,10 +106,10 @@ class PieceStatistics {
     const Rows values = head_rows(source.values, length, config_.kv_heads, head, dim);
     HeadStatistics sums{Eigen::ArrayXd::Zero(dim), Eigen::ArrayXd::Zero(tokens),
                         Eigen::ArrayXd::Zero(tokens), Eigen::ArrayXd::Zero(dim)};
-    const int sharing = config_.query_heads / config_.kv_heads;
+    const int gqa_ratio = config_.query_heads / config_.kv_heads;
     const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
     Eigen::ArrayXf p;
-    for (int query_head = head * sharing; query_head < (head + 1) * sharing; ++query_head) {
+    for (int query_head = head * gqa_ratio; query_head < (head + 1) * gqa_ratio; ++query_head) {
       const Rows queries = head_rows(source.queries, length, config_.query_heads, query_head, dim);
       const Eigen::MatrixXf part = weights.middleCols(std::ptrdiff_t{query_head} * dim, dim);
       sums.output_square += part.colwise().squaredNorm().transpose().array().cast<double>();
@@ -138,8 +138,8 @@ class PieceStatistics {
         sums.key_attention.segment(first, sealed) += (squares * distances).cast<double>();
       }
     }
-    sums.query_square /= static_cast<double>(length) * sharing;
-    sums.output_square /= sharing;
+    sums.query_square /= static_cast<double>(length) * gqa_ratio;
+    sums.output_square /= gqa_ratio;
     return sums;
   }
 

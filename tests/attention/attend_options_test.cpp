@@ -202,14 +202,14 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
     LayerShape shape{random.between(1, 2), 8 * random.between(1, 12), 8 * random.between(1, 12)};
     shape.window = random.chance(2) ? 0 : random.between(1, 300);
     shape.keep_sinks = random.chance(2);
-    const int ratio = random.between(1, 5);
+    const int gqa_ratio = random.between(1, 5);
     const int tokens = random.between(1, 500);
     const SmallRows filled(shape, random.chance(2) ? "k16v16" : "k8v8", tokens, random,
                            {.page_tokens = 32 << random.below(3),
                             .sink_tokens = random.below(20),
                             .recent_tokens = random.between(8, 100)});
     const int queries_count = random.between(1, std::min(8, tokens));
-    const Rows<float> queries = test::random_queries(random, shape, queries_count, ratio);
+    const Rows<float> queries = test::random_queries(random, shape, queries_count, gqa_ratio);
     std::vector<float> slopes;
     std::vector<float> sinks;
     std::vector<std::uint64_t> tree;

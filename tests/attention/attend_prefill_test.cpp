@@ -44,14 +44,14 @@ Output prefilled(const LayerView& past, const Rows<float>& queries, const Tensor
 
 /// Appends chunk after chunk to a new sequence, attending before each append.
 void prefill_in_chunks(const LayerShape& shape, const Recipe& recipe, const CacheOptions& options,
-                       const std::vector<int>& chunks, int ratio, std::uint64_t seed) {
+                       const std::vector<int>& chunks, int gqa_ratio, std::uint64_t seed) {
   Random random(seed);
   KVCache cache = test::make_cache(shape, recipe, options);
   const SequenceId id = test::open_reserved(cache, 2000);
   for (const int chunk : chunks) {
     const Rows<float> keys = random_rows(random, chunk, shape.kv_heads, shape.key_dim);
     const Rows<float> values = random_rows(random, chunk, shape.kv_heads, shape.value_dim);
-    const Rows<float> queries = random_queries(random, shape, chunk, ratio);
+    const Rows<float> queries = random_queries(random, shape, chunk, gqa_ratio);
     const LayerView past = cache.view(id, 0).value();
     const test::Snapshot before(past);
     const Output output = prefilled(past, queries, keys.view(), values.view());

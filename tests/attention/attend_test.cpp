@@ -104,14 +104,14 @@ TEST(AttendProperty, KeepsTheBoundForEveryHeadDimension) {
 
 TEST(AttendProperty, KeepsTheBoundForEveryGqaRatioAndQueryCount) {
   for (const Isa isa : test::usable_isas())
-    for (const int ratio : {1, 2, 3, 4, 5, 7, 8, 16}) {
+    for (const int gqa_ratio : {1, 2, 3, 4, 5, 7, 8, 16}) {
       Random random(4);
       const LayerShape shape{2, 64, 64, 0};
       const FilledLayer layer(shape, presets::k4v2, options_for(isa, 32), 150, random);
       for (const int queries : {1, 2, 3, 4, 5, 15, 16, 17, 33, 70})
         EXPECT_TRUE(
-            attends_within_bound(layer.view(), random_queries(random, shape, queries, ratio)))
-            << queries << " queries, ratio " << ratio << " on " << to_string(isa);
+            attends_within_bound(layer.view(), random_queries(random, shape, queries, gqa_ratio)))
+            << queries << " queries, ratio " << gqa_ratio << " on " << to_string(isa);
     }
 }
 

@@ -69,8 +69,8 @@ void expect_same_bits(const LayerShape& shape, const Recipe& recipe, const Cache
   KVCache drafted = make_cache(shape, recipe, options);
   const SequenceId one = open_reserved(plain, tokens);
   const SequenceId other = open_reserved(drafted, tokens);
-  const int ratio = 3;
-  const Rows<float> queries = random_queries(random, shape, tokens, ratio);
+  const int gqa_ratio = 3;
+  const Rows<float> queries = random_queries(random, shape, tokens, gqa_ratio);
   const Rows<float> keys = random_rows(random, tokens, shape.kv_heads, shape.key_dim);
   const Rows<float> values = random_rows(random, tokens, shape.kv_heads, shape.value_dim);
   const Rows<float> wrong = random_rows(random, tokens, shape.kv_heads, 64, 50.0f);
@@ -97,7 +97,7 @@ void expect_same_bits(const LayerShape& shape, const Recipe& recipe, const Cache
     KVTILT_EXPECT_OK(drafted.truncate(other, start + right));
     rejected += static_cast<int>(count - right);
 
-    const std::size_t row = static_cast<std::size_t>(shape.kv_heads * ratio * shape.value_dim);
+    const std::size_t row = static_cast<std::size_t>(shape.kv_heads * gqa_ratio * shape.value_dim);
     for (std::int64_t t = 0; t < right; ++t) {
       KVTILT_EXPECT_OK(plain.append(one, 0, keys.view(start + t, 1), values.view(start + t, 1)));
       const Output alone =

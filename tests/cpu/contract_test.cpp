@@ -296,7 +296,7 @@ void check_pages(test::Random& random, const CleanPages& pages, cpu::Role role, 
           table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what +
           ", inner " + std::to_string(inner.first) + " to " + std::to_string(inner.last) + " of " +
           std::to_string(pages.blocks.size()) + " pages";
-      cpu::Contracting work;
+      cpu::PendingContraction work;
       kernels.begin(work, contraction(run), sums);
       kernels.contract(contraction(other), sums);
       kernels.finish(work);

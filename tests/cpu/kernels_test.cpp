@@ -42,7 +42,7 @@ void expect_widths(const bool (&expected)[width_slots]) {
     }
     EXPECT_NE(table->begin_contraction, nullptr);
     EXPECT_NE(table->finish_contraction, nullptr);
-    EXPECT_NE(table->absorb, nullptr);
+    EXPECT_NE(table->update_softmax, nullptr);
     EXPECT_NE(table->scale, nullptr);
     EXPECT_NE(table->write_keys, nullptr);
     EXPECT_NE(table->write_values, nullptr);
@@ -81,7 +81,7 @@ TEST(Kernels, DifferBetweenInstructionSets) {
       EXPECT_NE(weak->integer_dot[slot], strong->integer_dot[slot]) << slot;
     }
     if (strong->isa == Isa::AvxVnni) continue;  // all its other kernels are AVX2's
-    EXPECT_NE(weak->absorb, strong->absorb);
+    EXPECT_NE(weak->update_softmax, strong->update_softmax);
     for (int slot = 0; slot < width_slots; ++slot) {
       EXPECT_NE(weak->float_dot[slot], strong->float_dot[slot]) << slot;
       EXPECT_NE(weak->pack[slot], strong->pack[slot]) << slot;

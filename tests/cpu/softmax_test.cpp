@@ -49,9 +49,9 @@ Page random_page(test::Random& random, double centre, double spread) {
   return page;
 }
 
-/// Runs absorb() on five copies of a row: the four that are handled together and the one alone must
-/// give the same bits. Returns the shrink factor.
-float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range valid, float& maximum,
+/// Runs update_softmax() on five copies of a row: the four that are handled together and the one
+/// alone must give the same bits. Returns the shrink factor.
+float update_range(const Kernels& kernels, std::vector<float>& scores, Range valid, float& maximum,
                    float& sum) {
   constexpr int rows = cpu::row_tile + 1;
   const std::size_t slots = scores.size();
@@ -65,7 +65,7 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
   cpu::RunningSoftmax running[rows];
   for (cpu::RunningSoftmax& row : running) row = cpu::RunningSoftmax({maximum, sum});
   float shrinks[rows];
-  const bool rose = kernels.absorb(
+  const bool rose = kernels.update_softmax(
       {copies.data(), static_cast<std::ptrdiff_t>(slots)}, rows, static_cast<int>(slots),
       {visible.data(), static_cast<std::ptrdiff_t>(slots) / line_lanes}, running, shrinks);
   EXPECT_EQ(rose, running[0].maximum > (sum == 0.0f ? cpu::lowest_score : maximum));
@@ -73,8 +73,8 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
     cpu::RunningSoftmax alone({maximum, sum});
     std::vector<float> unmasked = scores;
     float shrink = 0;
-    (void)kernels.absorb({unmasked.data(), 0}, 1, static_cast<int>(slots), {nullptr, 0}, &alone,
-                         &shrink);
+    (void)kernels.update_softmax({unmasked.data(), 0}, 1, static_cast<int>(slots), {nullptr, 0},
+                                 &alone, &shrink);
     EXPECT_EQ(std::memcmp(unmasked.data(), copies.data(), slots * sizeof(float)), 0);
     EXPECT_EQ(alone.maximum, running[0].maximum);
     EXPECT_EQ(shrink, shrinks[0]);
@@ -102,9 +102,9 @@ float absorb_range(const Kernels& kernels, std::vector<float>& scores, Range val
 /// The error bound of the kernel's 2^x: that of its polynomial plus the rounding of the difference.
 double power_tolerance(double x) { return std::exp2(x) * (4e-7 + std::fabs(x) * 0x1p-24) + 1e-37; }
 
-class AbsorbAgreement : public testing::TestWithParam<test::KernelTable> {};
+class UpdateSoftmaxAgreement : public testing::TestWithParam<test::KernelTable> {};
 
-TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
+TEST_P(UpdateSoftmaxAgreement, AddsUpTheSoftmaxOfAllPages) {
   const Kernels& kernels = *GetParam().kernels;
   test::Random random(4);
   for (int round = 0; round < 1500; ++round) {
@@ -121,7 +121,7 @@ TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
         page_maximum = std::fmax(page_maximum,
                                  static_cast<double>(page.scores[static_cast<std::size_t>(slot)]));
       std::vector<float> scores = page.scores;
-      const float shrink = absorb_range(kernels, scores, page.valid, got_maximum, got_sum);
+      const float shrink = update_range(kernels, scores, page.valid, got_maximum, got_sum);
       if (sum > 0) {
         const double factor = std::fmax(maximum - page_maximum, -126);
         ASSERT_NEAR(static_cast<double>(shrink), std::exp2(factor), power_tolerance(factor));
@@ -147,7 +147,7 @@ TEST_P(AbsorbAgreement, AddsUpTheSoftmaxOfAllPages) {
   }
 }
 
-TEST_P(AbsorbAgreement, EmptyPagesChangeNothing) {
+TEST_P(UpdateSoftmaxAgreement, EmptyPagesChangeNothing) {
   const Kernels& kernels = *GetParam().kernels;
   test::Random random(5);
   for (const Range valid : {Range{0, 0}, {7, 7}, {9, 3}, {32, 32}}) {
@@ -155,57 +155,57 @@ TEST_P(AbsorbAgreement, EmptyPagesChangeNothing) {
     for (float& score : scores) score = garbage(random);
     float maximum = 3.0f;
     float sum = 2.0f;
-    EXPECT_EQ(absorb_range(kernels, scores, valid, maximum, sum), 1.0f);
+    EXPECT_EQ(update_range(kernels, scores, valid, maximum, sum), 1.0f);
     EXPECT_EQ(maximum, 3.0f);
     EXPECT_EQ(sum, 2.0f);
     for (const float score : scores) EXPECT_EQ(std::bit_cast<std::uint32_t>(score), 0u);
   }
 }
 
-TEST_P(AbsorbAgreement, FirstScoreOfAllIsTheMaximum) {
+TEST_P(UpdateSoftmaxAgreement, FirstScoreOfAllIsTheMaximum) {
   // Even where that score is far below the maximum that the unused state happens to hold.
   const Kernels& kernels = *GetParam().kernels;
   std::vector<float> scores(16, 1.0e30f);
   scores[5] = -3.0e4f;
   float maximum = 1.0e20f;
   float sum = 0.0f;
-  absorb_range(kernels, scores, {5, 6}, maximum, sum);
+  update_range(kernels, scores, {5, 6}, maximum, sum);
   EXPECT_EQ(maximum, -3.0e4f);
   EXPECT_EQ(sum, 1.0f);
   EXPECT_EQ(scores[5], 1.0f);
   EXPECT_EQ(scores[4], 0.0f);
 }
 
-TEST_P(AbsorbAgreement, TakesHugeScores) {
+TEST_P(UpdateSoftmaxAgreement, TakesHugeScores) {
   const Kernels& kernels = *GetParam().kernels;
   for (const float huge : {1.0e6f, 1.0e30f, 1.5e38f}) {
     std::vector<float> scores(16, -huge);
     scores[3] = huge;
     float maximum = 0.0f;
     float sum = 0.0f;
-    absorb_range(kernels, scores, {0, 16}, maximum, sum);
+    update_range(kernels, scores, {0, 16}, maximum, sum);
     EXPECT_EQ(maximum, huge);
     EXPECT_EQ(sum, 1.0f);
     EXPECT_EQ(scores[3], 1.0f);
     EXPECT_LE(scores[0], 0x1p-126f);
     std::vector<float> lower(16, -huge);
-    EXPECT_EQ(absorb_range(kernels, lower, {0, 16}, maximum, sum), 1.0f);
+    EXPECT_EQ(update_range(kernels, lower, {0, 16}, maximum, sum), 1.0f);
     EXPECT_EQ(maximum, huge);
     EXPECT_EQ(sum, 1.0f);
   }
   std::vector<float> scores(16, -1.0e30f);
   float maximum = 0.0f;
   float sum = 0.0f;
-  absorb_range(kernels, scores, {0, 16}, maximum, sum);
+  update_range(kernels, scores, {0, 16}, maximum, sum);
   EXPECT_EQ(sum, 16.0f);
   std::vector<float> higher(16, 1.0e30f);
-  EXPECT_LE(absorb_range(kernels, higher, {0, 16}, maximum, sum), 0x1p-126f);
+  EXPECT_LE(update_range(kernels, higher, {0, 16}, maximum, sum), 0x1p-126f);
   EXPECT_EQ(sum, 16.0f);
   EXPECT_EQ(maximum, 1.0e30f);
 }
 
 /// Differences from 0 to -126 in small steps: the polynomial's whole range and every exponent.
-TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
+TEST_P(UpdateSoftmaxAgreement, PowersAreWithinTheStatedError) {
   const Kernels& kernels = *GetParam().kernels;
   for (int base = 0; base > -126; --base)
     for (int part = 0; part < 256; part += 15) {
@@ -216,7 +216,7 @@ TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
       const std::vector<float> differences = scores;
       float maximum = 0.0f;
       float sum = 0.0f;
-      absorb_range(kernels, scores, {0, 16}, maximum, sum);
+      update_range(kernels, scores, {0, 16}, maximum, sum);
       for (std::size_t i = 0; i < 16; ++i) {
         const double exact = std::exp2(static_cast<double>(differences[i]));
         if (differences[i] < -126.0f) continue;
@@ -225,7 +225,7 @@ TEST_P(AbsorbAgreement, PowersAreWithinTheStatedError) {
     }
 }
 
-TEST_P(AbsorbAgreement, ScaleMultipliesEveryValue) {
+TEST_P(UpdateSoftmaxAgreement, ScaleMultipliesEveryValue) {
   const Kernels& kernels = *GetParam().kernels;
   for (int count = 1; count <= 64; ++count) {
     std::vector<float> values(80);
@@ -238,7 +238,7 @@ TEST_P(AbsorbAgreement, ScaleMultipliesEveryValue) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, AbsorbAgreement, testing::ValuesIn(test::kernel_tables()),
+INSTANTIATE_TEST_SUITE_P(Isas, UpdateSoftmaxAgreement, testing::ValuesIn(test::kernel_tables()),
                          [](const auto& test) { return test.param.name; });
 
 }  // namespace

@@ -39,10 +39,10 @@ struct LiveHead {
 inline testing::AssertionResult follows_oracle(const LayerView& view, const Rows<float>& queries,
                                                const AttendOptions& options, const Output& output,
                                                double stretch = 1.0) {
-  const int ratio = queries.heads / view.shape.kv_heads;
+  const int gqa_ratio = queries.heads / view.shape.kv_heads;
   for (int kv_head = 0; kv_head < view.shape.kv_heads; ++kv_head) {
     const LiveHead live(view, kv_head);
-    for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
+    for (int head = kv_head * gqa_ratio; head < (kv_head + 1) * gqa_ratio; ++head)
       for (std::int64_t t = 0; t < queries.tokens; ++t) {
         const std::int64_t first = view.length - queries.tokens;
         const OracleRow row =

@@ -29,7 +29,7 @@ struct AttendItem {
     arguments.layer.key_dim = queries.dim;
     arguments.rows.each = static_cast<int>(queries.tokens);
     arguments.query_heads = queries.heads;
-    arguments.ratio = queries.heads;
+    arguments.gqa_ratio = queries.heads;
     arguments.query = queries.data.data();
     arguments.query_type = ElementType::F32;
     arguments.query_token_stride = queries.heads * queries.dim;
@@ -42,7 +42,7 @@ struct AttendItem {
   }
   AttendItem(const AttendItem&) = delete;
 
-  [[nodiscard]] int all_rows() const { return arguments.rows.each * arguments.ratio; }
+  [[nodiscard]] int all_rows() const { return arguments.rows.each * arguments.gqa_ratio; }
   [[nodiscard]] const float* query(int column) const {
     return &queries.at(column / queries.heads, column % queries.heads, 0);
   }

@@ -169,7 +169,7 @@ inline bool is_minus_infinity(float x) { return bit_cast<std::uint32_t>(x) == 0x
 inline testing::AssertionResult keeps_bound(const std::vector<StoredHead>& stored,
                                             const Rows<float>& queries, std::int64_t first_position,
                                             int window, double scale, const Output& output) {
-  const int ratio = queries.heads / static_cast<int>(stored.size());
+  const int gqa_ratio = queries.heads / static_cast<int>(stored.size());
   double worst = 0.0;
   std::ostringstream where;
   const auto judge = [&](double error, double bound, const char* what, std::int64_t token, int head,
@@ -182,7 +182,7 @@ inline testing::AssertionResult keeps_bound(const std::vector<StoredHead>& store
   };
   for (std::int64_t token = 0; token < queries.tokens; ++token)
     for (int head = 0; head < queries.heads; ++head) {
-      const StoredHead& own = stored[static_cast<std::size_t>(head / ratio)];
+      const StoredHead& own = stored[static_cast<std::size_t>(head / gqa_ratio)];
       const std::int64_t last = first_position + token;
       const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, last - window + 1) : 0;
       const OracleRow row = oracle_row(own, &queries.at(token, head, 0), first, last, scale);

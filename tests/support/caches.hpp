@@ -49,10 +49,10 @@ inline SequenceId open_reserved(KVCache& cache, std::int64_t tokens) {
   return id;
 }
 
-/// Queries for one layer: `ratio` query heads per kv head.
+/// Queries for one layer: `gqa_ratio` query heads per kv head.
 inline Rows<float> random_queries(Random& random, const LayerShape& shape, std::int64_t tokens,
-                                  int ratio, float spread = 1.0f) {
-  return random_rows(random, tokens, shape.kv_heads * ratio, shape.key_dim, spread);
+                                  int gqa_ratio, float spread = 1.0f) {
+  return random_rows(random, tokens, shape.kv_heads * gqa_ratio, shape.key_dim, spread);
 }
 
 /// attend() with a fresh workspace of exactly the bytes it asks for.

@@ -189,7 +189,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
                                          const std::vector<std::int32_t>& indptr = {}) {
   const std::int64_t same = queries.tokens / static_cast<std::int64_t>(views.size());
   const LayerShape& shape = views[0].shape;
-  const int ratio = queries.heads / shape.kv_heads;
+  const int gqa_ratio = queries.heads / shape.kv_heads;
   for (std::size_t sequence = 0; sequence < views.size(); ++sequence) {
     const std::int64_t start =
         indptr.empty() ? static_cast<std::int64_t>(sequence) * same : indptr[sequence];
@@ -198,7 +198,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views,
     const AttendOptions own = indptr.empty() ? options : options_of_rows(options, start, each);
     for (int kv_head = 0; kv_head < shape.kv_heads; ++kv_head) {
       const LiveHead live(views[sequence], kv_head);
-      for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
+      for (int head = kv_head * gqa_ratio; head < (kv_head + 1) * gqa_ratio; ++head)
         for (std::int64_t t = 0; t < each; ++t) {
           const std::int64_t row = start + t;
           const OracleRow expected =

@@ -24,10 +24,10 @@ struct Chunks {
   RandomInput values;
   RandomInput queries;
 
-  Chunks(Random& random, const LayerShape& shape, const std::vector<int>& lengths, int ratio)
+  Chunks(Random& random, const LayerShape& shape, const std::vector<int>& lengths, int gqa_ratio)
       : keys(random, sum(lengths), shape.kv_heads, shape.key_dim),
         values(random, sum(lengths), shape.kv_heads, shape.value_dim),
-        queries(random, sum(lengths), shape.kv_heads * ratio, shape.key_dim) {
+        queries(random, sum(lengths), shape.kv_heads * gqa_ratio, shape.key_dim) {
     for (const int length : lengths) indptr.push_back(indptr.back() + length);
   }
 
@@ -84,7 +84,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
   const Rows<float> keys = rounded_to_half(chunks.keys.rows());
   const Rows<float> values = rounded_to_half(chunks.values.rows());
   const Rows<float>& queries = chunks.queries.rows();
-  const int ratio = queries.heads / keys.heads;
+  const int gqa_ratio = queries.heads / keys.heads;
   for (std::size_t sequence = 0; sequence < views.size(); ++sequence)
     for (int kv_head = 0; kv_head < keys.heads; ++kv_head) {
       LiveHead live(views[sequence], kv_head);
@@ -96,7 +96,7 @@ inline testing::AssertionResult is_close(const std::vector<LayerView>& views, co
         live.tokens.push_back({past + t, &keys.at(first + t, kv_head, 0),
                                &values.at(first + t, kv_head, 0),
                                past + t < views[sequence].sink_tokens});
-      for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; ++head)
+      for (int head = kv_head * gqa_ratio; head < (kv_head + 1) * gqa_ratio; ++head)
         for (std::int64_t t = 0; t < count; ++t) {
           const std::int64_t row = first + t;
           const OracleRow expected =

@@ -57,16 +57,16 @@ class EmulatedCache {
               [&](EmulatedThreads& threads) { cuda::give_pages_body(threads, layers(), given); });
     }
   }
-  /// Releases the pages that the book's sequence has lost, which settles the loss.
-  void let_go(cuda::SequenceBook& book, std::uint32_t slot) {
-    cuda::LostPages lost{};
-    lost.sequence = static_cast<std::int32_t>(slot);
+  /// Drops the shared pages that the book's sequence has dropped, and has the book release them.
+  void drop_shared(cuda::SequenceBook& book, std::uint32_t slot) {
+    cuda::DroppedPages dropped{};
+    dropped.sequence = static_cast<std::int32_t>(slot);
     for (int layer = 0; layer < book.layers(); ++layer)
-      for (const cuda::PageSlot& entry : book.lost(slot, layer))
-        lost.pages[lost.count++] = {layer, entry.page};
+      for (const cuda::PageSlot& entry : book.dropped(slot, layer))
+        dropped.pages[dropped.count++] = {layer, entry.page};
     emulate(1, 32, 128,
-            [&](EmulatedThreads& threads) { cuda::let_go_body(threads, layers(), lost); });
-    for (int layer = 0; layer < book.layers(); ++layer) book.settle(slot, layer);
+            [&](EmulatedThreads& threads) { cuda::drop_shared_body(threads, layers(), dropped); });
+    for (int layer = 0; layer < book.layers(); ++layer) book.release_dropped(slot, layer);
   }
   void reset(std::uint32_t slot) {
     emulate(1, 32, 0, [&](EmulatedThreads& threads) {

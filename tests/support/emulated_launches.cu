@@ -24,7 +24,7 @@ EmulatedKernels all_kernels() {
   using cuda::detail::small_block;
   EmulatedKernels kernels = {
       KVTILT_EMULATED(detail::give_pages_kernel<small_block>, give_pages_body),
-      KVTILT_EMULATED(detail::let_go_kernel<small_block>, let_go_body),
+      KVTILT_EMULATED(detail::drop_shared_kernel<small_block>, drop_shared_body),
       KVTILT_EMULATED(detail::reset_kernel<small_block>, reset_body),
       KVTILT_EMULATED(detail::truncate_kernel<small_block>, truncate_body),
       KVTILT_EMULATED(detail::remove_kernel<small_block>, remove_body),

@@ -95,7 +95,7 @@ class PageAccount {
     if (length >= length_) return;
     length_ = length;
     while (!sealed_.empty() && sealed_.back().first >= length) {
-      let_go(sealed_.back());
+      drop(sealed_.back());
       sealed_.pop_back();
     }
     if (!sealed_.empty())
@@ -110,7 +110,7 @@ class PageAccount {
   }
   void remove(std::int64_t from, std::int64_t to) {
     const auto [first, last] = pages_between(sealed_, from, to);
-    for (std::size_t i = first; i < last; ++i) let_go(sealed_[i]);
+    for (std::size_t i = first; i < last; ++i) drop(sealed_[i]);
     sealed_.erase(sealed_.begin() + static_cast<std::ptrdiff_t>(first),
                   sealed_.begin() + static_cast<std::ptrdiff_t>(last));
   }
@@ -153,7 +153,7 @@ class PageAccount {
     while (placement_.window > 0 && !sealed_.empty() && sealed_.front().end() <= cut) {
       freed_until_ = sealed_.front().end();
       // Tokens that the window frees at once were never in a page.
-      if (sealed_.front().page != nullptr) let_go(sealed_.front());
+      if (sealed_.front().page != nullptr) drop(sealed_.front());
       sealed_.erase(sealed_.begin());
     }
   }
@@ -165,7 +165,7 @@ class PageAccount {
     sealed_.back().page = std::make_shared<std::int32_t>(-1);
     --unused_;
   }
-  void let_go(const Entry& entry) {
+  void drop(const Entry& entry) {
     if (!entry.shared) ++unused_;
   }
 

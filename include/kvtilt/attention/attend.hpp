@@ -74,7 +74,8 @@ struct AttendPlan {
     }
     float* partials = carver.take<float>(floats);
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
-    bytes = carver.used() + page_alignment;  // slack to align the start; attend_memory.hpp does so too
+    bytes =
+        carver.used() + page_alignment;  // slack to align the start; attend_memory.hpp does so too
     if (workspace == nullptr) return;
     number_items(works);
     for (Work& work : works) {
@@ -124,7 +125,7 @@ inline Status attend(std::span<const AttendRequest> requests, std::span<std::byt
   for (const AttendRequest& request : requests)
     KVTILT_RETURN_IF_ERROR(detail::check_request(request));
   KVTILT_RETURN_IF_ERROR(detail::check_workers(parallel));
-  if (detail::asks_nothing(requests)) return {};
+  if (detail::has_no_queries(requests)) return {};
   KVTILT_RETURN_IF_ERROR(
       detail::check_workspace(workspace, attend_workspace_bytes(requests, parallel.workers)));
   const detail::AttendPlan plan(requests, parallel.workers,

@@ -153,7 +153,7 @@ inline Status attend_prefill(std::span<const PrefillRequest> requests,
   for (const PrefillRequest& request : requests)
     KVTILT_RETURN_IF_ERROR(detail::check_request(request));
   KVTILT_RETURN_IF_ERROR(detail::check_workers(parallel));
-  if (detail::asks_nothing(requests)) return {};
+  if (detail::has_no_queries(requests)) return {};
   KVTILT_RETURN_IF_ERROR(detail::check_workspace(
       workspace, attend_prefill_workspace_bytes(requests, parallel.workers)));
   const detail::PrefillPlan plan(requests, parallel.workers,

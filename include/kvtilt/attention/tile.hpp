@@ -108,22 +108,23 @@ class AttentionTile {
   void clear() {
     rows_ = kernel_rows_ = 0;
     common_ = {};
-    shapes_logits_ = false;
-    due_ = nullptr;
+    transforms_logits_ = false;
+    pending_ = nullptr;
     joined_ = {};
   }
 
   /// Adds a row; returns where to write its query: key_dim floats, multiplied by query_factor().
   float* add_row(const RowRule& rule) {
     rules_[rows_] = rule;
-    shapes_logits_ = shapes_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
+    transforms_logits_ = transforms_logits_ || rule.logit.cap > 0.0f || rule.logit.slope != 0.0f;
     common_.first = std::max(common_.first, rule.first_position);
     common_.end = std::min({common_.end, rule.end_position, rule.tree_start});
     total_states_[rows_] = {};
     float* query = clear_row(rows_);
     ++rows_;
     kernel_rows_ = rows_;
-    if (rows_ % cpu::row_tile == 3) {  // three rows one by one take 1.4 times as long as four at once
+    if (rows_ % cpu::row_tile ==
+        3) {  // three rows one by one take 1.4 times as long as four at once
       clear_row(rows_);
       std::fill_n(visible_[rows_], max_blocks, cpu::LaneMask{0});
       ++kernel_rows_;
@@ -154,7 +155,7 @@ class AttentionTile {
     joined_.block[page] = {block, next};
     joined_.first_position[page] = first_position;
     joined_.seen.last = joined_.slots + range.last;
-    cpu::Contracting& keys = keys_[page % 2];
+    cpu::PendingContraction& keys = keys_[page % 2];
     kernels_->begin(keys,
                     {cpu::Role::Keys,
                      &head.key,
@@ -166,7 +167,7 @@ class AttentionTile {
                      {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
                      key_scratch_[page % 2]},
                     sums_of(head.key.format));
-    settle(&keys);
+    finish_pending_and_set(&keys);
     joined_.slots += slots;
     // Unused slots may only come last, as their scales are undefined.
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
@@ -175,7 +176,7 @@ class AttentionTile {
   /// Adds the current span to the total and starts another.
   void end_span() {
     end_group();
-    settle(nullptr);
+    finish_pending_and_set(nullptr);
     for (int r = 0; r < rows_; ++r) {
       float* span = outputs_ + static_cast<std::size_t>(r) * value_stride_;
       const SoftmaxState state = spans_[r].state();
@@ -189,10 +190,10 @@ class AttentionTile {
   /// Floats that one row of a span's result takes.
   [[nodiscard]] static std::size_t span_floats(int value_dim) { return padded(value_dim) + 2; }
 
-  /// Stores the span's result, row by row, instead of adding it: for take_span of another tile.
-  void give_span(float* storage) {
+  /// Stores the span's result, row by row, instead of adding it: for add_span of another tile.
+  void store_span(float* storage) {
     end_group();
-    settle(nullptr);
+    finish_pending_and_set(nullptr);
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       std::copy_n(outputs_ + static_cast<std::size_t>(r) * value_stride_, value_stride_, storage);
       const SoftmaxState state = spans_[r].state();
@@ -201,8 +202,8 @@ class AttentionTile {
     }
   }
 
-  /// Adds a span's result to the total, as end_span does with its own.
-  void take_span(const float* storage) {
+  /// Adds a stored result to the total, as end_span does with the tile's own.
+  void add_span(const float* storage) {
     for (int r = 0; r < rows_; ++r, storage += value_stride_ + 2) {
       const SoftmaxState state{storage[value_stride_], storage[value_stride_ + 1]};
       if (!state.empty()) add_to_total(r, state, storage);
@@ -252,24 +253,24 @@ class AttentionTile {
     return query;
   }
 
-  /// Finishes the contraction that is due; `begun` is due next. The latency of making its weights
-  /// hides behind the dot products of the other.
-  void settle(cpu::Contracting* begun) {
-    if (due_ != nullptr) kernels_->finish(*due_);
-    due_ = begun;
+  /// Finishes the contraction that is pending, and makes `begun` the pending one. The latency of
+  /// making its weights hides behind the dot products of the other.
+  void finish_pending_and_set(cpu::PendingContraction* begun) {
+    if (pending_ != nullptr) kernels_->finish(*pending_);
+    pending_ = begun;
   }
 
   /// Updates the softmax with the scores of the joined pages, then begins to add their values.
   void end_group() {
     if (joined_.pages == 0) return;
-    settle(nullptr);
+    finish_pending_and_set(nullptr);
     const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-    if (shapes_logits_) shape_logits(scores);
+    if (transforms_logits_) transform_logits(scores);
     const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
     float shrinks[tile_rows];
-    if (kernels_->absorb(scores, kernel_rows_, joined_.slots,
-                         {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
-                         shrinks))
+    if (kernels_->update_softmax(scores, kernel_rows_, joined_.slots,
+                                 {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
+                                 shrinks))
       for (int r = 0; r < rows_; ++r)
         if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
     const HeadLayout& head = *joined_.head;
@@ -285,18 +286,19 @@ class AttentionTile {
                      outputs,
                      value_scratch_},
                     sums_of(head.value.format));
-    settle(&values_);
+    finish_pending_and_set(&values_);
     joined_ = {};
   }
 
-  void shape_logits(cpu::Rows<float> scores) {
+  void transform_logits(cpu::Rows<float> scores) {
     const int page_slots = joined_.head->value.matrix.inner;
     for (int page = 0; page < joined_.pages; ++page) {
       const int start = page * page_slots;
       const int slots = std::min(page_slots, joined_.slots - start);
       for (int r = 0; r < rows_; ++r)
-        kernels_->shape(scores[r] + start, slots, rules_[r].logit,
-                        static_cast<float>(joined_.first_position[page] - rules_[r].position));
+        kernels_->transform_logits(
+            scores[r] + start, slots, rules_[r].logit,
+            static_cast<float>(joined_.first_position[page] - rules_[r].position));
     }
   }
 
@@ -342,10 +344,10 @@ class AttentionTile {
   double* totals_;  ///< [rows][value_stride], of all spans before
   std::byte* key_scratch_[2];
   std::byte* value_scratch_;
-  cpu::Contracting keys_[2];  ///< of a page and the one before
-  cpu::Contracting values_;
+  cpu::PendingContraction keys_[2];  ///< of a page and the one before
+  cpu::PendingContraction values_;
   cpu::PageBlock value_blocks_[max_joined];
-  cpu::Contracting* due_ = nullptr;  ///< begun, but not finished
+  cpu::PendingContraction* pending_ = nullptr;  ///< begun, but not finished
   /// The joined pages; their scores stand side by side.
   struct {
     const HeadLayout* head = nullptr;
@@ -366,7 +368,7 @@ class AttentionTile {
     std::int64_t end = std::numeric_limits<std::int64_t>::max();
   } common_;
   cpu::LaneMask visible_[tile_rows][max_blocks];  ///< of the joined pages
-  bool shapes_logits_ = false;                    ///< some row has a cap or a slope
+  bool transforms_logits_ = false;                ///< some row has a cap or a slope
   int rows_ = 0;
   int kernel_rows_ = 0;  ///< rows_, plus a row of zeros if it is 3 modulo 4
 };

@@ -40,10 +40,10 @@ struct Work {
   float* partials;          ///< [tile][span][row of the tile], if tiles are split
 
   /// Query heads per kv head; 0 for a view that comes from no cache, which is refused later.
-  [[nodiscard]] int ratio() const {
+  [[nodiscard]] int gqa_ratio() const {
     return view->shape.kv_heads > 0 ? queries.heads / view->shape.kv_heads : 0;
   }
-  [[nodiscard]] std::int64_t rows() const { return queries.tokens * ratio(); }
+  [[nodiscard]] std::int64_t rows() const { return queries.tokens * gqa_ratio(); }
   [[nodiscard]] std::int64_t tiles_per_head() const { return (rows() + tile_rows - 1) / tile_rows; }
   [[nodiscard]] std::int64_t tiles() const { return tiles_per_head() * view->shape.kv_heads; }
   [[nodiscard]] int rows_of(std::int64_t tile) const {
@@ -57,8 +57,9 @@ struct Work {
   /// Finds the token and the query head of a tile's row.
   void locate(std::int64_t tile, int row, std::int64_t& token, int& head) const {
     const std::int64_t index = tile % tiles_per_head() * tile_rows + row;
-    token = index / ratio();
-    head = static_cast<int>(tile / tiles_per_head()) * ratio() + static_cast<int>(index % ratio());
+    token = index / gqa_ratio();
+    head = static_cast<int>(tile / tiles_per_head()) * gqa_ratio() +
+           static_cast<int>(index % gqa_ratio());
   }
 };
 
@@ -243,14 +244,14 @@ inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
   }
   add_pages(work, kv_head, span * span_pages,
             std::min(work.view->page_count, (span + 1) * span_pages), tile);
-  tile.give_span(partial(work, tile_index, span));
+  tile.store_span(partial(work, tile_index, span));
 }
 
 /// Second pass: merges the spans of a split tile in order.
 inline void merge_item(const Work& work, std::int64_t tile_index, AttentionTile& tile) {
   if (work.spans == 1) return;
   fill_rows(work, tile_index, tile, false);
-  for (int span = 0; span < work.spans; ++span) tile.take_span(partial(work, tile_index, span));
+  for (int span = 0; span < work.spans; ++span) tile.add_span(partial(work, tile_index, span));
   write_rows(work, tile_index, tile);
 }
 
@@ -276,7 +277,7 @@ void take_items(void* argument, int worker) {
 
 /// Whether a batch has no queries; it then needs no workspace.
 template <class Request>
-bool asks_nothing(std::span<const Request> requests) {
+bool has_no_queries(std::span<const Request> requests) {
   return std::all_of(requests.begin(), requests.end(),
                      [](const Request& request) { return request.queries.tokens == 0; });
 }

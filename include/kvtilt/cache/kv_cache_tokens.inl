@@ -53,7 +53,7 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length) {
     return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
                          static_cast<long long>(length));
   for (std::size_t layer = 0; layer < stores_.size(); ++layer)
-    if ((*found)->layer(layer).lost_before(length))
+    if ((*found)->layer(layer).needs_freed_tokens(length))
       return Status::error(ErrorCode::InvalidArgument,
                            "cannot truncate to %lld tokens: the window of layer %zu has freed "
                            "positions up to %lld that the next token would see",

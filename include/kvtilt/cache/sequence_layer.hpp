@@ -163,8 +163,8 @@ class SequenceLayer {
     return sealing;
   }
 
-  /// Whether the window has freed a token that the token at `length` would see.
-  [[nodiscard]] bool lost_before(std::int64_t length) const {
+  /// Whether the token at `length` would see one that the window has freed.
+  [[nodiscard]] bool needs_freed_tokens(std::int64_t length) const {
     if (length >= length_) return false;
     const std::int64_t oldest =
         std::max<std::int64_t>(placement_.sink_tokens, length - placement_.window + 1);

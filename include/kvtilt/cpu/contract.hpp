@@ -128,8 +128,8 @@ struct RowTerms {
 /// A band (one group's extent along the axis of the groups, page/layout.hpp) and a tile of rows, with
 /// the weights ready for the dot product.
 struct WeighedBand {
-  Range blocks;  ///< of 16 outer indices
-  int row;       ///< first of the tile
+  Range blocks;             ///< of 16 outer indices
+  int row;                  ///< first of the tile
   int rows;                 ///< row_tile, or one
   bool adds;                ///< to the results; else these are overwritten
   const F16* outer_scales;  ///< minima follow, pitch() on; null if scales lie along inner
@@ -175,7 +175,7 @@ using DotFn = void (*)(const Contraction& contraction, const WeighedBand& band);
 
 /// A contraction in progress: begin() makes the weights of its first band, finish() does the rest. Dot
 /// products of another contraction in between hide the latency of making those weights.
-struct Contracting {
+struct PendingContraction {
   Contraction contraction;
   Rounding rounding;
   DotFn dot;
@@ -184,6 +184,6 @@ struct Contracting {
   WeighedBand weighed;
 };
 
-using ContractFn = void (*)(Contracting& work);
+using ContractFn = void (*)(PendingContraction& work);
 
 }  // namespace kvtilt::cpu

@@ -237,11 +237,13 @@ inline Range grouped_range(const Contraction& contraction) {
   return contraction.tensor->group_along_outer ? contraction.outer : contraction.inner;
 }
 
-inline bool bands_are_left(const Contracting& work) { return work.row < work.contraction.rows; }
+inline bool bands_are_left(const PendingContraction& work) {
+  return work.row < work.contraction.rows;
+}
 
 /// Makes the weights of the next band of a contraction. If groups lie along inner, all bands of a tile
 /// contribute to the same results; for keys, the first one overwrites them and the others add.
-inline void weigh_next(Contracting& work) {
+inline void weigh_next(PendingContraction& work) {
   const Contraction& contraction = work.contraction;
   const TensorLayout& tensor = *contraction.tensor;
   const int group = tensor.format.group;
@@ -279,7 +281,7 @@ inline void weigh_next(Contracting& work) {
 }
 
 /// Contracts a 16-bit tensor, which has a single page; the coefficients are the weights.
-inline void contract_halves(Contracting& work) {
+inline void contract_halves(PendingContraction& work) {
   const Contraction& contraction = work.contraction;
   WeighedBand& band = work.weighed;
   band = WeighedBand{};
@@ -293,7 +295,7 @@ inline void contract_halves(Contracting& work) {
   }
 }
 
-inline void begin_contraction(Contracting& work) {
+inline void begin_contraction(PendingContraction& work) {
   const TensorLayout& tensor = *work.contraction.tensor;
   if (!tensor.format.quantized()) return;
   const Range grouped = grouped_range(work.contraction);
@@ -302,7 +304,7 @@ inline void begin_contraction(Contracting& work) {
   if (bands_are_left(work)) weigh_next(work);
 }
 
-inline void finish_contraction(Contracting& work) {
+inline void finish_contraction(PendingContraction& work) {
   const Contraction& contraction = work.contraction;
   if (!contraction.tensor->format.quantized()) return contract_halves(work);
   const Range grouped = grouped_range(contraction);

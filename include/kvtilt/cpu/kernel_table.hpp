@@ -36,7 +36,7 @@ struct LogitRule {
 };
 
 /// Applies a rule to the scores of one row: slot i gains slope * (i + offset).
-using ShapeFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
+using TransformLogitsFn = void (*)(float* scores, int slots, const LogitRule& rule, float offset);
 
 /// The score that a hidden slot counts as.
 inline constexpr float lowest_score = -3.0e38f;
@@ -65,8 +65,9 @@ struct RunningSoftmax {
 /// visible  one word per 16 slots: a slot whose bit is 0 becomes 0, whatever it holds; null: all are
 ///          visible
 /// shrinks  receives the factor for each row's earlier outputs: exactly 1 if its maximum did not rise
-using AbsorbFn = bool (*)(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                          RunningSoftmax* states, float* shrinks);
+using UpdateSoftmaxFn = bool (*)(Rows<float> scores, int rows, int slots,
+                                 Rows<const LaneMask> visible, RunningSoftmax* states,
+                                 float* shrinks);
 
 /// Multiplies `count` floats (readable and writable up to a multiple of 16) by `factor`.
 using ScaleFn = void (*)(float* values, int count, float factor);
@@ -103,8 +104,8 @@ struct Kernels {
   PackFn pack[width_slots];        ///< likewise
   ContractFn begin_contraction;
   ContractFn finish_contraction;
-  ShapeFn shape;
-  AbsorbFn absorb;
+  TransformLogitsFn transform_logits;
+  UpdateSoftmaxFn update_softmax;
   ScaleFn scale;
   WriteFn write_keys;    ///< matrix [token][channel]
   WriteFn write_values;  ///< matrix [channel][token]
@@ -113,17 +114,17 @@ struct Kernels {
 
   /// Makes the first weights of a contraction; finish() does the rest. Other contractions may begin
   /// in between.
-  void begin(Contracting& work, const Contraction& contraction, Sums sums) const {
+  void begin(PendingContraction& work, const Contraction& contraction, Sums sums) const {
     const int slot = width_slot(contraction.tensor->format.bits);
     work.contraction = contraction;
     work.rounding = Rounding(contraction, sums);
     work.dot = sums == Sums::Float ? float_dot[slot] : integer_dot[slot];
     begin_contraction(work);
   }
-  void finish(Contracting& work) const { finish_contraction(work); }
+  void finish(PendingContraction& work) const { finish_contraction(work); }
 
   void contract(const Contraction& contraction, Sums sums) const {
-    Contracting work;
+    PendingContraction work;
     begin(work, contraction, sums);
     finish(work);
   }

@@ -35,7 +35,7 @@ inline F32x16 tanh_of(const F32x16& x) {
   return with_sign(chosen, x);
 }
 
-inline void shape(float* scores, int slots, const LogitRule& rule, float offset) {
+inline void transform_logits(float* scores, int slots, const LogitRule& rule, float offset) {
   for (int slot = 0; slot < slots; slot += line_lanes) {
     F32x16 score = load(scores + slot);
     if (rule.cap > 0.0f) score = mul(tanh_of(score), broadcast(rule.cap));
@@ -61,11 +61,11 @@ inline void raise_maxima(const F32x16 (&highest)[row_tile], RunningSoftmax* rows
   }
 }
 
-/// absorb() for `Tile` rows at once, so that their dependency chains overlap. `All`: every slot is
-/// visible. Returns whether a maximum rose.
+/// update_softmax() for `Tile` rows at once, so that their dependency chains overlap. `All`: every
+/// slot is visible. Returns whether a maximum rose.
 template <int Tile, bool All>
-inline bool absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
-                        RunningSoftmax* rows, float* shrinks) {
+inline bool update_softmax_rows(Rows<float> scores, int slots, Rows<const LaneMask> visible,
+                                RunningSoftmax* rows, float* shrinks) {
   F32x16 highest[row_tile];
   unsigned rising = 0;
   KVTILT_UNROLL(4)
@@ -101,29 +101,31 @@ inline bool absorb_rows(Rows<float> scores, int slots, Rows<const LaneMask> visi
 }
 
 template <bool All>
-inline bool absorb_all_rows(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                            RunningSoftmax* states, float* shrinks) {
+inline bool update_softmax_all_rows(Rows<float> scores, int rows, int slots,
+                                    Rows<const LaneMask> visible, RunningSoftmax* states,
+                                    float* shrinks) {
   bool rose = false;
   for (int row = 0; row < rows;) {
     const Rows<float> scores_left{scores[row], scores.stride};
     const Rows<const LaneMask> visible_left{All ? nullptr : visible[row], visible.stride};
     if (rows - row >= row_tile) {
-      rose |=
-          absorb_rows<row_tile, All>(scores_left, slots, visible_left, states + row, shrinks + row);
+      rose |= update_softmax_rows<row_tile, All>(scores_left, slots, visible_left, states + row,
+                                                 shrinks + row);
       row += row_tile;
     } else {
-      rose |= absorb_rows<1, All>(scores_left, slots, visible_left, states + row, shrinks + row);
+      rose |= update_softmax_rows<1, All>(scores_left, slots, visible_left, states + row,
+                                          shrinks + row);
       ++row;
     }
   }
   return rose;
 }
 
-inline bool absorb(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
-                   RunningSoftmax* states, float* shrinks) {
+inline bool update_softmax(Rows<float> scores, int rows, int slots, Rows<const LaneMask> visible,
+                           RunningSoftmax* states, float* shrinks) {
   return visible.data == nullptr
-             ? absorb_all_rows<true>(scores, rows, slots, visible, states, shrinks)
-             : absorb_all_rows<false>(scores, rows, slots, visible, states, shrinks);
+             ? update_softmax_all_rows<true>(scores, rows, slots, visible, states, shrinks)
+             : update_softmax_all_rows<false>(scores, rows, slots, visible, states, shrinks);
 }
 
 inline void scale(float* values, int count, float factor) {

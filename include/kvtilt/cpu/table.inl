@@ -13,8 +13,18 @@ constexpr void add_width(Kernels& table) {
 
 template <class FormatList, int... Bits>
 constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
-  Kernels table{isa,     {},      {},     {},          &begin_contraction, &finish_contraction,
-                &shape,  &absorb, &scale, &write_keys, &write_values,      &unpack,
+  Kernels table{isa,
+                {},
+                {},
+                {},
+                &begin_contraction,
+                &finish_contraction,
+                &transform_logits,
+                &update_softmax,
+                &scale,
+                &write_keys,
+                &write_values,
+                &unpack,
                 &exceeds};
   (add_width<FormatList, Bits>(table), ...);
   return table;

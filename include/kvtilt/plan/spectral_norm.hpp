@@ -139,7 +139,7 @@ inline Result<SpectralNorm> spectral_norm(const WeightView& weights, double frob
   Eigen::MatrixXf basis(size, most + 1);
   basis.col(0) = detail::start_vector(size);
   Eigen::VectorXd diagonal(most);
-  Eigen::VectorXd beside(most);
+  Eigen::VectorXd off_diagonal(most);
   Eigen::VectorXf next(size);
   Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> ritz;
   while (norm.steps < most) {
@@ -149,17 +149,17 @@ inline Result<SpectralNorm> spectral_norm(const WeightView& weights, double frob
     // Orthogonalized twice: one pass is not enough in float32.
     for (int pass = 0; pass < 2; ++pass)
       next -= basis.leftCols(step + 1) * (basis.leftCols(step + 1).transpose() * next).eval();
-    beside[step] = static_cast<double>(next.norm());
-    const bool exhausted = beside[step] < 1e-7;
+    off_diagonal[step] = static_cast<double>(next.norm());
+    const bool exhausted = off_diagonal[step] < 1e-7;
     if (norm.steps % 4 == 0 || norm.steps == most || exhausted) {
-      ritz.computeFromTridiagonal(diagonal.head(norm.steps), beside.head(step),
+      ritz.computeFromTridiagonal(diagonal.head(norm.steps), off_diagonal.head(step),
                                   Eigen::ComputeEigenvectors);
       const double largest = ritz.eigenvalues()[step];
       norm.value = frobenius * std::sqrt(std::max(largest, 0.0));
-      norm.bracket = beside[step] * std::abs(ritz.eigenvectors()(step, step)) / (2 * largest);
+      norm.bracket = off_diagonal[step] * std::abs(ritz.eigenvectors()(step, step)) / (2 * largest);
       if (norm.bracket <= spectral_bracket || exhausted) return norm;
     }
-    basis.col(step + 1) = next / static_cast<float>(beside[step]);
+    basis.col(step + 1) = next / static_cast<float>(off_diagonal[step]);
   }
   return Status::error(ErrorCode::Unsupported,
                        "the largest singular value of a matrix of %lld x %lld is %g within %.1e "

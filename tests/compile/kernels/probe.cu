@@ -42,13 +42,13 @@ KERNEL shuffles(int* cells) {
 KERNEL tensor(std::uint32_t* cells, float* to) {
   float c[4] = {};
   const std::uint32_t a = cells[threadIdx.x];
-  std::uint32_t turned;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(turned) : "r"(a));
+  std::uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(a));
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%4,%4,%4}, {%5,%5}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a), "r"(turned));
+      : "r"(a), "r"(transposed));
   to[threadIdx.x] = c[0] + c[1] + c[2] + c[3];
 }
 

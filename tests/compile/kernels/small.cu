@@ -7,9 +7,10 @@
 namespace kvtilt::cuda {
 
 bool launch_each(Layers layers, const Truncation& truncation, const ForkRequest& fork,
-                 const LostPages& lost) {
+                 const DroppedPages& dropped) {
   return launch_give_pages(layers, 0, {}, nullptr).ok() &&
-         launch_let_go(layers, lost, nullptr).ok() && launch_reset(layers, 0, nullptr).ok() &&
+         launch_drop_shared(layers, dropped, nullptr).ok() &&
+         launch_reset(layers, 0, nullptr).ok() &&
          launch_truncate(layers, truncation, nullptr).ok() &&
          launch_remove(layers, 0, 0, 0, nullptr).ok() &&
          launch_fork(layers, fork, 1, nullptr).ok() && launch_write_slots({}, {}, nullptr).ok() &&

@@ -26,7 +26,7 @@ TEST(AttendArguments, CountRowsAndHeads) {
   EXPECT_EQ(arguments.queries(1), 5);
   EXPECT_EQ(arguments.rows.first(1), 5);
   EXPECT_EQ(arguments.row_count, 10);
-  EXPECT_EQ(arguments.ratio, 3);
+  EXPECT_EQ(arguments.gqa_ratio, 3);
 }
 
 TEST(AttendArguments, WorkspacePartsFollowEachOther) {

@@ -108,11 +108,11 @@ TEST(AttendBlock, RowsFillTilesAndGoBeyondThem) {
   const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {200, 90});
   const DeviceLayer device = sequences.device();
-  for (const int ratio : {1, 3, 8, 12})
+  for (const int gqa_ratio : {1, 3, 8, 12})
     for (const int tokens : {1, 5}) {
-      const Rows<float> queries = random_queries(random, shape, 2 * tokens, ratio);
+      const Rows<float> queries = random_queries(random, shape, 2 * tokens, gqa_ratio);
       const Output output = emulated_attend<PageTraits<4, 2, 64>>(device, queries, {});
-      EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << ratio << " x " << tokens;
+      EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << gqa_ratio << " x " << tokens;
     }
 }
 

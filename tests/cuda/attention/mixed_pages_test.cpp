@@ -48,11 +48,11 @@ TEST(MixedPages, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
   const DeviceSequences sequences(random, shape, {presets::k8v4, k4tv4, k4v2c, presets::k3v2},
                                   {700, 3, 0, 170});
   const DeviceLayer device = sequences.device();
-  for (const int ratio : {1, 3, 12}) {
-    const Rows<float> queries = random_queries(random, shape, 4, ratio);
+  for (const int gqa_ratio : {1, 3, 12}) {
+    const Rows<float> queries = random_queries(random, shape, 4, gqa_ratio);
     for (const int blocks : {1, 3, 40}) {
       const Output output = emulated_attend<Mixed>(device, queries, {}, {blocks, 2, 2, {}});
-      EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << ratio << " " << blocks;
+      EXPECT_TRUE(is_close(sequences.views, queries, {}, output)) << gqa_ratio << " " << blocks;
     }
   }
 }

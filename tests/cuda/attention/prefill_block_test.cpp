@@ -71,12 +71,12 @@ TEST(PrefillBlock, RowsFillTilesAndGoBeyondThem) {
   const LayerShape shape{2, 64, 64, 0};
   const DeviceSequences sequences(random, shape, presets::k4v2, {150, 0, 90});
   const DeviceLayer device = sequences.device();
-  for (const int ratio : {1, 7, 8, 24})
+  for (const int gqa_ratio : {1, 7, 8, 24})
     for (const std::vector<int>& lengths :
          {std::vector<int>{1, 1, 1}, {0, 75, 3}, {16, 17, 31}, {0, 0, 0}}) {
-      const Chunks chunks(random, shape, lengths, ratio);
+      const Chunks chunks(random, shape, lengths, gqa_ratio);
       const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
-      EXPECT_TRUE(is_close(sequences.views, chunks, {}, output)) << ratio;
+      EXPECT_TRUE(is_close(sequences.views, chunks, {}, output)) << gqa_ratio;
     }
 }
 

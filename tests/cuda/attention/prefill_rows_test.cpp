@@ -51,7 +51,7 @@ struct Warp {
       : queries(test::random_rows(random, RowTraits::warp_rows, 1, row_dim)) {
     arguments.attend.layer.kv_heads = 1;
     arguments.attend.query_heads = 1;
-    arguments.attend.ratio = 1;
+    arguments.attend.gqa_ratio = 1;
     arguments.attend.query = queries.data.data();
     arguments.attend.query_type = ElementType::F32;
     arguments.attend.query_token_stride = row_dim;
@@ -97,8 +97,8 @@ TEST(PrefillRows, LogitsAreProductsOfRowsWithTokensAndMasksHideTheRest) {
     TileLogits<RowTraits> logits;
     state.score(threads, warp.operands.data(), staged.data(), logits);
     RowState::Factors factors(warp.rows.data(), threads.lane());
-    state.shape(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(), tiles, logits,
-                factors);
+    state.transform_and_mask(threads, warp.arguments.attend.rules, warp.tile, warp.rows.data(),
+                             tiles, logits, factors);
     for (int m = 0; m < RowState::M; ++m)
       for (int i = 0; i < 2 * RowTraits::score_tiles; ++i)
         for (int e = 0; e < 4; ++e) {

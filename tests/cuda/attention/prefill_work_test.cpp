@@ -33,7 +33,7 @@ struct Launch {
   DeviceRecords records{};
   PrefillArguments arguments{};
 
-  Launch(Random& random, int count, int ratio) {
+  Launch(Random& random, int count, int gqa_ratio) {
     LayerStorage& layer = arguments.attend.layer;
     layer.kv_heads = random.between(1, 3);
     layer.page_tokens = 32 << random.below(3);
@@ -68,8 +68,8 @@ struct Launch {
     for (std::byte*& pool : layer.pool) pool = memory;
     arguments.attend.rules.end_position = std::numeric_limits<std::int64_t>::max();
     arguments.attend.batch = {slots.data(), count};
-    arguments.attend.query_heads = layer.kv_heads * ratio;
-    arguments.attend.ratio = ratio;
+    arguments.attend.query_heads = layer.kv_heads * gqa_ratio;
+    arguments.attend.gqa_ratio = gqa_ratio;
     arguments.attend.rows = {indptr.data(), 0};
     arguments.attend.row_count = indptr.back();
   }
@@ -100,8 +100,8 @@ using Taken = std::map<std::pair<std::vector<int>, int>, int>;
 TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
   Random random(1);
   for (int round = 0; round < 40; ++round) {
-    const int ratio = random.between(1, 9);
-    const Launch launch(random, random.between(1, 5), ratio);
+    const int gqa_ratio = random.between(1, 9);
+    const Launch launch(random, random.between(1, 5), gqa_ratio);
     const PrefillArguments& arguments = launch.arguments;
     const int blocks = random.between(1, 30);
     const int count = arguments.attend.batch.count;
@@ -116,7 +116,7 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
             find_segment(arguments, tile_starts, unit_starts, plan, Launch::block_rows, unit, end);
         unit = segment.item_start + segment.last;
         each[static_cast<std::size_t>(threads.block())] += segment.last - segment.first;
-        EXPECT_LE(segment.rows.rows(ratio), Launch::block_rows);
+        EXPECT_LE(segment.rows.rows(gqa_ratio), Launch::block_rows);
         for (int tile = segment.first * unit_tiles; tile < segment.last * unit_tiles; ++tile)
           for (int token = 0; token < segment.rows.tokens; ++token)
             if (tile < segment.list.total())
@@ -129,7 +129,7 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
     std::size_t expected = 0;
     for (int i = 0; i < count; ++i)
       for (int token = 0; token < arguments.attend.rows.count(i); ++token) {
-        const int tile_size = tile_tokens(Launch::block_rows, ratio);
+        const int tile_size = tile_tokens(Launch::block_rows, gqa_ratio);
         const int last_token = std::min<int>((token / tile_size + 1) * tile_size,
                                              static_cast<int>(arguments.attend.rows.count(i)));
         const UnitCounts past = count_units(

@@ -28,7 +28,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   AttendArguments arguments{};
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
-  arguments.ratio = 3;
+  arguments.gqa_ratio = 3;
   const ItemRows item{5, 1, 8, 7, 15, 100, SeenRows::Causal};
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);

@@ -91,7 +91,7 @@ TEST(AttendScores, ShapedLogitsFollowTheRules) {
       const SomeScores before = random_scores(random);
       for (int lane = 0; lane < 32; ++lane) {
         SomeScores scores = before;
-        scores.shape(item.arguments, item.rows, lane, 100, 50, false);
+        scores.transform_and_mask(item.arguments, item.rows, lane, 100, 50, false);
         for (int tile = 0; tile < score_tiles; ++tile)
           for (int e = 0; e < 4; ++e) {
             const int column = column_of(lane, e);

@@ -41,7 +41,7 @@ struct DecodeLaunch {
   std::vector<std::int32_t> indptr = {0};
   AttendArguments arguments{};
 
-  DecodeLaunch(const std::vector<std::int64_t>& lengths, int kv_heads, int ratio, int queries) {
+  DecodeLaunch(const std::vector<std::int64_t>& lengths, int kv_heads, int gqa_ratio, int queries) {
     LayerStorage& layer = arguments.layer;
     layer.kv_heads = kv_heads;
     layer.page_tokens = 64;
@@ -60,8 +60,8 @@ struct DecodeLaunch {
     layer.states = states.data();
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
     arguments.rows.each = queries;
-    arguments.ratio = ratio;
-    arguments.query_heads = ratio * kv_heads;
+    arguments.gqa_ratio = gqa_ratio;
+    arguments.query_heads = gqa_ratio * kv_heads;
     arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
   }
   /// Gives each sequence 0 to `most` rows.

@@ -76,7 +76,7 @@ TEST(Pack, Windows) {
   }
 }
 
-/// Each unit takes one or several old blocks; two of them may share a ring slot.
+/// Each unit takes one or several tail blocks; two of them may share a ring slot.
 TEST(Pack, ChunksGoOnWithATail) {
   for (const int recent : {0, 40, 160}) {
     for (const int window : {0, 150}) {
@@ -242,7 +242,7 @@ TEST(PackUnits, CanBeMoreThanALaunchTakes) {
   EXPECT_EQ(cuda::pack_blocks(arguments), (std::int64_t{1} << 32) + 3 * 128);
 }
 
-TEST(PackUnits, ShareOutTheOldBlocks) {
+TEST(PackUnits, ShareOutTheTail) {
   cuda::LayerStorage layer{};
   layer.page_tokens = 32;
   layer.sink_tokens = 4;
@@ -257,8 +257,8 @@ TEST(PackUnits, ShareOutTheOldBlocks) {
     plan.seals = seals;
     const cuda::detail::TailBlocks pages = cuda::detail::new_pages(plan, 32);
     std::vector<int> blocks;
-    const cuda::detail::OldBlocks old(plan, layer, pages, unit, units);
-    for (std::int32_t index = old.first(); old.has(index); index = old.next(index))
+    const cuda::detail::TailShare tail(plan, layer, pages, unit, units);
+    for (std::int32_t index = tail.first(); tail.has(index); index = tail.next(index))
       blocks.push_back(index);
     return blocks;
   };

@@ -79,7 +79,7 @@ void expect_equal(const Trio& trio, const Named& id) {
   }
 }
 
-/// Every page is either free, or held or lost as often as its count says; writable pages are held
+/// Every page is either free, or held or dropped as often as its count says; writable pages are held
 /// once.
 void expect_sound(const Trio& trio, const std::vector<Named>& open) {
   for (const int layer : {0, 2}) {
@@ -87,7 +87,7 @@ void expect_sound(const Trio& trio, const std::vector<Named>& open) {
     std::map<std::int32_t, std::uint32_t> held;
     for (const Named& id : open) {
       for (const PageSlot& entry : trio.book.table(id.ours.slot, layer)) ++held[entry.page];
-      for (const PageSlot& entry : trio.book.lost(id.ours.slot, layer)) ++held[entry.page];
+      for (const PageSlot& entry : trio.book.dropped(id.ours.slot, layer)) ++held[entry.page];
     }
     EXPECT_EQ(static_cast<std::int64_t>(held.size()) + pages.free_pages(), pages.pages());
     for (const auto& [page, count] : held) EXPECT_EQ(pages.references(page), count);
@@ -176,7 +176,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         trio.device.reset(id.ours.slot);
         open.erase(open.begin() + static_cast<std::ptrdiff_t>(index));
       }
-      if (what < 11 && random.chance(2)) trio.device.let_go(trio.book, id.ours.slot);
+      if (what < 11 && random.chance(2)) trio.device.drop_shared(trio.book, id.ours.slot);
       for (const Named& each : open) {
         expect_equal(trio, each);
         expect_reserved(trio, each.ours);

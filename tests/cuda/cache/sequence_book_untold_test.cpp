@@ -107,42 +107,42 @@ struct Shared {
   }
 };
 
-TEST(SequenceBookUntold, PagesOfATruncationThatTheDeviceRefusesAreLetGoOf) {
+TEST(SequenceBookUntold, PagesOfATruncationThatTheDeviceRefusesAreDropped) {
   Shared both;
   both.append_untold(96);
   KVTILT_EXPECT_OK(both.trio.book.truncate(both.id, 32));
   both.trio.device.truncate(both.id.slot, 32);
   both.expect_refused();
-  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
 
-TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreLetGoOf) {
+TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreDropped) {
   Shared both;
   both.trio.device.truncate(both.id.slot, 48);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 32, 64));
   both.trio.device.remove(both.id.slot, 32, 64);
   both.expect_refused();
-  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
 
-TEST(SequenceBookUntold, PagesOfARemovalThatTheDevicesWindowHasFreedAreLetGoOf) {
+TEST(SequenceBookUntold, PagesOfARemovalThatTheDevicesWindowHasFreedAreDropped) {
   Shared both;
   both.append_untold(96);
   ASSERT_EQ(both.trio.device.storage(1).states[both.id.slot].first_kept, 96);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 0, 32));
   both.trio.device.remove(both.id.slot, 0, 32);
   EXPECT_EQ(both.trio.device.record().code, 0u);
-  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
 
-TEST(SequenceBookUntold, PagesThatAnAppendThatTheDeviceRefusesPushesOutAreLetGoOf) {
+TEST(SequenceBookUntold, PagesThatAnAppendThatTheDeviceRefusesPushesOutAreDropped) {
   Shared both;
   const std::int32_t tokens = 128;
   both.trio.book.note_appended({&both.id, 1}, 1, {&tokens, 1});
-  both.trio.device.let_go(both.trio.book, both.id.slot);
+  both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
 
@@ -199,27 +199,27 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
   EXPECT_LT(refused, 20);
 }
 
-/// The host reuses lost pages only once the device's release of them is queued.
-TEST(SequenceBookUntold, WhatIsLostServesNobodyBeforeItIsSettled) {
+/// The host reuses dropped pages only once the device's release of them is queued.
+TEST(SequenceBookUntold, WhatIsDroppedServesNobodyBeforeItIsReleased) {
   Shared learned;
   KVTILT_EXPECT_OK(learned.trio.book.truncate(learned.id, 32));  // whose launch fails
-  EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 1u);
+  EXPECT_EQ(learned.trio.book.dropped(learned.id.slot, 0).size(), 1u);
   learned.expect_apart();
-  EXPECT_EQ(learned.trio.book.lost(learned.id.slot, 0).size(), 0u);
+  EXPECT_EQ(learned.trio.book.dropped(learned.id.slot, 0).size(), 0u);
 
-  Shared settled;
-  SequenceBook& book = settled.trio.book;
+  Shared released;
+  SequenceBook& book = released.trio.book;
   const PageList& pages = book.pages(0);
-  KVTILT_EXPECT_OK(book.truncate(settled.id, 40));
-  KVTILT_EXPECT_OK(book.truncate(settled.id, 16));
+  KVTILT_EXPECT_OK(book.truncate(released.id, 40));
+  KVTILT_EXPECT_OK(book.truncate(released.id, 16));
   const std::int64_t before = pages.free_pages();
-  settled.give(settled.id, 320);
-  EXPECT_EQ(book.lost(settled.id.slot, 0).size(), 1u);
+  released.give(released.id, 320);
+  EXPECT_EQ(book.dropped(released.id.slot, 0).size(), 1u);
   EXPECT_EQ(pages.free_pages(), before - 1);
-  settled.trio.device.let_go(book, settled.id.slot);
+  released.trio.device.drop_shared(book, released.id.slot);
   EXPECT_EQ(pages.free_pages(), before);
-  KVTILT_EXPECT_OK(book.truncate(settled.id, 0));
-  KVTILT_EXPECT_OK(book.close(settled.id));
+  KVTILT_EXPECT_OK(book.truncate(released.id, 0));
+  KVTILT_EXPECT_OK(book.close(released.id));
   EXPECT_EQ(pages.free_pages(), pages.pages());
 }
 

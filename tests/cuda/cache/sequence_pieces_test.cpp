@@ -71,7 +71,7 @@ TEST(SequencePieces, KnowWhereTokensAreMissing) {
   const Sequence sequence;
   const Pieces pieces = sequence.pieces();
   const auto gap = [&](int index, std::int64_t end) {
-    return gap_behind(pieces, pieces[index], index, end);
+    return gap_after(pieces, pieces[index], index, end);
   };
   EXPECT_FALSE(gap(0, 272));
   EXPECT_TRUE(gap(1, 272)) << "removed";

@@ -124,9 +124,9 @@ class StateProgram {
     const int length = static_cast<int>(table.state.length);
     const std::int64_t to =
         random_.chance(3) ? random_.below(length + 1) : std::max(0, length - random_.below(60));
-    const bool lost = lost_before(placement_, table.state, to);
-    ASSERT_EQ(cache_->truncate(ids_[one], to).ok(), !lost);
-    if (!lost) cuda::truncate(SingleThread{}, placement_, table.state, table.slots.data(), to);
+    const bool refused = needs_freed_tokens(placement_, table.state, to);
+    ASSERT_EQ(cache_->truncate(ids_[one], to).ok(), !refused);
+    if (!refused) cuda::truncate(SingleThread{}, placement_, table.state, table.slots.data(), to);
   }
 
   void remove(std::size_t one) {

@@ -68,7 +68,7 @@ struct Attended {
 };
 
 void expect_close(const Attended& attended, const std::vector<std::int64_t>& lengths, int tokens,
-                  int ratio, ElementType type = ElementType::F32, double tolerance = 2e-3,
+                  int gqa_ratio, ElementType type = ElementType::F32, double tolerance = 2e-3,
                   bool options_on = false) {
   const std::vector<Recipe>& recipes = attended.recipes;
   const int dim = attended.dim;
@@ -88,7 +88,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
   const DeviceLayer host(views, recipes, cache_options);
   const UploadedLayer uploaded(host);
   const int count = static_cast<int>(lengths.size());
-  Rows<float> queries = random_queries(random, shape, count * tokens, ratio);
+  Rows<float> queries = random_queries(random, shape, count * tokens, gqa_ratio);
   if (type != ElementType::F32)
     for (float& x : queries.data)
       x = type == ElementType::F16 ? to_float(to_f16(x)) : to_float(to_bf16(x));
@@ -170,7 +170,8 @@ TEST_F(DeviceAttend, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {
 
 TEST_F(DeviceAttend, SeveralQueriesAndHeads) {
   for (const int tokens : {1, 2, 7})
-    for (const int ratio : {1, 8, 12}) expect_close({{presets::k4v2}}, {900, 40}, tokens, ratio);
+    for (const int gqa_ratio : {1, 8, 12})
+      expect_close({{presets::k4v2}}, {900, 40}, tokens, gqa_ratio);
 }
 
 TEST_F(DeviceAttend, OptionsAndTypes) {
@@ -186,8 +187,8 @@ TEST_F(DeviceAttend, LongSequencesAreSplitOverAllBlocks) {
 
 /// The chunks have random element types.
 void expect_prefill_close(const Attended& attended, const std::vector<std::int64_t>& pasts,
-                          const std::vector<int>& chunk_lengths, int ratio) {
-  Random random(static_cast<std::uint64_t>(attended.recipes[0].key.bits * 10 + ratio));
+                          const std::vector<int>& chunk_lengths, int gqa_ratio) {
+  Random random(static_cast<std::uint64_t>(attended.recipes[0].key.bits * 10 + gqa_ratio));
   const LayerShape shape{2, attended.dim, attended.dim, 0};
   CacheOptions cache_options;
   cache_options.page_tokens = attended.page_tokens;
@@ -202,7 +203,7 @@ void expect_prefill_close(const Attended& attended, const std::vector<std::int64
   }
   const DeviceLayer host(views, attended.recipes, cache_options);
   const UploadedLayer uploaded(host);
-  const Chunks chunks(random, shape, chunk_lengths, ratio);
+  const Chunks chunks(random, shape, chunk_lengths, gqa_ratio);
   const auto rows = [](const RandomInput& input) {
     return HostRows{&input.rows().data, input.view().type};
   };
@@ -214,11 +215,11 @@ void expect_prefill_close(const Attended& attended, const std::vector<std::int64
                          rows(chunks.queries),
                          rows(chunks.keys),
                          rows(chunks.values),
-                         2 * ratio};
+                         2 * gqa_ratio};
   call.launches = 3;
   const Result<DeviceAttendResult> result = device_prefill(call);
   ASSERT_TRUE(result.ok()) << result.message();
-  Output output(chunks.indptr.back(), 2 * ratio, attended.dim);
+  Output output(chunks.indptr.back(), 2 * gqa_ratio, attended.dim);
   output.out.data = result->out;
   output.lse = result->lse;
   EXPECT_TRUE(is_close(views, chunks, {}, output)) << to_string(attended.recipes[0]);
@@ -232,8 +233,8 @@ TEST_F(DeviceAttend, ChunksOverQuantizedPagesAreCloseToFloat64) {
     expect_prefill_close({{recipe}}, {700, 3, 0, 131}, {30, 1, 200, 64}, 4);
     expect_prefill_close({{recipe}}, {9000}, {33}, 8);
   }
-  for (const int ratio : {1, 7, 16})
-    expect_prefill_close({{presets::k4v2}}, {300, 0}, {150, 20}, ratio);
+  for (const int gqa_ratio : {1, 7, 16})
+    expect_prefill_close({{presets::k4v2}}, {300, 0}, {150, 20}, gqa_ratio);
   expect_prefill_close({{presets::k3v2, presets::k8v4}}, {700, 3, 0}, {30, 1, 70}, 4);
   expect_prefill_close({{presets::k6v4}, 128, 64, true}, {700, 3, 0}, {30, 1, 70}, 4);
   expect_prefill_close({{presets::kivi2}, 64, 128, true}, {700, 3, 0}, {30, 1, 70}, 2);

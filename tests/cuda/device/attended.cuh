@@ -14,7 +14,7 @@
 
 namespace kvtilt::test {
 
-inline constexpr int ratio = 4;
+inline constexpr int gqa_ratio = 4;
 inline constexpr LayerShape attended_layer{2, 64, 64, 0};
 
 /// A pair of caches with some open sequences, and a batch of these.

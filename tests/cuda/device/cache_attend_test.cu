@@ -41,7 +41,7 @@ TEST(DeviceCacheAttend, AfterForksAndTruncations) {
 
     const cuda::Attention attention = make_attention(recipe);
     EXPECT_EQ(attention.is_generic(), recipe == presets::kivi2);
-    const Rows<float> queries = random_queries(random, attended_layer, 3, ratio);
+    const Rows<float> queries = random_queries(random, attended_layer, 3, gqa_ratio);
     const Outputs arrays(queries, attention.workspace_bytes());
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     for (int launch = 0; launch < 2; ++launch)
@@ -65,7 +65,7 @@ TEST(DeviceCacheAttend, AGraphReplaysStepsAsSequencesGrow) {
   cache.make_batch();
   const int count = cache.count();
   const cuda::Attention attention = make_attention(presets::k4v2);
-  Rows<float> queries = random_queries(random, attended_layer, count, ratio);
+  Rows<float> queries = random_queries(random, attended_layer, count, gqa_ratio);
   Outputs arrays(queries, attention.workspace_bytes());
   KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
   DeviceRows<float> keys(count, 2, 64);
@@ -85,7 +85,7 @@ TEST(DeviceCacheAttend, AGraphReplaysStepsAsSequencesGrow) {
   for (int step = 0; step < 80; ++step) {
     const Rows<float> k = random_rows(random, count, 2, 64, 1.0f, 0.5f);
     const Rows<float> v = random_rows(random, count, 2, 64);
-    queries = random_queries(random, attended_layer, count, ratio);
+    queries = random_queries(random, attended_layer, count, gqa_ratio);
     keys.array.set(k.data);
     values.array.set(v.data);
     arrays.queries.array.set(queries.data);
@@ -115,7 +115,7 @@ TEST(DeviceCacheAttend, PromptsInChunks) {
         cuda::PrefillAttention::create<SomeKernels>(attended_layer, recipe).value();
     for (const std::vector<int>& lengths :
          {std::vector<int>{130, 7}, {1, 200}, {100, 0}, {40, 33}}) {
-      const Chunks chunks(random, attended_layer, lengths, ratio);
+      const Chunks chunks(random, attended_layer, lengths, gqa_ratio);
       const auto packed = [](const RandomInput& input) { return input.rows(); };
       const DeviceRows<float> keys(packed(chunks.keys));
       const DeviceRows<float> values(packed(chunks.values));
@@ -153,7 +153,7 @@ TEST(DeviceCacheAttend, DevicesWithLittleSharedMemoryHaveFewerWarps) {
   Random random(24);
   Attended cache(presets::k4v2);
   cache.hold_one(random);
-  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
+  const Rows<float> queries = random_queries(random, attended_layer, 1, gqa_ratio);
   int most_blocks = 1000;
   for (int device = 0; device < devices; ++device) {
     expect_cuda(cudaSetDevice(device));
@@ -186,7 +186,7 @@ TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
   Random random(26);
   Attended cache(presets::k4v2);
   cache.hold_one(random);
-  const Rows<float> queries = random_queries(random, attended_layer, 1, ratio);
+  const Rows<float> queries = random_queries(random, attended_layer, 1, gqa_ratio);
   const DeviceRows<float> rows(1, 2, 64);
   const DeviceArray<std::int32_t> indices(std::vector<std::int32_t>{0, 1});
   const DeviceArray<std::int32_t> lengths(std::vector<std::int32_t>{100});
@@ -236,7 +236,7 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   const auto prefill =
       cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
   constexpr int rows = 40;
-  const Rows<float> queries = random_queries(random, attended_layer, rows, ratio);
+  const Rows<float> queries = random_queries(random, attended_layer, rows, gqa_ratio);
   const std::size_t attend_bytes = attention.workspace_bytes();
   const std::size_t prefill_bytes = prefill.workspace_bytes();
   const Outputs arrays(queries, std::max(attend_bytes, prefill_bytes) + 16);
@@ -279,7 +279,7 @@ TEST(DeviceCacheAttendHostile, RowsThatCannotBeMeantAreTold) {
   const cuda::Attention attention = make_attention(presets::k4v2);
   const auto prefill =
       cuda::PrefillAttention::create<SomeKernels>(attended_layer, presets::k4v2).value();
-  const Rows<float> queries = random_queries(random, attended_layer, 3, ratio);
+  const Rows<float> queries = random_queries(random, attended_layer, 3, gqa_ratio);
   const Outputs arrays(queries, std::max(attention.workspace_bytes(), prefill.workspace_bytes()));
   const DeviceRows<float> chunk(3, 2, 64);
   KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));

@@ -94,17 +94,17 @@ TEST(DeviceKVCacheAgreement, EveryTypeAndStride) {
     BothCaches strided(shape, plan, few_pages());
     const BothIds other = strided.open(200);
     using T = std::remove_cvref_t<decltype(key_rows.data[0])>;
-    std::vector<T> turned(2 * 200 * 65 + 1);
-    const auto turn = [&](const auto& rows) {
+    std::vector<T> transposed(2 * 200 * 65 + 1);
+    const auto transpose = [&](const auto& rows) {
       for (int token = 0; token < 200; ++token)
         for (int head = 0; head < 2; ++head)
           for (int c = 0; c < 64; ++c)
-            turned[static_cast<std::size_t>(1 + (head * 200 + token) * 65 + c)] =
+            transposed[static_cast<std::size_t>(1 + (head * 200 + token) * 65 + c)] =
                 rows.at(token, head, c);
-      return turned;
+      return transposed;
     };
-    const DeviceArray<T> k(turn(key_rows));
-    const DeviceArray<T> v(turn(value_rows));
+    const DeviceArray<T> k(transpose(key_rows));
+    const DeviceArray<T> v(transpose(value_rows));
     KVTILT_EXPECT_OK(strided.gpu.append(
         other.gpu, 0, TensorView(k.data() + 1, 200, 2, 64).with_strides(65, 200 * 65),
         TensorView(v.data() + 1, 200, 2, 64).with_strides(65, 200 * 65), nullptr));

@@ -51,7 +51,7 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
     const cuda::ImportedLayer imported =
         cuda::import_tables(layer, engine, pool.data(), pool_pages, 3, tables.span()).value();
     const cuda::Attention attention = make_attention(recipe);
-    const Rows<float> queries = random_queries(random, attended_layer, 2, ratio);
+    const Rows<float> queries = random_queries(random, attended_layer, 2, gqa_ratio);
     const Outputs arrays(queries, attention.workspace_bytes());
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
     KVTILT_EXPECT_OK(attention.attend(imported.storage, imported.batch, nullptr,

@@ -161,8 +161,8 @@ class ProgramAppends : public ProgramCaches {
       if (const std::string wrong = append(chosen, layer, counts, false, random); !wrong.empty())
         return wrong;
     }
-    return untold.settle(random,
-                         [&] { return gpu().note_appended(chosen.batch, counts, nullptr); });
+    return untold.maybe_tell(random,
+                             [&] { return gpu().note_appended(chosen.batch, counts, nullptr); });
   }
 
   std::string truncate_batch(int amount, Random& random) {
@@ -183,8 +183,8 @@ class ProgramAppends : public ProgramCaches {
     const Status status = gpu().truncate(chosen.batch, device.data(), {});
     if (!status.ok()) return "truncate: " + std::string(message(status));
     if (const std::string wrong = were_truncated(chosen.who, lengths); !wrong.empty()) return wrong;
-    return untold.settle(random,
-                         [&] { return gpu().note_truncated(chosen.batch, lengths, nullptr); });
+    return untold.maybe_tell(random,
+                             [&] { return gpu().note_truncated(chosen.batch, lengths, nullptr); });
   }
 
   /// Captures a graph of appends to all layers, and maybe of a truncation, and replays it with
@@ -256,7 +256,7 @@ class ProgramAppends : public ProgramCaches {
         untold.fits = untold.fits && !refuse(now, cut);
         if (const std::string wrong = were_truncated(now, cut); !wrong.empty()) return wrong;
       }
-      const std::string wrong = untold.settle(random, [&] {
+      const std::string wrong = untold.maybe_tell(random, [&] {
         Status noted = gpu().note_appended(batch, counts, nullptr);
         if (noted.ok() != appended) return Status::error(ErrorCode::Corrupt, "note_appended");
         return noted.ok() && cuts ? gpu().note_truncated(batch, cut, nullptr) : std::move(noted);
@@ -303,7 +303,7 @@ class ProgramAppends : public ProgramCaches {
     }
     /// Then tells the host, lets it read the device's state, or does neither.
     template <class Note>
-    std::string settle(Random& random, Note note) {
+    std::string maybe_tell(Random& random, Note note) {
       if (known && random.chance(2)) {
         const Status status = note();
         if (status.ok() != fits || status.code() == ErrorCode::Corrupt)

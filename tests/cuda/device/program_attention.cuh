@@ -36,15 +36,15 @@ class ProgramReads : public ProgramAppends {
     const Asked asked(*this, layer, random);
     if (!asked.wrong.empty()) return asked.wrong;
     const int count = asked.batch.count;
-    const int ratio = random.between(1, 4);
+    const int gqa_ratio = random.between(1, 4);
     const bool ragged = random.chance(2);
     const int same = random.between(1, 3);
     std::vector<std::int32_t> starts = {0};
     for (int i = 0; i < count; ++i)
       starts.push_back(starts.back() + (ragged ? random.below(5) : same));
     const int all = starts.back();
-    const RandomInput queries(random, all, shape.kv_heads * ratio, shape.key_dim, false);
-    RandomOptions options(random, shape, Rows<float>(all, shape.kv_heads * ratio, 1));
+    const RandomInput queries(random, all, shape.kv_heads * gqa_ratio, shape.key_dim, false);
+    RandomOptions options(random, shape, Rows<float>(all, shape.kv_heads * gqa_ratio, 1));
     for (std::size_t i = 0; i < asked.views.size(); ++i)  // a mask covers exactly the newest tokens
       if (asked.views[i].length < starts[i + 1] - starts[i]) options.options.tree_mask = {};
     const DeviceInput q(queries);
@@ -78,17 +78,17 @@ class ProgramReads : public ProgramAppends {
     const Asked asked(*this, layer, random);
     if (!asked.wrong.empty()) return asked.wrong;
     const int count = asked.batch.count;
-    const int ratio = random.between(1, 4);
+    const int gqa_ratio = random.between(1, 4);
     std::vector<int> lengths;
     for (int i = 0; i < count; ++i) lengths.push_back(random.between(0, amount));
-    const Chunks chunks(random, shape, lengths, ratio);
+    const Chunks chunks(random, shape, lengths, gqa_ratio);
     const std::int64_t rows = chunks.indptr.back();
-    const RandomOptions options(random, shape, Rows<float>(rows, shape.kv_heads * ratio, 1));
+    const RandomOptions options(random, shape, Rows<float>(rows, shape.kv_heads * gqa_ratio, 1));
     const DeviceInput q(chunks.queries);
     const DeviceInput k(chunks.keys);
     const DeviceInput v(chunks.values);
     const DeviceArray<std::int32_t> indptr(chunks.indptr);
-    const DeviceRows<float> out(rows, shape.kv_heads * ratio, shape.value_dim);
+    const DeviceRows<float> out(rows, shape.kv_heads * gqa_ratio, shape.value_dim);
     const DeviceArray<float> lse(static_cast<std::size_t>(rows * out.heads));
     const DeviceArray<std::byte> workspace(attention->workspace_bytes());
     const OptionArrays arrays(options.options);

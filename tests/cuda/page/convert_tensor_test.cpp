@@ -125,22 +125,22 @@ TEST_P(ConvertTensor, MovesRandomBytesOfEveryShapeAsTheHostDoes) {
   int converted = 0;
   for (const int tokens : {32, 64, 128})
     for (const int dim : {16, 48, 64, 80, 96, 128, 192, 256, 576})
-      for (const bool turned : {false, true}) {
-        if (turned && bits == half_bits) continue;
+      for (const bool swapped : {false, true}) {
+        if (swapped && bits == half_bits) continue;
         const LayerShape shape{1, dim, dim};
         const Recipe recipe =
             bits == half_bits
                 ? Recipe{}
                 : Recipe{
-                      key_format(bits, turned ? Granularity::PerToken : Granularity::PerChannel,
-                                 turned && dim > 128 ? 64 : 0),
-                      value_format(bits, turned ? Granularity::PerChannel : Granularity::PerToken,
-                                   !turned && dim > 128 ? 64 : 0)};
+                      key_format(bits, swapped ? Granularity::PerToken : Granularity::PerChannel,
+                                 swapped && dim > 128 ? 64 : 0),
+                      value_format(bits, swapped ? Granularity::PerChannel : Granularity::PerToken,
+                                   !swapped && dim > 128 ? 64 : 0)};
         if (!supports_device_page(shape, recipe, tokens).ok()) continue;
         const PageLayout layout =
             PageLayout::make(shape, {*resolve_recipe(recipe, shape, tokens)}, tokens);
         const test::LaunchOrder order{
-            turned ? test::LaunchOrder::Backward : test::LaunchOrder::Shuffled,
+            swapped ? test::LaunchOrder::Backward : test::LaunchOrder::Shuffled,
             static_cast<std::uint32_t>(converted)};
         check_page(layout, tokens, converted % 3 == 0 ? 256 : 96, order, random);
         ASSERT_FALSE(HasFailure()) << tokens << " tokens of " << dim << " channels";

@@ -35,12 +35,13 @@ void check_map(Role role, int dim, int tokens, int group) {
     const TilePlace place = map.place<AlongOuter>(tile);
     ASSERT_EQ(place.half, half.index(outer, inner));
     ASSERT_EQ(place.group, band_of(tile) * packed.pitch() + 16 * (AlongOuter ? inner : outer));
-    if (!map.fours) continue;
+    if (!map.four_tiles_share_groups) continue;
     const TilePlace first = map.place<AlongOuter>(tile / 4 * 4);
     ASSERT_EQ(place.group, first.group);
     ASSERT_EQ(place.half, first.half + tile % 4 * map.outer_step);
   }
-  EXPECT_EQ(map.fours, AlongOuter && half.outer_tiles % 4 == 0 && group % 64 == 0);
+  EXPECT_EQ(map.four_tiles_share_groups,
+            AlongOuter && half.outer_tiles % 4 == 0 && group % 64 == 0);
 }
 
 TEST(TileMap, FindsTilesAndTheirGroups) {

@@ -54,7 +54,7 @@ class StatisticsTest : public testing::Test {
 TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
   const auto layers = capture();
   const int dim = config_.head_dim;
-  const int sharing = config_.query_heads / config_.kv_heads;
+  const int gqa_ratio = config_.query_heads / config_.kv_heads;
   ASSERT_EQ(layers.size(), static_cast<std::size_t>(config_.layers));
   bool windowed = false;
   for (int index = 0; index < config_.layers; ++index) {
@@ -77,7 +77,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
         const auto at = [&](const Floats& list, int token, int heads, int h, int c) {
           return static_cast<double>(list[static_cast<std::size_t>((token * heads + h) * dim + c)]);
         };
-        for (int query_head = head * sharing; query_head < (head + 1) * sharing; ++query_head) {
+        for (int query_head = head * gqa_ratio; query_head < (head + 1) * gqa_ratio; ++query_head) {
           for (int q = 0; q < length; ++q) {
             const int first = window == 0 ? 0 : std::max(0, q + 1 - window);
             std::vector<double> weights(static_cast<std::size_t>(q + 1));
@@ -147,7 +147,7 @@ TEST_F(StatisticsTest, AreWhatTheirDescriptionSays) {
         }
         for (int c = 0; c < dim; ++c) {  // both pieces have one page: equal weights
           query_square[static_cast<std::size_t>(c)] +=
-              squares[static_cast<std::size_t>(c)] / (length * sharing) / 2;
+              squares[static_cast<std::size_t>(c)] / (length * gqa_ratio) / 2;
         }
         first_token += page;
       }

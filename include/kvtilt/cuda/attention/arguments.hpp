@@ -96,7 +96,7 @@ struct AttendArguments {
   BatchRows rows;              ///< which rows of the tensors are each sequence's query tokens
   std::int64_t row_count = 0;  ///< of the tensors
   int query_heads;
-  int ratio;                    ///< query heads per kv head
+  int gqa_ratio;                ///< query heads per kv head
   const void* query = nullptr;  ///< [rows, query_heads, key_dim]
   ElementType query_type = ElementType::F16;
   std::int64_t query_token_stride = 0;
@@ -131,7 +131,7 @@ inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& ba
   arguments.rows = rows;
   arguments.row_count = queries.tokens;
   arguments.query_heads = queries.heads;
-  arguments.ratio = queries.heads / layer.kv_heads;
+  arguments.gqa_ratio = queries.heads / layer.kv_heads;
   arguments.query = queries.data;
   arguments.query_type = queries.type;
   arguments.query_token_stride = queries.token_stride;

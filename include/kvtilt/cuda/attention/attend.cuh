@@ -266,7 +266,7 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
       layer.ring_blocks * (layers_.page_tokens / tile_extent) + compiled_machine.attend_item_units;
   const std::int64_t tiles = indptr == nullptr
                                  ? std::int64_t{batch.count} * row_tiles(arguments, 0)
-                                 : batch.count + queries.tokens * arguments.ratio / item_rows;
+                                 : batch.count + queries.tokens * arguments.gqa_ratio / item_rows;
   const std::int64_t items = tiles * layer.kv_heads;
   constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
   if (units > most / items)

@@ -183,17 +183,17 @@ inline Status PrefillAttention::attend_prefill(
         "%lld queries for %lld keys of %d sequences; expected as many, and without "
         "indptr as many for each sequence",
         static_cast<long long>(queries.tokens), static_cast<long long>(keys.tokens), batch.count);
-  const int ratio = queries.heads / layers_.shape.kv_heads;
-  if (ratio > block_rows())
+  const int gqa_ratio = queries.heads / layers_.shape.kv_heads;
+  if (gqa_ratio > block_rows())
     return Status::error(ErrorCode::Unsupported,
-                         "%d query heads for a kv head; a block holds %d rows", ratio,
+                         "%d query heads for a kv head; a block holds %d rows", gqa_ratio,
                          block_rows());
   constexpr int most_heads = 1 << 16;  // QueryRow
   if (queries.heads > most_heads)
     return Status::error(ErrorCode::Unsupported, "%d query heads; a launch numbers up to %d",
                          queries.heads, most_heads);
   if (queries.tokens == 0) return {};
-  const std::int64_t tiles = batch.count + queries.tokens / tile_tokens(block_rows(), ratio);
+  const std::int64_t tiles = batch.count + queries.tokens / tile_tokens(block_rows(), gqa_ratio);
   constexpr std::int64_t most = 1 << 16;
   const bool copies = shared_bytes_(warps_, batch.count, true) <= most_copying_bytes_;
   const std::uint32_t bytes = tiles > most ? ~0u : shared_bytes_(warps_, batch.count, copies);
@@ -203,7 +203,7 @@ inline Status PrefillAttention::attend_prefill(
         "%lld rows of %d sequences are up to %lld row tiles of %d tokens: too many "
         "for one launch, attend to shorter chunks",
         static_cast<long long>(queries.tokens), batch.count, static_cast<long long>(tiles),
-        tile_tokens(block_rows(), ratio));
+        tile_tokens(block_rows(), gqa_ratio));
   KVTILT_RETURN_IF_ERROR(check_workspace(workspace, workspace_bytes()));
   PrefillArguments arguments{};
   arguments.attend =

@@ -44,7 +44,7 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
     }
     const HeadLayout& head = layer.head(kind, rows.kv_head);
     const std::byte* block = tile.block + head.offset;
-    const bool special = plain.leaves(tile.first_position, tile.tokens, tile_extent);
+    const bool special = plain.excludes(tile.first_position, tile.tokens, tile_extent);
     attend_tile<Traits::key_dim, Traits::value_dim>(
         threads, arguments, rows, typename Traits::KeyFragments{&head.key, block, tile.index},
         typename Traits::ValueFragments{&head.value, block, tile.index}, tile.first_position,

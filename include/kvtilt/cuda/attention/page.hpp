@@ -361,7 +361,8 @@ KVTILT_HD void attend_page(Threads& threads, const AttendArguments& arguments, c
   if (special && tokens < Traits::page_tokens) clear_absent_values<Traits>(threads, page, tokens);
   PageScores<Traits> scores;
   score_page<Traits>(threads, page, query, scores);
-  if (special) scores.shape(arguments, item, threads.lane(), first_position, tokens, false);
+  if (special)
+    scores.transform_and_mask(arguments, item, threads.lane(), first_position, tokens, false);
   float largest[2];
   scores.largest(largest);
   mix_page<Traits>(threads, page, largest, scores, state);

@@ -25,7 +25,7 @@ struct PrefillShared {
                           ///< the outputs of all rows take the place of both
   std::uint32_t page;     ///< copied page of the unit that is staged next, as it is stored
   std::uint32_t tiles;    ///< [2][unit_tiles] StagedTile
-  std::uint32_t special;  ///< [2][unit_tiles] bytes: whether shape() changes logits of the tile
+  std::uint32_t special;  ///< [2][unit_tiles] bytes: whether the tile needs transform_and_mask()
   std::uint32_t barrier;  ///< of the page
   std::uint32_t ahead;    ///< [unit_tiles] pages of the unit that is staged next
   std::uint32_t rows;     ///< [row] QueryRow
@@ -139,7 +139,8 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
       const PlainRange plain = segment.plain;
       if (threads.lane() != 0) return;
       staged[stage * unit_tiles + i] = {tile.first_position, tile.tokens, tile.sink};
-      special[stage * unit_tiles + i] = plain.leaves(tile.first_position, tile.tokens, tile_extent);
+      special[stage * unit_tiles + i] =
+          plain.excludes(tile.first_position, tile.tokens, tile_extent);
     };
     // Arrives while the tile is staged.
     const PageSlot next = page_of_tile(layer, segment.first_slot, segment.list, number + unit_tiles,
@@ -186,10 +187,12 @@ KVTILT_HD void finish_rows(Threads& threads, const PrefillArguments& arguments,
   const int warps = threads.thread_count() / warp_lanes;
   const int block_rows = warps * Traits::warp_rows;
   const int first = threads.warp() * Traits::warp_rows;
-  const int present = segment.rows.rows(attend.ratio);
+  const int present = segment.rows.rows(attend.gqa_ratio);
   const ItemParts parts = ItemParts::of(line, segment.item_start, segment.item_units);
   const bool whole = parts.first == parts.last;
-  const auto place = [&](int row) { return RowOfTile::of(segment.rows, attend.ratio, row).place; };
+  const auto place = [&](int row) {
+    return RowOfTile::of(segment.rows, attend.gqa_ratio, row).place;
+  };
   const float* outputs = reinterpret_cast<const float*>(threads.shared());
   const float* states = reinterpret_cast<const float*>(threads.shared() + shared.states);
   state.store(threads, reinterpret_cast<float*>(threads.shared()) + first * stride,
@@ -262,7 +265,7 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
     find_first_pages<typename Traits::pages>(threads, arguments, shared, segment);
     state.load_queries(threads, arguments.attend, segment.rows, first_row, queries, rows);
     // A warp without rows only stages.
-    const int last = first_row < segment.rows.rows(arguments.attend.ratio) ? unit_tiles : 0;
+    const int last = first_row < segment.rows.rows(arguments.attend.gqa_ratio) ? unit_tiles : 0;
     KVTILT_DEVICE_LOOP
     for (int unit = segment.first, stage = 0; unit < segment.last; ++unit, stage ^= 1) {
       stage_unit<Traits>(threads, arguments, shared, segment, unit, stage);
@@ -283,7 +286,8 @@ KVTILT_HD void attend_prefill_block(Threads& threads, const PrefillArguments& ar
                     logits);
         typename PrefillState<Traits>::Factors factors(rows, threads.lane());
         if (special[first / Traits::score_tiles] != 0)
-          state.shape(threads, arguments.attend.rules, segment.rows, rows, tiles, logits, factors);
+          state.transform_and_mask(threads, arguments.attend.rules, segment.rows, rows, tiles,
+                                   logits, factors);
         state.raise(threads, logits, factors);
         state.mix(threads, values + static_cast<std::uint32_t>(first) * Traits::value_bytes, logits,
                   factors);

@@ -37,11 +37,12 @@ struct RowOfTile {
   int token;
   RowPlace place;
 
-  KVTILT_HD static RowOfTile of(const RowTile& tile, int ratio, int row) {
-    const int own = row < tile.rows(ratio) ? row : 0;
-    const int token = own / ratio;
-    return {tile.token + token,
-            {tile.first_row + tile.token + token, tile.kv_head * ratio + own - token * ratio}};
+  KVTILT_HD static RowOfTile of(const RowTile& tile, int gqa_ratio, int row) {
+    const int own = row < tile.rows(gqa_ratio) ? row : 0;
+    const int token = own / gqa_ratio;
+    return {
+        tile.token + token,
+        {tile.first_row + tile.token + token, tile.kv_head * gqa_ratio + own - token * gqa_ratio}};
   }
 };
 
@@ -88,7 +89,7 @@ struct PrefillState {
     KVTILT_DEVICE_LOOP
     for (int eight = 0; eight < 2 * M; ++eight) {
       const int own = eight * 8 + lane / 4;
-      const RowOfTile row = RowOfTile::of(tile, attend.ratio, first + own);
+      const RowOfTile row = RowOfTile::of(tile, attend.gqa_ratio, first + own);
       float channel[steps][4];
       std::uint32_t half[steps][2];
       load_query_row<steps>(attend, row.place, lane % 4 * 4, channel);
@@ -157,9 +158,9 @@ struct PrefillState {
   ///
   /// rows  [warp_rows]
   template <class Threads>
-  KVTILT_HD void shape(Threads& threads, const AttendRules& rules, const RowTile& tile,
-                       const QueryRow* rows, const StagedTile* tiles, TileLogits<Traits>& logits,
-                       Factors& factors) const {
+  KVTILT_HD void transform_and_mask(Threads& threads, const AttendRules& rules, const RowTile& tile,
+                                    const QueryRow* rows, const StagedTile* tiles,
+                                    TileLogits<Traits>& logits, Factors& factors) const {
     const int lane = threads.lane();
     // One branch after the other: nested ones would be compiled for each combination.
     const auto each = [&](auto&& change) {

@@ -28,7 +28,7 @@ struct PrefillArguments {
 /// Tiles of 16 tokens in a unit.
 inline constexpr int unit_tiles = 4;
 
-/// Query rows of an item: row = token * ratio + query head of the kv head.
+/// Query rows of an item: row = token * gqa_ratio + query head of the kv head.
 struct RowTile {
   int sequence;  ///< of the batch
   int kv_head;
@@ -38,7 +38,7 @@ struct RowTile {
   std::int64_t first_row;  ///< of the tensors, for the chunk's first token
   std::int64_t past;       ///< position of the chunk's first token
 
-  [[nodiscard]] KVTILT_HD int rows(int ratio) const { return tokens * ratio; }
+  [[nodiscard]] KVTILT_HD int rows(int gqa_ratio) const { return tokens * gqa_ratio; }
   /// The least and the greatest position from which a window counts back. Under a tree mask a row's
   /// depends on its path, which can be as short or as long as any of the chunk's.
   [[nodiscard]] KVTILT_HD std::int64_t oldest(SeenRows seen) const {
@@ -50,7 +50,9 @@ struct RowTile {
 };
 
 /// Tokens in a row tile of `block_rows` rows.
-KVTILT_HD constexpr int tile_tokens(int block_rows, int ratio) { return block_rows / ratio; }
+KVTILT_HD constexpr int tile_tokens(int block_rows, int gqa_ratio) {
+  return block_rows / gqa_ratio;
+}
 
 /// Of the tiles that positions [start, stop) are cut into, those that hold some of [begin, end).
 struct TileRange {
@@ -204,7 +206,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   rows.sequence = sequence;
   rows.chunk_tokens = arguments.attend.queries(sequence);
   rows.first_row = arguments.attend.rows.first(sequence);
-  const int each = tile_tokens(block_rows, arguments.attend.ratio);
+  const int each = tile_tokens(block_rows, arguments.attend.gqa_ratio);
   rows.token = (tile - tile_starts[sequence]) * each;
   const int left = rows.chunk_tokens - rows.token;
   rows.tokens = left < each ? left : each;
@@ -247,7 +249,7 @@ KVTILT_HD void count_row_tiles(Threads& threads, const AttendArguments& attend, 
     if (threads.lane() == 0) tile_starts[count] = -1;
     return;
   }
-  const int each = tile_tokens(block_rows, attend.ratio);
+  const int each = tile_tokens(block_rows, attend.gqa_ratio);
   KVTILT_DEVICE_LOOP
   for (int i = threads.lane(); i < count; i += warp_lanes)
     tile_starts[i + 1] = ceil_div(attend.queries(i), each);

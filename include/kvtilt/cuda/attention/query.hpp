@@ -18,12 +18,12 @@ namespace kvtilt::cuda {
 struct PlainRange {
   std::int64_t begin;
   std::int64_t end;
-  bool shaped;  ///< logits have a cap or slopes: no unit is plain
+  bool transformed;  ///< logits have a cap or slopes: no unit is plain
 
   /// Whether a unit of `slots` slots from position `first` on, `tokens` of which hold tokens, is not
-  /// plain: whether its logits need shape().
-  [[nodiscard]] KVTILT_HD bool leaves(std::int64_t first, int tokens, int slots) const {
-    return shaped || tokens < slots || first < begin || first + slots > end;
+  /// plain: whether its logits need transform_and_mask().
+  [[nodiscard]] KVTILT_HD bool excludes(std::int64_t first, int tokens, int slots) const {
+    return transformed || tokens < slots || first < begin || first + slots > end;
   }
 
   /// oldest, newest  positions of the oldest and the newest query
@@ -32,7 +32,7 @@ struct PlainRange {
                                                std::int64_t newest, std::int64_t new_from,
                                                SeenRows seen) {
     PlainRange range;
-    range.shaped = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
+    range.transformed = rules.soft_cap > 0.0f || rules.alibi_slopes != nullptr;
     range.begin = rules.first_position;
     if (rules.window > 0 && newest + 1 - rules.window > range.begin)
       range.begin = newest + 1 - rules.window;
@@ -46,7 +46,7 @@ struct PlainRange {
 struct ItemRows {
   int queries;  ///< query tokens of the sequence
   int kv_head;
-  int first_row;             ///< row = query token * ratio + query head of the kv head
+  int first_row;             ///< row = query token * gqa_ratio + query head of the kv head
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
   std::int64_t length;       ///< of the sequence, in tokens
@@ -54,11 +54,12 @@ struct ItemRows {
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return queries == 1 ? 0 : quotient(row, arguments.ratio);
+    return queries == 1 ? 0 : quotient(row, arguments.gqa_ratio);
   }
   [[nodiscard]] KVTILT_HD int query_head(const AttendArguments& arguments, int column) const {
     const int row = column < rows ? first_row + column : first_row;
-    return kv_head * arguments.ratio + row - query_token(arguments, column) * arguments.ratio;
+    return kv_head * arguments.gqa_ratio + row -
+           query_token(arguments, column) * arguments.gqa_ratio;
   }
   [[nodiscard]] KVTILT_HD RowPlace place(const AttendArguments& arguments, int column) const {
     return {first_token + query_token(arguments, column), query_head(arguments, column)};

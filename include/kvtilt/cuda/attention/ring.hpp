@@ -184,7 +184,7 @@ class UnitRing {
     if (threads.lane() == 0)
       *unit(threads, fill_) = {
           tile.first_position, tile.tokens, tile.sink ? PageKind::Sinks : PageKind::Tail,
-          segment_->rows.plain(arguments_).leaves(tile.first_position, tile.tokens, tile_extent)};
+          segment_->rows.plain(arguments_).excludes(tile.first_position, tile.tokens, tile_extent)};
     copy_tile(threads, tile.block, segment_->rows.kv_head, tile.index, tile.block_tiles);
   }
 
@@ -258,7 +258,7 @@ class UnitRing {
     const PlainRange plain = segment_->rows.plain(arguments_);
     const int left = ceil_div(last_ - lane_0_, threads.thread_count() / warp_lanes);
     page_lanes_ = left < warp_lanes ? left : warp_lanes;
-    plain_lanes_ = threads.ballot(!plain.leaves(slot_.first_position, slot_.tokens, slots));
+    plain_lanes_ = threads.ballot(!plain.excludes(slot_.first_position, slot_.tokens, slots));
   }
 
   // From offsets: pointers would take twice the registers.

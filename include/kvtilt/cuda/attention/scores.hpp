@@ -40,8 +40,8 @@ struct Scores {
 
   /// Turns products into logits: capped, sloped, and minus infinity where a column does not see a
   /// token. Factors become 1, biases 0.
-  KVTILT_HD void shape(const AttendArguments& arguments, const ItemRows& item, int lane,
-                       std::int64_t first_position, int tokens, bool sink) {
+  KVTILT_HD void transform_and_mask(const AttendArguments& arguments, const ItemRows& item,
+                                    int lane, std::int64_t first_position, int tokens, bool sink) {
     const AttendRules& rules = arguments.rules;
     const int row = lane / 4 * 2;
     KVTILT_DEVICE_UNROLL

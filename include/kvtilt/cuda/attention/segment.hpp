@@ -25,7 +25,7 @@ KVTILT_HD int units_of_page(const LayerStorage& layer) {
 
 /// Items of one sequence and kv head.
 KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
-  return ceil_div(arguments.ratio * arguments.queries(sequence), item_rows);
+  return ceil_div(arguments.gqa_ratio * arguments.queries(sequence), item_rows);
 }
 
 /// The oldest position that any of a sequence's queries may see, under a window.
@@ -173,7 +173,7 @@ KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int seq
   const int tiles = row_tiles(arguments, sequence);
   rows.kv_head = tiles == 1 ? item : quotient(item, tiles);
   rows.first_row = (item - rows.kv_head * tiles) * item_rows;
-  const int left = arguments.ratio * rows.queries - rows.first_row;
+  const int left = arguments.gqa_ratio * rows.queries - rows.first_row;
   rows.rows = left < item_rows ? left : item_rows;
   return rows;
 }

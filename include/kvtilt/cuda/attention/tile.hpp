@@ -79,7 +79,7 @@ struct HalfTraits {
 ///
 /// keys, values  fragment sources, like HalfFragments
 /// tokens        slots from `tokens` on may hold anything
-/// special       whether logits need shape(): PlainRange::leaves()
+/// special       whether logits need transform_and_mask(): PlainRange::excludes()
 template <int KeyDim, int ValueDim, class Threads, class Keys, class Values, class State>
 KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, const ItemRows& item,
                            const Keys& keys, const Values& values, std::int64_t first_position,
@@ -106,7 +106,7 @@ KVTILT_HD void attend_tile(Threads& threads, const AttendArguments& arguments, c
         threads.mma(scores.product[0], words[i].word, query.half[first + i][0],
                     query.half[first + i][1]);
   }
-  if (special) scores.shape(arguments, item, lane, first_position, tokens, sink);
+  if (special) scores.transform_and_mask(arguments, item, lane, first_position, tokens, sink);
   float largest[2];
   scores.largest(largest);
   state.use_value_units();

@@ -283,9 +283,9 @@ class KVCache {
   [[nodiscard]] const std::int32_t* device_slots() const {
     return reinterpret_cast<const std::int32_t*>(memory_.data() + layout_.slots);
   }
-  /// Makes the device drop the shared pages that the book released in layers `first` to last - 1,
+  /// Makes the device drop the shared pages that the book dropped in layers `first` to last - 1,
   /// then frees them for other sequences. Called after each call that the book has recorded.
-  Status let_go(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
+  Status drop_shared(std::span<const SequenceId> ids, int first, int last, cudaStream_t stream);
   static Result<std::byte*> device_address(std::span<const std::byte> image);
   template <class Act>
   SavedWriter write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,

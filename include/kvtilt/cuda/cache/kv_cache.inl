@@ -81,7 +81,7 @@ inline Status KVCache::truncate(SequenceId id, std::int64_t length, cudaStream_t
   KVTILT_RETURN_IF_ERROR(book_.truncate(id, length));
   KVTILT_RETURN_IF_ERROR(
       launch_truncate(device_layers(), {{device_slots() + id.slot, 1}, nullptr, length}, stream));
-  return let_go({&id, 1}, 0, layers(), stream);
+  return drop_shared({&id, 1}, 0, layers(), stream);
 }
 
 inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* lengths,
@@ -95,7 +95,7 @@ inline Status KVCache::truncate(const SequenceBatch& batch, const std::int64_t* 
   }
   if (batch.device.count == 0) return {};
   KVTILT_RETURN_IF_ERROR(launch_truncate(device_layers(), {batch.device, lengths, 0}, stream));
-  return known.empty() ? Status{} : let_go(batch.ids, 0, layers(), stream);
+  return known.empty() ? Status{} : drop_shared(batch.ids, 0, layers(), stream);
 }
 
 inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to,
@@ -104,7 +104,7 @@ inline Status KVCache::remove(SequenceId id, std::int64_t from, std::int64_t to,
   KVTILT_RETURN_IF_ERROR(book_.remove(id, from, to));
   KVTILT_RETURN_IF_ERROR(
       launch_remove(device_layers(), static_cast<int>(id.slot), from, to, stream));
-  return let_go({&id, 1}, 0, layers(), stream);
+  return drop_shared({&id, 1}, 0, layers(), stream);
 }
 
 inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cudaStream_t stream) {
@@ -136,21 +136,22 @@ inline Status KVCache::close(SequenceId id, cudaStream_t stream) {
   return book_.close(id);
 }
 
-inline Status KVCache::let_go(std::span<const SequenceId> ids, int first, int last,
-                              cudaStream_t stream) {
-  LostPages lost;
+inline Status KVCache::drop_shared(std::span<const SequenceId> ids, int first, int last,
+                                   cudaStream_t stream) {
+  DroppedPages dropped;
   for (const SequenceId& id : ids) {
-    lost.sequence = static_cast<std::int32_t>(id.slot);
-    lost.count = 0;
+    dropped.sequence = static_cast<std::int32_t>(id.slot);
+    dropped.count = 0;
     for (int layer = first; layer < last; ++layer)
-      for (const PageSlot& entry : book_.lost(id.slot, layer)) {
-        lost.pages[lost.count++] = {layer, entry.page};
-        if (lost.count < lost.capacity) continue;
-        KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
-        lost.count = 0;
+      for (const PageSlot& entry : book_.dropped(id.slot, layer)) {
+        dropped.pages[dropped.count++] = {layer, entry.page};
+        if (dropped.count < dropped.capacity) continue;
+        KVTILT_RETURN_IF_ERROR(launch_drop_shared(device_layers(), dropped, stream));
+        dropped.count = 0;
       }
-    if (lost.count > 0) KVTILT_RETURN_IF_ERROR(launch_let_go(device_layers(), lost, stream));
-    for (int layer = first; layer < last; ++layer) book_.settle(id.slot, layer);
+    if (dropped.count > 0)
+      KVTILT_RETURN_IF_ERROR(launch_drop_shared(device_layers(), dropped, stream));
+    for (int layer = first; layer < last; ++layer) book_.release_dropped(id.slot, layer);
   }
   return {};
 }

@@ -72,7 +72,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   KVTILT_RETURN_IF_ERROR(to_status(launch_pack(arguments, longest, stream), "appending tokens"));
   if (!told) return {};
   book_.note_appended(ids, layer, tokens);
-  return let_go(ids, layer, layer + 1, stream);
+  return drop_shared(ids, layer, layer + 1, stream);
 }
 
 inline Status KVCache::append(const SequenceBatch& batch, int layer, const TensorView& keys,
@@ -132,7 +132,7 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
     if (cached(layer)) KVTILT_RETURN_IF_ERROR(book_.check_append(batch.ids, layer, tokens));
   for (int layer = 0; layer < layers(); ++layer)
     if (cached(layer)) book_.note_appended(batch.ids, layer, tokens);
-  return let_go(batch.ids, 0, layers(), stream);
+  return drop_shared(batch.ids, 0, layers(), stream);
 }
 
 inline Status KVCache::note_truncated(const SequenceBatch& batch,
@@ -140,7 +140,7 @@ inline Status KVCache::note_truncated(const SequenceBatch& batch,
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "note_truncated"));
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
   KVTILT_RETURN_IF_ERROR(book_.truncate(batch.ids, lengths));
-  return let_go(batch.ids, 0, layers(), stream);
+  return drop_shared(batch.ids, 0, layers(), stream);
 }
 
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {

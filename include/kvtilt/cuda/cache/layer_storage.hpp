@@ -75,9 +75,9 @@ struct LayerStorage {
   int recent_tokens;
   int window;  ///< 0: none
   int keep_sinks;
-  int ring_blocks;  ///< tail blocks of a sequence, used as a ring
-  int seal_bytes;   ///< the most shared memory that sealing one kv head takes, whole or in slices
-  int seal_slices;  ///< blocks that share the sealing of a head's page: append_slices()
+  int ring_blocks;   ///< tail blocks of a sequence, used as a ring
+  int seal_bytes;    ///< the most shared memory that sealing one kv head takes, whole or in slices
+  int seal_slices;   ///< blocks that share the sealing of a head's page: append_slices()
   int min_max_only;  ///< whether no sealed page is fitted by another range rule
 
   /// Device, [kv head], by PageKind. In the 16-bit kinds all heads have equal blocks.
@@ -109,8 +109,8 @@ struct LayerStorage {
   /// Tail block `index` of a sequence, 0 to ring_blocks - 1, counted from where its tail starts.
   [[nodiscard]] KVTILT_HD std::byte* tail(int sequence, int ring_head, int index) const {
     const int beyond = ring_head + index - ring_blocks;
-    const int turned = beyond < 0 ? beyond + ring_blocks : beyond;
-    return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + turned);
+    const int wrapped = beyond < 0 ? beyond + ring_blocks : beyond;
+    return block(PageKind::Tail, static_cast<std::int64_t>(sequence) * ring_blocks + wrapped);
   }
   /// Slots below 0 pad a batch: they act as empty sequences, of which nothing is read.
   [[nodiscard]] KVTILT_HD SequenceState state(int sequence) const {

@@ -71,13 +71,13 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
   return {first > plan.seals ? plan.seals : static_cast<std::int32_t>(first), plan.seals};
 }
 
-/// The 16-bit blocks that one of a sequence's units fills, and seals if they leave the tail: all
-/// but `pages`. Blocks are dealt out by their slot in the ring, since those that reuse a slot must
-/// be taken in order, by one unit. The first unit gets the sinks (-1), too; if units are fewer than
-/// slots, it gets everything.
-class OldBlocks {
+/// The 16-bit blocks of tail and sinks that one of a sequence's units fills, and seals if they
+/// leave the tail: all but `pages`. Blocks are dealt out by their slot in the ring, since those
+/// that reuse a slot must be taken in order, by one unit. The first unit gets the sinks (-1), too;
+/// if units are fewer than slots, it gets everything.
+class TailShare {
  public:
-  KVTILT_HD OldBlocks(const AppendPlan& plan, const LayerStorage& layer, const TailBlocks& pages,
+  KVTILT_HD TailShare(const AppendPlan& plan, const LayerStorage& layer, const TailBlocks& pages,
                       int unit, int units)
       : pages_(pages), unit_(unit), share_(units < layer.ring_blocks ? 1 : layer.ring_blocks) {
     const TailBlocks all = all_blocks(plan, layer);
@@ -85,19 +85,19 @@ class OldBlocks {
     first_ = end_;
     if (unit >= share_) return;
     first_ = all.first;
-    if (all.first >= 0 || unit > 0) first_ = at_or_behind(all.first < 0 ? 0 : all.first);
+    if (all.first >= 0 || unit > 0) first_ = at_or_after(all.first < 0 ? 0 : all.first);
   }
 
   [[nodiscard]] KVTILT_HD std::int32_t first() const { return first_; }
   [[nodiscard]] KVTILT_HD std::int32_t next(std::int32_t index) const {
-    return at_or_behind(index + 1);
+    return at_or_after(index + 1);
   }
   /// Whether `index` is one of them, not past the last.
   [[nodiscard]] KVTILT_HD bool has(std::int32_t index) const { return index < end_; }
   [[nodiscard]] KVTILT_HD bool empty() const { return !has(first_); }
 
  private:
-  [[nodiscard]] KVTILT_HD std::int32_t at_or_behind(std::int32_t index) const {
+  [[nodiscard]] KVTILT_HD std::int32_t at_or_after(std::int32_t index) const {
     index = own(index);
     return index >= pages_.first && index < pages_.last ? own(pages_.last) : index;
   }
@@ -116,7 +116,7 @@ class OldBlocks {
 /// What one unit does for one head; shared, as the threads' registers are full.
 struct PackShared {
   AppendShared append;
-  OldBlocks old;
+  TailShare tail;
   std::int32_t page;       ///< one of new tokens alone, numbered from the tail's start; -1: none
   std::byte* block;        ///< where the block or page being sealed goes
   std::uint32_t expected;  ///< blocks of the sequence that arrive
@@ -188,7 +188,7 @@ KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int
     prefetch_rows(threads, pack.append.arguments,
                   work.first_row + new_tokens_of(plan, layer, page).first, work.head);
   if (threads.thread() == 0) {
-    pack.old = OldBlocks(plan, layer, pages, unit, units);
+    pack.tail = TailShare(plan, layer, pages, unit, units);
     pack.page = page;
     if (page >= 0)
       threads.prefetch(reinterpret_cast<const std::byte*>(
@@ -214,24 +214,25 @@ KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
   return {staged, staged + layer.page_tokens * layer.key_dim * static_cast<int>(sizeof(F16))};
 }
 
-/// Fills, and seals, the unit's old blocks, then its page. Without old blocks all that is read of
-/// the tables is the page's index, so the block then arrives here: `before` is what arrive() gave.
+/// Fills, and seals, the unit's share of the tail, then its page. If the share is empty, all that
+/// is read of the tables is the page's index, so the block then arrives here: `before` is what
+/// arrive() gave.
 template <FitRules Rules, class Threads>
 KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t& before) {
   const AppendArguments& arguments = pack.append.arguments;
   const AppendHead& work = pack.append.work;
   const LayerStorage& layer = arguments.layer;
   KVTILT_DEVICE_LOOP
-  for (std::int32_t old = pack.old.first();; old = pack.old.next(old)) {
-    const bool fresh = !pack.old.has(old);
+  for (std::int32_t in_tail = pack.tail.first();; in_tail = pack.tail.next(in_tail)) {
+    const bool fresh = !pack.tail.has(in_tail);
     if (fresh && pack.page < 0) return;
-    const std::int32_t index = fresh ? pack.page : old;
+    const std::int32_t index = fresh ? pack.page : in_tail;
     const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
     const bool straight = fresh && stays_half(sealed);
     const auto look_up = [&] {
       if (threads.thread() != arriving_thread(threads)) return;
       pack.block = sealed_block(layer, work, index);
-      if (fresh && pack.old.empty()) before = arrive(threads, pack);
+      if (fresh && pack.tail.empty()) before = arrive(threads, pack);
     };
     if (straight) {
       look_up();
@@ -281,7 +282,7 @@ KVTILT_HD void pack(const Threads& threads, const AppendArguments& arguments) {
   detail::plan_unit(threads, shared, unit, units);
   std::uint32_t before = 0;
   detail::fill_unit<Rules>(threads, shared, before);
-  if (!shared.old.empty() || shared.page < 0) {
+  if (!shared.tail.empty() || shared.page < 0) {
     threads.sync();
     if (threads.thread() == detail::arriving_thread(threads))
       before = detail::arrive(threads, shared);

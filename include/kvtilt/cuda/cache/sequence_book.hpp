@@ -26,8 +26,8 @@ namespace kvtilt::cuda {
 /// (note_appended); if it is not, a sequence may lose pages, or tokens that were to be dropped
 /// anyway, or the device may refuse a call, but no byte is ever wrong: kernels decide by their own
 /// lengths, and refuse to fork a sequence that is not as the host believes. Shared pages that the
-/// host has dropped (lost) are named to the device, which drops them if it still has them; other
-/// sequences get them only when that is queued (settle). Calls that fail change nothing. Not
+/// host has dropped are named to the device, which drops them if it still has them; other sequences
+/// get them only when that is queued (release_dropped). Calls that fail change nothing. Not
 /// thread-safe.
 class SequenceBook {
  public:
@@ -76,15 +76,15 @@ class SequenceBook {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return {own.table.data(), static_cast<std::size_t>(own.state.page_capacity)};
   }
-  /// Shared pages that calls since the last settle() dropped. The device must drop them, too, even
-  /// if it refuses those calls, before other sequences are given them.
-  [[nodiscard]] std::span<const PageSlot> lost(std::uint32_t slot, int layer) const {
+  /// Shared pages that calls have dropped since the last release_dropped(). The device must drop
+  /// them, too, even if it refuses those calls, before other sequences are given them.
+  [[nodiscard]] std::span<const PageSlot> dropped(std::uint32_t slot, int layer) const {
     const Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
     return std::span<const PageSlot>(own.table).subspan(
         static_cast<std::size_t>(own.state.page_capacity));
   }
-  /// Frees the lost pages for other sequences; the device must have been told to drop them.
-  void settle(std::uint32_t slot, int layer);
+  /// Frees the dropped pages for other sequences; the device must have been told to drop them.
+  void release_dropped(std::uint32_t slot, int layer);
   /// Tokens up to which appends to an open sequence need no further reserve; at most
   /// max_sequence_tokens.
   [[nodiscard]] std::int64_t reserved_tokens(std::uint32_t slot) const;
@@ -100,7 +100,7 @@ class SequenceBook {
  private:
   struct Layer {
     SequenceState state{};
-    std::vector<PageSlot> table;  ///< page_capacity entries, then the lost pages
+    std::vector<PageSlot> table;  ///< page_capacity entries, then the dropped pages
   };
   struct Sequence {
     std::vector<Layer> layers;

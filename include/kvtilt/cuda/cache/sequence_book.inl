@@ -137,9 +137,9 @@ inline void SequenceBook::give(std::size_t layer, Layer& own, std::int64_t count
   }
 }
 
-inline void SequenceBook::settle(std::uint32_t slot, int layer) {
+inline void SequenceBook::release_dropped(std::uint32_t slot, int layer) {
   Layer& own = sequences_[slot].layers[static_cast<std::size_t>(layer)];
-  const std::span<const PageSlot> entries = lost(slot, layer);
+  const std::span<const PageSlot> entries = dropped(slot, layer);
   for (std::size_t i = entries.size(); i-- > 0;)  // backwards, so that take() finds them as one run
     pages_[static_cast<std::size_t>(layer)].release(entries[i].page);
   own.table.resize(static_cast<std::size_t>(own.state.page_capacity));
@@ -172,7 +172,7 @@ inline Status SequenceBook::check_truncate(SequenceId id, std::int64_t length) c
   const Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer)
     if (cached(layer) &&
-        lost_before(layers_[layer].placement, sequence.layers[layer].state, length))
+        needs_freed_tokens(layers_[layer].placement, sequence.layers[layer].state, length))
       return Status::error(ErrorCode::InvalidArgument,
                            "cannot truncate to %lld tokens: the window of layer %zu has freed "
                            "positions up to %lld that the next token would see",
@@ -240,8 +240,8 @@ inline Status SequenceBook::close(SequenceId id) {
   Sequence& sequence = sequences_[id.slot];
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     sequence.layers[layer].state =
-        empty_state(layers_[layer].placement, 0);  // all pages are lost, and settled next
-    settle(id.slot, static_cast<int>(layer));
+        empty_state(layers_[layer].placement, 0);  // all pages are dropped, and released next
+    release_dropped(id.slot, static_cast<int>(layer));
   }
   sequence.is_open = false;
   return {};
@@ -310,10 +310,10 @@ inline Status SequenceBook::adopt(SequenceId id, int layer, const SequenceState&
                          "layer %d: sequence %u has pages on the device that the host did not give "
                          "it",
                          layer, id.slot);
-  std::vector<std::int32_t> lost;
+  std::vector<std::int32_t> dropped;
   std::set_difference(before.begin(), before.end(), now.begin(), now.end(),
-                      std::back_inserter(lost));
-  for (std::size_t i = lost.size(); i-- > 0;) pages_[index].release(lost[i]);
+                      std::back_inserter(dropped));
+  for (std::size_t i = dropped.size(); i-- > 0;) pages_[index].release(dropped[i]);
   own.state = state;
   own.table.assign(table.begin(), table.end());
   return {};

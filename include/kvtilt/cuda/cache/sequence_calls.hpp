@@ -73,7 +73,7 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
 }
 
 /// Shared pages that a sequence must drop, as a kernel argument.
-struct LostPages {
+struct DroppedPages {
   static constexpr int capacity = 300;
   struct Page {
     std::int32_t layer;
@@ -88,17 +88,18 @@ struct LostPages {
 /// removal would. Usually there are none left: the call in which the host dropped them has dropped
 /// them on the device too, unless the device refused it or the host was not told of other calls.
 template <class Threads>
-KVTILT_HD void let_go_body(const Threads& threads, const Layers& layers, const LostPages& lost) {
+KVTILT_HD void drop_shared_body(const Threads& threads, const Layers& layers,
+                                const DroppedPages& dropped) {
   std::int32_t& found = *reinterpret_cast<std::int32_t*>(threads.shared());
-  for (int i = 0; i < lost.count; ++i) {
-    const LayerStorage& storage = layers.storages[lost.pages[i].layer];
-    SequenceState& state = storage.states[lost.sequence];
-    PageSlot* table = storage.table(lost.sequence);
+  for (int i = 0; i < dropped.count; ++i) {
+    const LayerStorage& storage = layers.storages[dropped.pages[i].layer];
+    SequenceState& state = storage.states[dropped.sequence];
+    PageSlot* table = storage.table(dropped.sequence);
     const std::int32_t capacity = state.page_capacity;
     if (threads.thread() == 0) found = -1;
     threads.sync();
     for (std::int32_t entry = threads.thread(); entry < capacity; entry += threads.thread_count())
-      if (table[entry].page == lost.pages[i].page) found = entry;  // at most one matches
+      if (table[entry].page == dropped.pages[i].page) found = entry;  // at most one matches
     threads.sync();
     const std::int32_t entry = found;
     threads.sync();  // all threads have read found
@@ -155,7 +156,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&
-        lost_before(storage.placement(), storage.states[sequence], length))
+        needs_freed_tokens(storage.placement(), storage.states[sequence], length))
       refusing = layer;  // any one will do
   }
   threads.sync();

@@ -43,8 +43,8 @@ __global__ void __launch_bounds__(threads)
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
-    let_go_kernel(Layers layers, const __grid_constant__ LostPages lost) {
-  let_go_body(DeviceThreads::in_turn(), layers, lost);
+    drop_shared_kernel(Layers layers, const __grid_constant__ DroppedPages dropped) {
+  drop_shared_body(DeviceThreads::in_turn(), layers, dropped);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int sequence) {
@@ -94,11 +94,11 @@ inline Status launch_give_pages(Layers layers, int sequence, std::span<const Pag
   return {};
 }
 
-/// Makes a sequence drop pages, if it still has them.
-inline Status launch_let_go(Layers layers, const LostPages& lost, cudaStream_t stream) {
-  return to_status(detail::launch<&detail::let_go_kernel<detail::small_block>>(
-                       1, detail::small_block, sizeof(std::int32_t), stream, layers, lost),
-                   "letting go of pages of a sequence");
+/// Makes a sequence drop shared pages, if it still has them.
+inline Status launch_drop_shared(Layers layers, const DroppedPages& dropped, cudaStream_t stream) {
+  return to_status(detail::launch<&detail::drop_shared_kernel<detail::small_block>>(
+                       1, detail::small_block, sizeof(std::int32_t), stream, layers, dropped),
+                   "dropping shared pages of a sequence");
 }
 
 /// Empties a sequence.

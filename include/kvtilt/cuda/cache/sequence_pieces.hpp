@@ -60,8 +60,8 @@ struct Pieces {
 };
 
 /// Whether the position after piece `index` lies before `end` and is in no piece.
-KVTILT_HD inline bool gap_behind(const Pieces& pieces, const Piece& piece, int index,
-                                 std::int64_t end) {
+KVTILT_HD inline bool gap_after(const Pieces& pieces, const Piece& piece, int index,
+                                std::int64_t end) {
   const std::int64_t next = piece.first_position + piece.tokens;
   if (next >= end) return false;
   return index + 1 >= pieces.count() || pieces[index + 1].first_position != next;

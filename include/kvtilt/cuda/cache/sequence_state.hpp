@@ -53,9 +53,9 @@ KVTILT_HD constexpr std::int64_t tokens_before_seal(const TokenPlacement& placem
   return state.tail_start + placement.recent_tokens + placement.page_tokens - 1 - state.length;
 }
 
-/// Whether the window has freed a token that the token at `length` would see.
-KVTILT_HD constexpr bool lost_before(const TokenPlacement& placement, const SequenceState& state,
-                                     std::int64_t length) {
+/// Whether the token at `length` would see one that the window has freed.
+KVTILT_HD constexpr bool needs_freed_tokens(const TokenPlacement& placement,
+                                            const SequenceState& state, std::int64_t length) {
   if (length >= state.length) return false;
   std::int64_t oldest = length - placement.window + 1;
   if (oldest < placement.sink_tokens) oldest = placement.sink_tokens;

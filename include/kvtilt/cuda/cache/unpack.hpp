@@ -175,8 +175,8 @@ KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
   const bool quantized = tensor.format.quantized();
   const bool along_outer = tensor.group_along_outer;
   // Tiles of 16-bit keys are stored along inner first.
-  const bool turned = R == Role::Keys && !quantized;
-  const int fast_tiles = turned ? inner_tiles : outer_tiles;
+  const bool inner_first = R == Role::Keys && !quantized;
+  const int fast_tiles = inner_first ? inner_tiles : outer_tiles;
   KVTILT_DEVICE_LOOP
   for (int first = threads.warp() * decoded_tiles; first < tiles; first += warps * decoded_tiles) {
     CodeTiles registers;
@@ -196,8 +196,8 @@ KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < decoded_tiles; ++i) {
       if (first + i >= tiles) break;
-      const int outer_tile = turned ? slow : fast;
-      const int inner_tile = turned ? fast : slow;
+      const int outer_tile = inner_first ? slow : fast;
+      const int inner_tile = inner_first ? fast : slow;
       TileNumbers numbers(R, registers[i]);
       if (quantized)
         numbers.decode(LaneScales(tensor, block, outer_tile, inner_tile, lane), along_outer);
@@ -302,7 +302,7 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   for (int index = start + unit; index < count; index += units) {
     const detail::Piece piece = pieces[index];
     if (piece.first_position >= end) return;
-    if (reports && detail::gap_behind(pieces, piece, index, end))
+    if (reports && detail::gap_after(pieces, piece, index, end))
       report(piece.first_position + piece.tokens);
     const detail::PieceRows wanted(arguments, piece, head);
     if (wanted.count <= 0) continue;

@@ -53,18 +53,18 @@ struct HostBlock {
 
 namespace detail {
 
-/// Shared memory in which a warp turns (reorders) a 16-bit tile: a row holds 16 outer x 4 inner
+/// Shared memory in which a warp reorders a 16-bit tile: a row holds 16 outer x 4 inner
 /// elements, 128 bytes, and the pitch avoids bank conflicts.
-inline constexpr int turned_pitch = 160;
-inline constexpr int turned_bytes = 4 * turned_pitch;
+inline constexpr int reorder_pitch = 160;
+inline constexpr int reorder_bytes = 4 * reorder_pitch;
 
 }  // namespace detail
 
 /// Bytes of shared memory to convert tensors of up to `elements` quantized elements, a byte for
 /// each code, and any 16-bit tensor.
 KVTILT_HD constexpr std::size_t convert_shared_bytes(int elements, int threads) {
-  const int turned = threads / warp_lanes * detail::turned_bytes;
-  return static_cast<std::size_t>(elements > turned ? elements : turned);
+  const int reordering = threads / warp_lanes * detail::reorder_bytes;
+  return static_cast<std::size_t>(elements > reordering ? elements : reordering);
 }
 
 namespace detail {
@@ -89,7 +89,7 @@ KVTILT_HD void copy_words(const Threads& threads, int bytes, Load load, Store st
 }
 
 /// The offset of byte `at` of a part of a host block.
-KVTILT_HD constexpr std::size_t behind(std::size_t part, int at) {
+KVTILT_HD constexpr std::size_t byte_offset(std::size_t part, int at) {
   return part + static_cast<std::size_t>(at);
 }
 
@@ -172,7 +172,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
         for (int w = 0; w < 4; ++w) line.word[w] |= (field.word[w] >> below & mask) << shift;
         from += line_bytes;
       }
-      host.store(behind(plane, i * static_cast<int>(sizeof(Words))), line);
+      host.store(byte_offset(plane, i * static_cast<int>(sizeof(Words))), line);
     }
     plane += plane_bytes(tensor.matrix, width);
   }
@@ -187,7 +187,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
   const int bits = tensor.format.bits;
   const int code_bytes = static_cast<int>(tensor.metadata - tensor.codes);
   copy_words(
-      threads, code_bytes, [&](int at) { return host.load(behind(tensor.codes, at)); },
+      threads, code_bytes, [&](int at) { return host.load(byte_offset(tensor.codes, at)); },
       [&](int at, const Words& words) { *reinterpret_cast<Words*>(shared + at) = words; });
   threads.sync();
   const QuadNumbers quad_number(tensor.matrix);
@@ -233,14 +233,14 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
 
 /// Where a lane puts, or finds, word `pair` of the four that it owns of a 16-bit tile: two outer
 /// neighbours each, in the order of the registers.
-KVTILT_HD inline std::uint32_t* turned_pair(std::byte* buffer, Role role, int pair, int lane) {
+KVTILT_HD inline std::uint32_t* fragment_pair(std::byte* buffer, Role role, int pair, int lane) {
   const int inner = role == Role::Keys ? pair : pair % 2 * 2 + pair / 2;
-  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * turned_pitch + inner * 32 +
+  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * reorder_pitch + inner * 32 +
                                           lane / 4 * 4);
 }
 /// Where a lane finds, or puts, its 16 bytes of the tile in host order.
-KVTILT_HD inline Words* turned_words(std::byte* buffer, int lane) {
-  return reinterpret_cast<Words*>(buffer + lane / 8 * turned_pitch +
+KVTILT_HD inline Words* host_words(std::byte* buffer, int lane) {
+  return reinterpret_cast<Words*>(buffer + lane / 8 * reorder_pitch +
                                   lane % 8 * static_cast<int>(sizeof(Words)));
 }
 
@@ -255,25 +255,26 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
   return token < tokens ? 0xffffffffu : 0;
 }
 
-/// Calls turn(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
+/// Calls reorder(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
 /// order; a warp takes one at a time. `tile` is its number in host order.
-template <class Threads, class Turn>
+template <class Threads, class Reorder>
 KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std::byte* shared,
-                                  const Turn& turn) {
+                                  const Reorder& reorder) {
   const int inner_tiles = tiles_along(matrix.inner);
   const int tiles = tile_count(matrix);
-  std::byte* const buffer = shared + threads.warp() * turned_bytes;
+  std::byte* const buffer = shared + threads.warp() * reorder_bytes;
   KVTILT_DEVICE_LOOP
   for (int tile = threads.warp(); tile < tiles; tile += threads.thread_count() / warp_lanes) {
     const int outer_tile = tile / inner_tiles;
-    turn(tile, outer_tile, tile - outer_tile * inner_tiles, buffer);
+    reorder(tile, outer_tile, tile - outer_tile * inner_tiles, buffer);
     threads.sync_warp();
   }
 }
 
 /// Offset in the host block of a lane's 16 bytes of a tile.
 KVTILT_HD inline std::size_t half_words_at(const TensorLayout& tensor, int tile, int lane) {
-  return behind(tensor.codes, tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
+  return byte_offset(tensor.codes,
+                     tile * fragment_tile_bytes + lane * static_cast<int>(sizeof(Words)));
 }
 
 template <class Threads>
@@ -283,20 +284,20 @@ KVTILT_HD void halves_to_host(const Threads& threads, Role role, const TensorLay
   const int lane = threads.lane();
   const HalfTiles half{role, device + tensor.codes, tiles_along(tensor.matrix.outer),
                        tiles_along(tensor.matrix.inner)};
-  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
+  const auto reorder = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
     const Fragment own = half.load(half.index(outer_tile, inner_tile), lane);
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 4; ++pair) {
       const std::uint32_t even = own.r[pair / 2 * 2];
       const std::uint32_t odd = own.r[pair / 2 * 2 + 1];
-      *turned_pair(buffer, role, pair, lane) =
+      *fragment_pair(buffer, role, pair, lane) =
           (pair % 2 == 0 ? join_low(even, odd) : join_high(even, odd)) &
           held_bits(role, outer_tile, inner_tile, pair, lane, tokens);
     }
     threads.sync_warp();
-    host.store(half_words_at(tensor, tile, lane), *turned_words(buffer, lane));
+    host.store(half_words_at(tensor, tile, lane), *host_words(buffer, lane));
   };
-  for_each_half_tile(threads, tensor.matrix, shared, turn);
+  for_each_half_tile(threads, tensor.matrix, shared, reorder);
 }
 
 template <class Threads>
@@ -304,21 +305,21 @@ KVTILT_HD void halves_to_device(const Threads& threads, Role role, const TensorL
                                 HostBlock<const std::byte>& host, std::byte* device,
                                 std::byte* shared) {
   const int lane = threads.lane();
-  const auto turn = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
-    *turned_words(buffer, lane) = host.load(half_words_at(tensor, tile, lane));
+  const auto reorder = [&](int tile, int outer_tile, int inner_tile, std::byte* buffer) {
+    *host_words(buffer, lane) = host.load(half_words_at(tensor, tile, lane));
     threads.sync_warp();
     Fragment own;
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; reg += 2) {
-      const std::uint32_t first = *turned_pair(buffer, role, reg, lane);
-      const std::uint32_t second = *turned_pair(buffer, role, reg + 1, lane);
+      const std::uint32_t first = *fragment_pair(buffer, role, reg, lane);
+      const std::uint32_t second = *fragment_pair(buffer, role, reg + 1, lane);
       own.r[reg] = join_low(first, second);
       own.r[reg + 1] = join_high(first, second);
     }
     const int to = tile_index(role, tensor.matrix, half_bits, outer_tile, inner_tile);
     reinterpret_cast<Fragment*>(device + tensor.codes + to * fragment_tile_bytes)[lane] = own;
   };
-  for_each_half_tile(threads, tensor.matrix, shared, turn);
+  for_each_half_tile(threads, tensor.matrix, shared, reorder);
 }
 
 }  // namespace detail
@@ -339,7 +340,9 @@ KVTILT_HD void tensor_to_host(const Threads& threads, Role role, const TensorLay
   detail::copy_words(
       threads, static_cast<int>(tensor.metadata_bytes()),
       [&](int at) { return load_words(device + tensor.metadata + at); },
-      [&](int at, const Words& words) { host.store(detail::behind(tensor.metadata, at), words); });
+      [&](int at, const Words& words) {
+        host.store(detail::byte_offset(tensor.metadata, at), words);
+      });
   threads.sync();
 }
 
@@ -350,7 +353,7 @@ KVTILT_HD void tensor_to_device(const Threads& threads, Role role, const TensorL
                                 std::byte* shared) {
   detail::copy_words(
       threads, static_cast<int>(tensor.metadata_bytes()),
-      [&](int at) { return host.load(detail::behind(tensor.metadata, at)); },
+      [&](int at) { return host.load(detail::byte_offset(tensor.metadata, at)); },
       [&](int at, const Words& words) {
         *reinterpret_cast<Words*>(device + tensor.metadata + at) = words;
       });

@@ -155,7 +155,7 @@ struct LaneGroups {
 
 /// Encodes `Tiles` tiles from `first`, a multiple of `Tiles`, on, in the order of the planes;
 /// beyond the last tile, it encodes another once more. `groups`: [band][pitch]. `Together` tiles
-/// share groups: 4 if map.fours, otherwise 1.
+/// share groups: 4 if map.four_tiles_share_groups, otherwise 1.
 template <bool AlongOuter, int Together, int Tiles>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
                             const GroupCode* groups, int first, int lane, TileCodes<Tiles>& codes) {

@@ -132,7 +132,7 @@ KVTILT_HD void encode_task(const Threads& threads, const SealTask& task, std::by
   }
   EncodedTiles pairs;
   const int bits = task.packed.format.bits;
-  if (task.map.fours)
+  if (task.map.four_tiles_share_groups)
     encode_tiles<true, 4>(task.half, task.map, bits, task.groups, first, lane, pairs);
   else if (task.map.along_outer)
     encode_tiles<true, 1>(task.half, task.map, bits, task.groups, first, lane, pairs);

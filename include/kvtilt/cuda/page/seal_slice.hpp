@@ -44,12 +44,12 @@ struct alignas(16) SliceTensor {
   /// A unit has 2^group_bits groups of each tile across; 2^unit_bits units share the same tiles.
   int group_bits;
   int unit_bits;
-  int unit_bytes;   ///< from a unit to the next in a tile
-  int share_bytes;  ///< from the first share of a group to the second in a tile
-  int columns;      ///< tiles of a unit side by side, across the groups
-  int turned;       ///< whether metadata swaps the middle groups of each 4: values along outer
-  int along_tiles;  ///< of the tensor, along groups
-  int along_step;   ///< from a tile to the next, in tiles of HalfTiles
+  int unit_bytes;    ///< from a unit to the next in a tile
+  int share_bytes;   ///< from the first share of a group to the second in a tile
+  int columns;       ///< tiles of a unit side by side, across the groups
+  int swaps_middle;  ///< whether metadata swaps the middle groups of each 4: values along outer
+  int along_tiles;   ///< of the tensor, along groups
+  int along_step;    ///< from a tile to the next, in tiles of HalfTiles
   int across_step;
   int units;
   Divisor weight;  ///< work of a unit: its Fragments / 8
@@ -74,7 +74,7 @@ struct alignas(16) SliceTensor {
         unit_bytes(map.along_outer ? 16 : 64),
         share_bytes(map.along_outer ? 64 : 16),
         columns(1),
-        turned(map.along_outer && role == Role::Values ? 1 : 0),
+        swaps_middle(map.along_outer && role == Role::Values ? 1 : 0),
         along_tiles(map.along_outer ? half.outer_tiles : half.inner_tiles),
         along_step(map.along_outer ? map.outer_step : map.inner_step),
         across_step(map.along_outer ? map.inner_step : map.outer_step),
@@ -260,7 +260,7 @@ struct SliceFit {
     const bool writes = group < task.own_groups && run.share == 0;
     // Loaded here, where its latency hides behind the fit; after the first store it would stall.
     const int pitch = task.map.pitch;
-    const int turned = task.turned;
+    const int swaps_middle = task.swaps_middle;
     GroupCode* const code = groups + task.scratch + band * pitch + entry;
     std::byte* const metadata = block + task.packed.metadata;
     const Affine affine =
@@ -270,7 +270,7 @@ struct SliceFit {
     *code = found;
     const int swapped = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
     F16* const scales =
-        reinterpret_cast<F16*>(metadata) + band * 2 * pitch + (turned != 0 ? swapped : entry);
+        reinterpret_cast<F16*>(metadata) + band * 2 * pitch + (swaps_middle != 0 ? swapped : entry);
     scales[0] = affine.scale;
     scales[pitch] = affine.minimum;
   }

@@ -41,7 +41,7 @@ struct TileMap {
   bool along_outer;
   /// Whether four tiles from a multiple of four on always have the same groups and are neighbours
   /// along outer.
-  bool fours;
+  bool four_tiles_share_groups;
 
   KVTILT_HD TileMap(const HalfTiles& half, const TensorLayout& packed)
       : outer_tiles(half.outer_tiles),
@@ -51,7 +51,8 @@ struct TileMap {
         pitch(packed.pitch()),
         total(half.outer_tiles * half.inner_tiles),
         along_outer(packed.group_along_outer),
-        fours(along_outer && half.outer_tiles % 4 == 0 && group_tiles.value % 4 == 0) {}
+        four_tiles_share_groups(along_outer && half.outer_tiles % 4 == 0 &&
+                                group_tiles.value % 4 == 0) {}
 
   template <bool AlongOuter>
   [[nodiscard]] KVTILT_HD TilePlace place(int tile) const {
