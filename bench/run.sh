@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Builds and runs the benchmarks and prints one table: bench/run.sh [--filter REGEX] [--json FILE]
+# Builds and runs the benchmarks and prints one table:
+#   bench/run.sh [--filter REGEX] [--json FILE] [--ggml DIR]
+# With --ggml, ggml's attention is measured beside ours; DIR has its source: of ggml, or the folder ggml
+# of llama.cpp or of a fork.
 # With --errors [--recipes LIST] it prints the error of fast arithmetic beside that of quantization.
 # With --error-law it measures the table of include/kvtilt/plan/error_law.hpp.
 #
@@ -9,7 +12,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 usage() {
-  echo "usage: bench/run.sh [--filter REGEX] [--json FILE]" >&2
+  echo "usage: bench/run.sh [--filter REGEX] [--json FILE] [--ggml DIR]" >&2
   echo "       bench/run.sh --errors [--recipes LIST]" >&2
   echo "       bench/run.sh --error-law" >&2
   exit 2
@@ -17,6 +20,7 @@ usage() {
 
 filter=.
 json=()
+ggml=
 errors=no
 error_law=no
 recipes=()
@@ -24,6 +28,7 @@ while [ $# -gt 0 ]; do
   case "$1" in
     --filter) filter=${2:?a regular expression}; shift 2 ;;
     --json) json=("--benchmark_out=${2:?a file}" --benchmark_out_format=json); shift 2 ;;
+    --ggml) ggml=$(realpath "${2:?a folder}"); shift 2 ;;
     --errors) errors=yes; shift ;;
     --error-law) error_law=yes; shift ;;
     --recipes) recipes=(--recipes "${2:?a list of recipes}"); shift 2 ;;
@@ -48,7 +53,7 @@ build_target() {  # the target, then CMake options
 }
 
 if [ $error_law = yes ]; then
-  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ $errors = no ] && [ ${#recipes[@]} = 0 ] || usage
+  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ -z "$ggml" ] && [ $errors = no ] && [ ${#recipes[@]} = 0 ] || usage
   needs Eigen/Core libeigen3-dev
   build=build/errors
   build_target kvtilt_error_law -DKVTILT_BUILD_EXAMPLES=OFF
@@ -56,7 +61,7 @@ if [ $error_law = yes ]; then
 fi
 
 if [ $errors = yes ]; then
-  [ $filter = . ] && [ ${#json[@]} = 0 ] || usage
+  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ -z "$ggml" ] || usage
   needs Eigen/Core libeigen3-dev
   needs CLI/CLI.hpp libcli11-dev
   needs nlohmann/json.hpp nlohmann-json3-dev
@@ -68,8 +73,9 @@ fi
 [ ${#recipes[@]} = 0 ] || usage
 needs benchmark/benchmark.h libbenchmark-dev
 build=build/bench
-build_target kvtilt_bench -DKVTILT_BUILD_EXAMPLES=OFF
+build_target kvtilt_bench -DKVTILT_BUILD_EXAMPLES=OFF "-DKVTILT_GGML=$ggml"
 date -u +%F
 grep -m1 'model name' /proc/cpuinfo || uname -m
+[ -z "$ggml" ] || git -C "$ggml" log -1 --format='ggml: %h of %cs' 2>/dev/null || true
 "$build/bench/kvtilt_bench" --benchmark_filter="$filter" --benchmark_repetitions=5 \
   --benchmark_enable_random_interleaving=true --benchmark_min_time=0.1 "${json[@]}"

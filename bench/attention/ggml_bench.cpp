@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: MIT
+// Benchmarks ggml's decode attention (ggml_flash_attn_ext) on the keys, values and queries of
+// attend_bench.cpp: ggml/<type>/tokens:<n>/threads:<t>, with keys and values of that type laid out as
+// llama.cpp does, [token][kv head][channel]; ggml_by_head/... has them [kv head][token][channel],
+// which ggml reads faster. Built where ggml's source is given: KVTILT_GGML.
+#include "support/caches.hpp"
+
+#include <benchmark/benchmark.h>
+#include <ggml.h>
+#if __has_include(<ggml-cpu.h>)
+#include <ggml-cpu.h>
+#define KVTILT_GGML_HAS_BACKENDS 1
+#else
+#define KVTILT_GGML_HAS_BACKENDS 0
+#endif
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+namespace kvtilt::bench {
+namespace {
+
+struct FreeContext {
+  void operator()(ggml_context* context) const { ggml_free(context); }
+};
+using Context = std::unique_ptr<ggml_context, FreeContext>;
+
+struct Case {
+  ggml_type type;
+  std::int64_t tokens;
+  int threads;
+  bool by_head;
+
+  [[nodiscard]] std::string name() const {
+    return std::string(by_head ? "ggml_by_head/" : "ggml/") + ggml_type_name(type) +
+           "/tokens:" + std::to_string(tokens) + "/threads:" + std::to_string(threads);
+  }
+};
+
+// What differs between ggml and forks that split off before it had backends.
+#if KVTILT_GGML_HAS_BACKENDS
+void quantize(ggml_type type, const float* row, std::byte* out) {
+  ggml_quantize_chunk(type, row, out, 0, 1, head_dim, nullptr);
+}
+ggml_cplan make_plan(ggml_cgraph* graph, int threads) {
+  return ggml_graph_plan(graph, threads, nullptr);
+}
+#else
+void quantize(ggml_type type, const float* row, std::byte* out) {
+  ggml_quantize_chunk(type, row, out, 0, 1, head_dim, nullptr, nullptr);
+}
+ggml_cplan make_plan(ggml_cgraph* graph, int threads) { return ggml_graph_plan(graph, threads); }
+#endif
+
+/// Keys or values of `type`, one row for each token and kv head.
+class Rows {
+ public:
+  Rows(ggml_type type, std::int64_t tokens, bool by_head, const std::vector<float>& text)
+      : type_(type), tokens_(tokens), by_head_(by_head) {
+    bytes_.resize(static_cast<std::size_t>(tokens) * kv_heads * row_bytes());
+    const std::int64_t period = static_cast<std::int64_t>(text.size()) / (kv_heads * head_dim);
+    for (std::int64_t token = 0; token < tokens; ++token)
+      for (std::int64_t head = 0; head < kv_heads; ++head)
+        quantize(type, &text[index(token % period, head) * head_dim], at(token, head));
+  }
+
+  /// The tensor [kv_heads][tokens][head_dim], whatever the layout.
+  [[nodiscard]] ggml_tensor* tensor(ggml_context* context) const {
+    ggml_tensor* const all = ggml_new_tensor_3d(
+        context, type_, head_dim, by_head_ ? tokens_ : kv_heads, by_head_ ? kv_heads : tokens_);
+    all->data = const_cast<std::byte*>(bytes_.data());
+    return by_head_ ? all : ggml_permute(context, all, 0, 2, 1, 3);
+  }
+  [[nodiscard]] double bits() const { return 8.0 * static_cast<double>(row_bytes()) / head_dim; }
+
+ private:
+  [[nodiscard]] std::size_t row_bytes() const { return ggml_row_size(type_, head_dim); }
+  [[nodiscard]] static std::size_t index(std::int64_t token, std::int64_t head) {
+    return static_cast<std::size_t>(token * kv_heads + head);
+  }
+  std::byte* at(std::int64_t token, std::int64_t head) {
+    const std::size_t row =
+        by_head_ ? static_cast<std::size_t>(head * tokens_ + token) : index(token, head);
+    return bytes_.data() + row * row_bytes();
+  }
+
+  ggml_type type_;
+  std::int64_t tokens_;
+  bool by_head_;
+  std::vector<std::byte> bytes_;
+};
+
+struct Stored {
+  Rows keys;
+  Rows values;
+};
+
+/// Returns the same rows in every call, because benches run in random order.
+const Stored& stored(const Case& c) {
+  static std::map<std::tuple<ggml_type, std::int64_t, bool>, std::unique_ptr<Stored>> known;
+  static const Text text(4096);
+  std::unique_ptr<Stored>& rows = known[{c.type, c.tokens, c.by_head}];
+  if (rows == nullptr)
+    rows = std::make_unique<Stored>(Stored{{c.type, c.tokens, c.by_head, text.key_rows},
+                                           {c.type, c.tokens, c.by_head, text.value_rows}});
+  return *rows;
+}
+
+/// Rows of a mask: llama.cpp pads those of the queries, of which there is one.
+constexpr std::int64_t mask_rows = 64;
+
+/// Builds the graph of one attention and computes it; some microseconds more than the attention.
+void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
+                 std::vector<float>& out, std::vector<std::byte>& memory) {
+  static std::vector<F16> all_visible;
+  all_visible.resize(std::max(all_visible.size(), static_cast<std::size_t>(mask_rows * c.tokens)));
+  const Context context(ggml_init({memory.size(), memory.data(), true}));
+  ggml_tensor* const query =
+      ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, head_dim, 1, query_heads);
+  query->data = queries.data();
+  ggml_tensor* const mask = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, c.tokens, mask_rows);
+  mask->data = all_visible.data();
+  ggml_tensor* const result = ggml_flash_attn_ext(
+      context.get(), query, rows.keys.tensor(context.get()), rows.values.tensor(context.get()),
+      mask, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0.0f, 0.0f);
+  ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
+  result->data = out.data();
+  ggml_cgraph* const graph = ggml_new_graph(context.get());
+  ggml_build_forward_expand(graph, result);
+  ggml_cplan plan = make_plan(graph, c.threads);
+  static std::vector<std::uint8_t> work;
+  work.resize(std::max(work.size(), plan.work_size));
+  plan.work_data = work.data();
+  if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) std::abort();
+}
+
+void run(benchmark::State& state, const Case& c) {
+  const Stored& rows = stored(c);
+  std::vector<float> queries = make_queries(1);
+  std::vector<float> out(queries.size());
+  std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
+  for (auto _ : state) attend_once(c, rows, queries, out, memory);
+  state.counters["ns_per_token_head"] = benchmark::Counter(
+      static_cast<double>(state.iterations()) * static_cast<double>(c.tokens) * kv_heads * 1e-9,
+      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  state.counters["bits"] = (rows.keys.bits() + rows.values.bits()) / 2;
+  state.counters["error"] = relative_error(out, reference_output(c.tokens));
+}
+
+const bool registered = [] {
+  for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
+    for (const std::int64_t tokens : {std::int64_t{4096}, std::int64_t{32768}})
+      for (const int threads : {1, 2})
+        for (const bool by_head : {false, true}) {
+          const Case c{type, tokens, threads, by_head};
+          benchmark::RegisterBenchmark(c.name().c_str(),
+                                       [c](benchmark::State& state) { run(state, c); })
+              ->UseRealTime()
+              ->Unit(benchmark::kMicrosecond);
+        }
+  return true;
+}();
+
+}  // namespace
+}  // namespace kvtilt::bench
