@@ -74,8 +74,7 @@ struct AttendPlan {
     }
     float* partials = carver.take<float>(floats);
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
-    bytes =
-        carver.used() + page_alignment;  // slack to align the start; attend_memory.hpp does so too
+    bytes = carver.used() + page_alignment;  // slack to align the start, as in attend_memory.hpp
     if (workspace == nullptr) return;
     number_items(works);
     for (Work& work : works) {
