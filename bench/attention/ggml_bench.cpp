@@ -17,6 +17,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -112,7 +114,8 @@ const Stored& stored(const Case& c) {
   return *rows;
 }
 
-/// Rows of a mask: llama.cpp pads those of the queries, of which there is one.
+/// Rows of the mask, which hides nothing, but which the kernels of forks require; llama.cpp pads
+/// them so, for one query.
 constexpr std::int64_t mask_rows = 64;
 
 /// Builds the graph of one attention and computes it; some microseconds more than the attention.
