@@ -72,6 +72,10 @@ fi
 
 [ ${#recipes[@]} = 0 ] || usage
 needs benchmark/benchmark.h libbenchmark-dev
+[ -z "$ggml" ] || [ -e "$ggml/include/ggml.h" ] || {
+  echo "$ggml has no include/ggml.h: it is neither ggml's source nor the folder ggml of a llama.cpp" >&2
+  exit 1
+}
 build=build/bench
 build_target kvtilt_bench -DKVTILT_BUILD_EXAMPLES=OFF "-DKVTILT_GGML=$ggml"
 date -u +%F
