@@ -12,7 +12,7 @@ set(attention core quant page cpu cache attention)
 set(cuda core quant cuda)
 set(cuda/page core quant page cuda cuda/page)
 set(cuda/cache core quant page cache cuda cuda/page cuda/cache)
-set(cuda/attention core quant page cache attention cuda cuda/page cuda/cache cuda/attention)
+set(cuda/attention core quant page attention cuda cuda/page cuda/cache cuda/attention)
 set(io core quant page cache io)
 set(plan core quant page cpu cache attention io plan)
 

@@ -5,7 +5,7 @@
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
 #include <kvtilt/attention/tree_window.hpp>
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>

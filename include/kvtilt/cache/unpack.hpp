@@ -2,7 +2,7 @@
 /// Reads tokens back out of a cache: for export, other attention kernels, or to measure the error.
 #pragma once
 
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/attention/mixed_pages.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>

@@ -3,7 +3,7 @@
 /// attention/merge.hpp for device memory. Each warp merges one row at a time.
 #pragma once
 
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>

@@ -5,10 +5,10 @@
 #pragma once
 
 #include <kvtilt/cache/memory_report.hpp>
-#include <kvtilt/cache/row_check.hpp>
 #include <kvtilt/cache/saved_reader.hpp>
 #include <kvtilt/cache/saved_writer.hpp>
 #include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/append.cuh>
 #include <kvtilt/cuda/cache/device_memory.cuh>

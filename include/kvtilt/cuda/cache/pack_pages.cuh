@@ -2,7 +2,7 @@
 /// Quantizes full pages of tokens into an engine's own pool of pages.
 #pragma once
 
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cuda/cache/append.cuh>
 #include <kvtilt/cuda/cache/pack_pages.hpp>
 #include <kvtilt/cuda/error.cuh>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/row_check.hpp>
+#include <kvtilt/core/row_check.hpp>
 
 #include <gtest/gtest.h>
 

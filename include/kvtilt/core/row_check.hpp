@@ -4,9 +4,9 @@
 #pragma once
 
 #include <kvtilt/core/config.hpp>
+#include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/page/layer_view.hpp>
 
 #include <cstdint>
 #include <cstdio>
