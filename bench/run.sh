@@ -18,6 +18,7 @@ usage() {
   exit 2
 }
 
+benches=no  # whether an option asks for the table of benchmarks
 filter=.
 json=()
 ggml=
@@ -26,9 +27,9 @@ error_law=no
 recipes=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --filter) filter=${2:?a regular expression}; shift 2 ;;
-    --json) json=("--benchmark_out=${2:?a file}" --benchmark_out_format=json); shift 2 ;;
-    --ggml) ggml=$(realpath "${2:?a folder}"); shift 2 ;;
+    --filter) benches=yes filter=${2:?a regular expression}; shift 2 ;;
+    --json) benches=yes json=("--benchmark_out=${2:?a file}" --benchmark_out_format=json); shift 2 ;;
+    --ggml) benches=yes ggml=$(realpath "${2:?a folder}"); shift 2 ;;
     --errors) errors=yes; shift ;;
     --error-law) error_law=yes; shift ;;
     --recipes) recipes=(--recipes "${2:?a list of recipes}"); shift 2 ;;
@@ -53,7 +54,7 @@ build_target() {  # the target, then CMake options
 }
 
 if [ $error_law = yes ]; then
-  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ -z "$ggml" ] && [ $errors = no ] && [ ${#recipes[@]} = 0 ] || usage
+  [ $benches = no ] && [ $errors = no ] && [ ${#recipes[@]} = 0 ] || usage
   needs Eigen/Core libeigen3-dev
   build=build/errors
   build_target kvtilt_error_law -DKVTILT_BUILD_EXAMPLES=OFF
@@ -61,7 +62,7 @@ if [ $error_law = yes ]; then
 fi
 
 if [ $errors = yes ]; then
-  [ $filter = . ] && [ ${#json[@]} = 0 ] && [ -z "$ggml" ] || usage
+  [ $benches = no ] || usage
   needs Eigen/Core libeigen3-dev
   needs CLI/CLI.hpp libcli11-dev
   needs nlohmann/json.hpp nlohmann-json3-dev

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Benchmarks decode attention: attend/<recipe>/tokens:<n>/threads:<t> is one query token of 32
 // heads over a cache of n tokens; read/... reads the same bytes and does nothing else.
-// ns_per_token_head counts kv heads, each of which serves four query heads.
 #include "support/caches.hpp"
 #include "support/read.hpp"
+#include "support/token_counter.hpp"
 #include "thread_pool.hpp"
 
 #include <benchmark/benchmark.h>
@@ -37,9 +37,7 @@ ThreadPool& pool(int threads) {
 
 void count_time(benchmark::State& state, const Case& c, std::size_t bytes) {
   state.SetBytesProcessed(state.iterations() * static_cast<std::int64_t>(bytes));
-  state.counters["ns_per_token_head"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * static_cast<double>(c.tokens) * kv_heads * 1e-9,
-      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  count_tokens(state, c.tokens);
 }
 
 void attend_once(const LayerView& view, const std::vector<float>& queries, std::vector<float>& out,

@@ -4,6 +4,7 @@
 // llama.cpp does, [token][kv head][channel]; ggml_by_head/... has them [kv head][token][channel],
 // which ggml reads faster. Built where ggml's source is given: KVTILT_GGML.
 #include "support/caches.hpp"
+#include "support/token_counter.hpp"
 
 #include <benchmark/benchmark.h>
 #include <ggml.h>
@@ -106,11 +107,10 @@ struct Stored {
 /// Returns the same rows in every call, because benches run in random order.
 const Stored& stored(const Case& c) {
   static std::map<std::tuple<ggml_type, std::int64_t, bool>, std::unique_ptr<Stored>> known;
-  static const Text text(4096);
   std::unique_ptr<Stored>& rows = known[{c.type, c.tokens, c.by_head}];
   if (rows == nullptr)
-    rows = std::make_unique<Stored>(Stored{{c.type, c.tokens, c.by_head, text.key_rows},
-                                           {c.type, c.tokens, c.by_head, text.value_rows}});
+    rows = std::make_unique<Stored>(Stored{{c.type, c.tokens, c.by_head, base_text().key_rows},
+                                           {c.type, c.tokens, c.by_head, base_text().value_rows}});
   return *rows;
 }
 
@@ -149,9 +149,7 @@ void run(benchmark::State& state, const Case& c) {
   std::vector<float> out(queries.size());
   std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
   for (auto _ : state) attend_once(c, rows, queries, out, memory);
-  state.counters["ns_per_token_head"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * static_cast<double>(c.tokens) * kv_heads * 1e-9,
-      benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
+  count_tokens(state, c.tokens);
   state.counters["bits"] = (rows.keys.bits() + rows.values.bits()) / 2;
   state.counters["error"] = relative_error(out, reference_output(c.tokens));
 }

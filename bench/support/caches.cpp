@@ -18,11 +18,6 @@ namespace {
 
 constexpr std::int64_t period = 4096;
 
-const Text& base_text() {
-  static const Text text(period);
-  return text;
-}
-
 KVCache make_cache(const std::string& name, Tail tail) {
   const CacheShape shape = CacheShape::uniform(1, kv_heads, head_dim);
   const Recipe recipe = parse_recipe(name).value();
@@ -59,6 +54,11 @@ Text::Text(std::int64_t tokens_) : tokens(tokens_) {
 
 TensorView Text::keys() const { return {key_rows.data(), tokens, kv_heads, head_dim}; }
 TensorView Text::values() const { return {value_rows.data(), tokens, kv_heads, head_dim}; }
+
+const Text& base_text() {
+  static const Text text(period);
+  return text;
+}
 
 std::vector<float> make_queries(std::int64_t tokens) {
   std::mt19937 random(2);

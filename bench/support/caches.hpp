@@ -39,6 +39,9 @@ struct Text {
   std::vector<float> value_rows;
 };
 
+/// The text that the caches hold, again and again: its first 4096 tokens.
+const Text& base_text();
+
 /// Queries [tokens, query_heads, head_dim], normal with a standard deviation of 2, which makes the
 /// softmax moderately peaked.
 std::vector<float> make_queries(std::int64_t tokens);

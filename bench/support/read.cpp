@@ -53,8 +53,8 @@ std::uint64_t read_baseline(const std::byte* p, std::size_t bytes, ReadWay way) 
 
 Read best_read() {
 #if KVTILT_X86
-  if (__builtin_cpu_supports("avx512f")) return read_avx512;
-  if (__builtin_cpu_supports("avx2")) return read_avx2;
+  if (is_runnable(Isa::Avx512)) return read_avx512;
+  if (is_runnable(Isa::Avx2)) return read_avx2;
 #endif
   return read_baseline;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cpu/isa.hpp>
 
 #include "support/float_modes.hpp"
 #include "support/fp16_oracle.hpp"
@@ -133,7 +134,7 @@ TEST(HalfAgreement, Bf16IsTheNearestOne) {
 }
 
 TEST(HalfAgreement, ProcessorRoundsAlike) {
-  if (!__builtin_cpu_supports("avx2")) GTEST_SKIP() << "this processor has no F16C";
+  if (!is_runnable(Isa::Avx2)) GTEST_SKIP() << "this processor has no F16C";
   for (std::uint64_t wide = 0; wide < 0x100000000u; wide += 509) {
     const float x = float_of(static_cast<std::uint32_t>(wide));
     if (test::is_nan(x)) continue;

@@ -64,8 +64,7 @@ inline void double_all(float* values) {
 KVTILT_TARGET_END
 
 TEST(TargetRegion, CompilesWhatTheCommandLineDoesNotName) {
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-    GTEST_SKIP() << "this machine does not run AVX2";
+  if (!is_runnable(Isa::Avx2)) GTEST_SKIP() << "this machine does not run AVX2";
   float values[8] = {1, 2, 3, 4, 5, 6, 7, 8};
   double_all(values);
   for (int i = 0; i < 8; ++i) EXPECT_EQ(values[i], static_cast<float>(2 * i + 2));
