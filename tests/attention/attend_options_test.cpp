@@ -9,6 +9,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
+#include <span>
 #include <vector>
 
 namespace kvtilt {
@@ -131,10 +133,14 @@ TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
       const Rows<float> queries = test::random_queries(random, filled.shape, drafts, 2);
       AttendOptions options = test::exact_options();
       options.tree_mask = mask;
-      EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
-                                       test::attended(filled.view(), queries, options),
-                                       codes_may_cancel))
-          << drafts << " drafts behind " << tokens;
+      for (const std::int64_t tree : {std::int64_t{0}, drafts, drafts + 3, std::int64_t{64}}) {
+        if (tree > std::min<std::int64_t>(64, tokens)) continue;
+        options.tree_tokens = static_cast<int>(tree);
+        EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
+                                         test::attended(filled.view(), queries, options),
+                                         codes_may_cancel))
+            << drafts << " drafts of a tree of " << tree << " in " << tokens;
+      }
     }
 }
 
@@ -162,18 +168,24 @@ SmallRows with_nodes(const LayerShape& shape, const std::vector<int>& nodes, std
   return SmallRows(shape, "k16v16", rows, rows);
 }
 
-TEST(AttendOptionsAgreement, UnderAWindowANodeSeesWhatItsPathAloneWouldShow) {
-  Random random(8);
-  //  0 - 1 - 2      a tree of seven tokens, in the order of appending
-  //   \   \ - 4 - 6
-  //    3   5 behind 0
-  const std::vector<std::vector<int>> paths = {{0},       {0, 1}, {0, 1, 2},   {0, 3},
-                                               {0, 1, 4}, {0, 5}, {0, 1, 4, 6}};
+//  0 - 1 - 2      a tree of seven tokens, in the order of appending
+//   \   \ - 4 - 6
+//    3   5 behind 0
+const std::vector<std::vector<int>> paths = {{0},       {0, 1}, {0, 1, 2},   {0, 3},
+                                             {0, 1, 4}, {0, 5}, {0, 1, 4, 6}};
+
+std::vector<std::uint64_t> mask_of_paths() {
   std::vector<std::uint64_t> mask;
   for (const std::vector<int>& path : paths) {
     mask.push_back(0);
     for (const int node : path) mask.back() |= std::uint64_t{1} << node;
   }
+  return mask;
+}
+
+TEST(AttendOptionsAgreement, UnderAWindowANodeSeesWhatItsPathAloneWouldShow) {
+  Random random(8);
+  const std::vector<std::uint64_t> mask = mask_of_paths();
   for (const int window : {1, 2, 3, 4, 5, 40, 120})
     for (const std::int64_t before : {5, 90}) {  // sinks lie before the tree
       const LayerShape shape{1, 32, 32, window, true};
@@ -192,6 +204,38 @@ TEST(AttendOptionsAgreement, UnderAWindowANodeSeesWhatItsPathAloneWouldShow) {
         for (std::size_t i = 0; i < 32; ++i)
           ASSERT_NEAR(output.out.data[node * 32 + i], expected.out.data[i], 1e-5)
               << "node " << node << ", window " << window << " behind " << before;
+      }
+    }
+}
+
+TEST(AttendOptionsAgreement, ATreeGrownByLevelsGivesWhatTheWholeTreeGives) {
+  Random random(10);
+  const std::vector<std::uint64_t> mask = mask_of_paths();
+  for (const int window : {0, 3, 40})
+    for (const std::int64_t before : {1, 5, 90}) {  // 1: the tree holds sinks
+      const LayerShape shape{1, 32, 32, window, true};
+      const Rows<float> text = test::random_rows(random, before + 7, 1, 32);
+      const Rows<float> queries = test::random_queries(random, shape, 7, 1);
+      AttendOptions options = test::exact_options();
+      options.tree_mask = mask;
+      const SmallRows whole = with_nodes(shape, {0, 1, 2, 3, 4, 5, 6}, before, text);
+      const test::Output expected = test::attended(whole.view(), queries, options);
+      int first = 0;
+      for (const int end : {1, 4, 6, 7}) {  // levels, each appended and attended on its own
+        std::vector<int> nodes(static_cast<std::size_t>(end));
+        std::iota(nodes.begin(), nodes.end(), 0);
+        const SmallRows level = with_nodes(shape, nodes, before, text);
+        Rows<float> asking(end - first, 1, 32);
+        std::copy_n(queries.data.begin() + first * 32, asking.data.size(), asking.data.begin());
+        options.tree_mask = std::span(mask).subspan(static_cast<std::size_t>(first),
+                                                    static_cast<std::size_t>(end - first));
+        options.tree_tokens = end;
+        const test::Output output = test::attended(level.view(), asking, options);
+        for (std::size_t i = 0; i < asking.data.size(); ++i)
+          ASSERT_NEAR(output.out.data[i],
+                      expected.out.data[static_cast<std::size_t>(first) * 32 + i], 1e-6)
+              << "level " << first << " to " << end << ", window " << window;
+        first = end;
       }
     }
 }
@@ -223,10 +267,13 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
     if (random.chance(2)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(2)) options.alibi_slopes = slopes;
     if (random.chance(2)) options.sink_logits = sinks;
-    if (random.chance(2))
+    if (random.chance(2)) {
       options.tree_mask = tree;
-    else
+      if (random.chance(2))
+        options.tree_tokens = random.between(queries_count, std::min(64, tokens));
+    } else {
       options.causal = random.chance(2);
+    }
     if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 400);
     if (random.chance(3)) options.first_position = random.below(tokens + 3);
     if (random.chance(3)) options.end_position = options.first_position + random.below(tokens);
@@ -259,6 +306,17 @@ TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
   refused({.tree_mask = one}, "1 words for 2");
   const std::vector<std::uint64_t> two(2, 1);
   refused({.tree_mask = two, .causal = false}, "causal = false");
+  refused({.tree_mask = two, .tree_tokens = 1}, "1 tree_tokens for 2 queries");
+  refused({.tree_mask = two, .tree_tokens = -1}, "-1 tree_tokens");
+  refused({.tree_mask = two, .tree_tokens = 65}, "65 tree_tokens");
+  refused({.tree_tokens = 2}, "without a tree mask");
+  const SmallRows few({1, 64, 64}, "k4v4", 10, random);
+  const AttendOptions long_tree{.tree_mask = two, .tree_tokens = 11};
+  EXPECT_EQ(std::string(
+                attend(few.view(), queries.view(), output.view(), long_tree, workspace).message()),
+            "11 tree_tokens in a sequence of 10");
+  // A window of 50 keeps what the two newest tokens see, but not what a tree of 64 sees.
+  refused({.tree_mask = two, .tree_tokens = 64}, "sees back to position 187");
   refused({.scale = 2e30f}, "scale is 2e+30");
   refused({.soft_cap = 2e30f}, "soft_cap is 2e+30");
   for (const std::uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7f800000u, 0xff800000u}) {
@@ -296,7 +354,13 @@ TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
   std::vector<std::byte> workspace(attend_prefill_workspace_bytes(filled.view(), 20));
   KVTILT_EXPECT_OK(attend_prefill(filled.view(), queries.view(), keys.view(), values.view(),
                                   chunk.view(), options, workspace));
+  options.tree_tokens = 50;  // 30 of them cached before
+  test::Output last_level(20, 6, 72);
+  KVTILT_EXPECT_OK(attend_prefill(filled.view(), queries.view(), keys.view(), values.view(),
+                                  last_level.view(), options, workspace));
   KVTILT_EXPECT_OK(filled.cache.append(filled.id, 0, keys.view(), values.view()));
+  EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options, last_level));
+  options.tree_tokens = 0;
   EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options, chunk));
 }
 

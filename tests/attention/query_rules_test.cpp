@@ -65,16 +65,20 @@ TEST(CheckKept, RefusesQueriesThatNeedFreedTokens) {
   LayerView view;
   view.shape = {1, 64, 64, 100};
   view.first_kept = 300;
-  EXPECT_TRUE(check_kept(view, {}, 399).ok());
-  const Status lost = check_kept(view, {}, 398);
+  EXPECT_TRUE(check_kept(view, {}, 399, 400).ok());
+  const Status lost = check_kept(view, {}, 398, 400);
   EXPECT_EQ(lost.code(), ErrorCode::InvalidArgument);
   EXPECT_NE(lost.message().find("back to position 299"), std::string_view::npos) << lost.message();
   AttendOptions narrower;
   narrower.window = 50;
-  EXPECT_TRUE(check_kept(view, narrower, 398).ok());
+  EXPECT_TRUE(check_kept(view, narrower, 398, 400).ok());
   AttendOptions part;
   part.first_position = 300;
-  EXPECT_TRUE(check_kept(view, part, 310).ok());
+  EXPECT_TRUE(check_kept(view, part, 310, 311).ok());
+  AttendOptions tree;
+  tree.tree_tokens = 10;
+  EXPECT_TRUE(check_kept(view, tree, 405, 409).ok());
+  EXPECT_FALSE(check_kept(view, tree, 405, 408).ok());
 }
 
 }  // namespace

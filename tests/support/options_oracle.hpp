@@ -42,15 +42,17 @@ inline bool sees(const AttendOptions& options, const LayerShape& shape, const Qu
     return !(windowed && j <= query.position - window) && (!options.causal || j <= query.position);
   const std::uint64_t word = options.tree_mask[static_cast<std::size_t>(query.index)];
   const auto in_tree = [&](std::int64_t new_token) { return (word >> new_token & 1) != 0; };
-  const std::int64_t new_tokens = static_cast<std::int64_t>(options.tree_mask.size());
-  if (j - query.first_query >= new_tokens) return false;
-  if (j >= query.first_query && !in_tree(j - query.first_query)) return false;
+  const std::int64_t queries = static_cast<std::int64_t>(options.tree_mask.size());
+  const std::int64_t new_tokens = std::max<std::int64_t>(queries, options.tree_tokens);
+  const std::int64_t first_new = query.first_query + queries - new_tokens;
+  if (j - first_new >= new_tokens) return false;
+  if (j >= first_new && !in_tree(j - first_new)) return false;
   // Of what is seen, as many are newer than j; all before the new tokens are.
-  std::int64_t newer = std::max<std::int64_t>(0, query.first_query - 1 - j);
+  std::int64_t newer = std::max<std::int64_t>(0, first_new - 1 - j);
   std::int64_t path = 0;
   for (std::int64_t i = 0; i < new_tokens; ++i) {
     path += in_tree(i);
-    newer += in_tree(i) && query.first_query + i > j;
+    newer += in_tree(i) && first_new + i > j;
   }
   if (path == 0) ++newer;  // the row itself
   return !windowed || newer < window;

@@ -57,10 +57,14 @@ struct RandomRequest {
     if (random.chance(4)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(4)) options.alibi_slopes = slopes;
     if (random.chance(4)) options.sink_logits = sinks;
-    if (random.chance(4) && tokens <= 64)
+    if (random.chance(4) && tokens <= 64) {
       options.tree_mask = tree;
-    else
+      const std::int64_t most = std::min<std::int64_t>(64, first_query() + tokens);
+      if (random.chance(2))
+        options.tree_tokens = random.between(static_cast<int>(tokens), static_cast<int>(most));
+    } else {
       options.causal = !random.chance(5);
+    }
     if (random.chance(4)) options.window = random.between(1, window > 0 ? window : 400);
     if (random.chance(6)) options.first_position = random.below(length + 3);
     if (random.chance(6)) options.end_position = options.first_position + random.below(length + 1);
@@ -75,8 +79,10 @@ struct RandomRequest {
   /// guarantees the next token alone, can bring this about.
   [[nodiscard]] bool sees_freed_tokens() const {
     const int window = options.window > 0 ? options.window : view.shape.window;
+    std::int64_t first = first_query();
+    if (options.tree_tokens > 0) first += queries.rows().tokens - options.tree_tokens;
     const std::int64_t oldest =
-        std::max<std::int64_t>(options.first_position, window > 0 ? first_query() - window + 1 : 0);
+        std::max<std::int64_t>(options.first_position, window > 0 ? first - window + 1 : 0);
     return oldest < std::min(options.end_position, model->freed_until());
   }
 

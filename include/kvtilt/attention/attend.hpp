@@ -44,11 +44,12 @@ inline Work make_work(const AttendRequest& request) {
 inline Status check_request(const AttendRequest& request) {
   const LayerView& view = request.view;
   KVTILT_RETURN_IF_ERROR(check_attention(view, request.queries, request.out, request.options));
-  if (request.queries.tokens > view.length)
+  const std::int64_t first = view.length - request.queries.tokens;
+  if (first < 0)
     return Status::error(
         ErrorCode::InvalidArgument, "%lld queries for %lld tokens: append the newest tokens first",
         static_cast<long long>(request.queries.tokens), static_cast<long long>(view.length));
-  return check_kept(view, request.options, view.length - request.queries.tokens);
+  return check_kept(view, request.options, first, view.length);
 }
 
 /// Lays out a batch in the workspace; if that is null, only computes `bytes`.

@@ -43,7 +43,7 @@ inline Status check_request(const PrefillRequest& request) {
         static_cast<long long>(tokens), shape.kv_heads, shape.key_dim,
         static_cast<long long>(tokens), shape.kv_heads, shape.value_dim);
   KVTILT_RETURN_IF_ERROR(check_rows(shape, keys, values, unnumbered_layer));
-  return check_kept(past, request.options, past.length);
+  return check_kept(past, request.options, past.length, past.length + tokens);
 }
 
 /// One chunk and its fp16 copy, in blocks that are laid out like the tail of a sequence.

@@ -2,6 +2,7 @@
 /// The options of attention beside its tensors, and their check.
 #pragma once
 
+#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/softmax_state.hpp>
@@ -40,11 +41,14 @@ struct AttendOptions {
   /// head. Empty: none.
   std::span<const float> sink_logits = {};
   /// [queries] words for speculative decoding, in place of causality: bit j of word i lets query i
-  /// see the j-th of the newest `queries` tokens. At most 64 queries. Empty: causal. A window counts the
-  /// tokens that a query sees, so a node of a tree attends as at the end of its path; ALiBi counts
-  /// tokens in the order of appending. To keep one path of a tree, verify it by attend_prefill() before
-  /// anything is appended, then append the rows of the path.
+  /// see the j-th of the newest `tree_tokens` tokens. Empty: causal. A window counts the tokens that a
+  /// query sees, so a node of a tree attends as at the end of its path; ALiBi counts tokens in the order
+  /// of appending. To keep one path of a tree, verify it by attend_prefill() before anything is
+  /// appended, then append the rows of the path.
   std::span<const std::uint64_t> tree_mask = {};
+  /// Tokens of the tree, at most 64; the queries are the newest of them. More than queries where a tree
+  /// grows level by level: older levels are seen, but only the newest one asks. 0: as many as queries.
+  int tree_tokens = 0;
   /// Restricts attention to the keys at first_position to end_position - 1: one part, for merge().
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
@@ -111,10 +115,18 @@ inline Status check_attend_options(const AttendOptions& options, const LayerShap
           "none",
           head, static_cast<double>(logit));
   if (!options.tree_mask.empty() &&
-      (options.tree_mask.size() != static_cast<std::size_t>(queries) || queries > 64))
+      (options.tree_mask.size() != static_cast<std::size_t>(queries) || queries > most_tree_tokens))
     return Status::error(
-        invalid, "the tree mask has %zu words for %lld queries; one each is needed, for at most 64",
-        options.tree_mask.size(), static_cast<long long>(queries));
+        invalid, "the tree mask has %zu words for %lld queries; one each is needed, for at most %d",
+        options.tree_mask.size(), static_cast<long long>(queries), most_tree_tokens);
+  if (options.tree_tokens != 0 && (options.tree_mask.empty() || options.tree_tokens < queries ||
+                                   options.tree_tokens > most_tree_tokens))
+    return Status::error(invalid,
+                         "%d tree_tokens for %lld queries %s; a tree holds its queries, and at "
+                         "most %d tokens",
+                         options.tree_tokens, static_cast<long long>(queries),
+                         options.tree_mask.empty() ? "without a tree mask" : "under a tree mask",
+                         most_tree_tokens);
   if (!options.tree_mask.empty() && !options.causal)
     return Status::error(invalid,
                          "a tree mask says what is seen of the newest tokens: causal = false "

@@ -31,9 +31,23 @@ inline int effective_window(const LayerView& view, const AttendOptions& options)
   return options.window > 0 ? options.window : view.shape.window;
 }
 
-/// InvalidArgument if the window has freed a position that the oldest query, at `position`, sees.
-inline Status check_kept(const LayerView& view, const AttendOptions& options,
-                         std::int64_t position) {
+/// Position of the first token that a tree mask decides on: of the oldest query, or of a tree that
+/// began before the queries.
+///
+/// first, end  positions of the oldest query and behind the newest
+inline std::int64_t first_new_token(const AttendOptions& options, std::int64_t first,
+                                    std::int64_t end) {
+  return options.tree_tokens > 0 ? end - options.tree_tokens : first;
+}
+
+/// InvalidArgument if the tree has more tokens than the sequence, or if the window has freed a position
+/// that the oldest query sees. `first` and `end` are as for first_new_token().
+inline Status check_kept(const LayerView& view, const AttendOptions& options, std::int64_t first,
+                         std::int64_t end) {
+  const std::int64_t position = first_new_token(options, first, end);
+  if (position < 0)
+    return Status::error(ErrorCode::InvalidArgument, "%d tree_tokens in a sequence of %lld",
+                         options.tree_tokens, static_cast<long long>(end));
   const int window = effective_window(view, options);
   const std::int64_t oldest =
       std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
@@ -54,6 +68,7 @@ class RowRules {
       : options_(options),
         first_position_(first_position),
         newest_end_(first_position + queries.tokens),
+        first_new_(first_new_token(options, first_position, newest_end_)),
         window_(effective_window(view, options)),
         keep_sinks_(view.shape.keep_sinks),
         sink_tokens_(view.sink_tokens) {
@@ -88,21 +103,21 @@ class RowRules {
  private:
   void show_tree(RowRule& rule, std::int64_t token) const {
     rule.tree = options_.tree_mask[static_cast<std::size_t>(token)];
-    rule.tree_start = first_position_;
+    rule.tree_start = first_new_;
     if (window_ == 0) return;
-    const int rows = static_cast<int>(newest_end_ - first_position_);
-    const TreeWindow left = TreeWindow::of(rule.tree, rows, window_);
-    rule.first_position = std::max(options_.first_position, first_position_ - left.older);
+    const int new_tokens = static_cast<int>(newest_end_ - first_new_);
+    const TreeWindow left = TreeWindow::of(rule.tree, new_tokens, window_);
+    rule.first_position = std::max(options_.first_position, first_new_ - left.older);
     std::uint64_t sinks = 0;  // of the new tokens, those that stay visible outside the window
-    if (keep_sinks_ && sink_tokens_ > first_position_)
-      sinks =
-          ~std::uint64_t{0} >> (64 - std::min<std::int64_t>(sink_tokens_ - first_position_, 64));
+    if (keep_sinks_ && sink_tokens_ > first_new_)
+      sinks = ~std::uint64_t{0} >> (64 - std::min<std::int64_t>(sink_tokens_ - first_new_, 64));
     rule.tree &= left.seen | sinks;
   }
 
   const AttendOptions& options_;
   std::int64_t first_position_;
   std::int64_t newest_end_;
+  std::int64_t first_new_;
   int window_;
   bool keep_sinks_;
   std::int64_t sink_tokens_;

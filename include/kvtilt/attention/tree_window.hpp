@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// A window over a tree of drafts, on CPUs and GPUs. Tokens of a tree are appended one after the other,
+/// Trees of drafts under a window, on CPUs and GPUs. Tokens of a tree are appended one after the other,
 /// but those of other branches are no part of a node's text: the window does not count them.
 #pragma once
 
@@ -8,7 +8,12 @@
 #include <bit>
 #include <cstdint>
 
-namespace kvtilt::detail {
+namespace kvtilt {
+
+/// Most tokens of a tree: the bits of a mask's word.
+inline constexpr int most_tree_tokens = 64;
+
+namespace detail {
 
 /// What a window leaves visible to one row under a tree mask: of the new tokens that its word names and
 /// of the tokens before all new ones, the newest `window`. A node so sees what it would see if its path
@@ -18,10 +23,11 @@ struct TreeWindow {
   int older;           ///< tokens before the new ones that are inside the window
 
   /// word    of the tree mask; a row counts itself even where the word leaves it out
-  /// rows    new tokens: bits beyond them mean nothing
+  /// tokens  of the tree: bits beyond them mean nothing
   /// window  at least 1
-  KVTILT_HD static TreeWindow of(std::uint64_t word, int rows, int window) {
-    TreeWindow left{rows < 64 ? word & ((std::uint64_t{1} << rows) - 1) : word, 0};
+  KVTILT_HD static TreeWindow of(std::uint64_t word, int tokens, int window) {
+    TreeWindow left{tokens < most_tree_tokens ? word & ((std::uint64_t{1} << tokens) - 1) : word,
+                    0};
 #if defined(__CUDA_ARCH__)
     int count = __popcll(left.seen);
 #else
@@ -36,4 +42,5 @@ struct TreeWindow {
   }
 };
 
-}  // namespace kvtilt::detail
+}  // namespace detail
+}  // namespace kvtilt
