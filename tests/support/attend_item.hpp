@@ -36,7 +36,7 @@ struct AttendItem {
     arguments.query_head_stride = queries.dim;
     arguments.rules.scale = 0.125f;
     arguments.rules.end_position = std::numeric_limits<std::int64_t>::max();
-    rows.queries = arguments.rows.each;
+    rows.queries = rows.new_tokens = arguments.rows.each;
     rows.rows = std::min(cuda::item_rows, all_rows());
     rows.length = length;
   }

@@ -28,6 +28,12 @@ struct EmulatedLaunch {
   std::vector<std::int32_t> indptr = {};  ///< empty: equally many rows for each sequence
 };
 
+/// The device's array for the host's number, which then holds for each sequence.
+inline std::vector<std::int32_t> tree_tokens_of(const AttendOptions& options, int sequences) {
+  if (options.tree_tokens == 0) return {};
+  return std::vector<std::int32_t>(static_cast<std::size_t>(sequences), options.tree_tokens);
+}
+
 /// Attention of the newest tokens of each sequence of a batch; rows of one sequence after the
 /// other. With indptr, a tree mask is [rows]; without, all sequences share it. Unwritten rows stay
 /// 7.
@@ -44,6 +50,7 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
   std::vector<std::uint64_t> trees;
   for (int i = 0; i < (ragged ? 1 : count); ++i)
     trees.insert(trees.end(), options.tree_mask.begin(), options.tree_mask.end());
+  const std::vector<std::int32_t> tree_tokens = tree_tokens_of(options, count);
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
   const cuda::DeviceAttendOptions rules{options.scale,
                                         options.soft_cap,
@@ -51,6 +58,7 @@ Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                                         array(options.alibi_slopes),
                                         array(options.sink_logits),
                                         array(trees),
+                                        array(tree_tokens),
                                         options.first_position,
                                         options.end_position,
                                         options.causal};
@@ -92,13 +100,19 @@ struct RandomOptions {
     if (random.chance(3)) options.soft_cap = 5.0f;
     if (random.chance(3)) options.alibi_slopes = slopes;
     if (random.chance(3)) options.sink_logits = sinks;
-    if (random.chance(3))
+    if (random.chance(3)) {
       options.tree_mask = tree;
-    else
+      if (random.chance(2)) options.tree_tokens = random.between(1, most_tree_tokens);
+    } else {
       options.causal = !random.chance(4);
+    }
     if (random.chance(3)) options.window = random.between(1, shape.window > 0 ? shape.window : 300);
     if (random.chance(4)) options.first_position = random.below(100);
     if (random.chance(4)) options.end_position = options.first_position + random.below(300);
+  }
+  void no_tree() {
+    options.tree_mask = {};
+    options.tree_tokens = 0;
   }
   RandomOptions(RandomOptions&&) = default;  // the spans' vectors keep their memory
 };

@@ -47,13 +47,14 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
   const TensorView queries = chunks.queries.view();
   Output output(queries.tokens, queries.heads, layer.value_dim);
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };
+  const std::vector<std::int32_t> tree_tokens = tree_tokens_of(options, device.batch().count);
   cuda::PrefillArguments arguments{};
-  arguments.attend =
-      cuda::make_arguments(layer, device.batch(), {chunks.indptr.data(), 0}, queries,
-                           output.out.out(), output.lse.data(),
-                           {options.scale, options.soft_cap, options.window,
-                            array(options.alibi_slopes), array(options.sink_logits), array(trees),
-                            options.first_position, options.end_position, options.causal});
+  arguments.attend = cuda::make_arguments(
+      layer, device.batch(), {chunks.indptr.data(), 0}, queries, output.out.out(),
+      output.lse.data(),
+      {options.scale, options.soft_cap, options.window, array(options.alibi_slopes),
+       array(options.sink_logits), array(trees), array(tree_tokens), options.first_position,
+       options.end_position, options.causal});
   arguments.keys = chunks.keys.view();
   arguments.values = chunks.values.view();
   arguments.copied_pages = copied_pages;

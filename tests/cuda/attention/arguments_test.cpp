@@ -51,6 +51,20 @@ TEST(AttendArguments, AskForNothingSpecialUnlessTold) {
   EXPECT_EQ(rules.tree_mask, nullptr);
 }
 
+TEST(AttendArguments, ATreeHasItsRowsAndAtMostAsManyTokensAsAWordHasBits) {
+  AttendRules rules;
+  const std::int32_t tree_tokens[] = {0, 7, 65, 7};
+  rules.tree_tokens = tree_tokens;
+  EXPECT_EQ(rules.new_tokens(1, 5), 5) << "no mask";
+  const std::uint64_t mask[1] = {};
+  rules.tree_mask = mask;
+  EXPECT_EQ(rules.new_tokens(0, 5), 5);
+  EXPECT_EQ(rules.new_tokens(1, 5), 7);
+  EXPECT_EQ(rules.new_tokens(2, 5), 64);
+  EXPECT_EQ(rules.new_tokens(3, 65), 65) << "causal: more rows than bits";
+  EXPECT_EQ(rules.new_tokens(3, 0), 0) << "nothing is asked of this sequence";
+}
+
 TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
   LayerStorage layer{};
   layer.kv_heads = 2;

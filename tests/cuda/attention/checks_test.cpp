@@ -167,6 +167,11 @@ TEST_F(LaunchChecksHostile, ALaunchSaysWhatCannotBeMeant) {
   options_.tree_mask = tree;
   EXPECT_TRUE(check(64).ok());
   EXPECT_THAT(check(65).message(), HasSubstr("at most 64 queries, not 65"));
+  const std::int32_t tree_tokens[1] = {};
+  options_.tree_tokens = tree_tokens;
+  EXPECT_TRUE(check(64).ok());
+  options_.tree_mask = nullptr;
+  EXPECT_THAT(check().message(), HasSubstr("tree_tokens without a tree mask"));
 }
 
 TEST_F(LaunchChecksHostile, NothingAskedIsFine) {

@@ -161,10 +161,14 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     rows.tokens = random.between(1, rows.chunk_tokens - rows.token);
     rows.past = state.length;
     const std::uint64_t tree[1] = {};
-    if (random.chance(4))
+    rows.new_from = rows.past;
+    if (random.chance(4)) {
       rules.tree_mask = tree;
-    else
+      if (rows.chunk_tokens <= most_tree_tokens)
+        rows.new_from -= random.between(0, most_tree_tokens - rows.chunk_tokens);
+    } else {
       rules.causal = random.chance(4) ? 0 : 1;
+    }
     rules.keep_sinks = random.chance(2);
     if (random.chance(2)) rules.window = random.between(1, random.chance(2) ? 60 : 700);
     if (random.chance(3)) rules.first_position = random.below(900);

@@ -52,6 +52,7 @@ TEST(PrefillWorkTiles, TheWindowHidesTilesOfPastAndChunk) {
   rows.token = 20;
   rows.tokens = 10;
   rows.chunk_tokens = 60;
+  rows.new_from = rows.past;
   EXPECT_EQ(TileList::of(attend, state, table, rows).chunk_end, 4)
       << "trees see any of their tokens";
 }

@@ -29,7 +29,7 @@ TEST(AttendQuery, RowsAreTokensTimesHeadsOfTheGroup) {
   arguments.layer.kv_heads = 2;
   arguments.query_heads = 6;
   arguments.gqa_ratio = 3;
-  const ItemRows item{5, 1, 8, 7, 15, 100, SeenRows::Causal};
+  const ItemRows item{5, 5, 1, 8, 7, 15, 100, SeenRows::Causal};
   for (int column = 0; column < item.rows; ++column) {
     EXPECT_EQ(item.query_token(arguments, column), (8 + column) / 3);
     EXPECT_EQ(item.query_head(arguments, column), 3 + (8 + column) % 3);
@@ -143,19 +143,20 @@ TEST(AttendQuery, RowsOfZerosAndExtremesStayFinite) {
 bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
   const AttendRules& rules = item.arguments.rules;
   const std::int64_t own = item.position(column);
-  const std::int64_t oldest = item.rows.length - item.rows.queries;
+  const std::int64_t oldest = item.rows.length - item.rows.new_tokens;
+  const std::int64_t query = own - (item.rows.length - item.rows.queries);
   if (token < rules.first_position || token >= rules.end_position) return false;
   if (token >= item.rows.length) return false;
   const bool windowed = rules.window > 0 && !(sink && rules.keep_sinks != 0);
   if (rules.causal == 0 || rules.tree_mask == nullptr || item.rows.queries > 64)
     return !(windowed && token <= own - rules.window) && (rules.causal == 0 || token <= own);
   const auto in_tree = [&](std::int64_t new_token) {
-    return (rules.tree_mask[own - oldest] >> new_token & 1u) != 0;
+    return (rules.tree_mask[query] >> new_token & 1u) != 0;
   };
   if (token >= oldest && !in_tree(token - oldest)) return false;
   std::int64_t path = 0;
   std::int64_t newer = std::max<std::int64_t>(0, oldest - 1 - token);
-  for (std::int64_t i = 0; i < item.rows.queries; ++i) {
+  for (std::int64_t i = 0; i < item.rows.new_tokens; ++i) {
     path += in_tree(i);
     newer += in_tree(i) && oldest + i > token;
   }
@@ -165,6 +166,7 @@ bool sees(const AttendItem& item, int column, std::int64_t token, bool sink) {
 
 struct RandomRules {
   std::vector<std::uint64_t> tree;
+  std::int32_t tree_tokens[1];
 
   RandomRules(Random& random, AttendItem& item) {
     AttendRules& rules = item.arguments.rules;
@@ -173,6 +175,9 @@ struct RandomRules {
     if (random.chance(2)) rules.tree_mask = tree.data();
     if (rules.tree_mask == nullptr && random.chance(4)) rules.causal = 0;
     item.rows.seen = rules.seen_rows(item.rows.queries);
+    tree_tokens[0] = random.between(-5, 90);
+    if (random.chance(2)) rules.tree_tokens = tree_tokens;
+    item.rows.new_tokens = item.arguments.new_tokens(0);
     if (random.chance(2)) rules.window = random.between(1, length + 5);
     if (random.chance(2)) rules.keep_sinks = 1;
     if (random.chance(3)) rules.first_position = random.below(length + 3);

@@ -100,6 +100,9 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
     arguments.layer.states = &state;
     arguments.layer.tables = table.data();
     arguments.layer.window = random.chance(2) ? 0 : 300;
+    std::uint32_t arrivals = 0;
+    const bool imported = random.chance(3);
+    if (!imported) arguments.layer.arrivals = &arrivals;
     arguments.batch = {&slot, 1};
     const int queries = random.between(1, 9);
     AttendRules& rules = arguments.rules;
@@ -110,8 +113,8 @@ TEST(AttendSegment, PagesThatNoQuerySeesAreNoUnits) {
 
     SequenceState part = state;
     drop_unseen(arguments, queries, 0, part);
-    // The layer's own window needs no search: its pages have been freed already.
-    const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
+    // The cache's own window needs no search: its pages have been freed already.
+    const bool narrower = rules.window > 0 && (imported || rules.window != arguments.layer.window);
     const std::int64_t from =
         std::max(rules.first_position, narrower ? state.length - queries - rules.window + 1 : 0);
     if (from >= rules.end_position) continue;

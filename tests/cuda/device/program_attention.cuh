@@ -46,13 +46,13 @@ class ProgramReads : public ProgramAppends {
     const RandomInput queries(random, all, shape.kv_heads * gqa_ratio, shape.key_dim, false);
     RandomOptions options(random, shape, Rows<float>(all, shape.kv_heads * gqa_ratio, 1));
     for (std::size_t i = 0; i < asked.views.size(); ++i)  // a mask covers exactly the newest tokens
-      if (asked.views[i].length < starts[i + 1] - starts[i]) options.options.tree_mask = {};
+      if (asked.views[i].length < starts[i + 1] - starts[i]) options.no_tree();
     const DeviceInput q(queries);
     const DeviceArray<std::int32_t> indptr(starts);
     const DeviceRows<float> out(all, queries.rows().heads, shape.value_dim);
     const DeviceArray<float> lse(at(all * queries.rows().heads));
     const DeviceArray<std::byte> workspace(attention->workspace_bytes());
-    const OptionArrays arrays(options.options);
+    const OptionArrays arrays(options.options, count);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
     const Status status =
         attention->attend(storage(layer), asked.batch, ragged ? indptr.data() : nullptr, q.view(),
@@ -91,7 +91,7 @@ class ProgramReads : public ProgramAppends {
     const DeviceRows<float> out(rows, shape.kv_heads * gqa_ratio, shape.value_dim);
     const DeviceArray<float> lse(static_cast<std::size_t>(rows * out.heads));
     const DeviceArray<std::byte> workspace(attention->workspace_bytes());
-    const OptionArrays arrays(options.options);
+    const OptionArrays arrays(options.options, count);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
     const Status status = attention->attend_prefill(
         storage(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
@@ -227,17 +227,20 @@ class ProgramReads : public ProgramAppends {
     DeviceArray<float> slopes;
     DeviceArray<float> sinks;
     DeviceArray<std::uint64_t> trees;
+    DeviceArray<std::int32_t> tree_tokens;
     cuda::DeviceAttendOptions options{};
 
-    explicit OptionArrays(const AttendOptions& from)
+    OptionArrays(const AttendOptions& from, int sequences)
         : slopes(std::vector<float>(from.alibi_slopes.begin(), from.alibi_slopes.end())),
           sinks(std::vector<float>(from.sink_logits.begin(), from.sink_logits.end())),
-          trees(std::vector<std::uint64_t>(from.tree_mask.begin(), from.tree_mask.end())) {
+          trees(std::vector<std::uint64_t>(from.tree_mask.begin(), from.tree_mask.end())),
+          tree_tokens(tree_tokens_of(from, sequences)) {
       const auto given = [](const auto& array) {
         return array.span().empty() ? nullptr : array.data();
       };
-      options = {from.scale,   from.soft_cap,       from.window,       given(slopes), given(sinks),
-                 given(trees), from.first_position, from.end_position, from.causal};
+      options = {from.scale,        from.soft_cap, from.window,        given(slopes),
+                 given(sinks),      given(trees),  given(tree_tokens), from.first_position,
+                 from.end_position, from.causal};
     }
   };
 

@@ -2,6 +2,7 @@
 /// Arguments of the attention kernels: plain data, passed by value.
 #pragma once
 
+#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
@@ -21,13 +22,13 @@ struct DeviceAttendOptions {
   const float* alibi_slopes = nullptr;       ///< [query_heads]
   const float* sink_logits = nullptr;        ///< [query_heads]; -infinity: that head has none
   const std::uint64_t* tree_mask = nullptr;  ///< [rows]; see AttendRules::seen_rows()
+  /// [sequences] tokens of each tree, its rows being the newest: see AttendOptions. Numbers below those
+  /// of rows count as these, above 64 as 64. Null: as many as rows.
+  const std::int32_t* tree_tokens = nullptr;
   std::int64_t first_position = 0;
   std::int64_t end_position = std::numeric_limits<std::int64_t>::max();
   bool causal = true;  ///< see AttendOptions
 };
-
-/// Most rows of a sequence under a tree mask: bits of its words.
-inline constexpr int most_tree_rows = 64;
 
 /// Which of its sequence's rows a row sees: those up to itself, all, or those in the tree mask.
 enum class SeenRows : int { Causal, All, Tree };
@@ -38,9 +39,10 @@ struct AttendRules {
   float soft_cap = 0;  ///< cap * log2(e); 0: none
   int window = 0;      ///< 0: none
   int keep_sinks = 0;
-  const float* alibi_slopes = nullptr;       ///< [query_heads]
-  const float* sink_logits = nullptr;        ///< [query_heads]
-  const std::uint64_t* tree_mask = nullptr;  ///< [rows]
+  const float* alibi_slopes = nullptr;        ///< [query_heads]
+  const float* sink_logits = nullptr;         ///< [query_heads]
+  const std::uint64_t* tree_mask = nullptr;   ///< [rows]
+  const std::int32_t* tree_tokens = nullptr;  ///< [sequences]
   std::int64_t first_position = 0;
   std::int64_t end_position = 0;
   int causal = 1;
@@ -48,7 +50,14 @@ struct AttendRules {
   /// A sequence with more rows than a mask has bits is causal: a prompt's chunk in a batch with trees.
   [[nodiscard]] KVTILT_HD SeenRows seen_rows(int rows) const {
     if (causal == 0) return SeenRows::All;
-    return tree_mask != nullptr && rows <= most_tree_rows ? SeenRows::Tree : SeenRows::Causal;
+    return tree_mask != nullptr && rows <= most_tree_tokens ? SeenRows::Tree : SeenRows::Causal;
+  }
+  /// The sequence's newest tokens that seen_rows() decides on: its rows, or a tree of which they are the
+  /// newest.
+  [[nodiscard]] KVTILT_HD int new_tokens(int sequence, int rows) const {
+    if (tree_tokens == nullptr || rows == 0 || seen_rows(rows) != SeenRows::Tree) return rows;
+    const int tokens = tree_tokens[sequence];
+    return tokens < rows ? rows : tokens < most_tree_tokens ? tokens : most_tree_tokens;
   }
 };
 
@@ -118,6 +127,9 @@ struct AttendArguments {
   [[nodiscard]] KVTILT_HD int queries(int sequence) const {
     return static_cast<int>(rows.count(sequence));
   }
+  [[nodiscard]] KVTILT_HD int new_tokens(int sequence) const {
+    return rules.new_tokens(sequence, queries(sequence));
+  }
 };
 
 /// Fills in all but the workspace and the stages, which depend on the launch.
@@ -150,6 +162,7 @@ inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& ba
   rules.alibi_slopes = options.alibi_slopes;
   rules.sink_logits = options.sink_logits;
   rules.tree_mask = options.tree_mask;
+  rules.tree_tokens = options.tree_tokens;
   rules.first_position = options.first_position;
   rules.end_position = options.end_position;
   rules.causal = options.causal ? 1 : 0;

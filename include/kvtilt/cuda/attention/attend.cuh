@@ -115,8 +115,9 @@ class Attention {
   /// queries    device, [rows, query_heads, key_dim], f32, f16 or bf16, channels contiguous
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
-  /// options    tree_mask holds a word per row: bit j lets it see the j-th of its sequence's rows.
-  ///            A sequence with more than 64 rows ignores the mask and is causal
+  /// options    tree_mask holds a word per row: bit j lets it see the j-th of its sequence's rows, or
+  ///            of the newest tree_tokens[sequence] tokens. A sequence with more than 64 rows ignores
+  ///            the mask and is causal
   /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      against float64 on the stored values: 2e-3 of the output's norm (where values cancel:
   ///            of the weighted mean of their norms), and for lse 2e-3 of 1 + |lse|; rounding to out's
@@ -136,7 +137,8 @@ class Attention {
   ///            queries that see tokens which the layer's window has freed, as more than recent_tokens
   ///            of a sequence can; they attend to what is left
   /// Cost       one launch, none without sequences or queries; does not wait. Pages that no query may
-  ///            see are not read
+  ///            see are not read, except up to two that the layer's own window left behind and append
+  ///            has not yet freed
   [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
                               const std::int32_t* indptr, const TensorView& queries,
                               const MutableTensorView& out, float* lse,

@@ -83,8 +83,9 @@ class PrefillAttention {
   /// values     device, [rows, kv_heads, value_dim], likewise
   /// out        device, [rows, query_heads, value_dim], likewise
   /// lse        device, [rows, query_heads], natural logarithm, contiguous; null: not wanted
-  /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk.
-  ///            A chunk of more than 64 tokens ignores the mask and is causal
+  /// options    tree_mask holds a word per row: bit j lets it see the j-th token of its chunk, or of the
+  ///            tree of tree_tokens[sequence] tokens that the chunk completes. A chunk of more than 64
+  ///            tokens ignores the mask and is causal
   /// workspace  workspace_bytes() bytes, once prepare()d
   /// Error      as for Attention::attend()
   /// Fails      InvalidArgument (shapes, recipes, options, workspace, too many rows), Unsupported (more

@@ -154,13 +154,16 @@ KVTILT_HD void finish_segment(Threads& threads, const AttendArguments& arguments
 }
 
 /// Records a sequence whose oldest query would see tokens that the layer's window has freed. Its rows
-/// attend to what is left.
+/// attend to what is left. Leaves rows that are not sound to plan_line(), which refuses them.
 template <class Threads>
-KVTILT_HD void report_freed(const Threads& threads, const AttendArguments& arguments, int queries,
+KVTILT_HD void report_freed(const Threads& threads, const AttendArguments& arguments, int index,
                             const SeenSequence& sequence) {
   const AttendRules& rules = arguments.rules;
-  const std::int64_t oldest = oldest_in_window(rules, queries, sequence.state);
-  if (queries == 0 || oldest >= sequence.state.first_kept || rules.end_position <= oldest) return;
+  const int new_tokens = arguments.new_tokens(index);
+  const std::int64_t oldest = oldest_in_window(rules, new_tokens, sequence.state);
+  if (new_tokens == 0 || oldest >= sequence.state.first_kept || rules.end_position <= oldest ||
+      !arguments.rows.are_sound(index, arguments.row_count))
+    return;
   record_error(threads, arguments.layer.records,
                freed_error(arguments.layer.layer, sequence.slot, oldest));
 }
@@ -190,7 +193,7 @@ KVTILT_HD void attend_block(Threads& threads, const AttendArguments& arguments) 
     own = SeenSequence::of(arguments, i, page_units);
     starts[i + 1] = own.counts.total();
     if (arguments.layer.window > 0 && threads.block() == 0)
-      report_freed(threads, arguments, arguments.queries(i), own);
+      report_freed(threads, arguments, i, own);
     prefetch_table(threads, arguments.layer.table(own.slot), own.state);
   }
   threads.sync();

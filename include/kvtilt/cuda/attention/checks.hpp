@@ -202,9 +202,11 @@ inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer
     return Status::error(invalid,
                          "a tree mask says what is seen of a sequence's rows: causal = false "
                          "cannot say it, too");
-  if (options.tree_mask != nullptr && each > 64)
-    return Status::error(invalid, "a tree mask holds at most 64 queries, not %lld",
-                         static_cast<long long>(each));
+  if (options.tree_mask != nullptr && each > most_tree_tokens)
+    return Status::error(invalid, "a tree mask holds at most %d queries, not %lld",
+                         most_tree_tokens, static_cast<long long>(each));
+  if (options.tree_tokens != nullptr && options.tree_mask == nullptr)
+    return Status::error(invalid, "tree_tokens without a tree mask");
   return {};
 }
 

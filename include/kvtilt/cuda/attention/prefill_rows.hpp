@@ -199,10 +199,12 @@ struct PrefillState {
       const int index = i * warp_lanes + lane;
       const StagedTile& staged = tiles[index % score_tiles];
       const int token = tile.token + rows[index / score_tiles].token;
-      const ColumnView view = ColumnView::of(
-          rules,
-          {tile.past + token, tile.past, tile.chunk_tokens, rules.seen_rows(tile.chunk_tokens)},
-          tile.first_row + token, staged.first_position, staged.sink != 0);
+      const ColumnView view =
+          ColumnView::of(rules,
+                         {tile.past + token, tile.new_from,
+                          static_cast<int>(tile.past - tile.new_from) + tile.chunk_tokens,
+                          rules.seen_rows(tile.chunk_tokens)},
+                         tile.first_row + token, staged.first_position, staged.sink != 0);
       masks[i] = view.visible(0) & slots_before(staged.tokens);
     }
     std::uint32_t seen[M][2][score_tiles];

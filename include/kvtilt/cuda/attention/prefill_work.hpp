@@ -37,12 +37,13 @@ struct RowTile {
   int chunk_tokens;        ///< 0: the batch has no sequence here (slot < 0)
   std::int64_t first_row;  ///< of the tensors, for the chunk's first token
   std::int64_t past;       ///< position of the chunk's first token
+  std::int64_t new_from;   ///< position of the first new token: the chunk's, or its tree's
 
   [[nodiscard]] KVTILT_HD int rows(int gqa_ratio) const { return tokens * gqa_ratio; }
   /// The least and the greatest position from which a window counts back. Under a tree mask a row's
-  /// depends on its path, which can be as short or as long as any of the chunk's.
+  /// depends on its path, which can be as short or as long as any of the tree's.
   [[nodiscard]] KVTILT_HD std::int64_t oldest(SeenRows seen) const {
-    return past + (seen == SeenRows::Tree ? 0 : token);
+    return seen == SeenRows::Tree ? new_from : past + token;
   }
   [[nodiscard]] KVTILT_HD std::int64_t newest(SeenRows seen) const {
     return past + (seen == SeenRows::Tree ? chunk_tokens : token + tokens) - 1;
@@ -212,6 +213,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   rows.tokens = left < each ? left : each;
   const std::int32_t slot = arguments.attend.batch.slots[sequence];
   rows.past = arguments.attend.layer.state(slot).length;
+  rows.new_from = rows.past + rows.chunk_tokens - arguments.attend.new_tokens(sequence);
   if (slot < 0) rows.chunk_tokens = 0;
   return rows;
 }
@@ -348,7 +350,7 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
   segment.rows.kv_head = head;
   const SeenRows seen = arguments.attend.rules.seen_rows(segment.rows.chunk_tokens);
   segment.plain = PlainRange::of(arguments.attend.rules, segment.rows.oldest(seen),
-                                 segment.rows.newest(seen), segment.rows.past, seen);
+                                 segment.rows.newest(seen), segment.rows.new_from, seen);
   segment.item_start = tile_start + head * segment.item_units;
   segment.first = unit - segment.item_start;
   const int left = end - segment.item_start;

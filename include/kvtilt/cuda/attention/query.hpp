@@ -27,7 +27,7 @@ struct PlainRange {
   }
 
   /// oldest, newest  positions of the oldest and the newest query
-  /// new_from        position of the first new token: of the queries, or of the chunk
+  /// new_from        position of the first new token: of the queries, the chunk, or their tree
   [[nodiscard]] KVTILT_HD static PlainRange of(const AttendRules& rules, std::int64_t oldest,
                                                std::int64_t newest, std::int64_t new_from,
                                                SeenRows seen) {
@@ -44,7 +44,8 @@ struct PlainRange {
 
 /// The query rows of an item.
 struct ItemRows {
-  int queries;  ///< query tokens of the sequence
+  int queries;     ///< query tokens of the sequence
+  int new_tokens;  ///< AttendArguments::new_tokens()
   int kv_head;
   int first_row;             ///< row = query token * gqa_ratio + query head of the kv head
   int rows;                  ///< of this item, 1 to 8
@@ -66,8 +67,10 @@ struct ItemRows {
   }
   /// Position of the oldest query.
   [[nodiscard]] KVTILT_HD std::int64_t oldest() const { return length - queries; }
+  /// Position of the first new token.
+  [[nodiscard]] KVTILT_HD std::int64_t new_from() const { return length - new_tokens; }
   [[nodiscard]] KVTILT_HD PlainRange plain(const AttendArguments& arguments) const {
-    return PlainRange::of(arguments.rules, oldest(), length - 1, oldest(), seen);
+    return PlainRange::of(arguments.rules, oldest(), length - 1, new_from(), seen);
   }
 };
 
@@ -80,8 +83,8 @@ KVTILT_HD constexpr std::uint32_t slots_before(int count) {
 struct QueryPosition {
   std::int64_t own;       ///< of the query
   std::int64_t new_from;  ///< first of the new tokens, to which a tree mask applies
-  int new_rows;
-  SeenRows seen;  ///< rules.seen_rows(new_rows)
+  int new_tokens;
+  SeenRows seen;  ///< rules.seen_rows()
 };
 
 /// Which tokens one column (query row) sees. Slots count from some position, in 32 bits to save
@@ -104,14 +107,14 @@ struct ColumnView {
       std::int64_t in_window = query.own - rules.window + 1;
       if (tree) {
         const kvtilt::detail::TreeWindow left =
-            kvtilt::detail::TreeWindow::of(word, query.new_rows, rules.window);
+            kvtilt::detail::TreeWindow::of(word, query.new_tokens, rules.window);
         in_window = query.new_from - left.older;
         word = left.seen;
       }
       if (in_window > begin) begin = in_window;
     }
     std::int64_t end =
-        query.seen != SeenRows::Causal ? query.new_from + query.new_rows : query.own + 1;
+        query.seen != SeenRows::Causal ? query.new_from + query.new_tokens : query.own + 1;
     if (rules.end_position < end) end = rules.end_position;
     ColumnView view;
     view.begin = slot_of(begin - first);
@@ -125,8 +128,8 @@ struct ColumnView {
                                                const ItemRows& item, int column, std::int64_t first,
                                                bool sink) {
     return of(arguments.rules,
-              {item.oldest() + item.query_token(arguments, column), item.oldest(), item.queries,
-               item.seen},
+              {item.oldest() + item.query_token(arguments, column), item.new_from(),
+               item.new_tokens, item.seen},
               item.place(arguments, column).row, first, sink);
   }
 

@@ -29,20 +29,22 @@ KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
 }
 
 /// The oldest position that any of a sequence's queries may see, under a window.
-KVTILT_HD inline std::int64_t oldest_in_window(const AttendRules& rules, int queries,
+KVTILT_HD inline std::int64_t oldest_in_window(const AttendRules& rules, int new_tokens,
                                                const SequenceState& state) {
-  const std::int64_t oldest = state.length - queries - rules.window + 1;
+  const std::int64_t oldest = state.length - new_tokens - rules.window + 1;
   return oldest < rules.first_position ? rules.first_position : oldest;
 }
 
-/// Removes from a sequence's state the pages that none of its queries may see, where options are
-/// narrower than what the layer keeps: a part of the positions, a smaller window.
-KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int queries, int slot,
+/// Removes from a sequence's state the pages that none of its queries may see, where the layer keeps
+/// more: options name a part of the positions or a smaller window, or the pages are an engine's own.
+/// The cache itself frees what its window has left behind.
+KVTILT_HD inline void drop_unseen(const AttendArguments& arguments, int new_tokens, int slot,
                                   SequenceState& state) {
   const AttendRules& rules = arguments.rules;
-  const bool narrower = rules.window > 0 && rules.window != arguments.layer.window;
+  const bool narrower =
+      rules.window > 0 && (rules.window != arguments.layer.window || arguments.layer.imported());
   const std::int64_t from =
-      narrower ? oldest_in_window(rules, queries, state) : rules.first_position;
+      narrower ? oldest_in_window(rules, new_tokens, state) : rules.first_position;
   if (from > 0 || rules.end_position < state.tail_start)
     keep_pages(state, arguments.layer.table(slot), from, rules.end_position);
 }
@@ -57,7 +59,7 @@ struct SeenSequence {
     SeenSequence sequence;
     sequence.slot = arguments.batch.slots[index];
     sequence.state = arguments.layer.state(sequence.slot);
-    drop_unseen(arguments, arguments.queries(index), sequence.slot, sequence.state);
+    drop_unseen(arguments, arguments.new_tokens(index), sequence.slot, sequence.state);
     sequence.counts = count_units(arguments.layer, sequence.state, page_units);
     return sequence;
   }
@@ -168,6 +170,7 @@ struct Segment {
 KVTILT_HD inline ItemRows item_rows_of(const AttendArguments& arguments, int sequence, int item) {
   ItemRows rows{};
   rows.queries = arguments.queries(sequence);
+  rows.new_tokens = arguments.new_tokens(sequence);
   rows.first_token = arguments.rows.first(sequence);
   rows.seen = arguments.rules.seen_rows(rows.queries);
   const int tiles = row_tiles(arguments, sequence);
