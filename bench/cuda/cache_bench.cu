@@ -28,6 +28,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -219,9 +220,12 @@ void measure_append(const std::string& name, const Recipe& recipe, int batch_siz
   const cuda::SequenceBatch batch =
       check(cache.batch(ids, std::span(slots.data(), static_cast<std::size_t>(batch_size))));
   const DeviceRows rows(batch_size, 99);
+  std::vector<std::int32_t> starts(static_cast<std::size_t>(batch_size) + 1);
+  std::iota(starts.begin(), starts.end(), 0);
+  const DeviceArray<std::int32_t> indptr(starts);
   Graph graph([&](cudaStream_t stream) {
     for (int layer = 0; layer < layers; ++layer)
-      check(cache.append(batch, layer, rows.view(), rows.view(), nullptr, {}, stream));
+      check(cache.append(batch, layer, rows.view(), rows.view(), indptr.data(), {}, stream));
   });
   std::vector<double> times;
   for (int step = -2; step < steps; ++step) {

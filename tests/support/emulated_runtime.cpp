@@ -35,6 +35,8 @@ std::map<const void*, std::string>& kernel_names() {
 }
 
 cudaError_t last_error = cudaSuccess;
+/// Every error is also kept until cudaGetLastError().
+cudaError_t fail(cudaError_t error) { return last_error = error; }
 
 // Device n has 1 / 2^n of an H100's shared memory per block.
 constexpr int devices = 6;
@@ -53,7 +55,7 @@ int captures = 0;
 
 /// Waiting for a stream ends its capture; so must every test that does it.
 cudaError_t waited(cudaStream_t stream) {
-  return stream_of(stream).graph == nullptr ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+  return stream_of(stream).graph == nullptr ? cudaSuccess : fail(cudaErrorStreamCaptureUnsupported);
 }
 
 /// Dynamic shared memory that a kernel may be launched with, on the current device.
@@ -104,7 +106,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
                      config->attrs->val.programmaticStreamSerializationAllowed == 1;
   const bool valid = bind != nullptr && early && grid.x > 0 && grid.y == 1 && block.x > 0 &&
                      block.x <= 1024 && config->dynamicSmemBytes <= allowed_shared(kernel);
-  if (!valid) return last_error = cudaErrorInvalidConfiguration;
+  if (!valid) return fail(cudaErrorInvalidConfiguration);
   const Launch launch = (*bind)({grid.x, block.x, config->dynamicSmemBytes}, arguments);
   if (stream_of(config->stream).graph != nullptr)
     stream_of(config->stream).graph->push_back(launch);
@@ -122,7 +124,11 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = kvtilt::test::devic
 cudaError_t cudaGetDevice(int* device) {
   return *device = kvtilt::test::current_device, cudaSuccess;
 }
-cudaError_t cudaSetDevice(int device) { return kvtilt::test::current_device = device, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  if (device < 0 || device >= kvtilt::test::devices)
+    return kvtilt::test::fail(cudaErrorInvalidDevice);
+  return kvtilt::test::current_device = device, cudaSuccess;
+}
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
@@ -136,7 +142,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrComputeCapabilityMinor:
       return *value = 0, cudaSuccess;
     default:
-      return cudaErrorInvalidValue;
+      return kvtilt::test::fail(cudaErrorInvalidValue);
   }
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*,
@@ -153,20 +159,20 @@ const char* cudaGetErrorString(cudaError_t error) { return error == 0 ? "ok" : "
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const bool valid = attribute == cudaFuncAttributeMaxDynamicSharedMemorySize &&
                      value <= kvtilt::test::shared_per_block(kvtilt::test::current_device);
-  if (!valid) return kvtilt::test::last_error = cudaErrorInvalidValue;
+  if (!valid) return kvtilt::test::fail(cudaErrorInvalidValue);
   kvtilt::test::allowed_shared(kernel) = static_cast<std::size_t>(value);
   return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
-  if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
+  if (kvtilt::test::captures > 0) return kvtilt::test::fail(cudaErrorStreamCaptureUnsupported);
   const std::size_t padded = (bytes + 255) / 256 * 256;
   *memory = std::aligned_alloc(256, padded);
   std::memset(*memory, 0xff, padded);
   return cudaSuccess;
 }
 cudaError_t cudaFree(void* memory) {
-  if (kvtilt::test::captures > 0) return cudaErrorStreamCaptureUnsupported;
+  if (kvtilt::test::captures > 0) return kvtilt::test::fail(cudaErrorStreamCaptureUnsupported);
   return std::free(memory), cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** memory, std::size_t bytes) {
@@ -194,7 +200,8 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
                             cudaStream_t stream) {
-  if (stream_of(stream).graph != nullptr) return cudaErrorStreamCaptureUnsupported;
+  if (stream_of(stream).graph != nullptr)
+    return kvtilt::test::fail(cudaErrorStreamCaptureUnsupported);
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -202,7 +209,8 @@ cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpy
   return cudaMemcpyAsync(to, from, bytes, kind, nullptr);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t stream) {
-  if (stream_of(stream).graph != nullptr) return cudaErrorStreamCaptureUnsupported;
+  if (stream_of(stream).graph != nullptr)
+    return kvtilt::test::fail(cudaErrorStreamCaptureUnsupported);
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
@@ -210,7 +218,8 @@ cudaError_t cudaMemset(void* to, int value, std::size_t bytes) {
   return cudaMemsetAsync(to, value, bytes, nullptr);
 }
 cudaError_t cudaDeviceSynchronize() {
-  return kvtilt::test::captures > 0 ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+  return kvtilt::test::captures > 0 ? kvtilt::test::fail(cudaErrorStreamCaptureUnsupported)
+                                    : cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return kvtilt::test::waited(stream); }
 

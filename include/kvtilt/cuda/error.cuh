@@ -10,9 +10,11 @@
 
 namespace kvtilt::cuda {
 
-/// `what` names the failed step.
+/// An error of the runtime, whose own record of it is cleared: an engine that asks for its last error
+/// must not see again what was returned to it. `what` names the failed step.
 inline Status to_status(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return {};
+  (void)cudaGetLastError();
   const bool memory = error == cudaErrorMemoryAllocation;
   const bool invalid = error == cudaErrorInvalidValue || error == cudaErrorInvalidResourceHandle;
   return Status::error(memory    ? ErrorCode::OutOfMemory

@@ -54,10 +54,7 @@ cudaError_t prepare(bool& early) {
   if (error == cudaSuccess)
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  shared - static_cast<int>(code.sharedSizeBytes));
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // clears it: returned here, the engine must not see it again
-    return error;
-  }
+  if (error != cudaSuccess) return error;
   early = takes_turns(code.ptxVersion, driver);
   if (early) takes_turns_on.fetch_or(bit, std::memory_order_relaxed);
   prepared.fetch_or(bit, std::memory_order_release);
@@ -81,8 +78,7 @@ cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream
   config.stream = stream;
   config.attrs = &early;
   config.numAttrs = waits ? 1 : 0;
-  const cudaError_t error = cudaLaunchKernelEx(&config, Kernel, arguments...);
-  return error == cudaSuccess ? error : cudaGetLastError();
+  return cudaLaunchKernelEx(&config, Kernel, arguments...);
 }
 
 /// Pointer to launch() of a kernel that is chosen at run time.

@@ -6,9 +6,10 @@
 #include <kvtilt/core/config.hpp>
 
 /// Whether kernels for 9.0 and later let the next kernel of the stream start while they run, and
-/// start that way themselves ("programmatic dependent launch"). An engine whose own kernels are
-/// launched that way must have them execute griddepcontrol.wait before they touch what preceding
-/// kernels write; if some cannot, it defines this as 0, in all of its files.
+/// start that way themselves ("programmatic dependent launch"). If an engine launches kernels of its
+/// own that way, each must execute griddepcontrol.wait before it touches what preceding kernels write,
+/// and even if it touches nothing: our kernels wait for the kernel in front of them and, through its
+/// wait, for those before. If one cannot, the engine defines this as 0, in all of its files.
 #ifndef KVTILT_CUDA_EARLY_START
 #define KVTILT_CUDA_EARLY_START 1
 #endif

@@ -23,6 +23,14 @@ TEST(Append, OneTokenAtATimeEqualsTheCpu) {
     program.append({0, 1}, {1, 1}, emulate_append);
 }
 
+TEST(Append, AStepOfManySequencesIsNoPrompt) {
+  EXPECT_EQ(cuda::expected_tokens(64, 64, {}), 1);
+  EXPECT_EQ(cuda::expected_tokens(65, 64, {}), 2);
+  EXPECT_EQ(cuda::expected_tokens(512, 1, {}), 512);
+  const std::int32_t mixed[] = {1, 300, 1};
+  EXPECT_EQ(cuda::expected_tokens(302, 3, mixed), 300);
+}
+
 TEST(Append, RaggedBatchesSealAnyNumberOfPages) {
   for (const ElementType type : {ElementType::F16, ElementType::BF16, ElementType::F32}) {
     DeviceProgram program({.shape = LayerShape{3, 80, 64},

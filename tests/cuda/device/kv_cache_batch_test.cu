@@ -133,8 +133,8 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
                                               queries.view(), keys.view(), values.view(),
                                               prefilled.out(), nullptr, {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.append(cache.batch, 0, keys.view(), values.view(), s));
-      KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, nullptr, queries.view(), decoded.out(),
-                                     lse.data(), {}, workspace.span(), s));
+      KVTILT_EXPECT_OK(decode.attend(layer, cache.batch.device, nullptr, queries.view(),
+                                     decoded.out(), lse.data(), {}, workspace.span(), s));
       KVTILT_EXPECT_OK(gpu.truncate(cache.batch, lengths.data(), {}, s));
     });
     const auto step = [&](const std::vector<int>& who) {
@@ -224,6 +224,9 @@ TEST(DeviceBatch, AGraphIsCapturedBeforeThereAreSequences) {
   std::int32_t never_written;
   const std::span<std::int32_t> many(&never_written, std::size_t{65537});
   EXPECT_EQ(both.gpu.empty_batch(many).code(), ErrorCode::InvalidArgument);
+  const std::span<std::int32_t> null(static_cast<std::int32_t*>(nullptr), std::size_t{4});
+  EXPECT_THAT(std::string(both.gpu.empty_batch(null).message()), HasSubstr("memory is null"));
+  EXPECT_THAT(std::string(both.gpu.batch(ids, null).message()), HasSubstr("memory is null"));
 }
 
 TEST(DeviceBatchHostile, WhatNoReplayCanHaveDoneIsRefused) {

@@ -99,6 +99,12 @@ TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {
   }
 }
 
+TEST(DeviceKVCache, AnErrorIsReturnedOnceAndNotLeftToTheRuntime) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  EXPECT_FALSE(cuda::to_status(cudaSetDevice(-1), "choosing a device").ok());
+  expect_cuda(cudaGetLastError());
+}
+
 TEST(DeviceKVCache, AGraphReplaysAppendsAndCuts) {
   KVTILT_SKIP_WITHOUT_GPU();
   constexpr int steps = 200;

@@ -54,8 +54,8 @@ inline cudaError_t most_shared_bytes(std::size_t& bytes) {
   return error;
 }
 
-/// Like launch_append(), but faster if a sequence gets a page's worth of tokens or more: pages that
-/// hold only new tokens are then sealed by blocks of their own. `most_tokens`, the most that a
+/// Like launch_append(), but faster if sequences get a page's worth of tokens or more: pages that hold
+/// only new tokens are then sealed by blocks of their own. `most_tokens`, about the most that a
 /// sequence gets, is a hint: the result is right for any counts in device memory. Falls back to
 /// launch_append() if it is less than a page, or if a head's page does not fit the device's shared
 /// memory. Fails with cudaErrorInvalidConfiguration if a launch cannot have enough blocks for the

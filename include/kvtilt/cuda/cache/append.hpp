@@ -13,8 +13,10 @@
 #include <kvtilt/cuda/cache/append_head.hpp>
 #include <kvtilt/cuda/cache/append_light.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 namespace kvtilt::cuda {
 
@@ -27,6 +29,14 @@ KVTILT_HD constexpr int team_blocks(const AppendArguments& arguments) {
 }
 
 }  // namespace detail
+
+/// About the most tokens that a sequence gets, by which the host chooses between this kernel and
+/// pack's: of `tokens`, what it was told of each sequence; if that is empty, the mean.
+inline std::int64_t expected_tokens(std::int64_t rows, int sequences,
+                                    std::span<const std::int32_t> tokens) {
+  if (!tokens.empty()) return *std::max_element(tokens.begin(), tokens.end());
+  return (rows + sequences - 1) / sequences;
+}
 
 /// Dynamic shared memory of a block, in bytes.
 KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {

@@ -27,11 +27,7 @@ class DeviceMemory {
   static Result<DeviceMemory> take(std::size_t bytes, std::span<std::byte> given) {
     DeviceMemory memory;
     if (given.empty()) {
-      if (Status status = to_status(cudaMalloc(&memory.owned_, bytes), "taking device memory");
-          !status.ok()) {
-        (void)cudaGetLastError();
-        return Result<DeviceMemory>(std::move(status));
-      }
+      KVTILT_RETURN_IF_ERROR(to_status(cudaMalloc(&memory.owned_, bytes), "taking device memory"));
       memory.data_ = static_cast<std::byte*>(memory.owned_);
       return Result<DeviceMemory>(std::move(memory));
     }

@@ -174,16 +174,17 @@ class KVCache {
   /// indptr  device, [sequences + 1]: rows indptr[i] to indptr[i + 1] - 1 are of sequence i; never
   ///         descends, from 0 or more to at most the number of rows. Null: equally many rows for
   ///         each
-  /// tokens  host, [sequences]: how many tokens indptr gives each. Empty: the host's copy does not
-  ///         change. Ignored without indptr
+  /// tokens  host, [sequences]: how many tokens indptr gives each. In a capture they only choose the
+  ///         kernel (see Cost). Empty: the host's copy does not change. Ignored without indptr
   /// Fails   InvalidArgument (shapes, handles, layer) or, as far as the host knows, OutOfCapacity
   ///         (reserve more): nothing is queued. NaN is stored as 0, a magnitude that is too large
   ///         as the largest that the recipe holds, and poll() reports it. On the device nothing is
   ///         appended to a sequence that lacks pages, nor to any if indptr is invalid: poll()
   ///         reports both, and refresh() updates the host's copy
-  /// Cost    one kernel: a small one if no sequence gets a whole page of tokens, else one that
-  ///         seals pages in parallel. `tokens` decides; without it the rows of each sequence or,
-  ///         with indptr, of all. One more for each sequence whose window frees shared pages
+  /// Cost    one kernel: if some sequence gets a whole page of tokens, one that takes pages as a
+  ///         whole, else one for steps. `tokens` decides, without it the rows per sequence in the
+  ///         mean: give it where prompts and steps share a batch. Either is right for any numbers.
+  ///         One more for each sequence whose window frees shared pages
   Status append(const SequenceBatch& batch, int layer, const TensorView& keys,
                 const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream = nullptr);

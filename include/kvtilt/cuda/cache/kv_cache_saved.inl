@@ -11,9 +11,8 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   if (!image.empty()) error = cudaPointerGetAttributes(&first, image.data());
   if (!image.empty() && error == cudaSuccess)
     error = cudaPointerGetAttributes(&last, &image.back());
-  if (error != cudaSuccess) (void)cudaGetLastError();  // cleared, as it is returned below
-  if (error != cudaSuccess && error != cudaErrorInvalidValue)
-    return to_status(error, "looking at an image");
+  Status looked = to_status(error, "looking at an image");
+  if (!looked.ok() && error != cudaErrorInvalidValue) return looked;
   const auto both = [](const cudaPointerAttributes& of) {
     return of.type == cudaMemoryTypeHost || of.type == cudaMemoryTypeManaged;
   };

@@ -67,9 +67,9 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
   const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
   // Only a hint: what a captured launch is told need not hold when it is replayed.
-  std::int64_t longest = indptr == nullptr ? each : keys.tokens;
-  if (!tokens.empty()) longest = *std::max_element(tokens.begin(), tokens.end());
-  KVTILT_RETURN_IF_ERROR(to_status(launch_pack(arguments, longest, stream), "appending tokens"));
+  const std::int64_t each_expected = expected_tokens(keys.tokens, batch.count, tokens);
+  KVTILT_RETURN_IF_ERROR(
+      to_status(launch_pack(arguments, each_expected, stream), "appending tokens"));
   if (!told) return {};
   book_.note_appended(ids, layer, tokens);
   return drop_shared(ids, layer, layer + 1, stream);

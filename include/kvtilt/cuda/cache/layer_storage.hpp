@@ -88,13 +88,17 @@ struct LayerStorage {
   SequenceState* states;  ///< [sequence slot]
   PageSlot* tables;       ///< [sequence slot][table_stride]
   std::int64_t table_stride;
-  std::uint32_t* arrivals;  ///< [sequence slot]: blocks that have arrived; zero between kernels
+  /// [sequence slot]: blocks that have arrived; zero between kernels. Null: imported(), takes no appends
+  std::uint32_t* arrivals;
   DeviceRecords* records;
   std::uint64_t fingerprint;  ///< of the sealed pages: layout_fingerprint()
 
   [[nodiscard]] KVTILT_HD TokenPlacement placement() const {
     return {page_tokens, sink_tokens, recent_tokens, window};
   }
+
+  /// Whether the pages are an engine's own: nobody frees those that a window has left behind.
+  [[nodiscard]] KVTILT_HD bool imported() const { return arrivals == nullptr; }
 
   [[nodiscard]] KVTILT_HD const HeadLayout& head(PageKind kind, int kv_head) const {
     return heads[static_cast<int>(kind)][kv_head];

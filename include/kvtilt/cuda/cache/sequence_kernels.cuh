@@ -143,6 +143,9 @@ inline Status launch_fork(Layers layers, const ForkRequest& request, int ring_bl
 /// `slots` may be freed when this returns.
 inline Status launch_write_slots(std::span<const std::int32_t> slots,
                                  std::span<std::int32_t> memory, cudaStream_t stream) {
+  if (memory.data() == nullptr && !memory.empty())
+    return Status::error(ErrorCode::InvalidArgument, "the batch's memory is null, with %zu numbers",
+                         memory.size());
   detail::SlotList list;
   while (!memory.empty()) {
     list.count = static_cast<std::int32_t>(std::min<std::size_t>(slots.size(), list.capacity));
