@@ -12,7 +12,8 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   if (!image.empty() && error == cudaSuccess)
     error = cudaPointerGetAttributes(&last, &image.back());
   Status looked = to_status(error, "looking at an image");
-  if (!looked.ok() && error != cudaErrorInvalidValue) return looked;
+  if (!looked.ok() && error != cudaErrorInvalidValue)
+    return Result<std::byte*>(std::move(looked));
   const auto both = [](const cudaPointerAttributes& of) {
     return of.type == cudaMemoryTypeHost || of.type == cudaMemoryTypeManaged;
   };
