@@ -22,7 +22,7 @@ links_with() {
 
 preset=$1
 case $preset in
-  clang | clang-ofast | asan* | ubsan | tsan) require "clang++ is not installed" command -v clang++ ;;
+  clang | clang-ofast | asan* | ubsan | tsan*) require "clang++ is not installed" command -v clang++ ;;
   aarch64)
     require "aarch64-linux-gnu-g++ is not installed" command -v aarch64-linux-gnu-g++
     require "qemu-aarch64 is not installed" qemu_is_there

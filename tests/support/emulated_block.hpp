@@ -85,6 +85,7 @@ class EmulatedBlock {
 
   /// The operands that a thread gives its warp at the next meet_warp().
   [[nodiscard]] LaneOperands& operands(int thread) {
+    const Unwatched own;
     Warp& warp = warp_of(thread);
     return warp.operands[warp.meeting.round % 2].lanes[thread % 32];
   }
@@ -92,6 +93,7 @@ class EmulatedBlock {
   /// Waits until all lanes of the warp have called it. Returns their operands, which stay until the
   /// thread's next call.
   const WarpOperands& meet_warp(int thread, CallSite site) {
+    const Unwatched own;
     Warp& warp = warp_of(thread);
     const std::uint64_t round = warp.meeting.round;
     meet(warp.meeting, 32, thread, site);
@@ -100,10 +102,49 @@ class EmulatedBlock {
   }
 
   /// Waits until all threads of the block have called it.
-  void meet_block(int thread, CallSite site) { meet(block_, thread_count(), thread, site); }
+  void meet_block(int thread, CallSite site) {
+    const Unwatched own;
+    meet(block_, thread_count(), thread, site);
+  }
+
+  /// Orders what the threads did before a meeting that follows, of the warp or of the block, before what
+  /// they do after it: the meeting alone does not, as on the GPU.
+  class Ordered {
+   public:
+    Ordered(EmulatedBlock& block, int thread, bool whole_block) : address_(nullptr) {
+      const Unwatched own;
+      Meeting& meeting = whole_block ? block.block_ : block.warp_of(thread).meeting;
+      // A thread that is one meeting ahead must not order those behind it.
+      address_ = &meeting.sides[meeting.round % 2];
+      watch_release(address_);
+    }
+    Ordered(const Ordered&) = delete;
+    Ordered& operator=(const Ordered&) = delete;
+    ~Ordered() { watch_acquire(address_); }
+
+   private:
+    const void* address_;
+  };
+
+  /// Before an atomic operation that acquires nothing. Returns whether it is a release: after a fence().
+  bool count(int thread, const void* where) {
+    const Unwatched own;
+    Thread& self = threads_[static_cast<std::size_t>(thread)];
+    self.counted.push_back(where);
+    return self.fenced;
+  }
+  /// Makes the atomic operations so far acquires, and those that follow releases.
+  void fence(int thread) {
+    const Unwatched own;
+    Thread& self = threads_[static_cast<std::size_t>(thread)];
+    self.fenced = true;
+    for (const void* where : self.counted) watch_acquire(where);
+    self.counted.clear();
+  }
 
   /// Lets other threads run until the word changes; if no thread changes it, that is a deadlock.
   void wait_for_change(int thread, const std::uint64_t& word, CallSite site) {
+    const Unwatched own;
     Thread& self = threads_[static_cast<std::size_t>(thread)];
     self.site = site;
     self.word = &word;
@@ -139,6 +180,7 @@ class EmulatedBlock {
 
   struct Meeting {
     std::uint64_t round = 0;  ///< meetings that have ended
+    char sides[2] = {};       ///< addresses for Ordered
     int arrived = 0;
     CallSite site;
   };
@@ -150,6 +192,8 @@ class EmulatedBlock {
     const std::uint64_t* word = nullptr;  ///< waits until it is no longer `seen`
     std::uint64_t seen = 0;
     CallSite site;
+    bool fenced = false;               ///< has called fence()
+    std::vector<const void*> counted;  ///< of atomic operations since then
   };
   struct AlignedDelete {
     void operator()(std::byte* memory) const { ::operator delete (memory, std::align_val_t{128}); }

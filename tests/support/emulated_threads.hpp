@@ -9,8 +9,8 @@
 /// the GPU: threads that wait for each other must have called the same member on the same line, and
 /// no thread may end while others wait for it. Anything that is undefined or hangs on the GPU fails
 /// the test and ends the launch. A write that another thread reads without a sync() between them
-/// shows as a difference between the orders of LaunchOrder. Threads must not spin on memory,
-/// because no other thread runs until they wait.
+/// shows as a difference between the orders of LaunchOrder, and under ThreadSanitizer as a race (see
+/// race_watch.hpp). Threads must not spin on memory, because no other thread runs until they wait.
 #pragma once
 
 #include <kvtilt/core/half.hpp>
@@ -22,8 +22,10 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace kvtilt::test {
 
@@ -40,12 +42,14 @@ class EmulatedThreads {
   [[nodiscard]] std::byte* shared() const { return block_->shared(); }
 
   void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    const EmulatedBlock::Ordered ordered(*block_, thread_, true);
     block_->meet_block(thread_, {"sync", file, line});
   }
   void sync_warp(const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
+    const EmulatedBlock::Ordered ordered(*block_, thread_, false);
     block_->meet_warp(thread_, {"sync_warp", file, line});
   }
-  void fence() const {}
+  void fence() const { block_->fence(thread_); }
 
   template <class T>
   T shuffle(T value, int lane, const char* file = __builtin_FILE(),
@@ -80,24 +84,39 @@ class EmulatedThreads {
   }
 
   std::uint32_t atomic_add(std::uint32_t* where, std::uint32_t value) const {
-    return std::exchange(*where, *where + value);
+    return block_->count(thread_, where) ? __atomic_fetch_add(where, value, __ATOMIC_RELEASE)
+                                         : __atomic_fetch_add(where, value, __ATOMIC_RELAXED);
   }
   std::uint64_t atomic_add(std::uint64_t* where, std::uint64_t value) const {
-    return std::exchange(*where, *where + value);
+    return block_->count(thread_, where) ? __atomic_fetch_add(where, value, __ATOMIC_RELEASE)
+                                         : __atomic_fetch_add(where, value, __ATOMIC_RELAXED);
   }
-  std::uint32_t atomic_count_release(std::uint32_t* where) const { return atomic_add(where, 1); }
+  std::uint32_t atomic_count_release(std::uint32_t* where) const {
+    static_cast<void>(block_->count(thread_, where));
+    return __atomic_fetch_add(where, 1, __ATOMIC_RELEASE);
+  }
   std::uint32_t atomic_add_acquire_release(std::uint32_t* where, std::uint32_t value) const {
-    return atomic_add(where, value);
+    return __atomic_fetch_add(where, value, __ATOMIC_ACQ_REL);
   }
   std::uint32_t atomic_compare_and_swap(std::uint32_t* where, std::uint32_t expected,
                                         std::uint32_t value) const {
-    const std::uint32_t before = *where;
-    if (before == expected) *where = value;
-    return before;
+    if (block_->count(thread_, where))
+      __atomic_compare_exchange_n(where, &expected, value, false, __ATOMIC_RELEASE,
+                                  __ATOMIC_RELAXED);
+    else
+      __atomic_compare_exchange_n(where, &expected, value, false, __ATOMIC_RELAXED,
+                                  __ATOMIC_RELAXED);
+    return expected;
   }
 
   template <class T>
   T load_fresh(const T* from) const {
+    return *from;
+  }
+
+  template <class T>
+  T load_racing(const T* from) const {
+    const Unwatched own;
     return *from;
   }
 
@@ -109,6 +128,7 @@ class EmulatedThreads {
   void hand_over_shared() const {}
   void prepare_stage(std::uint64_t* barrier) const { *barrier = 0; }
   void begin_stage(std::uint64_t* barrier, std::uint32_t bytes) const {
+    const Unwatched own;
     if (lane() == 0) *barrier += bytes;
   }
   template <bool Once = true>
@@ -116,6 +136,8 @@ class EmulatedThreads {
                      std::uint64_t* barrier) const {
     if (lane() != 0) return;
     std::memcpy(to, from, bytes);
+    watch_release(barrier);
+    const Unwatched own;
     *barrier -= bytes;
     if (static_cast<std::uint32_t>(*barrier) == 0) *barrier += std::uint64_t{1} << 32;
   }
@@ -124,8 +146,12 @@ class EmulatedThreads {
   void wait_stage(const std::uint64_t* barrier, std::uint32_t parity,
                   const char* file = __builtin_FILE(), int line = __builtin_LINE()) const {
     const CallSite site{"wait_stage", file, line};
-    while ((*barrier >> 32 & 1) == parity) block_->wait_for_change(thread_, *barrier, site);
-    block_->meet_warp(thread_, site);
+    {
+      const Unwatched own;
+      while ((*barrier >> 32 & 1) == parity) block_->wait_for_change(thread_, *barrier, site);
+      block_->meet_warp(thread_, site);
+    }
+    watch_acquire(barrier);
   }
 
   /// Sums rounded as on an H200: see MmaSum.
@@ -136,6 +162,7 @@ class EmulatedThreads {
     for (int half = 0; half < 12; ++half)
       mine[half] = to_float(F16{static_cast<std::uint16_t>(words[half / 2] >> (16 * (half % 2)))});
     const WarpOperands& warp = exchange(mine, {"mma", file, line});
+    const Unwatched own;  // c is the thread's
     // PTX ISA, matrix fragments of mma.m16n8k16 with .f16, two halves per register: lanes 4g to
     // 4g+3 hold of row g of A columns 2t, 2t+1 in a0 and 2t+8, 2t+9 in a2, of row g+8 the same in
     // a1 and a3; of column g of B they hold these rows in b0 and b1.
@@ -174,6 +201,7 @@ class EmulatedThreads {
  private:
   template <class T>
   const WarpOperands& exchange(const T& value, CallSite site) const {
+    const Unwatched own;
     static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(LaneOperands));
     std::memcpy(block_->operands(thread_).words, &value, sizeof value);
     return block_->meet_warp(thread_, site);
@@ -181,11 +209,13 @@ class EmulatedThreads {
   template <class T>
   static T read(const WarpOperands& warp, int lane) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
+    const Unwatched own;
     T value;
     std::memcpy(&value, warp.lanes[lane].words, sizeof value);
     return value;
   }
   static std::uint32_t half_bits_of(const WarpOperands& warp, int lane, int word, int half) {
+    const Unwatched own;
     return warp.lanes[lane].words[word] >> (16 * half) & 0xffffu;
   }
   static float operand(const LaneOperands& operands, int i) {
@@ -200,15 +230,29 @@ class EmulatedThreads {
 /// (NaN). Returns whether the launch ran to its end; if not, the test has failed.
 inline bool emulate(int blocks, int threads_per_block, std::size_t shared_bytes,
                     const std::function<void(EmulatedThreads&)>& body, LaunchOrder order = {}) {
-  EmulatedBlock block(blocks, threads_per_block, shared_bytes, order);
-  for (const int number : order.of(blocks, 0)) {
-    const bool done = block.run(number, [&](int thread) {
-      EmulatedThreads threads(block, thread);
-      body(threads);
-    });
-    if (!done) return false;
+  bool done = true;
+  {
+    const Unwatched own;
+    // One block's threads and memory serve all, unless races are watched: ThreadSanitizer would take
+    // them for those used before. It has room for some thousand threads: races between blocks that
+    // run further apart go unseen.
+    constexpr std::size_t most_threads = 4096;
+    std::vector<std::unique_ptr<EmulatedBlock>> run;
+    for (const int number : order.of(blocks, 0)) {
+      if (run.size() * static_cast<std::size_t>(threads_per_block) >= most_threads) run.clear();
+      if (run.empty() || watches_races)
+        run.push_back(
+            std::make_unique<EmulatedBlock>(blocks, threads_per_block, shared_bytes, order));
+      EmulatedBlock& block = *run.back();
+      done = block.run(number, [&](int thread) {
+        EmulatedThreads threads(block, thread);
+        body(threads);
+      });
+      if (!done) break;
+    }
   }
-  return true;
+  watch_acquire(&Fibers::ended);
+  return done;
 }
 
 }  // namespace kvtilt::test

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 /// Functions that can suspend and resume, all on one system thread: the threads of an emulated
-/// block. Stacks have a guard page; address sanitizer is told of each switch.
+/// block. Stacks have a guard page; address and thread sanitizer are told of each switch.
 #pragma once
 
+#include "race_watch.hpp"
 #include "stack_switch.hpp"
 
 #include <sys/mman.h>
@@ -31,6 +32,8 @@ namespace kvtilt::test {
 class Fibers {
  public:
   static constexpr std::size_t stack_bytes = 256 * 1024;
+  /// What fibers did happens before what follows watch_acquire() of this, once they have ended.
+  static inline const char ended = 0;
 
   explicit Fibers(int count)
       : guard_(static_cast<std::size_t>(sysconf(_SC_PAGESIZE))),
@@ -61,6 +64,8 @@ class Fibers {
     fiber.function = std::move(function);
     fiber.finished = false;
     fiber.context.start(stack(at), stack_bytes, &Fibers::enter);
+    caller_watched_.be_current();
+    fiber.watched.begin();
 #if defined(KVTILT_TEST_ASAN)
     __asan_unpoison_memory_region(stack(at), stack_bytes);
     fiber.fake_stack = nullptr;
@@ -75,6 +80,7 @@ class Fibers {
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, stack(running_), stack_bytes);
 #endif
+    fibers_[running_].watched.switch_to();
     switch_stack(caller_, fibers_[running_].context);
 #if defined(KVTILT_TEST_ASAN)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
@@ -83,11 +89,12 @@ class Fibers {
 
   /// Called in a fiber: returns to resume().
   void suspend() {
-    Fiber& fiber = fibers_[running_];
+    Fiber& fiber = running();
 #if defined(KVTILT_TEST_ASAN)
     __sanitizer_start_switch_fiber(fiber.finished ? nullptr : &fiber.fake_stack, caller_stack_,
                                    caller_stack_bytes_);
 #endif
+    caller_watched_.switch_to();
     switch_stack(fiber.context, caller_);
 #if defined(KVTILT_TEST_ASAN)
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &caller_stack_, &caller_stack_bytes_);
@@ -104,6 +111,7 @@ class Fibers {
     std::function<void()> function;
     bool finished = true;
     void* fake_stack = nullptr;
+    WatchedFiber watched;
   };
 
   static Fibers*& active() {
@@ -112,14 +120,28 @@ class Fibers {
   }
 
   static void enter() {
-    Fibers& self = *active();
+    Fibers* self;
+    Fiber* fiber;
+    {
+      const Unwatched own;
+      self = active();
+      fiber = &self->running();
+    }
 #if defined(KVTILT_TEST_ASAN)
-    __sanitizer_finish_switch_fiber(nullptr, &self.caller_stack_, &self.caller_stack_bytes_);
+    __sanitizer_finish_switch_fiber(nullptr, &self->caller_stack_, &self->caller_stack_bytes_);
 #endif
-    Fiber& fiber = self.fibers_[self.running_];
-    fiber.function();
-    fiber.finished = true;
-    self.suspend();
+    fiber->function();
+    watch_release(&ended);
+    {
+      const Unwatched own;
+      fiber->finished = true;
+    }
+    self->suspend();
+  }
+
+  [[nodiscard]] Fiber& running() {
+    const Unwatched own;
+    return fibers_[running_];
   }
 
   [[nodiscard]] std::byte* stack(std::size_t index) const {
@@ -132,6 +154,7 @@ class Fibers {
   std::size_t mapped_ = 0;
   std::size_t running_ = 0;
   StackContext caller_;
+  WatchedFiber caller_watched_;
   [[maybe_unused]] const void* caller_stack_ = nullptr;
   [[maybe_unused]] std::size_t caller_stack_bytes_ = 0;
 };

@@ -115,6 +115,18 @@ class DeviceThreads {
     return bit_cast<T>(__ldcg(reinterpret_cast<const uint4*>(from)));
   }
 
+  /// Loads what another block may be writing: each 4-byte word is the old or the new one.
+  template <class T>
+  __device__ T load_racing(const T* from) const {
+    static_assert(sizeof(T) % 4 == 0);
+    struct Words {
+      std::uint32_t word[sizeof(T) / 4];
+    } words;
+    for (std::size_t i = 0; i < sizeof(T) / 4; ++i)
+      words.word[i] = reinterpret_cast<const volatile std::uint32_t*>(from)[i];
+    return bit_cast<T>(words);
+  }
+
   /// Prefetches a line of 128 bytes into L2: a hint.
   __device__ void prefetch(const std::byte* from) const {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));

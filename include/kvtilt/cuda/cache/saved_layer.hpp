@@ -136,7 +136,8 @@ KVTILT_HD void load_tables_body(const Threads& threads, const LoadArguments& arg
   const LayerStorage& layer = arguments.layer;
   const SavedLayer& saved = arguments.saved;
   SequenceState& state = layer.states[arguments.sequence];
-  const std::int32_t capacity = state.page_capacity;  // the same before and after
+  // Racing with the store below, which does not change it.
+  const std::int32_t capacity = threads.load_racing(&state.page_capacity);
   const int first = threads.block() * threads.thread_count() + threads.thread();
   if (capacity < saved.pages) {
     if (first == 0) (void)threads.atomic_add(&arguments.result->refusals, std::uint64_t{1});

@@ -72,6 +72,17 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
   if (threads.thread() == 0) state.page_capacity = end;
 }
 
+namespace detail {
+
+/// Sets the block's `refusing`, a layer or -1, unless another thread has.
+template <class Threads>
+KVTILT_HD void refuse(const Threads& threads, std::int32_t& refusing, int layer) {
+  (void)threads.atomic_compare_and_swap(reinterpret_cast<std::uint32_t*>(&refusing), 0xffffffffu,
+                                        static_cast<std::uint32_t>(layer));
+}
+
+}  // namespace detail
+
 /// Shared pages that a sequence must drop, as a kernel argument.
 struct DroppedPages {
   static constexpr int capacity = 300;
@@ -156,8 +167,9 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads > 0 && storage.window > 0 &&
-        needs_freed_tokens(storage.placement(), storage.states[sequence], length))
-      refusing = layer;  // any one will do
+        needs_freed_tokens(storage.placement(), threads.load_racing(&storage.states[sequence]),
+                           length))
+      detail::refuse(threads, refusing, layer);
   }
   threads.sync();
   if (refusing >= 0) {
@@ -192,7 +204,7 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
     for (std::int32_t entry = first + threads.thread(); whole && entry + 1 < last;
          entry += threads.thread_count())
       whole = follows_at_once(table + entry);
-    if (!whole) refusing = layer;  // any one will do
+    if (!whole) detail::refuse(threads, refusing, layer);
   }
   threads.sync();
   if (refusing >= 0) {
@@ -273,7 +285,8 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   for (int layer = threads.warp(); layer < layers.count; layer += threads.thread_count() / 32) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0) continue;
-    const SequenceState& state = storage.states[request.from];  // blocks change only shared_end
+    // Others may be changing shared_end, which the check leaves out.
+    const SequenceState state = threads.load_racing(&storage.states[request.from]);
     const PageSlot* table = storage.table(request.from) + state.first_page;
     const std::int32_t count = state.page_end - state.first_page;
     std::uint64_t pages = 0;
@@ -281,7 +294,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
       pages += ForkLayer::page_term(i, table[i]);
     for (int mask = 16; mask > 0; mask /= 2) pages += threads.shuffle_xor(pages, mask);
     if (state.length != request.length || !(ForkLayer(state, pages) == request.layers[layer]))
-      refusing = layer;  // any one will do
+      detail::refuse(threads, refusing, layer);
   }
   threads.sync();
   if (refusing >= 0) {
