@@ -126,6 +126,8 @@ TEST(KVCacheDraftProperty, DraftsThatSealNothingReadAndLeaveTheBitsOfPlainDecodi
   const LayerShape shape{2, 64, 32, 0};
   LayerShape windowed = shape;
   windowed.window = 50;
+  LayerShape wide = shape;
+  wide.window = 150;  // begins inside the pages that are joined to 128 slots
   const std::vector<float> slopes(6, 0.05f);
   AttendOptions capped = test::exact_options();
   capped.soft_cap = 5.0f;
@@ -140,6 +142,7 @@ TEST(KVCacheDraftProperty, DraftsThatSealNothingReadAndLeaveTheBitsOfPlainDecodi
         const Recipe recipe = parse_recipe(name).value();
         expect_same_bits(shape, recipe, options, {}, random);
         expect_same_bits(windowed, recipe, options, capped, random);
+        expect_same_bits(wide, recipe, options, {}, random);
       }
 }
 

@@ -84,7 +84,8 @@ struct RowRule {
   }
 };
 
-/// Use: clear, add_row for each row, add_page for each page, end_span after each span, finish.
+/// Use: clear, add_row for each row, add_page for each page, end_group after each group of joined_pages(),
+/// end_span after each span, finish.
 class AttentionTile {
  public:
   AttentionTile(const LayerShape& shape, int max_page_tokens, const cpu::Kernels* kernels,
@@ -172,6 +173,38 @@ class AttentionTile {
     if (joined_.pages == joined_pages(head) || tokens < head.value.matrix.inner) end_group();
   }
 
+  /// Updates the softmax with the scores of the joined pages, then begins to add their values. Pages that
+  /// no row sees are not joined: unless groups end at fixed pages, what the other rows of a tile see
+  /// decides which pages share the rounding of their probabilities.
+  void end_group() {
+    if (joined_.pages == 0) return;
+    finish_pending_and_set(nullptr);
+    const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
+    if (transforms_logits_) transform_logits(scores);
+    const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
+    float shrinks[tile_rows];
+    if (kernels_->update_softmax(scores, kernel_rows_, joined_.slots,
+                                 {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
+                                 shrinks))
+      for (int r = 0; r < rows_; ++r)
+        if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
+    const HeadLayout& head = *joined_.head;
+    std::copy_n(joined_.block, joined_.pages, value_blocks_);
+    kernels_->begin(values_,
+                    {cpu::Role::Values,
+                     &head.value,
+                     value_blocks_,
+                     {0, head.value.matrix.outer},
+                     joined_.seen,
+                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                     kernel_rows_,
+                     outputs,
+                     value_scratch_},
+                    sums_of(head.value.format));
+    finish_pending_and_set(&values_);
+    joined_ = {};
+  }
+
   /// Adds the current span to the total and starts another.
   void end_span() {
     end_group();
@@ -257,36 +290,6 @@ class AttentionTile {
   void finish_pending_and_set(cpu::PendingContraction* begun) {
     if (pending_ != nullptr) kernels_->finish(*pending_);
     pending_ = begun;
-  }
-
-  /// Updates the softmax with the scores of the joined pages, then begins to add their values.
-  void end_group() {
-    if (joined_.pages == 0) return;
-    finish_pending_and_set(nullptr);
-    const cpu::Rows<float> scores{scores_, static_cast<std::ptrdiff_t>(score_stride_)};
-    if (transforms_logits_) transform_logits(scores);
-    const cpu::Rows<float> outputs{outputs_, static_cast<std::ptrdiff_t>(value_stride_)};
-    float shrinks[tile_rows];
-    if (kernels_->update_softmax(scores, kernel_rows_, joined_.slots,
-                                 {joined_.all_visible ? nullptr : visible_[0], max_blocks}, spans_,
-                                 shrinks))
-      for (int r = 0; r < rows_; ++r)
-        if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
-    const HeadLayout& head = *joined_.head;
-    std::copy_n(joined_.block, joined_.pages, value_blocks_);
-    kernels_->begin(values_,
-                    {cpu::Role::Values,
-                     &head.value,
-                     value_blocks_,
-                     {0, head.value.matrix.outer},
-                     joined_.seen,
-                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
-                     kernel_rows_,
-                     outputs,
-                     value_scratch_},
-                    sums_of(head.value.format));
-    finish_pending_and_set(&values_);
-    joined_ = {};
   }
 
   void transform_logits(cpu::Rows<float> scores) {
