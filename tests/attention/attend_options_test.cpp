@@ -129,13 +129,15 @@ TEST(AttendOptionsAgreement, ATreeMaskReplacesCausality) {
       const SmallRows filled({1, 64, 64}, "k8v8", tokens, random,
                              {.page_tokens = 32, .sink_tokens = 3, .recent_tokens = 11});
       std::vector<std::uint64_t> mask;
-      for (std::int64_t i = 0; i < drafts; ++i) mask.push_back(random.next());
       const Rows<float> queries = test::random_queries(random, filled.shape, drafts, 2);
       AttendOptions options = test::exact_options();
-      options.tree_mask = mask;
       for (const std::int64_t tree : {std::int64_t{0}, drafts, drafts + 3, std::int64_t{64}}) {
         if (tree > std::min<std::int64_t>(64, tokens)) continue;
         options.tree_tokens = static_cast<int>(tree);
+        mask.clear();
+        for (std::int64_t i = 0; i < drafts; ++i)
+          mask.push_back(random.next() & detail::tree_bits(std::max(tree, drafts)));
+        options.tree_mask = mask;
         EXPECT_TRUE(test::follows_oracle(filled.view(), queries, options,
                                          test::attended(filled.view(), queries, options),
                                          codes_may_cancel))
@@ -261,16 +263,18 @@ TEST(AttendOptionsRandom, MixedOptionsFollowTheOracle) {
       slopes.push_back(static_cast<float>(random.uniform() * 0.1));
       sinks.push_back(static_cast<float>(random.normal() * 3));
     }
-    for (int i = 0; i < queries_count; ++i) tree.push_back(random.next());
     AttendOptions options = test::exact_options();
     if (random.chance(2)) options.scale = static_cast<float>(random.uniform(0.01, 0.3));
     if (random.chance(2)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(2)) options.alibi_slopes = slopes;
     if (random.chance(2)) options.sink_logits = sinks;
     if (random.chance(2)) {
-      options.tree_mask = tree;
       if (random.chance(2))
         options.tree_tokens = random.between(queries_count, std::min(64, tokens));
+      for (int i = 0; i < queries_count; ++i)
+        tree.push_back(random.next() &
+                       detail::tree_bits(std::max(queries_count, options.tree_tokens)));
+      options.tree_mask = tree;
     } else {
       options.causal = random.chance(2);
     }
@@ -310,6 +314,12 @@ TEST(AttendOptionsHostile, WhatCannotBeMeantIsRefusedByName) {
   refused({.tree_mask = two, .tree_tokens = -1}, "-1 tree_tokens");
   refused({.tree_mask = two, .tree_tokens = 65}, "65 tree_tokens");
   refused({.tree_tokens = 2}, "without a tree mask");
+  const std::vector<std::uint64_t> beyond = {1, 0x8000000000000015u};
+  refused({.tree_mask = beyond}, "query 1 has bit 2 in the tree mask, but the tree has 2 tokens");
+  refused({.tree_mask = beyond, .tree_tokens = 4},
+          "query 1 has bit 4 in the tree mask, but the tree has 4 tokens");
+  refused({.tree_mask = beyond, .tree_tokens = 63},
+          "query 1 has bit 63 in the tree mask, but the tree has 63 tokens");
   const SmallRows few({1, 64, 64}, "k4v4", 10, random);
   const AttendOptions long_tree{.tree_mask = two, .tree_tokens = 11};
   EXPECT_EQ(std::string(
@@ -343,7 +353,7 @@ TEST(AttendOptionsAgreement, PrefillTakesTheSameOptions) {
   std::vector<float> slopes(6, 0.03f);
   std::vector<float> sinks(6, 1.0f);
   std::vector<std::uint64_t> tree;
-  for (int i = 0; i < 20; ++i) tree.push_back(random.next());
+  for (int i = 0; i < 20; ++i) tree.push_back(random.next() & detail::tree_bits(20));
   AttendOptions options = test::exact_options();
   options.soft_cap = 20.0f;
   options.window = 60;

@@ -5,11 +5,18 @@
 
 #include <gtest/gtest.h>
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
 namespace kvtilt::detail {
 namespace {
+
+TEST(TreeBits, AreAsManyAsTheTreeHasTokens) {
+  for (int tokens = 0; tokens <= most_tree_tokens; ++tokens)
+    EXPECT_EQ(std::popcount(tree_bits(tokens)), tokens);
+  EXPECT_EQ(tree_bits(3), 0b111u);
+}
 
 TEST(TreeWindow, HoldsThePathAndTheNewestTokensBeforeIt) {
   //  tokens 0 1 2 3 4, of which 4 continues 1: its path is 0, 1, 4

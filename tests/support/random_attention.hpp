@@ -50,18 +50,21 @@ struct RandomRequest {
       slopes.push_back(static_cast<float>(random.uniform() * 0.1));
       sinks.push_back(static_cast<float>(random.sampled_normal()) * 3);
     }
-    for (std::int64_t i = 0; i < tokens; ++i) tree.push_back(random.next() | random.next());
     const int window = view.shape.window;
     const int length = static_cast<int>(view.length);
     if (random.chance(4)) options.scale = static_cast<float>(random.uniform(0.01, 0.3));
     if (random.chance(4)) options.soft_cap = static_cast<float>(random.uniform(1, 60));
     if (random.chance(4)) options.alibi_slopes = slopes;
     if (random.chance(4)) options.sink_logits = sinks;
-    if (random.chance(4) && tokens <= 64) {
-      options.tree_mask = tree;
+    if (random.chance(4) && tokens > 0 && tokens <= 64) {
       const std::int64_t most = std::min<std::int64_t>(64, first_query() + tokens);
       if (random.chance(2))
         options.tree_tokens = random.between(static_cast<int>(tokens), static_cast<int>(most));
+      const std::uint64_t bits =
+          kvtilt::detail::tree_bits(std::max<std::int64_t>(tokens, options.tree_tokens));
+      for (std::int64_t i = 0; i < tokens; ++i)
+        tree.push_back((random.next() | random.next()) & bits);
+      options.tree_mask = tree;
     } else {
       options.causal = !random.chance(5);
     }

@@ -8,6 +8,9 @@
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 
+#include <algorithm>
+#include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -41,7 +44,7 @@ struct AttendOptions {
   /// head. Empty: none.
   std::span<const float> sink_logits = {};
   /// [queries] words for speculative decoding, in place of causality: bit j of word i lets query i
-  /// see the j-th of the newest `tree_tokens` tokens. Empty: causal. A window counts the tokens that a
+  /// see the j-th of the newest `tree_tokens` tokens; higher bits must be 0. Empty: causal. A window counts the tokens that a
   /// query sees, so a node of a tree attends as at the end of its path; ALiBi counts tokens in the order
   /// of appending. To keep one path of a tree, verify it by attend_prefill() before anything is
   /// appended, then append the rows of the path.
@@ -127,6 +130,14 @@ inline Status check_attend_options(const AttendOptions& options, const LayerShap
                          options.tree_tokens, static_cast<long long>(queries),
                          options.tree_mask.empty() ? "without a tree mask" : "under a tree mask",
                          most_tree_tokens);
+  const std::int64_t tree_tokens = std::max<std::int64_t>(queries, options.tree_tokens);
+  for (std::size_t query = 0; query < options.tree_mask.size(); ++query)
+    if (const std::uint64_t beyond = options.tree_mask[query] & ~detail::tree_bits(tree_tokens);
+        beyond != 0)
+      return Status::error(invalid,
+                           "query %zu has bit %d in the tree mask, but the tree has %lld tokens: "
+                           "tree_tokens or, if that is 0, the queries",
+                           query, std::countr_zero(beyond), static_cast<long long>(tree_tokens));
   if (!options.tree_mask.empty() && !options.causal)
     return Status::error(invalid,
                          "a tree mask says what is seen of the newest tokens: causal = false "

@@ -15,6 +15,11 @@ inline constexpr int most_tree_tokens = 64;
 
 namespace detail {
 
+/// The bits of a word that stand for a tree's tokens, of which there may be none.
+KVTILT_HD constexpr std::uint64_t tree_bits(std::int64_t tokens) {
+  return tokens < most_tree_tokens ? (std::uint64_t{1} << tokens) - 1 : ~std::uint64_t{0};
+}
+
 /// What a window leaves visible to one row under a tree mask: of the new tokens that its word names and
 /// of the tokens before all new ones, the newest `window`. A node so sees what it would see if its path
 /// alone had been appended.
@@ -26,8 +31,7 @@ struct TreeWindow {
   /// tokens  of the tree: bits beyond them mean nothing
   /// window  at least 1
   KVTILT_HD static TreeWindow of(std::uint64_t word, int tokens, int window) {
-    TreeWindow left{tokens < most_tree_tokens ? word & ((std::uint64_t{1} << tokens) - 1) : word,
-                    0};
+    TreeWindow left{word & tree_bits(tokens), 0};
 #if defined(__CUDA_ARCH__)
     int count = __popcll(left.seen);
 #else

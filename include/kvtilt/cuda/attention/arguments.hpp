@@ -13,8 +13,9 @@
 
 namespace kvtilt::cuda {
 
-/// AttendOptions with arrays in device memory, whose contents are not checked. Under a tree
-/// mask, windows count a row's path; ALiBi uses positions in the order of appending.
+/// AttendOptions with arrays in device memory, whose contents are not checked: bits of a tree mask that
+/// AttendOptions would refuse are ignored. Under a tree mask, windows count a row's path; ALiBi uses
+/// positions in the order of appending.
 struct DeviceAttendOptions {
   float scale = 0.0f;                        ///< 0: 1 / sqrt(key_dim)
   float soft_cap = 0.0f;                     ///< 0: none
