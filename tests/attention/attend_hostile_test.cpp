@@ -115,6 +115,15 @@ TEST_F(AttendHostile, RefusesMoreQueriesThanTokens) {
   for (const std::int64_t count : {std::int64_t{51}, std::numeric_limits<std::int64_t>::max()})
     refuses({std::to_string(count) + " queries for 50 tokens", "append the newest tokens first"},
             [&] { return attend(view_, rows(count, 2, 64), out(count, 2, 32), {}, workspace_); });
+  const auto refuses_all = [&](std::int64_t count, const AttendOptions& options, const char* word) {
+    refuses({std::to_string(count) + " queries for 50 tokens", word}, [&] {
+      return attend(view_, rows(count, 2, 64), out(count, 2, 32), options, workspace_);
+    });
+  };
+  const float slopes[] = {0.0f, 0.1f};
+  refuses_all(51, {.window = 50, .causal = false}, "a window or ALiBi needs a position for each");
+  refuses_all(51, {.alibi_slopes = slopes, .causal = false}, "needs a position for each");
+  refuses_all((1 << 20) + 1, {.causal = false}, "at most 2^20");
 }
 
 TEST_F(AttendHostile, RefusesChunksThatAreTooLong) {

@@ -56,33 +56,34 @@ TEST(MergeAgreement, ASharedPrefixAndWhatEachHasOfItsOwnAddUpToTheWhole) {
   const LayerShape shape{2, 64, 64, 0};
   // 16 bits: a child that appends seals the prefix's tail, its parent does not.
   KVCache cache = test::make_cache(shape, presets::k16v16);
-  constexpr std::int64_t prefix = 500;
   constexpr int children = 70;  // more than a tree mask has bits
-  const SequenceId parent = test::open_reserved(cache, prefix);
-  const auto append = [&](SequenceId id, std::int64_t tokens) {
-    const Rows<float> keys = test::random_rows(random, tokens, 2, 64);
-    const Rows<float> values = test::random_rows(random, tokens, 2, 64);
-    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
-  };
-  append(parent, prefix);
-  const Rows<float> queries = test::random_queries(random, shape, children, 3);
-  AttendOptions shared = test::exact_options();
-  shared.causal = false;
-  shared.end_position = prefix;
-  test::Output sum = test::attended(cache.view(parent, 0).value(), queries, shared);
-  AttendOptions own = test::exact_options();
-  own.first_position = prefix;
-  for (int child = 0; child < children; ++child) {
-    const SequenceId id = cache.fork(parent, prefix + 300).value();
-    append(id, random.between(1, 300));
-    const LayerView view = cache.view(id, 0).value();
-    Rows<float> query(1, 6, 64);
-    std::copy_n(&queries.at(child, 0, 0), query.data.size(), query.data.begin());
-    test::Output whole = test::attended(view, query, own);
-    const OutputView part(&sum.out.at(child, 0, 0), 1, 6, 64, &sum.lse[child * std::size_t{6}]);
-    KVTILT_EXPECT_OK(merge(whole.view(), part));
-    ASSERT_TRUE(test::follows_oracle(view, query, test::exact_options(), whole, 4.0)) << child;
-    KVTILT_EXPECT_OK(cache.close(id));
+  for (const std::int64_t prefix : {500, 24, 0}) {
+    const SequenceId parent = test::open_reserved(cache, prefix);
+    const auto append = [&](SequenceId id, std::int64_t tokens) {
+      const Rows<float> keys = test::random_rows(random, tokens, 2, 64);
+      const Rows<float> values = test::random_rows(random, tokens, 2, 64);
+      KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+    };
+    append(parent, prefix);
+    const Rows<float> queries = test::random_queries(random, shape, children, 3);
+    AttendOptions shared = test::exact_options();
+    shared.causal = false;
+    shared.end_position = prefix;
+    test::Output sum = test::attended(cache.view(parent, 0).value(), queries, shared);
+    AttendOptions own = test::exact_options();
+    own.first_position = prefix;
+    for (int child = 0; child < children; ++child) {
+      const SequenceId id = cache.fork(parent, prefix + 300).value();
+      append(id, random.between(1, 300));
+      const LayerView view = cache.view(id, 0).value();
+      Rows<float> query(1, 6, 64);
+      std::copy_n(&queries.at(child, 0, 0), query.data.size(), query.data.begin());
+      test::Output whole = test::attended(view, query, own);
+      const OutputView part(&sum.out.at(child, 0, 0), 1, 6, 64, &sum.lse[child * std::size_t{6}]);
+      KVTILT_EXPECT_OK(merge(whole.view(), part));
+      ASSERT_TRUE(test::follows_oracle(view, query, test::exact_options(), whole, 4.0)) << child;
+      KVTILT_EXPECT_OK(cache.close(id));
+    }
   }
 }
 

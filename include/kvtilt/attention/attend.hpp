@@ -9,6 +9,7 @@
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/page/layer_view.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -24,6 +25,9 @@ struct AttendRequest {
 };
 
 namespace detail {
+
+/// The most queries of a sequence where their number is not bounded by its length.
+inline constexpr std::int64_t most_step_queries = 1 << 20;
 
 inline Work make_work(const LayerView& view, const TensorView& queries, const OutputView& out,
                       const AttendOptions& options, std::int64_t first_position) {
@@ -41,14 +45,31 @@ inline Work make_work(const AttendRequest& request) {
                    request.view.length - request.queries.tokens);
 }
 
+/// InvalidArgument if there are more queries than tokens and so not a position for each, unless nothing
+/// depends on positions.
+inline Status check_query_count(const AttendRequest& request) {
+  const std::int64_t queries = request.queries.tokens;
+  const std::int64_t length = request.view.length;
+  const AttendOptions& options = request.options;
+  if (queries <= length) return {};
+  const char* reason = nullptr;
+  if (options.causal)
+    reason = "append the newest tokens first";
+  else if (effective_window(request.view, options) > 0 || !options.alibi_slopes.empty())
+    reason = "a window or ALiBi needs a position for each";
+  else if (queries > most_step_queries)
+    reason = "with more than tokens, at most 2^20";
+  else
+    return {};
+  return Status::error(ErrorCode::InvalidArgument, "%lld queries for %lld tokens: %s",
+                       static_cast<long long>(queries), static_cast<long long>(length), reason);
+}
+
 inline Status check_request(const AttendRequest& request) {
   const LayerView& view = request.view;
   KVTILT_RETURN_IF_ERROR(check_attention(view, request.queries, request.out, request.options));
-  const std::int64_t first = view.length - request.queries.tokens;
-  if (first < 0)
-    return Status::error(
-        ErrorCode::InvalidArgument, "%lld queries for %lld tokens: append the newest tokens first",
-        static_cast<long long>(request.queries.tokens), static_cast<long long>(view.length));
+  KVTILT_RETURN_IF_ERROR(check_query_count(request));
+  const std::int64_t first = std::max<std::int64_t>(0, view.length - request.queries.tokens);
   return check_kept(view, request.options, first, view.length);
 }
 
@@ -104,8 +125,9 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 /// Query i of n has position length - n + i and sees every position up to its own, inside the layer's
 /// window, unless its options say otherwise (options.hpp has the order of operations).
 ///
-/// queries    [n, query_heads, key_dim], n <= length; query_heads is a multiple of kv_heads, and
-///            query head h reads kv head h / (query_heads / kv_heads)
+/// queries    [n, query_heads, key_dim], n <= length or, without causality, window and ALiBi, up to
+///            2^20; query_heads is a multiple of kv_heads, and query head h reads kv head
+///            h / (query_heads / kv_heads)
 /// out        [n, query_heads, value_dim], normalised; lse [n, query_heads] if wanted. A query
 ///            that sees no token gives 0 and lse = -infinity (or its head's sink logit). A query
 ///            with NaN or infinity has undefined results, which do not affect other queries

@@ -33,9 +33,10 @@ inline Status check_step(const LayerShape& shape, const CacheOptions& options,
     return Status::error(ErrorCode::InvalidArgument,
                          "query_heads is %d, must be a multiple of kv_heads, which is %d",
                          step.query_heads, shape.kv_heads);
-  if (step.queries < 1 || step.queries > (1 << 20))
-    return Status::error(ErrorCode::InvalidArgument, "queries is %lld, must be 1 to 1048576",
-                         static_cast<long long>(step.queries));
+  if (step.queries < 1 || step.queries > most_step_queries)
+    return Status::error(ErrorCode::InvalidArgument, "queries is %lld, must be 1 to %lld",
+                         static_cast<long long>(step.queries),
+                         static_cast<long long>(most_step_queries));
   if (step.sequences < 1 || step.sequences > options.max_sequences)
     return Status::error(ErrorCode::InvalidArgument,
                          "sequences is %d, must be 1 to max_sequences, which is %d", step.sequences,

@@ -58,7 +58,7 @@ struct AttendOptions {
   /// false: queries also see the tokens after their own, up to the newest. For bidirectional chunks
   /// (images), and for a shared prefix that serves queries of many sequences at once: pass them as the
   /// queries of one sequence that holds the prefix, with end_position at its end. Windows and ALiBi
-  /// then use the rows' positions in that sequence.
+  /// then use the rows' positions in that sequence; without them, there may be more queries than tokens.
   bool causal = true;
 };
 
