@@ -148,6 +148,10 @@ inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::in
 /// out, lse, options, error and failures are as for attend(). Keys or values that append would refuse
 /// give undefined outputs.
 /// workspace  attend_prefill_workspace_bytes(requests, parallel.workers) bytes
+/// Cost       reads every page of the past once per kv head and tile of 16 query rows; no allocation.
+///            Tiles are not split: a chunk keeps at most kv_heads * (n * query_heads / kv_heads / 16,
+///            rounded up) workers busy. To verify a short draft behind a long past on more cores,
+///            append it, call attend(), which splits, and truncate
 inline Status attend_prefill(std::span<const PrefillRequest> requests,
                              std::span<std::byte> workspace, const ParallelFor& parallel = {}) {
   for (const PrefillRequest& request : requests)
