@@ -121,6 +121,8 @@ class AttentionTile {
     common_.first = std::max(common_.first, rule.first_position);
     common_.end = std::min({common_.end, rule.end_position, rule.tree_start});
     total_states_[rows_] = {};
+    total_sums_[rows_] = 0.0;
+    std::fill_n(totals_ + static_cast<std::size_t>(rows_) * value_stride_, value_stride_, 0.0);
     float* query = clear_row(rows_);
     ++rows_;
     kernel_rows_ = rows_;
@@ -253,8 +255,9 @@ class AttentionTile {
     if (rules_[r].has_sink) weight = merge(state, {rules_[r].sink_logit, 1.0f}).first;
     const double norm =
         nothing ? 0.0 : static_cast<double>(weight) / static_cast<double>(state.sum);
-    for (int channel = 0; channel < value_dim_; ++channel)
-      out[channel] = nothing ? 0.0f : static_cast<float>(total[channel] * norm);
+    for (int start = 0; start < value_dim_; start += 8)  // as in add_to_total()
+      for (int channel = start; channel < start + 8; ++channel)
+        out[channel] = static_cast<float>(total[channel] * norm);
     return state.lse();
   }
 
@@ -266,14 +269,14 @@ class AttentionTile {
   /// Adds row r of a span that is not empty, value_stride_ floats, to the total.
   void add_to_total(int r, const SoftmaxState& state, const float* span) {
     double* total = totals_ + static_cast<std::size_t>(r) * value_stride_;
-    const bool first = total_states_[r].empty();
     const MergeWeights weights = merge(total_states_[r], state);
     const double old = static_cast<double>(weights.first);
     const double added = static_cast<double>(weights.second);
-    total_sums_[r] = (first ? 0.0 : total_sums_[r] * old) + static_cast<double>(state.sum) * added;
-    for (std::size_t channel = 0; channel < value_stride_; ++channel)
-      total[channel] =
-          (first ? 0.0 : total[channel] * old) + static_cast<double>(span[channel]) * added;
+    total_sums_[r] = total_sums_[r] * old + static_cast<double>(state.sum) * added;
+    // Line by line: at -O2, g++ vectorises only loops of a fixed length.
+    for (std::size_t start = 0; start < value_stride_; start += line_lanes)
+      for (std::size_t channel = start; channel < start + line_lanes; ++channel)
+        total[channel] = total[channel] * old + static_cast<double>(span[channel]) * added;
   }
 
   /// Zeroes row r; returns where its query goes.

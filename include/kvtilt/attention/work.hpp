@@ -147,16 +147,15 @@ struct Batch {
   std::atomic<std::int64_t> next{0};
 };
 
-/// Writes one query times `factor` to `out`.
-inline void load_query(const TensorView& queries, std::int64_t token, int head, float factor,
-                       float* out) {
-  if (queries.type == ElementType::F32) {
-    const float* row = queries.row<float>(token, head);
-    for (int channel = 0; channel < queries.dim; ++channel) out[channel] = row[channel] * factor;
-    return;
-  }
-  for (int channel = 0; channel < queries.dim; ++channel)
-    out[channel] = element(queries, token, head, channel) * factor;
+/// Writes one query times `factor` to `out`, a row of a tile.
+inline void load_query(const Work& work, std::int64_t token, int head, float factor, float* out) {
+  const TensorView& queries = work.queries;
+  if (queries.type == ElementType::F32)
+    std::copy_n(queries.row<float>(token, head), queries.dim, out);
+  else
+    for (int channel = 0; channel < queries.dim; ++channel)
+      out[channel] = element(queries, token, head, channel);
+  work.view->kernels->scale(out, queries.dim, factor);
 }
 
 inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile,
@@ -168,7 +167,7 @@ inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& 
     int head = 0;
     work.locate(tile_index, r, token, head);
     float* query = tile.add_row(rules.row(token, head));
-    if (with_queries) load_query(work.queries, token, head, rules.query_factor(), query);
+    if (with_queries) load_query(work, token, head, rules.query_factor(), query);
   }
 }
 
