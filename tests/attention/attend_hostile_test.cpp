@@ -164,16 +164,17 @@ TEST_F(AttendHostile, RefusesAViewThatComesFromNoCache) {
 TEST_F(AttendHostile, RefusesAChunkThatDoesNotFitTheLayer) {
   const auto chunk = [&](const TensorView& keys, const TensorView& values,
                          const std::string& word) {
-    refuses({word, "expected [3, 2, 64] and [3, 2, 32]"}, [&] {
+    refuses({word}, [&] {
       return attend_prefill(view_, rows(3, 4, 64), keys, values, out(3, 4, 32), {}, workspace_);
     });
   };
   chunk(rows(2, 2, 64), rows(3, 2, 32), "keys are [2, 2, 64]");
-  chunk(rows(3, 2, 64), rows(4, 2, 32), "values [4, 2, 32]");
+  chunk(rows(3, 2, 64), rows(4, 2, 32), "values [4, 2, 32]; expected [n, 2, 64] and [n, 2, 32]");
   chunk(rows(3, 4, 64), rows(3, 2, 32), "keys are [3, 4, 64]");
   chunk(rows(3, 2, 64), rows(3, 1, 32), "values [3, 1, 32]");
   chunk(rows(3, 2, 32), rows(3, 2, 32), "keys are [3, 2, 32]");
   chunk(rows(3, 2, 64), rows(3, 2, 64), "values [3, 2, 64]");
+  chunk(rows(2, 2, 64), rows(2, 2, 32), "a chunk of 3 queries has 2 keys");
 }
 
 TEST_F(AttendHostile, AcceptsNoQueriesAndWritesNothing) {

@@ -121,7 +121,8 @@ struct Cut {
       requests.push_back(request);
     }
     workspace.resize(attend_workspace_bytes(requests, workers));
-    works = detail::AttendPlan(requests, workers, detail::align_workspace(workspace.data())).works;
+    works =
+        detail::AttendWorkspace(requests, workers, detail::align_workspace(workspace.data())).works;
   }
 
   [[nodiscard]] std::int64_t items() const {

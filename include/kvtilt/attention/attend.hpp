@@ -74,13 +74,13 @@ inline Status check_request(const AttendRequest& request) {
 }
 
 /// Lays out a batch in the workspace; if that is null, only computes `bytes`.
-struct AttendPlan {
+struct AttendWorkspace {
   std::span<Work> works;
   std::byte* tiles;
   std::size_t bytes_per_tile;
   std::size_t bytes;
 
-  AttendPlan(std::span<const AttendRequest> requests, int workers, std::byte* workspace) {
+  AttendWorkspace(std::span<const AttendRequest> requests, int workers, std::byte* workspace) {
     WorkspaceCarver carver(workspace);
     works = {carver.take<Work>(requests.size()), requests.size()};
     std::int64_t batch_pages = 0;
@@ -112,7 +112,7 @@ struct AttendPlan {
 /// sequences' lengths. attend_memory.hpp has an upper bound over all batches of given limits.
 inline std::size_t attend_workspace_bytes(std::span<const AttendRequest> requests,
                                           int workers = 1) {
-  return detail::AttendPlan(requests, workers, nullptr).bytes;
+  return detail::AttendWorkspace(requests, workers, nullptr).bytes;
 }
 
 /// The same for a single request served by one worker: any number of queries.
@@ -150,9 +150,9 @@ inline Status attend(std::span<const AttendRequest> requests, std::span<std::byt
   if (detail::has_no_queries(requests)) return {};
   KVTILT_RETURN_IF_ERROR(
       detail::check_workspace(workspace, attend_workspace_bytes(requests, parallel.workers)));
-  const detail::AttendPlan plan(requests, parallel.workers,
-                                detail::align_workspace(workspace.data()));
-  detail::run_batch(plan.works, plan.tiles, plan.bytes_per_tile, parallel);
+  const detail::AttendWorkspace layout(requests, parallel.workers,
+                                       detail::align_workspace(workspace.data()));
+  detail::run_batch(layout.works, layout.tiles, layout.bytes_per_tile, parallel);
   return {};
 }
 

@@ -24,42 +24,32 @@ namespace detail {
 
 inline Status check_request(const PrefillRequest& request) {
   const LayerView& past = request.past;
-  const LayerShape& shape = past.shape;
-  const TensorView& keys = request.keys;
-  const TensorView& values = request.values;
   const std::int64_t tokens = request.queries.tokens;
   KVTILT_RETURN_IF_ERROR(check_attention(past, request.queries, request.out, request.options));
   if (tokens > most_chunk_tokens)
     return Status::error(ErrorCode::InvalidArgument, "a chunk has at most %lld tokens, not %lld",
                          static_cast<long long>(most_chunk_tokens), static_cast<long long>(tokens));
-  if (keys.tokens != tokens || values.tokens != tokens || keys.heads != shape.kv_heads ||
-      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "keys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [%lld, %d, %d] and "
-        "[%lld, %d, %d]",
-        static_cast<long long>(keys.tokens), keys.heads, keys.dim,
-        static_cast<long long>(values.tokens), values.heads, values.dim,
-        static_cast<long long>(tokens), shape.kv_heads, shape.key_dim,
-        static_cast<long long>(tokens), shape.kv_heads, shape.value_dim);
-  KVTILT_RETURN_IF_ERROR(check_rows(shape, keys, values, unnumbered_layer));
+  KVTILT_RETURN_IF_ERROR(check_rows(past.shape, request.keys, request.values, unnumbered_layer));
+  if (request.keys.tokens != tokens)
+    return Status::error(ErrorCode::InvalidArgument, "a chunk of %lld queries has %lld keys",
+                         static_cast<long long>(tokens),
+                         static_cast<long long>(request.keys.tokens));
   return check_kept(past, request.options, past.length, past.length + tokens);
 }
 
 /// One chunk and its fp16 copy, in blocks that are laid out like the tail of a sequence.
 struct PrefillJob {
-  Work work;
+  const PrefillRequest* request;
   HeadLayout head;
   std::byte* blocks;
-  const PrefillRequest* request;
 
   /// Rounds one kv head to fp16, into `blocks`.
   void load(int kv_head) const {
-    for (std::int64_t token = 0; token < work.chunk_tokens; token += chunk_block_tokens) {
-      const std::int64_t block =
-          kv_head * chunk_block_count(work.chunk_tokens) + token / chunk_block_tokens;
+    const std::int64_t tokens = request->keys.tokens;
+    for (std::int64_t token = 0; token < tokens; token += chunk_block_tokens) {
+      const std::int64_t block = kv_head * chunk_block_count(tokens) + token / chunk_block_tokens;
       const int count =
-          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, work.chunk_tokens - token));
+          static_cast<int>(std::min<std::int64_t>(chunk_block_tokens, tokens - token));
       cpu::write_half_rows(*request->past.kernels, request->keys, request->values,
                            {token, count, kv_head}, head,
                            blocks + static_cast<std::size_t>(block) * head.bytes(), 0);
@@ -68,35 +58,33 @@ struct PrefillJob {
 };
 
 /// Lays out a batch of chunks in the workspace; if that is null, only computes `bytes`.
-struct PrefillPlan {
+struct PrefillWorkspace {
   std::span<Work> works;
   std::span<PrefillJob> jobs;
   std::byte* tiles;
   std::size_t bytes_per_tile = 0;
   std::size_t bytes;
 
-  PrefillPlan(std::span<const PrefillRequest> requests, int workers, std::byte* workspace) {
+  PrefillWorkspace(std::span<const PrefillRequest> requests, int workers, std::byte* workspace) {
     WorkspaceCarver carver(workspace);
     works = {carver.take<Work>(requests.size()), requests.size()};
     jobs = {carver.take<PrefillJob>(requests.size()), requests.size()};
     for (std::size_t i = 0; i < requests.size(); ++i) {
       const PrefillRequest& request = requests[i];
       const LayerShape& shape = request.past.shape;
-      PrefillJob job{};
-      job.request = &request;
-      job.head = head_layout(Recipe{}, shape.key_dim, shape.value_dim, chunk_block_tokens, 0);
-      job.work = make_work(request.past, request.queries, request.out, request.options,
-                           request.past.length);
-      job.work.chunk_tokens = request.queries.tokens;
-      job.blocks = carver.take<std::byte>(
-          static_cast<std::size_t>(chunk_block_count(job.work.chunk_tokens)) *
-          static_cast<std::size_t>(shape.kv_heads) * job.head.bytes());
-      bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&job.work, 1}));
+      Work work = make_work(request.past, request.queries, request.out, request.options,
+                            request.past.length);
+      work.chunk_tokens = request.queries.tokens;
+      const HeadLayout head =
+          head_layout(Recipe{}, shape.key_dim, shape.value_dim, chunk_block_tokens, 0);
+      std::byte* blocks =
+          carver.take<std::byte>(static_cast<std::size_t>(chunk_block_count(work.chunk_tokens)) *
+                                 static_cast<std::size_t>(shape.kv_heads) * head.bytes());
+      bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&work, 1}));
       if (workspace == nullptr) continue;
-      PrefillJob* stored = new (&jobs[i]) PrefillJob(job);
-      stored->work.chunk_head = &stored->head;
-      stored->work.chunk_blocks = job.blocks;
-      new (&works[i]) Work(stored->work);
+      work.chunk_head = &(new (&jobs[i]) PrefillJob{&request, head, blocks})->head;
+      work.chunk_blocks = blocks;
+      new (&works[i]) Work(work);
     }
     tiles = carver.take<std::byte>(static_cast<std::size_t>(workers) * bytes_per_tile);
     bytes = carver.used() + page_alignment;
@@ -114,8 +102,8 @@ struct ChunkLoader {
     for (std::int64_t item = loader.next++;; item = loader.next++) {
       std::int64_t rest = item;
       std::size_t job = 0;
-      while (job < loader.jobs.size() && rest >= loader.jobs[job].work.view->shape.kv_heads)
-        rest -= loader.jobs[job++].work.view->shape.kv_heads;
+      while (job < loader.jobs.size() && rest >= loader.jobs[job].request->past.shape.kv_heads)
+        rest -= loader.jobs[job++].request->past.shape.kv_heads;
       if (job == loader.jobs.size()) return;
       loader.jobs[job].load(static_cast<int>(rest));
     }
@@ -127,7 +115,7 @@ struct ChunkLoader {
 /// Bytes of workspace that attend_prefill() needs for a batch, the chunks in fp16 included.
 inline std::size_t attend_prefill_workspace_bytes(std::span<const PrefillRequest> requests,
                                                   int workers = 1) {
-  return detail::PrefillPlan(requests, workers, nullptr).bytes;
+  return detail::PrefillWorkspace(requests, workers, nullptr).bytes;
 }
 
 /// The same for a single chunk of `tokens` tokens served by one worker.
@@ -160,11 +148,11 @@ inline Status attend_prefill(std::span<const PrefillRequest> requests,
   if (detail::has_no_queries(requests)) return {};
   KVTILT_RETURN_IF_ERROR(detail::check_workspace(
       workspace, attend_prefill_workspace_bytes(requests, parallel.workers)));
-  const detail::PrefillPlan plan(requests, parallel.workers,
-                                 detail::align_workspace(workspace.data()));
-  detail::ChunkLoader loader{plan.jobs};
+  const detail::PrefillWorkspace layout(requests, parallel.workers,
+                                        detail::align_workspace(workspace.data()));
+  detail::ChunkLoader loader{layout.jobs};
   parallel(&detail::ChunkLoader::run, &loader);
-  detail::run_batch(plan.works, plan.tiles, plan.bytes_per_tile, parallel);
+  detail::run_batch(layout.works, layout.tiles, layout.bytes_per_tile, parallel);
   return {};
 }
 
