@@ -104,6 +104,47 @@ TEST(KnapsackProperty, EqualsBruteForceOnLossesOfManySizes) {
   }
 }
 
+// A huge loss is how a caller forbids an option. It must act as if the option were not there: not
+// coarsen the grid of all other losses.
+TEST(KnapsackProperty, HugeLossesOnlyForbid) {
+  test::Random random(34);
+  int solved = 0;
+  for (int round = 0; round < 300; ++round) {
+    std::vector<KnapsackItem> with(5);
+    std::vector<KnapsackItem> without(5);
+    std::vector<std::vector<std::size_t>> indices(5);
+    const double huge = random.chance(2) ? 1e300 : 1e15;
+    for (std::size_t item = 0; item < 5; ++item)
+      for (std::size_t i = 0; i < 6; ++i) {
+        const KnapsackOption option{static_cast<std::size_t>(64 * random.between(1, 30)),
+                                    random.uniform(0.1, 1.0)};
+        const bool forbidden = i > 0 && random.chance(3);
+        with[item].push_back({option.bytes, forbidden ? huge : option.loss});
+        if (forbidden) continue;
+        without[item].push_back(option);
+        indices[item].push_back(i);
+      }
+    const auto budget = static_cast<std::size_t>(64 * random.between(20, 100));
+    auto expected = solve_knapsack(without, budget);
+    if (!expected.ok()) continue;
+    for (std::size_t item = 0; item < 5; ++item)
+      (*expected)[item] = indices[item][(*expected)[item]];
+    const auto picked = solve_knapsack(with, budget);
+    ASSERT_TRUE(picked.ok()) << picked.message();
+    ASSERT_EQ(*picked, *expected) << "round " << round;
+    ++solved;
+  }
+  EXPECT_GT(solved, 200);
+}
+
+// Where the budget leaves no other choice, the huge loss is taken.
+TEST(Knapsack, TakesAHugeLossIfItMust) {
+  const std::vector<KnapsackItem> items{{{1, 1e300}, {9, 1}}, {{1, 1e300}, {5, 1}}};
+  EXPECT_THAT(*solve_knapsack(items, 14), ElementsAre(1, 1));
+  EXPECT_THAT(*solve_knapsack(items, 13), ElementsAre(0, 1));
+  EXPECT_THAT(*solve_knapsack(items, 2), ElementsAre(0, 0));
+}
+
 TEST(Knapsack, DropsOnlyWhatNoOptimumContains) {
   // A greedy solution would stop after the first step of the second item; the optimum takes both
   // steps of the first item instead.
@@ -118,6 +159,19 @@ TEST(Knapsack, TakesNothingAndSingleOptions) {
   EXPECT_THAT(*solve_knapsack({{{7, 3}}}, 7), ElementsAre(0));
   EXPECT_THAT(*solve_knapsack({{{7, 0}, {3, 0}}}, 100), ElementsAre(1));
   EXPECT_THAT(*solve_knapsack({{{7, 1e300}, {3, 1e300}}}, SIZE_MAX / 2), ElementsAre(1));
+}
+
+TEST(KnapsackHostile, RefusesLossesAndSizesThatAreNone) {
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), -3.0, std::numeric_limits<double>::infinity()}) {
+    const auto picked = solve_knapsack({{{3, 1}}, {{2, 1}, {1, bad}}}, 5);
+    EXPECT_EQ(picked.code(), ErrorCode::InvalidValue);
+    EXPECT_THAT(std::string(picked.message()), HasSubstr("item 1 has the loss"));
+  }
+  const auto wraps = solve_knapsack({{{SIZE_MAX, 1}}, {{10, 1}}}, 100);
+  EXPECT_EQ(wraps.code(), ErrorCode::InvalidValue);
+  EXPECT_THAT(std::string(wraps.message()), HasSubstr("10 bytes of item 1, the sum of all sizes"));
+  EXPECT_EQ(solve_knapsack({{{SIZE_MAX, 1}}}, 100).code(), ErrorCode::InvalidArgument);
 }
 
 TEST(KnapsackHostile, SaysWhatIsWrong) {

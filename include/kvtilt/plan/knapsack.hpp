@@ -2,10 +2,11 @@
 /// The multiple-choice knapsack: picks one option for every item so that the total loss is least
 /// within a byte budget. Exact.
 ///
-/// Losses are rounded to integers on a grid of 2^-52 of the largest loss (coarser beyond 1,024
-/// items), so that sums are exact: equal losses tie however they are added up, and scaling all
-/// losses changes nothing. Ties in loss go to fewer bytes; then, at the first item where two
-/// answers differ, to the one with more bytes there; then to the earlier option.
+/// Losses are rounded to integers on a grid of 2^-52 (coarser beyond 511 items) of the largest loss
+/// that an optimum can contain, so that sums are exact: equal losses tie however they are added up,
+/// scaling all losses changes nothing, and a huge loss forbids an option without any other effect.
+/// Ties in loss go to fewer bytes; then, at the first item where two answers differ, to the one with
+/// more bytes there; then to the earlier option.
 ///
 /// Method: drop dominated options; take the price of a byte from the linear relaxation (Sinha and
 /// Zoltners, Operations Research 27, 1979) and drop the options that no optimum can contain at that
@@ -14,6 +15,7 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
+#include <kvtilt/plan/losses.hpp>
 
 #include <algorithm>
 #include <bit>
@@ -46,29 +48,86 @@ struct GridOption {
 /// Bytes ascending, losses descending.
 using GridItem = std::vector<GridOption>;
 
-/// The power of two that makes losses integers whose sum over `items` items stays below 2^62.
-inline int grid_exponent(const std::vector<KnapsackItem>& items) {
-  double largest = 0;
-  for (const KnapsackItem& item : items)
-    for (const KnapsackOption& option : item) largest = std::max(largest, option.loss);
-  if (largest == 0) return 0;
-  const int sum_bits = static_cast<int>(std::bit_width(items.size()));
-  return 62 - sum_bits - (std::ilogb(largest) + 1);
+/// Checks the options of item number `index`, and adds the bytes of its largest to `largest`.
+inline Status check_item(const KnapsackItem& item, std::size_t index, std::size_t& largest) {
+  if (item.empty() || item.size() > UINT16_MAX)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "item %zu has %zu options, must have 1 to 65535", index, item.size());
+  std::size_t bytes = 0;
+  for (const KnapsackOption& option : item) {
+    if (!is_finite(option.loss) || option.loss < 0)
+      return Status::error(ErrorCode::InvalidValue, "item %zu has the loss %g", index, option.loss);
+    bytes = std::max(bytes, option.bytes);
+  }
+  if (bytes > SIZE_MAX - largest)
+    return Status::error(ErrorCode::InvalidValue,
+                         "with an option of %zu bytes of item %zu, the sum of all sizes overflows",
+                         bytes, index);
+  largest += bytes;
+  return {};
 }
 
-/// The options of an item that are not dominated: no other has at most as many bytes and as much
-/// loss.
-inline GridItem undominated(const KnapsackItem& item, int exponent) {
-  GridItem sorted;
-  for (std::size_t i = 0; i < item.size(); ++i)
-    sorted.push_back({item[i].bytes, std::llround(std::ldexp(item[i].loss, exponent)), i});
-  std::stable_sort(sorted.begin(), sorted.end(), [](const GridOption& a, const GridOption& b) {
-    return a.bytes != b.bytes ? a.bytes < b.bytes : a.loss < b.loss;
+/// Indices of an item's options that are not dominated: no other has at most as many bytes and as
+/// much loss. Bytes ascending, losses descending.
+inline std::vector<std::size_t> undominated(const KnapsackItem& item) {
+  std::vector<std::size_t> sorted(item.size());
+  std::iota(sorted.begin(), sorted.end(), std::size_t{0});
+  std::stable_sort(sorted.begin(), sorted.end(), [&](std::size_t a, std::size_t b) {
+    return item[a].bytes != item[b].bytes ? item[a].bytes < item[b].bytes
+                                          : item[a].loss < item[b].loss;
   });
-  GridItem kept;
-  for (const GridOption& option : sorted)
-    if (kept.empty() || option.loss < kept.back().loss) kept.push_back(option);
+  std::vector<std::size_t> kept;
+  for (const std::size_t i : sorted)
+    if (kept.empty() || item[i].loss < item[kept.back()].loss) kept.push_back(i);
   return kept;
+}
+
+/// The items' options on the integer grid, without those that no optimum can contain because their
+/// loss alone exceeds that of some answer: were they kept, a huge loss would coarsen the grid until
+/// all others were equal.
+///
+/// fronts  undominated() of every item; the smallest options must fit the budget
+inline std::vector<GridItem> on_grid(const std::vector<KnapsackItem>& items,
+                                     const std::vector<std::vector<std::size_t>>& fronts,
+                                     std::size_t budget) {
+  // The least limit for which the smallest options of at most that loss fit the budget.
+  std::vector<double> limits;
+  for (std::size_t item = 0; item < items.size(); ++item)
+    for (const std::size_t i : fronts[item]) limits.push_back(items[item][i].loss);
+  std::sort(limits.begin(), limits.end());
+  const auto fits = [&](double limit) {
+    std::size_t left = budget;
+    for (std::size_t item = 0; item < items.size(); ++item) {
+      const auto smallest =
+          std::partition_point(fronts[item].begin(), fronts[item].end(),
+                               [&](std::size_t i) { return items[item][i].loss > limit; });
+      if (smallest == fronts[item].end() || items[item][*smallest].bytes > left) return false;
+      left -= items[item][*smallest].bytes;
+    }
+    return true;
+  };
+  const auto least = std::partition_point(limits.begin(), limits.end(),
+                                          [&](double limit) { return !fits(limit); });
+
+  // The answer within that limit loses at most limit * items. Dividing instead cannot overflow.
+  const double count = static_cast<double>(items.size());
+  const auto hopeless = [&](double loss) { return loss / count > *least; };
+  double largest = 0;
+  for (const double loss : limits)
+    if (!hopeless(loss)) largest = std::max(largest, loss);
+  // The power of two that makes losses integers whose sum over the items stays below 2^62.
+  const int sum_bits = static_cast<int>(std::bit_width(items.size()));
+  const int exponent = largest == 0 ? 0 : 62 - sum_bits - (std::ilogb(largest) + 1);
+  std::vector<GridItem> grid(items.size());
+  for (std::size_t item = 0; item < items.size(); ++item)
+    for (const std::size_t i : fronts[item]) {
+      const KnapsackOption& option = items[item][i];
+      if (hopeless(option.loss)) continue;
+      const std::int64_t loss = std::llround(std::ldexp(option.loss, exponent));
+      if (grid[item].empty() || loss < grid[item].back().loss)
+        grid[item].push_back({option.bytes, loss, i});
+    }
+  return grid;
 }
 
 /// A step between neighbours on the lower convex hull of an item's options.
@@ -258,29 +317,28 @@ inline constexpr std::size_t most_knapsack_cells = std::size_t{1} << 29;
 /// Solves the knapsack: for each item the index of its option in the best answer.
 ///
 /// Fails    InvalidArgument if an item has no option (or more than 65535) or the budget is below
-///          the sum of the smallest options, Unsupported if the table would exceed 1 GiB,
-///          OutOfMemory
+///          the sum of the smallest options, InvalidValue for a loss that is not finite or
+///          negative, or if the sizes of the largest options add up to more than a size_t holds,
+///          Unsupported if the table would exceed 1 GiB, OutOfMemory
 /// Cost     after dropping what no optimum can contain: for each item that still has a choice, one
 ///          2-byte cell per byte sum that can still matter, in units of their greatest common
 ///          divisor (64 for pages), and about 1 ns per cell and option. At most items * (budget -
 ///          smallest answer) / 64 cells, in practice a small part of that
 inline Result<std::vector<std::size_t>> solve_knapsack(const std::vector<KnapsackItem>& items,
                                                        std::size_t budget) {
-  const int exponent = detail::grid_exponent(items);
-  std::vector<detail::GridItem> grid;
+  std::vector<std::vector<std::size_t>> fronts;
   std::size_t smallest = 0;
+  std::size_t largest = 0;
   for (const KnapsackItem& item : items) {
-    if (item.empty() || item.size() > UINT16_MAX)
-      return Status::error(ErrorCode::InvalidArgument,
-                           "item %zu has %zu options, must have 1 to 65535", grid.size(),
-                           item.size());
-    grid.push_back(detail::undominated(item, exponent));
-    smallest += grid.back().front().bytes;
+    KVTILT_RETURN_IF_ERROR(detail::check_item(item, fronts.size(), largest));
+    fronts.push_back(detail::undominated(item));
+    smallest += item[fronts.back().front()].bytes;
   }
   if (smallest > budget)
     return Status::error(ErrorCode::InvalidArgument,
                          "a budget of %zu bytes is too small: the smallest that works is %zu",
                          budget, smallest);
+  std::vector<detail::GridItem> grid = detail::on_grid(items, fronts, budget);
   detail::drop_hopeless(grid, budget);
   smallest = 0;  // of the remaining options, which still contain every optimum
   for (const detail::GridItem& item : grid) smallest += item.front().bytes;
