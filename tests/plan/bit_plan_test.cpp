@@ -56,15 +56,15 @@ struct BruteForce {
   std::size_t bytes = 0;
 
   BruteForce(const CacheShape& shape, int page_tokens, const FormatChoices& choices,
-             const ModelLosses& losses, std::size_t budget, int key_floor) {
-    visit(shape, page_tokens, choices, losses, budget, key_floor, 0, 0, 0, 0.0);
+             const ModelLosses& losses, std::size_t bytes_allowed, const BitBudget& floors) {
+    visit(shape, page_tokens, choices, losses, bytes_allowed, floors, 0, 0, 0, 0.0);
   }
 
  private:
   void visit(const CacheShape& shape, int page_tokens, const FormatChoices& choices,
-             const ModelLosses& losses, std::size_t budget, int key_floor, std::size_t layer,
-             std::size_t entry, std::size_t used, double loss_so_far) {
-    if (used > budget) return;
+             const ModelLosses& losses, std::size_t bytes_allowed, const BitBudget& floors,
+             std::size_t layer, std::size_t entry, std::size_t used, double loss_so_far) {
+    if (used > bytes_allowed) return;
     if (layer == shape.layers.size()) {
       if (loss_so_far < loss || (loss_so_far == loss && used < bytes)) {
         loss = loss_so_far;
@@ -73,14 +73,15 @@ struct BruteForce {
       return;
     }
     if (entry == losses.layers[layer].size()) {
-      visit(shape, page_tokens, choices, losses, budget, key_floor, layer + 1, 0, used,
+      visit(shape, page_tokens, choices, losses, bytes_allowed, floors, layer + 1, 0, used,
             loss_so_far);
       return;
     }
     const LayerShape& layer_shape = shape.layers[layer];
     for (std::size_t k = 0; k < choices.keys.size(); ++k) {
-      if (choices.keys[k].bits < key_floor) continue;
+      if (choices.keys[k].bits < floors.key_floor) continue;
       for (std::size_t v = 0; v < choices.values.size(); ++v) {
+        if (choices.values[v].bits < floors.value_floor) continue;
         const Recipe recipe =
             *resolve_recipe({choices.keys[k], choices.values[v]}, layer_shape, page_tokens);
         const std::size_t heads =
@@ -89,7 +90,7 @@ struct BruteForce {
             heads *
             head_layout(recipe, layer_shape.key_dim, layer_shape.value_dim, page_tokens, 0).bytes();
         const HeadLosses& one = losses.layers[layer][entry];
-        visit(shape, page_tokens, choices, losses, budget, key_floor, layer, entry + 1,
+        visit(shape, page_tokens, choices, losses, bytes_allowed, floors, layer, entry + 1,
               used + bytes_used, loss_so_far + (one.keys[k] + one.values[v]));
       }
     }
@@ -119,12 +120,12 @@ TEST(BitPlanProperty, EqualsBruteForce) {
     const FormatChoices choices =
         random.chance(2) ? default_choices({2, 3, 4}) : default_choices({4, 1, 16});
     const ModelLosses losses = random_losses(random, shape, choices, per_head);
-    const BitBudget budget{random.uniform(1.2, 8), random.chance(3) ? 3 : 0};
+    const BitBudget budget{random.uniform(1.2, 8), random.chance(3) ? 3 : 0,
+                           random.chance(3) ? 2 : 0};
     const auto plan = plan_bits(shape, page_tokens, choices, losses, budget);
     const double elements = detail::page_elements(shape, page_tokens);
     const BruteForce best(shape, page_tokens, choices, losses,
-                          static_cast<std::size_t>(budget.page_bits * elements / 8),
-                          budget.key_floor);
+                          static_cast<std::size_t>(budget.page_bits * elements / 8), budget);
     ASSERT_EQ(plan.ok(), best.loss < 1e300) << plan.message();
     if (!plan.ok()) continue;
     ++compared;
@@ -230,7 +231,7 @@ TEST(BitPlan, SkipsLayersWithoutCache) {
   EXPECT_LE(plan->page_bits, 4);
 }
 
-TEST(BitPlan, KeepsTheFloorAndSaysWhatWouldDo) {
+TEST(BitPlan, KeepsTheFloorsAndSaysWhatWouldDo) {
   const CacheShape shape = CacheShape::uniform(2, 2, 128);
   const FormatChoices choices = default_choices({1, 2, 3, 4});
   const HeadLosses entry{{4, 3, 2, 1}, {400, 300, 200, 100}};
@@ -241,14 +242,25 @@ TEST(BitPlan, KeepsTheFloorAndSaysWhatWouldDo) {
 
   const auto small = plan_bits(shape, 64, choices, losses, {2.0, 3});
   EXPECT_EQ(small.code(), ErrorCode::InvalidArgument);
-  EXPECT_THAT(std::string(small.message()), HasSubstr("with keys of at least 3 bits the smallest "
-                                                      "that works is 2.3750 page bits"));
+  EXPECT_THAT(std::string(small.message()),
+              HasSubstr("with keys of at least 3 bits and values of at least 0 "
+                        "the smallest that works is 2.3750 page bits"));
   EXPECT_TRUE(plan_bits(shape, 64, choices, losses, {2.375, 3}).ok());
   EXPECT_FALSE(plan_bits(shape, 64, choices, losses, {2.3749, 3}).ok());
   const auto wide = plan_bits(shape, 64, choices, losses, {8, 5});
   EXPECT_THAT(std::string(wide.message()),
               HasSubstr("keys must have at least 5 bits, but the widest format to choose from has "
                         "4"));
+
+  const ModelLosses keys{
+      {{{{400, 300, 200, 100}, {4, 3, 2, 1}}}, {{{400, 300, 200, 100}, {4, 3, 2, 1}}}}};
+  const auto values = plan_bits(shape, 64, choices, keys, {3.4, 0, 2});
+  ASSERT_TRUE(values.ok()) << values.message();
+  for (const auto& recipes : values->plan.recipes) EXPECT_EQ(recipes[0].value.bits, 2);
+  EXPECT_THAT(std::string(plan_bits(shape, 64, choices, keys, {1.5, 1, 2}).message()),
+              HasSubstr("with keys of at least 1 bits and values of at least 2"));
+  EXPECT_THAT(std::string(plan_bits(shape, 64, choices, keys, {8, 0, 5}).message()),
+              HasSubstr("values must have at least 5 bits"));
 }
 
 TEST(BitPlanHostile, RefusesWhatCannotBeMeant) {

@@ -19,6 +19,7 @@ namespace kvtilt {
 struct BitBudget {
   double page_bits = 0;        ///< 8 x bytes / unpadded elements, over all layers together
   int key_floor = 0;           ///< keys get at least this many bits
+  int value_floor = 0;         ///< values likewise
   std::size_t page_bytes = 0;  ///< if not 0, the budget in bytes, in place of page_bits
 };
 
@@ -46,10 +47,11 @@ struct RecipeOptions {
   std::vector<std::pair<std::size_t, std::size_t>> formats;  ///< indices into the choices
 
   RecipeOptions(const FormatChoices& resolved, const LayerShape& shape, int page_tokens,
-                int key_floor) {
+                const BitBudget& budget) {
     for (std::size_t key = 0; key < resolved.keys.size(); ++key) {
-      if (resolved.keys[key].bits < key_floor) continue;
+      if (resolved.keys[key].bits < budget.key_floor) continue;
       for (std::size_t value = 0; value < resolved.values.size(); ++value) {
+        if (resolved.values[value].bits < budget.value_floor) continue;
         recipes.push_back({resolved.keys[key], resolved.values[value]});
         bytes.push_back(
             head_layout(recipes.back(), shape.key_dim, shape.value_dim, page_tokens, 0).bytes());
@@ -68,14 +70,14 @@ struct RecipeOptions {
   }
 };
 
-inline Status check_floor(const FormatChoices& choices, int key_floor) {
+inline Status check_floor(Tensor tensor, const std::vector<Format>& formats, int floor) {
   int widest = 0;
-  for (const Format& format : choices.keys) widest = format.bits > widest ? format.bits : widest;
-  if (widest >= key_floor) return {};
+  for (const Format& format : formats) widest = format.bits > widest ? format.bits : widest;
+  if (widest >= floor) return {};
   return Status::error(ErrorCode::InvalidArgument,
-                       "keys must have at least %d bits, but the widest format to choose from has "
+                       "%s must have at least %d bits, but the widest format to choose from has "
                        "%d",
-                       key_floor, widest);
+                       to_string(tensor), floor, widest);
 }
 
 /// Bytes that a budget allows; fails if they are fewer than `smallest`.
@@ -94,8 +96,9 @@ inline Result<std::size_t> budget_bytes(const BitBudget& budget, double elements
     return bytes < 0x1p62 ? static_cast<std::size_t>(bytes) : std::size_t{1} << 62;
   return Status::error(ErrorCode::InvalidArgument,
                        "a budget of %g page bits (%.0f bytes) is too small: with keys of at least "
-                       "%d bits the smallest that works is %.4f page bits (%zu bytes)",
-                       8 * bytes / elements, bytes, budget.key_floor,
+                       "%d bits and values of at least %d the smallest that works is %.4f page "
+                       "bits (%zu bytes)",
+                       8 * bytes / elements, bytes, budget.key_floor, budget.value_floor,
                        std::ceil(8e4 * static_cast<double>(smallest) / elements) / 1e4, smallest);
 }
 
@@ -110,8 +113,8 @@ inline Result<std::size_t> budget_bytes(const BitBudget& budget, double elements
 /// long text than others, but count as if they held as many.
 ///
 /// losses  one entry per layer (its heads share a recipe) or one per kv head
-/// Fails   InvalidArgument for shapes and counts that disagree, and for a budget or a key floor
-///         that cannot be met, naming the limit; InvalidValue for losses that are no valid losses
+/// Fails   InvalidArgument for shapes and counts that disagree, and for a budget or a floor that
+///         cannot be met, naming the limit; InvalidValue for losses that are no valid losses
 /// Cost    0.15 s for a plan per head of 80 layers x 8 heads with 1,681 recipes each; memory: see
 ///         solve_knapsack
 inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
@@ -122,7 +125,8 @@ inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
     return Status::error(ErrorCode::InvalidArgument, "pages of %d tokens; must be 32, 64 or 128",
                          page_tokens);
   KVTILT_RETURN_IF_ERROR(check_losses(losses, shape, choices));
-  KVTILT_RETURN_IF_ERROR(detail::check_floor(choices, budget.key_floor));
+  KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Keys, choices.keys, budget.key_floor));
+  KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Values, choices.values, budget.value_floor));
 
   std::vector<detail::RecipeOptions> options;
   std::vector<KnapsackItem> items;
@@ -130,12 +134,12 @@ inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
   for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
     const LayerShape& layer_shape = shape.layers[layer];
     if (layer_shape.kv_heads == 0) {
-      options.emplace_back(FormatChoices{}, layer_shape, page_tokens, 0);
+      options.emplace_back(FormatChoices{}, layer_shape, page_tokens, budget);
       continue;
     }
     Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
     if (!resolved) return std::move(resolved).take_status();
-    options.emplace_back(*resolved, layer_shape, page_tokens, budget.key_floor);
+    options.emplace_back(*resolved, layer_shape, page_tokens, budget);
     const std::size_t heads = static_cast<std::size_t>(layer_shape.kv_heads);
     for (const HeadLosses& entry : losses.layers[layer])
       items.push_back(options.back().item(entry, heads / losses.layers[layer].size()));
