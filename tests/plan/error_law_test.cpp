@@ -41,6 +41,20 @@ TEST(ErrorLawAgreement, TheTableIsWhatTheQuantizersDo) {
   EXPECT_NEAR(*half / elements, relative_error(Format{}), 0.03 * relative_error(Format{}));
 }
 
+TEST(ErrorLawAgreement, HoldsBetweenTheGroupsOfTheTable) {
+  for (const int group : {24, 48}) {
+    constexpr std::size_t groups = 8192;
+    const std::vector<float> data = gaussians(13, groups * static_cast<std::size_t>(group));
+    const TensorView view(data.data(), groups, 1, group);
+    for (const detail::LawRow& row : detail::law_rows) {
+      const Format format = law_format(row, group);
+      const double error = *measure_error(view, 0, format, 128) / static_cast<double>(data.size());
+      EXPECT_NEAR(error, relative_error(format), 0.02 * error)
+          << row.bits << " bits, " << to_string(row.rule) << ", group " << group;
+    }
+  }
+}
+
 // On independent data it does not matter along which axis groups run.
 TEST(ErrorLawAgreement, HoldsPerChannelToo) {
   constexpr std::size_t elements = 1 << 17;

@@ -57,6 +57,8 @@ TEST(WeightNorms, OfABias) {
   bias[6] = -4;
   const WeightView view(weights.data(), 8, 8);
   EXPECT_EQ(weight_norms(view, 1, bias)->bias, 5);
+  EXPECT_EQ(weight_norms(view, 2, bias)->head_bias, (std::vector<double>{3, 4}));
+  EXPECT_TRUE(weight_norms(view, 2)->head_bias.empty());
   bias[2] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT(std::string(weight_norms(view, 1, bias).message()), HasSubstr("element 2"));
   bias.pop_back();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Losses from weight norms alone, without running the model: loss = norm^2 * error law.
+/// Losses from weight norms alone, without running the model: loss = scale^2 * error law.
 #pragma once
 
 #include <kvtilt/plan/error_law.hpp>
@@ -86,6 +86,22 @@ inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Te
   return size * size;
 }
 
+/// What a bias adds to the squared scale of groups that it varies within, of one head or of all
+/// (head < 0). The spectral norm counts per unit of the input's length, sqrt(hidden); a bias
+/// counts whatever the input is.
+inline double squared_bias(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
+                           Norm norm, int head) {
+  // Behind QK-norm the gains set the whole scale, that of the bias included.
+  if (tensor == Tensor::Keys && layer.key_norm && !layer.key_gains.empty()) return 0;
+  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
+  const bool own = head >= 0 && !norms.head_bias.empty();
+  const double size = own ? norms.head_bias[static_cast<std::size_t>(head)] : norms.bias;
+  double square = size * size;
+  if (head >= 0 && !own) square /= shape.kv_heads;
+  if (norm == Norm::Spectral && norms.hidden > 0) square /= static_cast<double>(norms.hidden);
+  return square;
+}
+
 /// Upper limit of a norm, so that squares, products and sums of norms stay finite.
 inline constexpr double largest_norm = 1e140;
 
@@ -100,9 +116,17 @@ inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tens
       return Status::error(ErrorCode::InvalidArgument, "%s norms of %zu heads for %zu",
                            to_string(norm), used.size(), heads);
   }
+  if (!norms.head_bias.empty() && norms.head_bias.size() != heads)
+    return Status::error(ErrorCode::InvalidArgument, "biases of %zu heads for %zu",
+                         norms.head_bias.size(), heads);
   for (const double size : used)
     if (!is_loss(size) || size > largest_norm)
       return Status::error(ErrorCode::InvalidValue, "%g is no %s norm", size, to_string(norm));
+  std::vector<double> biases = norms.head_bias;
+  biases.push_back(norms.bias);
+  for (const double size : biases)
+    if (!is_loss(size) || size > largest_norm)
+      return Status::error(ErrorCode::InvalidValue, "%g is no norm of a bias", size);
   if (!layer.key_gains.empty() && !gains_fit(layer.key_gains, shape))
     return Status::error(ErrorCode::InvalidArgument,
                          "%zu gains of the key norm for %zu heads of %d channels",
@@ -116,8 +140,13 @@ inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tens
 }  // namespace detail
 
 /// Computes loss = norm^2 * relative_error(format): the squared error that weights of this norm
-/// lead to on inputs of unit rms, over a whole layer or one head. Keys behind a QK-norm take their
-/// scale from its gains, if these are given.
+/// lead to on inputs of unit rms, over a whole layer or one head. Per token, and in 16 bits, a bias
+/// counts too: norm^2 + bias^2. Keys behind a QK-norm take their scale from its gains, if these are
+/// given. The gain of the RMSNorm in front of the projection, which scales the weights' columns, is
+/// ignored.
+///
+/// Norms say nothing about what an error does to the output: at 1 and 2 bits they ask for too
+/// little. Give BitBudget floors (3 for keys, 2 for values), or measure.
 ///
 /// norms  one per layer of the shape
 /// Source arXiv 2502.15075v3, appendix B.4, with the law measured here instead of 4^-bits
@@ -135,8 +164,12 @@ inline Result<ModelLosses> losses_from_norms(const CacheShape& shape, int page_t
     for (std::size_t entry = 0; entry < entries.size(); ++entry) {
       const int head = per == RecipePer::Head ? static_cast<int>(entry) : -1;
       const double scale = detail::squared_scale(norms[layer], layer_shape, tensor, norm, head);
-      for (const Format& format : formats)
-        entries[entry].of(tensor).push_back(scale * relative_error(format));
+      const double bias = detail::squared_bias(norms[layer], layer_shape, tensor, norm, head);
+      for (const Format& format : formats) {
+        const bool per_token = format.granularity == Granularity::PerToken;  // 16 bits are, too
+        entries[entry].of(tensor).push_back((per_token ? scale + bias : scale) *
+                                            relative_error(format));
+      }
     }
     return {};
   };

@@ -21,9 +21,11 @@ struct TensorNorms {
   double spectral = 0;
   std::vector<double> head_frobenius;  ///< per kv head; may be empty
   std::vector<double> head_spectral;   ///< per kv head; may be empty
-  double bias = 0;  ///< Euclidean norm of the bias. It offsets whole channels: per-channel
-                    ///< groups store it for free, per-token groups pay for it
-  std::int64_t hidden = 0;  ///< columns; 0: unknown
+  double bias = 0;  ///< Euclidean norm of the bias. It offsets whole channels: per-channel groups
+                    ///< store it for free (behind RoPE only where channels hardly turn within a
+                    ///< page), per-token groups pay for it
+  std::int64_t hidden = 0;        ///< columns; 0: unknown
+  std::vector<double> head_bias;  ///< per kv head; may be empty
 };
 
 /// The weight norms that tell the scale of a layer's keys and values.
@@ -67,12 +69,17 @@ inline Result<TensorNorms> weight_norms(const WeightView& weights, int kv_heads,
     KVTILT_RETURN_IF_ERROR(add(weights.slice(head * head_rows, head_rows),
                                norms.head_frobenius.emplace_back(),
                                norms.head_spectral.emplace_back()));
-  double sum = 0;
+  std::vector<double> squares(bias.empty() ? 0 : static_cast<std::size_t>(kv_heads));
   for (std::size_t i = 0; i < bias.size(); ++i) {
     const double x = static_cast<double>(bias[i]);
     if (!detail::is_finite(x))
       return Status::error(ErrorCode::InvalidValue, "element %zu of the bias is not finite", i);
-    sum += x * x;
+    squares[i / static_cast<std::size_t>(head_rows)] += x * x;
+  }
+  double sum = 0;
+  for (const double square : squares) {
+    norms.head_bias.push_back(std::sqrt(square));
+    sum += square;
   }
   norms.bias = std::sqrt(sum);
   return norms;
