@@ -17,7 +17,8 @@ namespace kvtilt {
 /// How the scale and the minimum of a group are chosen.
 enum class RangeRule : std::uint8_t {
   MinMax,     ///< covers the whole range: errors of at most half a scale
-  MinMse,     ///< shrinks the range at both ends where that lowers the squared error; 2 to 5 bits
+  MinMse,     ///< shrinks the range at both ends where that lowers the squared error, up to the
+              ///< rounding of scale and minimum; 2 to 5 bits
   Centroids,  ///< 1 bit: the levels are the means of the elements below and above the mean
 };
 
@@ -27,7 +28,8 @@ constexpr const char* to_string(RangeRule rule) {
                                      : "centroids";
 }
 
-/// The default rule of a width. From 6 bits on MinMse would gain less than 3 %.
+/// The default rule of a width. From 6 bits on MinMse, in its steps of 1/64 of the range, would gain
+/// less than 3 %.
 constexpr RangeRule default_rule(int bits) {
   return bits == 1 ? RangeRule::Centroids : bits <= 5 ? RangeRule::MinMse : RangeRule::MinMax;
 }
