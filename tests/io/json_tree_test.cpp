@@ -104,6 +104,12 @@ TEST(JsonTreeHostile, RefusesKeysThatAppearTwice) {
   EXPECT_EQ(error_of(R"([{"a": 1}, {"a": 1}])"), "");
 }
 
+TEST(JsonTreeHostile, RefusesANulBehindTheText) {
+  EXPECT_EQ(error_of("{}\n"), "");
+  EXPECT_EQ(error_of(std::string("{}\n\0", 4)), "f.json:2: not valid JSON: a NUL byte");
+  EXPECT_EQ(error_of(std::string("{}\0 anything", 12)), "f.json:1: not valid JSON: a NUL byte");
+}
+
 TEST(JsonTreeHostile, RefusesDeepNesting) {
   const auto nested = [](std::size_t depth) {
     return std::string(depth, '[') + std::string(depth, ']');

@@ -27,7 +27,8 @@ std::string check(const std::vector<std::pair<std::size_t, std::size_t>>& places
 
 TEST(StoredTensors, MayLieInAnyOrder) {
   EXPECT_EQ(check({{10, 10}, {0, 4}, {4, 6}}, Gaps::Refused), "");
-  EXPECT_EQ(check({{0, 20}, {20, 0}, {7, 0}}, Gaps::Refused), "");
+  EXPECT_EQ(check({{0, 7}, {20, 0}, {7, 0}, {7, 13}, {0, 0}}, Gaps::Refused), "");
+  EXPECT_EQ(check({{0, 20}, {7, 0}}, Gaps::Allowed), "");
   EXPECT_EQ(check({{5, 5}, {12, 2}}, Gaps::Allowed), "");
   EXPECT_EQ(check({}, Gaps::Allowed), "");
 }
@@ -39,6 +40,7 @@ TEST(StoredTensorsHostile, RefusesOverlapsAndGaps) {
     EXPECT_NE(check({{0, 10}, {0, 10}}, gaps), "");
     EXPECT_NE(check({{0, 20}, {5, 2}, {7, 13}}, gaps), "");
   }
+  EXPECT_EQ(check({{0, 20}, {7, 0}}, Gaps::Refused), "f: tensor 'b' overlaps tensor 'a'");
   EXPECT_EQ(check({{3, 17}}, Gaps::Refused), "f: 3 bytes before tensor 'a' belong to nothing");
   EXPECT_EQ(check({{0, 10}, {12, 8}}, Gaps::Refused),
             "f: 2 bytes before tensor 'b' belong to nothing");

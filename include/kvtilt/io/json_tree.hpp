@@ -183,8 +183,12 @@ inline Status build_json_tree(std::string_view text, const std::string& file, Js
   JsonTreeBuilder builder(source, file, root);
   const JsonIterator first{&source, nullptr};
   const JsonIterator last{&source, text.data() + text.size()};
-  if (nlohmann::json::sax_parse(first, last, &builder)) return {};
-  return builder.take_status();
+  if (!nlohmann::json::sax_parse(first, last, &builder)) return builder.take_status();
+  // The parser takes a NUL for the end of the text and would leave the rest unread.
+  if (text.find('\0') != std::string_view::npos)
+    return Status::error(ErrorCode::Corrupt, "%s:%zu: not valid JSON: a NUL byte", file.c_str(),
+                         source.line);
+  return {};
 }
 
 }  // namespace kvtilt::detail

@@ -61,7 +61,17 @@ inline const StoredType* find_safetensors_type(std::string_view name) {
   return nullptr;
 }
 
-/// Reads one entry of the header. `data` are the bytes behind the header.
+/// Bytes of a tensor. Elements below a byte are packed across rows, so the tensor as a whole must be
+/// whole bytes; otherwise as stored_bytes.
+constexpr std::optional<std::int64_t> safetensors_size(const StoredType& type,
+                                                       std::span<const std::int64_t> shape) {
+  constexpr StoredType byte{"U8", 1, 1};
+  const std::optional<std::int64_t> elements = stored_bytes(byte, shape);
+  if (!elements) return std::nullopt;
+  return stored_bytes(type, std::span(&*elements, 1));
+}
+
+/// Reads one entry of the header, without keys that the format does not define. `data` are the bytes behind the header.
 inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const JsonValue& entry,
                                                    std::span<const std::byte> data,
                                                    const std::string& file) {
@@ -70,7 +80,6 @@ inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const 
     return Status::error(ErrorCode::Corrupt, "%s: tensor '%s' %s", file.c_str(),
                          shown(name).c_str(), what.c_str());
   };
-  KVTILT_RETURN_IF_ERROR(entry.allow_only({"dtype", "shape", "data_offsets"}));
   Result<JsonValue> dtype = entry.at("dtype");
   if (!dtype) return std::move(dtype).take_status();
   Result<std::string_view> type_name = dtype->string();
@@ -88,7 +97,7 @@ inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const 
     if (!count) return std::move(count).take_status();
     tensor.shape.push_back(*count);
   }
-  const std::optional<std::int64_t> bytes = stored_bytes(tensor.type, tensor.shape);
+  const std::optional<std::int64_t> bytes = safetensors_size(tensor.type, tensor.shape);
   if (!bytes)
     return fail("has the shape " + shape_text(tensor.shape) + ", which no file of " +
                 std::string(tensor.type.name) + " can hold");
@@ -117,7 +126,7 @@ inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const 
 }  // namespace detail
 
 /// A checked safetensors file: every tensor has the size that its shape requires, and the tensors
-/// cover the file's data without overlap or gap.
+/// cover the file's data without overlap or gap. Keys that the format does not define are ignored.
 class SafetensorsFile {
  public:
   using Metadata = std::map<std::string, std::string, std::less<>>;
@@ -173,6 +182,10 @@ class SafetensorsFile {
 
   Status read_header(std::string_view header, std::span<const std::byte> data,
                      const std::string& file) {
+    // The JSON parser skips a byte order mark, which the format does not allow.
+    if (header.starts_with("\xEF\xBB\xBF"))
+      return Status::error(ErrorCode::Corrupt, "%s: the header begins with a byte order mark",
+                           file.c_str());
     Result<JsonDocument> document = JsonDocument::parse(header, file + " header");
     if (!document) return std::move(document).take_status();
     Result<std::vector<JsonValue::Member>> entries = document->root().members();
@@ -190,6 +203,7 @@ class SafetensorsFile {
   }
 
   Status read_metadata(const JsonValue& entry) {
+    if (entry.is_null()) return {};
     Result<std::vector<JsonValue::Member>> members = entry.members();
     if (!members) return std::move(members).take_status();
     for (const auto& [key, value] : *members) {

@@ -61,7 +61,7 @@ inline Result<std::string> safetensors_header(std::span<const TensorToWrite> ten
     if (type == nullptr) return fail(tensor, "has the unknown dtype " + shown(tensor.dtype));
     for (const std::int64_t extent : tensor.shape)
       if (extent < 0) return fail(tensor, "has the shape " + shape_text(tensor.shape));
-    const std::optional<std::int64_t> bytes = stored_bytes(*type, tensor.shape);
+    const std::optional<std::int64_t> bytes = safetensors_size(*type, tensor.shape);
     if (!bytes || static_cast<std::uint64_t>(*bytes) != tensor.bytes.size())
       return fail(tensor, "has " + std::to_string(tensor.bytes.size()) + " bytes, not those of " +
                               std::string(type->name) + " of shape " + shape_text(tensor.shape));

@@ -21,15 +21,17 @@ using StoredTensors = std::map<std::string, StoredTensor, std::less<>>;
 /// Whether a file may have bytes that belong to no tensor.
 enum class Gaps : bool { Refused, Allowed };
 
-/// Fails with Corrupt if two tensors share a byte, or if bytes of `data`, the part of the file that
-/// all tensors lie in, belong to no tensor and `gaps` is Refused.
+/// Fails with Corrupt if two tensors share a byte, or, if `gaps` is Refused, if bytes of `data`, the
+/// part of the file that all tensors lie in, belong to no tensor or a tensor without bytes lies
+/// inside another.
 inline Status check_coverage(const StoredTensors& tensors, std::span<const std::byte> data,
                              const std::string& file, Gaps gaps) {
   std::vector<const StoredTensor*> order;
   for (const auto& [name, tensor] : tensors)
-    if (!tensor.bytes.empty()) order.push_back(&tensor);
+    if (!tensor.bytes.empty() || gaps == Gaps::Refused) order.push_back(&tensor);
   std::sort(order.begin(), order.end(), [](const StoredTensor* a, const StoredTensor* b) {
-    return a->bytes.data() < b->bytes.data();
+    return a->bytes.data() != b->bytes.data() ? a->bytes.data() < b->bytes.data()
+                                              : a->bytes.size() < b->bytes.size();
   });
   std::size_t covered = 0;
   const StoredTensor* previous = nullptr;
