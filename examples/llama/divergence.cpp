@@ -20,8 +20,6 @@ class Worker {
   Worker(const Model& model, const kvtilt::Plan& base, const std::vector<kvtilt::Plan>& plans,
          CacheSettings settings)
       : model_(model), base_(base), plans_(plans), settings_(settings) {
-    settings_.recent_tokens = 0;
-    settings_.sink_tokens = 0;
     for (const kvtilt::Plan& plan : plans) {
       const auto [changed, ignored] = std::mismatch(base.recipes.begin(), base.recipes.end(),
                                                     plan.recipes.begin(), plan.recipes.end());
@@ -55,7 +53,8 @@ class Worker {
   /// Tokens in the pass that starts at `position`: only the first of them may seal a page.
   [[nodiscard]] int chunk(int position) const {
     const int page = settings_.page_tokens;
-    return std::min(page - (position + 1) % page, predictions_ - position);
+    const int kept = (settings_.sink_tokens + settings_.recent_tokens) % page;
+    return std::min(page - (position + 1 + page - kept) % page, predictions_ - position);
   }
 
   void run_baseline(const std::vector<int>& piece) {

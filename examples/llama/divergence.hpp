@@ -14,7 +14,7 @@
 namespace llama {
 
 struct DivergenceOptions {
-  CacheSettings cache;  // tail and sinks are ignored: every sealed token is read as codes
+  CacheSettings cache;
   int threads = 1;
   std::function<void(double share)> progress;  // called repeatedly, by one thread at a time
 };

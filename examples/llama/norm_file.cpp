@@ -31,6 +31,7 @@ WeightNorms read_norm_file(const std::filesystem::path& path, int kv_heads, int 
     fail(path.string(), ": \"w_k\" lists ", keys.size(), " layers, \"w_v\" ", values.size());
   }
   WeightNorms norms;
+  norms.one_norm = true;
   norms.shape = kvtilt::CacheShape::uniform(static_cast<int>(keys.size()), kv_heads, head_dim);
   for (std::size_t i = 0; i < keys.size(); ++i) {
     kvtilt::LayerNorms layer;

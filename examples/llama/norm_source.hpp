@@ -15,6 +15,7 @@ namespace llama {
 struct WeightNorms {
   kvtilt::CacheShape shape;
   std::vector<kvtilt::LayerNorms> layers;
+  bool one_norm = false;  // both norm fields hold the same norm, of unknown kind
 };
 
 /// `path` is a folder with config.json and safetensors (one file, or shards with their index), or a

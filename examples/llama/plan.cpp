@@ -40,6 +40,7 @@ struct Arguments {
   std::string text;
   std::string from;
   int key_floor = 0;
+  int value_floor = 0;
   bool per_head = false;
   std::string out;
   std::string json;
@@ -90,7 +91,8 @@ void check_used(const CLI::App& app, const Arguments& arguments) {
   if (arguments.norms.empty()) refuse({"--kv-heads", "--head-dim"}, "a norm file (--norms)");
   if (arguments.text.empty()) refuse({"--share", "--tokens", "--context"}, "a text (--text)");
   if (arguments.text.empty() || (!arguments.from.empty() && arguments.from != "measured")) {
-    refuse({"--probes"}, "measuring on a text (--text, without another --from)");
+    refuse({"--probes", "--tail", "--sinks"},
+           "measuring on a text (--text, without another --from)");
   }
 }
 
@@ -153,9 +155,13 @@ int main(int argc, char** argv) {
                  "comma-separated: widths (3) or formats (3c, 2t:g32:min-max), k or v in front for "
                  "one tensor alone (default: 1 to 8, or those within 2 of the budget if measured)")
       ->delimiter(',');
-  const auto* floor = app.add_option("--key-floor", arguments.key_floor,
-                                     "least bits of keys (default: 3 from norms, else none)")
-                          ->check(CLI::Range(0, 16));
+  const auto* key_floor = app.add_option("--key-floor", arguments.key_floor,
+                                         "least bits of keys (default: 3 from norms, else none)")
+                              ->check(CLI::Range(0, 16));
+  const auto* value_floor =
+      app.add_option("--value-floor", arguments.value_floor,
+                     "least bits of values (default: 2 from norms, else none)")
+          ->check(CLI::Range(0, 16));
   app.add_flag("--per-head", arguments.per_head, "a recipe for every kv head, not every layer");
   app.add_option("--page", request.page_tokens, "tokens per page")
       ->check(CLI::IsMember({32, 64, 128}))
@@ -176,6 +182,13 @@ int main(int argc, char** argv) {
                  "(0: all)")
       ->check(CLI::Range(0, 8))
       ->capture_default_str();
+  const CLI::Range kept(0, 1 << 30);
+  app.add_option("--tail", request.tail, "newest tokens kept in 16 bits, at least, while measuring")
+      ->check(kept)
+      ->capture_default_str();
+  app.add_option("--sinks", request.sinks, "first tokens kept in 16 bits while measuring")
+      ->check(kept)
+      ->capture_default_str();
   app.add_option("--kv-heads", request.kv_heads, "of a norm file's model")
       ->check(CLI::Range(1, kvtilt::max_kv_heads))
       ->capture_default_str();
@@ -186,7 +199,8 @@ int main(int argc, char** argv) {
   app.add_option("--out", arguments.out, "recipe file to write; {} stands for the budget");
   app.add_option("--json", arguments.json, "file to write the figures to");
   CLI11_PARSE(app, argc, argv);
-  if (floor->count() > 0) request.key_floor = arguments.key_floor;
+  if (key_floor->count() > 0) request.key_floor = arguments.key_floor;
+  if (value_floor->count() > 0) request.value_floor = arguments.value_floor;
   request.threads = app.count("--threads") > 0 ? request.threads : 0;
   std::string command = "plan";
   for (int i = 1; i < argc; ++i) command += std::string(" ") + argv[i];

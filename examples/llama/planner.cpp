@@ -147,6 +147,8 @@ class TextLosses {
     check_some_read_codes();
     DivergenceOptions options;
     options.cache.page_tokens = request_.page_tokens;
+    options.cache.recent_tokens = request_.tail;
+    options.cache.sink_tokens = request_.sinks;
     options.threads = request_.threads;
     options.progress = progress("measuring");
     const auto probes = measure_probes(model_, pieces_, choose_probes(choices, request_.probes),
@@ -158,15 +160,18 @@ class TextLosses {
   }
 
  private:
-  /// Throws if no piece fills a page: codes are read only from the prediction that fills one.
+  /// Throws if no piece fills a page beyond sinks and tail: codes are read only from the prediction
+  /// that fills one.
   void check_some_read_codes() const {
     std::size_t longest = 0;
     for (const auto& piece : pieces_) longest = std::max(longest, piece.size());
-    if (longest > static_cast<std::size_t>(request_.page_tokens)) return;
+    const int unread = request_.sinks + request_.page_tokens + request_.tail;
+    if (longest > static_cast<std::size_t>(unread)) return;
     fail(request_.text.string(), ": nothing can be measured with pages of ", request_.page_tokens,
-         " tokens: the longest piece has ", longest, " tokens (of --tokens ", request_.tokens,
+         " tokens, a tail of ", request_.tail, " and ", request_.sinks,
+         " sinks: the longest piece has ", longest, " tokens (of --tokens ", request_.tokens,
          " and a context of ", request_.context > 0 ? request_.context : model_.config().context,
-         "), ", request_.page_tokens + 1, " are needed");
+         "), ", unread + 1, " are needed");
   }
 
   [[nodiscard]] std::function<void(double)> progress(const char* what) const {
@@ -260,10 +265,10 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
   }
   std::vector<Planning> plannings;
   for (const double bits : request.budgets) {
-    const kvtilt::BitBudget budget{bits, request.key_floor.value_or(from_norms(source) ? 3 : 0)};
+    const kvtilt::BitBudget budget{bits, request.key_floor.value_or(from_norms(source) ? 3 : 0),
+                                   request.value_floor.value_or(from_norms(source) ? 2 : 0)};
     plannings.push_back(
-        make_planning(source, shape, request.page_tokens, choices, losses, budget, norms.layers));
-    plannings.back().one_norm = !request.norms.empty();
+        make_planning(source, shape, request.page_tokens, choices, losses, budget, norms));
   }
   return plannings;
 }

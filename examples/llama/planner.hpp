@@ -21,6 +21,7 @@ struct PlanRequest {
   std::optional<LossSource> source;  // absent: the best for what is given
   std::vector<double> budgets;       // page bits; measured once for all of them
   std::optional<int> key_floor;      // absent: 3 for norms, none for anything measured
+  std::optional<int> value_floor;    // absent: 2 for norms, none for anything measured
   std::vector<std::string> formats;  // as parse_formats takes them; empty: all that fit the source
   kvtilt::RecipePer per = kvtilt::RecipePer::Layer;
   int page_tokens = 64;
@@ -30,6 +31,8 @@ struct PlanRequest {
   long tokens = 8192;   // predictions, in pieces spread evenly over that share
   int context = 0;      // tokens per piece; 0: the model's
   int probes = 0;       // widths measured per tensor, the others scaled; 0: all, nothing is scaled
+  int tail = 0;   // newest tokens in 16 bits while measuring; 0: all that fill a page are codes
+  int sinks = 0;  // first tokens in 16 bits while measuring
 
   // If there is a norm file:
   int kv_heads = 8;

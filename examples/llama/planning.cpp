@@ -80,6 +80,7 @@ std::vector<std::string> warnings_of(const Planning& planning) {
                     "about them") +
             (from_norms ? "; the plan uses that norm's gains. Measuring (--text) is safer" : ""));
     if (from_norms) {
+      // A published file of norms does not say whether its model has a QK-norm.
       warn(layers_where(count,
                         [&](std::size_t i) {
                           return planning.shape.layers[i].kv_heads > 0 &&
@@ -87,8 +88,19 @@ std::vector<std::string> warnings_of(const Planning& planning) {
                                  planning.norms[i].keys.frobenius <
                                      planning.norms[i].values.frobenius;
                         }),
-           "W_V is larger than W_K. Where keys pass a QK-norm (Qwen3 and others) that says nothing "
-           "about them: measure such models (--text)");
+           planning.one_norm
+               ? "W_V is larger than W_K. Where keys pass a QK-norm (Qwen3 and others) "
+                 "that says nothing about them: measure such models (--text)"
+               : "W_V is larger than W_K. Keys may need more bits all the same: "
+                 "measuring (--text) tells");
+      warn(layers_where(count,
+                        [&](std::size_t i) {
+                          const auto& recipes = planning.best.plan.recipes[i];
+                          return planning.shape.layers[i].kv_heads > 0 &&
+                                 std::any_of(recipes.begin(), recipes.end(),
+                                             [](const Recipe& r) { return r.value.bits == 1; });
+                        }),
+           "values get 1 bit, which costs far more than norms tell: set --value-floor 2");
     }
   }
   warn(layers_where(count,
@@ -119,16 +131,17 @@ const char* to_string(LossSource source) {
 
 std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int page_tokens,
                                           const kvtilt::FormatChoices& choices,
-                                          const kvtilt::ModelLosses& losses, std::size_t page_bytes,
-                                          int key_floor) {
+                                          const kvtilt::ModelLosses& losses,
+                                          const kvtilt::BitBudget& budget) {
   std::optional<UniformRecipe> best;
   const double elements = kvtilt::detail::page_elements(shape, page_tokens);
   for (std::size_t key = 0; key < choices.keys.size(); ++key) {
-    if (choices.keys[key].bits < key_floor) continue;
+    if (choices.keys[key].bits < budget.key_floor) continue;
     for (std::size_t value = 0; value < choices.values.size(); ++value) {
+      if (choices.values[value].bits < budget.value_floor) continue;
       const Recipe recipe{choices.keys[key], choices.values[value]};
       const auto bytes = uniform_bytes(shape, page_tokens, recipe);
-      if (!bytes || *bytes > page_bytes) continue;
+      if (!bytes || *bytes > budget.page_bytes) continue;
       const UniformRecipe found{recipe, *bytes, 8 * static_cast<double>(*bytes) / elements,
                                 uniform_loss(losses, key, value)};
       if (!best || found.loss < best->loss ||
@@ -142,33 +155,37 @@ std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int p
 
 Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int page_tokens,
                        const kvtilt::FormatChoices& choices, const kvtilt::ModelLosses& losses,
-                       const kvtilt::BitBudget& budget,
-                       const std::vector<kvtilt::LayerNorms>& norms) {
+                       const kvtilt::BitBudget& budget, const WeightNorms& norms) {
   Planning planning;
   planning.source = source;
   planning.shape = shape;
   planning.page_tokens = page_tokens;
   planning.budget = budget.page_bits;
   planning.key_floor = budget.key_floor;
-  planning.norms = norms;
+  planning.value_floor = budget.value_floor;
+  planning.norms = norms.layers;
+  planning.one_norm = norms.one_norm;
   auto best = kvtilt::plan_bits(shape, page_tokens, choices, losses, budget);
   if (!best) fail(best.message());
   planning.best = *std::move(best);
-  planning.uniform =
-      best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes, budget.key_floor);
-  const auto free = best_uniform(shape, page_tokens, choices, losses, planning.best.page_bytes, 0);
-  planning.floor_costs = free && free->recipe.key.bits < budget.key_floor;
+  kvtilt::BitBudget limits = budget;
+  limits.page_bytes = planning.best.page_bytes;
+  planning.uniform = best_uniform(shape, page_tokens, choices, losses, limits);
+  limits.key_floor = limits.value_floor = 0;
+  const auto free = best_uniform(shape, page_tokens, choices, losses, limits);
+  planning.floors_cost = free && (free->recipe.key.bits < budget.key_floor ||
+                                  free->recipe.value.bits < budget.value_floor);
   if (source == LossSource::Statistics || source == LossSource::Measured) {
     for (const auto& layer : losses.layers) {
       planning.measured_gaps.push_back(measured_gap(layer, choices));
     }
   }
-  for (std::size_t i = 0; i < norms.size(); ++i) {
+  for (std::size_t i = 0; i < norms.layers.size(); ++i) {
     const auto gap =
         planning.measured_gaps.empty() ? std::optional<double>() : planning.measured_gaps[i];
     planning.reports.push_back(shape.layers[i].kv_heads == 0
                                    ? kvtilt::LayerReport{}
-                                   : kvtilt::layer_report(norms[i], shape.layers[i], gap));
+                                   : kvtilt::layer_report(norms.layers[i], shape.layers[i], gap));
   }
   planning.warnings = warnings_of(planning);
   return planning;

@@ -5,6 +5,8 @@
 #include <kvtilt/plan/bit_plan.hpp>
 #include <kvtilt/plan/norm_report.hpp>
 
+#include "norm_source.hpp"
+
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,13 +26,13 @@ struct UniformRecipe {
   double loss = 0;
 };
 
-/// The uniform recipe of least loss whose keys have at least `key_floor` bits and whose pages of
-/// all layers fit in `page_bytes`; nothing if there is none. Ties go to the smaller one, then to
-/// formats that come earlier.
+/// The uniform recipe of least loss that keeps the budget's floors and whose pages of all layers fit
+/// in its page_bytes; nothing if there is none. Ties go to the smaller one, then to formats that
+/// come earlier.
 std::optional<UniformRecipe> best_uniform(const kvtilt::CacheShape& shape, int page_tokens,
                                           const kvtilt::FormatChoices& choices,
-                                          const kvtilt::ModelLosses& losses, std::size_t page_bytes,
-                                          int key_floor);
+                                          const kvtilt::ModelLosses& losses,
+                                          const kvtilt::BitBudget& budget);
 
 /// The result of one run of the planner.
 struct Planning {
@@ -39,24 +41,24 @@ struct Planning {
   int page_tokens = 64;
   double budget = 0;  // page bits
   int key_floor = 0;
+  int value_floor = 0;
   std::vector<kvtilt::LayerNorms> norms;     // per layer; empty if the weights were not read
   std::vector<kvtilt::LayerReport> reports;  // per layer, likewise
-  bool one_norm = false;                     // both norm fields hold the same norm, of unknown kind
+  bool one_norm = false;                     // as in WeightNorms
   std::vector<std::optional<double>> measured_gaps;  // per layer; empty for losses from norms
   kvtilt::BitPlan best;
-  std::optional<UniformRecipe> uniform;  // the best that is no larger and keeps the key floor
-  bool floor_costs = false;              // the best uniform recipe has keys below the floor
+  std::optional<UniformRecipe> uniform;  // the best that is no larger and keeps the floors
+  bool floors_cost = false;              // a better one is below a floor
   std::vector<std::string> warnings;
 };
 
-/// Makes a plan from losses, with the comparisons. Throws kvtilt's message if the budget or the key
+/// Makes a plan from losses, with the comparisons. Throws kvtilt's message if the budget or a
 /// floor cannot be met.
 ///
-/// norms  one per layer, or empty
+/// norms  of every layer, or of none
 Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int page_tokens,
                        const kvtilt::FormatChoices& choices, const kvtilt::ModelLosses& losses,
-                       const kvtilt::BitBudget& budget,
-                       const std::vector<kvtilt::LayerNorms>& norms);
+                       const kvtilt::BitBudget& budget, const WeightNorms& norms);
 
 /// Mean width of a layer's keys or values.
 double mean_bits(const std::vector<kvtilt::Recipe>& recipes, kvtilt::Tensor tensor);

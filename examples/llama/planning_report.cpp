@@ -100,6 +100,17 @@ std::string uniform_name(const Planning& planning) {
          short_name(recipe.value, shape.value_dim, planning.page_tokens);
 }
 
+/// " of keys with 3+ and values with 2+ bits"
+std::string floors_text(const Planning& planning) {
+  std::string text;
+  if (planning.key_floor > 0) text += " of keys with " + std::to_string(planning.key_floor) + "+";
+  if (planning.value_floor > 0) {
+    text += text.empty() ? " of" : " and";
+    text += " values with " + std::to_string(planning.value_floor) + "+";
+  }
+  return text + " bits";
+}
+
 ordered_json optional_number(const std::optional<double>& value) {
   return value && std::isfinite(*value) ? ordered_json(*value) : ordered_json();
 }
@@ -111,17 +122,27 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
     const kvtilt::LayerNorms& norms = planning.norms[i];
     const kvtilt::LayerReport& report = planning.reports[i];
     for (const auto& [name, tensor] : {std::pair("w_k", &norms.keys), {"w_v", &norms.values}}) {
+      if (planning.one_norm) {
+        layer[name] = {{"norm", tensor->frobenius}};
+        continue;
+      }
       layer[name] = {{"frobenius", tensor->frobenius},
                      {"spectral", tensor->spectral},
                      {"head_frobenius", tensor->head_frobenius},
                      {"head_spectral", tensor->head_spectral},
                      {"bias", tensor->bias}};
     }
-    layer["theorem_1"] = {{"frobenius", report.theorem_holds}, {"spectral", report.spectral_holds}};
-    layer["qk_norm"] = report.key_norm;
-    layer["gap"] = {{"frobenius", report.frobenius_gap},
-                    {"spectral", report.spectral_gap},
-                    {"gains", optional_number(report.gain_gap)}};
+    if (planning.one_norm) {
+      layer["theorem_1"] = {{"norm", report.theorem_holds}};
+      layer["gap"] = {{"norm", report.frobenius_gap}};
+    } else {
+      layer["theorem_1"] = {{"frobenius", report.theorem_holds},
+                            {"spectral", report.spectral_holds}};
+      layer["qk_norm"] = report.key_norm;
+      layer["gap"] = {{"frobenius", report.frobenius_gap},
+                      {"spectral", report.spectral_gap},
+                      {"gains", optional_number(report.gain_gap)}};
+    }
   }
   if (!planning.measured_gaps.empty()) {
     layer["measured_gap"] = optional_number(planning.measured_gaps[i]);
@@ -153,10 +174,8 @@ std::string planning_text(const Planning& planning) {
                   format_number(static_cast<double>(planning.best.page_bytes), 0),
                   format_scientific(planning.best.loss, 3)});
   if (planning.uniform) {
-    const std::string floor = planning.floor_costs
-                                  ? " of keys with " + std::to_string(planning.key_floor) + "+ bits"
-                                  : "";
-    rows.push_back({"best uniform" + floor + ": " + uniform_name(planning),
+    const std::string floors = planning.floors_cost ? floors_text(planning) : "";
+    rows.push_back({"best uniform" + floors + ": " + uniform_name(planning),
                     format_number(planning.uniform->page_bits, 3),
                     format_number(static_cast<double>(planning.uniform->page_bytes), 0),
                     format_scientific(planning.uniform->loss, 3)});
@@ -167,9 +186,10 @@ std::string planning_text(const Planning& planning) {
 }
 
 ordered_json planning_json(const Planning& planning) {
-  ordered_json json{{"source", to_string(planning.source)},
+  ordered_json json{{"source", planning.one_norm ? "norms" : to_string(planning.source)},
                     {"budget", planning.budget},
                     {"key_floor", planning.key_floor},
+                    {"value_floor", planning.value_floor},
                     {"page_tokens", planning.page_tokens},
                     {"page_bits", planning.best.page_bits},
                     {"page_bytes", planning.best.page_bytes},

@@ -17,7 +17,7 @@ std::string planning_legend();
 /// the best uniform recipe, then the warnings.
 std::string planning_text(const Planning& planning);
 
-/// The same, with every figure in full.
+/// The same, with every figure in full. A norm of unknown kind (from a norm file) is called "norm".
 nlohmann::ordered_json planning_json(const Planning& planning);
 
 }  // namespace llama

@@ -21,7 +21,7 @@ class DivergenceTest : public testing::Test {
   Model model_{data_folder("models/stories260K")};
   kvtilt::CacheShape shape_ = cache_shape(model_.config());
   std::vector<std::vector<int>> pieces_ = make_pieces();
-  DivergenceOptions options_{{page, 128, 4}, 2, {}};
+  DivergenceOptions options_{{page, 0, 0}, 2, {}};
 
   /// Pieces of three lengths: shorter than a page, and not a multiple of it.
   static std::vector<std::vector<int>> make_pieces() {
@@ -38,7 +38,7 @@ class DivergenceTest : public testing::Test {
   /// The divergences that the command `evaluate` reports for these plans.
   [[nodiscard]] std::vector<double> evaluated(const std::vector<Plan>& plans) const {
     EvaluationOptions options;
-    options.cache = {page, 0, 0};
+    options.cache = options_.cache;
     for (const Plan& plan : plans) options.plans.push_back({"plan", plan});
     std::vector<double> divergences;
     for (const auto& report : evaluate(model_, pieces_, options)) {
@@ -61,12 +61,16 @@ TEST_F(DivergenceTest, IsThatOfAnEvaluation) {
   plans.back().recipes.back() = std::vector<kvtilt::Recipe>(
       static_cast<std::size_t>(model_.config().kv_heads), recipe("k4v4"));
   plans.back().recipes.back().back() = recipe("k1v4");
-  const Divergences found = measure_divergence(model_, pieces_, base, plans, options_);
-  const auto expected = evaluated(plans);
-  ASSERT_EQ(found.plans.size(), plans.size());
-  EXPECT_EQ(found.base, found.plans[0]);
-  for (std::size_t i = 0; i < plans.size(); ++i) {
-    EXPECT_NEAR(found.plans[i], expected[i], 0.01 * expected[i]) << "plan " << i;
+  for (const CacheSettings& cache : {CacheSettings{page, 0, 0}, CacheSettings{page, 40, 3}}) {
+    options_.cache = cache;
+    const Divergences found = measure_divergence(model_, pieces_, base, plans, options_);
+    const auto expected = evaluated(plans);
+    ASSERT_EQ(found.plans.size(), plans.size());
+    EXPECT_EQ(found.base, found.plans[0]);
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+      EXPECT_NEAR(found.plans[i], expected[i], 0.01 * expected[i])
+          << "plan " << i << ", tail " << cache.recent_tokens;
+    }
   }
 }
 

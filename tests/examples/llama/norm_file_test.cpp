@@ -15,6 +15,7 @@ TEST(NormFile, HoldsOneNormPerLayerAndTensor) {
   folder.write("norms.json", R"({"w_k": [3.5, 4], "w_v": [1, 2.25]})");
   const WeightNorms norms = read_norm_file(folder.path() / "norms.json", 4, 64);
   ASSERT_EQ(norms.layers.size(), 2U);
+  EXPECT_TRUE(norms.one_norm);
   EXPECT_EQ(norms.shape.layers[1], (kvtilt::LayerShape{4, 64, 64, 0}));
   EXPECT_EQ(norms.layers[0].keys.frobenius, 3.5);
   EXPECT_EQ(norms.layers[1].values.spectral, 2.25);

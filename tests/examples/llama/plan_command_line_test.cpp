@@ -132,9 +132,16 @@ TEST_F(PlanCommandLine, TextsOnWhichNothingReadsCodesAreRefused) {
   expect_error(plan(text + "--tokens 63"),
                "the longest piece has 64 tokens (of --tokens 63 and a "
                "context of 512), 65 are needed");
+  expect_error(
+      plan(text + "--tokens 67 --tail 32 --sinks 4 --page 32"),
+      "with pages of 32 tokens, a tail of 32 and 4 sinks: the longest piece has 68 tokens");
+  const Outcome beyond =
+      plan(text + "--tokens 68 --tail 32 --sinks 4 --page 32 --json " + file("beyond.json"));
+  ASSERT_EQ(beyond.status, 0) << beyond.output;
+  EXPECT_GT(json("beyond.json")[0]["loss"], 1e-6);
   expect_error(plan(text + "--tokens 2000 --context 60"),
                "the longest piece has 60 tokens (of --tokens 2000 and a context of 60), 65 are");
-  expect_error(plan(text + "--tokens 31 --page 32"), "with pages of 32 tokens: the longest piece");
+  expect_error(plan(text + "--tokens 31 --page 32"), "with pages of 32 tokens, a tail of 0");
   folder_.write("short.txt", "Once there was a cat.<|endoftext|>It was red.<|endoftext|>");
   expect_error(plan(stories_model + "--text " + file("short.txt") + " --share 1 --budget 5"),
                "short.txt: nothing can be measured with pages of 64 tokens");
@@ -167,7 +174,13 @@ TEST_F(PlanCommandLine, WorksFromPublishedNormsAlone) {
                                     HasSubstr("warning: layer 2: W_V"), Not(HasSubstr("s_K  "))));
   const auto layers = json("figures.json")[0]["layers"];
   ASSERT_EQ(layers.size(), 3U);
-  for (const auto& layer : layers) EXPECT_GE(layer["key_bits"], 3) << "the floor of norm plans";
+  for (const auto& layer : layers) {
+    EXPECT_GE(layer["key_bits"], 3) << "the floors of norm plans";
+    EXPECT_GE(layer["value_bits"], 2);
+  }
+  const Outcome free = plan("--norms " + file("norms.json") + " --kv-heads 4 --head-dim 64 " +
+                            "--budget 3 --value-floor 0");
+  EXPECT_THAT(free.output, HasSubstr("layer 0: values get 1 bit"));
 }
 
 TEST_F(PlanCommandLine, RowsSkipTheTextThatThePlanHasSeen) {
@@ -194,6 +207,9 @@ TEST_F(PlanCommandLine, OptionsThatNothingReadsAreRefused) {
   expect_error(plan(norms + "--tokens 100"), "--tokens is only for a text");
   expect_error(plan("--capture /nowhere/c --budget 5 --context 100"), "--context is only for a");
   expect_error(plan(model + "--probes 2"), "--probes is only for measuring");
+  expect_error(plan(model + "--tail 128"), "--tail is only for measuring");
+  expect_error(plan(model + stories_text + "--from statistics --sinks 4"),
+               "--sinks is only for measuring");
   expect_error(plan(model + stories_text + "--from statistics --probes 2"),
                "--probes is only for measuring");
 }
@@ -243,7 +259,7 @@ TEST_F(PlanCommandLine, SaysWhatIsWrong) {
   expect_error(plan(stories_model + "--budget 3 --from statistics"), "--text or --capture");
   expect_error(plan(norms + stories_model + "--budget 3"), "--norms stands alone");
   expect_error(plan(norms + "--budget 3 --per-head"), "norms of each head");
-  expect_error(plan(norms + "--budget 2"), "the smallest that works is 2.375");
+  expect_error(plan(norms + "--budget 2"), "values of at least 2 the smallest that works is 2.875");
   expect_error(plan(norms + "--budget 3 --formats 2,4 --key-floor 5"), "at least 5 bits");
   expect_error(plan(norms + "--budget 3 --formats 2,x4"), "format 'x4' does not exist");
   expect_error(plan(norms + "--budget 3,4 --out " + file("p.json")), "write {} where the budget");
