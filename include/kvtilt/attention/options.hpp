@@ -44,11 +44,12 @@ struct AttendOptions {
   /// head. Empty: none.
   std::span<const float> sink_logits = {};
   /// [queries] words for speculative decoding, in place of causality: bit j of word i lets query i
-  /// see the j-th of the newest `tree_tokens` tokens; higher bits must be 0. Empty: causal. A window counts the tokens that a
-  /// query sees, so a node of a tree attends as at the end of its path; ALiBi counts tokens in the order
-  /// of appending. To keep one path of a tree, verify it by attend_prefill() before anything is
-  /// appended, then append the rows of the path. A path of a tree that has been appended and is still in
-  /// the tail is kept exactly, too: unpack its rows as F16, truncate to before the tree, append them.
+  /// see the j-th of the newest `tree_tokens` tokens; higher bits must be 0. Empty: causal. A window
+  /// counts the tokens that a query sees, so a node of a tree attends as at the end of its path; ALiBi
+  /// counts tokens in the order of appending. To keep one path of a tree, verify it by attend_prefill()
+  /// before anything is appended, then append the rows of the path. A path of a tree that has been
+  /// appended and is still in the tail is kept exactly, too: unpack its rows as F16, truncate to before
+  /// the tree, append them.
   std::span<const std::uint64_t> tree_mask = {};
   /// Tokens of the tree, at most 64; the queries are the newest of them. More than queries where a tree
   /// grows level by level: older levels are seen, but only the newest one asks. 0: as many as queries.
