@@ -71,7 +71,8 @@ constexpr std::optional<std::int64_t> safetensors_size(const StoredType& type,
   return stored_bytes(type, std::span(&*elements, 1));
 }
 
-/// Reads one entry of the header, without keys that the format does not define. `data` are the bytes behind the header.
+/// Reads one entry of the header, without keys that the format does not define. `data` are the bytes
+/// behind the header.
 inline Result<StoredTensor> read_safetensors_entry(std::string_view name, const JsonValue& entry,
                                                    std::span<const std::byte> data,
                                                    const std::string& file) {
