@@ -192,8 +192,8 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
 TEST(SequenceCalls, BlocksAreCopiedWhole) {
   for (const std::int64_t bytes : {0, 16, 496, 512, 2048, 2064, 5136}) {
     const std::size_t size = static_cast<std::size_t>(bytes);
-    std::vector<Bytes16> from(size / 16 + 1);
-    std::vector<Bytes16> to(size / 16 + 1);
+    std::vector<Words> from(size / 16 + 1);
+    std::vector<Words> to(size / 16 + 1);
     for (std::size_t i = 0; i <= size / 16; ++i)
       from[i].word[0] = static_cast<std::uint32_t>(i + 1);
     test::emulate(1, 32, 0, [&](test::EmulatedThreads& threads) {

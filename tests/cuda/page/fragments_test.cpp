@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 
 #include "support/random.hpp"
@@ -65,6 +66,18 @@ TEST(Fragments, RegistersAreCodesTimesPowersOfTwo) {
     expect_registers_hold_codes<7>(role);
     expect_registers_hold_codes<8>(role);
   }
+}
+
+/// Loads, stores 1 as fp16 in the first half, and loads again.
+[[gnu::noinline]] std::uint32_t changed_bits(const HalfTiles& tiles, F16* first) {
+  const std::uint32_t before = tiles.load(0, 0).r[0];
+  *first = F16{0x3c00};
+  return before ^ tiles.load(0, 0).r[0];
+}
+
+TEST(Fragments, LoadsSeeWhatWasStoredAsFp16) {
+  alignas(16) std::byte tile[512] = {};
+  EXPECT_EQ(changed_bits({Role::Keys, tile, 1, 1}, reinterpret_cast<F16*>(tile)), 0x3c00u);
 }
 
 TEST(Fragments, OddBytesAreBytesOneAndThree) { EXPECT_EQ(odd_bytes(0x12345678u), 0x00120056u); }

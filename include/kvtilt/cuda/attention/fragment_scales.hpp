@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/cuda/page/fragments.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -23,7 +24,7 @@ struct FragmentScales {
   ///        outer neighbours share scales. Otherwise R0 and R2 have one scale, R1 and R3 another
   KVTILT_HD static FragmentScales load(const std::byte* from, bool inner) {
     if (inner) {
-      const std::uint64_t four = *reinterpret_cast<const std::uint64_t*>(from);
+      const std::uint64_t four = load_double_word(from);
       const std::uint32_t low = static_cast<std::uint32_t>(four);
       const std::uint32_t high = static_cast<std::uint32_t>(four >> 32);
       const std::uint32_t even = role == Role::Keys ? low : join_low(low, high);

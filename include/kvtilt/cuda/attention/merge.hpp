@@ -6,6 +6,7 @@
 #pragma once
 
 #include <kvtilt/cuda/attention/ring.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cmath>
 #include <cstddef>
@@ -14,7 +15,7 @@
 namespace kvtilt::cuda {
 
 /// Four channels: one load.
-struct alignas(16) Quad {
+struct [[gnu::may_alias]] alignas(16) Quad {
   float value[4];
 };
 
@@ -248,7 +249,7 @@ KVTILT_HD inline void store_output(const AttendArguments& arguments, std::int64_
     std::uint64_t all = 0;
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 4; ++i) all |= std::uint64_t{bits[i]} << (16 * i);
-    *reinterpret_cast<std::uint64_t*>(to) = all;
+    *reinterpret_cast<DoubleWord*>(to) = all;
     return;
   }
   KVTILT_DEVICE_UNROLL

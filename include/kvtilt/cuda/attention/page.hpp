@@ -16,6 +16,7 @@
 #include <kvtilt/cuda/attention/row_scales.hpp>
 #include <kvtilt/cuda/attention/scores.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -136,9 +137,8 @@ KVTILT_HD void score_channel_keys(Threads& threads, const std::byte* page,
     KVTILT_DEVICE_UNROLL
     for (int step = 0; step < steps; ++step) {
       const std::byte* group = metadata + band * 4 * Traits::key_dim + step * 2 * tile_extent;
-      const std::uint64_t scale = *reinterpret_cast<const std::uint64_t*>(group);
-      const std::uint64_t low =
-          *reinterpret_cast<const std::uint64_t*>(group + 2 * Traits::key_dim);
+      const std::uint64_t scale = load_double_word(group);
+      const std::uint64_t low = load_double_word(group + 2 * Traits::key_dim);
       minima[step % 2 * 2] = static_cast<std::uint32_t>(low);
       minima[step % 2 * 2 + 1] = static_cast<std::uint32_t>(low >> 32);
       if (step % 2 == 1 || step + 1 == steps) {

@@ -9,6 +9,7 @@
 
 #include <kvtilt/cuda/attention/merge.hpp>
 #include <kvtilt/cuda/attention/prefill_tile.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cmath>
 #include <cstddef>
@@ -97,8 +98,8 @@ struct PrefillState {
       if (lane % 4 == 0)
         rows[own] = {factor, static_cast<std::uint16_t>(row.token - tile.token),
                      static_cast<std::uint16_t>(row.place.head)};
-      std::uint32_t* words = reinterpret_cast<std::uint32_t*>(
-          to + (eight / 2 * steps * warp_lanes + lane) * 16 + eight % 2 * 4);
+      Word* words = reinterpret_cast<Word*>(to + (eight / 2 * steps * warp_lanes + lane) * 16 +
+                                            eight % 2 * 4);
       KVTILT_DEVICE_UNROLL
       for (int step = 0; step < steps; ++step) {
         words[step * warp_lanes * 4] = half[step][0];

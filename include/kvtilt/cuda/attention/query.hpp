@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -172,7 +173,7 @@ KVTILT_HD void load_query_row(const AttendArguments& arguments, const RowPlace& 
   if (reinterpret_cast<std::uintptr_t>(from) % 8 == 0) {
     KVTILT_DEVICE_UNROLL
     for (int step = 0; step < Steps; ++step)
-      bits[step] = *reinterpret_cast<const std::uint64_t*>(from + step * tile_extent);
+      bits[step] = load_double_word(from + step * tile_extent);
   } else {
     KVTILT_DEVICE_UNROLL
     for (int step = 0; step < Steps; ++step) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/attention/scores.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>

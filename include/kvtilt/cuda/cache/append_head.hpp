@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/cache/input_rows.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/quant/format.hpp>
 
 #include <bit>
@@ -71,8 +72,7 @@ KVTILT_HD AppendShared& share_arguments(const Threads& threads, const AppendArgu
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
   constexpr int words = sizeof(AppendArguments) / 4;
   for (int i = threads.thread(); i < words; i += threads.thread_count())
-    reinterpret_cast<std::uint32_t*>(&shared.arguments)[i] =
-        reinterpret_cast<const std::uint32_t*>(&constants)[i];
+    reinterpret_cast<Word*>(&shared.arguments)[i] = reinterpret_cast<const Word*>(&constants)[i];
   return shared;
 }
 

@@ -9,6 +9,7 @@
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -331,11 +332,6 @@ KVTILT_HD constexpr int tail_blocks(const LayerStorage& storage, const SequenceS
                      : static_cast<int>((tokens + storage.page_tokens - 1) / storage.page_tokens);
 }
 
-/// 16 bytes: what a thread copies with one load and one store.
-struct alignas(16) Bytes16 {
-  std::uint32_t word[4];
-};
-
 template <class Threads>
 KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::byte* to,
                           std::int64_t bytes) {
@@ -344,16 +340,14 @@ KVTILT_HD void copy_block(const Threads& threads, const std::byte* from, std::by
   std::int64_t at = static_cast<std::int64_t>(threads.thread()) * 16;
   KVTILT_DEVICE_LOOP
   for (; at + (together - 1) * step < bytes; at += together * step) {
-    Bytes16 copies[together];
+    Words copies[together];
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < together; ++i)
-      copies[i] = *reinterpret_cast<const Bytes16*>(from + at + i * step);
+    for (int i = 0; i < together; ++i) copies[i] = load_words(from + at + i * step);
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < together; ++i) *reinterpret_cast<Bytes16*>(to + at + i * step) = copies[i];
+    for (int i = 0; i < together; ++i) *reinterpret_cast<Words*>(to + at + i * step) = copies[i];
   }
   KVTILT_DEVICE_LOOP
-  for (; at < bytes; at += step)
-    *reinterpret_cast<Bytes16*>(to + at) = *reinterpret_cast<const Bytes16*>(from + at);
+  for (; at < bytes; at += step) *reinterpret_cast<Words*>(to + at) = load_words(from + at);
 }
 
 /// Copies sinks and tail after fork_body. Any number of blocks, each copies one 16-bit block at a

@@ -20,13 +20,13 @@ namespace detail {
 
 enum class Direction { ToDevice, ToHost };
 
-inline std::uint32_t load_word(const std::byte* at) {
+inline std::uint32_t load_unaligned_word(const std::byte* at) {
   std::uint32_t word;
   std::memcpy(&word, at, sizeof word);
   return word;
 }
 inline void add_to_word(std::byte* at, std::uint32_t bits) {
-  bits |= load_word(at);
+  bits |= load_unaligned_word(at);
   std::memcpy(at, &bits, sizeof bits);
 }
 
@@ -47,7 +47,8 @@ void convert_plane(Role role, CodeMatrix matrix, int width, const std::byte* fro
       const WordPosition device = word_position(role, matrix, width, outer, inner);
       for (int row = 0; row < 2; ++row) {
         const FieldPosition host = field_position(matrix, width, outer + row, inner);
-        std::uint32_t line = direction == Direction::ToDevice ? load_word(from + host.byte) : 0;
+        std::uint32_t line =
+            direction == Direction::ToDevice ? load_unaligned_word(from + host.byte) : 0;
         for (int i = 0; i < quad; ++i) {
           const int host_shift = host.shift + 8 * i;
           const std::size_t byte = device.byte + places[row][i].byte;
@@ -55,7 +56,7 @@ void convert_plane(Role role, CodeMatrix matrix, int width, const std::byte* fro
           if constexpr (direction == Direction::ToDevice)
             add_to_word(to + byte, (line >> host_shift & mask) << shift);
           else
-            line |= (load_word(from + byte) >> shift & mask) << host_shift;
+            line |= (load_unaligned_word(from + byte) >> shift & mask) << host_shift;
         }
         if constexpr (direction == Direction::ToHost) add_to_word(to + host.byte, line);
       }

@@ -16,6 +16,7 @@
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
 
@@ -141,12 +142,12 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < decoded_tiles; ++i) {
       if (first + i >= quad_number.tiles) break;
-      Words2 rows;
+      WordPair rows;
       KVTILT_DEVICE_UNROLL
       for (int row = 0; row < 2; ++row)
-        rows.w[row] = permute_bytes(codes[i][row], codes[i][row + 2], bytes.joined);
-      *reinterpret_cast<Words2*>(shared + quad_number(first + i, lane) * line_bytes +
-                                 lane / 4 * static_cast<int>(sizeof rows)) = rows;
+        rows.word[row] = permute_bytes(codes[i][row], codes[i][row + 2], bytes.joined);
+      *reinterpret_cast<WordPair*>(shared + quad_number(first + i, lane) * line_bytes +
+                                   lane / 4 * static_cast<int>(sizeof rows)) = rows;
     }
   }
   threads.sync();
@@ -203,7 +204,7 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
       numbers[i] = quad_number(first + i < quad_number.tiles ? first + i : first, lane);
       rows[i][0] = rows[i][1] = 0;
     }
-    const std::byte* plane = shared + lane / 4 * static_cast<int>(sizeof(Words2));
+    const std::byte* plane = shared + lane / 4 * static_cast<int>(sizeof(WordPair));
     KVTILT_DEVICE_LOOP
     for (int width = 8; width > 0; width /= 2) {
       if ((bits & width) == 0) continue;
@@ -211,10 +212,10 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < decoded_tiles; ++i) {
         const int bit = numbers[i] * width;  // in each byte of a lane, through the plane's lines
-        const Words2 words = *reinterpret_cast<const Words2*>(plane + bit / 8 * line_bytes);
+        const WordPair words = load_words<2>(plane + bit / 8 * line_bytes);
         KVTILT_DEVICE_UNROLL
         for (int row = 0; row < 2; ++row)
-          rows[i][row] = rows[i][row] << width | (words.w[row] >> bit % 8 & mask);
+          rows[i][row] = rows[i][row] << width | (words.word[row] >> bit % 8 & mask);
       }
       plane += plane_bytes(tensor.matrix, width);
     }
@@ -233,10 +234,9 @@ KVTILT_HD void codes_to_device(const Threads& threads, Role role, const TensorLa
 
 /// Where a lane puts, or finds, word `pair` of the four that it owns of a 16-bit tile: two outer
 /// neighbours each, in the order of the registers.
-KVTILT_HD inline std::uint32_t* fragment_pair(std::byte* buffer, Role role, int pair, int lane) {
+KVTILT_HD inline Word* fragment_pair(std::byte* buffer, Role role, int pair, int lane) {
   const int inner = role == Role::Keys ? pair : pair % 2 * 2 + pair / 2;
-  return reinterpret_cast<std::uint32_t*>(buffer + lane % 4 * reorder_pitch + inner * 32 +
-                                          lane / 4 * 4);
+  return reinterpret_cast<Word*>(buffer + lane % 4 * reorder_pitch + inner * 32 + lane / 4 * 4);
 }
 /// Where a lane finds, or puts, its 16 bytes of the tile in host order.
 KVTILT_HD inline Words* host_words(std::byte* buffer, int lane) {

@@ -7,6 +7,7 @@
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -59,8 +60,7 @@ KVTILT_HD void read_plane(const std::byte* plane, CodeMatrix matrix, int first_t
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 4 && w + i < Width; ++i)
       words[w + i] = first + w + i < total
-                         ? *reinterpret_cast<const std::uint32_t*>(
-                               plane + lane_word_offset(total, first + w + i, lane))
+                         ? load_word(plane + lane_word_offset(total, first + w + i, lane))
                          : 0;
   }
   split_words<Width, false, decoded_tiles>(words, codes);
@@ -71,9 +71,6 @@ template <int Width>
 KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int first_tile, int lane,
                                 std::uint32_t (&words)[Width]) {
   constexpr int run = Width < 4 ? Width : 4;
-  struct alignas(run * 4) Run {
-    std::uint32_t word[run];
-  };
   const int word = first_tile * Width / 4;
   // Fewer than four words may be the last of the plane, where lanes are less than 16 bytes apart.
   const std::byte* at =
@@ -81,7 +78,7 @@ KVTILT_HD void load_whole_words(const std::byte* plane, CodeMatrix matrix, int f
                         : lane_word_offset(lane_words(matrix, Width), word, lane));
   KVTILT_DEVICE_UNROLL
   for (int w = 0; w < Width; w += run) {
-    const Run loaded = *reinterpret_cast<const Run*>(at + w * warp_lanes * 4);
+    const WordRun<run> loaded = load_words<run>(at + w * warp_lanes * 4);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < run; ++i) words[w + i] = loaded.word[i];
   }
@@ -125,18 +122,14 @@ KVTILT_HD void read_whole_tiles(const std::byte* plane, CodeMatrix matrix, int f
 
 /// Scales and minima, as stored, of four inner neighbours whose groups run along outer.
 struct ScaleEntries {
-  struct alignas(8) Four {
-    std::uint32_t pair[2];
-  };
-  Four scale;
-  Four minimum;
+  WordPair scale;
+  WordPair minimum;
 
-  KVTILT_HD ScaleEntries(const Four& scale_, const Four& minimum_)
+  KVTILT_HD ScaleEntries(const WordPair& scale_, const WordPair& minimum_)
       : scale(scale_), minimum(minimum_) {}
   /// The minima start `pitch` entries after the scales.
   KVTILT_HD ScaleEntries(const F16* scales, int pitch)
-      : scale(*reinterpret_cast<const Four*>(scales)),
-        minimum(*reinterpret_cast<const Four*>(scales + pitch)) {}
+      : scale(load_words<2>(scales)), minimum(load_words<2>(scales + pitch)) {}
 };
 
 /// Scales, times 2^24, and minima of a lane's elements of a tile: indexed by inner neighbour where
@@ -152,19 +145,18 @@ struct LaneScales {
     const int entry =
         outer ? inner_tile * tile_extent + lane % 4 * 4 : outer_tile * tile_extent + lane / 4 * 2;
     const F16* scales = packed.scales(block, along / packed.format.group) + entry;
-    const auto* scale_pairs = reinterpret_cast<const std::uint32_t*>(scales);
-    const auto* minimum_pairs = reinterpret_cast<const std::uint32_t*>(scales + packed.pitch());
+    const F16* minima = scales + packed.pitch();
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 2; ++pair) {
       const bool there = pair == 0 || outer;
-      set(pair, there ? scale_pairs[pair] : 0, there ? minimum_pairs[pair] : 0);
+      set(pair, there ? load_word(scales + 2 * pair) : 0, there ? load_word(minima + 2 * pair) : 0);
     }
   }
 
   KVTILT_HD explicit LaneScales(const ScaleEntries& entries) {
     KVTILT_DEVICE_UNROLL
     for (int pair = 0; pair < 2; ++pair)
-      set(pair, entries.scale.pair[pair], entries.minimum.pair[pair]);
+      set(pair, entries.scale.word[pair], entries.minimum.word[pair]);
   }
 
  private:

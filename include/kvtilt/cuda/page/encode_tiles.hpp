@@ -10,6 +10,7 @@
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -30,10 +31,6 @@ KVTILT_HD constexpr int tiles_of_words(int bits) {
   return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
 }
 
-struct alignas(8) Words2 {
-  std::uint32_t w[2];
-};
-
 /// Stores a lane's words `first` to first + Count - 1, if they exist, of a plane of which it owns
 /// `total`; first is a multiple of Count, or of 4.
 template <int Count>
@@ -48,15 +45,14 @@ KVTILT_HD void store_words(std::byte* plane, int total, int first, int lane,
       if constexpr (step == 4)
         *reinterpret_cast<Words*>(at) = {{words[w], words[w + 1], words[w + 2], words[w + 3]}};
       else if constexpr (step == 2)
-        *reinterpret_cast<Words2*>(at) = {{words[w], words[w + 1]}};
+        *reinterpret_cast<WordPair*>(at) = {{words[w], words[w + 1]}};
       else
-        *reinterpret_cast<std::uint32_t*>(at) = words[w];
+        *reinterpret_cast<Word*>(at) = words[w];
     } else {
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < step; ++i)
         if (word + i < total)
-          *reinterpret_cast<std::uint32_t*>(plane + lane_word_offset(total, word + i, lane)) =
-              words[w + i];
+          *reinterpret_cast<Word*>(plane + lane_word_offset(total, word + i, lane)) = words[w + i];
     }
   }
 }
@@ -127,7 +123,7 @@ struct LaneGroups {
 
   /// groups  from the tile's first on
   KVTILT_HD void load(const GroupCode* groups, int lane) {
-    struct alignas(16) Two {
+    struct [[gnu::may_alias]] alignas(16) Two {
       GroupCode group[2];
     };
     const GroupCode* from = groups + (AlongOuter ? lane % 4 * 4 : lane / 4 * 2);

@@ -15,6 +15,7 @@
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/min_mse_search.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/centroids.hpp>
 
@@ -24,7 +25,7 @@
 namespace kvtilt::cuda {
 
 /// A lane's elements of a 16-bit tile: R0 to R3.
-struct alignas(16) Fragment {
+struct [[gnu::may_alias]] alignas(16) Fragment {
   std::uint32_t r[4];
 };
 
@@ -153,14 +154,11 @@ struct ColumnGroups {
   static constexpr int partner = 4;
   KVTILT_HD static int share(int lane) { return (lane & 7) * 16 + (lane >> 4) * 8; }
   KVTILT_HD static GroupShare load_share(const std::byte* share, int lane) {
-    struct alignas(8) Two {
-      std::uint32_t word[2];
-    };
     const std::uint32_t half = (lane & 8) != 0 ? 0x7632u : 0x5410u;
     GroupShare result;
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < 4; ++i) {
-      const Two two = *reinterpret_cast<const Two*>(share + i * 128);
+      const WordPair two = load_words<2>(share + i * 128);
       result.pair[i] = permute_bytes(two.word[0], two.word[1], half);
     }
     return result;
@@ -201,8 +199,7 @@ struct RowGroups {
   KVTILT_HD static GroupShare load_share(const std::byte* share, int) {
     GroupShare result;
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < 4; ++i)
-      result.pair[i] = *reinterpret_cast<const std::uint32_t*>(share + i / 2 * 32 + i % 2 * 8);
+    for (int i = 0; i < 4; ++i) result.pair[i] = load_word(share + i / 2 * 32 + i % 2 * 8);
     return result;
   }
 };

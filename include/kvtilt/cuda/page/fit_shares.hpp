@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/min_mse_search.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/quant/centroids.hpp>
 #include <kvtilt/quant/format.hpp>
 
@@ -36,19 +37,15 @@ struct ShareRun {
     const std::byte* from = at + (index >> 1) * step + (index & 1) * half_step;
     LoadedShare result{};
     if (along_outer) {
-      struct alignas(8) Two {
-        std::uint32_t word[2];
-      };
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const Two two = *reinterpret_cast<const Two*>(from + i * 128);
+        const WordPair two = load_words<2>(from + i * 128);
         result.word[i] = two.word[0];
         result.word[4 + i] = two.word[1];
       }
     } else {
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 4; ++i)
-        result.word[i] = *reinterpret_cast<const std::uint32_t*>(from + i / 2 * 32 + i % 2 * 8);
+      for (int i = 0; i < 4; ++i) result.word[i] = load_word(from + i / 2 * 32 + i % 2 * 8);
     }
     return result;
   }

@@ -7,24 +7,13 @@
 
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
 
 namespace kvtilt::cuda {
-
-/// 16 bytes: what one lane loads at a time.
-struct alignas(16) Words {
-  std::uint32_t word[4];
-};
-
-KVTILT_HD inline std::uint32_t load_word(const std::byte* from) {
-  return *reinterpret_cast<const std::uint32_t*>(from);
-}
-KVTILT_HD inline Words load_words(const std::byte* from) {
-  return *reinterpret_cast<const Words*>(from);
-}
 
 /// Powers of two that scale a code of `bits` bits by its place: those in odd registers (the odd
 /// outer neighbour) are times 2^outer_shift, those in R2 and R3 times 2^inner_shift. With a single

@@ -9,6 +9,7 @@
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/input_task.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -38,13 +39,9 @@ KVTILT_HD inline std::uint32_t halves_of_bf16(std::uint32_t pair) {
   return pack_halves(bit_cast<float>(pair << 16), bit_cast<float>(pair & 0xffff0000u));
 }
 
-struct alignas(8) WordPair {
-  std::uint32_t word[2];
-};
-
 /// A load that does not use the read-only path (ld.global.nc): this kernel may start while the
 /// preceding one still writes the rows.
-KVTILT_HD inline std::uint32_t load_input(const std::uint32_t* from) {
+KVTILT_HD inline std::uint32_t load_input(const Word* from) {
 #if defined(__CUDA_ARCH__)
   std::uint32_t word;
   asm volatile("ld.global.u32 %0, [%1];" : "=r"(word) : "l"(from));
@@ -82,7 +79,7 @@ struct RawTile {
     } else {
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < 4; ++i)
-        word[i] = load_input(reinterpret_cast<const std::uint32_t*>(from + i * stride));
+        word[i] = load_input(reinterpret_cast<const Word*>(from + i * stride));
     }
   }
   /// The largest magnitude in each half, as bits, `so_far` included; 0x7fff for NaN.

@@ -60,7 +60,7 @@ class OutputRows {
  private:
   /// Numbers rounded to T.
   template <int Count>
-  struct alignas(Count * sizeof(T)) Run {
+  struct [[gnu::may_alias]] alignas(Count * sizeof(T)) Run {
     std::uint32_t word[Count * sizeof(T) / 4];
 
     KVTILT_HD explicit Run(const float (&x)[Count]) {

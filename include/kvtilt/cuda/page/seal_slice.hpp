@@ -24,6 +24,7 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/tile_map.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <bit>
@@ -178,12 +179,9 @@ KVTILT_HD inline void take_slice(int thread, std::byte* shared, int slice, int s
 template <class Threads>
 KVTILT_HD void prepare_slice(const Threads& threads, const HeadSlices& head, std::byte* shared,
                              int slice, int slices) {
-  struct alignas(16) Chunk {
-    std::uint32_t word[4];
-  };
-  constexpr int chunks = static_cast<int>(sizeof(HeadSlices) / sizeof(Chunk));
+  constexpr int chunks = static_cast<int>(sizeof(HeadSlices) / sizeof(Words));
   for (int i = threads.lane(); i < chunks; i += warp_lanes)
-    reinterpret_cast<Chunk*>(shared)[i] = reinterpret_cast<const Chunk*>(&head)[i];
+    reinterpret_cast<Words*>(shared)[i] = reinterpret_cast<const Words*>(&head)[i];
   threads.sync_warp();
   if (threads.lane() < 2) take_slice(threads.lane(), shared, slice, slices, threads.thread_count());
 }

@@ -8,6 +8,7 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/output_rows.hpp>
 #include <kvtilt/cuda/unroll.hpp>
+#include <kvtilt/cuda/words.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -62,12 +63,8 @@ template <int Width, class T, class Threads>
 KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tensor,
                                 const std::byte* block, const OutputRows<T>& rows,
                                 std::byte* buffer) {
-  using Four = ScaleEntries::Four;
   constexpr int count = Width / 2;              // words of two tiles
   constexpr int together = Width == 8 ? 2 : 4;  // loads in flight: as registers allow
-  struct alignas(4 * count) Run {
-    std::uint32_t word[count];
-  };
   const int lane = threads.lane();
   const CodeMatrix matrix = tensor.matrix;
   const int outer_tiles = tiles_along(matrix.outer);
@@ -87,18 +84,18 @@ KVTILT_HD void unpack_key_lines(const Threads& threads, const TensorLayout& tens
     for (int end = group_tiles; end <= 2 * pair; end += group_tiles) entries += 2 * matrix.inner;
     KVTILT_DEVICE_LOOP
     for (int first = 0; first < 4; first += together) {
-      Four scales_of[together];
-      Four minima_of[together];
-      Run runs[together];
+      WordPair scales_of[together];
+      WordPair minima_of[together];
+      WordRun<count> runs[together];
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < together; ++i) {
         const F16* at = entries + (first + i) * tile_extent;
-        scales_of[i] = *reinterpret_cast<const Four*>(at);
-        minima_of[i] = *reinterpret_cast<const Four*>(at + matrix.inner);
+        scales_of[i] = load_words<2>(at);
+        minima_of[i] = load_words<2>(at + matrix.inner);
         const int tile = (channel / tile_extent + first + i) * outer_tiles + 2 * pair;
         const int word = tile * Width / 4;
-        runs[i] = *reinterpret_cast<const Run*>(
-            block + tensor.codes + ((word / 4 * warp_lanes + lane) * 4 + word % 4) * 4);
+        runs[i] = load_words<count>(block + tensor.codes +
+                                    ((word / 4 * warp_lanes + lane) * 4 + word % 4) * 4);
       }
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < together; ++i) {
