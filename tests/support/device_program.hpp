@@ -168,9 +168,8 @@ inline void expect_bad_rows_are_refused(const AppendBody& body) {
       program.device().forget_record();
       body({program.device().storage(), {slots.data(), 3}, tensor, tensor, {indptr.data(), 0}}, {});
       const cuda::DeviceRecord& record = program.device().record();
-      EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::Corrupt));
+      EXPECT_EQ(record.fault, cuda::DeviceFault::BadAppendRows);
       EXPECT_EQ(record.count, 1u);
-      EXPECT_EQ(record.call, cuda::DeviceCall::Append);
       EXPECT_EQ(record.channel, rows);
       for (const int slot : slots) program.expect_equal(slot);
     }

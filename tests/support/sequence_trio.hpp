@@ -49,7 +49,7 @@ inline SequenceId fork_refused(Trio& trio, SequenceId id) {
   const SequenceId child = trio.book.fork(id, 0, request, childs).value();
   trio.device.reset(child.slot);
   trio.device.fork(request);
-  EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::ForkRefused);
   EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
   return child;
 }

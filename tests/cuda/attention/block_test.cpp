@@ -234,9 +234,8 @@ TEST(AttendBlockHostile, RowsThatCannotBeMeantAreNotWritten) {
     const Output output =
         emulated_attend<PageTraits<4, 2, 64>>(device, queries, {}, {5, 2, 2, {}, indptr});
     for (const float x : output.out.data) ASSERT_EQ(x, 7.0f);
-    EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::Corrupt);
+    EXPECT_EQ(record.fault, cuda::DeviceFault::BadAttendRows);
     EXPECT_EQ(record.count, 2u) << "once for each of two launches";
-    EXPECT_EQ(record.call, cuda::DeviceCall::Attend);
     records = {};
   }
 }
@@ -258,7 +257,7 @@ TEST(AttendBlockHostile, QueriesThatSeeFreedTokensAreRecorded) {
                                               {}, {5, 2, 2, {}, {0, rows, rows + 1}}));
     EXPECT_EQ(records.refused.count, queries > kept ? 2u : 0u) << "once for each of two launches";
   }
-  EXPECT_EQ(static_cast<ErrorCode>(records.refused.code), ErrorCode::InvalidArgument);
+  EXPECT_EQ(records.refused.fault, cuda::DeviceFault::WindowFreed);
   EXPECT_EQ(records.refused.token, view.first_kept - 1);
   const Status status = to_status(records.refused, 64);
   EXPECT_NE(status.message().find("window has freed"), std::string::npos) << status.message();
@@ -273,7 +272,7 @@ TEST(AttendBlockHostile, UnsoundRowsAreNotTakenForQueriesThatSeeFreedTokens) {
   device.set_records(&records);
   static_cast<void>(emulated_attend<PageTraits<4, 2, 64>>(
       device, random_queries(random, shape, 2, 4), {}, {5, 2, 2, {}, {0, 400, 2}}));
-  EXPECT_EQ(static_cast<ErrorCode>(records.refused.code), ErrorCode::Corrupt);
+  EXPECT_EQ(records.refused.fault, cuda::DeviceFault::BadAttendRows);
   EXPECT_EQ(records.refused.count, 2u) << "once for each of two launches";
 }
 

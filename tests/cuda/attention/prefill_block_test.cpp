@@ -147,7 +147,7 @@ cuda::DeviceRecord refused(const DeviceSequences& sequences, const Chunks& chunk
   device.set_records(&records);
   const Output output = emulated_prefill<PageTraits<4, 2, 64>>(device, chunks, {}, {});
   for (const float x : output.out.data) EXPECT_EQ(x, 77.0f);
-  EXPECT_EQ(static_cast<ErrorCode>(records.refused.code), ErrorCode::Corrupt);
+  EXPECT_EQ(records.refused.fault, cuda::DeviceFault::BadAttendRows);
   return records.refused;
 }
 

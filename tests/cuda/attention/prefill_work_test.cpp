@@ -318,7 +318,7 @@ TEST(PrefillWork, RowsThatCannotBeMeantPlanNothing) {
     launch.plan(3, [&](EmulatedThreads&, const PrefillPlan& plan, int*, int*) {
       EXPECT_EQ(plan.total, 0);
     });
-    EXPECT_EQ(static_cast<ErrorCode>(launch.records.refused.code), ErrorCode::Corrupt);
+    EXPECT_EQ(launch.records.refused.fault, DeviceFault::BadAttendRows);
     EXPECT_EQ(launch.records.refused.count, 1u);
   }
 }
@@ -341,7 +341,7 @@ TEST(PrefillWork, LinesOfMoreThan31BitsArePlannedAsNothing) {
     });
     EXPECT_EQ(launch.records.refused.count, fits ? 0u : 1u);
   }
-  EXPECT_EQ(static_cast<ErrorCode>(launch.records.refused.code), ErrorCode::Corrupt);
+  EXPECT_EQ(launch.records.refused.fault, DeviceFault::TooMuchWork);
   EXPECT_GT(launch.records.refused.token, 0x7fffffff);
 }
 

@@ -152,7 +152,7 @@ TEST(Append, SlotsBelowZeroAreNobody) {
   std::vector<std::int32_t> slots(40, -1);  // a team of padding, and one with a sequence
   slots[37] = 1;
   program.append(slots, std::vector<std::int32_t>(40, 2), emulate_append, {LaunchOrder::Backward});
-  EXPECT_EQ(program.device().record().code, 0u);
+  EXPECT_EQ(program.device().record().fault, cuda::DeviceFault::None);
 }
 
 /// Appends 100 tokens of zeros except for the elements `hostile`, `step` tokens at a time; returns
@@ -207,7 +207,7 @@ TEST(AppendHostile, UnstorableValuesAreClampedAndRecorded) {
       const Recipe recipe{key_format(4), value_format(4)};
       const cuda::DeviceRecord record =
           append_hostile(type, pad, recipe, {nan, -infinity, 1.0f, infinity, -nan}, stored, step);
-      EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::InvalidValue));
+      EXPECT_EQ(record.fault, cuda::DeviceFault::ElementRepaired);
       EXPECT_EQ(record.count, 8u);  // of keys and of values
       EXPECT_EQ(record.layer, 3);
       EXPECT_EQ(record.token, 37);
@@ -249,7 +249,7 @@ TEST(AppendHostile, WhatDoesNotFitChangesNothing) {
   const TensorView all(zeros.data(), 310, 2, 64);
   emulate_append({program.device().storage(), {slots.data(), 2}, all, all, {indptr.data(), 0}}, {});
   const cuda::DeviceRecord& record = program.device().record();
-  EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
+  EXPECT_EQ(record.fault, cuda::DeviceFault::NoPageLeft);
   EXPECT_EQ(record.count, 1u);
   EXPECT_EQ(record.sequence, 0);
   EXPECT_EQ(record.token, 10);

@@ -97,7 +97,7 @@ TEST(PackPages, PagesHaveTheCpusBytes) {
     Packing packing(random, {3, 64, 96}, parse_recipe(recipe).value(), 64, {4, -1, 0, 7});
     packing.pack();
     packing.expect_pages();
-    EXPECT_EQ(packing.device.record().code, 0u);
+    EXPECT_EQ(packing.device.record().fault, cuda::DeviceFault::None);
   }
 }
 
@@ -138,7 +138,7 @@ TEST(PackPagesHostile, WhatARecipeCannotHoldIsRepairedAndTold) {
   packing.values.spoil(64 + 7, 1, 11, 0x7fc00000u);
   packing.pack();
   const cuda::DeviceRecord& record = packing.device.record();
-  EXPECT_EQ(static_cast<ErrorCode>(record.code), ErrorCode::InvalidValue);
+  EXPECT_EQ(record.fault, cuda::DeviceFault::ElementRepaired);
   EXPECT_EQ(record.count, 1u);
   EXPECT_EQ(record.sequence, 3);
   EXPECT_EQ(record.token, 64 + 7);

@@ -197,7 +197,7 @@ TEST(Pack, SlotsBelowZeroAreNobody) {
   program.append({-1, 1, -7, 0}, {50, 100, 1, 40}, emulate_pack);
   program.append({0, 1, -1}, {77, 77, 77}, emulate_even_pack, {LaunchOrder::Backward});
   program.append({-1, -1}, {50, 70}, emulate_pack);
-  EXPECT_EQ(program.device().record().code, 0u);
+  EXPECT_EQ(program.device().record().fault, cuda::DeviceFault::None);
 }
 
 TEST(PackHostile, RowsThatCannotBeMeantChangeNothing) { expect_bad_rows_are_refused(emulate_pack); }

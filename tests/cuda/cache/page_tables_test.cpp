@@ -52,7 +52,7 @@ TEST(PageTables, DenseAndCsrMeanTheSame) {
   const Import dense({3, dense_indices, 4, lengths, nullptr, nullptr});
   const Import csr({3, csr_indices, 0, nullptr, indptr, last});
   for (const Import* import : {&dense, &csr}) {
-    EXPECT_EQ(import->records.refused.code, 0u);
+    EXPECT_EQ(import->records.refused.fault, cuda::DeviceFault::None);
     EXPECT_EQ(import->state(0).length, 40);
     EXPECT_EQ(import->state(0).tail_start, 40);
     EXPECT_EQ(import->state(0).page_end, 2);
@@ -76,7 +76,7 @@ TEST(PageTablesHostile, WhatCannotBeMeantIsEmptyAndRecorded) {
   const std::int32_t lengths[] = {70, 129, -1, 64};
   const Import import({4, indices, 4, lengths, nullptr, nullptr});
   for (int i = 0; i < 4; ++i) EXPECT_EQ(import.state(i).length, 0) << i;
-  EXPECT_EQ(import.records.refused.code, static_cast<std::uint32_t>(ErrorCode::Corrupt));
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::BadTable);
   EXPECT_EQ(import.records.refused.count, 4u);
   const std::int32_t indptr[] = {0, 2, 1, 6};
   const std::int32_t last[] = {33, 1, 1};
@@ -108,25 +108,25 @@ TEST(PageTables, ComeBackAsTheyWere) {
   EXPECT_THAT(all.indptr, ElementsAre(0, 2, 2, 3));
   EXPECT_THAT(all.last, ElementsAre(8, 0, 32));
   EXPECT_THAT(all.indices, ElementsAre(5, 3, 7));
-  EXPECT_EQ(import.records.refused.code, 0u);
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::None);
 
   const std::int32_t padded[] = {2, -1, 0};
   const Export some(import.layer.storage, {padded, 3}, 3);
   EXPECT_THAT(some.indptr, ElementsAre(0, 1, 1, 3));
   EXPECT_THAT(some.last, ElementsAre(32, 0, 8));
   EXPECT_THAT(some.indices, ElementsAre(7, 5, 3));
-  EXPECT_EQ(import.records.refused.code, 0u);
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::None);
 
   const Export narrow(import.layer.storage, import.layer.batch, 2);
   EXPECT_THAT(narrow.indptr, ElementsAre(0, 2, 2, 2));
-  EXPECT_EQ(import.records.refused.code, static_cast<std::uint32_t>(ErrorCode::OutOfMemory));
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::NoRoomForIndices);
 
   import.records = {};
   import.layer.storage.table(0)[0].tokens = 31;
   const Export cut(import.layer.storage, import.layer.batch, 3);
   EXPECT_THAT(cut.indptr, ElementsAre(0, 0, 0, 1));
   EXPECT_EQ(cut.indices[0], 7);
-  EXPECT_EQ(import.records.refused.code, static_cast<std::uint32_t>(ErrorCode::Unsupported));
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::PageNotFull);
   EXPECT_EQ(import.records.refused.sequence, 0);
 }
 

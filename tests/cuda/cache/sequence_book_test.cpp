@@ -149,7 +149,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         const Status theirs = trio.cpu.truncate(id.theirs, cut);
         EXPECT_EQ(ours.code(), theirs.code());
         trio.device.truncate(id.ours.slot, cut);
-        EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ours.code()));
+        EXPECT_EQ(error_code(trio.device.record().fault), ours.code());
         trio.device.forget_record();
       } else if (what == 9) {
         const std::int64_t from = 4 + 32 * random.below(10);
@@ -158,7 +158,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         EXPECT_EQ(ours.code(), trio.cpu.remove(id.theirs, from, to).code());
         removals += ours.ok() ? 1 : 0;
         trio.device.remove(id.ours.slot, from, to);
-        EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ours.code()));
+        EXPECT_EQ(error_code(trio.device.record().fault), ours.code());
         trio.device.forget_record();
       } else if (what == 10) {
         ForkRequest request{};
@@ -167,7 +167,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
         trio.device.reset(ours->slot);
         trio.device.fork(request);
         trio.device.give(ours->slot, given);
-        EXPECT_EQ(trio.device.record().code, 0u);
+        EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::None);
         open.push_back({*ours, trio.cpu.fork(id.theirs).value()});
         ++forks;
       } else {

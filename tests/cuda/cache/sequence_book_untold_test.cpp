@@ -70,7 +70,7 @@ struct Shared {
     const SequenceId child = trio.book.fork(id, 0, request, given).value();
     trio.device.reset(child.slot);
     trio.device.fork(request);
-    EXPECT_EQ(trio.device.record().code, 0u);
+    EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::None);
     KVTILT_EXPECT_OK(trio.book.close(child));
     trio.device.reset(child.slot);
   }
@@ -83,8 +83,8 @@ struct Shared {
   void append_untold(std::int32_t tokens) {
     for (const int layer : {0, 1}) trio.device.append(id.slot, layer, tokens);
   }
-  void expect_refused() {
-    EXPECT_EQ(trio.device.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  void expect_refused(cuda::DeviceFault fault) {
+    EXPECT_EQ(trio.device.record().fault, fault);
     trio.device.forget_record();
   }
   [[nodiscard]] std::span<const PageSlot> held(SequenceId of, int layer) const {
@@ -112,7 +112,7 @@ TEST(SequenceBookUntold, PagesOfATruncationThatTheDeviceRefusesAreDropped) {
   both.append_untold(96);
   KVTILT_EXPECT_OK(both.trio.book.truncate(both.id, 32));
   both.trio.device.truncate(both.id.slot, 32);
-  both.expect_refused();
+  both.expect_refused(cuda::DeviceFault::TruncationRefused);
   both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
@@ -122,7 +122,7 @@ TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreDropped) {
   both.trio.device.truncate(both.id.slot, 48);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 32, 64));
   both.trio.device.remove(both.id.slot, 32, 64);
-  both.expect_refused();
+  both.expect_refused(cuda::DeviceFault::RemovalRefused);
   both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
@@ -133,7 +133,7 @@ TEST(SequenceBookUntold, PagesOfARemovalThatTheDevicesWindowHasFreedAreDropped) 
   ASSERT_EQ(both.trio.device.storage(1).states[both.id.slot].first_kept, 96);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 0, 32));
   both.trio.device.remove(both.id.slot, 0, 32);
-  EXPECT_EQ(both.trio.device.record().code, 0u);
+  EXPECT_EQ(both.trio.device.record().fault, cuda::DeviceFault::None);
   both.trio.device.drop_shared(both.trio.book, both.id.slot);
   both.expect_apart();
 }
@@ -162,7 +162,7 @@ TEST(SequenceBookUntold, PagesOfAForkThatTheDeviceRefusesCountAsShared) {
   both.trio.device.forget_record();
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 64, 96));
   both.trio.device.remove(both.id.slot, 64, 96);
-  EXPECT_EQ(both.trio.device.record().code, 0u);
+  EXPECT_EQ(both.trio.device.record().fault, cuda::DeviceFault::None);
   both.expect_apart();
 }
 
@@ -192,7 +192,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefused) {
     const SequenceId child = both.trio.book.fork(both.id, 0, request, given).value();
     both.trio.device.reset(child.slot);
     both.trio.device.fork(request);
-    EXPECT_EQ(both.trio.device.record().code == 0, same) << seed;
+    EXPECT_EQ(both.trio.device.record().fault == cuda::DeviceFault::None, same) << seed;
     refused += same ? 0 : 1;
   }
   EXPECT_GT(refused, 0);
@@ -249,7 +249,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefusedWithoutAWindow) {
   append(64);
   const SequenceState& device = trio.device.storage(0).states[id.slot];
   const SequenceState& host = trio.book.state(id.slot, 0);
-  EXPECT_EQ(trio.device.record().code, 0u);
+  EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::None);
   ASSERT_EQ(host.length, device.length);
   ASSERT_EQ(host.page_end, device.page_end);
   ASSERT_EQ(host.tail_start, device.tail_start);

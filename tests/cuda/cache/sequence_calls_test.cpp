@@ -40,7 +40,7 @@ TEST(SequenceCalls, PagesArriveInOrder) {
   EXPECT_EQ(cache.storage(0).states[0].page_capacity, 0);
   cache.give(1, {{0, 0, 100}});
   EXPECT_EQ(cache.storage(0).states[1].page_capacity, 3);
-  EXPECT_EQ(cache.record().code, static_cast<std::uint32_t>(ErrorCode::OutOfCapacity));
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TableFull);
 }
 
 TEST(SequenceCalls, ARefusedTruncationChangesNoLayer) {
@@ -49,14 +49,14 @@ TEST(SequenceCalls, ARefusedTruncationChangesNoLayer) {
   for (const int layer : {0, 2}) cache.append(0, layer, 400);
   cache.truncate(0, 100);
   EXPECT_EQ(cache.storage(0).states[0].length, 400);
-  EXPECT_EQ(cache.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TruncationRefused);
   EXPECT_EQ(cache.record().layer, 2);
   EXPECT_EQ(cache.record().count, 1u);
   cache.forget_record();
   cache.truncate(0, 380);
   EXPECT_EQ(cache.storage(0).states[0].length, 380);
   EXPECT_EQ(cache.storage(2).states[0].length, 380);
-  EXPECT_EQ(cache.record().code, 0u);
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::None);
 }
 
 TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
@@ -74,18 +74,18 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
   EXPECT_EQ(length(0), 385);
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(length(2), 390);
-  EXPECT_EQ(cache.record().code, 0u);
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::None);
   // Slot -1 is padding.
   cache.truncate({static_cast<std::uint32_t>(-1), 0}, {0, 384});
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
-  EXPECT_EQ(cache.record().code, 0u);
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::None);
   // Invalid lengths leave only their own sequence unchanged.
   cache.truncate({0, 1, 2}, {-1, 100, 389});
   EXPECT_EQ(length(0), 384);
   EXPECT_EQ(length(1), 400);
   EXPECT_EQ(length(2), 389);
-  EXPECT_EQ(cache.record().code, static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+  EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TruncationRefused);
   EXPECT_EQ(cache.record().count, 2u);
 }
 
@@ -114,7 +114,7 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   request.length = 100;
   request.layers[0] = request.layers[2] = fork_layer(36, {{4, 0, 32}});
   cache.fork(request);
-  ASSERT_EQ(cache.record().code, 0u);
+  ASSERT_EQ(cache.record().fault, cuda::DeviceFault::None);
   for (const int layer : {0, 2}) {
     const LayerStorage& storage = cache.storage(layer);
     const SequenceState& state = storage.states[2];
@@ -146,7 +146,8 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
     request.layers[2] = second;
     cache.fork(request);
     EXPECT_EQ(cache.storage(0).states[2].length, cache.storage(2).states[2].length);
-    return cache.record().code == 0 && cache.storage(2).states[2].length == 300;
+    return cache.record().fault == cuda::DeviceFault::None &&
+           cache.storage(2).states[2].length == 300;
   };
   EmulatedCache known = make_cache();
   known.give(0, {{0, 0, 15}, {2, 0, 4}});

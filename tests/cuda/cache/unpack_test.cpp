@@ -36,7 +36,7 @@ void expect_unpacked(DeviceProgram& program, const LayerShape& shape, int sequen
   const int blocks = cuda::unpack_units(arguments.layer, tokens) * shape.kv_heads;
   ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, cuda::unpack_shared_bytes,
                       [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
-  EXPECT_EQ(program.device().record().code, 0u);
+  EXPECT_EQ(program.device().record().fault, cuda::DeviceFault::None);
   EXPECT_TRUE(device_keys.bytes == keys.bytes)
       << "keys of " << tokens << " tokens from " << first << ", pad " << pad;
   EXPECT_TRUE(device_values.bytes == values.bytes)
@@ -137,8 +137,7 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads,
                         cuda::unpack_shared_bytes,
                         [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
-    EXPECT_EQ(program.device().record().code,
-              static_cast<std::uint32_t>(ErrorCode::InvalidArgument));
+    EXPECT_EQ(program.device().record().fault, cuda::DeviceFault::UnpackRefused);
     EXPECT_EQ(program.device().record().count, 1u);
   }
 }

@@ -239,12 +239,12 @@ TEST(DeviceKVCacheHostile, BadValuesAreRecorded) {
     EXPECT_EQ(status.code(), ErrorCode::InvalidValue);
     EXPECT_THAT(std::string(status.message()),
                 HasSubstr("layer 0: value of sequence slot 0, position 13, kv head 1, channel 7"));
-    EXPECT_EQ(record.code, static_cast<std::uint32_t>(ErrorCode::InvalidValue));
+    EXPECT_EQ(record.fault, cuda::DeviceFault::ElementRepaired);
     EXPECT_EQ(static_cast<std::uint32_t>(record.sequence), id.gpu.slot);
     EXPECT_EQ(record.token, 13);
     EXPECT_EQ(record.count, 1u);
     KVTILT_EXPECT_OK(both.gpu.poll(nullptr, &record));
-    EXPECT_EQ(record.code, 0u);
+    EXPECT_EQ(record.fault, cuda::DeviceFault::None);
   }
   values.at(3, 1, 7) = 0.0f;
   KVTILT_EXPECT_OK(both.cpu.append(id.cpu, 0, keys.view(), values.view()));

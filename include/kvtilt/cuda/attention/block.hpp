@@ -164,8 +164,9 @@ KVTILT_HD void report_freed(const Threads& threads, const AttendArguments& argum
   if (new_tokens == 0 || oldest >= sequence.state.first_kept || rules.end_position <= oldest ||
       !arguments.rows.are_sound(index, arguments.row_count))
     return;
-  record_error(threads, arguments.layer.records,
-               freed_error(arguments.layer.layer, sequence.slot, oldest));
+  record_error(
+      threads, arguments.layer.records,
+      sequence_fault(DeviceFault::WindowFreed, arguments.layer.layer, sequence.slot, oldest));
 }
 
 /// Prefetches a sequence's page table into L2 during planning, each line by one block.

@@ -247,7 +247,7 @@ KVTILT_HD void count_row_tiles(Threads& threads, const AttendArguments& attend, 
                                int* tile_starts) {
   const int count = attend.batch.count;
   if (!rows_are_sound(threads, attend.layer, attend.batch, attend.rows, attend.row_count,
-                      DeviceCall::Attend)) {
+                      DeviceFault::BadAttendRows)) {
     if (threads.lane() == 0) tile_starts[count] = -1;
     return;
   }
@@ -279,7 +279,7 @@ KVTILT_HD void sum_up_units(Threads& threads, const AttendArguments& attend, int
   starts[groups] = 0;
   if (threads.block() == 0)
     record_error(threads, attend.layer.records,
-                 sequence_error(ErrorCode::Corrupt, attend.layer.layer, 0, total));
+                 sequence_fault(DeviceFault::TooMuchWork, attend.layer.layer, -1, total));
 }
 
 /// Plans the launch; has no units where count_row_tiles() or sum_up_units() records an error.

@@ -128,7 +128,7 @@ KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments,
   const LayerStorage& layer = arguments.layer;
   const int count = arguments.batch.count;
   if (!rows_are_sound(threads, layer, arguments.batch, arguments.rows, arguments.row_count,
-                      DeviceCall::Attend)) {
+                      DeviceFault::BadAttendRows)) {
     if (threads.lane() == 0) starts[count] = -1;
     return {};
   }

@@ -39,7 +39,7 @@ KVTILT_HD inline int count_bits(std::uint32_t mask) {
 template <class Threads>
 KVTILT_HD bool rows_are_sound(const Threads& threads, const AppendArguments& arguments) {
   return kvtilt::cuda::rows_are_sound(threads, arguments.layer, arguments.batch, arguments.rows,
-                                      arguments.keys.tokens, DeviceCall::Append);
+                                      arguments.keys.tokens, DeviceFault::BadAppendRows);
 }
 
 /// One kv head of one sequence that gets tokens.
@@ -98,7 +98,7 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
     if (reports && tokens > 0 && !work.plan.fits)
       record_error(
           threads, layer.records,
-          sequence_error(ErrorCode::OutOfCapacity, layer.layer, work.sequence, work.state.length));
+          sequence_fault(DeviceFault::NoPageLeft, layer.layer, work.sequence, work.state.length));
   }
   threads.sync();
   return shared.works;

@@ -132,7 +132,7 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
       plan_append(layer.placement(), state, layer.table(exists ? slot : 0), tokens);
   if (reports && tokens > 0 && !plan.fits)
     record_error(threads, layer.records,
-                 sequence_error(ErrorCode::OutOfCapacity, layer.layer, slot, state.length));
+                 sequence_fault(DeviceFault::NoPageLeft, layer.layer, slot, state.length));
   const bool works = tokens > 0 && plan.fits;
   const std::uint32_t work = threads.ballot(works);
   const std::uint32_t heavy = threads.ballot(works && !is_light(plan, layer));
@@ -272,9 +272,9 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
         const float limit = keys ? key_limit : value_limit;
         float x = elements.value(i, keys);
         if (!is_storable(x, limit)) {
-          record_error(threads, layer.records,
-                       {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer,
-                        slot_of, position, head, element, x});
+          record_error(
+              threads, layer.records,
+              {DeviceFault::ElementRepaired, 1, layer.layer, slot_of, position, head, element, x});
           x = storable(x, limit);
         }
         const FragmentPlace place = fragment_place(keys ? Role::Keys : Role::Values,

@@ -46,7 +46,7 @@ KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
   if (is_storable(x, task.limit)) return;
   const InputPlace& place = task.place;
   record_error(threads, layer.records,
-               {static_cast<std::uint32_t>(ErrorCode::InvalidValue), 1, layer.layer, place.sequence,
+               {DeviceFault::ElementRepaired, 1, layer.layer, place.sequence,
                 place.position + token, place.head, place.channel + channel, x});
   *task.half(token, channel) = nearest_half(storable(x, task.limit));
 }

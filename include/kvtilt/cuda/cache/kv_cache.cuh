@@ -250,9 +250,8 @@ class KVCache {
   /// Refused work comes first; if values were repaired (InvalidValue) as well, the next poll
   /// reports that.
   ///
-  /// record  if not null, receives the error as numbers: which request failed, where and how often.
-  ///         Code 0: none. `sequence` is a SequenceId's slot; for an engine's tables and for indptr
-  ///         (both Corrupt) the place in the batch; for pack_pages (Corrupt, InvalidValue) the page
+  /// record  if not null, receives the error as numbers: which request failed, where and how often;
+  ///         DeviceFault says what they are
   Status poll(cudaStream_t stream, DeviceRecord* record = nullptr);
 
   /// Bytes of one sequence, or of all together, as the host knows it; reserved_bytes is all of the

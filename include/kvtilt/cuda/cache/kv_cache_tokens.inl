@@ -219,9 +219,9 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
   return {};
 }
 
-/// Kernels of other streams may record errors meanwhile. While there is a code they only count, and
+/// Kernels of other streams may record errors meanwhile. While there is a fault they only count, and
 /// what they count before the count is read belongs to this error; one that claims the record after
-/// it is freed stays for the next poll. Hence the order: code, the rest, free the record, count.
+/// it is freed stays for the next poll. Hence the order: fault, the rest, free the record, count.
 inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "poll"));
   DeviceRecords* all = reinterpret_cast<DeviceRecords*>(memory_.data() + layout_.record);
@@ -230,17 +230,17 @@ inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
         to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "poll"));
     return to_status(cudaStreamSynchronize(stream), "poll");
   };
-  const auto clear = [&](std::uint32_t* word) {
+  const auto clear = [&](auto* word) {
     return to_status(cudaMemsetAsync(word, 0, sizeof *word, stream), "poll");
   };
   if (record != nullptr) *record = {};
-  DeviceRecords codes{};  // only the codes are sure to be complete
-  KVTILT_RETURN_IF_ERROR(read(&codes, all, sizeof codes));
-  if (codes.first().code == 0) return {};
-  DeviceRecord* own = codes.refused.code != 0 ? &all->refused : &all->repaired;
+  DeviceRecords faults{};  // only the faults are sure to be complete
+  KVTILT_RETURN_IF_ERROR(read(&faults, all, sizeof faults));
+  if (faults.first().fault == DeviceFault::None) return {};
+  DeviceRecord* own = faults.refused.fault != DeviceFault::None ? &all->refused : &all->repaired;
   DeviceRecord found{};
   KVTILT_RETURN_IF_ERROR(read(&found, own, sizeof found));
-  KVTILT_RETURN_IF_ERROR(clear(&own->code));
+  KVTILT_RETURN_IF_ERROR(clear(&own->fault));
   KVTILT_RETURN_IF_ERROR(clear(&own->claimed));
   KVTILT_RETURN_IF_ERROR(read(&found.count, &own->count, sizeof found.count));
   KVTILT_RETURN_IF_ERROR(clear(&own->count));

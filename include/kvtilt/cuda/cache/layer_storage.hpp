@@ -38,31 +38,50 @@ struct SequenceState {
   std::int32_t unused = 0;     ///< named padding: the compiler copies unnamed padding by bytes
 };
 
-/// Which call found an error, where its code alone does not tell.
-enum class DeviceCall : std::int32_t { Any, Append, Attend, PackPages };
+/// What kernels find wrong. A record's `sequence` is a slot and its `token` a position, unless the
+/// fault says otherwise here.
+enum class DeviceFault : std::uint32_t {
+  None,
+  ElementRepaired,    ///< NaN or too large; of pack_pages `sequence` is a page, `token` a row
+  NoPageLeft,         ///< for the tokens from `token` on
+  TableFull,          ///< reserved pages were not given
+  TruncationRefused,  ///< to `token` tokens
+  RemovalRefused,     ///< from `token` on
+  ForkRefused,        ///< of a sequence of `token` tokens
+  UnpackRefused,      ///< `token` is not stored
+  WindowFreed,        ///< the oldest query sees back to `token`
+  PageNotFull,        ///< at `token`: not exported
+  NoRoomForIndices,   ///< of the exported pages
+  BadTable,           ///< `sequence` is a place in the batch, of `token` tokens
+  PageOutsidePool,    ///< of pack_pages; `sequence` is the page, `token` its first row
+  BadAppendRows,      ///< `sequence`, a place, has rows `head` to token - 1 of `channel` in all
+  BadAttendRows,      ///< the same
+  TooMuchWork,        ///< of attend_prefill: `token` units; no sequence
+};
 
-/// An error that only kernels could find, as only they see the data. code 0: none.
+/// An error that only kernels could find, as only they see the data.
 struct DeviceRecord {
-  std::uint32_t code;   ///< ErrorCode; written after all the rest
+  DeviceFault fault;    ///< written after all the rest
   std::uint32_t count;  ///< how many elements or sequences are in error
   std::int32_t layer;
-  std::int32_t sequence;  ///< slot, or place in a batch: see poll()
-  std::int64_t token;     ///< position, or what to_status() says
-  std::int32_t head;      ///< kv head
-  std::int32_t channel;   ///< of the key, or key_dim + channel of the value
+  std::int32_t sequence;
+  std::int64_t token;
+  std::int32_t head;     ///< kv head
+  std::int32_t channel;  ///< of the key, or key_dim + channel of the value
   float value;
   std::uint32_t claimed = 0;  ///< not 0: a thread is writing the error, or has written it
-  DeviceCall call = DeviceCall::Any;
 };
 
 /// The first error of each kind: a NaN of one request must not hide that tokens of another were not
 /// stored.
 struct DeviceRecords {
   DeviceRecord refused;   ///< work that was not done
-  DeviceRecord repaired;  ///< values that were changed before they were stored: InvalidValue
+  DeviceRecord repaired;  ///< values that were changed before they were stored: ElementRepaired
 
   /// The error to report first.
-  [[nodiscard]] const DeviceRecord& first() const { return refused.code != 0 ? refused : repaired; }
+  [[nodiscard]] const DeviceRecord& first() const {
+    return refused.fault != DeviceFault::None ? refused : repaired;
+  }
 };
 
 struct LayerStorage {

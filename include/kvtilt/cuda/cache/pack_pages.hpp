@@ -32,10 +32,9 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
   if (page < 0) return;
   if (page >= constants.pool_pages) {
     if (threads.thread() != 0 || head != 0) return;
-    DeviceRecord outside =
-        sequence_error(ErrorCode::Corrupt, constants.append.layer.layer, page, first_row);
-    outside.call = DeviceCall::PackPages;
-    record_error(threads, constants.append.layer.records, outside);
+    record_error(threads, constants.append.layer.records,
+                 sequence_fault(DeviceFault::PageOutsidePool, constants.append.layer.layer, page,
+                                first_row));
     return;
   }
   detail::AppendShared& shared = detail::share_arguments(threads, constants.append);

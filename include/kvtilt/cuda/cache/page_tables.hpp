@@ -141,7 +141,7 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& st
         state.page_end = state.page_capacity = static_cast<std::int32_t>(pages);
       } else {
         record_error(threads, storage.records,
-                     sequence_error(ErrorCode::Corrupt, storage.layer, i, tokens));
+                     sequence_fault(DeviceFault::BadTable, storage.layer, i, tokens));
       }
       storage.states[i] = state;
       slots[i] = i;
@@ -164,7 +164,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
     for (std::int32_t entry = state.first_page; entry + 1 < state.page_end; ++entry)
       if (table[entry].tokens != storage.page_tokens) {
         record_error(threads, storage.records,
-                     sequence_error(ErrorCode::Unsupported, storage.layer, slot,
+                     sequence_fault(DeviceFault::PageNotFull, storage.layer, slot,
                                     table[entry].first_position));
         pages = 0;
         break;
@@ -179,8 +179,9 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
     for (int i = 0; i < batch.count; ++i) {
       const std::int32_t pages = out.indptr[i + 1];
       if (pages > out.capacity - total) {
-        record_error(threads, storage.records,
-                     sequence_error(ErrorCode::OutOfMemory, storage.layer, batch.slots[i], 0));
+        record_error(
+            threads, storage.records,
+            sequence_fault(DeviceFault::NoRoomForIndices, storage.layer, batch.slots[i], 0));
         out.last_page_tokens[i] = 0;
       } else {
         total += pages;

@@ -63,7 +63,7 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
     if (end + static_cast<std::int64_t>(run.count) > storage.table_stride) {
       if (threads.thread() == 0)
         record_error(threads, storage.records,
-                     sequence_error(ErrorCode::OutOfCapacity, layer, given.sequence, state.length));
+                     sequence_fault(DeviceFault::TableFull, layer, given.sequence, state.length));
       continue;
     }
     for (std::int32_t page = threads.thread(); page < run.count; page += threads.thread_count())
@@ -176,7 +176,7 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   if (refusing >= 0) {
     if (threads.thread() == 0 && own == 0)
       record_error(threads, layers.storages[refusing].records,
-                   sequence_error(ErrorCode::InvalidArgument, refusing, sequence, length));
+                   sequence_fault(DeviceFault::TruncationRefused, refusing, sequence, length));
     return;
   }
   const LayerStorage& storage = layers.storages[own];
@@ -211,7 +211,7 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   if (refusing >= 0) {
     if (threads.thread() == 0)
       record_error(threads, layers.storages[refusing].records,
-                   sequence_error(ErrorCode::InvalidArgument, refusing, sequence, from));
+                   sequence_fault(DeviceFault::RemovalRefused, refusing, sequence, from));
     return;
   }
   for (int layer = 0; layer < layers.count; ++layer) {
@@ -302,7 +302,7 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
     const LayerStorage& storage = layers.storages[refusing];
     if (threads.thread() == 0 && threads.block() == 0)
       record_error(threads, storage.records,
-                   sequence_error(ErrorCode::InvalidArgument, refusing, request.from,
+                   sequence_fault(DeviceFault::ForkRefused, refusing, request.from,
                                   storage.states[request.from].length));
     // The host has already counted the pages as shared: they must not be written again.
     for (int layer = threads.block(); layer < layers.count; layer += threads.block_count())

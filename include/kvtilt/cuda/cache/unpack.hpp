@@ -277,7 +277,7 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
   const auto report = [&](std::int64_t position) {
     record_error(
         threads, layer.records,
-        sequence_error(ErrorCode::InvalidArgument, layer.layer, arguments.sequence, position));
+        sequence_fault(DeviceFault::UnpackRefused, layer.layer, arguments.sequence, position));
   };
   if (reports && unit == 0 && (start >= count || pieces[start].first_position > arguments.first))
     report(arguments.first);
