@@ -15,7 +15,7 @@ namespace kvtilt::cuda {
 namespace detail {
 
 KVTILT_HD constexpr F16 half_of(std::uint32_t pair, int index) {
-  return F16{static_cast<std::uint16_t>(pair >> (16 * index))};
+  return F16{static_cast<std::uint16_t>(index == 0 ? pair : pair >> 16)};
 }
 KVTILT_HD constexpr std::uint32_t join_halves(F16 low, F16 high) {
   return low.bits | (static_cast<std::uint32_t>(high.bits) << 16);

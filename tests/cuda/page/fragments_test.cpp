@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/core/half.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 
 #include "support/random.hpp"
@@ -76,7 +75,7 @@ TEST(Fragments, RegistersAreCodesTimesPowersOfTwo) {
 }
 
 TEST(Fragments, LoadsSeeWhatWasStoredAsFp16) {
-  alignas(16) std::byte tile[512] = {};
+  alignas(16) std::byte tile[fragment_tile_bytes] = {};
   EXPECT_EQ(changed_bits({Role::Keys, tile, 1, 1}, reinterpret_cast<F16*>(tile)), 0x3c00u);
 }
 

@@ -38,7 +38,7 @@ struct PageFragments {
       const std::byte* from = block + layout->codes + tile * tile_bytes + lane * 16;
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < ahead; ++i)
-        if (first + i < end) words[i] = load_words(from + (first + i) * 512);
+        if (first + i < end) words[i] = load_words(from + (first + i) * fragment_tile_bytes);
       return;
     }
     load_codes(lane, first, end, words);
@@ -74,7 +74,8 @@ struct PageFragments {
         for (int i = 0; i < ahead; ++i)
           if (first + i < end) {
             const unsigned quarter = static_cast<unsigned>((index + i * stride) * width);
-            const std::byte* from = lane_words + (quarter / 16 * 512 + quarter / 4 % 4 * 4);
+            const std::byte* from =
+                lane_words + (quarter / 16 * word_run_bytes + quarter / 4 % 4 * 4);
             words[i].word[2] = load_word(from);
             if (width == 8) words[i].word[3] = load_word(from + 4);
           }

@@ -43,7 +43,7 @@ KVTILT_HD void decode_codes(const std::uint32_t (&word)[4], int tile, std::uint3
 }
 
 /// Byte offset of a lane's word `word` in a plane whose words all lie in runs of four.
-KVTILT_HD constexpr int run_offset(int word) { return word / 4 * 512 + word % 4 * 4; }
+KVTILT_HD constexpr int run_offset(int word) { return word / 4 * word_run_bytes + word % 4 * 4; }
 
 /// Decodes keys or values of 16 tokens; a fragment source for stage_fragments().
 template <Role role, class Pages>
@@ -119,7 +119,7 @@ class KnownFragments {
       if constexpr (keys) {
         const int step_words = token_tiles * width / 4;
         const std::byte* from =
-            codes + run_offset(tile_ * width / 4) + first * step_words / 4 * 512;
+            codes + run_offset(tile_ * width / 4) + first * step_words / 4 * word_run_bytes;
         KVTILT_DEVICE_UNROLL
         for (int i = 0; i < ahead; ++i)
           if (first + i < end) {

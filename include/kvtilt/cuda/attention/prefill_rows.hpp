@@ -119,10 +119,11 @@ struct PrefillState {
     for (int step = 0; step < steps; ++step) {
       Words query[M];
       KVTILT_DEVICE_UNROLL
-      for (int m = 0; m < M; ++m) query[m] = load_words(queries + (m * steps + step) * 512 + lane);
+      for (int m = 0; m < M; ++m)
+        query[m] = load_words(queries + (m * steps + step) * fragment_tile_bytes + lane);
       KVTILT_DEVICE_UNROLL
       for (int tile = 0; tile < score_tiles; ++tile) {
-        const Words key = load_words(keys + (tile * steps + step) * 512 + lane);
+        const Words key = load_words(keys + (tile * steps + step) * fragment_tile_bytes + lane);
         KVTILT_DEVICE_UNROLL
         for (int m = 0; m < M; ++m)
           KVTILT_DEVICE_UNROLL
@@ -282,7 +283,8 @@ struct PrefillState {
         }
       KVTILT_DEVICE_UNROLL
       for (int i = 0; i < Traits::channel_tiles; ++i) {
-        const Words value = load_words(values + (tile * Traits::channel_tiles + i) * 512 + lane);
+        const Words value =
+            load_words(values + (tile * Traits::channel_tiles + i) * fragment_tile_bytes + lane);
         KVTILT_DEVICE_UNROLL
         for (int m = 0; m < M; ++m)
           KVTILT_DEVICE_UNROLL

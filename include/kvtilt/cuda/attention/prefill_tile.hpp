@@ -92,7 +92,8 @@ KVTILT_HD void stage_elements(Threads& threads, const TensorView& rows, std::int
             ? nearest_half(detail::read_element(rows, first + token * rows.token_stride + channel))
             : F16{0};
     const int word = place.reg % 2 * 2 + place.reg / 2;
-    reinterpret_cast<F16*>(to + i / 8 * 512 + lane * 16)[word * 2 + place.half] = half;
+    reinterpret_cast<F16*>(to + i / 8 * fragment_tile_bytes + lane * 16)[word * 2 + place.half] =
+        half;
   }
 }
 
@@ -104,7 +105,7 @@ KVTILT_HD inline void store_fragment(int lane, const Words& words, std::byte* to
 template <int Count>
 KVTILT_HD void store_fragments(int lane, const Words (&words)[Count], std::byte* to) {
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < Count; ++i) store_fragment(lane, words[i], to + i * 512);
+  for (int i = 0; i < Count; ++i) store_fragment(lane, words[i], to + i * fragment_tile_bytes);
 }
 
 /// Stages `Count` fragments of a tile from a source, [fragment][lane].
@@ -118,7 +119,7 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
     source.load(lane, first, Count, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
-      if (first + i < Count) store_fragment(lane, words[i], to + (first + i) * 512);
+      if (first + i < Count) store_fragment(lane, words[i], to + (first + i) * fragment_tile_bytes);
   }
 }
 
@@ -149,7 +150,8 @@ KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
   const KeepTokens keep(threads.lane(), tokens);
   KVTILT_DEVICE_LOOP
   for (int i = 0; i < Count; ++i) {
-    Words& words = *reinterpret_cast<Words*>(values + i * 512 + threads.lane() * 16);
+    Words& words =
+        *reinterpret_cast<Words*>(values + i * fragment_tile_bytes + threads.lane() * 16);
     KVTILT_DEVICE_UNROLL
     for (int word = 0; word < 4; ++word) words.word[word] &= keep.keep[word % 2];
   }
@@ -269,7 +271,8 @@ KVTILT_HD void stage_unsealed_tile(Threads& threads, const PrefillArguments& arg
   } else {
     KVTILT_DEVICE_LOOP
     for (int tile_index = 0; tile_index < Traits::channel_tiles; ++tile_index)
-      *reinterpret_cast<Words*>(values + tile_index * 512 + threads.lane() * 16) = Words{};
+      *reinterpret_cast<Words*>(values + tile_index * fragment_tile_bytes + threads.lane() * 16) =
+          Words{};
   }
 }
 

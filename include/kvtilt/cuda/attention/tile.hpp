@@ -32,7 +32,8 @@ struct HalfFragments {
   KVTILT_HD void load(int lane, int first, int end, Words (&words)[Ahead]) const {
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < Ahead; ++i)
-      if (first + i < end) words[i] = load_words(from + (first + i) * 512 + lane * 16);
+      if (first + i < end)
+        words[i] = load_words(from + (first + i) * fragment_tile_bytes + lane * 16);
   }
 };
 

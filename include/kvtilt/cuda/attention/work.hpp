@@ -8,7 +8,7 @@
 #pragma once
 
 #include <kvtilt/cuda/attention/arguments.hpp>
-#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/unroll.hpp>
 
 #include <cstdint>
@@ -103,7 +103,7 @@ KVTILT_HD void prefetch_part(const Threads& threads, const std::byte* block, int
 
 /// Bytes of 16 tokens of one head's keys or values in 16 bits.
 KVTILT_HD constexpr std::uint32_t half_tile_bytes(int dim) {
-  return static_cast<std::uint32_t>(dim / tile_extent) * 512;
+  return static_cast<std::uint32_t>(dim / tile_extent * fragment_tile_bytes);
 }
 
 /// How many of a page's `slots` slots from `first` on hold tokens.

@@ -9,7 +9,7 @@
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/cuda/cache/sequence_pieces.hpp>
 #include <kvtilt/cuda/page/decode_tiles.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/output_rows.hpp>
 #include <kvtilt/cuda/page/unpack_lines.hpp>
 

@@ -11,7 +11,6 @@
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 #include <kvtilt/cuda/page/encode_tiles.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/tile_map.hpp>
@@ -255,8 +254,8 @@ KVTILT_HD inline std::uint32_t held_bits(Role role, int outer_tile, int inner_ti
   return token < tokens ? 0xffffffffu : 0;
 }
 
-/// Calls reorder(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, 512 bytes in either
-/// order; a warp takes one at a time. `tile` is its number in host order.
+/// Calls reorder(tile, outer_tile, inner_tile, buffer) for each 16-bit tile, of fragment_tile_bytes
+/// in either order; a warp takes one at a time. `tile` is its number in host order.
 template <class Threads, class Reorder>
 KVTILT_HD void for_each_half_tile(const Threads& threads, CodeMatrix matrix, std::byte* shared,
                                   const Reorder& reorder) {

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
@@ -25,11 +24,6 @@ inline constexpr int encoded_tiles = 4;
 template <int Tiles>
 using TileCodes = std::uint32_t[Tiles][4];
 using EncodedTiles = TileCodes<encoded_tiles>;
-
-/// The fewest tiles that fill whole words of all planes.
-KVTILT_HD constexpr int tiles_of_words(int bits) {
-  return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
-}
 
 /// Stores a lane's words `first` to first + Count - 1, if they exist, of a plane of which it owns
 /// `total`; first is a multiple of Count, or of 4.

@@ -11,7 +11,7 @@
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
-#include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/min_mse_search.hpp>
 #include <kvtilt/cuda/unroll.hpp>
@@ -23,28 +23,6 @@
 #include <cstdint>
 
 namespace kvtilt::cuda {
-
-/// A lane's elements of a 16-bit tile: R0 to R3.
-struct [[gnu::may_alias]] alignas(16) Fragment {
-  std::uint32_t r[4];
-};
-
-inline constexpr int fragment_tile_bytes = 512;
-
-/// A 16-bit tensor in fragment order.
-struct HalfTiles {
-  Role role;
-  const std::byte* data;
-  int outer_tiles;
-  int inner_tiles;
-
-  [[nodiscard]] KVTILT_HD int index(int outer, int inner) const {
-    return role == Role::Keys ? outer * inner_tiles + inner : inner * outer_tiles + outer;
-  }
-  [[nodiscard]] KVTILT_HD Fragment load(int tile, int lane) const {
-    return reinterpret_cast<const Fragment*>(data + tile * fragment_tile_bytes)[lane];
-  }
-};
 
 /// The tiles of a warp's 16 groups, along the groups.
 struct GroupTiles {
@@ -79,11 +57,6 @@ struct GroupShare {
 };
 
 namespace detail {
-
-/// Half `index` of a word.
-KVTILT_HD inline F16 pick_half(std::uint32_t pair, int index) {
-  return F16{static_cast<std::uint16_t>(index == 0 ? pair : pair >> 16)};
-}
 
 /// Ranges of two pairs of registers, each pair holding elements of the same groups; the registers
 /// of a pair are `Apart`. Reads two tiles at a time: of an odd number the last twice.
@@ -145,8 +118,8 @@ struct ColumnGroups {
                                threads.shuffle_xor(upper ? ranges[0].most : ranges[1].most, 16))};
     range.join(threads, 8);
     range.join(threads, 4);
-    low = detail::pick_half(range.least, lane >> 3 & 1);
-    high = detail::pick_half(range.most, lane >> 3 & 1);
+    low = detail::half_of(range.least, lane >> 3 & 1);
+    high = detail::half_of(range.most, lane >> 3 & 1);
   }
 
   /// Which half of its group a lane searches: bytes from the start of a tile to its first pair
@@ -188,8 +161,8 @@ struct RowGroups {
                                join_high(ranges[0].most, ranges[1].most))};
     range.join(threads, 1);
     range.join(threads, 2);
-    low = detail::pick_half(range.least, lane & 1);
-    high = detail::pick_half(range.most, lane & 1);
+    low = detail::half_of(range.least, lane & 1);
+    high = detail::half_of(range.most, lane & 1);
   }
 
   static constexpr int partner = 2;
@@ -261,7 +234,7 @@ KVTILT_HD Affine fit_centroid_groups(const Threads& threads, const GroupTiles& t
         KVTILT_DEVICE_UNROLL
         for (int element = 0; element < 8; ++element)
           if (Groups::mine(held, element / 2, element % 2))
-            visit(to_units(detail::pick_half(tile.r[element / 2], element % 2)));
+            visit(to_units(detail::half_of(tile.r[element / 2], element % 2)));
       }
     };
     const Affine own = centroids_of(elements, for_each, [&](std::int64_t value) {

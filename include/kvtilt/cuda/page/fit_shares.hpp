@@ -96,7 +96,7 @@ KVTILT_HD Affine fit_centroid_shares(const Threads& threads, const ShareRun& run
   const auto for_each = [&](auto&& visit) {
     for_each_share(run, first, [&](const GroupShare& share) {
       KVTILT_DEVICE_UNROLL
-      for (int i = 0; i < 8; ++i) visit(to_units(pick_half(share.pair[i / 2], i % 2)));
+      for (int i = 0; i < 8; ++i) visit(to_units(half_of(share.pair[i / 2], i % 2)));
     });
   };
   return centroids_of(elements, for_each, [&](std::int64_t value) {
@@ -162,8 +162,8 @@ KVTILT_HD Affine fit_shares(const Threads& threads, const Format& format, const 
   const RangeRule rule = format.rule;
   if (rule == RangeRule::Centroids) return detail::fit_centroid_shares(threads, run, first);
   const std::uint32_t range = detail::range_of_shares(threads, run, first);
-  const Affine affine = fast_range_affine(detail::pick_half(range, 0),
-                                          detail::pick_half(range ^ 0x80000000u, 1), bits);
+  const Affine affine =
+      fast_range_affine(detail::half_of(range, 0), detail::half_of(range ^ 0x80000000u, 1), bits);
   if (rule != RangeRule::MinMse) return affine;
   const int best = detail::search_shares(threads, run, first, bits, grid, widen(affine.minimum),
                                          inverse_of(affine.scale));

@@ -142,12 +142,16 @@ KVTILT_HD constexpr WordPosition word_position(Role role, CodeMatrix matrix, int
           field.shift + 16 * place.half};
 }
 
+/// The fewest tiles that fill whole words of all planes of codes of `bits` bits.
+KVTILT_HD constexpr int tiles_of_words(int bits) {
+  return bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
+}
+
 /// Whether a tensor's tiles fill whole words. Both extents are then multiples of 16, and a tensor
 /// takes as many bytes as on the CPU.
 KVTILT_HD constexpr bool supports_order(CodeMatrix matrix, int bits) {
   if (matrix.outer % tile_extent != 0 || matrix.inner % tile_extent != 0) return false;
-  const int together = bits == half_bits ? 1 : bits % 2 == 1 ? 4 : bits % 4 == 2 ? 2 : 1;
-  return tile_count(matrix) % together == 0;
+  return tile_count(matrix) % tiles_of_words(bits) == 0;
 }
 
 /// Bytes of one plane.

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Turns packed words into operands of the tensor cores. Registers of quantized tensors hold fp16
-/// subnormals: codes times 2^-24, times a power of two that depends only on the place in the
-/// fragment. That takes one AND per register and no conversion; users of the registers divide by
-/// the powers.
+/// Operands of the tensor cores: tiles in 16 bits, and packed words turned into registers. Those of
+/// quantized tensors hold fp16 subnormals: codes times 2^-24, times a power of two that depends only
+/// on the place in the fragment. That takes one AND per register and no conversion; users of the
+/// registers divide by the powers.
 #pragma once
 
 #include <kvtilt/cuda/half2.hpp>
@@ -14,6 +14,30 @@
 #include <type_traits>
 
 namespace kvtilt::cuda {
+
+/// A lane's elements of a 16-bit tile: R0 to R3.
+struct [[gnu::may_alias]] alignas(16) Fragment {
+  std::uint32_t r[4];
+};
+
+inline constexpr int fragment_tile_bytes = warp_lanes * static_cast<int>(sizeof(Fragment));
+/// A run of four words of a plane, of all lanes.
+inline constexpr int word_run_bytes = warp_lanes * static_cast<int>(sizeof(Words));
+
+/// A 16-bit tensor in fragment order.
+struct HalfTiles {
+  Role role;
+  const std::byte* data;
+  int outer_tiles;
+  int inner_tiles;
+
+  [[nodiscard]] KVTILT_HD int index(int outer, int inner) const {
+    return role == Role::Keys ? outer * inner_tiles + inner : inner * outer_tiles + outer;
+  }
+  [[nodiscard]] KVTILT_HD Fragment load(int tile, int lane) const {
+    return reinterpret_cast<const Fragment*>(data + tile * fragment_tile_bytes)[lane];
+  }
+};
 
 /// Powers of two that scale a code of `bits` bits by its place: those in odd registers (the odd
 /// outer neighbour) are times 2^outer_shift, those in R2 and R3 times 2^inner_shift. With a single
@@ -54,7 +78,7 @@ class TileReader {
   /// index  of the tile: a constant once loops are unrolled
   KVTILT_HD void read(const std::byte* codes, int index, std::uint32_t (&a)[4]) {
     const int run = index / tiles_in_words(width);
-    if (run != loaded_) words_ = load_words(codes + run * 512);
+    if (run != loaded_) words_ = load_words(codes + run * word_run_bytes);
     loaded_ = run;
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {

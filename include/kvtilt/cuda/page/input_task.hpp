@@ -4,8 +4,8 @@
 
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 
 #include <cstddef>
 #include <cstdint>

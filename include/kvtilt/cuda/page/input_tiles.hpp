@@ -4,8 +4,8 @@
 
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/cuda/half2.hpp>
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/input_task.hpp>
 #include <kvtilt/cuda/unroll.hpp>

@@ -34,10 +34,6 @@ struct alignas(16) SealTask {
   }
 };
 
-KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
-  return static_cast<std::size_t>(packed.bands()) * static_cast<std::size_t>(packed.pitch());
-}
-
 /// Bytes of shared memory that seal_head() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
   return 2 * sizeof(SealTask) +

@@ -147,11 +147,7 @@ static_assert(std::is_trivially_copyable_v<HeadSlices>);
 
 /// Bytes of shared memory that seal_slice() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
-  return sizeof(HeadSlices) +
-         (static_cast<std::size_t>(head.key.bands()) * static_cast<std::size_t>(head.key.pitch()) +
-          static_cast<std::size_t>(head.value.bands()) *
-              static_cast<std::size_t>(head.value.pitch())) *
-             sizeof(GroupCode);
+  return sizeof(HeadSlices) + (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
 }
 
 /// log2 of a power of two.

@@ -3,10 +3,11 @@
 /// their groups. Built once for a tensor: a look-up costs a few multiplications and no division.
 #pragma once
 
-#include <kvtilt/cuda/page/fit_groups.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
+#include <kvtilt/cuda/page/fragments.hpp>
 #include <kvtilt/page/layout.hpp>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {
@@ -25,6 +26,11 @@ struct Divisor {
     return static_cast<int>(static_cast<std::uint32_t>(a) * inverse >> 20);
   }
 };
+
+/// Groups of a tensor, those of padding included.
+KVTILT_HD constexpr std::size_t group_count(const TensorLayout& packed) {
+  return static_cast<std::size_t>(packed.bands()) * static_cast<std::size_t>(packed.pitch());
+}
 
 struct TilePlace {
   int half;   ///< index in HalfTiles
