@@ -101,10 +101,10 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   const Binder* bind = emulated_kernel(kernel_name(kernel));
   const dim3& grid = config->gridDim;
   const dim3& block = config->blockDim;
-  const bool early = config->numAttrs == 1 &&
+  const bool pdl = config->numAttrs == 1 &&
                      config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization &&
                      config->attrs->val.programmaticStreamSerializationAllowed == 1;
-  const bool valid = bind != nullptr && early && grid.x > 0 && grid.y == 1 && block.x > 0 &&
+  const bool valid = bind != nullptr && pdl && grid.x > 0 && grid.y == 1 && block.x > 0 &&
                      block.x <= 1024 && config->dynamicSmemBytes <= allowed_shared(kernel);
   if (!valid) return fail(cudaErrorInvalidConfiguration);
   const Launch launch = (*bind)({grid.x, block.x, config->dynamicSmemBytes}, arguments);

@@ -5,13 +5,13 @@
 
 #include <kvtilt/core/config.hpp>
 
-/// Whether kernels for 9.0 and later let the next kernel of the stream start while they run, and
-/// start that way themselves ("programmatic dependent launch"). If an engine launches kernels of its
-/// own that way, each must execute griddepcontrol.wait before it touches what preceding kernels write,
+/// Whether kernels for 9.0 and later use programmatic dependent launch (PDL): they let the next
+/// kernel of the stream start while they run, and start that way themselves. If an engine launches
+/// kernels of its own that way, each must execute griddepcontrol.wait before it touches what preceding kernels write,
 /// and even if it touches nothing: our kernels wait for the kernel in front of them and, through its
 /// wait, for those before. If one cannot, the engine defines this as 0, in all of its files.
-#ifndef KVTILT_CUDA_EARLY_START
-#define KVTILT_CUDA_EARLY_START 1
+#ifndef KVTILT_CUDA_PDL
+#define KVTILT_CUDA_PDL 1
 #endif
 
 namespace kvtilt::cuda {

@@ -24,9 +24,9 @@ class DeviceThreads {
  public:
   /// Lets the next kernel of the stream start, then waits until the preceding ones have ended; what
   /// they wrote is visible then. Every kernel calls it first, because launch() starts kernels
-  /// early.
-  __device__ static DeviceThreads in_turn() {
-#if __CUDA_ARCH__ >= 900 && KVTILT_CUDA_EARLY_START
+  /// with PDL.
+  __device__ static DeviceThreads after_previous_kernel() {
+#if __CUDA_ARCH__ >= 900 && KVTILT_CUDA_PDL
     asm volatile("griddepcontrol.launch_dependents;");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif

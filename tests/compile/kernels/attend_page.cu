@@ -13,7 +13,7 @@ namespace kvtilt::cuda {
 /// out    [lane][...]: the lane's final state
 template <class Traits, int Pages>
 __device__ void attend_pages(std::byte* pages, const uint2* query, float* out, float factor) {
-  DeviceThreads threads = DeviceThreads::in_turn();
+  DeviceThreads threads = DeviceThreads::after_previous_kernel();
   QueryTile<Traits::key_dim> tile;
   constexpr int steps = QueryTile<Traits::key_dim>::steps;
   KVTILT_DEVICE_UNROLL

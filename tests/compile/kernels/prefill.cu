@@ -31,7 +31,7 @@ __global__ void attend_parts(float* memory, const QueryRow* rows) {
   using Traits = PrefillTraits<GenericTraits<128>>;
   using State = PrefillState<Traits>;
   constexpr int sums = State::M * 2 * Traits::channel_tiles * 4;
-  DeviceThreads threads = DeviceThreads::in_turn();
+  DeviceThreads threads = DeviceThreads::after_previous_kernel();
   State state;
   float* own = memory + threads.lane() * (sums + State::M * 4);
   const auto each = [&](auto&& move) {
@@ -65,7 +65,7 @@ template __global__ void attend_parts<2>(float*, const QueryRow*);
 template <class Pages, int Tiles>
 __device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
   using Traits = PrefillTraits<Pages>;
-  DeviceThreads threads = DeviceThreads::in_turn();
+  DeviceThreads threads = DeviceThreads::after_previous_kernel();
   tile.tokens = tile_extent;  // partial tiles are rare and cost more
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; ++i) {
@@ -77,16 +77,14 @@ __device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
 
 }  // namespace kvtilt::cuda
 
-#define KVTILT_STAGE_TILES(name, ...)                                         \
-  extern "C" __global__ void name##_once(                                     \
-      const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
-      kvtilt::cuda::TokenTile tile) {                                          \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);     \
-  }                                                                           \
-  extern "C" __global__ void name##_twice(                                    \
-      const __grid_constant__ kvtilt::cuda::LayerStorage layer,               \
-      kvtilt::cuda::TokenTile tile) {                                          \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);     \
+#define KVTILT_STAGE_TILES(name, ...)                                                              \
+  extern "C" __global__ void name##_once(const __grid_constant__ kvtilt::cuda::LayerStorage layer, \
+                                         kvtilt::cuda::TokenTile tile) {                           \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);                          \
+  }                                                                                                \
+  extern "C" __global__ void name##_twice(                                                         \
+      const __grid_constant__ kvtilt::cuda::LayerStorage layer, kvtilt::cuda::TokenTile tile) {    \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);                          \
   }
 
 KVTILT_STAGE_TILES(k4v2, PageTraits<4, 2, 128>)

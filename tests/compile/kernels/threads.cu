@@ -8,7 +8,7 @@
 using kvtilt::cuda::DeviceThreads;
 
 extern "C" __global__ void collectives(std::uint32_t* cells, double* wide) {
-  const DeviceThreads threads = DeviceThreads::in_turn();
+  const DeviceThreads threads = DeviceThreads::after_previous_kernel();
   std::uint32_t value = cells[threads.thread() + threads.thread_count() * threads.block()];
   value += threads.shuffle(value, threads.warp());
   value += threads.shuffle_xor(value, 16);
@@ -30,7 +30,7 @@ extern "C" __global__ void collectives(std::uint32_t* cells, double* wide) {
 }
 
 extern "C" __global__ void products(const std::uint32_t* cells, float* sums) {
-  const DeviceThreads threads = DeviceThreads::in_turn();
+  const DeviceThreads threads = DeviceThreads::after_previous_kernel();
   float c[4] = {};
   std::uint32_t a[4];
   for (int i = 0; i < 4; ++i) a[i] = cells[32 * i + threads.lane()];
@@ -39,7 +39,7 @@ extern "C" __global__ void products(const std::uint32_t* cells, float* sums) {
 }
 
 extern "C" __global__ void stages(const std::byte* from, std::uint32_t* sums, int turns) {
-  const DeviceThreads threads = DeviceThreads::in_turn();
+  const DeviceThreads threads = DeviceThreads::after_previous_kernel();
   auto* const barriers = reinterpret_cast<std::uint64_t*>(threads.shared());
   std::byte* const room = threads.shared() + 128;
   if (threads.thread() < 2) threads.prepare_stage(barriers + threads.thread());

@@ -14,19 +14,19 @@ namespace kvtilt::test {
 namespace {
 
 using cuda::detail::launch;
-using cuda::detail::takes_turns;
+using cuda::detail::supports_pdl;
 
-TEST(Launch, StartsEarlyOnlyWhatWaitsByItself) {
-  EXPECT_TRUE(takes_turns(90, 12030));
-  EXPECT_TRUE(takes_turns(120, 13000));
-  EXPECT_FALSE(takes_turns(80, 13000));  // a device of 9.0 that runs code for an older one
-  EXPECT_FALSE(takes_turns(89, 13000));
-  EXPECT_FALSE(takes_turns(90, 12020));  // this driver cannot capture such launches
+TEST(Launch, UsesPdlOnlyWhereKernelsWaitByThemselves) {
+  EXPECT_TRUE(supports_pdl(90, 12030));
+  EXPECT_TRUE(supports_pdl(120, 13000));
+  EXPECT_FALSE(supports_pdl(80, 13000));  // a device of 9.0 that runs code for an older one
+  EXPECT_FALSE(supports_pdl(89, 13000));
+  EXPECT_FALSE(supports_pdl(90, 12020));  // this driver cannot capture such launches
 }
 
 template <class Threads>
 __global__ void count_slowly(std::uint32_t* count, long long cycles) {
-  (void)Threads::in_turn();
+  (void)Threads::after_previous_kernel();
   const std::uint32_t before = *count;
   for (const long long start = clock64(); clock64() - start < cycles;) {
   }
@@ -34,11 +34,11 @@ __global__ void count_slowly(std::uint32_t* count, long long cycles) {
 }
 template <class Threads>
 __global__ void note_count(const std::uint32_t* count, std::uint32_t* notes) {
-  const Threads threads = Threads::in_turn();
+  const Threads threads = Threads::after_previous_kernel();
   notes[threads.block()] = *count;
 }
 
-// Each kernel starts while its predecessor still runs: without the wait in in_turn() it would read
+// Each kernel starts while its predecessor still runs: without the wait in after_previous_kernel() it would read
 // the old values.
 TEST(LaunchDevice, KernelsSeeWhatThoseInFrontWrote) {
   KVTILT_SKIP_WITHOUT_GPU();

@@ -49,7 +49,7 @@ constexpr int attend_blocks() {
 template <class Traits>
 __global__ void __launch_bounds__(32 * attend_warps, attend_blocks<Traits>())
     attend_kernel(const __grid_constant__ AttendArguments arguments) {
-  DeviceThreads threads = DeviceThreads::in_turn();
+  DeviceThreads threads = DeviceThreads::after_previous_kernel();
   attend_block<Traits>(threads, arguments);
 }
 

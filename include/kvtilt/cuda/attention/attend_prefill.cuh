@@ -30,7 +30,7 @@ inline constexpr int most_prefill_warps = 4;
 template <class Pages>
 __global__ void __launch_bounds__(32 * most_prefill_warps, compiled_machine.prefill_blocks)
     attend_prefill_kernel(const __grid_constant__ PrefillArguments arguments) {
-  DeviceThreads threads = DeviceThreads::in_turn();
+  DeviceThreads threads = DeviceThreads::after_previous_kernel();
   attend_prefill_block<PrefillTraits<Pages>>(threads, arguments);
 }
 

@@ -53,9 +53,9 @@ struct DeviceLimits {
 template <auto Kernel>
 Result<int> blocks_that_fit(int threads, std::size_t shared_bytes) {
   constexpr const char* preparing = "preparing attention";
-  bool early = false;
+  bool uses_pdl = false;
   int blocks = 0;
-  KVTILT_RETURN_IF_ERROR(to_status(detail::prepare<Kernel>(early), preparing));
+  KVTILT_RETURN_IF_ERROR(to_status(detail::prepare<Kernel>(uses_pdl), preparing));
   KVTILT_RETURN_IF_ERROR(to_status(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, Kernel, threads, shared_bytes),
       preparing));

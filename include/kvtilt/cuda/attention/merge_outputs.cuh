@@ -19,7 +19,7 @@ inline constexpr int merge_threads = 128;
 template <class Threads>
 __global__ void __launch_bounds__(merge_threads)
     merge_kernel(const __grid_constant__ MergeArguments arguments) {
-  Threads threads = Threads::in_turn();
+  Threads threads = Threads::after_previous_kernel();
   merge_outputs(threads, arguments);
 }
 

@@ -20,7 +20,7 @@ namespace kvtilt::cuda {
 template <class Threads = DeviceThreads>
 __global__ void __launch_bounds__(append_threads, compiled_machine.append_blocks)
     append_kernel(const __grid_constant__ AppendArguments arguments) {
-  const Threads threads = Threads::in_turn();
+  const Threads threads = Threads::after_previous_kernel();
   append(threads, arguments);
 }
 
@@ -32,7 +32,7 @@ inline constexpr int resident_pack_blocks =
 template <FitRules Rules>
 __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
     pack_kernel(const __grid_constant__ AppendArguments arguments) {
-  const DeviceThreads threads = DeviceThreads::in_turn();
+  const DeviceThreads threads = DeviceThreads::after_previous_kernel();
   pack<Rules>(threads, arguments);
 }
 

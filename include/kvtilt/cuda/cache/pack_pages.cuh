@@ -23,7 +23,7 @@ namespace detail {
 template <FitRules Rules>
 __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
     pack_pages_kernel(const __grid_constant__ PackPagesArguments arguments) {
-  const DeviceThreads threads = DeviceThreads::in_turn();
+  const DeviceThreads threads = DeviceThreads::after_previous_kernel();
   pack_pages<Rules>(threads, arguments);
 }
 

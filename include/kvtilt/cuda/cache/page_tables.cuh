@@ -23,13 +23,13 @@ template <int threads>
 __global__ void __launch_bounds__(threads)
     import_tables_kernel(const __grid_constant__ LayerStorage storage, std::int32_t* slots,
                          EngineTables tables, std::int32_t pool_pages) {
-  import_tables_body(DeviceThreads::in_turn(), storage, slots, tables, pool_pages);
+  import_tables_body(DeviceThreads::after_previous_kernel(), storage, slots, tables, pool_pages);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     export_tables_kernel(const __grid_constant__ LayerStorage storage, Batch batch,
                          ExportedTables out) {
-  export_tables_body(DeviceThreads::in_turn(), storage, batch, out);
+  export_tables_body(DeviceThreads::after_previous_kernel(), storage, batch, out);
 }
 
 }  // namespace detail

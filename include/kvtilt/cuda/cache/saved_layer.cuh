@@ -24,17 +24,17 @@ inline constexpr int saved_table_threads = 128;
 template <int threads>
 __global__ void __launch_bounds__(threads, 3)
     save_layer_kernel(const __grid_constant__ SaveArguments arguments) {
-  save_layer_body(DeviceThreads::in_turn(), arguments);
+  save_layer_body(DeviceThreads::after_previous_kernel(), arguments);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads, 3)
     load_layer_kernel(const __grid_constant__ LoadArguments arguments) {
-  load_layer_body(DeviceThreads::in_turn(), arguments);
+  load_layer_body(DeviceThreads::after_previous_kernel(), arguments);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     load_tables_kernel(const __grid_constant__ LoadArguments arguments) {
-  load_tables_body(DeviceThreads::in_turn(), arguments);
+  load_tables_body(DeviceThreads::after_previous_kernel(), arguments);
 }
 
 }  // namespace detail

@@ -39,40 +39,40 @@ KVTILT_HD void write_slots_body(const Threads& threads, std::int32_t* memory,
 template <int threads>
 __global__ void __launch_bounds__(threads)
     give_pages_kernel(Layers layers, const __grid_constant__ GivenPages given) {
-  give_pages_body(DeviceThreads::in_turn(), layers, given);
+  give_pages_body(DeviceThreads::after_previous_kernel(), layers, given);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     drop_shared_kernel(Layers layers, const __grid_constant__ DroppedPages dropped) {
-  drop_shared_body(DeviceThreads::in_turn(), layers, dropped);
+  drop_shared_body(DeviceThreads::after_previous_kernel(), layers, dropped);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads) reset_kernel(Layers layers, int sequence) {
-  reset_body(DeviceThreads::in_turn(), layers, sequence);
+  reset_body(DeviceThreads::after_previous_kernel(), layers, sequence);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads) truncate_kernel(Layers layers, Truncation request) {
-  truncate_body(DeviceThreads::in_turn(), layers, request);
+  truncate_body(DeviceThreads::after_previous_kernel(), layers, request);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     remove_kernel(Layers layers, int sequence, std::int64_t from, std::int64_t to) {
-  remove_body(DeviceThreads::in_turn(), layers, sequence, from, to);
+  remove_body(DeviceThreads::after_previous_kernel(), layers, sequence, from, to);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     fork_kernel(Layers layers, const __grid_constant__ ForkRequest request) {
-  fork_body(DeviceThreads::in_turn(), layers, request);
+  fork_body(DeviceThreads::after_previous_kernel(), layers, request);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     fork_blocks_kernel(Layers layers, int from, int to, int blocks_per_layer) {
-  fork_blocks_body(DeviceThreads::in_turn(), layers, from, to, blocks_per_layer);
+  fork_blocks_body(DeviceThreads::after_previous_kernel(), layers, from, to, blocks_per_layer);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
     write_slots_kernel(std::int32_t* memory, const __grid_constant__ SlotList slots) {
-  write_slots_body(DeviceThreads::in_turn(), memory, slots);
+  write_slots_body(DeviceThreads::after_previous_kernel(), memory, slots);
 }
 
 }  // namespace detail

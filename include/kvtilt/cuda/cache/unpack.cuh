@@ -15,7 +15,7 @@ namespace kvtilt::cuda {
 template <class Threads = DeviceThreads>
 __global__ void __launch_bounds__(unpack_threads, compiled_machine.unpack_blocks)
     unpack_kernel(const __grid_constant__ UnpackArguments arguments) {
-  const Threads threads = Threads::in_turn();
+  const Threads threads = Threads::after_previous_kernel();
   unpack(threads, arguments);
 }
 
