@@ -83,7 +83,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
       word = any_finite(random) | static_cast<std::uint32_t>(any_finite(random)) << 16;
   const cuda::HalfTiles half{role, reinterpret_cast<const std::byte*>(halves.data()),
                              cuda::tiles_along(matrix.outer), cuda::tiles_along(matrix.inner)};
-  alignas(16) static cuda::GroupCode groups[4096];
+  alignas(16) static cuda::GroupEncoder groups[4096];
   std::vector<float> inverse(4096);  // [band][pitch], as in the metadata
   std::vector<float> minimum(4096);
   for (int band = 0; band < packed.bands(); ++band)
@@ -95,7 +95,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
       minimum[entry] = to_float(affine.minimum);
       int place = i;  // groups along outer are in the order of registers
       if (AlongOuter && role == cuda::Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
-      groups[band * packed.pitch() + place] = cuda::GroupCode(affine);
+      groups[band * packed.pitch() + place] = cuda::GroupEncoder(affine);
     }
   const cuda::TileMap map(half, packed);
   for (int first = 0; first < tiles; first += cuda::encoded_tiles)

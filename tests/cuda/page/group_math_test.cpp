@@ -58,7 +58,7 @@ TEST(GroupMath, NothingShiftedIsANegativeZero) {
   for (std::uint32_t a = 0; a <= 0xfbffu; ++a) {
     if ((a & 0x7c00u) == 0x7c00u || a == 0x8000u) continue;
     const F16 minimum{static_cast<std::uint16_t>(a)};
-    const GroupCode group(Affine{F16{0x1000}, minimum});
+    const GroupEncoder group(Affine{F16{0x1000}, minimum});
     for (const F16 x : {minimum, zeros[0], zeros[1]})
       ASSERT_NE(bit_cast<std::uint32_t>(group.units(to_float(x))), 0x80000000u) << a;
   }

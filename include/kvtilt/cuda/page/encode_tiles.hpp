@@ -113,14 +113,14 @@ KVTILT_HD void store_codes(const TileCodes<Tiles>& codes, int bits, std::byte* p
 template <bool AlongOuter>
 struct LaneGroups {
   static constexpr int held = AlongOuter ? 4 : 2;
-  GroupCode group[held];
+  GroupEncoder group[held];
 
   /// groups  from the tile's first on
-  KVTILT_HD void load(const GroupCode* groups, int lane) {
+  KVTILT_HD void load(const GroupEncoder* groups, int lane) {
     struct [[gnu::may_alias]] alignas(16) Two {
-      GroupCode group[2];
+      GroupEncoder group[2];
     };
-    const GroupCode* from = groups + (AlongOuter ? lane % 4 * 4 : lane / 4 * 2);
+    const GroupEncoder* from = groups + (AlongOuter ? lane % 4 * 4 : lane / 4 * 2);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < held; i += 2) {
       const Two two = reinterpret_cast<const Two*>(from)[i / 2];
@@ -134,8 +134,8 @@ struct LaneGroups {
   KVTILT_HD void encode(const Fragment& tile, int highest, std::uint32_t (&codes)[4]) const {
     KVTILT_DEVICE_UNROLL
     for (int reg = 0; reg < 4; ++reg) {
-      const GroupCode& low = group[AlongOuter ? reg / 2 * 2 : reg % 2];
-      const GroupCode& high = group[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
+      const GroupEncoder& low = group[AlongOuter ? reg / 2 * 2 : reg % 2];
+      const GroupEncoder& high = group[AlongOuter ? reg / 2 * 2 + 1 : reg % 2];
       codes[reg] = min_halves(
           code_pair(low.units(low_half(tile.r[reg])), high.units(high_half(tile.r[reg]))),
           static_cast<std::uint32_t>(highest) * 0x10001u);
@@ -148,7 +148,8 @@ struct LaneGroups {
 /// share groups: 4 if map.four_tiles_share_groups, otherwise 1.
 template <bool AlongOuter, int Together, int Tiles>
 KVTILT_HD void encode_tiles(const HalfTiles& half, const TileMap& map, int bits,
-                            const GroupCode* groups, int first, int lane, TileCodes<Tiles>& codes) {
+                            const GroupEncoder* groups, int first, int lane,
+                            TileCodes<Tiles>& codes) {
   KVTILT_DEVICE_UNROLL
   for (int i = 0; i < Tiles; i += Together) {
     const int from = first + i < map.total ? first + i : map.total - Together;

@@ -173,12 +173,12 @@ KVTILT_HD inline std::uint32_t code_pair(float low, float high) {
 }
 
 /// Scale and minimum of a group in the form that encoding uses.
-struct alignas(8) GroupCode {
+struct alignas(8) GroupEncoder {
   float shift;    ///< minus the minimum; +0, not -0, so that x + shift is never -0
   float inverse;  ///< of the scale, in code units
 
-  GroupCode() = default;
-  KVTILT_HD explicit GroupCode(Affine affine)
+  GroupEncoder() = default;
+  KVTILT_HD explicit GroupEncoder(Affine affine)
       : shift(subtract(0.0f, widen(affine.minimum))),
         inverse(multiply(inverse_of(affine.scale), code_unit)) {}
   /// The code of x, not rounded, times code_unit.

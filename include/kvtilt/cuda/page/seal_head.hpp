@@ -23,7 +23,7 @@ struct alignas(16) SealTask {
   HalfTiles half;
   TensorLayout packed;
   TileMap map;
-  GroupCode* groups;  ///< [band][pitch]: scratch for all of the tensor's groups
+  GroupEncoder* groups;  ///< [band][pitch]: scratch for all of the tensor's groups
   int bands;
   Divisor across;  ///< number of tiles across the groups
 
@@ -37,7 +37,7 @@ struct alignas(16) SealTask {
 /// Bytes of shared memory that seal_head() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t seal_shared_bytes(const HeadLayout& head) {
   return 2 * sizeof(SealTask) +
-         (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
+         (group_count(head.key) + group_count(head.value)) * sizeof(GroupEncoder);
 }
 
 /// The range rules that a kernel can fit. Without MinMse's search it needs few enough registers for six
@@ -90,7 +90,7 @@ KVTILT_HD void fit_tile(const Threads& threads, const SealTask& task, std::byte*
       reinterpret_cast<F16*>(block + task.packed.metadata) + band * 2 * map.pitch + entry;
   scales[0] = affine.scale;
   scales[map.pitch] = affine.minimum;
-  task.groups[band * map.pitch + place] = GroupCode(affine);
+  task.groups[band * map.pitch + place] = GroupEncoder(affine);
 }
 
 template <FitRules Rules, class Threads>
@@ -153,7 +153,7 @@ KVTILT_HD void seal_head(const Threads& threads, const std::byte* keys, const st
   if (threads.thread() < 2) {
     const bool first = threads.thread() == 0;
     const TensorLayout& layout = first ? packed.key : packed.value;
-    GroupCode* const groups = reinterpret_cast<GroupCode*>(tasks + 2);
+    GroupEncoder* const groups = reinterpret_cast<GroupEncoder*>(tasks + 2);
     const HalfTiles half{first ? Role::Keys : Role::Values, first ? keys : values,
                          tiles_along(layout.matrix.outer), tiles_along(layout.matrix.inner)};
     tasks[threads.thread()] = {

@@ -40,7 +40,7 @@ struct alignas(16) SliceTensor {
   TensorLayout packed;
   TileMap map;
   SearchGrid grid;  ///< for MinMse
-  int scratch;      ///< index of the tensor's first GroupCode in the scratch
+  int scratch;      ///< index of the tensor's first GroupEncoder in the scratch
 
   /// A unit has 2^group_bits groups of each tile across; 2^unit_bits units share the same tiles.
   int group_bits;
@@ -147,7 +147,8 @@ static_assert(std::is_trivially_copyable_v<HeadSlices>);
 
 /// Bytes of shared memory that seal_slice() needs, a multiple of 16.
 KVTILT_HD constexpr std::size_t slice_shared_bytes(const HeadLayout& head) {
-  return sizeof(HeadSlices) + (group_count(head.key) + group_count(head.value)) * sizeof(GroupCode);
+  return sizeof(HeadSlices) +
+         (group_count(head.key) + group_count(head.value)) * sizeof(GroupEncoder);
 }
 
 /// log2 of a power of two.
@@ -246,7 +247,7 @@ struct SliceFit {
 
   /// Fits the group and writes scale and minimum to the scratch and to the page.
   template <class Threads>
-  KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupCode* groups,
+  KVTILT_HD void finish(const Threads& threads, const SliceTensor* tensors, GroupEncoder* groups,
                         std::byte* block, int round) const {
     const SliceTensor& task = tensors[tensor_of(tensors, round)];
     const ShareRun run = run_of(threads, task);
@@ -255,13 +256,13 @@ struct SliceFit {
     // Loaded here, where its latency hides behind the fit; after the first store it would stall.
     const int pitch = task.map.pitch;
     const int swaps_middle = task.swaps_middle;
-    GroupCode* const code = groups + task.scratch + band * pitch + entry;
+    GroupEncoder* const encoder = groups + task.scratch + band * pitch + entry;
     std::byte* const metadata = block + task.packed.metadata;
     const Affine affine =
         fit_shares(threads, task.packed.format, task.grid, run, run.share_of(first));
-    const GroupCode found(affine);
+    const GroupEncoder found(affine);
     if (!writes) return;
-    *code = found;
+    *encoder = found;
     const int swapped = (entry & ~3) + (entry >> 1 & 1) + (entry & 1) * 2;
     F16* const scales =
         reinterpret_cast<F16*>(metadata) + band * 2 * pitch + (swaps_middle != 0 ? swapped : entry);
@@ -272,8 +273,8 @@ struct SliceFit {
 
 /// Encodes and stores a lane's fragments of `Tiles` tiles.
 template <int Tiles>
-KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, const GroupCode* groups,
-                           std::byte* codes, int first_tile, int lane) {
+KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half,
+                           const GroupEncoder* groups, std::byte* codes, int first_tile, int lane) {
   TileCodes<Tiles> tiles;
   const int bits = task.packed.format.bits;
   if (task.map.along_outer)
@@ -286,7 +287,7 @@ KVTILT_HD void encode_lane(const SliceTensor& task, const HalfTiles& half, const
 /// Encodes, or in 16 bits copies, the block's units of a tensor.
 template <class Threads>
 KVTILT_HD void encode_slice(const Threads& threads, const SliceTensor& task, const std::byte* data,
-                            const GroupCode* groups, std::byte* codes) {
+                            const GroupEncoder* groups, std::byte* codes) {
   const int bits = task.packed.format.bits;
   const int count = threads.thread_count();
   const int thread = opaque(threads.thread());  // else values of it fill registers in the search
@@ -355,7 +356,7 @@ KVTILT_HD void seal_slice(const Threads& threads, const std::byte* const& keys,
                           const std::byte* const& values, std::byte* const& block,
                           std::byte* shared, detail::SliceFit& fit) {
   const SliceTensor* const tensors = reinterpret_cast<const HeadSlices*>(shared)->tensors;
-  GroupCode* const groups = reinterpret_cast<GroupCode*>(shared + sizeof(HeadSlices));
+  GroupEncoder* const groups = reinterpret_cast<GroupEncoder*>(shared + sizeof(HeadSlices));
   const int rounds = detail::fit_rounds(tensors);
   KVTILT_DEVICE_LOOP
   for (int round = 0; round < rounds;) {
