@@ -1,8 +1,33 @@
 // SPDX-License-Identifier: MIT
-/// Appends a few tokens each to 32 sequences, by a team of blocks. A warp of each block plans for
-/// all of them; tokens are written to their slots one by one; a page that leaves a tail is sealed
-/// in slices, one per block. A decode step waits for the blocks that seal: from the launch to their
-/// last store there are three dependent loads (slots, states, the tail) and the work on one slice.
+/// Appends a few tokens each to 32 sequences, by a team of blocks: `members` for each kv head. Tokens
+/// are written to their slots one by one; a page that leaves a tail is sealed in slices, one per
+/// block. A decode step waits for the blocks that seal: from the launch to their last store there
+/// are three dependent loads (slots, states, the tail) and the work on one slice.
+///
+/// What append() does with these parts, in each block:
+///
+///     plan     Warp 0 reads slots and states of all 32 sequences, one per lane, and plans for them.
+///              States do not change meanwhile (see publish), so all blocks of the team plan the
+///              same and divide the work without a word. The other warps load the first of
+///              their sequence's new elements, and warp 1 prepares a slice. sync(): all see
+///              TeamShared.
+///     write    Block `member` writes the new tokens of the team's sequence of that number, of its
+///              head, all but warp 0.
+///     seal     The pages that light sequences seal are cut into slices for the team's blocks. They
+///              were full before the append and no new token reuses their tail blocks (is_light()),
+///              so a block reads no byte that another one writes. A heavy sequence's pages are
+///              sealed by the blocks that write its tokens.
+///     arrive   The block adds 1 to the team's counter, a release: it reads states and tables no
+///              more. If no sequence is heavy or frees pages, that is before `write`, as the index
+///              of the page to seal is all it needs of a table; else at the end, after a sync().
+///     publish  The last block to arrive acquires with a fence(): whatever it writes comes after all
+///              that others read. It zeros the counter for the next launch, then writes states and
+///              tables, by one warp (publish_light()), or by all threads if tables change their
+///              order (publish_team()). Others may still write tokens and codes then: only later
+///              kernels read those, and they wait for the end of this one.
+///
+/// The counter is that of the team's first sequence with work. No batch has a sequence twice, so no
+/// other team has the same.
 #pragma once
 
 #include <kvtilt/cuda/cache/append_head.hpp>

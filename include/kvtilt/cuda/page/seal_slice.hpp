@@ -11,9 +11,18 @@
 ///                          each tile across
 ///     16 bits              a unit is a tile
 ///
-/// As many lanes as are available fit a group, each a share at a time: eight elements, half of what
-/// a tile has of the group. In slices of 1024 elements a lane has one share, which stays in
-/// registers throughout the fit.
+/// The words of this file:
+///
+///     slice   the units of both tensors that one block seals; neighbours, about equal work
+///     share   eight elements: half of what a tile has of a group. As many lanes as are available,
+///             a power of two, fit a group, each a share at a time. In slices of 1024 elements a
+///             lane has one share, which stays in registers throughout the fit
+///     round   one pass of a block's threads over the groups of a tensor to fit them: each thread
+///             has one group at most. Those of the keys come first
+///     run     tiles that fill whole words together, tiles_of_words(): what a lane encodes at a
+///             time. A ShareRun is a lane's shares of a group
+///     part    which of the units that share the same tiles; in encode_slice(), which of a unit's
+///             lanes
 ///
 /// Cost   instructions of a thread with eight elements, in total, on sm_90: 165 to fit with MinMax,
 ///        690 with MinMse, 150 to encode (4 bits)
