@@ -5,6 +5,8 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/page/layout.hpp>
 
+#include "support/fragment_code.hpp"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -19,8 +21,8 @@ inline void to_fragment_order(const TensorLayout& tensor, cuda::Role role, const
   for (int outer = 0; outer < matrix.outer; ++outer)
     for (int inner = 0; inner < matrix.inner; ++inner)
       if (tensor.format.quantized())
-        cuda::write_fragment_code(role, to, matrix, tensor.format.bits, outer, inner,
-                                  read_code(from, matrix, tensor.format.bits, outer, inner));
+        write_fragment_code(role, to, matrix, tensor.format.bits, outer, inner,
+                            read_code(from, matrix, tensor.format.bits, outer, inner));
       else
         std::memcpy(to + cuda::half_offset(role, matrix, outer, inner),
                     from + 2 * half_position(matrix, outer, inner), 2);

@@ -55,8 +55,8 @@ KVTILT_HD constexpr MachineTraits machine_traits(int architecture) {
   return traits;
 }
 
-/// Traits of the architecture being compiled; the host pass gets those of 9.0, and should use
-/// machine_traits() of the actual device instead.
+/// Traits of the architecture being compiled, for kernels. Host code uses machine_traits() of its
+/// device: here it would get those of 9.0.
 #if defined(__CUDA_ARCH__)
 inline constexpr MachineTraits compiled_machine = machine_traits(__CUDA_ARCH__ / 10);
 #else

@@ -4,6 +4,7 @@
 
 #include "support/device_attention.hpp"
 #include "support/fp16_oracle.hpp"
+#include "support/fragment_code.hpp"
 #include "support/random_input.hpp"
 
 #include <gtest/gtest.h>
@@ -99,8 +100,8 @@ void expect_values(Random& random, const Format& format, int page_tokens) {
     const int entry = tensor.group_along_outer ? inner : outer;
     const F16* scales = tensor.scales(block, along / resolved.group);
     const int code =
-        cuda::read_fragment_code(role, reinterpret_cast<const std::uint8_t*>(block + tensor.codes),
-                                 matrix, resolved.bits, outer, inner);
+        read_fragment_code(role, reinterpret_cast<const std::uint8_t*>(block + tensor.codes),
+                           matrix, resolved.bits, outer, inner);
     const double value = static_cast<double>(to_float(scales[tensor.pitch() + entry])) +
                          static_cast<double>(to_float(scales[entry])) * code;
     if (value >= static_cast<double>(f16_max)) return 0x7bff;
@@ -249,9 +250,9 @@ void poison(const DeviceLayer& device, int tokens) {
         const int outer = role == cuda::Role::Keys ? token : channel;
         const int inner = role == cuda::Role::Keys ? channel : token;
         if (tensor.format.quantized())
-          cuda::write_fragment_code(role, reinterpret_cast<std::uint8_t*>(block + tensor.codes),
-                                    tensor.matrix, tensor.format.bits, outer, inner,
-                                    (1 << tensor.format.bits) - 1);
+          write_fragment_code(role, reinterpret_cast<std::uint8_t*>(block + tensor.codes),
+                              tensor.matrix, tensor.format.bits, outer, inner,
+                              (1 << tensor.format.bits) - 1);
         else
           std::memset(block + tensor.codes + cuda::half_offset(role, tensor.matrix, outer, inner),
                       0xff, 2);

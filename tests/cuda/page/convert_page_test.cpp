@@ -4,6 +4,7 @@
 #include <kvtilt/page/unpack.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
+#include "support/fragment_code.hpp"
 #include "support/golden_file.hpp"
 #include "support/page_data.hpp"
 #include "support/random.hpp"
@@ -35,7 +36,7 @@ void expect_same_tensor(Role role, const TensorLayout& tensor, const std::byte* 
       if (tensor.format.quantized()) {
         const int bits = tensor.format.bits;
         expected = read_code(host_codes, tensor.matrix, bits, outer, inner);
-        found = read_fragment_code(role, device_codes, tensor.matrix, bits, outer, inner);
+        found = test::read_fragment_code(role, device_codes, tensor.matrix, bits, outer, inner);
       } else {
         std::memcpy(&expected, host_codes + 2 * half_position(tensor.matrix, outer, inner), 2);
         std::memcpy(&found, device_codes + half_offset(role, tensor.matrix, outer, inner), 2);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 
+#include "support/fragment_code.hpp"
 #include "support/page_data.hpp"
 #include "support/random.hpp"
 
@@ -40,8 +41,8 @@ void expect_decoded(cuda::Role role, const TensorLayout& layout, std::byte* bloc
           const int outer = outer_tile * cuda::tile_extent + lane / 4 * 2 + i / 4;
           const int inner = inner_tile * cuda::tile_extent + lane % 4 * 4 + i % 4;
           const cuda::FragmentPlace place = cuda::fragment_place(role, outer, inner);
-          const int code = cuda::read_fragment_code(role, fields, layout.matrix, layout.format.bits,
-                                                    outer, inner);
+          const int code =
+              read_fragment_code(role, fields, layout.matrix, layout.format.bits, outer, inner);
           ASSERT_EQ(static_cast<int>(registers[place.reg] >> (16 * place.half) & 0xffffu), code);
           const int along = layout.group_along_outer ? outer : inner;
           const F16* scales = layout.scales(block, along / layout.format.group) +

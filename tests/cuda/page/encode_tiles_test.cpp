@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/page/encode_tiles.hpp>
 
+#include "support/fragment_code.hpp"
 #include "support/group_data.hpp"
 #include "support/random.hpp"
 
@@ -50,8 +51,8 @@ TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
       Tensor expected(matrix, bits);
       for (int outer = 0; outer < matrix.outer; ++outer)
         for (int inner = 0; inner < matrix.inner; ++inner)
-          cuda::write_fragment_code(role, expected.codes.data(), matrix, bits, outer, inner,
-                                    random.below(1 << bits));
+          write_fragment_code(role, expected.codes.data(), matrix, bits, outer, inner,
+                              random.below(1 << bits));
       Tensor found(matrix, bits);
       for (auto& byte : found.codes) byte = 0;
       for (int first = 0; first < cuda::tile_count(matrix); first += cuda::encoded_tiles)
@@ -61,7 +62,7 @@ TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
                            [&](int tile, cuda::FragmentPlace place, int outer, int inner) {
                              EXPECT_EQ(place.lane, lane);
                              codes[tile][place.reg] |=
-                                 static_cast<std::uint32_t>(cuda::read_fragment_code(
+                                 static_cast<std::uint32_t>(read_fragment_code(
                                      role, expected.codes.data(), matrix, bits, outer, inner))
                                  << (16 * place.half);
                            });

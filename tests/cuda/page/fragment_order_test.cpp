@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/cuda/page/fragment_order.hpp>
 
+#include "support/fragment_code.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -230,12 +231,13 @@ TEST(FragmentOrder, ReadsWhatItWrote) {
         for (int outer = 0; outer < matrix.outer; ++outer)
           for (int inner = 0; inner < matrix.inner; ++inner) {
             expected.push_back(random.below(1 << bits));
-            write_fragment_code(role, codes.data(), matrix, bits, outer, inner, expected.back());
+            test::write_fragment_code(role, codes.data(), matrix, bits, outer, inner,
+                                      expected.back());
           }
         std::size_t next = 0;
         for (int outer = 0; outer < matrix.outer; ++outer)
           for (int inner = 0; inner < matrix.inner; ++inner)
-            ASSERT_EQ(read_fragment_code(role, codes.data(), matrix, bits, outer, inner),
+            ASSERT_EQ(test::read_fragment_code(role, codes.data(), matrix, bits, outer, inner),
                       expected[next++])
                 << to_string(role, matrix) << ", " << bits << " bits";
       }
@@ -245,10 +247,11 @@ TEST(FragmentOrder, ReadsWhatItWrote) {
 TEST(FragmentOrder, KeepsTheUpperBitsInFront) {
   const CodeMatrix matrix = {64, 16};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 3));
-  write_fragment_code(Role::Keys, codes.data(), matrix, 3, 0, 0, 6);
+  test::write_fragment_code(Role::Keys, codes.data(), matrix, 3, 0, 0, 6);
   EXPECT_EQ(codes[0], 3);
   EXPECT_EQ(codes[fragment_plane_bytes(matrix, 2)], 0);
-  write_fragment_code(Role::Keys, codes.data(), matrix, 3, 16, 0, 1);  // second tile, same lane
+  test::write_fragment_code(Role::Keys, codes.data(), matrix, 3, 16, 0,
+                            1);  // second tile, same lane
   EXPECT_EQ(codes[0], 3);
   EXPECT_EQ(codes[fragment_plane_bytes(matrix, 2)], 1 << 4);
 }

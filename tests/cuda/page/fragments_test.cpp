@@ -2,6 +2,7 @@
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
 
+#include "support/fragment_code.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -46,7 +47,7 @@ void expect_registers_hold_codes(Role role) {
           const FragmentPlace place = fragment_place(role, outer, inner);
           const int shift = place.reg % 2 * outer_shift(Bits) + place.reg / 2 * inner_shift(Bits);
           const auto code = static_cast<std::uint32_t>(
-              read_fragment_code(role, bytes, matrix, Bits, outer, inner));
+              test::read_fragment_code(role, bytes, matrix, Bits, outer, inner));
           ASSERT_LT(code << shift, 1u << 10) << "a subnormal";
           ASSERT_EQ(a[place.lane][place.reg] >> (16 * place.half) & 0xffff, code << shift)
               << Bits << " bits, " << outer << ", " << inner;

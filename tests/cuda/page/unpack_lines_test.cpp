@@ -4,6 +4,7 @@
 #include <kvtilt/cuda/page/unpack_lines.hpp>
 
 #include "support/emulated_threads.hpp"
+#include "support/fragment_code.hpp"
 #include "support/sealed_head.hpp"
 
 #include <gtest/gtest.h>
@@ -66,7 +67,7 @@ void check_rows(int bits, int group, int dim, int tokens, int threads) {
       if (c < dim) {
         const int outer = keys ? token : c;
         const int inner = keys ? c : token;
-        const int code = cuda::read_fragment_code(
+        const int code = read_fragment_code(
             R, reinterpret_cast<const std::uint8_t*>(head.expected.data() + tensor.codes),
             tensor.matrix, bits, outer, inner);
         const F16* scales = tensor.scales(head.expected.data(), outer / group) + inner;

@@ -175,7 +175,7 @@ class Attention {
     shared_bytes_ = &shared_bytes<Traits>;
     Status configured = configure<Traits>(tuning);
     const bool fits_device = configured.ok();
-    if (!fits_device) static_cast<void>(refusal = std::move(configured));
+    if (!fits_device) refusal = std::move(configured);
     return fits_device;
   }
 
@@ -192,6 +192,7 @@ class Attention {
     if (!limits) return std::move(limits).take_status();
     const MachineTraits machine = machine_traits(limits->architecture);
     stages_ = tuning.stages > 0 ? tuning.stages : machine.attend_stages;
+    item_units_ = machine.attend_item_units;
     int resident = 0;
     for (warps_ = attend_warps; stages_ >= 2 && stages_ <= machine.most_stages; warps_ /= 2) {
       int wanted = machine.attend_blocks;
@@ -238,6 +239,7 @@ class Attention {
   int blocks_ = 0;
   int warps_ = 0;
   int stages_ = 0;
+  int item_units_ = 0;  ///< MachineTraits::attend_item_units
 };
 
 inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
@@ -263,9 +265,9 @@ inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
   AttendArguments arguments =
       make_arguments(layer, batch, {indptr, static_cast<int>(each)}, queries, out, lse, options);
   // Unit numbers have 32 bits. The bound: each sequence has all that its table, sinks and tail hold.
-  const std::int64_t units =
-      layer.table_stride * page_units_ + ceil_div(layer.sink_tokens, tile_extent) +
-      layer.ring_blocks * (layers_.page_tokens / tile_extent) + compiled_machine.attend_item_units;
+  const std::int64_t units = layer.table_stride * page_units_ +
+                             ceil_div(layer.sink_tokens, tile_extent) +
+                             layer.ring_blocks * (layers_.page_tokens / tile_extent) + item_units_;
   const std::int64_t tiles = indptr == nullptr
                                  ? std::int64_t{batch.count} * row_tiles(arguments, 0)
                                  : batch.count + queries.tokens * arguments.gqa_ratio / item_rows;

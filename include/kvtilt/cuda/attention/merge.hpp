@@ -5,12 +5,14 @@
 /// depend on which block is last.
 #pragma once
 
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/cuda/attention/ring.hpp>
 #include <kvtilt/cuda/words.hpp>
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numbers>
 
 namespace kvtilt::cuda {
 
@@ -271,8 +273,8 @@ struct RowEnd {
       total = total * factor + exp2_fast(sink - most);
     }
     return {total > 0.0f ? factor / total : 0.0f,
-            total > 0.0f ? (most + std::log2(total)) * 0.693147180559945309f
-                         : bit_cast<float>(0xff800000u)};
+            total > 0.0f ? (most + std::log2(total)) * std::numbers::ln2_v<float>
+                         : bit_cast<float>(minus_infinity_bits)};
   }
   /// Called by one lane per row.
   KVTILT_HD void store_lse(const AttendArguments& arguments, const RowPlace& place) const {

@@ -7,6 +7,7 @@
 /// of a register array is of token or channel 4t + 2 j + parity in tile i.
 #pragma once
 
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/cuda/attention/merge.hpp>
 #include <kvtilt/cuda/attention/prefill_tile.hpp>
 #include <kvtilt/cuda/words.hpp>
@@ -218,7 +219,7 @@ struct PrefillState {
           threads.shuffle(masks[first / warp_lanes], from) >> (lane % 4 * 4);
     }
     each([&](float& logit, int m, int h, int i, int slot) {
-      if ((seen[m][h][i] >> slot & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+      if ((seen[m][h][i] >> slot & 1u) == 0) logit = bit_cast<float>(minus_infinity_bits);
     });
     factors.clear();
   }

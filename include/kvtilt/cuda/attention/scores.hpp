@@ -2,6 +2,7 @@
 /// Turns products of queries and keys into logits, and logits into softmax weights.
 #pragma once
 
+#include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/attention/state.hpp>
 
@@ -64,7 +65,7 @@ struct Scores {
           logit = logit * factor[2 * odd + column] + bias[tile / band_tiles][column];
           if (rules.soft_cap > 0.0f) logit = rules.soft_cap * hyperbolic_tangent(logit);
           logit += slope * static_cast<float>(start + row + odd - view.own);
-          if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(0xff800000u);
+          if ((visible >> (row + odd) & 1u) == 0) logit = bit_cast<float>(minus_infinity_bits);
         }
       }
       KVTILT_DEVICE_UNROLL

@@ -165,35 +165,4 @@ KVTILT_HD constexpr std::size_t half_offset(Role role, CodeMatrix matrix, int ou
   return at.byte + static_cast<std::size_t>(at.shift / 8);
 }
 
-/// Reads one code, 1 to 8 bits. Scalar: for tests, tools and conversions.
-KVTILT_HD constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix,
-                                           int bits, int outer, int inner) {
-  int code = 0;
-  const Planes split = planes(bits);
-  for (int plane = 0; plane < split.count; ++plane) {
-    const int width = split.width[plane];
-    const WordPosition at = word_position(role, matrix, width, outer, inner);
-    const int byte = codes[at.byte + static_cast<std::size_t>(at.shift / 8)];
-    code = (code << width) | ((byte >> (at.shift % 8)) & ((1 << width) - 1));
-    codes += fragment_plane_bytes(matrix, width);
-  }
-  return code;
-}
-
-/// Writes one code, 1 to 8 bits. Its bits must be zeros before: they are set with OR.
-KVTILT_HD constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix,
-                                             int bits, int outer, int inner, int code) {
-  const Planes split = planes(bits);
-  int below = bits;
-  for (int plane = 0; plane < split.count; ++plane) {
-    const int width = split.width[plane];
-    below -= width;
-    const WordPosition at = word_position(role, matrix, width, outer, inner);
-    const int field = (code >> below) & ((1 << width) - 1);
-    std::uint8_t& byte = codes[at.byte + static_cast<std::size_t>(at.shift / 8)];
-    byte = static_cast<std::uint8_t>(byte | (field << (at.shift % 8)));
-    codes += fragment_plane_bytes(matrix, width);
-  }
-}
-
 }  // namespace kvtilt::cuda
