@@ -144,9 +144,31 @@ TEST(PrefillWorkProperty, BlocksTakeEveryTileOfEveryRowOnce) {
   }
 }
 
+/// What a row may see: positions below `end`, and with a window those above from - window.
+struct RowView {
+  std::int64_t from;
+  std::int64_t end;
+};
+
+/// What the rows of a tile may see, one by one. Any path from the tree's first token to its last
+/// may be that of a row under a tree mask, for chunks of up to 64 tokens.
+std::vector<RowView> views_of(const AttendRules& rules, const RowTile& rows) {
+  const std::int64_t all = rows.past + rows.chunk_tokens;
+  std::vector<RowView> views;
+  if (rules.tree_mask != nullptr && rows.chunk_tokens <= 64) {
+    for (std::int64_t from = rows.new_from; from < all; ++from) views.push_back({from, all});
+  } else {
+    for (int token = rows.token; token < rows.token + rows.tokens; ++token) {
+      const std::int64_t own = rows.past + token;
+      views.push_back({own, rules.causal != 0 ? own + 1 : all});
+    }
+  }
+  return views;
+}
+
 TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
   Random random(2);
-  for (int round = 0; round < 400; ++round) {
+  for (int round = 0; round < 2000; ++round) {
     Launch launch(random, 1, 2);
     AttendArguments& attend = launch.arguments.attend;
     const SequenceState& state = launch.states[0];
@@ -174,17 +196,17 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
     if (random.chance(3)) rules.first_position = random.below(900);
     if (random.chance(3)) rules.end_position = random.below(1600);
     const std::int64_t all = rows.past + rows.chunk_tokens;
-    const SeenRows seen_rows = rules.seen_rows(rows.chunk_tokens);
-    const std::int64_t seen_end =
-        std::min(rules.end_position,
-                 rules.causal == 0 || (rules.tree_mask != nullptr && rows.chunk_tokens <= 64)
-                     ? all
-                     : rows.newest(seen_rows) + 1);
+    const std::vector<RowView> views = views_of(rules, rows);
+    const auto [oldest, newest] = std::minmax_element(
+        views.begin(), views.end(),
+        [](const RowView& one, const RowView& other) { return one.from < other.from; });
     const auto some_row_sees = [&](std::int64_t position) {
-      const bool sink = position < attend.layer.sink_tokens;
-      return position >= rules.first_position && position < seen_end &&
-             (rules.window == 0 || (sink && rules.keep_sinks != 0) ||
-              position > rows.oldest(seen_rows) - rules.window);
+      const bool stays = position < attend.layer.sink_tokens && rules.keep_sinks != 0;
+      if (position < rules.first_position || position >= rules.end_position) return false;
+      return std::any_of(views.begin(), views.end(), [&](const RowView& view) {
+        return position < view.end &&
+               (rules.window == 0 || stays || position > view.from - rules.window);
+      });
     };
     std::vector<int> expected(static_cast<std::size_t>(all));
     for (std::int64_t i = 0; i < all; ++i) expected[static_cast<std::size_t>(i)] = some_row_sees(i);
@@ -219,8 +241,7 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
         if (tile.at.sink) {
           EXPECT_LT(position, attend.layer.sink_tokens);
         } else if (rules.keep_sinks != 0 && position < attend.layer.sink_tokens) {
-          EXPECT_TRUE(rules.window == 0 || position > rows.newest(seen_rows) - rules.window)
-              << round;
+          EXPECT_TRUE(rules.window == 0 || position > newest->from - rules.window) << round;
         }
       }
       if (sealed) {
@@ -230,8 +251,8 @@ TEST(PrefillWorkProperty, TilesHoldWhatSomeRowSeesOnce) {
         ++useless;
       }
     }
-    const std::int64_t window_begin =
-        rules.window > 0 ? rows.oldest(seen_rows) - rules.window + 1 : 0;
+    const std::int64_t window_begin = rules.window > 0 ? oldest->from - rules.window + 1 : 0;
+    const std::int64_t seen_end = std::min(rules.end_position, newest->end);
     if (std::max(rules.first_position, window_begin) < seen_end) {
       for (const auto& [first, seen] : pages) EXPECT_TRUE(seen) << first;
       EXPECT_LE(useless, list.total() == 1 ? 1 : 0);
