@@ -211,9 +211,10 @@ TEST(LayerPagesHostile, WhatACacheRefusesIsRefused) {
   };
   EXPECT_EQ(message(shape, {presets::k4v2}, 64), "");
   EXPECT_THAT(message(shape, {presets::k4v2}, 48), HasSubstr("page_tokens is 48"));
-  EXPECT_THAT(message(shape, {}, 64), HasSubstr("0 recipes for 2 kv heads"));
+  EXPECT_EQ(message(shape, {}, 64), "0 recipes for 2 kv heads; give one, or one per head");
   EXPECT_THAT(message(shape, {3, presets::k4v2}, 64), HasSubstr("3 recipes for 2 kv heads"));
-  EXPECT_THAT(message({1, 12, 16}, {presets::k4v2}, 64), HasSubstr("key 12"));
+  EXPECT_EQ(message({1, 12, 16}, {presets::k4v2}, 64),
+            "head dimensions are key 12, value 16; both must be multiples of 8 from 8 to 576");
   EXPECT_THAT(message({}, {presets::k4v2}, 64), HasSubstr("nothing to keep"));
   EXPECT_EQ(LayerPages::create<test::UnequalFormats>(shape, {presets::k4v2}).code(),
             ErrorCode::Unsupported);

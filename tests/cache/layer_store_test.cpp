@@ -99,6 +99,18 @@ TEST(LayerStore, PagesOfOneBlockHaveTheSameBytesOnEveryInstructionSet) {
     }
 }
 
+TEST(LayerStoreHostile, AWidthThatTheBuildLacksIsNamedWithItsLayer) {
+  const CacheShape shape = CacheShape::uniform(6, 2, 64);
+  Plan plan = Plan::uniform(shape, presets::k4v2);
+  plan.recipes[5] = {presets::k8v8};
+  const CacheOptions options;
+  BlockPools pools(options.allocator, {});
+  using Few = Formats<Keys<4>, Values<2>>;
+  const auto stores = make_layer_stores<Few>(shape, plan, options, pools);
+  EXPECT_EQ(stores.code(), ErrorCode::Unsupported);
+  EXPECT_EQ(stores.message(), "layer 5: keys of 8 bits are not in this build's Keys list");
+}
+
 TEST(LayerStoreHostile, ValuesOutOfRangeAreNamedByPlace) {
   const LayerStore store = make_store({2, 16, 8, 0}, {"k4v1", "k1v8"}, {32, 0, 0});
   const auto message = [&](bool key, int token, int head, int channel, float value) {

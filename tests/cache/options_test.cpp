@@ -92,6 +92,9 @@ TEST(CacheOptionsSupportsHostile, WhatCannotBeIsRefusedWithTheNumbers) {
           "9 bits");
   refuses({1, 64, 64, 0}, {key_format(4, Granularity::PerChannel, 48), {}}, 64, "group 48");
   refuses({1, 64, 64, 0}, {{}, value_format(4, Granularity::PerToken, 24)}, 64, "group 24");
+  EXPECT_EQ(supports(LayerShape{8, 124, 128, 0}, presets::k4v2).message(),
+            "head dimensions are key 124, value 128; both must be multiples of 8 from 8 to 576")
+      << "names no layer, as the caller named none";
 }
 
 }  // namespace

@@ -57,6 +57,10 @@ TEST(Shape, NamesTheLayerAndTheNumber) {
   EXPECT_THAT(std::string(check_shape(LayerShape{2000, 64, 64, 0}, 5).message()),
               HasSubstr("layer 5: kv_heads is 2000"));
   EXPECT_THAT(std::string(check_shape(LayerShape{1, 64, 64, -3}, 5).message()), HasSubstr("-3"));
+  EXPECT_EQ(check_shape(LayerShape{2000, 64, 64, 0}, unnumbered_layer).message(),
+            "kv_heads is 2000, must be 0 (no cache) to 1024");
+  EXPECT_EQ(in_layer(3, status).message().substr(0, 9), "layer 3: ");
+  EXPECT_EQ(in_layer(3, status).code(), ErrorCode::InvalidArgument);
 }
 
 }  // namespace

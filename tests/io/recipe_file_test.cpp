@@ -145,7 +145,10 @@ TEST(RecipeFileHostile, NamesLineAndKeyOfWhatIsWrong) {
   EXPECT_EQ(edited("\"budget\"", "\"bits\""), "f:4: key 'bits' is not known");
   EXPECT_EQ(edited("\"3.5 bits\"", "3.5"), "f:4: key 'budget' is 3.5, not a string");
   EXPECT_EQ(edited("  \"page_tokens\": 64,\n", ""), "f:1: the document has no key 'page_tokens'");
-  for (const std::string tokens : {"16", "65", "-64", "1000000000000", "64.0", "\"64\""})
+  for (const std::string tokens : {"16", "65"})
+    EXPECT_EQ(edited("64,", tokens + ","), "f:5: key 'page_tokens' is impossible: page_tokens is " +
+                                               tokens + ", must be 32, 64 or 128");
+  for (const std::string tokens : {"-64", "1000000000000", "64.0", "\"64\""})
     EXPECT_THAT(edited("64,", tokens + ","),
                 HasSubstr("f:5: key 'page_tokens' is " + tokens.substr(0, 2)));
   EXPECT_EQ(edited("\"layer\": 1", "\"layer\": 2"),

@@ -21,8 +21,13 @@ std::size_t head_bytes(const std::string& name, int key_dim, int value_dim, int 
 }
 
 TEST(Layout, PagesHold32To128Tokens) {
-  for (int tokens = -1; tokens <= 300; ++tokens)
-    EXPECT_EQ(is_page_size(tokens), tokens == 32 || tokens == 64 || tokens == 128);
+  std::vector<int> sizes;
+  for (int tokens = -1; tokens <= 300; ++tokens) {
+    if (is_page_size(tokens)) sizes.push_back(tokens);
+    EXPECT_EQ(check_page_tokens(tokens).ok(), is_page_size(tokens));
+  }
+  EXPECT_EQ(sizes, (std::vector<int>{32, 64, 128}));
+  EXPECT_EQ(check_page_tokens(48).message(), "page_tokens is 48, must be 32, 64 or 128");
 }
 
 TEST(Layout, RoundsUp) {

@@ -272,7 +272,7 @@ TEST(BitPlanHostile, RefusesWhatCannotBeMeant) {
   ASSERT_TRUE(plan_bits(shape, 64, choices, losses, {3}).ok());
 
   EXPECT_THAT(message(plan_bits({}, 64, choices, losses, {3})), HasSubstr("no layers"));
-  EXPECT_THAT(message(plan_bits(shape, 48, choices, losses, {3})), HasSubstr("pages of 48"));
+  EXPECT_THAT(message(plan_bits(shape, 48, choices, losses, {3})), HasSubstr("page_tokens is 48"));
   EXPECT_THAT(message(plan_bits(shape, 64, {}, {{{{}}, {{}}}}, {3})),
               HasSubstr("0 key formats, 0 value formats"));
   EXPECT_THAT(message(plan_bits(shape, 64, choices, {{{entry}}}, {3})),

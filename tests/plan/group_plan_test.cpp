@@ -96,7 +96,7 @@ TEST(GroupPlanHostile, RefusesOtherWidthsAndPages) {
   EXPECT_THAT(std::string(format_choices(shape, 64, good, bad).message()),
               HasSubstr("values: 9 bits"));
   EXPECT_THAT(std::string(format_choices(shape, 60, good, good).message()),
-              HasSubstr("pages of 60"));
+              HasSubstr("page_tokens is 60"));
   EXPECT_FALSE(format_choices({}, 64, good, good).ok());
 }
 

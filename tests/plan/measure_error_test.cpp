@@ -140,7 +140,7 @@ TEST(MeasureErrorHostile, RefusesWhatCannotBeStored) {
 
   EXPECT_THAT(message(measure_error(view, 1, format, 64)), HasSubstr("head 1 of 1"));
   EXPECT_THAT(message(measure_error(view, 0, format, 128)), HasSubstr("64 tokens in pages of 128"));
-  EXPECT_THAT(message(measure_error(view, 0, format, 50)), HasSubstr("pages of 50"));
+  EXPECT_THAT(message(measure_error(view, 0, format, 50)), HasSubstr("page_tokens is 50"));
   EXPECT_THAT(message(measure_error(view, 0, key_format(4, Granularity::PerChannel, 48), 64)),
               HasSubstr("group 48"));
   const std::vector<double> weights(17, 1.0);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <string>
+#include <vector>
 
 namespace kvtilt {
 namespace {
@@ -43,6 +44,15 @@ TEST(Plan, TakesOneRecipePerHead) {
   EXPECT_EQ(resolved->recipes[0][2], presets::k16v16);
 }
 
+TEST(Plan, RecipesOfALayerAreOneForAllHeadsOrOneEach) {
+  const LayerShape shape{2, 64, 64};
+  const std::vector<Recipe> three(3, presets::k4v2);
+  EXPECT_EQ(resolve_recipes(three, shape, 64).message(),
+            "3 recipes for 2 kv heads; give one, or one per head");
+  EXPECT_EQ(resolve_recipes({presets::k4v2, presets::k8v4}, shape, 64)->size(), 2u);
+  EXPECT_FALSE(resolve_recipes({presets::per_channel_keys(9, 2)}, shape, 64).ok());
+}
+
 TEST(PlanHostile, RefusesCountsThatDoNotFit) {
   const CacheShape shape = CacheShape::uniform(2, 3, 64);
   EXPECT_FALSE(resolve_plan(Plan{}, shape, 64).ok());
@@ -51,8 +61,7 @@ TEST(PlanHostile, RefusesCountsThatDoNotFit) {
   const auto heads =
       resolve_plan(Plan{{{presets::k8v8}, {presets::k8v8, presets::k8v8}}}, shape, 64);
   EXPECT_EQ(heads.code(), ErrorCode::InvalidArgument);
-  EXPECT_THAT(std::string(heads.message()),
-              HasSubstr("layer 1: the plan has 2 recipes for 3 kv heads"));
+  EXPECT_THAT(std::string(heads.message()), HasSubstr("layer 1: 2 recipes for 3 kv heads"));
   EXPECT_FALSE(resolve_plan(Plan{{{presets::k8v8}, {}}}, shape, 64).ok());
 }
 

@@ -68,7 +68,7 @@ inline Result<std::size_t> attend_workspace_bytes(const LayerShape& shape,
                                                   const CacheOptions& options,
                                                   const AttendStep& step) {
   KVTILT_RETURN_IF_ERROR(check_options(options));
-  KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
+  KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0) return std::size_t{0};
   KVTILT_RETURN_IF_ERROR(detail::check_step(shape, options, step));
   TokenPlacement placement = token_placement(options);

@@ -88,19 +88,19 @@ class LayerPages {
 template <class FormatList>
 Result<LayerPages> LayerPages::create(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                       int page_tokens, std::optional<Isa> isa) {
-  CacheOptions options;
-  options.page_tokens = page_tokens;
-  options.sink_tokens = page_tokens;  // makes blocks of sinks the same as those of the tail
-  KVTILT_RETURN_IF_ERROR(check_options(options));
-  BlockPools no_pools(options.allocator, {});
-  Result<std::vector<LayerStore>> stores =
-      make_layer_stores<FormatList>({{shape}}, {{recipes}}, options, no_pools);
-  if (!stores) return std::move(stores).take_status();
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
+  KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0)
     return Status::error(ErrorCode::InvalidArgument, "kv_heads is 0: there is nothing to keep");
+  Result<std::vector<Recipe>> resolved = resolve_recipes(recipes, shape, page_tokens);
+  if (!resolved) return std::move(resolved).take_status();
+  for (const Recipe& recipe : recipes)
+    KVTILT_RETURN_IF_ERROR(supports<FormatList>(shape, recipe, page_tokens));
   Result<Isa> active = active_isa(isa);
   if (!active) return std::move(active).take_status();
-  return LayerPages(std::move(stores->front()), cpu::kernels<FormatList>(*active));
+  // As many sinks as tokens in a page make their blocks the same as those of the tail.
+  return LayerPages(LayerStore::make(shape, *resolved, {page_tokens, page_tokens, 0}),
+                    cpu::kernels<FormatList>(*active));
 }
 
 inline Status LayerPages::write(const TensorView& keys, const TensorView& values, int first_slot,

@@ -153,7 +153,9 @@ Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const
     const LayerShape& layer_shape = shape.layers[layer];
     if (layer_shape.kv_heads > 0)
       for (const Recipe& recipe : plan.recipes[layer])
-        KVTILT_RETURN_IF_ERROR(supports<FormatList>(layer_shape, recipe, options.page_tokens));
+        if (const Status one = supports<FormatList>(layer_shape, recipe, options.page_tokens);
+            !one.ok())
+          return in_layer(layer, one);
     stores.push_back(
         LayerStore::make(layer_shape, resolved->recipes[layer], token_placement(options)));
     for (int kind = 0; kind < page_kinds; ++kind)

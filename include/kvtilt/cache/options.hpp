@@ -58,8 +58,7 @@ inline Status check_options(const CacheOptions& options) {
   const auto fail = [](const char* name, int value, const char* rule) {
     return Status::error(ErrorCode::InvalidArgument, "%s is %d, must be %s", name, value, rule);
   };
-  if (!is_page_size(options.page_tokens))
-    return fail("page_tokens", options.page_tokens, "32, 64 or 128");
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(options.page_tokens));
   if (options.sink_tokens < 0 || options.sink_tokens > 1024)
     return fail("sink_tokens", options.sink_tokens, "0 to 1024");
   if (options.recent_tokens < 0 || options.recent_tokens > 65536)
@@ -76,12 +75,8 @@ inline Status check_options(const CacheOptions& options) {
 /// KVCache::create makes the same check, so no later call fails for this reason.
 template <class FormatList = AllFormats>
 Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens = 64) {
-  KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
-  if (!is_page_size(page_tokens)) {
-    CacheOptions options;
-    options.page_tokens = page_tokens;
-    return check_options(options);
-  }
+  KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
   if (!resolved) return std::move(resolved).take_status();
   if (recipe.key.quantized() && !FormatList::keys::contains(recipe.key.bits))

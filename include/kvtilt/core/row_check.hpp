@@ -9,20 +9,8 @@
 #include <kvtilt/core/tensor_view.hpp>
 
 #include <cstdint>
-#include <cstdio>
 
 namespace kvtilt {
-
-/// The prefix of messages: "layer 3: ", or nothing if the layer has no number.
-struct LayerName {
-  char text[24] = "";
-  explicit LayerName(int layer) {
-    if (layer >= 0) std::snprintf(text, sizeof text, "layer %d: ", layer);
-  }
-};
-
-/// The layer number to pass if a layer has none.
-inline constexpr int unnumbered_layer = -1;
 
 namespace detail {
 

@@ -5,6 +5,7 @@
 #include <kvtilt/core/status.hpp>
 
 #include <cstddef>
+#include <cstdio>
 #include <vector>
 
 namespace kvtilt {
@@ -15,9 +16,9 @@ inline constexpr int max_kv_heads = 1024;
 /// One layer. Layers of a model may differ; a layer with kv_heads = 0 keeps no cache.
 struct LayerShape {
   int kv_heads = 0;
-  int key_dim = 0;    ///< channels of a key per head: a multiple of 8, at most 576
-  int value_dim = 0;  ///< channels of a value per head: a multiple of 8, at most 576
-  int window = 0;     ///< newest positions that a query sees, its own included; 0: all
+  int key_dim = 0;          ///< channels of a key per head: a multiple of 8, at most 576
+  int value_dim = 0;        ///< channels of a value per head: a multiple of 8, at most 576
+  int window = 0;           ///< newest positions that a query sees, its own included; 0: all
   bool keep_sinks = false;  ///< a sequence's first tokens (sinks) stay visible outside the window
 
   friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
@@ -39,25 +40,41 @@ struct CacheShape {
   }
 };
 
+/// The layer number to pass if a layer has none.
+inline constexpr int unnumbered_layer = -1;
+
+/// The prefix of messages: "layer 3: ", or nothing if the layer has no number.
+struct LayerName {
+  char text[24] = "";
+  explicit LayerName(int layer) {
+    if (layer >= 0) std::snprintf(text, sizeof text, "layer %d: ", layer);
+  }
+};
+
+/// The error of one layer among others: `error` with the layer's name in front.
+inline Status in_layer(std::size_t layer, const Status& error) {
+  return Status::error(error.code(), "%s%.*s", LayerName(static_cast<int>(layer)).text,
+                       static_cast<int>(error.message().size()), error.message().data());
+}
+
 /// Checks a layer's shape. `layer` is only used in the message.
 ///
 /// Fails  InvalidArgument  names the offending number
 inline Status check_shape(const LayerShape& shape, int layer) {
   if (shape.kv_heads < 0 || shape.kv_heads > max_kv_heads)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "layer %d: kv_heads is %d, must be 0 (no cache) to %d", layer,
-                         shape.kv_heads, max_kv_heads);
+    return Status::error(ErrorCode::InvalidArgument, "%skv_heads is %d, must be 0 (no cache) to %d",
+                         LayerName(layer).text, shape.kv_heads, max_kv_heads);
   if (shape.window < 0)
     return Status::error(ErrorCode::InvalidArgument,
-                         "layer %d: window is %d, must be 0 (unlimited) or more", layer,
+                         "%swindow is %d, must be 0 (unlimited) or more", LayerName(layer).text,
                          shape.window);
   if (shape.kv_heads == 0) return {};
   for (const int dim : {shape.key_dim, shape.value_dim})
     if (dim < 8 || dim > max_head_dim || dim % 8 != 0)
       return Status::error(ErrorCode::InvalidArgument,
-                           "layer %d: head dimensions are key %d, value %d; both must be "
+                           "%shead dimensions are key %d, value %d; both must be "
                            "multiples of 8 from 8 to %d",
-                           layer, shape.key_dim, shape.value_dim, max_head_dim);
+                           LayerName(layer).text, shape.key_dim, shape.value_dim, max_head_dim);
   return {};
 }
 

@@ -178,8 +178,9 @@ inline Result<RecipeFile> parse_recipe_file(std::string_view text, const std::st
   Result<JsonValue> page_tokens = root.at("page_tokens");
   if (!page_tokens) return std::move(page_tokens).take_status();
   Result<std::int64_t> tokens = page_tokens->integer(0, 128);
-  if (!tokens || !is_page_size(static_cast<int>(*tokens)))
-    return page_tokens->error("is " + page_tokens->text() + ", not 32, 64 or 128");
+  if (!tokens) return std::move(tokens).take_status();
+  if (const Status status = check_page_tokens(static_cast<int>(*tokens)); !status.ok())
+    return page_tokens->error("is impossible: " + std::string(status.message()));
   result.page_tokens = static_cast<int>(*tokens);
   Result<JsonValue> layers = root.at("layers");
   if (!layers) return std::move(layers).take_status();
@@ -201,9 +202,7 @@ inline Result<RecipeFile> read_recipe_file(const std::filesystem::path& path) {
 /// InvalidArgument if shape, page size or plan are invalid, or a text is not UTF-8.
 inline Result<std::string> to_text(const RecipeFile& file) {
   KVTILT_RETURN_IF_ERROR(check_shape(file.shape));
-  if (!is_page_size(file.page_tokens))
-    return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
-                         file.page_tokens);
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(file.page_tokens));
   Result<Plan> resolved = resolve_plan(file.plan, file.shape, file.page_tokens);
   if (!resolved) return std::move(resolved).take_status();
   std::string text =

@@ -35,6 +35,12 @@ inline constexpr int page_alignment = 64;
 
 constexpr bool is_page_size(int tokens) { return tokens == 32 || tokens == 64 || tokens == 128; }
 
+inline Status check_page_tokens(int page_tokens) {
+  if (is_page_size(page_tokens)) return {};
+  return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
+                       page_tokens);
+}
+
 constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }

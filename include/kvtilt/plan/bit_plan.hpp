@@ -121,9 +121,7 @@ inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
                                  const FormatChoices& choices, const ModelLosses& losses,
                                  const BitBudget& budget) {
   KVTILT_RETURN_IF_ERROR(check_shape(shape));
-  if (!is_page_size(page_tokens))
-    return Status::error(ErrorCode::InvalidArgument, "pages of %d tokens; must be 32, 64 or 128",
-                         page_tokens);
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   KVTILT_RETURN_IF_ERROR(check_losses(losses, shape, choices));
   KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Keys, choices.keys, budget.key_floor));
   KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Values, choices.values, budget.value_floor));

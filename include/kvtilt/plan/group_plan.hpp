@@ -52,9 +52,7 @@ inline Result<FormatChoices> format_choices(const CacheShape& shape, int page_to
                                             std::span<const int> value_bits,
                                             const GroupOptions& options = {}) {
   KVTILT_RETURN_IF_ERROR(check_shape(shape));
-  if (!is_page_size(page_tokens))
-    return Status::error(ErrorCode::InvalidArgument, "pages of %d tokens; must be 32, 64 or 128",
-                         page_tokens);
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   int key_dim = 0;
   int value_dim = 0;
   for (const LayerShape& layer : shape.layers) {

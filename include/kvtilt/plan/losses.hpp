@@ -92,9 +92,7 @@ inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const
     for (Format& format : resolved.of(tensor)) {
       const int dim = tensor == Tensor::Keys ? shape.key_dim : shape.value_dim;
       Result<Format> one = resolve_format(format, to_string(tensor), dim, page_tokens);
-      if (!one)
-        return Status::error(one.code(), "layer %zu: %.*s", layer,
-                             static_cast<int>(one.message().size()), one.message().data());
+      if (!one) return in_layer(layer, one.status());
       format = *one;
     }
   return resolved;

@@ -120,10 +120,11 @@ inline double page_error(const PageRows& rows, std::span<const double> tokens,
 /// Cost     the scalar specification: 18 ns per element for min-max, 25 at one bit, 37 for min-mse
 inline Result<double> measure_error(const TensorView& data, int head, const Format& format,
                                     int page_tokens, const ErrorWeights& weights = {}) {
-  if (!is_page_size(page_tokens) || data.tokens < page_tokens || head < 0 || head >= data.heads)
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
+  if (data.tokens < page_tokens || head < 0 || head >= data.heads)
     return Status::error(ErrorCode::InvalidArgument,
                          "head %d of %d, %lld tokens in pages of %d: there must be at least one "
-                         "whole page of 32, 64 or 128",
+                         "whole page",
                          head, data.heads, static_cast<long long>(data.tokens), page_tokens);
   const std::size_t tokens = static_cast<std::size_t>(data.tokens);
   const std::size_t dim = data.dim > 0 ? static_cast<std::size_t>(data.dim) : 0;

@@ -5,6 +5,7 @@
 #include <kvtilt/quant/format.hpp>
 
 #include <cstddef>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -19,6 +20,23 @@ struct Plan {
   }
 };
 
+/// Resolves the recipes of a layer's heads (resolve_recipe). Fails with InvalidArgument unless there
+/// is one, or one per kv head.
+inline Result<std::vector<Recipe>> resolve_recipes(const std::vector<Recipe>& recipes,
+                                                   const LayerShape& shape, int page_tokens) {
+  if (recipes.size() != 1 && recipes.size() != static_cast<std::size_t>(shape.kv_heads))
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%zu recipes for %d kv heads; give one, or one per head", recipes.size(),
+                         shape.kv_heads);
+  std::vector<Recipe> resolved;
+  for (const Recipe& recipe : recipes) {
+    Result<Recipe> one = resolve_recipe(recipe, shape, page_tokens);
+    if (!one) return std::move(one).take_status();
+    resolved.push_back(*one);
+  }
+  return resolved;
+}
+
 /// Returns the plan with every recipe resolved for its layer, or the first error found. Recipes of
 /// layers without a cache (kv_heads = 0) are not checked.
 inline Result<Plan> resolve_plan(const Plan& plan, const CacheShape& shape, int page_tokens) {
@@ -27,21 +45,11 @@ inline Result<Plan> resolve_plan(const Plan& plan, const CacheShape& shape, int 
                          plan.recipes.size(), shape.layers.size());
   Plan resolved = plan;
   for (std::size_t layer = 0; layer < shape.layers.size(); ++layer) {
-    const LayerShape& layer_shape = shape.layers[layer];
-    std::vector<Recipe>& recipes = resolved.recipes[layer];
-    if (layer_shape.kv_heads == 0) continue;
-    if (recipes.size() != 1 && recipes.size() != static_cast<std::size_t>(layer_shape.kv_heads))
-      return Status::error(ErrorCode::InvalidArgument,
-                           "layer %zu: the plan has %zu recipes for %d kv heads; give one, or one "
-                           "per head",
-                           layer, recipes.size(), layer_shape.kv_heads);
-    for (Recipe& recipe : recipes) {
-      Result<Recipe> one = resolve_recipe(recipe, layer_shape, page_tokens);
-      if (!one)
-        return Status::error(one.code(), "layer %zu: %.*s", layer,
-                             static_cast<int>(one.message().size()), one.message().data());
-      recipe = *one;
-    }
+    if (shape.layers[layer].kv_heads == 0) continue;
+    Result<std::vector<Recipe>> recipes =
+        resolve_recipes(plan.recipes[layer], shape.layers[layer], page_tokens);
+    if (!recipes) return in_layer(layer, recipes.status());
+    resolved.recipes[layer] = *std::move(recipes);
   }
   return resolved;
 }

@@ -18,7 +18,7 @@ struct Found {
 template <class... Kernels>
 Found count(AttendKernels<Kernels...>, int dim, const std::vector<Recipe>& recipes, int page) {
   const LayerShape shape{2, dim, dim};
-  const std::vector<Recipe> resolved = resolve_recipes(shape, recipes, page).value();
+  const std::vector<Recipe> resolved = resolve_recipes(recipes, shape, page).value();
   Found found;
   ((fits<Kernels>(shape, resolved, page) ? void(++(Kernels::generic ? found.generic : found.fast))
                                          : void()),

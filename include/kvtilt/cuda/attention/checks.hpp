@@ -10,6 +10,7 @@
 #include <kvtilt/cuda/page/convert_page.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/format.hpp>
+#include <kvtilt/quant/plan.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <algorithm>
@@ -24,23 +25,6 @@ namespace kvtilt::cuda {
 
 /// Most sequences in one launch: shared memory holds where the units of each start.
 inline constexpr int max_attend_sequences = 1024;
-
-/// Resolves the recipes of a layer's heads. InvalidArgument unless there is one, or one per kv head.
-inline Result<std::vector<Recipe>> resolve_recipes(const LayerShape& shape,
-                                                   const std::vector<Recipe>& recipes,
-                                                   int page_tokens) {
-  if (recipes.size() != 1 && recipes.size() != static_cast<std::size_t>(shape.kv_heads))
-    return Status::error(ErrorCode::InvalidArgument,
-                         "%zu recipes for %d kv heads; give one, or one per head", recipes.size(),
-                         shape.kv_heads);
-  std::vector<Recipe> resolved;
-  for (const Recipe& recipe : recipes) {
-    Result<Recipe> one = resolve_recipe(recipe, shape, page_tokens);
-    if (!one) return std::move(one).take_status();
-    resolved.push_back(*one);
-  }
-  return resolved;
-}
 
 /// Names the recipes in an error message.
 inline std::string recipe_names(const std::vector<Recipe>& recipes) {
@@ -58,14 +42,12 @@ struct ServedLayers {
   /// InvalidArgument if no cache can have such a layer.
   static Result<ServedLayers> make(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                    int page_tokens) {
-    KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
+    KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
     if (shape.kv_heads == 0)
       return Status::error(ErrorCode::InvalidArgument,
                            "a layer of 0 kv heads keeps no cache to attend to");
-    if (!is_page_size(page_tokens))
-      return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
-                           page_tokens);
-    Result<std::vector<Recipe>> resolved = resolve_recipes(shape, recipes, page_tokens);
+    KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
+    Result<std::vector<Recipe>> resolved = resolve_recipes(recipes, shape, page_tokens);
     if (!resolved) return std::move(resolved).take_status();
     const PageLayout layout = PageLayout::make(shape, *resolved, page_tokens);
     return ServedLayers{shape, std::move(*resolved), page_tokens, layout_fingerprint(layout),

@@ -154,9 +154,8 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
     const LayerShape& layer_shape = shape.layers[index];
     if (layer_shape.kv_heads > 0)
       for (const Recipe& recipe : plan.recipes[index])
-        if (Status one = supports(layer_shape, recipe, options.page_tokens); !one.ok())
-          return Status::error(one.code(), "layer %zu: %.*s", index,
-                               static_cast<int>(one.message().size()), one.message().data());
+        if (const Status one = supports(layer_shape, recipe, options.page_tokens); !one.ok())
+          return in_layer(index, one);
     layout.layers.push_back(make_device_layer(layer_shape, resolved->recipes[index], options));
     DeviceLayer& layer = layout.layers.back();
     if (layer_shape.kv_heads == 0) continue;

@@ -123,10 +123,8 @@ inline Status supports_device_tensor(const char* name, int dim, int bits, int pa
 /// Fails  InvalidArgument  the CPU does not support them either
 ///        Unsupported      names the tensor and what would be supported
 inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe, int page_tokens) {
-  if (!is_page_size(page_tokens))
-    return Status::error(ErrorCode::InvalidArgument, "page_tokens is %d, must be 32, 64 or 128",
-                         page_tokens);
-  KVTILT_RETURN_IF_ERROR(check_shape(shape, 0));
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
+  KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0) return {};
   Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
   if (!resolved) return std::move(resolved).take_status();
