@@ -134,7 +134,8 @@ class AttentionTile {
     return query;
   }
 
-  /// How many pages of this layout are joined; add_page()'s `next` leads as many pages ahead.
+  /// How many pages of this layout are joined. add_page()'s `prefetch_offset` leads as many pages
+  /// ahead.
   [[nodiscard]] static int joined_pages(const HeadLayout& head) {
     const int slots = head.value.matrix.inner;
     return head.value.format.quantized() && slots < cpu::joined_slots ? cpu::joined_slots / slots
@@ -143,8 +144,8 @@ class AttentionTile {
 
   /// Attends to the slots 0 to tokens - 1 of one page, as far as each row sees them.
   ///
-  /// next  bytes from `block` to the block to prefetch; 0: none
-  void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t next,
+  /// prefetch_offset  bytes from `block` to the block to prefetch; 0: none
+  void add_page(const HeadLayout& head, const std::byte* block, std::ptrdiff_t prefetch_offset,
                 std::int64_t first_position, int tokens, bool sinks) {
     if (joined_.head != &head) end_group();
     const int slots = static_cast<int>(cpu::padded_extent(tokens));
@@ -154,7 +155,7 @@ class AttentionTile {
     const int page = joined_.pages++;
     if (page == 0) joined_.seen.first = range.first;
     joined_.head = &head;
-    joined_.block[page] = {block, next};
+    joined_.block[page] = {block, prefetch_offset};
     joined_.first_position[page] = first_position;
     joined_.seen.last = joined_.slots + range.last;
     cpu::PendingContraction& keys = keys_[page % 2];

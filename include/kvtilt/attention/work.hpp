@@ -188,12 +188,13 @@ inline void add_pages(const Work& work, int kv_head, int first, int last, Attent
     const std::byte* block = page.data + head.offset;
     const int joined = AttentionTile::joined_pages(head);
     if (index % joined == 0) tile.end_group();
-    std::ptrdiff_t next = 0;
+    std::ptrdiff_t prefetch_offset = 0;
     if (const int ahead = index + joined; ahead < last) {
       const PageEntry& following = work.view->pages[ahead];
-      next = distance(block, following.data + work.view->head(following.kind, kv_head).offset);
+      prefetch_offset =
+          distance(block, following.data + work.view->head(following.kind, kv_head).offset);
     }
-    tile.add_page(head, block, next, page.first_position, page.tokens,
+    tile.add_page(head, block, prefetch_offset, page.first_position, page.tokens,
                   page.kind == PageKind::Sinks);
   }
 }

@@ -40,15 +40,15 @@ struct QuadReader {
   }
 
   /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b. Prefetches the
-  /// line that is `next` bytes ahead.
-  KVTILT_INLINE I32x16 codes(int quad_index, std::ptrdiff_t next) const {
+  /// line that is `prefetch_offset` bytes ahead.
+  KVTILT_INLINE I32x16 codes(int quad_index, std::ptrdiff_t prefetch_offset) const {
     const int index = first_index + quad_index;
     I32x16 result = broadcast_bits(0);
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
       const std::byte* line = plane[p] + index / fields * lanes * quad;
-      prefetch(line, next);
+      prefetch(line, prefetch_offset);
       if (width == 8) return load_line(line, lanes);
       const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
       const I32x16 field = bit_and(shift_right(load_line(line, lanes), index % fields * width),
@@ -82,14 +82,15 @@ struct BlockReader {
 
   /// The codes of quad `member` of a unit, as QuadReader::codes() returns them. After unrolling all
   /// shifts are constants.
-  KVTILT_INLINE I32x16 codes(std::ptrdiff_t unit, int member, std::ptrdiff_t next) const {
+  KVTILT_INLINE I32x16 codes(std::ptrdiff_t unit, int member,
+                             std::ptrdiff_t prefetch_offset) const {
     I32x16 result = broadcast_bits(0);
     KVTILT_UNROLL(3)
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
       const std::byte* line = plane[p] + unit * unit_bytes(width) + member / fields * line_bytes;
-      if (member % fields == 0) prefetch(line, next);
+      if (member % fields == 0) prefetch(line, prefetch_offset);
       if (width == 8) return load_line(line, line_lanes);
       const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
       const I32x16 field = bit_and(

@@ -46,7 +46,7 @@ inline constexpr float step_share = 0.6f;
 /// which kernels prefetch; 0: none.
 struct PageBlock {
   const std::byte* data;
-  std::ptrdiff_t next;
+  std::ptrdiff_t prefetch_offset;
 };
 
 /// What one page contributes to the scores (keys), or some pages to the outputs (values), of some
@@ -128,12 +128,12 @@ struct RowTerms {
 /// A band (one group's extent along the axis of the groups, page/layout.hpp) and a tile of rows, with
 /// the weights ready for the dot product.
 struct WeighedBand {
-  Range blocks;             ///< of 16 outer indices
-  int row;                  ///< first of the tile
-  int rows;                 ///< row_tile, or one
-  bool adds;                ///< to the results; else these are overwritten
-  const F16* outer_scales;  ///< minima follow, pitch() on; null if scales lie along inner
-  std::ptrdiff_t next;      ///< PageBlock::next of the page that these belong to
+  Range blocks;                    ///< of 16 outer indices
+  int row;                         ///< first of the tile
+  int rows;                        ///< row_tile, or one
+  bool adds;                       ///< to the results; else these are overwritten
+  const F16* outer_scales;         ///< minima follow, pitch() on; null if scales lie along inner
+  std::ptrdiff_t prefetch_offset;  ///< of the page that these belong to
   Weights weights;
   RowTerms terms;
 };

@@ -17,15 +17,15 @@ struct BandPage {
   Range inner;        ///< of the page
   const F16* scales;  ///< minima follow, `pitch` on; null if scales lie along outer
   int pitch;
-  std::ptrdiff_t next;
+  std::ptrdiff_t prefetch_offset;
 
   /// Loads the scales of a line, and middle = minimum + mean code * scale. Both are 1 if scales lie
   /// along outer, and 0 outside `inner`, where stored bytes and coefficients then do not matter.
   KVTILT_INLINE void load_line(int i, const F32x16& mean, F32x16& scale, F32x16& middle) const {
     if (scales == nullptr || i < inner.first || i + line_lanes > inner.last)
       return load_edge(i, mean, scale, middle);
-    prefetch(scales + i, next);
-    prefetch(scales + pitch + i, next);
+    prefetch(scales + i, prefetch_offset);
+    prefetch(scales + pitch + i, prefetch_offset);
     scale = load_f16(scales + i, line_lanes);
     middle = multiply_add(scale, mean, load_f16(scales + pitch + i, line_lanes));
   }
@@ -57,7 +57,7 @@ struct Band {
     return {{inner.first - start, inner.last - start},
             scaled() ? tensor.scales(block.data, band) : nullptr,
             tensor.pitch(),
-            block.next};
+            block.prefetch_offset};
   }
 };
 
@@ -268,7 +268,7 @@ inline void weigh_next(PendingContraction& work) {
   result.rows = next_rows(contraction.rows - work.row);
   result.adds = contraction.role == Role::Values || (!along_outer && work.band > first_band);
   result.outer_scales = along_outer ? nullptr : tensor.scales(page.data, band.band);
-  result.next = page.next;
+  result.prefetch_offset = page.prefetch_offset;
   result.terms = RowTerms{};
   const bool wide = result.rows == row_tile
                         ? weigh<row_tile>(band, work.rounding, scratch, result.terms)

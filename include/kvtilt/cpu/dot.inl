@@ -164,8 +164,8 @@ KVTILT_INLINE void give_results(const Contraction& contraction, const WeighedBan
   if (band.outer_scales != nullptr) {
     const int lanes = block_lanes(contraction.tensor->matrix, block);
     const F16* minima = band.outer_scales + contraction.tensor->pitch();
-    prefetch(band.outer_scales + at, band.next);
-    prefetch(minima + at, band.next);
+    prefetch(band.outer_scales + at, band.prefetch_offset);
+    prefetch(minima + at, band.prefetch_offset);
     const F32x16 scale = load_f16(band.outer_scales + at, lanes);
     const F32x16 minimum = load_f16(minima + at, lanes);
     KVTILT_UNROLL(4)
@@ -210,7 +210,7 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
     const QuadReader reader(page->data + tensor.codes, tensor.matrix, tensor.format.bits, block);
     const Range inner = part_of(all, start, page_inner);
     for (int q = inner.first / quad; q * quad < inner.last; ++q) {
-      const I32x16 codes[1] = {reader.codes(q, page->next)};
+      const I32x16 codes[1] = {reader.codes(q, page->prefetch_offset)};
       dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + q));
       dot.flush();
     }
@@ -236,7 +236,7 @@ KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& 
     for (int b = 0; b < block_tile; ++b)
       readers[b] = BlockReader<Bits>(page->data + tensor.codes, tensor.matrix, block + b);
     const Range inner = part_of(all, start, page_inner);
-    const std::ptrdiff_t next = page->next;
+    const std::ptrdiff_t prefetch_offset = page->prefetch_offset;
     const std::ptrdiff_t units = (inner.last + unit_inner - 1) / unit_inner;
     for (std::ptrdiff_t unit = inner.first / unit_inner; unit < units;) {
       const std::ptrdiff_t end = units - unit < units_to_flush ? units : unit + units_to_flush;
@@ -245,7 +245,8 @@ KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& 
         for (int member = 0; member < unit_size; ++member) {
           I32x16 codes[block_tile];
           KVTILT_UNROLL(2)
-          for (int b = 0; b < block_tile; ++b) codes[b] = readers[b].codes(unit, member, next);
+          for (int b = 0; b < block_tile; ++b)
+            codes[b] = readers[b].codes(unit, member, prefetch_offset);
           dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + unit * unit_size),
                   member);
         }
@@ -318,7 +319,7 @@ KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand&
   }
   int i = contraction.inner.first;
   for (; i + half_chains <= contraction.inner.last; i += half_chains) {
-    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.pages->next);
+    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.pages->prefetch_offset);
     KVTILT_UNROLL(2)
     for (int chain = 0; chain < half_chains; ++chain) {
       const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
