@@ -146,9 +146,11 @@ TEST(Layout, KeysAndValuesAreTransposed) {
   EXPECT_EQ(head.value.matrix.inner, 64);
   EXPECT_TRUE(head.key.group_along_outer);
   EXPECT_TRUE(head.value.group_along_outer);
+  EXPECT_TRUE(head.value.scales_along_inner());
   const HeadLayout swapped = head_layout(resolved("k4tv4c", {1, 80, 96, 0}, 64), 80, 96, 64, 0);
   EXPECT_FALSE(swapped.key.group_along_outer);
   EXPECT_FALSE(swapped.value.group_along_outer);
+  EXPECT_FALSE(swapped.value.scales_along_inner());
 }
 
 TEST(PageLayout, HeadsFollowEachOther) {

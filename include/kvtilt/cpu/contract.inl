@@ -48,14 +48,12 @@ struct Band {
   int band;     ///< number in its page
   Range inner;  ///< over all pages
 
-  [[nodiscard]] bool scaled() const { return contraction->tensor->group_along_outer; }
-
   /// The page whose inner indices begin at `start`.
   [[nodiscard]] KVTILT_INLINE BandPage page(int index, int start) const {
     const TensorLayout& tensor = *contraction->tensor;
     const PageBlock& block = contraction->pages[index];
     return {{inner.first - start, inner.last - start},
-            scaled() ? tensor.scales(block.data, band) : nullptr,
+            tensor.scales_along_inner() ? tensor.scales(block.data, band) : nullptr,
             tensor.pitch(),
             block.prefetch_offset};
   }
@@ -192,11 +190,11 @@ KVTILT_INLINE auto too_coarse(const RoundedRows& rounded, const Rounding& roundi
 template <int Tile>
 inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratch& scratch,
                   RowTerms& terms) {
-  const bool scaled = band.scaled();
+  const bool scales_along_inner = band.contraction->tensor->scales_along_inner();
   FoldedRows folded;
   fold<Tile>(band, rounding.mean_code, scratch.exact, folded);
-  if (!scaled || !rounding.integers)
-    (scaled ? terms.offset : terms.total) = reduce_add(folded.linear);
+  if (!scales_along_inner || !rounding.integers)
+    (scales_along_inner ? terms.offset : terms.total) = reduce_add(folded.linear);
   if (!rounding.integers) {
     terms.step += 1.0f;
     return false;
@@ -221,9 +219,9 @@ inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratc
   const float mean = rounding.mean_code;
   KVTILT_UNROLL(4)
   for (int r = 0; r < row_tile; ++r)
-    folded.linear[r] =
-        multiply_add(to_floats(rounded.sum[r]), broadcast(-mean * steps.step[r]),
-                     scaled ? folded.linear[r] : mul(folded.linear[r], broadcast(mean)));
+    folded.linear[r] = multiply_add(
+        to_floats(rounded.sum[r]), broadcast(-mean * steps.step[r]),
+        scales_along_inner ? folded.linear[r] : mul(folded.linear[r], broadcast(mean)));
   terms.offset = reduce_add(folded.linear);
   terms.step = steps.step;
   return wide;
@@ -267,7 +265,7 @@ inline void weigh_next(PendingContraction& work) {
   result.row = work.row;
   result.rows = next_rows(contraction.rows - work.row);
   result.adds = contraction.role == Role::Values || (!along_outer && work.band > first_band);
-  result.outer_scales = along_outer ? nullptr : tensor.scales(page.data, band.band);
+  result.outer_scales = tensor.scales_along_inner() ? nullptr : tensor.scales(page.data, band.band);
   result.prefetch_offset = page.prefetch_offset;
   result.terms = RowTerms{};
   const bool wide = result.rows == row_tile

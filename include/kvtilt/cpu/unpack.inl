@@ -86,7 +86,7 @@ struct UnpackSource {
 
 /// Scales and minima of a square: one of each per channel, or per token.
 struct SquareMetadata {
-  bool of_tokens;
+  bool per_token;
   F32x16 scale;
   F32x16 minimum;
   float scales[line_lanes];
@@ -94,10 +94,10 @@ struct SquareMetadata {
 
   SquareMetadata() = default;
   SquareMetadata(const UnpackSource& source, const Square& square)
-      : of_tokens(source.tensor.group_along_outer != source.keys()) {
-    const int along = of_tokens ? square.channel : square.token;
-    const int entry = of_tokens ? square.token : square.channel;
-    const int entries = of_tokens ? line_lanes : square.channels;
+      : per_token(source.tensor.scales_along_inner() != source.keys()) {
+    const int along = per_token ? square.channel : square.token;
+    const int entry = per_token ? square.token : square.channel;
+    const int entries = per_token ? line_lanes : square.channels;
     const F16* from =
         source.tensor.scales(source.block, along / source.tensor.format.group) + entry;
     // Codes are loaded as the bits of fp16 subnormals, multiples of 2^-24. Scaling by 2^24 is exact.
@@ -108,7 +108,7 @@ struct SquareMetadata {
   }
 
   KVTILT_INLINE F32x16 decode(const F32x16& code, int token) const {
-    if (!of_tokens) return multiply_add(code, scale, minimum);
+    if (!per_token) return multiply_add(code, scale, minimum);
     return multiply_add(code, broadcast(scales[token]), broadcast(minima[token]));
   }
 };

@@ -53,6 +53,9 @@ struct TensorLayout {
   std::uint32_t codes;
   std::uint32_t metadata;
 
+  /// Whether each inner index has scales of its own, as groups extend along outer; else each outer
+  /// index has.
+  [[nodiscard]] KVTILT_HD constexpr bool scales_along_inner() const { return group_along_outer; }
   /// Number of bands: groups along the grouped axis, of which the last may be short.
   [[nodiscard]] KVTILT_HD constexpr int bands() const {
     if (!format.quantized()) return 0;
@@ -61,7 +64,7 @@ struct TensorLayout {
   }
   /// Entries of a band, one for each group.
   [[nodiscard]] KVTILT_HD constexpr int pitch() const {
-    return group_along_outer ? matrix.inner : matrix.outer;
+    return scales_along_inner() ? matrix.inner : matrix.outer;
   }
   [[nodiscard]] KVTILT_HD constexpr std::size_t metadata_bytes() const {
     return static_cast<std::size_t>(bands()) * static_cast<std::size_t>(pitch()) * 2 * sizeof(F16);
