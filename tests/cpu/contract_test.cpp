@@ -98,14 +98,14 @@ struct Operands {
   std::vector<float> result;
   std::vector<std::byte> scratch;
 
-  Operands(test::Random& random, CodeMatrix matrix, int extent, Range inner, cpu::Role role)
+  Operands(test::Random& random, CodeMatrix matrix, int extent, Range inner, Role role)
       : rows(random.between(1, 9)),
         coefficient_stride(up_to_32(extent) + 4),
         result_stride(up_to_16(matrix.outer) + 4),
         coefficients(static_cast<std::size_t>(rows * coefficient_stride), poison),
         start(static_cast<std::size_t>(rows * result_stride), guard),
         scratch(cpu::contract_scratch_bytes(
-                    role == cpu::Role::Keys ? extent : std::max(extent, cpu::joined_slots)) +
+                    role == Role::Keys ? extent : std::max(extent, cpu::joined_slots)) +
                     128,
                 guard_byte) {
     for (int row = 0; row < rows; ++row) {
@@ -114,7 +114,7 @@ struct Operands {
       for (int i = inner.first / 32 * 32; i < up_to_32(inner.last); ++i) {
         const double x = random.sampled_normal() * (random.chance(40) ? 20.0 : 1.0);
         coefficients[static_cast<std::size_t>(row * coefficient_stride + i)] =
-            static_cast<float>(role == cpu::Role::Values ? std::fabs(x) : x);
+            static_cast<float>(role == Role::Values ? std::fabs(x) : x);
       }
       for (int o = 0; o < up_to_16(matrix.outer); ++o)
         start[static_cast<std::size_t>(row * result_stride + o)] =
@@ -166,15 +166,14 @@ struct CleanPages {
 
 /// The most that rounding a row's weights to integers may change a sum, by band: per element half a
 /// step times half the range of the codes, whose mean is subtracted.
-double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* row, Range inner,
+double integer_tolerance(const CleanPages& pages, Role role, const float* row, Range inner,
                          int outer) {
   const TensorLayout& tensor = *pages.tensor;
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
   const int group = tensor.group_along_outer ? pages.extent() : tensor.format.group;
   int extent = group;  // number of weights that share a step
-  if (tensor.group_along_outer && role == cpu::Role::Values)
-    extent = std::max(group, cpu::joined_slots);
+  if (tensor.group_along_outer && role == Role::Values) extent = std::max(group, cpu::joined_slots);
   for (int first = 0; first < inner.last; first += group) {
     double largest = 0;
     double square = 0;
@@ -191,7 +190,7 @@ double integer_tolerance(const CleanPages& pages, cpu::Role role, const float* r
     }
     if (count == 0) continue;
     const double refined = n > 3 ? 0.6 * std::sqrt(square / extent) / n : largest;
-    const double step = std::min(largest / (role == cpu::Role::Keys ? 127 : 255), refined * 1.05);
+    const double step = std::min(largest / (role == Role::Keys ? 127 : 255), refined * 1.05);
     const double lane = tensor.group_along_outer
                             ? 1.0
                             : static_cast<double>(to_float(pages.scales(outer, first)[outer]));
@@ -209,7 +208,7 @@ struct ExpectedSums {
   };
   std::vector<Sum> sums;  // [row][element of the outer range]
 
-  ExpectedSums(const Operands& operands, const CleanPages& pages, cpu::Role role, Range outer,
+  ExpectedSums(const Operands& operands, const CleanPages& pages, Role role, Range outer,
                Range inner) {
     const bool has_codes = pages.tensor->format.quantized();
     for (int row = 0; row < operands.rows; ++row)
@@ -217,7 +216,7 @@ struct ExpectedSums {
         const float* coefficients =
             &operands.coefficients[static_cast<std::size_t>(row * operands.coefficient_stride)];
         double sum = 0;
-        if (role == cpu::Role::Values)
+        if (role == Role::Values)
           sum = static_cast<double>(
               operands.start[static_cast<std::size_t>(row * operands.result_stride + o)]);
         double magnitude = std::fabs(sum);
@@ -255,10 +254,10 @@ Range part_of(Range inner, int index, int extent) {
           std::clamp(inner.last - index * extent, 0, extent)};
 }
 
-void check_pages(test::Random& random, const CleanPages& pages, cpu::Role role, std::size_t bytes,
+void check_pages(test::Random& random, const CleanPages& pages, Role role, std::size_t bytes,
                  const std::string& what) {
   const TensorLayout& tensor = *pages.tensor;
-  const bool keys = role == cpu::Role::Keys;
+  const bool keys = role == Role::Keys;
   const Range outer = random_range(random, tensor.matrix.outer);
   Range inner = random_range(random, pages.extent());
   if (keys && inner.first == inner.last) inner = {0, tensor.matrix.inner};
@@ -330,14 +329,14 @@ TEST_P(ContractAgreement, SumsWhatUnpackReturns) {
       for (int round = 0; round < 2; ++round) {
         CleanPages keys{&packed.key, {}, {}};
         keys.add(blocks.front());
-        check_pages(random, keys, cpu::Role::Keys, packed.bytes(), "keys, " + what);
+        check_pages(random, keys, Role::Keys, packed.bytes(), "keys, " + what);
         if (HasFatalFailure()) return;
         // Values of one page first, then of as many as are joined.
         CleanPages values{&packed.value, {}, {}};
         const int joined = format.quantized() ? cpu::joined_slots / extents.tokens : 1;
         for (int page = round == 0 ? 1 : random.between(1, joined); page > 0; --page)
           values.add(blocks[static_cast<std::size_t>(page % 3)]);
-        check_pages(random, values, cpu::Role::Values, packed.bytes(), "values, " + what);
+        check_pages(random, values, Role::Values, packed.bytes(), "values, " + what);
         if (HasFatalFailure()) return;
       }
     }

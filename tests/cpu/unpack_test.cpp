@@ -18,7 +18,6 @@
 namespace kvtilt {
 namespace {
 
-using cpu::Role;
 using test::Block;
 using test::Extents;
 using test::Random;

@@ -70,13 +70,13 @@ class DeviceLayer {
  private:
   static void poison(const PageLayout& layout, std::byte* block, int tokens) {
     for (const HeadLayout& head : layout.heads) {
-      poison_tensor(head.key, cuda::Role::Keys, block + head.offset, layout.tokens, tokens);
-      poison_tensor(head.value, cuda::Role::Values, block + head.offset, layout.tokens, tokens);
+      poison_tensor(head.key, Role::Keys, block + head.offset, layout.tokens, tokens);
+      poison_tensor(head.value, Role::Values, block + head.offset, layout.tokens, tokens);
     }
   }
-  static void poison_tensor(const TensorLayout& tensor, cuda::Role role, std::byte* block,
-                            int slots, int tokens) {
-    const bool keys = role == cuda::Role::Keys;
+  static void poison_tensor(const TensorLayout& tensor, Role role, std::byte* block, int slots,
+                            int tokens) {
+    const bool keys = role == Role::Keys;
     const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
     for (int slot = tokens; slot < slots && !tensor.format.quantized(); ++slot)
       for (int c = 0; c < dim; ++c)

@@ -13,7 +13,7 @@
 
 namespace kvtilt::test {
 
-inline void to_fragment_order(const TensorLayout& tensor, cuda::Role role, const std::byte* host,
+inline void to_fragment_order(const TensorLayout& tensor, Role role, const std::byte* host,
                               std::byte* device) {
   const CodeMatrix matrix = tensor.matrix;
   const auto* from = reinterpret_cast<const std::uint8_t*>(host + tensor.codes);
@@ -31,8 +31,8 @@ inline void to_fragment_order(const TensorLayout& tensor, cuda::Role role, const
 
 /// Converts a head's block; `device` must be zeros.
 inline void to_fragment_order(const HeadLayout& head, const std::byte* host, std::byte* device) {
-  to_fragment_order(head.key, cuda::Role::Keys, host, device);
-  to_fragment_order(head.value, cuda::Role::Values, host, device);
+  to_fragment_order(head.key, Role::Keys, host, device);
+  to_fragment_order(head.value, Role::Values, host, device);
 }
 
 }  // namespace kvtilt::test

@@ -135,8 +135,8 @@ class EmulatedLayer {
             F16 own;
             std::memcpy(&own,
                         device + head.offset + tensor.codes +
-                            cuda::half_offset(keys ? cuda::Role::Keys : cuda::Role::Values,
-                                              tensor.matrix, outer, inner),
+                            cuda::half_offset(keys ? Role::Keys : Role::Values, tensor.matrix,
+                                              outer, inner),
                         sizeof own);
             ASSERT_EQ(own.bits, host.bits)
                 << (keys ? "key" : "value") << " of token " << token << ", channel " << channel;

@@ -160,7 +160,7 @@ class AttentionTile {
     joined_.seen.last = joined_.slots + range.last;
     cpu::PendingContraction& keys = keys_[page % 2];
     kernels_->begin(keys,
-                    {cpu::Role::Keys,
+                    {Role::Keys,
                      &head.key,
                      &joined_.block[page],
                      range,
@@ -194,7 +194,7 @@ class AttentionTile {
     const HeadLayout& head = *joined_.head;
     std::copy_n(joined_.block, joined_.pages, value_blocks_);
     kernels_->begin(values_,
-                    {cpu::Role::Values,
+                    {Role::Values,
                      &head.value,
                      value_blocks_,
                      {0, head.value.matrix.outer},

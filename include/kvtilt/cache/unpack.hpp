@@ -63,9 +63,9 @@ inline void unpack_checked(const LayerView& view, std::int64_t first, const Muta
       const HeadLayout& head = view.head(page->kind, index);
       const std::byte* block = page->data + head.offset;
       const cpu::RowRange rows{token, count, index};
-      if (is_wanted(keys)) view.kernels->unpack(cpu::Role::Keys, head.key, block, slot, keys, rows);
+      if (is_wanted(keys)) view.kernels->unpack(Role::Keys, head.key, block, slot, keys, rows);
       if (is_wanted(values))
-        view.kernels->unpack(cpu::Role::Values, head.value, block, slot, values, rows);
+        view.kernels->unpack(Role::Values, head.value, block, slot, values, rows);
     }
     token += count;
   }

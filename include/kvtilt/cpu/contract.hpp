@@ -31,12 +31,6 @@ enum class Sums : std::uint8_t {
   Integer,  ///< integer dot products, the coefficients rounded to steps of their own
 };
 
-/// What a contraction reads.
-enum class Role : std::uint8_t {
-  Keys,    ///< coefficients are queries; results are written
-  Values,  ///< coefficients are probabilities: none is negative; results are added to
-};
-
 /// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
 /// of the weights then adds less than a fifth of the codes' own error. Measured by bench/run.sh
 /// --errors.
@@ -54,8 +48,10 @@ struct PageBlock {
 ///
 ///     result[r][o] (+)= sum over i in `inner` of coefficients[r][i] * value(o, i), for o in `outer`
 ///
-/// With keys, o is a token; with values, o is a channel. Scales and minima are multiplied into the
-/// coefficients if they lie along inner (one for each i), or into the sums if along outer.
+/// With keys, o is a token, coefficients are queries, and results are written. With values, o is a
+/// channel, coefficients are probabilities (none is negative), and results are added to. Scales and
+/// minima are multiplied into the coefficients if they lie along inner (one for each i), or into the
+/// sums if along outer.
 struct Contraction {
   Role role;
   const TensorLayout* tensor;

@@ -45,6 +45,8 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+enum class Role : std::uint8_t { Keys, Values };
+
 /// Keys or values of one head inside a page. Offsets are in bytes, from the head's block.
 struct TensorLayout {
   Format format;           ///< resolved: the group is written out

@@ -75,9 +75,9 @@ Format per_channel(int bits, int group = 0) {
 }
 
 /// Compares every register of every tile with the scalar decoder; metadata have any sign and size.
-template <cuda::Role role, int Dim>
+template <Role role, int Dim>
 void expect_values(Random& random, const Format& format, int page_tokens) {
-  constexpr bool keys = role == cuda::Role::Keys;
+  constexpr bool keys = role == Role::Keys;
   const Format resolved = resolve_format(format, "test", Dim, page_tokens).value();
   const Recipe recipe = keys ? Recipe{resolved, {}} : Recipe{{}, resolved};
   const HeadLayout head = head_layout(recipe, Dim, Dim, page_tokens, 0);
@@ -145,8 +145,8 @@ TEST(AttendGeneric, FragmentsAreValuesRoundedOnce) {
              {per_channel(bits), per_channel(bits, 16), per_token(bits), per_token(bits, 48)}) {
           const Format any = bits == half_bits ? Format{} : format;
           if (!cuda::supports_order({page_tokens, Dim}, bits)) continue;
-          expect_values<cuda::Role::Keys, Dim>(random, any, page_tokens);
-          expect_values<cuda::Role::Values, Dim>(random, any, page_tokens);
+          expect_values<Role::Keys, Dim>(random, any, page_tokens);
+          expect_values<Role::Values, Dim>(random, any, page_tokens);
         }
   };
   both.template operator()<64>();
@@ -243,12 +243,12 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
 /// Fills the slots from `tokens` on of every sealed page with data that must not reach a result.
 void poison(const DeviceLayer& device, int tokens) {
   const cuda::LayerStorage& layer = device.layer();
-  const auto fill = [&](std::byte* block, const TensorLayout& tensor, cuda::Role role, int dim) {
-    const bool per_channel = tensor.group_along_outer == (role == cuda::Role::Keys);
+  const auto fill = [&](std::byte* block, const TensorLayout& tensor, Role role, int dim) {
+    const bool per_channel = tensor.group_along_outer == (role == Role::Keys);
     for (int token = tokens; token < layer.page_tokens; ++token) {
       for (int channel = 0; channel < dim; ++channel) {
-        const int outer = role == cuda::Role::Keys ? token : channel;
-        const int inner = role == cuda::Role::Keys ? channel : token;
+        const int outer = role == Role::Keys ? token : channel;
+        const int inner = role == Role::Keys ? channel : token;
         if (tensor.format.quantized())
           write_fragment_code(role, reinterpret_cast<std::uint8_t*>(block + tensor.codes),
                               tensor.matrix, tensor.format.bits, outer, inner,
@@ -270,8 +270,8 @@ void poison(const DeviceLayer& device, int tokens) {
     std::byte* page = layer.block(PageKind::Sealed, layer.table(0)[i].page);
     for (int head = 0; head < layer.kv_heads; ++head) {
       const HeadLayout& layout = layer.head(PageKind::Sealed, head);
-      fill(page + layout.offset, layout.key, cuda::Role::Keys, layer.key_dim);
-      fill(page + layout.offset, layout.value, cuda::Role::Values, layer.value_dim);
+      fill(page + layout.offset, layout.key, Role::Keys, layer.key_dim);
+      fill(page + layout.offset, layout.value, Role::Values, layer.value_dim);
     }
   }
 }

@@ -194,7 +194,7 @@ cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Reci
   for (std::size_t i = 0; i < hostile.size(); ++i)
     stored.push_back(*reinterpret_cast<const F16*>(
         block + head.value.codes +
-        cuda::half_offset(cuda::Role::Values, head.value.matrix, 11 + static_cast<int>(i), 33)));
+        cuda::half_offset(Role::Values, head.value.matrix, 11 + static_cast<int>(i), 33)));
   return layer.record();
 }
 

@@ -54,7 +54,7 @@ TEST(InputRows, WriteTheSlotsTheyAreGivenAndNoOthers) {
     layer.records = &records;
     alignas(16) static std::byte codes[144 * 128 * 2];
     std::memset(codes, 0xcd, sizeof codes);
-    const cuda::Role role = keys ? cuda::Role::Keys : cuda::Role::Values;
+    const Role role = keys ? Role::Keys : Role::Values;
     const cuda::InputTask task{role, rows, 1, f16_max, {0, 0, 0, 0}, matrix, codes, slot, count};
     ASSERT_TRUE(emulate(1, 32 * random.between(1, 5), 0, [&](EmulatedThreads& threads) {
       cuda::write_input(threads, layer, task);

@@ -13,7 +13,7 @@
 namespace kvtilt::test {
 namespace {
 
-void expect_decoded(cuda::Role role, const TensorLayout& layout, std::byte* block, Random& random) {
+void expect_decoded(Role role, const TensorLayout& layout, std::byte* block, Random& random) {
   for (std::size_t i = 0; i < code_bytes(layout.matrix, layout.format.bits); ++i)
     block[layout.codes + i] = static_cast<std::byte>(random.below(256));
   for (int band = 0; band < layout.bands(); ++band)
@@ -65,8 +65,8 @@ TEST_P(DecodeTiles, GiveTheNumbersOfTheSpecification) {
       const HeadLayout head = layout_of(format, extents);
       if (!cuda::supports_order(head.key.matrix, bits)) continue;
       Block block(head.bytes());
-      expect_decoded(cuda::Role::Keys, head.key, block.data(), random);
-      expect_decoded(cuda::Role::Values, head.value, block.data(), random);
+      expect_decoded(Role::Keys, head.key, block.data(), random);
+      expect_decoded(Role::Values, head.value, block.data(), random);
       if (testing::Test::HasFailure()) return;
     }
 }

@@ -26,8 +26,7 @@ struct Tensor {
 /// Visits every element of a lane in `tiles` tiles from `first` on: tile, register and half,
 /// position.
 template <class Visit>
-void for_each_element(cuda::Role role, CodeMatrix matrix, int first, int tiles, int lane,
-                      Visit visit) {
+void for_each_element(Role role, CodeMatrix matrix, int first, int tiles, int lane, Visit visit) {
   for (int tile = first; tile < first + tiles && tile < cuda::tile_count(matrix); ++tile) {
     const int outer_tile = tile % cuda::tiles_along(matrix.outer);
     const int inner_tile = tile / cuda::tiles_along(matrix.outer);
@@ -45,7 +44,7 @@ class EncodeTiles : public testing::TestWithParam<int> {};
 TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
   const int bits = GetParam();
   Random random(static_cast<std::uint64_t>(bits));
-  for (const cuda::Role role : {cuda::Role::Keys, cuda::Role::Values})
+  for (const Role role : {Role::Keys, Role::Values})
     for (const CodeMatrix matrix : {CodeMatrix{64, 128}, {32, 32}, {80, 64}, {16, 64}, {112, 32}}) {
       if (!cuda::supports_order(matrix, bits)) continue;
       Tensor expected(matrix, bits);
@@ -75,7 +74,7 @@ TEST_P(EncodeTiles, WordsAreThoseOfTheFragmentOrder) {
 
 /// Encodes a tensor of arbitrary halves with arbitrary scales and minima, and checks every code.
 template <bool AlongOuter, int Together>
-void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, int group) {
+void check_codes(Random& random, Role role, CodeMatrix matrix, int bits, int group) {
   const TensorLayout packed{{bits, {}, group, {}}, matrix, AlongOuter, 0, 0};
   const int tiles = cuda::tile_count(matrix);
   std::vector<cuda::Fragment> halves(static_cast<std::size_t>(tiles) * 32);
@@ -95,7 +94,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
       inverse[entry] = reciprocal(affine.scale);
       minimum[entry] = to_float(affine.minimum);
       int place = i;  // groups along outer are in the order of registers
-      if (AlongOuter && role == cuda::Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
+      if (AlongOuter && role == Role::Values) place = i / 4 * 4 + i % 2 * 2 + i % 4 / 2;
       groups[band * packed.pitch() + place] = cuda::GroupEncoder(affine);
     }
   const cuda::TileMap map(half, packed);
@@ -122,7 +121,7 @@ void check_codes(Random& random, cuda::Role role, CodeMatrix matrix, int bits, i
 TEST_P(EncodeTiles, CodesAreThoseOfTheSpecification) {
   const int bits = GetParam();
   Random random(static_cast<std::uint64_t>(bits));
-  for (const cuda::Role role : {cuda::Role::Keys, cuda::Role::Values}) {
+  for (const Role role : {Role::Keys, Role::Values}) {
     check_codes<true, 4>(random, role, {64, 128}, bits, 64);
     check_codes<true, 4>(random, role, {192, 32}, bits, 128);
     check_codes<true, 1>(random, role, {80, 64}, bits, 64);

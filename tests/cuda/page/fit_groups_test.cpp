@@ -23,7 +23,7 @@ struct Fitted {
 
 /// Fits 16 groups inside a tensor whose other elements are NaN.
 template <class Groups>
-void check_groups(Random& random, cuda::Role role, int bits) {
+void check_groups(Random& random, Role role, int bits) {
   constexpr bool outer = Groups::along_outer;
   const int along = random.between(1, 10);
   const int across = random.between(1, 3);
@@ -94,7 +94,7 @@ void check_groups(Random& random, cuda::Role role, int bits) {
 TEST(FitGroupsAgreement, GiveWhatTheSpecificationGives) {
   Random random(1);
   for (int bits = 1; bits <= 5; ++bits)
-    for (const cuda::Role role : {cuda::Role::Keys, cuda::Role::Values})
+    for (const Role role : {Role::Keys, Role::Values})
       for (int round = 0; round < 100; ++round) {
         SCOPED_TRACE(std::to_string(bits) + " bits, round " + std::to_string(round));
         check_groups<cuda::ColumnGroups<EmulatedThreads>>(random, role, bits);

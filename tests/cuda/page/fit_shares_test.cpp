@@ -22,7 +22,7 @@ Affine by_specification(const GroupView& group, const Format& format) {
 }
 
 /// Fits the 16 groups of a few tiles, each group by `lanes` lanes of a warp.
-void check_groups(Random& random, cuda::Role role, bool along_outer, int tiles, int lanes,
+void check_groups(Random& random, Role role, bool along_outer, int tiles, int lanes,
                   const Format& format) {
   const CodeMatrix matrix{along_outer ? tiles * 16 : 16, along_outer ? 16 : tiles * 16};
   Block block(static_cast<std::size_t>(tiles * cuda::fragment_tile_bytes), 0xff);
@@ -74,7 +74,7 @@ TEST(FitShares, GiveWhatTheSpecificationGives) {
       for (const int tiles : {1, 3, 4, 8})
         for (const int lanes : {1, 2, 8, 32})
           for (const bool along_outer : {true, false})
-            for (const cuda::Role role : {cuda::Role::Keys, cuda::Role::Values}) {
+            for (const Role role : {Role::Keys, Role::Values}) {
               SCOPED_TRACE(std::to_string(bits) + " bits, " + std::to_string(tiles) + " tiles, " +
                            std::to_string(lanes) + " lanes");
               check_groups(random, role, along_outer, tiles, lanes, {bits, {}, 0, rule});

@@ -27,9 +27,9 @@ bool holds(float x, float limit) {
 
 /// Writes full tiles from strided rows: their slots hold what to_f16() gives, others stay, and
 /// exactly the lanes that read an element above the limit report it.
-template <cuda::Role R>
+template <Role R>
 void check_tiles(Random& random, ElementType type, float limit) {
-  constexpr bool keys = R == cuda::Role::Keys;
+  constexpr bool keys = R == Role::Keys;
   const int tokens = 16 * random.between(1, largest_tokens / 16);
   const int dim = 16 * random.between(1, largest_dim / 16);
   const CodeMatrix matrix = keys ? CodeMatrix{tokens, dim} : CodeMatrix{dim, tokens};
@@ -97,8 +97,8 @@ TEST(InputTilesAgreement, AreFullTilesOfHalves) {
     for (const ElementType type : {ElementType::F16, ElementType::BF16})
       for (const float limit : {f16_max, 32752.0f}) {
         SCOPED_TRACE(std::string(to_string(type)) + ", limit " + std::to_string(limit));
-        check_tiles<cuda::Role::Keys>(random, type, limit);
-        check_tiles<cuda::Role::Values>(random, type, limit);
+        check_tiles<Role::Keys>(random, type, limit);
+        check_tiles<Role::Values>(random, type, limit);
         if (testing::Test::HasFailure()) return;
       }
 }
@@ -118,7 +118,7 @@ TEST(InputTiles, MostTellsWhatIsAboveTheLimit) {
     EXPECT_EQ(limit, c.largest);
     for (std::uint32_t bits = 0; bits < 0x10000u; ++bits)
       for (int place = 0; place < 8; ++place) {
-        cuda::detail::RawTile<cuda::Role::Keys> tile{};
+        cuda::detail::RawTile<Role::Keys> tile{};
         tile.word[place / 2] = bits << (16 * (place % 2));
         const std::uint32_t most = tile.most(limit * 0x10001u);
         ASSERT_EQ(most >> (16 * (place % 2)) & 0xffffu,

@@ -16,8 +16,6 @@
 namespace kvtilt::test {
 namespace {
 
-using cuda::Role;
-
 template <Role R>
 bool fills(int bits, Granularity granularity, int group, int dim, int tokens) {
   const Format format{bits, granularity, group, RangeRule::MinMax};

@@ -42,14 +42,12 @@
 /// lane loads 16 bytes at a time.
 #pragma once
 
-#include <kvtilt/page/bit_pack.hpp>
+#include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {
-
-enum class Role : std::uint8_t { Keys, Values };
 
 inline constexpr int tile_extent = 16;
 inline constexpr int warp_lanes = 32;
