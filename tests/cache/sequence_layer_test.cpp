@@ -91,6 +91,9 @@ class Layer {
       EXPECT_EQ(layer_.counts().tokens(kind), tokens[static_cast<int>(kind)]);
     }
     EXPECT_EQ(position, layer_.length());
+    const EntryRange sealed = layer_.sealed_range();
+    EXPECT_EQ(sealed.first, static_cast<std::size_t>(entries[static_cast<int>(PageKind::Sinks)]));
+    EXPECT_EQ(sealed.size(), static_cast<std::size_t>(entries[static_cast<int>(PageKind::Sealed)]));
     EXPECT_EQ(layer_.reserved_table_bytes(), memory_.bytes);
   }
   [[nodiscard]] std::vector<std::pair<PageKind, int>> table() {

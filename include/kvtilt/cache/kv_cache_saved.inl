@@ -16,17 +16,14 @@ inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t l
     }
     const SequenceLayer& own = sequence.layer(layer);
     const Buffer<PageEntry>& entries = own.entries();
-    std::size_t first = 0;  // sealed page
-    while (first < entries.size() && entries[first].kind == PageKind::Sinks) ++first;
-    std::size_t last = first;
-    while (last < entries.size() && entries[last].kind == PageKind::Sealed) ++last;
+    const EntryRange sealed = own.sealed_range();
     SavedLayer saved;
-    saved.pages = static_cast<std::int32_t>(last - first);
+    saved.pages = static_cast<std::int32_t>(sealed.size());
     saved.tail_start = own.tail_start();
     saved.first_kept = own.first_kept();
     const SavedPlaces places =
         writer.add_layer(store.shape, store.layouts, saved, [&](std::int32_t i) {
-          const PageEntry& page = entries[first + static_cast<std::size_t>(i)];
+          const PageEntry& page = entries[sealed.first + static_cast<std::size_t>(i)];
           return SavedPage{page.first_position, page.tokens};
         });
     if (image.empty()) continue;
@@ -41,9 +38,11 @@ inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t l
         clear_unused_slots(store.layout(kind), from->tokens, image.data() + at);
       sum += saved_sum(image, at, at + bytes);
     };
-    copy(PageKind::Sinks, 0, first > 0 ? &entries[0] : nullptr);
-    for (std::size_t i = first; i < entries.size(); ++i)
-      copy(entries[i].kind, static_cast<std::int64_t>(i - (i < last ? first : last)), &entries[i]);
+    copy(PageKind::Sinks, 0, sealed.first > 0 ? &entries[0] : nullptr);
+    for (std::size_t i = sealed.first; i < entries.size(); ++i)
+      copy(entries[i].kind,
+           static_cast<std::int64_t>(i - (i < sealed.last ? sealed.first : sealed.last)),
+           &entries[i]);
   }
   if (!image.empty()) writer.finish(sum);
   return writer.bytes();

@@ -69,14 +69,11 @@ namespace detail {
 /// kvtilt::nearest_pages() of a layer's sealed pages.
 inline PageRange nearest_pages(const SequenceLayer& layer, std::int64_t from, std::int64_t to) {
   const Buffer<PageEntry>& entries = layer.entries();
-  std::size_t first = 0;
-  while (first < entries.size() && entries[first].kind == PageKind::Sinks) ++first;
-  std::size_t last = first;
-  while (last < entries.size() && entries[last].kind == PageKind::Sealed) ++last;
+  const EntryRange sealed = layer.sealed_range();
   return kvtilt::nearest_pages(
-      last - first,
+      sealed.size(),
       [&](std::size_t i) {
-        const PageEntry& page = entries[first + i];
+        const PageEntry& page = entries[sealed.first + i];
         return PageRange{page.first_position, page.first_position + page.tokens};
       },
       from, to);

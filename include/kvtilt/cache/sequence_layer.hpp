@@ -35,6 +35,13 @@ struct BlockCounts {
   std::size_t shared = 0;  ///< table entries that a fork takes over
 };
 
+/// Entries first to last - 1 of a page table.
+struct EntryRange {
+  std::size_t first;
+  std::size_t last;
+  [[nodiscard]] std::size_t size() const { return last - first; }
+};
+
 class SequenceLayer {
  public:
   SequenceLayer(const TokenPlacement& placement, const Allocator& allocator)
@@ -50,6 +57,14 @@ class SequenceLayer {
   /// Position of the tail's first token; sinks lie before it.
   [[nodiscard]] std::int64_t tail_start() const { return tail_start_; }
   [[nodiscard]] const Buffer<PageEntry>& entries() const { return entries_; }
+  /// Entries that are sealed pages: sinks come before, the tail's blocks behind.
+  [[nodiscard]] EntryRange sealed_range() const {
+    EntryRange range{0, entries_.size()};
+    while (range.first < range.last && entries_[range.first].kind == PageKind::Sinks) ++range.first;
+    while (range.last > range.first && entries_[range.last - 1].kind == PageKind::Tail)
+      --range.last;
+    return range;
+  }
   /// Entries and tokens by kind; any thread may read them at any time.
   [[nodiscard]] const EntryCounts& counts() const { return counts_; }
 
@@ -151,7 +166,7 @@ class SequenceLayer {
   [[nodiscard]] Sealing seal() {
     free_outside_window();
     const Block page = spare_.pop_back();
-    PageEntry& entry = entries_[first_tail_entry()];
+    PageEntry& entry = entries_[sealed_range().last];
     const Sealing sealing{entry.data, page.data};
     entry.data = page.data;
     entry.references = page.references;
@@ -294,7 +309,8 @@ class SequenceLayer {
     std::size_t spare;
   };
   [[nodiscard]] TableSizes table_sizes(const BlockCounts& missing) const {
-    const std::size_t pages = sealed_entries() + spare_.size() + missing.sealed + missing.shared;
+    const std::size_t pages =
+        sealed_range().size() + spare_.size() + missing.sealed + missing.shared;
     return {pages + static_cast<std::size_t>(placement_.ring_blocks()) + 1,
             ring_.size() + missing.tail, pages};
   }
@@ -346,17 +362,6 @@ class SequenceLayer {
     return entry.first_position + entry.tokens;
   }
 
-  [[nodiscard]] std::size_t first_tail_entry() const {
-    std::size_t index = entries_.size();
-    while (index > 0 && entries_[index - 1].kind == PageKind::Tail) --index;
-    return index;
-  }
-
-  [[nodiscard]] std::size_t sealed_entries() const {
-    const bool sinks = entries_.size() > 0 && entries_[0].kind == PageKind::Sinks;
-    return first_tail_entry() - (sinks ? 1 : 0);
-  }
-
   void add_entry(const Block& block, std::int64_t first_position, std::int64_t tokens,
                  PageKind kind) {
     entries_.push_back(
@@ -376,13 +381,11 @@ class SequenceLayer {
   void free_outside_window() {
     const std::int64_t cut =
         placement_.free_until(tail_start_ + placement_.recent_tokens + placement_.page_tokens);
-    std::size_t first = 0;
-    while (first < entries_.size() && entries_[first].kind == PageKind::Sinks) ++first;
-    std::size_t last = first;
-    while (last < entries_.size() && entries_[last].kind == PageKind::Sealed &&
-           end_of(entries_[last]) <= cut)
+    const EntryRange sealed = sealed_range();
+    std::size_t last = sealed.first;
+    while (last < sealed.last && end_of(entries_[last]) <= cut)
       first_kept_ = end_of(entries_[last++]);
-    remove_pages(first, last);
+    remove_pages(sealed.first, last);
   }
 
   TokenPlacement placement_;
