@@ -86,5 +86,34 @@ TEST(TokenPlacement, LongContextsDoNotOverflow) {
   EXPECT_EQ(placement.most_entries(std::int64_t{1} << 40), 1 + 4096 / 32 + 5);
 }
 
+TEST(TokenPlacement, ThePageIsSealedByTheTokenAfterTokensBeforeSeal) {
+  for (const int recent : {0, 1, 64, 100})
+    for (const std::int64_t tail_start : {4, 36, 41}) {
+      const TokenPlacement placement{32, 4, recent};
+      for (std::int64_t length = tail_start; placement.seals(tail_start, length) == 0; ++length) {
+        const std::int64_t room = placement.tokens_before_seal(tail_start, length);
+        EXPECT_EQ(placement.seals(tail_start, length + room), 0);
+        EXPECT_EQ(placement.seals(tail_start, length + room + 1), 1);
+      }
+    }
+}
+
+TEST(TokenPlacement, ACutNeedsFreedTokensIfTheNextTokenSeesOne) {
+  const std::int64_t length = 40;
+  for (const int sinks : {0, 4})
+    for (const int window : {1, 2, 9, 100})
+      for (const std::int64_t first_kept : {0, 4, 12, 30})
+        for (std::int64_t cut = 0; cut <= length + 1; ++cut) {
+          bool sees = false;  // a freed token, from the position of the next one
+          for (std::int64_t p = sinks; p < std::min(cut, first_kept); ++p)
+            sees = sees || cut - p < window;
+          EXPECT_EQ(
+              (TokenPlacement{32, sinks, 0, window}.needs_freed_tokens(first_kept, length, cut)),
+              cut < length && sees)
+              << sinks << " sinks, window " << window << ", freed to " << first_kept << ", cut to "
+              << cut;
+        }
+}
+
 }  // namespace
 }  // namespace kvtilt

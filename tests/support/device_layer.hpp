@@ -27,9 +27,7 @@ class DeviceLayer {
     for (const Recipe& recipe : recipes)
       resolved.push_back(resolve_recipe(recipe, shape, options.page_tokens).value());
     layouts_ = make_layer_layouts(shape, resolved, options.page_tokens, options.sink_tokens);
-    TokenPlacement placement = token_placement(options);
-    placement.window = shape.window;
-    layer_ = cuda::describe_layer(shape, placement, layouts_);
+    layer_ = cuda::describe_layer(shape, token_placement(options, shape), layouts_);
     layer_.ring_blocks += 2;
     std::int64_t pages = 0;
     for (const LayerView& view : views) {

@@ -42,8 +42,7 @@ class DeviceProgram {
     options.recent_tokens = setup.recent_tokens;
     Result<Recipe> resolved = resolve_recipe(setup.recipe, setup.shape, setup.page_tokens);
     EXPECT_TRUE(resolved.ok()) << resolved.message();
-    TokenPlacement placement = token_placement(options);
-    placement.window = setup.shape.window;
+    const TokenPlacement placement = token_placement(options, setup.shape);
     device_ = std::make_unique<EmulatedLayer>(setup.shape, std::vector<Recipe>{*resolved},
                                               placement, setup.sequences, setup.pages_each);
     Result<KVCache> cache = KVCache::create({{setup.shape}}, {{{setup.recipe}}}, options);

@@ -10,7 +10,7 @@
 namespace kvtilt::test {
 
 /// Reads one code, 1 to 8 bits.
-constexpr int read_fragment_code(cuda::Role role, const std::uint8_t* codes, CodeMatrix matrix,
+constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix,
                                  int bits, int outer, int inner) {
   int code = 0;
   const Planes split = planes(bits);
@@ -25,7 +25,7 @@ constexpr int read_fragment_code(cuda::Role role, const std::uint8_t* codes, Cod
 }
 
 /// Writes one code, 1 to 8 bits. Its bits must be zeros before: they are set with OR.
-constexpr void write_fragment_code(cuda::Role role, std::uint8_t* codes, CodeMatrix matrix,
+constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix,
                                    int bits, int outer, int inner, int code) {
   const Planes split = planes(bits);
   int below = bits;

@@ -71,10 +71,9 @@ inline Result<std::size_t> attend_workspace_bytes(const LayerShape& shape,
   KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0) return std::size_t{0};
   KVTILT_RETURN_IF_ERROR(detail::check_step(shape, options, step));
-  TokenPlacement placement = token_placement(options);
-  placement.window = shape.window;
   const std::int64_t spans =
-      (placement.most_entries(step.tokens) + detail::span_pages - 1) / detail::span_pages;
+      (token_placement(options, shape).most_entries(step.tokens) + detail::span_pages - 1) /
+      detail::span_pages;
   const auto rows = static_cast<std::size_t>(detail::most_split_rows(shape, step));
   const std::size_t row_floats =
       static_cast<std::size_t>(spans) * detail::AttentionTile::span_floats(shape.value_dim);

@@ -99,7 +99,7 @@ Result<LayerPages> LayerPages::create(const LayerShape& shape, const std::vector
   Result<Isa> active = active_isa(isa);
   if (!active) return std::move(active).take_status();
   // As many sinks as tokens in a page make their blocks the same as those of the tail.
-  return LayerPages(LayerStore::make(shape, *resolved, {page_tokens, page_tokens, 0}),
+  return LayerPages(LayerStore::make(shape, *resolved, {page_tokens, page_tokens, 0, shape.window}),
                     cpu::kernels<FormatList>(*active));
 }
 

@@ -37,7 +37,6 @@ struct LayerStore {
     LayerStore store{};
     store.shape = shape;
     store.placement = placement;
-    store.placement.window = shape.window;
     store.layouts =
         make_layer_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
     return store;
@@ -156,8 +155,8 @@ Result<std::vector<LayerStore>> make_layer_stores(const CacheShape& shape, const
         if (const Status one = supports<FormatList>(layer_shape, recipe, options.page_tokens);
             !one.ok())
           return in_layer(layer, one);
-    stores.push_back(
-        LayerStore::make(layer_shape, resolved->recipes[layer], token_placement(options)));
+    stores.push_back(LayerStore::make(layer_shape, resolved->recipes[layer],
+                                      token_placement(options, layer_shape)));
     for (int kind = 0; kind < page_kinds; ++kind)
       stores.back().pools[kind] =
           pools.pool_for(stores.back().layout(static_cast<PageKind>(kind)).bytes);

@@ -49,9 +49,9 @@ inline Status check_tokens(std::int64_t tokens) {
                        static_cast<long long>(tokens));
 }
 
-/// The placement of tokens in a layer without a window.
-constexpr TokenPlacement token_placement(const CacheOptions& options) {
-  return {options.page_tokens, options.sink_tokens, options.recent_tokens, 0};
+/// The numbers that decide which tokens of a layer are sinks, in sealed pages, or in the tail.
+constexpr TokenPlacement token_placement(const CacheOptions& options, const LayerShape& shape) {
+  return {options.page_tokens, options.sink_tokens, options.recent_tokens, shape.window};
 }
 
 inline Status check_options(const CacheOptions& options) {

@@ -147,7 +147,7 @@ class SequenceLayer {
 
   /// Tokens that can be added before a page is sealed.
   [[nodiscard]] std::int64_t tokens_before_seal() const {
-    return tail_start_ + placement_.recent_tokens + placement_.page_tokens - 1 - length_;
+    return placement_.tokens_before_seal(tail_start_, length_);
   }
 
   /// Whether the tail's first block is full and, once the layer holds `length` tokens, older than the
@@ -180,10 +180,7 @@ class SequenceLayer {
 
   /// Whether the token at `length` would see one that the window has freed.
   [[nodiscard]] bool needs_freed_tokens(std::int64_t length) const {
-    if (length >= length_) return false;
-    const std::int64_t oldest =
-        std::max<std::int64_t>(placement_.sink_tokens, length - placement_.window + 1);
-    return oldest < std::min(first_kept_, length);
+    return placement_.needs_freed_tokens(first_kept_, length_, length);
   }
 
   /// Removes all tokens from `length` on. A cut inside a sealed page leaves it with fewer tokens, and

@@ -46,11 +46,26 @@ struct TokenPlacement {
   }
   /// How many pages are sealed while a sequence whose tail starts at `tail_start` grows to `length`.
   [[nodiscard]] KVTILT_HD constexpr std::int64_t seals(std::int64_t tail_start,
-                                                        std::int64_t length) const {
+                                                       std::int64_t length) const {
     const std::int64_t beyond = length - tail_start - recent_tokens;
     if (beyond < 2 * std::int64_t{page_tokens})  // avoids a division, which is slow on GPUs
       return beyond < page_tokens ? 0 : 1;
     return beyond / page_tokens;
+  }
+  /// Tokens that a sequence of `length` tokens takes before a page is sealed.
+  [[nodiscard]] KVTILT_HD constexpr std::int64_t tokens_before_seal(std::int64_t tail_start,
+                                                                    std::int64_t length) const {
+    return tail_start + recent_tokens + page_tokens - 1 - length;
+  }
+  /// Whether a sequence of `length` tokens cannot be cut to `cut`: the next token would see one that
+  /// the window has freed, which are those before first_kept except sinks.
+  [[nodiscard]] KVTILT_HD constexpr bool needs_freed_tokens(std::int64_t first_kept,
+                                                            std::int64_t length,
+                                                            std::int64_t cut) const {
+    if (cut >= length) return false;
+    std::int64_t oldest = cut - window + 1;
+    if (oldest < sink_tokens) oldest = sink_tokens;
+    return oldest < (first_kept < cut ? first_kept : cut);
   }
   /// Sealed pages that end at or before this position are freed once `length` tokens were appended.
   [[nodiscard]] KVTILT_HD constexpr std::int64_t free_until(std::int64_t length) const {

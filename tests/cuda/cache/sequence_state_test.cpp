@@ -115,7 +115,7 @@ class StateProgram {
     for (std::size_t i = 0; i < pages.size(); ++i)
       ASSERT_EQ(table.slots[static_cast<std::size_t>(table.state.page_end) - pages.size() + i].page,
                 pages[i]);
-    ASSERT_EQ(tokens_before_seal(placement_, table.state),
+    ASSERT_EQ(placement_.tokens_before_seal(table.state.tail_start, table.state.length),
               *cache_->tokens_before_seal(ids_[one], 0));
   }
 
@@ -124,7 +124,8 @@ class StateProgram {
     const int length = static_cast<int>(table.state.length);
     const std::int64_t to =
         random_.chance(3) ? random_.below(length + 1) : std::max(0, length - random_.below(60));
-    const bool refused = needs_freed_tokens(placement_, table.state, to);
+    const bool refused =
+        placement_.needs_freed_tokens(table.state.first_kept, table.state.length, to);
     ASSERT_EQ(cache_->truncate(ids_[one], to).ok(), !refused);
     if (!refused) cuda::truncate(SingleThread{}, placement_, table.state, table.slots.data(), to);
   }

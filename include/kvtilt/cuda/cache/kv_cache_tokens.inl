@@ -146,8 +146,9 @@ inline Status KVCache::note_truncated(const SequenceBatch& batch,
 inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer) const {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
-  return cuda::tokens_before_seal(storages_[static_cast<std::size_t>(layer)].placement(),
-                                  book_.state(id.slot, layer));
+  const SequenceState& state = book_.state(id.slot, layer);
+  return storages_[static_cast<std::size_t>(layer)].placement().tokens_before_seal(state.tail_start,
+                                                                                   state.length);
 }
 
 inline Result<std::int64_t> KVCache::free_pages(int layer) const {

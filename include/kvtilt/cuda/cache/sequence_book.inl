@@ -85,7 +85,8 @@ inline std::int64_t SequenceBook::reserved_tokens(std::uint32_t slot) const {
       continue;
     const TokenPlacement& placement = layers_[layer].placement;
     const std::int64_t spare = own.state.page_capacity - own.state.page_end;
-    const std::int64_t next = own.state.length + cuda::tokens_before_seal(placement, own.state);
+    const std::int64_t next =
+        own.state.length + placement.tokens_before_seal(own.state.tail_start, own.state.length);
     least = std::min(least, next + spare * placement.page_tokens);
   }
   return least;
@@ -170,14 +171,16 @@ inline Status SequenceBook::check_truncate(SequenceId id, std::int64_t length) c
     return Status::error(ErrorCode::InvalidArgument, "cannot truncate to %lld tokens",
                          static_cast<long long>(length));
   const Sequence& sequence = sequences_[id.slot];
-  for (std::size_t layer = 0; layer < layers_.size(); ++layer)
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    const SequenceState& state = sequence.layers[layer].state;
     if (cached(layer) &&
-        needs_freed_tokens(layers_[layer].placement, sequence.layers[layer].state, length))
+        layers_[layer].placement.needs_freed_tokens(state.first_kept, state.length, length))
       return Status::error(ErrorCode::InvalidArgument,
                            "cannot truncate to %lld tokens: the window of layer %zu has freed "
                            "positions up to %lld that the next token would see",
                            static_cast<long long>(length), layer,
-                           static_cast<long long>(sequence.layers[layer].state.first_kept) - 1);
+                           static_cast<long long>(state.first_kept) - 1);
+  }
   return {};
 }
 

@@ -167,9 +167,9 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   KVTILT_DEVICE_LOOP
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads > 0 && storage.window > 0 &&
-        needs_freed_tokens(storage.placement(), threads.load_racing(&storage.states[sequence]),
-                           length))
+    if (storage.kv_heads == 0 || storage.window == 0) continue;
+    const SequenceState state = threads.load_racing(&storage.states[sequence]);
+    if (storage.placement().needs_freed_tokens(state.first_kept, state.length, length))
       detail::refuse(threads, refusing, layer);
   }
   threads.sync();

@@ -47,22 +47,6 @@ KVTILT_HD constexpr SequenceState loaded_state(const SavedLayer& saved, std::int
   return state;
 }
 
-/// Tokens that append takes before it seals a page.
-KVTILT_HD constexpr std::int64_t tokens_before_seal(const TokenPlacement& placement,
-                                                    const SequenceState& state) {
-  return state.tail_start + placement.recent_tokens + placement.page_tokens - 1 - state.length;
-}
-
-/// Whether the token at `length` would see one that the window has freed.
-KVTILT_HD constexpr bool needs_freed_tokens(const TokenPlacement& placement,
-                                            const SequenceState& state, std::int64_t length) {
-  if (length >= state.length) return false;
-  std::int64_t oldest = length - placement.window + 1;
-  if (oldest < placement.sink_tokens) oldest = placement.sink_tokens;
-  const std::int64_t kept = state.first_kept < length ? state.first_kept : length;
-  return oldest < kept;
-}
-
 KVTILT_HD constexpr std::int64_t end_of(const PageSlot& slot) {
   return slot.first_position + slot.tokens;
 }
