@@ -54,6 +54,19 @@ TEST(TensorView, CountsBeyond32Bits) {
   EXPECT_EQ(view.token_stride * 3, std::int64_t{3} << 33);
 }
 
+TEST(TensorView, ElementsOfAnyTypeAreFloats) {
+  std::vector<float> floats(3 * 2 * 8);
+  std::vector<F16> halves(3 * 2 * 8);
+  std::vector<BF16> brains(3 * 2 * 8);
+  floats[45] = 0.1f;
+  halves[45] = to_f16(-3.0f);
+  brains[45] = to_bf16(1e30f);
+  EXPECT_EQ(element(TensorView(floats.data(), 3, 2, 8), 2, 1, 5), 0.1f);
+  EXPECT_EQ(element(TensorView(halves.data(), 3, 2, 8), 2, 1, 5), -3.0f);
+  EXPECT_EQ(element(TensorView(brains.data(), 3, 2, 8), 2, 1, 5), to_float(to_bf16(1e30f)));
+  EXPECT_EQ(element(TensorView(floats.data(), 3, 2, 8).with_strides(-8, 29), 2, 2, 3), 0.1f);
+}
+
 TEST(MutableTensorView, KnowsWhereRowsOfAnyTypeBegin) {
   std::vector<float> floats(3 * 2 * 8);
   std::vector<F16> halves(3 * 2 * 8);

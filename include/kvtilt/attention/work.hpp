@@ -10,7 +10,6 @@
 #include <kvtilt/attention/parallel_for.hpp>
 #include <kvtilt/attention/query_rules.hpp>
 #include <kvtilt/attention/tile.hpp>
-#include <kvtilt/cache/input_check.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/page/layer_view.hpp>
 

@@ -64,6 +64,19 @@ struct TensorView {
   }
 };
 
+/// Element (token, head, channel) as a float.
+inline float element(const TensorView& tensor, std::int64_t token, int head, int channel) {
+  switch (tensor.type) {
+    case ElementType::F32:
+      return tensor.row<float>(token, head)[channel];
+    case ElementType::F16:
+      return to_float(tensor.row<F16>(token, head)[channel]);
+    case ElementType::BF16:
+      return to_float(tensor.row<BF16>(token, head)[channel]);
+  }
+  return 0.0f;
+}
+
 /// A TensorView whose elements may be written too.
 struct MutableTensorView : TensorView {
   constexpr MutableTensorView() = default;

@@ -47,13 +47,6 @@ struct PageRows {
       }
     return {};
   }
-
- private:
-  static float element(const TensorView& data, std::int64_t token, int head, int channel) {
-    if (data.type == ElementType::F32) return data.row<float>(token, head)[channel];
-    if (data.type == ElementType::F16) return to_float(data.row<F16>(token, head)[channel]);
-    return to_float(data.row<BF16>(token, head)[channel]);
-  }
 };
 
 /// A group: elements of a page that lie `stride` apart, and the weights of their squared errors.
