@@ -48,7 +48,6 @@ class KVCache {
 
   KVCache(KVCache&& other) noexcept = default;
   KVCache& operator=(KVCache&&) = delete;
-  ~KVCache();
 
   /// Opens an empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
   Result<SequenceId> open();
@@ -166,7 +165,7 @@ class KVCache {
     [[nodiscard]] SequenceLayer& layer(std::size_t index) const { return *layers[index]; }
   };
   struct Slot {
-    Sequence* sequence = nullptr;
+    std::unique_ptr<Sequence> sequence;
     std::uint32_t generation = 0;
   };
 

@@ -16,14 +16,10 @@ Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
   return KVCache(options, cpu::kernels<FormatList>(*isa), *std::move(stores), std::move(pools));
 }
 
-inline KVCache::~KVCache() {
-  for (Slot& slot : slots_) delete slot.sequence;
-}
-
 inline Result<KVCache::Sequence*> KVCache::find(SequenceId id) const {
   if (id.slot < slots_.size() && id.generation != 0) {
     const Slot& slot = slots_[id.slot];
-    if (slot.sequence != nullptr && slot.generation == id.generation) return slot.sequence;
+    if (slot.sequence != nullptr && slot.generation == id.generation) return slot.sequence.get();
   }
   return Status::error(ErrorCode::InvalidArgument,
                        "sequence %u (generation %u) is not open in this cache", id.slot,
@@ -62,7 +58,7 @@ inline SequenceId KVCache::adopt(std::unique_ptr<Sequence> sequence) {
   std::size_t index = 0;
   while (slots_[index].sequence != nullptr) ++index;
   Slot& slot = slots_[index];
-  slot.sequence = sequence.release();
+  slot.sequence = std::move(sequence);
   if (++slot.generation == 0) slot.generation = 1;  // 0 means no sequence
   return SequenceId{static_cast<std::uint32_t>(index), slot.generation};
 }
@@ -238,8 +234,7 @@ inline Status KVCache::close(SequenceId id) {
   if (!found) return std::move(found).take_status();
   const std::lock_guard<std::mutex> lock(*mutex_);
   release_blocks(**found);
-  delete *found;
-  slots_[id.slot].sequence = nullptr;
+  slots_[id.slot].sequence.reset();
   return {};
 }
 
