@@ -159,17 +159,18 @@ class AttentionTile {
     joined_.first_position[page] = first_position;
     joined_.seen.last = joined_.slots + range.last;
     cpu::PendingContraction& keys = keys_[page % 2];
-    kernels_->begin(keys,
-                    {Role::Keys,
-                     &head.key,
-                     &joined_.block[page],
-                     range,
-                     {0, head.key.matrix.inner},
-                     {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
-                     kernel_rows_,
-                     {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
-                     key_scratch_[page % 2]},
-                    sums_of(head.key.format));
+    kernels_->begin(
+        keys,
+        {.role = Role::Keys,
+         .tensor = &head.key,
+         .pages = &joined_.block[page],
+         .outer = range,
+         .inner = {0, head.key.matrix.inner},
+         .coefficients = {queries_, static_cast<std::ptrdiff_t>(key_stride_)},
+         .rows = kernel_rows_,
+         .result = {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
+         .scratch = key_scratch_[page % 2]},
+        sums_of(head.key.format));
     finish_pending_and_set(&keys);
     joined_.slots += slots;
     // Unused slots may only come last, as their scales are undefined.
@@ -194,15 +195,15 @@ class AttentionTile {
     const HeadLayout& head = *joined_.head;
     std::copy_n(joined_.block, joined_.pages, value_blocks_);
     kernels_->begin(values_,
-                    {Role::Values,
-                     &head.value,
-                     value_blocks_,
-                     {0, head.value.matrix.outer},
-                     joined_.seen,
-                     {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
-                     kernel_rows_,
-                     outputs,
-                     value_scratch_},
+                    {.role = Role::Values,
+                     .tensor = &head.value,
+                     .pages = value_blocks_,
+                     .outer = {0, head.value.matrix.outer},
+                     .inner = joined_.seen,
+                     .coefficients = {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
+                     .rows = kernel_rows_,
+                     .result = outputs,
+                     .scratch = value_scratch_},
                     sums_of(head.value.format));
     finish_pending_and_set(&values_);
     joined_ = {};

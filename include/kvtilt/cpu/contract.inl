@@ -257,7 +257,10 @@ inline void weigh_next(PendingContraction& work) {
   if (!along_outer)
     while ((index + 1) * contraction.page_inner() <= inner.first) ++index;
   const PageBlock& page = contraction.pages[index];
-  const Band band{&contraction, work.row, work.band - index * tensor.bands(), inner};
+  const Band band{.contraction = &contraction,
+                  .row = work.row,
+                  .band = work.band - index * tensor.bands(),
+                  .inner = inner};
 
   const WeightScratch scratch(contraction);
   WeighedBand& result = work.weighed;

@@ -13,19 +13,19 @@ constexpr void add_width(Kernels& table) {
 
 template <class FormatList, int... Bits>
 constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
-  Kernels table{isa,
-                {},
-                {},
-                {},
-                &begin_contraction,
-                &finish_contraction,
-                &transform_logits,
-                &update_softmax,
-                &scale,
-                &write_keys,
-                &write_values,
-                &unpack,
-                &exceeds};
+  Kernels table{.isa = isa,
+                .float_dot = {},
+                .integer_dot = {},
+                .pack = {},
+                .begin_contraction = &begin_contraction,
+                .finish_contraction = &finish_contraction,
+                .transform_logits = &transform_logits,
+                .update_softmax = &update_softmax,
+                .scale = &scale,
+                .write_keys = &write_keys,
+                .write_values = &write_values,
+                .unpack = &unpack,
+                .exceeds = &exceeds};
   (add_width<FormatList, Bits>(table), ...);
   return table;
 }

@@ -98,11 +98,17 @@ constexpr HeadLayout head_layout(const Recipe& recipe, int key_dim, int value_di
                                  std::uint64_t offset) {
   HeadLayout head{};
   head.offset = offset;
-  head.key = {
-      recipe.key, {tokens, key_dim}, recipe.key.granularity == Granularity::PerChannel, 0, 0};
+  head.key = {.format = recipe.key,
+              .matrix = {.outer = tokens, .inner = key_dim},
+              .group_along_outer = recipe.key.granularity == Granularity::PerChannel,
+              .codes = 0,
+              .metadata = 0};
   head.key.metadata = static_cast<std::uint32_t>(code_bytes(head.key.matrix, recipe.key.bits));
-  head.value = {
-      recipe.value, {value_dim, tokens}, recipe.value.granularity == Granularity::PerToken, 0, 0};
+  head.value = {.format = recipe.value,
+                .matrix = {.outer = value_dim, .inner = tokens},
+                .group_along_outer = recipe.value.granularity == Granularity::PerToken,
+                .codes = 0,
+                .metadata = 0};
   head.value.codes = static_cast<std::uint32_t>(round_up(head.key.end(), page_alignment / 2));
   head.value.metadata = head.value.codes + static_cast<std::uint32_t>(
                                                code_bytes(head.value.matrix, recipe.value.bits));
