@@ -101,7 +101,7 @@ inline HeadLayout layout_of(const Format& format, Extents extents) {
 /// element i.
 template <class Body>
 void for_each_group_of(const TensorLayout& tensor, Body body) {
-  const int group = tensor.format.quantized() ? tensor.format.group : quad;
+  const int group = tensor.format.quantized() ? tensor.format.group : quad_codes;
   const int along = tensor.group_along_outer ? tensor.matrix.outer : tensor.matrix.inner;
   const int across = tensor.group_along_outer ? tensor.matrix.inner : tensor.matrix.outer;
   for (int first = 0; first < along; first += group)

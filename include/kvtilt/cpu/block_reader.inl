@@ -41,13 +41,13 @@ struct QuadReader {
 
   /// The codes of one quad: byte b of a lane is the code of inner index 4 * quad + b. Prefetches the
   /// line that is `prefetch_offset` bytes ahead.
-  KVTILT_INLINE I32x16 codes(int quad_index, std::ptrdiff_t prefetch_offset) const {
-    const int index = first_index + quad_index;
+  KVTILT_INLINE I32x16 codes(int quad, std::ptrdiff_t prefetch_offset) const {
+    const int index = first_index + quad;
     I32x16 result = broadcast_bits(0);
     for (int p = 0; p < split.count; ++p) {
       const int width = split.width[p];
       const int fields = 8 / width;
-      const std::byte* line = plane[p] + index / fields * lanes * quad;
+      const std::byte* line = plane[p] + index / fields * lanes * lane_bytes;
       prefetch(line, prefetch_offset);
       if (width == 8) return load_line(line, lanes);
       const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;

@@ -20,13 +20,13 @@ struct FloatDot {
     }
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights,
-                         std::size_t quad_index) {
-    const float* exact =
-        weights.exact + quad_index / quad * (row_tile * line_lanes) + quad_index % quad * quad;
+  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t quad) {
+    constexpr std::size_t quads_per_line = line_lanes / quad_codes;
+    const float* exact = weights.exact + quad / quads_per_line * (row_tile * line_lanes) +
+                         quad % quads_per_line * quad_codes;
     const I32x16 low_byte = broadcast_bits(0xffu);
     KVTILT_UNROLL(4)
-    for (int byte = 0; byte < quad; ++byte) {
+    for (int byte = 0; byte < quad_codes; ++byte) {
       F32x16 code[Blocks];
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b)
@@ -49,9 +49,9 @@ struct FloatDot {
 /// Offset of the first row's weights for a quad: `member` of the unit that begins with quad `first`.
 /// Rows alternate after 32 weights each.
 KVTILT_INLINE std::size_t weight_offset(std::size_t first, int member) {
-  constexpr std::size_t quads = 2 * line_lanes / quad;
-  return first / quads * (row_tile * quads * quad) + first % quads * quad +
-         static_cast<std::size_t>(member) * quad;
+  constexpr std::size_t quads = 2 * line_lanes / quad_codes;
+  return first / quads * (row_tile * quads * quad_codes) + first % quads * quad_codes +
+         static_cast<std::size_t>(member) * quad_codes;
 }
 
 template <class T>
@@ -134,14 +134,14 @@ struct WideDot : IntegerSums<Tile, Blocks> {
                          int member = 0) {
     const std::int16_t* words = weights.words() + weight_offset(first, member);
     KVTILT_UNROLL(2)
-    for (int half = 0; half < 2; ++half) {
+    for (int part = 0; part < 2; ++part) {
       I32x16 pair[Blocks];
       KVTILT_UNROLL(2)
       for (int b = 0; b < Blocks; ++b)
-        pair[b] = half == 0 ? widen_low_bytes(codes[b]) : widen_high_bytes(codes[b]);
+        pair[b] = part == 0 ? widen_low_bytes(codes[b]) : widen_high_bytes(codes[b]);
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) {
-        const I32x16 weight = broadcast_word(words + r * 2 * line_lanes + 2 * half);
+        const I32x16 weight = broadcast_word(words + r * 2 * line_lanes + 2 * part);
         KVTILT_UNROLL(2)
         for (int b = 0; b < Blocks; ++b) sum[b][r] = dot_pairs(sum[b][r], pair[b], weight);
       }
@@ -209,9 +209,9 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
   for (int start = 0; start < all.last; start += page_inner, ++page) {
     const QuadReader reader(page->data + tensor.codes, tensor.matrix, tensor.format.bits, block);
     const Range inner = part_of(all, start, page_inner);
-    for (int q = inner.first / quad; q * quad < inner.last; ++q) {
+    for (int q = inner.first / quad_codes; q * quad_codes < inner.last; ++q) {
       const I32x16 codes[1] = {reader.codes(q, page->prefetch_offset)};
-      dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + q));
+      dot.add(codes, band.weights, static_cast<std::size_t>(start / quad_codes + q));
       dot.flush();
     }
   }
@@ -222,7 +222,7 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
 template <template <int, int> class Dot, int Bits, int Tile>
 KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& band, int block) {
   constexpr int unit_size = unit_quads(Bits);
-  constexpr int unit_inner = unit_size * quad;
+  constexpr int unit_inner = unit_size * quad_codes;
   constexpr std::ptrdiff_t units_to_flush = Dot<Tile, block_tile>::quads_to_flush(Bits) / unit_size;
   static_assert(units_to_flush > 0);
   const TensorLayout& tensor = *contraction.tensor;
@@ -247,8 +247,8 @@ KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& 
           KVTILT_UNROLL(2)
           for (int b = 0; b < block_tile; ++b)
             codes[b] = readers[b].codes(unit, member, prefetch_offset);
-          dot.add(codes, band.weights, static_cast<std::size_t>(start / quad + unit * unit_size),
-                  member);
+          dot.add(codes, band.weights,
+                  static_cast<std::size_t>(start / quad_codes + unit * unit_size), member);
         }
       }
       dot.flush();

@@ -7,7 +7,7 @@
 #include <kvtilt/cpu/block_reader.inl>
 #include <kvtilt/cpu/dot.inl>
 #include <kvtilt/cpu/contract.inl>
-#include <kvtilt/cpu/half_lines.inl>
+#include <kvtilt/cpu/f16_lines.inl>
 #include <kvtilt/cpu/fit.inl>
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>

@@ -11,21 +11,22 @@ inline void encode_quads(const F16* values, const TensorLayout& packed, int bloc
                          int count, const BandMetadata& metadata, I32x16* words) {
   const CodeMatrix matrix = packed.matrix;
   const int lanes = block_lanes(matrix, block);
-  const F16* lines = values + half_position(matrix, block * line_lanes, first * quad);
+  const F16* lines = values + half_position(matrix, block * line_lanes, first * quad_codes);
   const I32x16 highest =
       broadcast_bits(static_cast<std::uint32_t>(max_code(packed.format.bits)) * 0x01010101u);
   // A one-bit scale may be tiny beside the range: unclamped codes would not fit an integer.
   const bool unbounded = packed.format.rule == RangeRule::Centroids;
   const bool along_outer = packed.group_along_outer;
-  const float* minima = metadata.minimum + (along_outer ? first * quad : block * line_lanes);
-  const float* inverses = metadata.inverse + (along_outer ? first * quad : block * line_lanes);
+  const float* minima = metadata.minimum + (along_outer ? first * quad_codes : block * line_lanes);
+  const float* inverses =
+      metadata.inverse + (along_outer ? first * quad_codes : block * line_lanes);
   F32x16 minimum = load(minima);
   F32x16 inverse = load(inverses);
   for (int k = 0; k < count; ++k) {
-    I32x16 codes[quad];
+    I32x16 codes[quad_codes];
     KVTILT_UNROLL(4)
-    for (int b = 0; b < quad; ++b) {
-      const int i = k * quad + b;
+    for (int b = 0; b < quad_codes; ++b) {
+      const int i = k * quad_codes + b;
       if (along_outer) {
         minimum = broadcast(minima[i]);
         inverse = broadcast(inverses[i]);
@@ -51,7 +52,7 @@ inline void write_quad(std::byte* codes, CodeMatrix matrix, int lanes, int index
     const std::uint32_t mask = ((1u << width) - 1u) * 0x01010101u;
     const I32x16 field = bit_and(shift_right(word, below), broadcast_bits(mask));
     std::byte* line = codes + (lanes == line_lanes ? 0 : full_plane_bytes(matrix, width)) +
-                      static_cast<std::ptrdiff_t>(index / fields) * lanes * quad;
+                      static_cast<std::ptrdiff_t>(index / fields) * lanes * lane_bytes;
     store_line(line, bit_or(load_line(line, lanes), shift_left(field, index % fields * width)),
                lanes);
     codes += plane_bytes(matrix, width);
@@ -72,7 +73,7 @@ inline void write_unit(std::byte* codes, CodeMatrix matrix, int lanes, int index
     below -= width;
     const I32x16 mask = broadcast_bits(((1u << width) - 1u) * 0x01010101u);
     std::byte* line = codes + (lanes == line_lanes ? 0 : full_plane_bytes(matrix, width)) +
-                      static_cast<std::ptrdiff_t>(index / fields) * lanes * quad;
+                      static_cast<std::ptrdiff_t>(index / fields) * lanes * lane_bytes;
     I32x16 bytes;
     KVTILT_UNROLL(8)
     for (int k = 0; k < unit; ++k) {
@@ -80,7 +81,7 @@ inline void write_unit(std::byte* codes, CodeMatrix matrix, int lanes, int index
       I32x16 word = words[k];
       if (split.count > 1) word = bit_and(shift_right(word, below), mask);
       bytes = field == 0 ? word : bit_or(bytes, shift_left(word, field * width));
-      if (field == fields - 1) store_line(line + k / fields * lanes * quad, bytes, lanes);
+      if (field == fields - 1) store_line(line + k / fields * lanes * lane_bytes, bytes, lanes);
     }
     codes += plane_bytes(matrix, width);
   }
@@ -96,7 +97,8 @@ inline void encode_band(const F16* values, const TensorLayout& packed, int band,
   const int last = smaller(first + packed.format.group, along_outer ? matrix.outer : matrix.inner);
   const Range blocks = along_outer ? Range{first / line_lanes, (last + line_lanes - 1) / line_lanes}
                                    : Range{0, matrix.blocks()};
-  const Range quads = along_outer ? Range{0, matrix.quads()} : Range{first / quad, last / quad};
+  const Range quads =
+      along_outer ? Range{0, matrix.quads()} : Range{first / quad_codes, last / quad_codes};
   I32x16 words[encode_quads_max];
   for (int block = blocks.first; block < blocks.last; ++block) {
     const int lanes = block_lanes(matrix, block);

@@ -7,10 +7,10 @@
 /// Decodes `quads` quads of a block from `first` on into one line of 16-bit integers per inner index.
 inline void read_codes(const QuadReader& reader, int first, int quads, std::int16_t* lines) {
   const I32x16 low_byte = broadcast_bits(0xffu);
-  for (int q = 0; q < quads; ++q, lines += quad * line_lanes) {
+  for (int q = 0; q < quads; ++q, lines += quad_codes * line_lanes) {
     const I32x16 word = reader.codes(first + q, 0);
     KVTILT_UNROLL(2)
-    for (int b = 0; b < quad; b += 2)
+    for (int b = 0; b < quad_codes; b += 2)
       store_words(lines + b * line_lanes,
                   pack_words(bit_and(shift_right(word, 8 * b), low_byte),
                              bit_and(shift_right(word, 8 * b + 8), low_byte)));
@@ -23,9 +23,9 @@ inline void store_line_as(F16* row, const F32x16& x) { store_f16(row, x); }
 /// Rounds to nearest, ties to even; x must not be NaN.
 inline void store_line_as(BF16* row, const F32x16& x) {
   const I32x16 bits = bits_of(x);
-  const I32x16 half =
+  const I32x16 half_ulp =
       add_ints(bit_and(shift_right(bits, 16), broadcast_bits(1)), broadcast_bits(0x7fffu));
-  const I32x16 upper = shift_right_signed(add_ints(bits, half), 16);
+  const I32x16 upper = shift_right_signed(add_ints(bits, half_ulp), 16);
   std::int16_t words[2 * line_lanes];
   store_words(words, pack_words(upper, upper));
   std::memcpy(static_cast<void*>(row), words, line_lanes * sizeof(BF16));
@@ -65,7 +65,7 @@ struct UnpackSource {
     SquareRows rows{reinterpret_cast<const F16*>(lines), line_lanes};
     if (tensor.format.quantized())
       read_codes(QuadReader(block + tensor.codes, tensor.matrix, tensor.format.bits, block_index),
-                 inner / quad, (keys() ? square.channels : line_lanes) / quad,
+                 inner / quad_codes, (keys() ? square.channels : line_lanes) / quad_codes,
                  reinterpret_cast<std::int16_t*>(lines));
     else
       rows = {reinterpret_cast<const F16*>(block + tensor.codes) +
@@ -78,8 +78,8 @@ struct UnpackSource {
   /// Transposes lines of 16 tokens, one line per channel, into rows.
   static SquareRows transpose(const F16* from, int channels, F16* to) {
     const F16* second = channels == line_lanes ? from + line_lanes * line_lanes / 2 : from;
-    for (int half = 0; half < line_lanes; half += line_lanes / 2)
-      transpose_halves(from + half, second + half, line_lanes, to + half * line_lanes);
+    for (int lane = 0; lane < line_lanes; lane += line_lanes / 2)
+      transpose_halves(from + lane, second + lane, line_lanes, to + lane * line_lanes);
     return {to, line_lanes};
   }
 };

@@ -38,7 +38,8 @@ namespace kvtilt {
 
 inline constexpr int line_lanes = 16;
 inline constexpr int line_bytes = 64;
-inline constexpr int quad = 4;
+inline constexpr int lane_bytes = 4;
+inline constexpr int quad_codes = 4;
 inline constexpr int max_planes = 3;
 
 /// Widths of the planes of a code, most significant first; unused entries are 0.
@@ -65,7 +66,7 @@ struct CodeMatrix {
   [[nodiscard]] KVTILT_HD constexpr int blocks() const {
     return (outer + line_lanes - 1) / line_lanes;
   }
-  [[nodiscard]] KVTILT_HD constexpr int quads() const { return inner / quad; }
+  [[nodiscard]] KVTILT_HD constexpr int quads() const { return inner / quad_codes; }
 };
 
 /// Bytes of the full blocks of one plane.
@@ -77,10 +78,10 @@ KVTILT_HD constexpr std::size_t full_plane_bytes(CodeMatrix matrix, int width) {
 
 /// Bytes of one plane.
 KVTILT_HD constexpr std::size_t plane_bytes(CodeMatrix matrix, int width) {
-  const bool half_block = matrix.outer % line_lanes != 0;
+  const bool narrow_block = matrix.outer % line_lanes != 0;
   const int fields = 8 / width;
-  const int half_lines = half_block ? (matrix.quads() + fields - 1) / fields : 0;
-  return full_plane_bytes(matrix, width) + static_cast<std::size_t>(half_lines) * line_bytes / 2;
+  const int narrow_lines = narrow_block ? (matrix.quads() + fields - 1) / fields : 0;
+  return full_plane_bytes(matrix, width) + static_cast<std::size_t>(narrow_lines) * line_bytes / 2;
 }
 
 /// Bytes of all codes of a tensor.
@@ -106,10 +107,11 @@ KVTILT_HD constexpr FieldPosition field_position(CodeMatrix matrix, int width, i
   const bool full = block < matrix.full_blocks();
   const int lane = outer % line_lanes;
   const int fields = 8 / width;
-  const int index = (full ? block * matrix.quads() : 0) + inner / quad;
+  const int index = (full ? block * matrix.quads() : 0) + inner / quad_codes;
   const std::size_t base = full ? 0 : full_plane_bytes(matrix, width);
   const int line = full ? line_bytes : line_bytes / 2;
-  return {base + static_cast<std::size_t>(index / fields * line + lane * quad + inner % quad),
+  return {base + static_cast<std::size_t>(index / fields * line + lane * lane_bytes +
+                                          inner % quad_codes),
           index % fields * width};
 }
 

@@ -38,18 +38,19 @@ inline void add_to_word(std::byte* at, std::uint32_t bits) {
 template <Direction direction>
 void convert_plane(Role role, CodeMatrix matrix, int width, const std::byte* from, std::byte* to) {
   const std::uint32_t mask = (1u << width) - 1;
-  WordPosition places[2][quad];  // relative to the first of the eight elements
+  WordPosition places[2][quad_codes];  // relative to the first of the eight elements
   for (int row = 0; row < 2; ++row)
-    for (int i = 0; i < quad; ++i) places[row][i] = word_position(role, matrix, width, row, i);
+    for (int i = 0; i < quad_codes; ++i)
+      places[row][i] = word_position(role, matrix, width, row, i);
 
   for (int outer = 0; outer < matrix.outer; outer += 2)
-    for (int inner = 0; inner < matrix.inner; inner += quad) {
+    for (int inner = 0; inner < matrix.inner; inner += quad_codes) {
       const WordPosition device = word_position(role, matrix, width, outer, inner);
       for (int row = 0; row < 2; ++row) {
         const FieldPosition host = field_position(matrix, width, outer + row, inner);
         std::uint32_t line =
             direction == Direction::ToDevice ? load_unaligned_word(from + host.byte) : 0;
-        for (int i = 0; i < quad; ++i) {
+        for (int i = 0; i < quad_codes; ++i) {
           const int host_shift = host.shift + 8 * i;
           const std::size_t byte = device.byte + places[row][i].byte;
           const int shift = device.shift + places[row][i].shift;

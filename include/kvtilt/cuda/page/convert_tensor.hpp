@@ -106,7 +106,7 @@ struct QuadNumbers {
   [[nodiscard]] KVTILT_HD int operator()(int tile, int lane) const {
     const int inner_tile = outer_tiles.quotient(tile);
     const int outer_tile = tile - inner_tile * outer_tiles.value;
-    return outer_tile * quads + inner_tile * (tile_extent / quad) + lane % 4;
+    return outer_tile * quads + inner_tile * (tile_extent / quad_codes) + lane % 4;
   }
 };
 
@@ -158,7 +158,7 @@ KVTILT_HD void codes_to_host(const Threads& threads, Role role, const TensorLayo
     if ((bits & width) == 0) continue;
     below -= width;
     const std::uint32_t mask = ((1u << width) - 1) * 0x01010101u;
-    const int words = quad_number.tiles * (tile_extent / quad) * width / 8 * parts;
+    const int words = quad_number.tiles * (tile_extent / quad_codes) * width / 8 * parts;
     KVTILT_DEVICE_LOOP
     for (int i = threads.thread(); i < words; i += threads.thread_count()) {
       // Line i / parts of the plane: each of its fields comes from one line of bytes.

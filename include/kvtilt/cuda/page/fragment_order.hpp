@@ -14,12 +14,12 @@
 ///     ...
 ///     outer 14, 15     lane 28    lane 29    lane 30    lane 31
 ///
-/// They fill its registers R0 to R3, two 16-bit halves each (row = outer % 2, quad = inner % 4):
+/// They fill its registers R0 to R3, two 16-bit halves each (row = outer % 2, member = inner % 4):
 ///
-///     keys     R[row + 2 (quad / 2)], half quad % 2      a register holds neighbouring channels,
-///                                                        whose scales are neighbours, too
-///     values   R[row + 2 (quad % 2)], half quad / 2      tokens are in the order in which the mma
-///                                                        with the keys leaves their probabilities
+///     keys     R[row + 2 (member / 2)], half member % 2    a register holds neighbouring channels,
+///                                                          whose scales are neighbours, too
+///     values   R[row + 2 (member % 2)], half member / 2    tokens are in the order in which the mma
+///                                                          with the keys leaves their probabilities
 ///
 /// (The instruction numbers rows and columns differently: outer 2g + row is its row g + 8 row. Any
 /// order of the summed index is a valid one as long as both operands share it.)
@@ -61,10 +61,10 @@ struct FragmentPlace {
 
 KVTILT_HD constexpr FragmentPlace fragment_place(Role role, int outer, int inner) {
   const int row = outer % 2;
-  const int quad_index = inner % 4;
+  const int member = inner % 4;
   const int lane = outer % tile_extent / 2 * 4 + inner % tile_extent / 4;
-  if (role == Role::Keys) return {lane, row + 2 * (quad_index / 2), quad_index % 2};
-  return {lane, row + 2 * (quad_index % 2), quad_index / 2};
+  if (role == Role::Keys) return {lane, row + 2 * (member / 2), member % 2};
+  return {lane, row + 2 * (member % 2), member / 2};
 }
 
 /// Tiles along one axis.

@@ -16,7 +16,7 @@ inline void to_f16_line(const F16* row, F16* out) {
 
 /// Eight values to fp16.
 template <class T>
-inline void to_f16_half_line(const T* row, F16* out) {
+inline void to_f16_narrow_line(const T* row, F16* out) {
   T padded[line_lanes] = {};
   F16 line[line_lanes];
   std::memcpy(padded, row, line_lanes / 2 * sizeof(T));
@@ -47,7 +47,8 @@ inline void write_value(const T* row, std::ptrdiff_t stride, CodeMatrix matrix, 
     prefetch(row + channel, lead);
     to_f16_line(row + channel, line);
   }
-  if (full < matrix.outer) to_f16_half_line(row + full, stored + half_position(matrix, full, slot));
+  if (full < matrix.outer)
+    to_f16_narrow_line(row + full, stored + half_position(matrix, full, slot));
 }
 
 /// Writes one key row: one lane of each channel's line.
@@ -61,7 +62,7 @@ inline void write_key(const T* row, CodeMatrix matrix, F16* stored, int slot) {
     if (count == line_lanes)
       to_f16_line(row + channel, line);
     else
-      to_f16_half_line(row + channel, line);
+      to_f16_narrow_line(row + channel, line);
     for (int c = 0; c < count; ++c) lane[c * line_lanes] = line[c];
   }
 }
@@ -81,7 +82,7 @@ inline void write_key_lines(const T* rows, std::ptrdiff_t stride, int dim, F16* 
       if (full)
         to_f16_line(row, square + r * line_lanes);
       else
-        to_f16_half_line(row, square + r * line_lanes);
+        to_f16_narrow_line(row, square + r * line_lanes);
     }
     const F16* second = square + 8 * line_lanes;
     transpose_halves(square, second, line_lanes, lines);
