@@ -230,7 +230,7 @@ struct ExpectedSums {
       }
   }
 
-  void expect(const Operands& operands, Range outer, cpu::Sums kind,
+  void expect(const Operands& operands, Range outer, cpu::DotType type,
               const std::string& what) const {
     std::size_t next = 0;
     for (int row = 0; row < operands.rows; ++row)
@@ -239,7 +239,7 @@ struct ExpectedSums {
             operands.result[static_cast<std::size_t>(row * operands.result_stride + o)];
         const Sum& sum = sums[next++];
         const double allowed =
-            kind == cpu::Sums::Float ? sum.rounding : 2 * sum.rounding + sum.weights;
+            type == cpu::DotType::Float ? sum.rounding : 2 * sum.rounding + sum.weights;
         ASSERT_TRUE(test::is_finite(got)) << what << ", row " << row << ", outer " << o;
         ASSERT_LE(std::fabs(static_cast<double>(got) - sum.value), allowed)
             << got << " is not " << sum.value << ": " << what << ", row " << row << " of "
@@ -273,36 +273,36 @@ void check_pages(test::Random& random, const CleanPages& pages, Role role, std::
   const Operands operands(random, tensor.matrix, pages.extent(), inner, role);
   const ExpectedSums expected(operands, pages, role, outer, inner);
   for (const test::KernelTable& table : test::kernel_tables())
-    for (const cpu::Sums sums : {cpu::Sums::Float, cpu::Sums::Integer}) {
+    for (const cpu::DotType type : {cpu::DotType::Float, cpu::DotType::Integer}) {
       const cpu::Kernels& kernels = *table.kernels;
-      if (sums == cpu::Sums::Integer &&
+      if (type == cpu::DotType::Integer &&
           kernels.integer_dot[cpu::width_slot(tensor.format.bits)] == nullptr)
         continue;
       Operands run = operands;
       Operands other = operands;
       const auto contraction = [&](Operands& on) {
-        return cpu::Contraction{role,
-                                &tensor,
-                                blocks.data(),
-                                outer,
-                                inner,
-                                {on.coefficients.data(), on.coefficient_stride},
-                                on.rows,
-                                {on.result.data(), on.result_stride},
-                                on.aligned_scratch()};
+        return cpu::Contraction{.role = role,
+                                .tensor = &tensor,
+                                .pages = blocks.data(),
+                                .outer = outer,
+                                .inner = inner,
+                                .coefficients = {on.coefficients.data(), on.coefficient_stride},
+                                .rows = on.rows,
+                                .result = {on.result.data(), on.result_stride},
+                                .scratch = on.aligned_scratch()};
       };
       const std::string where =
-          table.name + (sums == cpu::Sums::Float ? ", float, " : ", integer, ") + what +
+          table.name + (type == cpu::DotType::Float ? ", float, " : ", integer, ") + what +
           ", inner " + std::to_string(inner.first) + " to " + std::to_string(inner.last) + " of " +
           std::to_string(pages.blocks.size()) + " pages";
       cpu::PendingContraction work;
-      kernels.begin(work, contraction(run), sums);
-      kernels.contract(contraction(other), sums);
+      kernels.begin(work, contraction(run), type);
+      kernels.contract(contraction(other), type);
       kernels.finish(work);
       ASSERT_EQ(
           std::memcmp(run.result.data(), other.result.data(), run.result.size() * sizeof(float)), 0)
           << where;
-      expected.expect(run, outer, sums, where);
+      expected.expect(run, outer, type, where);
       if (testing::Test::HasFatalFailure()) return;
       ASSERT_TRUE(run.guards_are_whole(tensor.matrix)) << where;
     }

@@ -170,7 +170,7 @@ class AttentionTile {
          .rows = kernel_rows_,
          .result = {scores_ + joined_.slots, static_cast<std::ptrdiff_t>(score_stride_)},
          .scratch = key_scratch_[page % 2]},
-        sums_of(head.key.format));
+        dot_type(head.key.format));
     finish_pending_and_set(&keys);
     joined_.slots += slots;
     // Unused slots may only come last, as their scales are undefined.
@@ -204,7 +204,7 @@ class AttentionTile {
                      .rows = kernel_rows_,
                      .result = outputs,
                      .scratch = value_scratch_},
-                    sums_of(head.value.format));
+                    dot_type(head.value.format));
     finish_pending_and_set(&values_);
     joined_ = {};
   }
@@ -309,11 +309,11 @@ class AttentionTile {
     }
   }
 
-  [[nodiscard]] cpu::Sums sums_of(const Format& format) const {
+  [[nodiscard]] cpu::DotType dot_type(const Format& format) const {
     const int slot = cpu::width_slot(format.bits);
     if (arithmetic_ == Arithmetic::Exact || kernels_->integer_dot[slot] == nullptr)
-      return cpu::Sums::Float;
-    return cpu::Sums::Integer;
+      return cpu::DotType::Float;
+    return cpu::DotType::Integer;
   }
 
   /// Fills visible_ for a page that is to be joined, unless all slots are visible; returns the range of

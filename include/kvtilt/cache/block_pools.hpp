@@ -3,7 +3,7 @@
 #pragma once
 
 #include <kvtilt/cache/arena.hpp>
-#include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/block_pool.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -28,7 +28,7 @@ class BlockPools {
     wanted_.push_back(0);
     return static_cast<int>(pools_.size() - 1);
   }
-  [[nodiscard]] PagePool& operator[](int pool) { return pools_[static_cast<std::size_t>(pool)]; }
+  [[nodiscard]] BlockPool& operator[](int pool) { return pools_[static_cast<std::size_t>(pool)]; }
 
   /// The caller's memory; null if blocks come from an allocator.
   [[nodiscard]] const Arena* arena() const { return arena_.get(); }
@@ -68,7 +68,7 @@ class BlockPools {
   /// false if there is none.
   bool give_back() {
     bool some = false;
-    for (PagePool& pool : pools_) some = pool.give_back() || some;
+    for (BlockPool& pool : pools_) some = pool.give_back() || some;
     return some;
   }
 
@@ -76,7 +76,7 @@ class BlockPools {
   [[nodiscard]] bool grow() {
     bool room = true;
     for (std::size_t i = 0; i < pools_.size(); ++i) room = room && pools_[i].prepare(wanted_[i]);
-    for (PagePool& pool : pools_) {
+    for (BlockPool& pool : pools_) {
       if (room)
         pool.commit();
       else
@@ -96,7 +96,7 @@ class BlockPools {
 
   std::unique_ptr<Arena> arena_;  ///< outlives the pools; its address does not change on a move
   Allocator allocator_;
-  std::vector<PagePool> pools_;
+  std::vector<BlockPool> pools_;
   std::vector<std::size_t> wanted_;  ///< by pool
 };
 

@@ -183,7 +183,7 @@ class KVCache {
   Result<Sequence*> find(SequenceId id, int layer) const;
   Status check_append(const Sequence& sequence, int layer, const TensorView& keys,
                       const TensorView& values) const;
-  PagePool& pool(std::size_t layer, PageKind kind) { return pools_[stores_[layer].pool(kind)]; }
+  BlockPool& pool(std::size_t layer, PageKind kind) { return pools_[stores_[layer].pool(kind)]; }
   Result<std::int64_t> common_length(const Sequence& sequence, const char* verb) const;
   std::size_t write_saved(const Sequence& sequence, std::int64_t length,
                           std::span<std::byte> image) const;

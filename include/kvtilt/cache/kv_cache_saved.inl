@@ -73,8 +73,8 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image) const {
 inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::int64_t tokens) {
   Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
-  KVTILT_RETURN_IF_ERROR(saved->check_sum());
-  KVTILT_RETURN_IF_ERROR(saved->check_numbers(stores_, token_placement(options_, {})));
+  KVTILT_RETURN_IF_ERROR(saved->verify_checksum());
+  KVTILT_RETURN_IF_ERROR(saved->check_tables(stores_, token_placement(options_, {})));
   KVTILT_RETURN_IF_ERROR(saved->check_values(stores_));
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved->length());

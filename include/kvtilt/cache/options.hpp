@@ -27,7 +27,7 @@ struct CacheOptions {
   int max_sequences = 1024;
   /// Upper bound of MemoryReport::reserved_bytes; 0: no limit. Blocks of closed sequences count
   /// while the cache keeps them for reuse. A reservation that would exceed the limit first frees
-  /// every slab (PagePool's unit of allocation, at most 32 MiB) that has no block in use. With no
+  /// every slab (BlockPool's unit of allocation, at most 32 MiB) that has no block in use. With no
   /// sequence open, whatever plan_memory() puts within the limit therefore fits.
   std::size_t max_bytes = 0;
   std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best

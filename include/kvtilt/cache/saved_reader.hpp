@@ -30,14 +30,14 @@ class SavedReader {
     return reader;
   }
 
-  /// Checks all tables against a cache. The members below, except check_sum() and length(), may be
-  /// called only after this.
+  /// Checks all tables against a cache. The members below, except verify_checksum() and length(), may
+  /// be called only after this.
   ///
   /// layers  of the cache; each has `shape` and `layouts`
   /// Fails   InvalidArgument (from a cache of another shape, plan or options; names what differs),
   ///         Corrupt
   template <class Layers>
-  Status check_numbers(const Layers& layers, const TokenPlacement& placement) const {
+  Status check_tables(const Layers& layers, const TokenPlacement& placement) const {
     KVTILT_RETURN_IF_ERROR(check_options(static_cast<int>(layers.size()), placement));
     std::uint64_t end = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
     for (std::size_t layer = 0; layer < layers.size(); ++layer)
@@ -47,7 +47,7 @@ class SavedReader {
   }
 
   /// Corrupt if a number in sinks, tail or metadata is NaN, infinite or too large: no cache stores
-  /// such, so the image is forged. After check_numbers().
+  /// such, so the image is forged. After check_tables().
   template <class Layers>
   [[nodiscard]] Status check_values(const Layers& layers) const {
     for (std::size_t layer = 0; layer < layers.size(); ++layer) {
@@ -66,10 +66,10 @@ class SavedReader {
   }
 
   /// Corrupt unless the checksum matches. Cost: one pass over all bytes.
-  [[nodiscard]] Status check_sum() const { return check_sum(saved_checksum(image_)); }
-  /// The same for callers that already have the sum of all blocks; after check_numbers().
+  [[nodiscard]] Status verify_checksum() const { return compare_checksum(saved_checksum(image_)); }
+  /// The same for callers that already have the sum of all blocks; after check_tables().
   template <class Layers>
-  Status check_sum(std::uint64_t blocks, const Layers& layers) const {
+  Status verify_checksum(std::uint64_t blocks, const Layers& layers) const {
     const std::size_t heads = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
     std::uint64_t sum = saved_checksum(image_.first(heads)) + blocks;
     for (std::size_t i = 0; i < layers.size(); ++i)
@@ -77,7 +77,7 @@ class SavedReader {
         const SavedPlaces own = places(i, layers[i].layouts);
         sum += saved_sum(image_, own.recipes, own.first_block());
       }
-    return check_sum(sum);
+    return compare_checksum(sum);
   }
 
   [[nodiscard]] std::int64_t length() const { return header_.length; }
@@ -119,7 +119,7 @@ class SavedReader {
         name, saved, own);
   }
 
-  [[nodiscard]] Status check_sum(std::uint64_t sum) const {
+  [[nodiscard]] Status compare_checksum(std::uint64_t sum) const {
     return sum == header_.checksum ? Status{} : damaged("its checksum is another");
   }
   static bool holds_numbers(const LayerLayouts& layouts, PageKind kind, const std::byte* block);

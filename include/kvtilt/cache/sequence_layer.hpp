@@ -11,9 +11,9 @@
 /// newest `recent` tokens, and every truncation within them.
 #pragma once
 
+#include <kvtilt/cache/block_pool.hpp>
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/entry_counts.hpp>
-#include <kvtilt/cache/page_pool.hpp>
 #include <kvtilt/cache/page_references.hpp>
 #include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_view.hpp>

@@ -26,7 +26,7 @@ struct Rows {
 };
 
 /// How codes are summed. Attention picks one for keys and one for values.
-enum class Sums : std::uint8_t {
+enum class DotType : std::uint8_t {
   Float,    ///< float32
   Integer,  ///< integer dot products, the coefficients rounded to steps of their own
 };
@@ -83,7 +83,7 @@ static_assert(sizeof(Floats4) == row_tile * sizeof(float));
 /// row_tile rows. Rows are interleaved line by line, so that a loop needs one address for all.
 struct Weights {
   Range inner;                  ///< over all pages; weights around it in units of 32 are 0
-  const float* exact;           ///< [inner / 16][row_tile][16]
+  const float* floats;          ///< [inner / 16][row_tile][16]
   const std::int8_t* integers;  ///< [inner / 32][row_tile][32], if not wide; unsigned for values
   bool wide;                    ///< integers take two bytes: words()
 
@@ -108,7 +108,7 @@ constexpr std::size_t padded_extent(int extent) {
 /// Number of weights of row_tile rows.
 constexpr std::size_t padded_weights(int extent) { return row_tile * padded_extent(extent); }
 
-/// Scratch memory of a contraction over `extent` tokens or channels: exact weights and integers.
+/// Scratch memory of a contraction over `extent` tokens or channels: float weights and integers.
 constexpr std::size_t contract_scratch_bytes(int extent) {
   return padded_weights(extent) * (sizeof(float) + sizeof(std::int16_t));
 }
@@ -148,7 +148,7 @@ struct Rounding {
   float mean_code;     ///< middle of the codes; 0 in float32
 
   Rounding() = default;
-  Rounding(const Contraction& contraction, Sums sums) : integers(sums == Sums::Integer) {
+  Rounding(const Contraction& contraction, DotType type) : integers(type == DotType::Integer) {
     const TensorLayout& tensor = *contraction.tensor;
     const float n = static_cast<float>(max_code(tensor.format.bits));
     wide = tensor.format.bits > widest_for_bytes;

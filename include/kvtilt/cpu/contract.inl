@@ -67,13 +67,13 @@ inline int scratch_extent(const Contraction& contraction) {
 
 /// The scratch memory of a contraction, divided: where the weights of a band are made.
 struct WeightScratch {
-  float* exact;
+  float* floats;
   std::int8_t* integers;
 
   explicit WeightScratch(const Contraction& contraction)
-      : exact(reinterpret_cast<float*>(contraction.scratch)),
+      : floats(reinterpret_cast<float*>(contraction.scratch)),
         integers(
-            reinterpret_cast<std::int8_t*>(exact + padded_weights(scratch_extent(contraction)))) {}
+            reinterpret_cast<std::int8_t*>(floats + padded_weights(scratch_extent(contraction)))) {}
 };
 
 /// Results of fold() over the weights of a band.
@@ -84,7 +84,7 @@ struct FoldedRows {
 
 /// Multiplies coefficients by the scales of a band: makes its float weights.
 template <int Tile>
-KVTILT_INLINE void fold(const Band& band, float mean_code, float* exact, FoldedRows& folded) {
+KVTILT_INLINE void fold(const Band& band, float mean_code, float* floats, FoldedRows& folded) {
   // Local copies, as the compiler assumes that a vector store may change anything behind a reference.
   const Rows<const float> rows{band.contraction->coefficients[band.row],
                                band.contraction->coefficients.stride};
@@ -99,7 +99,7 @@ KVTILT_INLINE void fold(const Band& band, float mean_code, float* exact, FoldedR
   for (int index = 0, start = 0; i < units.last; ++index, start += page_inner) {
     const BandPage page = band.page(index, start);
     for (const int end = smaller(units.last, start + page_inner); i < end; i += line_lanes) {
-      float* out = exact + std::ptrdiff_t{i} * row_tile;
+      float* out = floats + std::ptrdiff_t{i} * row_tile;
       F32x16 scale;
       F32x16 middle;
       page.load_line(i - start, mean, scale, middle);
@@ -138,11 +138,11 @@ KVTILT_INLINE void round_weights(const WeightScratch& scratch, Range units, Floa
     sum[r] = square[r] = broadcast_bits(0);
   }
   for (int i = units.first; i < units.last; i += 2 * line_lanes) {
-    const float* exact = scratch.exact + std::ptrdiff_t{i} * row_tile;
+    const float* floats = scratch.floats + std::ptrdiff_t{i} * row_tile;
     std::int8_t* out = scratch.integers + std::ptrdiff_t{i} * row_tile * (Wide ? 2 : 1);
     KVTILT_UNROLL(4)
     for (int r = 0; r < Tile; ++r) {
-      const float* line = exact + r * line_lanes;
+      const float* line = floats + r * line_lanes;
       const I32x16 words =
           pack_words(round_product(load(line), inverse[r]),
                      round_product(load(line + row_tile * line_lanes), inverse[r]));
@@ -192,11 +192,11 @@ inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratc
                   RowTerms& terms) {
   const bool scales_along_inner = band.contraction->tensor->scales_along_inner();
   FoldedRows folded;
-  fold<Tile>(band, rounding.mean_code, scratch.exact, folded);
+  fold<Tile>(band, rounding.mean_code, scratch.floats, folded);
   if (!scales_along_inner || !rounding.integers)
     (scales_along_inner ? terms.offset : terms.total) = reduce_add(folded.linear);
   if (!rounding.integers) {
-    terms.step += 1.0f;
+    terms.step = Floats4{} + 1.0f;
     return false;
   }
   const Range units = padded_units(band.inner);
@@ -274,7 +274,7 @@ inline void weigh_next(PendingContraction& work) {
   const bool wide = result.rows == row_tile
                         ? weigh<row_tile>(band, work.rounding, scratch, result.terms)
                         : weigh<1>(band, work.rounding, scratch, result.terms);
-  result.weights = {inner, scratch.exact, scratch.integers, wide};
+  result.weights = {inner, scratch.floats, scratch.integers, wide};
 
   if (++work.band * group < end) return;
   work.band = first_band;
@@ -289,7 +289,7 @@ inline void contract_halves(PendingContraction& work) {
   band.blocks = blocks_of(contraction.outer);
   band.adds = contraction.role == Role::Values;
   band.weights.inner = contraction.inner;
-  band.terms.step += 1.0f;
+  band.terms.step = Floats4{} + 1.0f;
   for (; band.row < contraction.rows; band.row += band.rows) {
     band.rows = next_rows(contraction.rows - band.row);
     work.dot(contraction, band);

@@ -22,8 +22,8 @@ struct FloatDot {
 
   KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t quad) {
     constexpr std::size_t quads_per_line = line_lanes / quad_codes;
-    const float* exact = weights.exact + quad / quads_per_line * (row_tile * line_lanes) +
-                         quad % quads_per_line * quad_codes;
+    const float* floats = weights.floats + quad / quads_per_line * (row_tile * line_lanes) +
+                          quad % quads_per_line * quad_codes;
     const I32x16 low_byte = broadcast_bits(0xffu);
     KVTILT_UNROLL(4)
     for (int byte = 0; byte < quad_codes; ++byte) {
@@ -34,7 +34,7 @@ struct FloatDot {
                                       : bit_and(shift_right(codes[b], 8 * byte), low_byte));
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) {
-        const F32x16 weight = broadcast(exact[r * line_lanes + byte]);
+        const F32x16 weight = broadcast(floats[r * line_lanes + byte]);
         KVTILT_UNROLL(2)
         for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(code[b], weight, sum[b][r]);
       }

@@ -114,18 +114,18 @@ struct Kernels {
 
   /// Makes the first weights of a contraction; finish() does the rest. Other contractions may begin
   /// in between.
-  void begin(PendingContraction& work, const Contraction& contraction, Sums sums) const {
+  void begin(PendingContraction& work, const Contraction& contraction, DotType type) const {
     const int slot = width_slot(contraction.tensor->format.bits);
     work.contraction = contraction;
-    work.rounding = Rounding(contraction, sums);
-    work.dot = sums == Sums::Float ? float_dot[slot] : integer_dot[slot];
+    work.rounding = Rounding(contraction, type);
+    work.dot = type == DotType::Float ? float_dot[slot] : integer_dot[slot];
     begin_contraction(work);
   }
   void finish(PendingContraction& work) const { finish_contraction(work); }
 
-  void contract(const Contraction& contraction, Sums sums) const {
+  void contract(const Contraction& contraction, DotType type) const {
     PendingContraction work;
-    begin(work, contraction, sums);
+    begin(work, contraction, type);
     finish(work);
   }
 };

@@ -12,8 +12,7 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   if (!image.empty() && error == cudaSuccess)
     error = cudaPointerGetAttributes(&last, &image.back());
   Status looked = to_status(error, "looking at an image");
-  if (!looked.ok() && error != cudaErrorInvalidValue)
-    return Result<std::byte*>(std::move(looked));
+  if (!looked.ok() && error != cudaErrorInvalidValue) return Result<std::byte*>(std::move(looked));
   const auto both = [](const cudaPointerAttributes& of) {
     return of.type == cudaMemoryTypeHost || of.type == cudaMemoryTypeManaged;
   };
@@ -123,7 +122,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   if (!device) return std::move(device).take_status();
   Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
-  KVTILT_RETURN_IF_ERROR(saved->check_numbers(layout_.layers, token_placement(options_, {})));
+  KVTILT_RETURN_IF_ERROR(saved->check_tables(layout_.layers, token_placement(options_, {})));
   KVTILT_RETURN_IF_ERROR(saved->check_values(layout_.layers));
   given_.clear();
   Result<SequenceId> id = book_.load(*saved, tokens, given_);
@@ -146,7 +145,7 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   const auto load = [&]() -> Status {
     Result<std::uint64_t> sum = sum_of_blocks(launch, stream);
     if (!sum) return std::move(sum).take_status();
-    return saved->check_sum(*sum, layout_.layers);
+    return saved->verify_checksum(*sum, layout_.layers);
   };
   Status loaded = load();
   if (loaded.ok()) return id;

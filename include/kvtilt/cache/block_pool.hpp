@@ -30,24 +30,24 @@ struct Block {
   std::uint32_t* references = nullptr;
 };
 
-class PagePool {
+class BlockPool {
  public:
   /// No slab is larger, unless a single block is: one block in use keeps its whole slab allocated.
   static constexpr std::size_t max_slab_bytes = std::size_t{32} << 20;
 
-  PagePool(const Allocator& allocator, std::size_t block_bytes)
+  BlockPool(const Allocator& allocator, std::size_t block_bytes)
       : allocator_(allocator),
         block_bytes_(block_bytes),
         slab_blocks_(std::max<std::size_t>(
             1, (max_slab_bytes - 2 * page_alignment) / saturating_add(block_bytes, 8))) {}
-  PagePool(PagePool&& other) noexcept
+  BlockPool(BlockPool&& other) noexcept
       : allocator_(other.allocator_),
         block_bytes_(other.block_bytes_),
         slab_blocks_(other.slab_blocks_),
         slabs_(std::exchange(other.slabs_, {})),
         pending_(std::exchange(other.pending_, nullptr)) {}
-  PagePool& operator=(PagePool&&) = delete;
-  ~PagePool() {
+  BlockPool& operator=(BlockPool&&) = delete;
+  ~BlockPool() {
     abandon();
     for (Slab*& list : slabs_.of) return_all(list);
   }

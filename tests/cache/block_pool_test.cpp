@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/page_pool.hpp>
+#include <kvtilt/cache/block_pool.hpp>
 
 #include "support/counting_allocator.hpp"
 #include "support/random.hpp"
@@ -24,15 +24,15 @@ using test::CountingAllocator;
 
 constexpr std::size_t block = 192;
 
-bool grow(PagePool& pool, std::size_t count) {
+bool grow(BlockPool& pool, std::size_t count) {
   if (!pool.prepare(count)) return false;
   pool.commit();
   return true;
 }
 
-TEST(PagePool, BlocksAreAlignedAndDoNotOverlap) {
+TEST(BlockPool, BlocksAreAlignedAndDoNotOverlap) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   ASSERT_TRUE(grow(pool, 3));
   ASSERT_TRUE(grow(pool, 10));
   EXPECT_EQ(pool.free_count(), 10u);
@@ -49,9 +49,9 @@ TEST(PagePool, BlocksAreAlignedAndDoNotOverlap) {
     EXPECT_GE(*next - *last, static_cast<std::ptrdiff_t>(block));
 }
 
-TEST(PagePool, TakesExactlyWhatIsMissing) {
+TEST(BlockPool, TakesExactlyWhatIsMissing) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   std::size_t taken = 0;
   for (const std::size_t count : {4u, 2u, 4u, 9u}) {
     const std::size_t expected = taken + pool.missing_bytes(count);
@@ -65,9 +65,9 @@ TEST(PagePool, TakesExactlyWhatIsMissing) {
   EXPECT_EQ(memory.calls, 2u);
 }
 
-TEST(PagePool, ReleasedBlocksAreUsedAgain) {
+TEST(BlockPool, ReleasedBlocksAreUsedAgain) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   ASSERT_TRUE(grow(pool, 2));
   const Block first = pool.acquire();
   const Block second = pool.acquire();
@@ -82,9 +82,9 @@ TEST(PagePool, ReleasedBlocksAreUsedAgain) {
   EXPECT_EQ(memory.calls, 1u);
 }
 
-TEST(PagePool, AnAbandonedSlabGoesBack) {
+TEST(BlockPool, AnAbandonedSlabGoesBack) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   ASSERT_TRUE(grow(pool, 1));
   const std::size_t before = memory.bytes;
   ASSERT_TRUE(pool.prepare(5));
@@ -97,9 +97,9 @@ TEST(PagePool, AnAbandonedSlabGoesBack) {
   EXPECT_EQ(pool.free_count(), 1u);
 }
 
-TEST(PagePool, ExhaustedMemoryChangesNothing) {
+TEST(BlockPool, ExhaustedMemoryChangesNothing) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   ASSERT_TRUE(grow(pool, 1));
   memory.refuse_after = 0;
   EXPECT_FALSE(pool.prepare(2));
@@ -110,9 +110,9 @@ TEST(PagePool, ExhaustedMemoryChangesNothing) {
   EXPECT_EQ(pool.free_count(), 1u);
 }
 
-TEST(PagePool, SlabsWithoutABlockInUseGoBack) {
+TEST(BlockPool, SlabsWithoutABlockInUseGoBack) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   EXPECT_FALSE(pool.give_back());
   ASSERT_TRUE(grow(pool, 3));
   const std::size_t first_slab = memory.bytes;
@@ -139,9 +139,9 @@ TEST(PagePool, SlabsWithoutABlockInUseGoBack) {
   EXPECT_FALSE(memory.mismatched);
 }
 
-TEST(PagePool, BlocksComeOutOfSlabsThatAreInUseAnyway) {
+TEST(BlockPool, BlocksComeOutOfSlabsThatAreInUseAnyway) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), block);
+  BlockPool pool(memory.get(), block);
   std::vector<Block> slabs[3];
   for (auto& blocks : slabs) {
     ASSERT_TRUE(grow(pool, 4));
@@ -161,11 +161,12 @@ TEST(PagePool, BlocksComeOutOfSlabsThatAreInUseAnyway) {
   EXPECT_EQ(pool.free_count(), 0u);
 }
 
-TEST(PagePool, OneBlockInUseKeepsNoMoreThanASlab) {
+TEST(BlockPool, OneBlockInUseKeepsNoMoreThanASlab) {
   CountingAllocator memory;
   constexpr std::size_t large = std::size_t{3} << 20;
-  for (const std::size_t size : {large, PagePool::max_slab_bytes, PagePool::max_slab_bytes + 64}) {
-    PagePool pool(memory.get(), size);
+  for (const std::size_t size :
+       {large, BlockPool::max_slab_bytes, BlockPool::max_slab_bytes + 64}) {
+    BlockPool pool(memory.get(), size);
     const std::size_t count = size == large ? 23 : 3;
     const std::size_t missing = pool.missing_bytes(count);
     ASSERT_TRUE(grow(pool, count));
@@ -174,15 +175,15 @@ TEST(PagePool, OneBlockInUseKeepsNoMoreThanASlab) {
     const Block kept = pool.acquire();
     ASSERT_TRUE(pool.give_back());
     EXPECT_EQ(memory.blocks, 1u);
-    EXPECT_LE(memory.bytes, std::max(size + 64, PagePool::max_slab_bytes));
+    EXPECT_LE(memory.bytes, std::max(size + 64, BlockPool::max_slab_bytes));
     pool.release(kept);
   }
   EXPECT_EQ(memory.blocks, 0u);
 }
 
-TEST(PagePool, ALaterSlabThatIsRefusedTakesTheFirstOnesAlong) {
+TEST(BlockPool, ALaterSlabThatIsRefusedTakesTheFirstOnesAlong) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), PagePool::max_slab_bytes);
+  BlockPool pool(memory.get(), BlockPool::max_slab_bytes);
   memory.refuse_after = 2;
   EXPECT_FALSE(pool.prepare(3));
   EXPECT_EQ(memory.bytes, 0u);
@@ -190,11 +191,11 @@ TEST(PagePool, ALaterSlabThatIsRefusedTakesTheFirstOnesAlong) {
   EXPECT_EQ(pool.free_count(), 0u);
 }
 
-TEST(PagePool, AnyOrderOfCallsKeepsBlocksApart) {
+TEST(BlockPool, AnyOrderOfCallsKeepsBlocksApart) {
   for (std::uint64_t seed = 0; seed < 200; ++seed) {
     test::Random random(seed);
     CountingAllocator memory;
-    PagePool pool(memory.get(), 64);
+    BlockPool pool(memory.get(), 64);
     std::map<std::byte*, Block> used;
     for (int step = 0; step < 200; ++step) {
       if (random.chance(8)) {
@@ -225,9 +226,9 @@ TEST(PagePool, AnyOrderOfCallsKeepsBlocksApart) {
   }
 }
 
-TEST(PagePoolHostile, CountsThatNoMemoryCouldHoldAreNotWrappedAround) {
+TEST(BlockPoolHostile, CountsThatNoMemoryCouldHoldAreNotWrappedAround) {
   CountingAllocator memory;
-  PagePool pool(memory.get(), std::size_t{1} << 30);
+  BlockPool pool(memory.get(), std::size_t{1} << 30);
   for (const std::size_t count : {std::size_t{1} << 34, (std::size_t{1} << 34) - 1,
                                   std::numeric_limits<std::size_t>::max()}) {
     EXPECT_GE(pool.missing_bytes(count), (std::size_t{1} << 63));
@@ -238,12 +239,12 @@ TEST(PagePoolHostile, CountsThatNoMemoryCouldHoldAreNotWrappedAround) {
   EXPECT_EQ(memory.calls, 0u);
 }
 
-TEST(PagePool, ReturnsEverythingOnceWhenItDies) {
+TEST(BlockPool, ReturnsEverythingOnceWhenItDies) {
   CountingAllocator memory;
   {
-    PagePool pool(memory.get(), block);
+    BlockPool pool(memory.get(), block);
     for (std::size_t i = 1; i < 20; ++i) ASSERT_TRUE(grow(pool, i));
-    PagePool moved(std::move(pool));
+    BlockPool moved(std::move(pool));
     EXPECT_EQ(moved.free_count(), 19u);
     EXPECT_EQ(moved.allocated_bytes(), memory.bytes);
     ASSERT_TRUE(moved.prepare(30));
