@@ -5,6 +5,7 @@
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
 
+#include "support/codes.hpp"
 #include "support/fp16_oracle.hpp"
 #include "support/kernel_tables.hpp"
 #include "support/page_data.hpp"
@@ -67,8 +68,8 @@ void poison_tokens(test::Random& random, const TensorLayout& tensor, bool keys, 
       const int outer = keys ? token : channel;
       const int inner = keys ? channel : token;
       if (tensor.format.quantized())
-        write_code(reinterpret_cast<std::uint8_t*>(block + tensor.codes), tensor.matrix,
-                   tensor.format.bits, outer, inner, max_code(tensor.format.bits));
+        test::write_code(reinterpret_cast<std::uint8_t*>(block + tensor.codes), tensor.matrix,
+                         tensor.format.bits, outer, inner, max_code(tensor.format.bits));
       else
         test::halves(block, tensor)[half_position(tensor.matrix, outer, inner)] = bad();
     }

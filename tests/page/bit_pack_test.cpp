@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/page/bit_pack.hpp>
 
+#include "support/codes.hpp"
 #include "support/random.hpp"
 
 #include <gtest/gtest.h>
@@ -115,7 +116,7 @@ TEST(BitPackGolden, DrawnBytesLieWhereDrawn) {
   ASSERT_EQ(codes.size(), 128u);
   for (int token = 0; token < 16; ++token)
     for (int channel = 0; channel < 16; ++channel)
-      write_code(codes.data(), matrix, 4, token, channel, (channel + token) % 16);
+      test::write_code(codes.data(), matrix, 4, token, channel, (channel + token) % 16);
   // Lane 0 of line 0: [c4 c0 | c5 c1 | c6 c2 | c7 c3] of t0, high nibble first.
   EXPECT_EQ(codes[0], 0x40);
   EXPECT_EQ(codes[1], 0x51);
@@ -136,7 +137,7 @@ TEST(BitPackGolden, ThreeBitsAreTwoPlanes) {
   const CodeMatrix matrix{16, 32};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 3));
   ASSERT_EQ(codes.size(), 128u + 64u);
-  write_code(codes.data(), matrix, 3, 2, 5, 0b101);  // quad 1, byte 1 of lane 2
+  test::write_code(codes.data(), matrix, 3, 2, 5, 0b101);  // quad 1, byte 1 of lane 2
   for (std::size_t i = 0; i < codes.size(); ++i)
     EXPECT_EQ(codes[i], i == 2 * 4 + 1 ? 0b10 << 2 : i == 128 + 2 * 4 + 1 ? 1 << 1 : 0) << i;
 }
@@ -145,7 +146,8 @@ TEST(BitPackGolden, LastEightLanesHaveShortLines) {
   const CodeMatrix matrix{24, 32};
   std::vector<std::uint8_t> codes(code_bytes(matrix, 4));
   ASSERT_EQ(codes.size(), 24u * 32u / 2);
-  write_code(codes.data(), matrix, 4, 23, 12, 0xf);  // quad 3 of the half block: line 1, field 1
+  test::write_code(codes.data(), matrix, 4, 23, 12,
+                   0xf);  // quad 3 of the half block: line 1, field 1
   for (std::size_t i = 0; i < codes.size(); ++i)
     EXPECT_EQ(codes[i], i == 256 + 32 + 7 * 4 ? 0xf0 : 0) << i;
 }
@@ -160,7 +162,7 @@ TEST(BitPack, ReadsWhatItWrites) {
       for (int outer = 0; outer < matrix.outer; ++outer)
         for (int inner = 0; inner < matrix.inner; ++inner) {
           expected.push_back(random.below(1 << bits));
-          write_code(codes.data(), matrix, bits, outer, inner, expected.back());
+          test::write_code(codes.data(), matrix, bits, outer, inner, expected.back());
         }
       std::size_t index = 0;
       for (int outer = 0; outer < matrix.outer; ++outer)
@@ -176,7 +178,7 @@ TEST(BitPack, LeadingPlanesHoldLeadingBits) {
   std::vector<std::uint8_t> codes(code_bytes(matrix, 7));
   for (int outer = 0; outer < matrix.outer; ++outer)
     for (int inner = 0; inner < matrix.inner; ++inner)
-      write_code(codes.data(), matrix, 7, outer, inner, (outer * 5 + inner * 3) % 128);
+      test::write_code(codes.data(), matrix, 7, outer, inner, (outer * 5 + inner * 3) % 128);
   for (int outer = 0; outer < matrix.outer; ++outer)
     for (int inner = 0; inner < matrix.inner; ++inner) {
       const int code = (outer * 5 + inner * 3) % 128;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/page/unpack.hpp>
 
+#include "support/codes.hpp"
 #include "support/fp16_oracle.hpp"
 #include "support/page_data.hpp"
 #include "support/random.hpp"
@@ -37,16 +38,16 @@ TEST(UnpackValue, CombinesCodeScaleAndMinimumOfItsGroup) {
             return (outer * 7 + inner * 13) % (1 << bits);
           };
           std::uint8_t* codes = reinterpret_cast<std::uint8_t*>(block.data() + tensor->codes);
-          test::for_each_group_of(
-              *tensor, [&](int band, int entry, int count, const auto& position) {
-                F16* scales = tensor->scales(block.data(), band);
-                scales[entry] = F16{static_cast<std::uint16_t>(random.below(0x7000))};
-                scales[tensor->pitch() + entry] = F16{test::any_finite(random)};
-                for (int i = 0; i < count; ++i) {
-                  const auto [outer, inner] = position(i);
-                  write_code(codes, tensor->matrix, bits, outer, inner, code_of(outer, inner));
-                }
-              });
+          test::for_each_group_of(*tensor, [&](int band, int entry, int count,
+                                               const auto& position) {
+            F16* scales = tensor->scales(block.data(), band);
+            scales[entry] = F16{static_cast<std::uint16_t>(random.below(0x7000))};
+            scales[tensor->pitch() + entry] = F16{test::any_finite(random)};
+            for (int i = 0; i < count; ++i) {
+              const auto [outer, inner] = position(i);
+              test::write_code(codes, tensor->matrix, bits, outer, inner, code_of(outer, inner));
+            }
+          });
           test::for_each_group_of(
               *tensor, [&](int band, int entry, int count, const auto& position) {
                 const F16* scales = tensor->scales(block.data(), band);

@@ -10,8 +10,8 @@
 namespace kvtilt::test {
 
 /// Reads one code, 1 to 8 bits.
-constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix,
-                                 int bits, int outer, int inner) {
+constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatrix matrix, int bits,
+                                 int outer, int inner) {
   int code = 0;
   const Planes split = planes(bits);
   for (int plane = 0; plane < split.count; ++plane) {
@@ -25,8 +25,8 @@ constexpr int read_fragment_code(Role role, const std::uint8_t* codes, CodeMatri
 }
 
 /// Writes one code, 1 to 8 bits. Its bits must be zeros before: they are set with OR.
-constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix,
-                                   int bits, int outer, int inner, int code) {
+constexpr void write_fragment_code(Role role, std::uint8_t* codes, CodeMatrix matrix, int bits,
+                                   int outer, int inner, int code) {
   const Planes split = planes(bits);
   int below = bits;
   for (int plane = 0; plane < split.count; ++plane) {

@@ -5,6 +5,7 @@
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/fit.hpp>
 
+#include "support/codes.hpp"
 #include "support/group_data.hpp"
 #include "support/random.hpp"
 
