@@ -4,7 +4,7 @@
 #pragma once
 
 #include <kvtilt/attention/options.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 #include <kvtilt/page/unpack.hpp>
 
 #include "support/fp16_oracle.hpp"

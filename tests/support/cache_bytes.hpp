@@ -2,7 +2,7 @@
 /// Copies and compares the bytes of a sequence's layer, to show that a call changed nothing.
 #pragma once
 
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <gtest/gtest.h>
 

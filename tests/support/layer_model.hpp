@@ -4,7 +4,7 @@
 /// by itself.
 #pragma once
 
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include "support/model_layers.hpp"
 #include "support/quantizer_oracle.hpp"

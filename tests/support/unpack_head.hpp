@@ -2,7 +2,7 @@
 /// Unpacks a layer to floats, element by element: the reference for unpack() and attention.
 #pragma once
 
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 #include <kvtilt/page/unpack.hpp>
 
 #include <cstddef>

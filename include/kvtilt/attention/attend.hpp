@@ -7,7 +7,7 @@
 #include <kvtilt/attention/work.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -6,7 +6,7 @@
 #include <kvtilt/cache/options.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -11,7 +11,7 @@
 #include <kvtilt/attention/query_rules.hpp>
 #include <kvtilt/attention/tile.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <algorithm>
 #include <atomic>

@@ -2,7 +2,7 @@
 /// Counts what a page table holds, for threads that must not read the table itself.
 #pragma once
 
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layer_layouts.hpp>
 
 #include <atomic>
 #include <cstdint>

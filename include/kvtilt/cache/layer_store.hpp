@@ -10,7 +10,7 @@
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cpu/half_rows.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -16,7 +16,7 @@
 #include <kvtilt/cache/entry_counts.hpp>
 #include <kvtilt/cache/page_references.hpp>
 #include <kvtilt/cache/token_placement.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
 
 #include <algorithm>

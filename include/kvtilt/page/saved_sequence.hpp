@@ -21,7 +21,7 @@
 #pragma once
 
 #include <kvtilt/core/config.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layer_layouts.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/format.hpp>
 

@@ -5,7 +5,7 @@
 #pragma once
 
 #include <kvtilt/cache/token_placement.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layer_layouts.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>

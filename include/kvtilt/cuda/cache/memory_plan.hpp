@@ -8,7 +8,7 @@
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
 #include <kvtilt/cuda/page/seal_slice.hpp>
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/page/layer_layouts.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/plan.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/page/layer_view.hpp>
+#include <kvtilt/cpu/layer_view.hpp>
 
 #include <gtest/gtest.h>
 
@@ -33,18 +33,6 @@ struct View {
 const PageEntry sinks{nullptr, 0, 4, PageKind::Sinks};
 const PageEntry sealed_page{nullptr, 4, 64, PageKind::Sealed};
 const PageEntry tail{nullptr, 68, 10, PageKind::Tail};
-
-TEST(LayerView, KindsOfPagesHaveLayoutsOfTheirOwn) {
-  const LayerShape shape{2, 64, 64, 0};
-  const LayerLayouts layouts = make_layer_layouts(shape, {four_bits}, 64, 4);
-  const auto of = [&](PageKind kind) { return layouts[static_cast<std::size_t>(kind)]; };
-  EXPECT_EQ(of(PageKind::Sinks).tokens, 16) << "whole lines";
-  EXPECT_EQ(of(PageKind::Sealed).tokens, 64);
-  EXPECT_EQ(of(PageKind::Tail).tokens, 64);
-  EXPECT_EQ(of(PageKind::Sealed).heads[1].key.format.bits, 4);
-  EXPECT_EQ(of(PageKind::Sinks).heads[1].value.format.bits, 16);
-  EXPECT_EQ(of(PageKind::Tail).heads[1].key.format.bits, 16);
-}
 
 TEST(LayerView, FindsTheLayoutOfAPage) {
   const View v({four_bits, Recipe{}}, {});

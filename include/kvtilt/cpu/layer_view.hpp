@@ -3,45 +3,17 @@
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
+#include <kvtilt/page/layer_layouts.hpp>
 #include <kvtilt/page/layout.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 namespace kvtilt {
 
 namespace cpu {
 struct Kernels;
-}
-
-enum class PageKind : std::uint8_t {
-  Sinks,   ///< the first tokens of a sequence, kept in 16 bits
-  Sealed,  ///< full, stored by the layer's recipes, immutable
-  Tail,    ///< the newest tokens, in 16 bits
-};
-inline constexpr int page_kinds = 3;
-
-/// Layouts of a layer's pages, indexed by PageKind.
-using LayerLayouts = std::array<PageLayout, page_kinds>;
-
-/// Token slots of the sinks' page: sink_tokens rounded up to 16, the lanes of a line
-/// (bit_pack.hpp).
-inline int sink_slots(int sink_tokens) {
-  return static_cast<int>(round_up(static_cast<std::size_t>(sink_tokens), line_lanes));
-}
-
-/// Layouts of all three kinds of pages of a layer. `recipes`: as for PageLayout::make().
-inline LayerLayouts make_layer_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
-                                       int page_tokens, int sink_tokens) {
-  LayerLayouts layouts;
-  layouts[static_cast<int>(PageKind::Sinks)] =
-      PageLayout::make_half(shape, sink_slots(sink_tokens));
-  layouts[static_cast<int>(PageKind::Sealed)] = PageLayout::make(shape, recipes, page_tokens);
-  layouts[static_cast<int>(PageKind::Tail)] = PageLayout::make_half(shape, page_tokens);
-  return layouts;
 }
 
 /// One page of a sequence.
@@ -65,7 +37,7 @@ struct LayerView {
                                  ///< LayerPages, where only PageEntry::kind marks sinks
   std::int64_t length = 0;       ///< positions 0 to length-1 were appended
   std::int64_t first_kept = 0;   ///< beyond the sinks, the window has freed positions before it
-  const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set; null on a device
+  const cpu::Kernels* kernels = nullptr;  ///< of the cache's instruction set
 
   [[nodiscard]] const HeadLayout& head(PageKind kind, int kv_head) const {
     return heads[static_cast<int>(kind)][kv_head];
