@@ -222,7 +222,7 @@ TEST(KVCacheCreationHostile, ShapesAndPlansThatDoNotFitAreRefused) {
   expect_refusal(creation(two, {}), invalid, "the plan has 0 layers, the shape 2");
   const std::vector<Recipe> three(3, presets::k4v2);
   expect_refusal(creation(two, Plan{{{presets::k4v2}, three}}), invalid,
-                 "layer 1: the plan has 3 recipes for 4 kv heads");
+                 "layer 1: 3 recipes for 4 kv heads");
   Recipe nine = presets::k4v2;
   nine.key.bits = 9;
   expect_refusal(creation(two, Plan{{{presets::k4v2}, {nine}}}), invalid, "layer 1: keys: 9 bits");
