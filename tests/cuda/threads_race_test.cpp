@@ -45,7 +45,9 @@ TEST(EmulatorRaceDeathTest, BlocksThatOnlyCountRace) {
     run_two_blocks([&](EmulatedThreads& threads, int*, std::uint32_t& counter) {
       if (threads.block() == 0 && threads.thread() == 63) published = 7;
       threads.sync();
-      if (threads.thread() == 0 && arrive(threads, &counter) == 1) EXPECT_EQ(published, 7);
+      if (threads.thread() == 0 && arrive(threads, &counter) == 1) {
+        EXPECT_EQ(published, 7);
+      }
     });
   };
   last_reads([](EmulatedThreads& threads, std::uint32_t* counter) {
