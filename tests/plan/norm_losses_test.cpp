@@ -90,7 +90,7 @@ TEST(NormLosses, GainsOfTheKeyNormSetTheScale) {
   EXPECT_DOUBLE_EQ(weights->layers[0][0].keys[0], 1e6 * d4) << "without gains, the weights";
 }
 
-std::vector<float> gaussian(test::Random& random, int count, double deviation) {
+std::vector<float> normal_weights(test::Random& random, int count, double deviation) {
   std::vector<float> data(static_cast<std::size_t>(count));
   for (float& x : data) x = static_cast<float>(deviation * random.normal());
   return data;
@@ -104,10 +104,10 @@ TEST(NormLossesAgreement, ABiasCostsWhatItCostsTheQuantizer) {
   const int hidden = 64;
   const int tokens = 256;
   test::Random random(61);
-  const auto weights = gaussian(random, heads * dim * hidden, 1.0 / 8);
-  auto bias = gaussian(random, heads * dim, 20);
+  const auto weights = normal_weights(random, heads * dim * hidden, 1.0 / 8);
+  auto bias = normal_weights(random, heads * dim, 20);
   for (int i = 0; i < dim; ++i) bias[static_cast<std::size_t>(i)] /= 10;  // the first head's
-  const auto inputs = gaussian(random, tokens * hidden, 1);
+  const auto inputs = normal_weights(random, tokens * hidden, 1);
   std::vector<float> keys;
   for (int token = 0; token < tokens; ++token)
     for (int row = 0; row < heads * dim; ++row) {
