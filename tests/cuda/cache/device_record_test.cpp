@@ -97,12 +97,11 @@ TEST(DeviceRecord, AFaultIsThereWhenTheRestIs) {
 TEST(DeviceRecord, NamesThePlace) {
   DeviceRecord record{DeviceFault::ElementRepaired, 3, 1, 2, 40, 5, 70, 1e6f};
   EXPECT_EQ(to_status(record, 64).message(),
-            "layer 1: value of sequence slot 2, position 40 (of pack_pages: page 2, row 40), kv "
-            "head 5, channel 6 is 1e+06: NaN was stored as 0, what is too large as the largest "
-            "that the format holds. 3 elements in all");
+            "layer 1: value of sequence slot 2, position 40, kv head 5, channel 6 (from "
+            "pack_pages: of page 2, row 40) is 1e+06: NaN was stored as 0, what is too large as "
+            "the largest that the format holds. 3 elements in all");
   EXPECT_THAT(std::string(to_status(record, 128).message()),
-              HasSubstr("key of sequence slot 2, position 40 (of pack_pages: page 2, row 40), kv "
-                        "head 5, channel 70 is"));
+              HasSubstr("key of sequence slot 2, position 40, kv head 5, channel 70 (from"));
   record.fault = DeviceFault::None;
   EXPECT_TRUE(to_status(record, 64).ok());
 }

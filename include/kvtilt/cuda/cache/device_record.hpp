@@ -115,11 +115,11 @@ void describe(const DeviceRecord& record, int key_dim, char (&text)[Size]) {
   switch (record.fault) {
     case DeviceFault::ElementRepaired:
       std::snprintf(text, Size,
-                    "%s of sequence slot %d, position %lld (of pack_pages: page %d, row %lld), kv "
-                    "head %d, channel %d is %g: NaN was stored as 0, what is too large as the "
-                    "largest that the format holds",
-                    is_key ? "key" : "value", sequence, token, sequence, token, record.head,
-                    is_key ? record.channel : record.channel - key_dim,
+                    "%s of sequence slot %d, position %lld, kv head %d, channel %d (from "
+                    "pack_pages: of page %d, row %lld) is %g: NaN was stored as 0, what is too "
+                    "large as the largest that the format holds",
+                    is_key ? "key" : "value", sequence, token, record.head,
+                    is_key ? record.channel : record.channel - key_dim, sequence, token,
                     static_cast<double>(record.value));
       return;
     case DeviceFault::NoPageLeft:
