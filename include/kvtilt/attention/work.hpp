@@ -176,17 +176,21 @@ inline std::ptrdiff_t distance(const std::byte* from, const std::byte* to) {
                                      reinterpret_cast<std::uintptr_t>(from));
 }
 
-/// Adds pages first to last - 1 of the cache, span by span; the last span is not ended. Groups and spans
-/// end at fixed entries of the table, so that a query has the same bits whatever others are attended with
-/// it; the window frees entries only when a page is sealed.
+/// Adds pages first to last - 1 of the cache, span by span; the last span is not ended. Groups end at
+/// fixed positions and spans at fixed entries of the table, so that a query has the same bits whatever
+/// others are attended with it.
 inline void add_pages(const Work& work, int kv_head, int first, int last, AttentionTile& tile) {
+  std::int64_t group = -1;
   for (int index = first; index < last; ++index) {
     if (index > first && index % span_pages == 0) tile.end_span();
     const PageEntry& page = work.view->pages[index];
     const HeadLayout& head = work.view->head(page.kind, kv_head);
     const std::byte* block = page.data + head.offset;
     const int joined = AttentionTile::joined_pages(head);
-    if (index % joined == 0) tile.end_group();
+    const std::int64_t group_tokens = std::int64_t{joined} * head.value.matrix.inner;
+    const std::int64_t own = (page.first_position - work.view->sink_tokens) / group_tokens;
+    if (own != group) tile.end_group();
+    group = own;
     std::ptrdiff_t prefetch_offset = 0;
     if (const int ahead = index + joined; ahead < last) {
       const PageEntry& following = work.view->pages[ahead];
