@@ -2,11 +2,11 @@
 /// The options of attention beside its tensors, and their check.
 #pragma once
 
-#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
+#include <kvtilt/core/tree_window.hpp>
 
 #include <algorithm>
 #include <bit>

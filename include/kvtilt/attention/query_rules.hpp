@@ -4,11 +4,11 @@
 
 #include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
-#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/core/tree_window.hpp>
 #include <kvtilt/cpu/layer_view.hpp>
 
 #include <algorithm>

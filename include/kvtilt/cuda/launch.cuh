@@ -62,7 +62,8 @@ cudaError_t prepare(bool& uses_pdl) {
   return cudaSuccess;
 }
 
-/// Launches a kernel, which must call after_previous_kernel() before anything else. 0 blocks: does nothing.
+/// Launches a kernel, which must call after_previous_kernel() before anything else. 0 blocks: does
+/// nothing.
 template <auto Kernel, class... Arguments>
 cudaError_t launch(int blocks, int threads, std::size_t shared_bytes, cudaStream_t stream,
                    const Arguments&... arguments) {

@@ -2,9 +2,9 @@
 /// Arguments of the attention kernels: plain data, passed by value.
 #pragma once
 
-#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
+#include <kvtilt/core/tree_window.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 
 #include <cstddef>

@@ -3,8 +3,8 @@
 /// operand, and finds the tokens that each may see.
 #pragma once
 
-#include <kvtilt/attention/tree_window.hpp>
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/core/tree_window.hpp>
 #include <kvtilt/cuda/attention/work.hpp>
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>

@@ -11,8 +11,10 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
   if (!image.empty()) error = cudaPointerGetAttributes(&first, image.data());
   if (!image.empty() && error == cudaSuccess)
     error = cudaPointerGetAttributes(&last, &image.back());
-  Status looked = to_status(error, "looking at an image");
-  if (!looked.ok() && error != cudaErrorInvalidValue) return Result<std::byte*>(std::move(looked));
+  if (error == cudaErrorInvalidValue)
+    (void)cudaGetLastError();  // memory that CUDA does not know: refused below
+  else
+    KVTILT_RETURN_IF_ERROR(to_status(error, "looking at an image"));
   const auto both = [](const cudaPointerAttributes& of) {
     return of.type == cudaMemoryTypeHost || of.type == cudaMemoryTypeManaged;
   };

@@ -168,8 +168,9 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
     const LayerStorage& storage = layers.storages[layer];
     if (storage.kv_heads == 0 || storage.window == 0) continue;
-    const SequenceState state = threads.load_racing(&storage.states[sequence]);
-    if (storage.placement().needs_freed_tokens(state.first_kept, state.length, length))
+    const SequenceState& state = storage.states[sequence];
+    if (storage.placement().needs_freed_tokens(threads.load_racing(&state.first_kept),
+                                               threads.load_racing(&state.length), length))
       detail::refuse(threads, refusing, layer);
   }
   threads.sync();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/attention/tree_window.hpp>
+#include <kvtilt/core/tree_window.hpp>
 
 #include "support/random.hpp"
 
