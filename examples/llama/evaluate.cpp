@@ -38,7 +38,13 @@ Columns of the table (keys of --json, where they differ):
   kld          KL divergence from the 16-bit baseline, nats      (kld_mean, kld_p99, kld_max)
   top1 %       predictions with the baseline's most likely token (top1)
   tokens/s     predictions per second of one thread's forward passes  (tokens_per_s)
-The row of --plan is called plan, those of several plans plan:FILE.)";
+The row of --plan is called plan, those of several plans plan:FILE. A second table has the ratio of
+each plan's mean kld to that of the best recipe of at most its page bits.
+
+Behind +- stands the standard error, with whole pieces as the independent units because the tokens
+of a piece are correlated (kld_mean_error, top1_error, kld_ratio_error). That of a ratio is paired,
+as both sides are measured on the same tokens. It takes two pieces, is rough below about ten, and
+says nothing about other texts or models.)";
 
 struct Arguments {
   std::string model;

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cmath>
 #include <mutex>
+#include <numeric>
 
 namespace llama {
 namespace {
@@ -116,6 +117,10 @@ class PieceEvaluator {
   Floats logits_;                     // [chunk, vocab]
 };
 
+double sum(const std::vector<double>& values) {
+  return std::accumulate(values.begin(), values.end(), 0.0);
+}
+
 /// Sums over the pieces in their order, so that the result does not depend on the threads.
 RecipeReport summarize(const std::string& recipe, std::size_t index,
                        const std::vector<std::vector<PieceResult>>& pieces) {
@@ -123,12 +128,12 @@ RecipeReport summarize(const std::string& recipe, std::size_t index,
   report.recipe = recipe;
   report.page_bits = pieces.front()[index].page_bits;
   std::vector<double> divergences;
+  std::vector<double> predictions;  // of each piece
+  std::vector<double> same_tops;
   double nll = 0;
-  double kld = 0;
   double seconds = 0;
   double bits = 0;
   double tokens = 0;
-  long same_top = 0;
   long quantized = 0;
   for (const auto& results : pieces) {
     const PieceResult& piece = results[index];
@@ -136,19 +141,23 @@ RecipeReport summarize(const std::string& recipe, std::size_t index,
     seconds += piece.seconds;
     bits += piece.usage.effective_bits * piece.tokens;
     tokens += piece.tokens;
-    same_top += piece.same_top;
     quantized += piece.quantized;
     report.cache_bytes = std::max(report.cache_bytes, piece.usage.bytes);
-    for (const double value : piece.divergences) kld += value;
+    report.kld_sums.push_back(sum(piece.divergences));
+    predictions.push_back(static_cast<double>(piece.divergences.size()));
+    same_tops.push_back(static_cast<double>(piece.same_top));
     divergences.insert(divergences.end(), piece.divergences.begin(), piece.divergences.end());
   }
   const auto count = static_cast<double>(divergences.size());
   report.effective_bits = bits / tokens;
   report.quantized_share = static_cast<double>(quantized) / count;
   report.nll = nll / count;
-  report.kld_mean = kld / count;
+  report.kld_mean = sum(report.kld_sums) / count;
+  report.kld_mean_error = ratio_standard_error(report.kld_sums, predictions);
   report.kld_max = *std::max_element(divergences.begin(), divergences.end());
-  report.top1 = 100 * static_cast<double>(same_top) / count;
+  report.top1 = 100 * sum(same_tops) / count;
+  report.top1_error = ratio_standard_error(same_tops, predictions);
+  if (report.top1_error) *report.top1_error *= 100;
   report.tokens_per_s = seconds > 0 ? count / seconds : 0;
   report.kld_p99 = percentile(std::move(divergences), 0.99);
   return report;
@@ -183,6 +192,7 @@ std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::ve
   std::vector<RecipeReport> reports;
   for (std::size_t i = 0; i < names.size(); ++i) {
     reports.push_back(summarize(names[i], i, results));
+    reports.back().is_plan = i > options.recipes.size();
   }
   return reports;
 }

@@ -8,6 +8,7 @@
 #include "model.hpp"
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,18 +29,23 @@ struct EvaluationOptions {
   int chunk = 1;  // most predictions per pass; it changes the figures by float rounding only
 };
 
-/// One row of the result; every mean runs over all predictions of all pieces.
+/// One row of the result; every mean runs over all predictions of all pieces. Standard errors are
+/// those of ratio_standard_error(): none for a single piece.
 struct RecipeReport {
   std::string recipe;
+  bool is_plan = false;
   double page_bits = 0;
   double effective_bits = 0;    // at the ends of the pieces, weighted by their tokens
   std::size_t cache_bytes = 0;  // in use at a piece's end, the most of all pieces
   double quantized_share = 0;   // of the predictions, 0 to 1: those whose attention read a code
   double nll = 0;               // nats per token
-  double kld_mean = 0;          // KL(baseline || recipe) in nats, like the two below
+  double kld_mean = 0;          // KL(baseline || recipe) in nats, like the next four
+  std::optional<double> kld_mean_error;
+  std::vector<double> kld_sums;  // of each piece
   double kld_p99 = 0;
   double kld_max = 0;
-  double top1 = 0;          // percent of predictions with the baseline's most likely token
+  double top1 = 0;  // percent of predictions with the baseline's most likely token
+  std::optional<double> top1_error;
   double tokens_per_s = 0;  // of one thread, in forward passes only
 };
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 namespace llama {
 namespace {
@@ -44,6 +45,16 @@ double percentile(std::vector<double> values, double share) {
       values.begin() + static_cast<std::ptrdiff_t>(std::min(index, values.size() - 1));
   std::nth_element(values.begin(), place, values.end());
   return *place;
+}
+
+std::optional<double> ratio_standard_error(std::span<const double> y, std::span<const double> x) {
+  const double sum_x = std::accumulate(x.begin(), x.end(), 0.0);
+  if (x.size() < 2 || !(sum_x > 0)) return std::nullopt;
+  const double ratio = std::accumulate(y.begin(), y.end(), 0.0) / sum_x;
+  double squares = 0;
+  for (std::size_t i = 0; i < x.size(); ++i) squares += std::pow(y[i] - ratio * x[i], 2);
+  const auto pieces = static_cast<double>(x.size());
+  return std::sqrt(pieces / (pieces - 1) * squares) / sum_x;
 }
 
 }  // namespace llama

@@ -9,8 +9,10 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cmath>
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -49,6 +51,11 @@ inline void write_json(const std::filesystem::path& path, const nlohmann::ordere
 /// A text made valid UTF-8 for JSON: names of files in it need not be.
 inline std::string json_text(const std::string& text) {
   return kvtilt::to_json_string(text).ok() ? text : kvtilt::shown(text, text.size());
+}
+
+/// A number for JSON, null if there is none or JSON cannot write it.
+inline nlohmann::ordered_json json_number(std::optional<double> value) {
+  return value && std::isfinite(*value) ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
 }
 
 }  // namespace llama

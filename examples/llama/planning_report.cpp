@@ -3,6 +3,7 @@
 
 #include <kvtilt/io/format_name.hpp>
 
+#include "output_files.hpp"
 #include "table.hpp"
 
 #include <algorithm>
@@ -111,10 +112,6 @@ std::string floors_text(const Planning& planning) {
   return text + " bits";
 }
 
-ordered_json optional_number(const std::optional<double>& value) {
-  return value && std::isfinite(*value) ? ordered_json(*value) : ordered_json();
-}
-
 ordered_json layer_json(const Planning& planning, std::size_t i) {
   ordered_json layer{{"layer", i}};
   if (planning.shape.layers[i].kv_heads == 0) return layer;
@@ -141,11 +138,11 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
       layer["qk_norm"] = report.key_norm;
       layer["gap"] = {{"frobenius", report.frobenius_gap},
                       {"spectral", report.spectral_gap},
-                      {"gains", optional_number(report.gain_gap)}};
+                      {"gains", json_number(report.gain_gap)}};
     }
   }
   if (!planning.measured_gaps.empty()) {
-    layer["measured_gap"] = optional_number(planning.measured_gaps[i]);
+    layer["measured_gap"] = json_number(planning.measured_gaps[i]);
   }
   const auto& recipes = planning.best.plan.recipes[i];
   layer["key_bits"] = mean_bits(recipes, kvtilt::Tensor::Keys);

@@ -2,6 +2,7 @@
 #include "table.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdio>
 
@@ -28,6 +29,14 @@ std::string format_scientific(double value, int digits) {
   char buffer[64];
   std::snprintf(buffer, sizeof buffer, "%.*e", digits, value);
   return buffer;
+}
+
+std::string format_scientific(double value, std::optional<double> error, int digits) {
+  const std::string text = format_scientific(value, digits);
+  if (!error) return text + " +- -";
+  const std::string exponent = text.substr(text.find('e'));
+  const double unit = std::pow(10, std::stoi(exponent.substr(1)));
+  return text + " +- " + format_number(*error / unit, digits) + exponent;
 }
 
 std::string format_number(double value, int digits) {

@@ -2,6 +2,7 @@
 // Right-aligned tables for terminals.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,5 +16,8 @@ std::string format_number(double value, int digits);
 
 /// 1.2e-03, with `digits` after the point.
 std::string format_scientific(double value, int digits);
+
+/// 1.23e-03 +- 0.04e-03: a value and its error with one exponent; - in place of no error.
+std::string format_scientific(double value, std::optional<double> error, int digits);
 
 }  // namespace llama

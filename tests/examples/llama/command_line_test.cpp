@@ -72,8 +72,9 @@ TEST(CommandLine, EvaluatePrintsATableAndWritesJson) {
   ASSERT_EQ(json.size(), 3U);
   const std::vector<std::string> recipes{"f16", "k8v8", "k2v4"};
   const std::vector<std::string> keys{
-      "recipe",   "page_bits", "effective_bits", "cache_bytes", "quantized_share", "nll",
-      "kld_mean", "kld_p99",   "kld_max",        "top1",        "tokens_per_s"};
+      "recipe", "page_bits",  "effective_bits", "cache_bytes", "quantized_share",
+      "nll",    "kld_mean",   "kld_mean_error", "kld_p99",     "kld_max",
+      "top1",   "top1_error", "tokens_per_s"};
   for (std::size_t i = 0; i < json.size(); ++i) {
     EXPECT_EQ(json[i]["recipe"], recipes[i]);
     std::vector<std::string> found;

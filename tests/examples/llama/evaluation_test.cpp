@@ -12,6 +12,7 @@
 #include <llama/pieces.hpp>
 #include <llama/text_file.hpp>
 
+#include <array>
 #include <cmath>
 
 namespace llama {
@@ -43,12 +44,15 @@ TEST(Evaluation, AgreesWithALoopWrittenOut) {
   double nll = 0;
   double kld = 0;
   double kld_max = 0;
+  std::vector<std::array<double, 3>> piece_means;  // predictions, divergence, same top-1
   double tokens = 0;
   double bits = 0;
   int count = 0;
   int same = 0;
   int quantized = 0;
   for (const auto& piece : pieces) {
+    const double kld_before = kld;
+    const int same_before = same;
     baseline->restart(512);
     cache->restart(512);
     for (std::size_t i = 0; i + 1 < piece.size(); ++i) {
@@ -73,6 +77,9 @@ TEST(Evaluation, AgreesWithALoopWrittenOut) {
       quantized += cache->touched_codes();
       ++count;
     }
+    const auto predictions = static_cast<double>(piece.size() - 1);
+    piece_means.push_back(
+        {predictions, (kld - kld_before) / predictions, (same - same_before) / predictions});
     bits += cache->usage().effective_bits * cache->length();
     tokens += cache->length();
   }
@@ -83,6 +90,16 @@ TEST(Evaluation, AgreesWithALoopWrittenOut) {
   EXPECT_NEAR(report.kld_mean, kld / count, 1e-6);
   EXPECT_NEAR(report.kld_max, kld_max, 1e-4);
   EXPECT_NEAR(report.top1, 100.0 * same / count, 1e-9);
+  // A mean is the sum of the pieces' means, weighted by their share of the predictions.
+  double kld_squares = 0;
+  double same_squares = 0;
+  for (const auto& [predictions, divergence, same_top] : piece_means) {
+    kld_squares += std::pow(predictions / count * (divergence - kld / count), 2);
+    same_squares += std::pow(predictions / count * (same_top - 1.0 * same / count), 2);
+  }
+  ASSERT_EQ(piece_means.size(), 3U);
+  EXPECT_NEAR(report.kld_mean_error.value(), std::sqrt(3.0 / 2 * kld_squares), 1e-6);
+  EXPECT_NEAR(report.top1_error.value(), 100 * std::sqrt(3.0 / 2 * same_squares), 1e-9);
   EXPECT_NEAR(report.quantized_share, static_cast<double>(quantized) / count, 1e-12);
   EXPECT_NEAR(report.effective_bits, bits / tokens, 1e-9);
   EXPECT_GT(report.tokens_per_s, 0);
@@ -92,6 +109,7 @@ TEST(Evaluation, AgreesWithALoopWrittenOut) {
   EXPECT_EQ(reports[0].recipe, "f16");
   EXPECT_EQ(reports[0].kld_max, 0);
   EXPECT_EQ(reports[0].top1, 100);
+  EXPECT_EQ(reports[0].kld_mean_error, 0);
   EXPECT_LE(reports[1].kld_mean, 1e-6);
   EXPECT_EQ(reports[1].quantized_share, 0);
 }
@@ -111,6 +129,7 @@ TEST(Evaluation, GivesTheSameFiguresForAnyNumberOfThreads) {
     EXPECT_EQ(one[i].kld_p99, three[i].kld_p99);
     EXPECT_EQ(one[i].kld_max, three[i].kld_max);
     EXPECT_EQ(one[i].top1, three[i].top1);
+    EXPECT_EQ(one[i].kld_mean_error, three[i].kld_mean_error);
     EXPECT_EQ(one[i].cache_bytes, three[i].cache_bytes);
     EXPECT_EQ(one[i].effective_bits, three[i].effective_bits);
   }
@@ -128,6 +147,8 @@ TEST(Evaluation, APlanThatIsOneRecipeHasTheFiguresOfTheRecipe) {
   const auto reports = evaluate(model, pieces, options);
   ASSERT_EQ(reports.size(), 4U);
   EXPECT_EQ(reports[2].recipe, "plan");
+  EXPECT_FALSE(reports[1].is_plan);
+  EXPECT_TRUE(reports[2].is_plan);
   EXPECT_EQ(reports[2].kld_mean, reports[1].kld_mean);
   EXPECT_EQ(reports[2].cache_bytes, reports[1].cache_bytes);
   EXPECT_EQ(reports[3].recipe, "wider");
@@ -172,6 +193,14 @@ TEST(Evaluation, FindsFastArithmeticAsGoodAsExact) {
   // Scalar kernels have no integer dot products; with all others the two must differ.
   EXPECT_EQ(fast[4].kld_mean == exact[4].kld_mean,
             kvtilt::active_isa().value() == kvtilt::Isa::Scalar);
+}
+
+TEST(Evaluation, OnePieceHasNoStandardError) {
+  const Model model(data_folder("models/stories260K"));
+  const auto reports = evaluate(model, first_stories(model, 100), {{"k2v2"}, {32, 0, 0}, 1, {}});
+  EXPECT_GT(reports[1].kld_mean, 0);
+  EXPECT_EQ(reports[1].kld_mean_error, std::nullopt);
+  EXPECT_EQ(reports[1].top1_error, std::nullopt);
 }
 
 TEST(EvaluationGolden, TheBaselineHasTheKnownPerplexityOnTheFirstStories) {

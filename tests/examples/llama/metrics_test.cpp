@@ -4,6 +4,8 @@
 
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <vector>
 
 namespace llama {
 namespace {
@@ -69,6 +71,43 @@ TEST(Metrics, PercentileIsTheNearestRank) {
   }
   EXPECT_EQ(percentile({7.5}, 0.99), 7.5);
   EXPECT_EQ(percentile({}, 0.99), 0);
+}
+
+std::optional<double> error_of_ratio(const std::vector<double>& y, const std::vector<double>& x) {
+  return ratio_standard_error(y, x);
+}
+
+TEST(Metrics, TheErrorOfAMeanTakesPiecesAsUnits) {
+  // By hand: r = 9/6, residuals -1/2, 1, -1/2, sqrt(3/2 * 3/2) / 6.
+  EXPECT_NEAR(error_of_ratio({1, 4, 4}, {1, 2, 3}).value(), 0.25, 1e-15);
+  // Pieces of one length: the sample deviation of their means 1, 2, 6 is sqrt(7), over sqrt(3).
+  EXPECT_NEAR(error_of_ratio({4, 8, 24}, {4, 4, 4}).value(), std::sqrt(7.0 / 3), 1e-15);
+  // More tokens that repeat the first of their piece tell nothing new.
+  EXPECT_NEAR(error_of_ratio({400, 800, 2400}, {400, 400, 400}).value(), std::sqrt(7.0 / 3), 1e-14);
+  EXPECT_EQ(error_of_ratio({3, 6, 12}, {1, 2, 4}).value(), 0);
+}
+
+TEST(Metrics, TheErrorOfARatioIsPaired) {
+  const std::vector<double> y{3, 5, 4, 9};
+  const std::vector<double> x{2, 6, 3, 5};
+  // The delta method written out: r^2 (var(y)/mean(y)^2 + var(x)/mean(x)^2
+  // - 2 cov(y, x)/(mean(y) mean(x))) / 4, with variances of divisor 3.
+  const double mean_y = 21.0 / 4;
+  const double mean_x = 4;
+  const double var_y = (131 - 4 * mean_y * mean_y) / 3;
+  const double var_x = (74 - 4 * mean_x * mean_x) / 3;
+  const double cov = (93 - 4 * mean_y * mean_x) / 3;
+  const double r = mean_y / mean_x;
+  const double relative =
+      var_y / (mean_y * mean_y) + var_x / (mean_x * mean_x) - 2 * cov / (mean_y * mean_x);
+  EXPECT_NEAR(error_of_ratio(y, x).value(), r * std::sqrt(relative / 4), 1e-14);
+}
+
+TEST(Metrics, TheErrorOfARatioNeedsTwoPieces) {
+  EXPECT_EQ(error_of_ratio({}, {}), std::nullopt);
+  EXPECT_EQ(error_of_ratio({3}, {2}), std::nullopt);
+  EXPECT_EQ(error_of_ratio({0, 0}, {0, 0}), std::nullopt);
+  EXPECT_EQ(error_of_ratio({0, 0}, {2, 3}), 0);
 }
 
 }  // namespace

@@ -13,6 +13,14 @@ TEST(Table, AlignsColumns) {
   EXPECT_EQ(format_table({}), "");
 }
 
+TEST(Table, WritesAnErrorWithTheExponentOfItsValue) {
+  EXPECT_EQ(format_scientific(1.524e-4, 1.12e-5, 2), "1.52e-04 +- 0.11e-04");
+  EXPECT_EQ(format_scientific(9.996e-5, 2e-6, 2), "1.00e-04 +- 0.02e-04");  // rounded up
+  EXPECT_EQ(format_scientific(2e-10, 3e-9, 1), "2.0e-10 +- 30.0e-10");
+  EXPECT_EQ(format_scientific(12, 0.5, 1), "1.2e+01 +- 0.1e+01");
+  EXPECT_EQ(format_scientific(1.524e-4, std::nullopt, 2), "1.52e-04 +- -");
+}
+
 TEST(Table, SeparatesThousands) {
   EXPECT_EQ(format_number(0, 0), "0");
   EXPECT_EQ(format_number(999, 0), "999");
