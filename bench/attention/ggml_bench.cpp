@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: MIT
-// Benchmarks ggml's decode attention (ggml_flash_attn_ext) on the keys, values and queries of
+// Benchmarks ggml's attention (ggml_flash_attn_ext) on the keys, values and queries of
 // attend_bench.cpp: ggml/<type>/tokens:<n>/threads:<t>, with keys and values of that type laid out as
 // llama.cpp does, [token][kv head][channel]; ggml_by_head/... has them [kv head][token][channel],
-// which ggml reads faster. Built where ggml's source is given: KVTILT_GGML.
+// which ggml reads faster. ggml_prefill/<type>/queries:<m>/tokens:<n> and ggml_prefill_by_head/... are
+// the like of prefill_bench.cpp: the last m tokens attend causally. Built where ggml's source is
+// given: KVTILT_GGML.
 #include "support/caches.hpp"
 #include "support/token_counter.hpp"
 
@@ -36,13 +38,17 @@ using Context = std::unique_ptr<ggml_context, FreeContext>;
 
 struct Case {
   ggml_type type;
+  std::int64_t queries;
   std::int64_t tokens;
   int threads;
   bool by_head;
 
   [[nodiscard]] std::string name() const {
-    return std::string(by_head ? "ggml_by_head/" : "ggml/") + ggml_type_name(type) +
-           "/tokens:" + std::to_string(tokens) + "/threads:" + std::to_string(threads);
+    const std::string verb = queries > 1 ? "ggml_prefill" : "ggml";
+    const std::string shape =
+        queries > 1 ? "/queries:" + std::to_string(queries) + "/tokens:" + std::to_string(tokens)
+                    : "/tokens:" + std::to_string(tokens) + "/threads:" + std::to_string(threads);
+    return verb + (by_head ? "_by_head/" : "/") + ggml_type_name(type) + shape;
   }
 };
 
@@ -114,24 +120,32 @@ const Stored& stored(const Case& c) {
   return *rows;
 }
 
-/// Rows of the mask, which hides nothing, but which the kernels of forks require; llama.cpp pads
-/// them so, for one query.
-constexpr std::int64_t mask_rows = 64;
+/// The causal mask, as llama.cpp makes it: one row per query, padded to 64 rows. The kernels of forks
+/// require one where nothing is hidden, too.
+std::vector<F16> make_mask(const Case& c) {
+  const std::int64_t rows = (c.queries + 63) / 64 * 64;
+  std::vector<F16> mask(static_cast<std::size_t>(rows * c.tokens));
+  for (std::int64_t query = 0; query < c.queries; ++query) {
+    const auto row = mask.begin() + query * c.tokens;
+    std::fill(row + c.tokens - c.queries + query + 1, row + c.tokens, F16{0xfc00});
+  }
+  return mask;
+}
 
 /// Builds the graph of one attention and computes it; some microseconds more than the attention.
 void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
-                 std::vector<float>& out, std::vector<std::byte>& memory) {
-  static std::vector<F16> all_visible;
-  all_visible.resize(std::max(all_visible.size(), static_cast<std::size_t>(mask_rows * c.tokens)));
+                 std::vector<F16>& mask, std::vector<float>& out, std::vector<std::byte>& memory) {
   const Context context(ggml_init({memory.size(), memory.data(), true}));
-  ggml_tensor* const query =
-      ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, head_dim, 1, query_heads);
-  query->data = queries.data();
-  ggml_tensor* const mask = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, c.tokens, mask_rows);
-  mask->data = all_visible.data();
-  ggml_tensor* const result = ggml_flash_attn_ext(
-      context.get(), query, rows.keys.tensor(context.get()), rows.values.tensor(context.get()),
-      mask, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0.0f, 0.0f);
+  ggml_tensor* const rows_of_queries =
+      ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, head_dim, query_heads, c.queries);
+  rows_of_queries->data = queries.data();
+  ggml_tensor* const visible = ggml_new_tensor_2d(
+      context.get(), GGML_TYPE_F16, c.tokens, static_cast<std::int64_t>(mask.size()) / c.tokens);
+  visible->data = mask.data();
+  ggml_tensor* const result =
+      ggml_flash_attn_ext(context.get(), ggml_permute(context.get(), rows_of_queries, 0, 2, 1, 3),
+                          rows.keys.tensor(context.get()), rows.values.tensor(context.get()),
+                          visible, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0.0f, 0.0f);
   ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
   result->data = out.data();
   ggml_cgraph* const graph = ggml_new_graph(context.get());
@@ -145,26 +159,30 @@ void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
 
 void run(benchmark::State& state, const Case& c) {
   const Stored& rows = stored(c);
-  std::vector<float> queries = make_queries(1);
+  std::vector<float> queries = make_queries(c.queries);
+  std::vector<F16> mask = make_mask(c);
   std::vector<float> out(queries.size());
   std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
-  for (auto _ : state) attend_once(c, rows, queries, out, memory);
-  count_tokens(state, c.tokens);
+  for (auto _ : state) attend_once(c, rows, queries, mask, out, memory);
   state.counters["bits"] = (rows.keys.bits() + rows.values.bits()) / 2;
+  if (c.queries > 1) return;
+  count_tokens(state, c.tokens);
   state.counters["error"] = relative_error(out, reference_output(c.tokens));
+}
+
+void add(const Case& c) {
+  benchmark::RegisterBenchmark(c.name().c_str(), [c](benchmark::State& state) { run(state, c); })
+      ->UseRealTime()
+      ->Unit(benchmark::kMicrosecond);
 }
 
 const bool registered = [] {
   for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
-    for (const std::int64_t tokens : {std::int64_t{4096}, std::int64_t{32768}})
-      for (const int threads : {1, 2})
-        for (const bool by_head : {false, true}) {
-          const Case c{type, tokens, threads, by_head};
-          benchmark::RegisterBenchmark(c.name().c_str(),
-                                       [c](benchmark::State& state) { run(state, c); })
-              ->UseRealTime()
-              ->Unit(benchmark::kMicrosecond);
-        }
+    for (const bool by_head : {false, true}) {
+      for (const std::int64_t tokens : {4096, 32768})
+        for (const int threads : {1, 2}) add({type, 1, tokens, threads, by_head});
+      add({type, 512, 4096, 1, by_head});
+    }
   return true;
 }();
 

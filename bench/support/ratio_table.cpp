@@ -54,7 +54,7 @@ void RatioTable::Finalize() {
       "R: read/k16v16, an ideal memory-bound 16-bit kernel; roof: the read/ row of the same "
       "bytes,\n"
       "of unpack: write/rows, of save and load: copy/; x16: the same verb at k16v16, of ggml: "
-      "attend.\n"
+      "attend or prefill.\n"
       "ns: per token and kv head, or per element (append, unpack, save, load).\n\n");
   std::printf("%-50s %12s %8s %6s %6s %6s %6s %9s %9s\n", "benchmark", "us", "ns", "/ R", "roof %",
               "x16", "bits", "error", "fast err");
@@ -75,8 +75,10 @@ void RatioTable::Finalize() {
                 : bytes                 ? 100 * seconds("copy/" + name.recipe + name.rest)
                                         : std::numeric_limits<double>::quiet_NaN(),
                 row.seconds, 6);
-    const bool ggml = name.verb.starts_with("ggml");
-    print_ratio(row.seconds, seconds((ggml ? "attend" : name.verb) + "/k16v16" + name.rest), 6);
+    const std::string ours = name.verb.starts_with("ggml_prefill") ? "prefill"
+                             : name.verb.starts_with("ggml")       ? "attend"
+                                                                   : name.verb;
+    print_ratio(row.seconds, seconds(ours + "/k16v16" + name.rest), 6);
     print_ratio(counter("bits"), 1.0, 6);
     for (const char* key : {"error", "arithmetic_error"})
       std::isfinite(counter(key)) ? std::printf(" %9.2e", counter(key)) : std::printf(" %9s", "-");
