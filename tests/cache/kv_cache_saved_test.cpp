@@ -169,6 +169,28 @@ TEST_F(KVCacheSaved, RefusesWhatItCannotSave) {
   EXPECT_THAT(std::string(cache_.saved_bytes(id_).message()), HasSubstr("cannot save: layer 2"));
 }
 
+TEST_F(KVCacheSaved, LoadsNothingThatTheReaderRefuses) {
+  append(cache_, id_, rows_);
+  const std::vector<std::byte> image = test::saved(cache_, id_);
+  const auto expect_refused = [](KVCache& cache, const std::vector<std::byte>& refused,
+                                 ErrorCode code, const char* words) {
+    const std::size_t before = cache.memory().reserved_bytes;
+    const Result<SequenceId> loaded = cache.load(refused);
+    EXPECT_EQ(loaded.code(), code) << words;
+    EXPECT_THAT(std::string(loaded.message()), HasSubstr(words));
+    EXPECT_EQ(cache.memory().reserved_bytes, before);
+  };
+  expect_refused(cache_, {image.begin(), image.end() - 64}, ErrorCode::Corrupt, "by its header");
+  std::vector<std::byte> damaged = image;
+  damaged.back() ^= std::byte{1};
+  expect_refused(cache_, damaged, ErrorCode::Corrupt, "its checksum is another");
+  const std::size_t value = image.size() - 2;  // the tail's last
+  expect_refused(cache_, test::forged(image, value, std::uint16_t{0x7e00}), ErrorCode::Corrupt,
+                 "was forged");
+  KVCache other = test::make_cache(LayerShape{2, 32, 32, 0}, presets::k4v2);
+  expect_refused(other, image, ErrorCode::InvalidArgument, "the number of layers is 3 there");
+}
+
 TEST_F(KVCacheSaved, LoadsAllOrNothing) {
   append(cache_, id_, rows_);
   const std::vector<std::byte> image = test::saved(cache_, id_);

@@ -3,7 +3,6 @@
 
 #include "support/caches.hpp"
 #include "support/golden_file.hpp"
-#include "support/saved_images.hpp"
 
 #include <gtest/gtest.h>
 

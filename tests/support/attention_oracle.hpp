@@ -3,7 +3,7 @@
 /// Shares no code with the kernels: stored values come in as plain floats.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
+#include <kvtilt/core/attend_options.hpp>
 #include <kvtilt/cpu/layer_view.hpp>
 #include <kvtilt/page/unpack.hpp>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-/// Helpers that make a cache, fill it and attend to it.
+/// Helpers that make a cache, fill it, save it and attend to it.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>
@@ -47,6 +47,12 @@ inline SequenceId open_reserved(KVCache& cache, std::int64_t tokens) {
   const SequenceId id = cache.open().value();
   KVTILT_EXPECT_OK(cache.reserve(id, tokens));
   return id;
+}
+
+inline std::vector<std::byte> saved(const KVCache& cache, SequenceId id) {
+  std::vector<std::byte> image(cache.saved_bytes(id).value(), std::byte{0xa5});
+  KVTILT_EXPECT_OK(cache.save(id, image));
+  return image;
 }
 
 /// Queries for one layer: `gqa_ratio` query heads per kv head.

@@ -2,7 +2,7 @@
 /// Attention in float64 with all AttendOptions, one query row at a time.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
+#include <kvtilt/core/attend_options.hpp>
 
 #include "support/attention_oracle.hpp"
 

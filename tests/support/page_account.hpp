@@ -3,7 +3,7 @@
 /// per page, without tables and kernels.
 #pragma once
 
-#include <kvtilt/cache/token_placement.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include "support/model_layers.hpp"
 

@@ -1,11 +1,8 @@
 // SPDX-License-Identifier: MIT
-/// Saved sequences as bytes, and forgeries of them.
+/// Reads records of a saved sequence, and forges them.
 #pragma once
 
-#include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
-
-#include "support/caches.hpp"
 
 #include <cstddef>
 #include <cstdint>
@@ -13,12 +10,6 @@
 #include <vector>
 
 namespace kvtilt::test {
-
-inline std::vector<std::byte> saved(const KVCache& cache, SequenceId id) {
-  std::vector<std::byte> image(cache.saved_bytes(id).value(), std::byte{0xa5});
-  KVTILT_EXPECT_OK(cache.save(id, image));
-  return image;
-}
 
 template <class T>
 T read_at(const std::vector<std::byte>& image, std::size_t offset) {

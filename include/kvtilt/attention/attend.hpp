@@ -2,9 +2,9 @@
 /// Attention, softmax(q k^T * scale) v, computed on the codes of a cache without unpacking it.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/parallel_for.hpp>
 #include <kvtilt/attention/work.hpp>
+#include <kvtilt/core/attend_options.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/layer_view.hpp>
@@ -123,7 +123,7 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 
 /// Computes attention for the newest tokens of many sequences, which must already have been appended.
 /// Query i of n has position length - n + i and sees every position up to its own, inside the layer's
-/// window, unless its options say otherwise (options.hpp has the order of operations).
+/// window, unless its options say otherwise (attend_options.hpp has the order of operations).
 ///
 /// queries    [n, query_heads, key_dim], n <= length or, without causality, window and ALiBi, up to
 ///            2^20; query_heads is a multiple of kv_heads, and query head h reads kv head

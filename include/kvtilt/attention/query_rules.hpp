@@ -2,8 +2,8 @@
 /// Checks the arguments of attention, and turns its options into the rule of each query row.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
 #include <kvtilt/attention/tile.hpp>
+#include <kvtilt/core/attend_options.hpp>
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/status.hpp>

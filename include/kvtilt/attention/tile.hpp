@@ -2,7 +2,7 @@
 /// Attention of a tile, up to 16 query rows that share a kv head, page by page.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
+#include <kvtilt/core/attend_options.hpp>
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>

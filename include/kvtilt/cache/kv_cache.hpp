@@ -4,15 +4,15 @@
 
 #include <kvtilt/cache/block_pools.hpp>
 #include <kvtilt/cache/layer_store.hpp>
-#include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
-#include <kvtilt/cache/page_range.hpp>
-#include <kvtilt/cache/saved_reader.hpp>
-#include <kvtilt/cache/saved_writer.hpp>
-#include <kvtilt/cache/sequence_id.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
 #include <kvtilt/cache/unpack.hpp>
+#include <kvtilt/core/memory_report.hpp>
+#include <kvtilt/core/sequence_id.hpp>
 #include <kvtilt/cpu/kernels.hpp>
+#include <kvtilt/page/page_range.hpp>
+#include <kvtilt/page/saved_reader.hpp>
+#include <kvtilt/page/saved_writer.hpp>
 
 #include <algorithm>
 #include <cstddef>

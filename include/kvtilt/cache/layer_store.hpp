@@ -4,9 +4,9 @@
 
 #include <kvtilt/cache/block_pools.hpp>
 #include <kvtilt/cache/input_check.hpp>
-#include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
+#include <kvtilt/core/memory_report.hpp>
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cpu/half_rows.hpp>
 #include <kvtilt/cpu/kernel_table.hpp>

@@ -4,9 +4,9 @@
 
 #include <kvtilt/cache/block_pools.hpp>
 #include <kvtilt/cache/layer_store.hpp>
-#include <kvtilt/cache/memory_report.hpp>
 #include <kvtilt/cache/options.hpp>
 #include <kvtilt/cache/sequence_layer.hpp>
+#include <kvtilt/core/memory_report.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -3,9 +3,9 @@
 #pragma once
 
 #include <kvtilt/cache/allocator.hpp>
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/cpu/isa.hpp>
 #include <kvtilt/page/layout.hpp>
+#include <kvtilt/page/token_placement.hpp>
 #include <kvtilt/quant/plan.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
@@ -40,9 +40,6 @@ struct CacheOptions {
   std::span<std::byte> page_memory = {};
 };
 
-/// The longest length accepted: more than any context, and far from overflow in sums and products.
-inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
-
 inline Status check_tokens(std::int64_t tokens) {
   if (tokens >= 0 && tokens <= max_tokens) return {};
   return Status::error(ErrorCode::InvalidArgument, "cannot reserve %lld tokens, only 0 to 2^40",
@@ -55,16 +52,10 @@ constexpr TokenPlacement token_placement(const CacheOptions& options, const Laye
 }
 
 inline Status check_options(const CacheOptions& options) {
-  const auto fail = [](const char* name, int value, const char* rule) {
-    return Status::error(ErrorCode::InvalidArgument, "%s is %d, must be %s", name, value, rule);
-  };
-  KVTILT_RETURN_IF_ERROR(check_page_tokens(options.page_tokens));
-  if (options.sink_tokens < 0 || options.sink_tokens > 1024)
-    return fail("sink_tokens", options.sink_tokens, "0 to 1024");
-  if (options.recent_tokens < 0 || options.recent_tokens > 65536)
-    return fail("recent_tokens", options.recent_tokens, "0 to 65536");
+  KVTILT_RETURN_IF_ERROR(check_placement(token_placement(options, {})));
   if (options.max_sequences < 1 || options.max_sequences > (1 << 20))
-    return fail("max_sequences", options.max_sequences, "1 to 1048576");
+    return Status::error(ErrorCode::InvalidArgument, "max_sequences is %d, must be 1 to 1048576",
+                         options.max_sequences);
   if (options.page_memory.data() == nullptr && !options.page_memory.empty())
     return Status::error(ErrorCode::InvalidArgument, "page_memory is null, with %zu bytes",
                          options.page_memory.size());

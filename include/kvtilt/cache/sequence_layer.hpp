@@ -15,9 +15,9 @@
 #include <kvtilt/cache/buffer.hpp>
 #include <kvtilt/cache/entry_counts.hpp>
 #include <kvtilt/cache/page_references.hpp>
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/cpu/layer_view.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <algorithm>
 #include <cstddef>

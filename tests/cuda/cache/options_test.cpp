@@ -23,6 +23,8 @@ TEST(DeviceOptions, NamesWhatIsWrong) {
   };
   EXPECT_THAT(message([](auto& o) { o.page_tokens = 48; }), HasSubstr("page_tokens is 48"));
   EXPECT_THAT(message([](auto& o) { o.sink_tokens = -1; }), HasSubstr("sink_tokens is -1"));
+  EXPECT_THAT(message([](auto& o) { o.recent_tokens = 65537; }),
+              HasSubstr("recent_tokens is 65537"));
   EXPECT_THAT(message([](auto& o) { o.max_sequences = 0; }), HasSubstr("max_sequences is 0"));
   EXPECT_THAT(message([](auto& o) { o.token_capacity = 0; }), HasSubstr("token_capacity is 0"));
   EXPECT_THAT(message([](auto& o) { o.max_sequence_tokens = -5; }),

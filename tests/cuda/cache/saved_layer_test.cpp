@@ -3,8 +3,8 @@
 #include <kvtilt/cuda/cache/saved_layer.hpp>
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 
+#include "support/caches.hpp"
 #include "support/device_program.hpp"
-#include "support/saved_images.hpp"
 
 #include <gtest/gtest.h>
 

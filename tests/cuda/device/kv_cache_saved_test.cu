@@ -2,7 +2,6 @@
 /// Sequences saved by the device cache and loaded by the host's, and vice versa.
 #include "graph.cuh"
 #include "support.cuh"
-#include "support/saved_images.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>

@@ -2,7 +2,7 @@
 /// Host-side checks of attention launches, before anything is queued.
 #pragma once
 
-#include <kvtilt/attention/options.hpp>
+#include <kvtilt/core/attend_options.hpp>
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/attention/mixed_pages.hpp>

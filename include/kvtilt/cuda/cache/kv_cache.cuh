@@ -4,11 +4,9 @@
 /// page that leaves the tail is sealed: quantized once and for all.
 #pragma once
 
-#include <kvtilt/cache/memory_report.hpp>
-#include <kvtilt/cache/saved_reader.hpp>
-#include <kvtilt/cache/saved_writer.hpp>
-#include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/memory_report.hpp>
 #include <kvtilt/core/row_check.hpp>
+#include <kvtilt/core/sequence_id.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/append.cuh>
 #include <kvtilt/cuda/cache/device_memory.cuh>
@@ -20,6 +18,8 @@
 #include <kvtilt/cuda/cache/sequence_kernels.cuh>
 #include <kvtilt/cuda/cache/unpack.cuh>
 #include <kvtilt/cuda/error.cuh>
+#include <kvtilt/page/saved_reader.hpp>
+#include <kvtilt/page/saved_writer.hpp>
 
 #include <cuda_runtime.h>
 

@@ -4,9 +4,9 @@
 /// grow.
 #pragma once
 
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/page/layer_layouts.hpp>
 #include <kvtilt/page/layout.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <cstddef>
 #include <cstdint>

@@ -2,11 +2,10 @@
 /// Options of a device cache, their limits, and which layers it can hold.
 #pragma once
 
-#include <kvtilt/cache/options.hpp>
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/page/convert_page.hpp>
+#include <kvtilt/page/token_placement.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
 #include <cstddef>
@@ -52,11 +51,7 @@ constexpr TokenPlacement token_placement(const CacheOptions& options, const Laye
 }
 
 inline Status check_options(const CacheOptions& options) {
-  kvtilt::CacheOptions common;
-  common.page_tokens = options.page_tokens;
-  common.sink_tokens = options.sink_tokens;
-  common.recent_tokens = options.recent_tokens;
-  KVTILT_RETURN_IF_ERROR(kvtilt::check_options(common));
+  KVTILT_RETURN_IF_ERROR(check_placement(token_placement(options, {})));
   if (options.max_sequences < 1 || options.max_sequences > max_device_sequences)
     return Status::error(ErrorCode::InvalidArgument, "max_sequences is %d, must be 1 to %d",
                          options.max_sequences, max_device_sequences);

@@ -3,14 +3,14 @@
 /// on them, with the same functions, what the kernels do, so that it need not read the device.
 #pragma once
 
-#include <kvtilt/cache/page_range.hpp>
-#include <kvtilt/cache/saved_reader.hpp>
-#include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/sequence_id.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/cuda/cache/memory_plan.hpp>
 #include <kvtilt/cuda/cache/page_list.hpp>
 #include <kvtilt/cuda/cache/sequence_calls.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
+#include <kvtilt/page/page_range.hpp>
+#include <kvtilt/page/saved_reader.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -11,10 +11,10 @@
 /// sequence must reserve again.
 #pragma once
 
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/config.hpp>
 #include <kvtilt/cuda/cache/layer_storage.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <cstdint>
 

@@ -3,12 +3,17 @@
 #pragma once
 
 #include <kvtilt/core/config.hpp>
+#include <kvtilt/core/status.hpp>
+#include <kvtilt/page/layout.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 namespace kvtilt {
+
+/// The longest length accepted: more than any context, and far from overflow in sums and products.
+inline constexpr std::int64_t max_tokens = std::int64_t{1} << 40;
 
 /// What one layer holds of a sequence that was only appended to.
 struct TokenCounts {
@@ -90,5 +95,20 @@ struct TokenPlacement {
     return tokens <= 0 ? 0 : (tokens + page_tokens - 1) / page_tokens;
   }
 };
+
+/// InvalidArgument, naming what no cache accepts: page_tokens, sink_tokens or recent_tokens. The
+/// window belongs to the shape, and check_shape() checks it.
+inline Status check_placement(const TokenPlacement& placement) {
+  const auto fail = [](const char* name, int value, int most) {
+    return Status::error(ErrorCode::InvalidArgument, "%s is %d, must be 0 to %d", name, value,
+                         most);
+  };
+  KVTILT_RETURN_IF_ERROR(check_page_tokens(placement.page_tokens));
+  if (placement.sink_tokens < 0 || placement.sink_tokens > 1024)
+    return fail("sink_tokens", placement.sink_tokens, 1024);
+  if (placement.recent_tokens < 0 || placement.recent_tokens > 65536)
+    return fail("recent_tokens", placement.recent_tokens, 65536);
+  return {};
+}
 
 }  // namespace kvtilt

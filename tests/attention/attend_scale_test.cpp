@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/attention/options.hpp>
+#include <kvtilt/attention/attend.hpp>
 
 #include "support/caches.hpp"
 
@@ -29,7 +29,7 @@ struct TwoTokens {
   [[nodiscard]] LayerView view() const { return cache.view(id, 0).value(); }
 };
 
-TEST(AttendOptions, ScaleIsTheInverseRootOfTheKeyDimensionUnlessGiven) {
+TEST(AttendScale, IsTheInverseRootOfTheKeyDimensionUnlessGiven) {
   const TwoTokens layer;
   const test::Output implied = test::attended(layer.view(), layer.queries);
   const test::Output given = test::attended(layer.view(), layer.queries, {0.125f});
@@ -37,7 +37,7 @@ TEST(AttendOptions, ScaleIsTheInverseRootOfTheKeyDimensionUnlessGiven) {
   EXPECT_EQ(implied.lse, given.lse);
 }
 
-TEST(AttendOptions, ScaleMultipliesTheLogits) {
+TEST(AttendScale, MultipliesTheLogits) {
   const TwoTokens layer;
   for (const float scale : {0.01f, 0.3f, 2.0f, 1e-30f})
     EXPECT_TRUE(test::attends_within_bound(layer.view(), layer.queries, {scale})) << scale;

@@ -2,12 +2,11 @@
 /// Reads a saved sequence, and checks it against the cache that is to load it.
 #pragma once
 
-#include <kvtilt/cache/options.hpp>
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/page_range.hpp>
+#include <kvtilt/page/page_range.hpp>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/token_placement.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <gtest/gtest.h>
 
@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <string>
 
 namespace kvtilt {
 namespace {
@@ -113,6 +114,25 @@ TEST(TokenPlacement, ACutNeedsFreedTokensIfTheNextTokenSeesOne) {
               << sinks << " sinks, window " << window << ", freed to " << first_kept << ", cut to "
               << cut;
         }
+}
+
+TEST(TokenPlacement, LimitsAreAccepted) {
+  for (const int page : {32, 64, 128})
+    for (const int sinks : {0, 1024})
+      for (const int recent : {0, 65536}) EXPECT_TRUE(check_placement({page, sinks, recent}).ok());
+}
+
+TEST(TokenPlacementHostile, NumbersOutOfRangeAreNamed) {
+  const auto refusal = [](const TokenPlacement& placement) {
+    const Status status = check_placement(placement);
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+    return std::string(status.message());
+  };
+  EXPECT_EQ(refusal({48, 4, 128}), "page_tokens is 48, must be 32, 64 or 128");
+  EXPECT_EQ(refusal({64, -1, 128}), "sink_tokens is -1, must be 0 to 1024");
+  EXPECT_EQ(refusal({64, 1025, 128}), "sink_tokens is 1025, must be 0 to 1024");
+  EXPECT_EQ(refusal({64, 4, -1}), "recent_tokens is -1, must be 0 to 65536");
+  EXPECT_EQ(refusal({64, 4, 65537}), "recent_tokens is 65537, must be 0 to 65536");
 }
 
 }  // namespace

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/saved_writer.hpp>
+#include <kvtilt/page/saved_writer.hpp>
+#include <kvtilt/quant/plan.hpp>
+#include <kvtilt/quant/presets.hpp>
 
 #include "support/cache_bytes.hpp"
-#include "support/caches.hpp"
 #include "support/saved_images.hpp"
 
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/memory_report.hpp>
+#include <kvtilt/core/memory_report.hpp>
 
 #include <gtest/gtest.h>
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-#include <kvtilt/cache/sequence_id.hpp>
+#include <kvtilt/core/sequence_id.hpp>
 
 #include <gtest/gtest.h>
 

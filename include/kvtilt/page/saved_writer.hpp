@@ -2,9 +2,9 @@
 /// Writes a saved sequence except for its blocks, which the cache copies in.
 #pragma once
 
-#include <kvtilt/cache/token_placement.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
+#include <kvtilt/page/token_placement.hpp>
 
 #include <cstddef>
 #include <cstdint>
