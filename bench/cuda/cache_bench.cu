@@ -81,7 +81,7 @@ double copy_rate(Report& report) {
 /// Measures pack_pages. The pages of `cache` stand for an engine's pool.
 void measure_engine_pages(const std::string& name, cuda::KVCache& cache, const DeviceRows& keys,
                           const DeviceRows& values, double copied, Report& report) {
-  const cuda::LayerStorage layer = check(cache.view(0));
+  const cuda::LayerView layer = check(cache.view(0));
   constexpr int sealed = static_cast<int>(PageKind::Sealed);
   constexpr int calls = 5;
   constexpr int pages = prompt / 64;

@@ -2,7 +2,7 @@
 /// Layers of random contents in device memory, for benches of attention.
 #pragma once
 
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/quant/recipe.hpp>
 
@@ -143,7 +143,7 @@ class LayerData {
     finish();
   }
 
-  [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
+  [[nodiscard]] const cuda::LayerView& layer() const { return layer_; }
   [[nodiscard]] int sets() const { return sets_; }
   /// The batch for launch `i`: launches use the sets in turn.
   [[nodiscard]] cuda::Batch batch(int i) const {
@@ -176,7 +176,7 @@ class LayerData {
   int sequences_;
   int sets_ = 1;
   std::size_t bytes_ = 0;
-  cuda::LayerStorage layer_{};
+  cuda::LayerView layer_{};
   std::unique_ptr<DeviceArray<std::byte>> pools_[page_kinds];
   std::unique_ptr<DeviceArray<HeadLayout>> heads_[page_kinds];
   std::unique_ptr<DeviceArray<cuda::SequenceState>> states_;

@@ -40,7 +40,7 @@ inline std::vector<std::int32_t> tree_tokens_of(const AttendOptions& options, in
 template <class Traits>
 Output emulated_attend(const DeviceLayer& device, const Rows<float>& queries,
                        const AttendOptions& options, const EmulatedLaunch& launch = {}) {
-  const cuda::LayerStorage& layer = device.layer();
+  const cuda::LayerView& layer = device.layer();
   const int count = device.batch().count;
   Output output(queries.tokens, queries.heads, layer.value_dim);
   std::fill(output.out.data.begin(), output.out.data.end(), 7.0f);

@@ -3,7 +3,7 @@
 /// emulator.
 #pragma once
 
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/page/convert_page.hpp>
 
 #include "support/caches.hpp"
@@ -54,7 +54,7 @@ class DeviceLayer {
   }
   DeviceLayer(DeviceLayer&&) = default;
 
-  [[nodiscard]] const cuda::LayerStorage& layer() const { return layer_; }
+  [[nodiscard]] const cuda::LayerView& layer() const { return layer_; }
   void set_records(cuda::DeviceRecords* records) { layer_.records = records; }
   [[nodiscard]] std::size_t pool_bytes(int kind) const { return pools_[kind].size() - 64; }
   [[nodiscard]] cuda::Batch batch() const { return {slots_.data(), count_}; }
@@ -132,7 +132,7 @@ class DeviceLayer {
   std::vector<cuda::PageSlot> tables_;
   std::vector<std::int32_t> slots_;
   std::int32_t next_page_ = 0;
-  cuda::LayerStorage layer_{};
+  cuda::LayerView layer_{};
 };
 
 }  // namespace kvtilt::test

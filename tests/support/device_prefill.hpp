@@ -43,7 +43,7 @@ Output emulated_prefill(const DeviceLayer& device, const Chunks& chunks,
                         const AttendOptions& options, const std::vector<std::uint64_t>& trees,
                         const EmulatedLaunch& launch = {}, bool copied_pages = true) {
   using Traits = cuda::PrefillTraits<Pages>;
-  const cuda::LayerStorage& layer = device.layer();
+  const cuda::LayerView& layer = device.layer();
   const TensorView queries = chunks.queries.view();
   Output output(queries.tokens, queries.heads, layer.value_dim);
   const auto array = [](const auto& items) { return items.empty() ? nullptr : items.data(); };

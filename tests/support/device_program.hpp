@@ -75,7 +75,7 @@ class DeviceProgram {
     fill(keys_, rows, setup_.shape.key_dim, pad);
     fill(values_, rows, setup_.shape.value_dim, pad);
     cuda::AppendArguments arguments{};
-    arguments.layer = device_->storage();
+    arguments.layer = device_->view();
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
     arguments.keys = view(keys_, rows, setup_.shape.key_dim, pad);
     arguments.values = view(values_, rows, setup_.shape.value_dim, pad);
@@ -165,7 +165,7 @@ inline void expect_bad_rows_are_refused(const AppendBody& body) {
                                                     {0, 1, 2, far},
                                                     {far, 0, 1, 2}}) {
       program.device().forget_record();
-      body({program.device().storage(), {slots.data(), 3}, tensor, tensor, {indptr.data(), 0}}, {});
+      body({program.device().view(), {slots.data(), 3}, tensor, tensor, {indptr.data(), 0}}, {});
       const cuda::DeviceRecord& record = program.device().record();
       EXPECT_EQ(record.fault, cuda::DeviceFault::BadAppendRows);
       EXPECT_EQ(record.count, 1u);

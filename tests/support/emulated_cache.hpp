@@ -26,7 +26,7 @@ class EmulatedCache {
         memory_(static_cast<std::byte*>(std::aligned_alloc(256, layout_.plan.device_bytes()))) {
     std::memset(memory_.get(), 0, layout_.plan.device_bytes());
     for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer) {
-      storages_.push_back(cuda::detail::make_storage(layout_, layer, memory_.get()));
+      views_.push_back(cuda::detail::make_view(layout_, layer, memory_.get()));
       const cuda::detail::DeviceLayer& of = layout_.layers[layer];
       for (int kind = 0; of.shape.kv_heads > 0 && kind < page_kinds; ++kind)
         std::memcpy(memory_.get() + of.heads[kind],
@@ -41,11 +41,11 @@ class EmulatedCache {
   }
 
   [[nodiscard]] const cuda::detail::DeviceLayout& layout() const { return layout_; }
-  [[nodiscard]] const cuda::LayerStorage& storage(int layer) const {
-    return storages_[static_cast<std::size_t>(layer)];
+  [[nodiscard]] const cuda::LayerView& view(int layer) const {
+    return views_[static_cast<std::size_t>(layer)];
   }
-  [[nodiscard]] const cuda::DeviceRecord& record() const { return storages_[0].records->first(); }
-  void forget_record() { *storages_[0].records = {}; }
+  [[nodiscard]] const cuda::DeviceRecord& record() const { return views_[0].records->first(); }
+  void forget_record() { *views_[0].records = {}; }
 
   void give(std::uint32_t slot, const std::vector<cuda::PageRun>& runs) {
     for (std::size_t first = 0; first < runs.size();) {
@@ -91,15 +91,14 @@ class EmulatedCache {
     emulate(2, 64, 128,
             [&](EmulatedThreads& threads) { cuda::fork_body(threads, layers(), request); });
     int blocks = 1;
-    for (const cuda::LayerStorage& storage : storages_)
-      blocks = std::max(blocks, storage.ring_blocks + 1);
+    for (const cuda::LayerView& view : views_) blocks = std::max(blocks, view.ring_blocks + 1);
     emulate(3, 32, 0, [&](EmulatedThreads& threads) {
       cuda::fork_blocks_body(threads, layers(), request.from, request.to, blocks);
     });
   }
   /// Appends tokens in lengths and tables only, without values.
   void append(std::uint32_t slot, int layer, std::int32_t tokens) {
-    const cuda::LayerStorage& of = storage(layer);
+    const cuda::LayerView& of = view(layer);
     cuda::SequenceState& state = of.states[slot];
     cuda::PageSlot* table = of.table(static_cast<int>(slot));
     const cuda::AppendPlan plan = cuda::plan_append(of.placement(), state, table, tokens);
@@ -113,12 +112,12 @@ class EmulatedCache {
   };
 
   [[nodiscard]] cuda::Layers layers() const {
-    return {storages_.data(), static_cast<int>(storages_.size())};
+    return {views_.data(), static_cast<int>(views_.size())};
   }
 
   cuda::detail::DeviceLayout layout_;
   std::unique_ptr<std::byte, Free> memory_;
-  std::vector<cuda::LayerStorage> storages_;
+  std::vector<cuda::LayerView> views_;
 };
 
 }  // namespace kvtilt::test

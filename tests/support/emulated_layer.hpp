@@ -5,7 +5,7 @@
 
 #include <kvtilt/cache/kv_cache.hpp>
 #include <kvtilt/cuda/cache/append.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/page/seal_head.hpp>
 #include <kvtilt/cuda/page/seal_slice.hpp>
@@ -30,38 +30,38 @@ class EmulatedLayer {
                 const TokenPlacement& placement, int sequences, int pages_each)
       : placement_(placement) {
     layouts_ = make_layer_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
-    storage_ = cuda::describe_layer(shape, placement, layouts_);
-    storage_.layer = 3;
+    view_ = cuda::describe_layer(shape, placement, layouts_);
+    view_.layer = 3;
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)
-      storage_.seal_bytes =
-          std::max({storage_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)),
+      view_.seal_bytes =
+          std::max({view_.seal_bytes, static_cast<int>(cuda::seal_shared_bytes(head)),
                     static_cast<int>(cuda::slice_shared_bytes(head))});
     for (const HeadLayout& head : layout(PageKind::Sealed).heads) slices_.emplace_back(head);
-    storage_.slices = slices_.data();
+    view_.slices = slices_.data();
     const int blocks[page_kinds] = {sequences, sequences * pages_each,
                                     sequences * placement.ring_blocks()};
     for (int kind = 0; kind < page_kinds; ++kind) {
-      storage_.heads[kind] = layout(static_cast<PageKind>(kind)).heads.data();
+      view_.heads[kind] = layout(static_cast<PageKind>(kind)).heads.data();
       pools_[kind] = std::make_unique<Block>(
-          static_cast<std::size_t>(blocks[kind] * storage_.block_bytes[kind]), 0xff);
-      storage_.pool[kind] = pools_[kind]->data();
+          static_cast<std::size_t>(blocks[kind] * view_.block_bytes[kind]), 0xff);
+      view_.pool[kind] = pools_[kind]->data();
     }
     states_.resize(static_cast<std::size_t>(sequences), cuda::empty_state(placement, pages_each));
-    storage_.table_stride = pages_each + 1;
+    view_.table_stride = pages_each + 1;
     tables_.resize(static_cast<std::size_t>(sequences * (pages_each + 1)));
     arrivals_.resize(static_cast<std::size_t>(sequences) + 1);
     arrivals_[0] = 77;  // outside the layer's counters: who counts there is never the last
-    storage_.states = states_.data();
-    storage_.tables = tables_.data();
-    storage_.arrivals = arrivals_.data() + 1;
-    storage_.records = &records_;
+    view_.states = states_.data();
+    view_.tables = tables_.data();
+    view_.arrivals = arrivals_.data() + 1;
+    view_.records = &records_;
     // Pages of the sequences interleaved.
     for (int sequence = 0; sequence < sequences; ++sequence)
       for (int i = 0; i < pages_each; ++i)
-        storage_.table(sequence)[i] = {-1, i * sequences + sequence, -1};
+        view_.table(sequence)[i] = {-1, i * sequences + sequence, -1};
   }
 
-  [[nodiscard]] const cuda::LayerStorage& storage() const { return storage_; }
+  [[nodiscard]] const cuda::LayerView& view() const { return view_; }
   [[nodiscard]] const TokenPlacement& placement() const { return placement_; }
   [[nodiscard]] const PageLayout& layout(PageKind kind) const {
     return layouts_[static_cast<std::size_t>(kind)];
@@ -76,10 +76,10 @@ class EmulatedLayer {
   /// 16-bit values.
   void expect_equals(int sequence, const LayerView& view) {
     const cuda::SequenceState& own = state(sequence);
-    const cuda::PageSlot* table = storage_.table(sequence);
+    const cuda::PageSlot* table = view_.table(sequence);
     ASSERT_EQ(own.length, view.length);
     ASSERT_EQ(own.first_kept, view.first_kept);
-    ASSERT_EQ(storage_.arrivals[sequence], 0u);
+    ASSERT_EQ(view_.arrivals[sequence], 0u);
     int entry = own.first_page;
     int tail_blocks = 0;
     for (int i = 0; i < view.page_count; ++i) {
@@ -89,13 +89,13 @@ class EmulatedLayer {
         ASSERT_LT(entry, own.page_end);
         ASSERT_EQ(table[entry].first_position, page.first_position);
         ASSERT_EQ(table[entry].tokens, page.tokens);
-        device = storage_.block(PageKind::Sealed, table[entry++].page);
+        device = view_.block(PageKind::Sealed, table[entry++].page);
         expect_page(device, page.data);
       } else if (page.kind == PageKind::Sinks) {
-        expect_halves(page, storage_.sinks(sequence));
+        expect_halves(page, view_.sinks(sequence));
       } else {
         ASSERT_EQ(page.first_position, own.tail_start + tail_blocks * placement_.page_tokens);
-        expect_halves(page, storage_.tail(sequence, own.ring_head, tail_blocks++));
+        expect_halves(page, view_.tail(sequence, own.ring_head, tail_blocks++));
       }
       if (testing::Test::HasFailure()) {
         ADD_FAILURE() << "page " << i << " of " << view.page_count << ", kind "
@@ -152,7 +152,7 @@ class EmulatedLayer {
   std::vector<cuda::PageSlot> tables_;
   std::vector<std::uint32_t> arrivals_;
   cuda::DeviceRecords records_{};
-  cuda::LayerStorage storage_{};
+  cuda::LayerView view_{};
 };
 
 }  // namespace kvtilt::test

@@ -33,7 +33,7 @@ struct SealedPage {
     EXPECT_EQ(view.pages[0].kind, PageKind::Sealed);
   }
   [[nodiscard]] const std::byte* data() const {
-    const cuda::LayerStorage& layer = device.layer();
+    const cuda::LayerView& layer = device.layer();
     return layer.block(PageKind::Sealed, 0) + layer.head(PageKind::Sealed, 0).offset;
   }
   [[nodiscard]] double key(int token, int channel) const {

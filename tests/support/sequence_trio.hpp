@@ -50,7 +50,7 @@ inline SequenceId fork_refused(Trio& trio, SequenceId id) {
   trio.device.reset(child.slot);
   trio.device.fork(request);
   EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::ForkRefused);
-  EXPECT_EQ(trio.device.storage(0).states[child.slot].length, 0);
+  EXPECT_EQ(trio.device.view(0).states[child.slot].length, 0);
   return child;
 }
 

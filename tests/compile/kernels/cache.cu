@@ -12,7 +12,7 @@ cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
   return kvtilt::cuda::launch_unpack(unpack, nullptr);
 }
 
-bool pack_an_engines_pages(const kvtilt::cuda::LayerStorage& layer) {
+bool pack_an_engines_pages(const kvtilt::cuda::LayerView& layer) {
   return kvtilt::cuda::pack_pages(layer, {}, {}, nullptr, nullptr, 1).ok();
 }
 

@@ -63,7 +63,7 @@ template __global__ void attend_parts<1>(float*, const QueryRow*);
 template __global__ void attend_parts<2>(float*, const QueryRow*);
 
 template <class Pages, int Tiles>
-__device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
+__device__ void stage_tiles(const LayerView& layer, TokenTile tile) {
   using Traits = PrefillTraits<Pages>;
   DeviceThreads threads = DeviceThreads::after_previous_kernel();
   tile.tokens = tile_extent;  // partial tiles are rare and cost more
@@ -77,14 +77,14 @@ __device__ void stage_tiles(const LayerStorage& layer, TokenTile tile) {
 
 }  // namespace kvtilt::cuda
 
-#define KVTILT_STAGE_TILES(name, ...)                                                              \
-  extern "C" __global__ void name##_once(const __grid_constant__ kvtilt::cuda::LayerStorage layer, \
-                                         kvtilt::cuda::TokenTile tile) {                           \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);                          \
-  }                                                                                                \
-  extern "C" __global__ void name##_twice(                                                         \
-      const __grid_constant__ kvtilt::cuda::LayerStorage layer, kvtilt::cuda::TokenTile tile) {    \
-    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);                          \
+#define KVTILT_STAGE_TILES(name, ...)                                                            \
+  extern "C" __global__ void name##_once(const __grid_constant__ kvtilt::cuda::LayerView layer,  \
+                                         kvtilt::cuda::TokenTile tile) {                         \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 1>(layer, tile);                        \
+  }                                                                                              \
+  extern "C" __global__ void name##_twice(const __grid_constant__ kvtilt::cuda::LayerView layer, \
+                                          kvtilt::cuda::TokenTile tile) {                        \
+    kvtilt::cuda::stage_tiles<kvtilt::cuda::__VA_ARGS__, 2>(layer, tile);                        \
   }
 
 KVTILT_STAGE_TILES(k4v2, PageTraits<4, 2, 128>)

@@ -15,7 +15,7 @@ static_assert(std::is_trivially_copyable_v<AttendArguments>);
 static_assert(sizeof(AttendArguments) <= 4096);
 
 TEST(AttendArguments, CountRowsAndHeads) {
-  LayerStorage layer{};
+  LayerView layer{};
   layer.kv_heads = 4;
   layer.key_dim = 16;
   const float memory[1] = {};
@@ -66,7 +66,7 @@ TEST(AttendArguments, ATreeHasItsRowsAndAtMostAsManyTokensAsAWordHasBits) {
 }
 
 TEST(AttendArguments, SayWhatIsAskedForInTheTermsOfKernels) {
-  LayerStorage layer{};
+  LayerView layer{};
   layer.kv_heads = 2;
   layer.key_dim = 64;
   layer.window = 300;

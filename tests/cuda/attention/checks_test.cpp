@@ -83,7 +83,7 @@ TEST(AttendChecksHostile, LayersThatNoCacheHasAreRefused) {
 }
 
 /// The description of a layer with these recipes, without memory.
-LayerStorage storage_of(const std::vector<Recipe>& recipes) {
+LayerView view_of(const std::vector<Recipe>& recipes) {
   const auto all = resolve_recipes(recipes, shape, 64).value();
   return describe_layer(shape, {64, 4, 128}, make_layer_layouts(shape, all, 64, 4));
 }
@@ -98,7 +98,7 @@ TEST(AttendChecks, LayersAreServedWhosePagesAreReadAlike) {
                                                   {presets::k4v2, presets::k4v2},
                                                   {parse_recipe("k4v2:g64,64").value()},
                                                   {minmax(presets::k4v2)}};
-  for (const auto& recipes : alike) EXPECT_TRUE(k4v2.check(storage_of(recipes)).ok());
+  for (const auto& recipes : alike) EXPECT_TRUE(k4v2.check(view_of(recipes)).ok());
   const Recipe k4v2c = parse_recipe("k4v2c").value();
   const std::vector<std::vector<Recipe>> others = {{presets::k8v4},
                                                    {presets::k2v2},
@@ -108,13 +108,13 @@ TEST(AttendChecks, LayersAreServedWhosePagesAreReadAlike) {
                                                    {presets::k4v2, presets::k8v4},
                                                    {presets::k4v2, k4v2c}};
   for (const auto& recipes : others) {
-    const Status status = k4v2.check(storage_of(recipes));
+    const Status status = k4v2.check(view_of(recipes));
     EXPECT_EQ(status.code(), ErrorCode::InvalidArgument) << recipe_names(recipes);
     EXPECT_THAT(status.message(), HasSubstr("not those of k4v2:g64,64"));
   }
   const ServedLayers mixed = ServedLayers::make(shape, {presets::k4v2, presets::k8v4}, 64).value();
-  EXPECT_TRUE(mixed.check(storage_of({presets::k4v2, presets::k8v4})).ok());
-  EXPECT_FALSE(mixed.check(storage_of({presets::k8v4, presets::k4v2})).ok());
+  EXPECT_TRUE(mixed.check(view_of({presets::k4v2, presets::k8v4})).ok());
+  EXPECT_FALSE(mixed.check(view_of({presets::k8v4, presets::k4v2})).ok());
 }
 
 class LaunchChecksHostile : public ::testing::Test {
@@ -125,7 +125,7 @@ class LaunchChecksHostile : public ::testing::Test {
 
   float numbers_[1] = {};
   ServedLayers served_ = ServedLayers::make(shape, {presets::k4v2}, 64).value();
-  LayerStorage layer_ = storage_of({presets::k4v2});
+  LayerView layer_ = view_of({presets::k4v2});
   Batch batch_{nullptr, 3};
   TensorView queries_{numbers_, 6, 8, 64};
   MutableTensorView out_{numbers_, 6, 8, 64};
@@ -143,9 +143,9 @@ TEST_F(LaunchChecksHostile, ALaunchSaysWhatCannotBeMeant) {
   batch_.count = 3;
   layer_.page_tokens = 32;
   EXPECT_THAT(check().message(), HasSubstr("in pages of 32; this is for"));
-  layer_ = storage_of({presets::k8v4});
+  layer_ = view_of({presets::k8v4});
   EXPECT_THAT(check().message(), HasSubstr("create one with the layer's own recipes"));
-  layer_ = storage_of({presets::k4v2});
+  layer_ = view_of({presets::k4v2});
   queries_.heads = 7;
   EXPECT_THAT(check().message(), HasSubstr("a multiple of 2 kv heads"));
   queries_.heads = 8;

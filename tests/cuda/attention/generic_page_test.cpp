@@ -242,7 +242,7 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
 
 /// Fills the slots from `tokens` on of every sealed page with data that must not reach a result.
 void poison(const DeviceLayer& device, int tokens) {
-  const cuda::LayerStorage& layer = device.layer();
+  const cuda::LayerView& layer = device.layer();
   const auto fill = [&](std::byte* block, const TensorLayout& tensor, Role role, int dim) {
     const bool per_channel = tensor.group_along_outer == (role == Role::Keys);
     for (int token = tokens; token < layer.page_tokens; ++token) {

@@ -183,7 +183,7 @@ void expect_prefill_ignores_absent_slots(const Recipe& recipe) {
   const DeviceSequences sequences(random, shape, recipe, {230});
   const Chunks chunks(random, shape, {37}, 3);
   const DeviceLayer device = sequences.device();
-  const cuda::LayerStorage& layer = device.layer();
+  const cuda::LayerView& layer = device.layer();
   // Makes the last page one that an engine has only partly filled.
   cuda::SequenceState& state = layer.states[0];
   cuda::PageSlot& last = layer.table(0)[state.page_end - 1];

@@ -113,7 +113,7 @@ void expect_absent_values_zero(const Recipe& recipe) {
   using Traits = PrefillTraits<Pages>;
   const HeadLayout head = head_layout(recipe, tile_dim, tile_dim, 64, 0);
   const std::vector<std::byte> block(head.bytes(), std::byte{0xff});
-  LayerStorage layer{};
+  LayerView layer{};
   layer.heads[static_cast<int>(PageKind::Sealed)] = &head;
   for (const int held : {0, 1, 6, 15}) {
     TokenTile tile{};

@@ -34,7 +34,7 @@ struct Launch {
   PrefillArguments arguments{};
 
   Launch(Random& random, int count, int gqa_ratio) {
-    LayerStorage& layer = arguments.attend.layer;
+    LayerView& layer = arguments.attend.layer;
     layer.kv_heads = random.between(1, 3);
     layer.page_tokens = 32 << random.below(3);
     layer.sink_tokens = random.chance(3) ? 0 : random.between(1, 20);
@@ -271,7 +271,7 @@ TEST(PrefillWork, AWindowCutsTheLine) {
   Random random(3);
   Launch launch(random, 1, 1);
   AttendArguments& attend = launch.arguments.attend;
-  LayerStorage& layer = attend.layer;
+  LayerView& layer = attend.layer;
   layer.page_tokens = 64;
   layer.sink_tokens = 4;
   layer.kv_heads = 2;

@@ -55,7 +55,7 @@ struct Pool {
   std::vector<Words> memory;
   std::vector<PageSlot> table;
   AttendArguments arguments{};
-  LayerStorage& layer = arguments.layer;
+  LayerView& layer = arguments.layer;
 
   explicit Pool(const AttendRules& rules = {}) : memory(1 << 19), table(2 * pages) {
     arguments.rules = rules;
@@ -270,8 +270,8 @@ TEST(AttendRing, MoreUnitsThanLanes) {
   using Pages = PageTraits<4, 2, 64>;
   constexpr int all = Pool<Pages>::pages + 1 + Pool<Pages>::tail_tiles;
   for (const int stages : {2, 4})
-    expect_units_in_order<Pages>(
-        stages, {Pool<Pages>::segment(0, 0, 40), Pool<Pages>::segment(1, 0, all)});
+    expect_units_in_order<Pages>(stages,
+                                 {Pool<Pages>::segment(0, 0, 40), Pool<Pages>::segment(1, 0, all)});
   using Halves = HalfTraits<64, 32>;
   expect_units_in_order<Halves>(3, {Pool<Halves>::segment(0, 0, 4 * all - 20)});
 }

@@ -42,7 +42,7 @@ struct DecodeLaunch {
   AttendArguments arguments{};
 
   DecodeLaunch(const std::vector<std::int64_t>& lengths, int kv_heads, int gqa_ratio, int queries) {
-    LayerStorage& layer = arguments.layer;
+    LayerView& layer = arguments.layer;
     layer.kv_heads = kv_heads;
     layer.page_tokens = 64;
     layer.sink_tokens = 4;

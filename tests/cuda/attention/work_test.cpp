@@ -21,20 +21,20 @@ using test::Random;
 /// A layer of two sequences whose blocks are only addresses.
 struct Layer {
   std::vector<std::byte> memory;
-  LayerStorage storage{};
+  LayerView view{};
 
   explicit Layer(Random& random) : memory(1000) {
-    storage.page_tokens = 32 << random.below(3);
-    storage.sink_tokens = random.chance(3) ? 0 : random.between(1, 70);
-    storage.ring_blocks = random.between(3, 6);
-    storage.pool[static_cast<int>(PageKind::Sinks)] = memory.data();
-    storage.pool[static_cast<int>(PageKind::Tail)] = memory.data() + 100;
-    storage.block_bytes[static_cast<int>(PageKind::Sinks)] = 3;
-    storage.block_bytes[static_cast<int>(PageKind::Tail)] = 7;
+    view.page_tokens = 32 << random.below(3);
+    view.sink_tokens = random.chance(3) ? 0 : random.between(1, 70);
+    view.ring_blocks = random.between(3, 6);
+    view.pool[static_cast<int>(PageKind::Sinks)] = memory.data();
+    view.pool[static_cast<int>(PageKind::Tail)] = memory.data() + 100;
+    view.block_bytes[static_cast<int>(PageKind::Sinks)] = 3;
+    view.block_bytes[static_cast<int>(PageKind::Tail)] = 7;
   }
 };
 
-SequenceState random_state(Random& random, const LayerStorage& layer) {
+SequenceState random_state(Random& random, const LayerView& layer) {
   SequenceState state{};
   state.length = random.chance(3) ? random.below(40) : random.between(40, 3000);
   state.tail_start = layer.sink_tokens;
@@ -53,34 +53,33 @@ TEST(AttendWork, TilesHoldEverySinkAndTailTokenOnce) {
   Random random(1);
   for (int round = 0; round < 300; ++round) {
     const Layer layer(random);
-    const SequenceState state = random_state(random, layer.storage);
-    const int page_units = random.chance(2) ? 1 : layer.storage.page_tokens / tile_extent;
-    const UnitCounts counts = count_units(layer.storage, state, page_units);
+    const SequenceState state = random_state(random, layer.view);
+    const int page_units = random.chance(2) ? 1 : layer.view.page_tokens / tile_extent;
+    const UnitCounts counts = count_units(layer.view, state, page_units);
     EXPECT_EQ(counts.page_units, (state.page_end - state.first_page) * page_units);
     EXPECT_EQ(counts.total(), counts.tiles() + counts.page_units);
 
     std::set<std::int64_t> seen;
     for (int unit = 0; unit < counts.tiles(); ++unit) {
-      const TokenTile tile =
-          half_tile(layer.storage, layer.storage.page_tokens, 1, state, counts, unit);
+      const TokenTile tile = half_tile(layer.view, layer.view.page_tokens, 1, state, counts, unit);
       ASSERT_GE(tile.tokens, 1);
       ASSERT_LE(tile.tokens, tile_extent);
       for (int slot = 0; slot < tile.tokens; ++slot) {
         const std::int64_t position = tile.first_position + slot;
         EXPECT_TRUE(seen.insert(position).second) << position;
-        const bool sink = position < layer.storage.sink_tokens;
+        const bool sink = position < layer.view.sink_tokens;
         EXPECT_EQ(tile.sink, sink);
         const std::int64_t token = sink ? position : position - state.tail_start;
-        const int block = static_cast<int>(token / layer.storage.page_tokens);
+        const int block = static_cast<int>(token / layer.view.page_tokens);
         EXPECT_EQ(tile.block,
-                  sink ? layer.storage.sinks(1) : layer.storage.tail(1, state.ring_head, block));
-        const std::int64_t in_block = sink ? token : token % layer.storage.page_tokens;
+                  sink ? layer.view.sinks(1) : layer.view.tail(1, state.ring_head, block));
+        const std::int64_t in_block = sink ? token : token % layer.view.page_tokens;
         EXPECT_EQ(tile.index * tile_extent + slot, in_block);
       }
     }
     for (std::int64_t position = 0; position < state.length; ++position)
       EXPECT_EQ(seen.count(position),
-                position < layer.storage.sink_tokens || position >= state.tail_start ? 1u : 0u);
+                position < layer.view.sink_tokens || position >= state.tail_start ? 1u : 0u);
     EXPECT_TRUE(seen.empty() || *seen.rbegin() < state.length);
   }
 }

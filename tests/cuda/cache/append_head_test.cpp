@@ -36,7 +36,7 @@ TEST(AppendHead, NewTokensOfABlockAreThoseInItsSlots) {
 
 TEST(AppendHead, BlocksAreThoseWithNewTokensOrToBeSealed) {
   const auto expect = [](const AppendPlan& plan, std::int64_t first, std::int64_t last) {
-    LayerStorage layer{};
+    LayerView layer{};
     layer.page_tokens = 64;
     layer.sink_tokens = 4;
     const TailBlocks blocks = all_blocks(plan, layer);

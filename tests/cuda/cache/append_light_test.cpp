@@ -11,8 +11,8 @@
 namespace kvtilt::cuda::detail {
 namespace {
 
-LayerStorage layer() {
-  LayerStorage layer{};
+LayerView layer() {
+  LayerView layer{};
   layer.page_tokens = 64;
   layer.sink_tokens = 4;
   layer.recent_tokens = 128;
@@ -46,7 +46,7 @@ TEST(AppendLight, APageIsSealedThatHoldsNoNewToken) {
 }
 
 TEST(AppendLight, ATeamHasABlockForEachSequenceAndForEachSlice) {
-  LayerStorage shape = layer();
+  LayerView shape = layer();
   shape.seal_slices = 4;
   EXPECT_EQ(team_members(shape, 3), 4);
   EXPECT_EQ(team_members(shape, 20), 20);

@@ -185,11 +185,11 @@ cuda::DeviceRecord append_hostile(ElementType type, std::int64_t pad, const Reci
     part.tokens = step;
     part.data = static_cast<const std::byte*>(rows.data) +
                 static_cast<std::size_t>(done * stride) * element_bytes(type);
-    emulate_append({layer.storage(), {&slot, 1}, part, part, {nullptr, step}}, {});
+    emulate_append({layer.view(), {&slot, 1}, part, part, {nullptr, step}}, {});
   }
   EXPECT_EQ(layer.state(0).length, tokens);
   const HeadLayout& head = layer.layout(PageKind::Tail).heads[0];
-  const std::byte* block = layer.storage().tail(0, 0, 0);
+  const std::byte* block = layer.view().tail(0, 0, 0);
   stored.clear();
   for (std::size_t i = 0; i < hostile.size(); ++i)
     stored.push_back(*reinterpret_cast<const F16*>(
@@ -247,7 +247,7 @@ TEST(AppendHostile, WhatDoesNotFitChangesNothing) {
   const std::vector<std::int32_t> slots{0, 1};
   const std::vector<std::int32_t> indptr{0, 300, 310};
   const TensorView all(zeros.data(), 310, 2, 64);
-  emulate_append({program.device().storage(), {slots.data(), 2}, all, all, {indptr.data(), 0}}, {});
+  emulate_append({program.device().view(), {slots.data(), 2}, all, all, {indptr.data(), 0}}, {});
   const cuda::DeviceRecord& record = program.device().record();
   EXPECT_EQ(record.fault, cuda::DeviceFault::NoPageLeft);
   EXPECT_EQ(record.count, 1u);

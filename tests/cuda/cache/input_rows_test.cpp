@@ -50,7 +50,7 @@ TEST(InputRows, WriteTheSlotsTheyAreGivenAndNoOthers) {
     rows = rows.with_strides(dim + pad, dim);
     cuda::DeviceRecords records{};
     const cuda::DeviceRecord& record = records.repaired;
-    cuda::LayerStorage layer{};
+    cuda::LayerView layer{};
     layer.records = &records;
     alignas(16) static std::byte codes[144 * 128 * 2];
     std::memset(codes, 0xcd, sizeof codes);

@@ -57,7 +57,7 @@ TEST(DeviceMemoryPlan, NothingOverlapsAndAllIsCounted) {
       detail::make_device_layout(shape, Plan::uniform(shape, presets::k4v2), options).value();
   std::vector<std::pair<std::size_t, std::size_t>> pieces = {
       {layout.record, sizeof(DeviceRecords)},
-      {layout.storages, shape.layers.size() * sizeof(LayerStorage)},
+      {layout.views, shape.layers.size() * sizeof(LayerView)},
       {layout.slots, 3 * sizeof(std::int32_t)}};
   for (const detail::DeviceLayer& layer : layout.layers) {
     if (layer.shape.kv_heads == 0) continue;

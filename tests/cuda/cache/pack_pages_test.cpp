@@ -47,7 +47,7 @@ struct Packing {
     return static_cast<std::int64_t>(pages.size()) * page_tokens;
   }
   void pack() {
-    cuda::LayerStorage layer = device.storage();
+    cuda::LayerView layer = device.view();
     layer.pool[static_cast<int>(PageKind::Sealed)] = pool.data();
     const cuda::PackPagesArguments arguments{
         {layer, {}, keys.view(), values.view(), {}}, pages.data(), pool_pages};

@@ -243,7 +243,7 @@ TEST(PackUnits, CanBeMoreThanALaunchTakes) {
 }
 
 TEST(PackUnits, ShareOutTheTail) {
-  cuda::LayerStorage layer{};
+  cuda::LayerView layer{};
   layer.page_tokens = 32;
   layer.sink_tokens = 4;
   layer.ring_blocks = 5;

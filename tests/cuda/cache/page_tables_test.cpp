@@ -27,20 +27,20 @@ struct Import {
   explicit Import(const EngineTables& tables)
       : workspace(import_workspace_bytes(tables.sequences, most_pages) / sizeof(std::max_align_t) +
                   1) {
-    LayerStorage storage{};
-    storage.page_tokens = 32;
-    storage.sink_tokens = 4;
-    storage.recent_tokens = 100;
-    storage.ring_blocks = 5;
-    storage.records = &records;
-    layer = imported_layer(storage, nullptr, tables.sequences, most_pages,
+    LayerView view{};
+    view.page_tokens = 32;
+    view.sink_tokens = 4;
+    view.recent_tokens = 100;
+    view.ring_blocks = 5;
+    view.records = &records;
+    layer = imported_layer(view, nullptr, tables.sequences, most_pages,
                            reinterpret_cast<std::byte*>(workspace.data()));
     test::emulate(2, 32, 0, [&](EmulatedThreads& threads) {
-      import_tables_body(threads, layer.storage, const_cast<std::int32_t*>(layer.batch.slots),
-                         tables, pool_pages);
+      import_tables_body(threads, layer.view, const_cast<std::int32_t*>(layer.batch.slots), tables,
+                         pool_pages);
     });
   }
-  [[nodiscard]] const SequenceState& state(int i) const { return layer.storage.states[i]; }
+  [[nodiscard]] const SequenceState& state(int i) const { return layer.view.states[i]; }
 };
 
 TEST(PageTables, DenseAndCsrMeanTheSame) {
@@ -59,14 +59,14 @@ TEST(PageTables, DenseAndCsrMeanTheSame) {
     EXPECT_EQ(import->state(1).length, 32);
     EXPECT_EQ(import->state(2).length, 0);
     EXPECT_EQ(import->state(2).page_end, 0);
-    const PageSlot* table = import->layer.storage.table(0);
+    const PageSlot* table = import->layer.view.table(0);
     EXPECT_EQ(table[0].page, 5);
     EXPECT_EQ(table[0].tokens, 32);
     EXPECT_EQ(table[1].page, 3);
     EXPECT_EQ(table[1].tokens, 8);
     EXPECT_EQ(table[1].first_position, 32);
-    EXPECT_EQ(import->layer.storage.table(1)[0].page, 7);
-    EXPECT_EQ(import->layer.storage.sink_tokens, 0);
+    EXPECT_EQ(import->layer.view.table(1)[0].page, 7);
+    EXPECT_EQ(import->layer.view.sink_tokens, 0);
     for (int i = 0; i < 3; ++i) EXPECT_EQ(import->layer.batch.slots[i], i);
   }
 }
@@ -88,12 +88,12 @@ TEST(PageTablesHostile, WhatCannotBeMeantIsEmptyAndRecorded) {
 struct Export {
   std::vector<std::int32_t> indptr, last, indices;
 
-  Export(const LayerStorage& storage, const Batch& batch, int capacity)
+  Export(const LayerView& view, const Batch& batch, int capacity)
       : indptr(static_cast<std::size_t>(batch.count) + 1, -1),
         last(static_cast<std::size_t>(batch.count), -1),
         indices(static_cast<std::size_t>(capacity), -1) {
     test::emulate(1, 64, 0, [&](EmulatedThreads& threads) {
-      export_tables_body(threads, storage, batch,
+      export_tables_body(threads, view, batch,
                          {indptr.data(), last.data(), indices.data(), capacity});
     });
   }
@@ -104,26 +104,26 @@ TEST(PageTables, ComeBackAsTheyWere) {
   const std::int32_t indptr[] = {0, 2, 2, 3};
   const std::int32_t last[] = {8, 0, 32};
   Import import({3, indices, 0, nullptr, indptr, last});
-  const Export all(import.layer.storage, import.layer.batch, 3);
+  const Export all(import.layer.view, import.layer.batch, 3);
   EXPECT_THAT(all.indptr, ElementsAre(0, 2, 2, 3));
   EXPECT_THAT(all.last, ElementsAre(8, 0, 32));
   EXPECT_THAT(all.indices, ElementsAre(5, 3, 7));
   EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::None);
 
   const std::int32_t padded[] = {2, -1, 0};
-  const Export some(import.layer.storage, {padded, 3}, 3);
+  const Export some(import.layer.view, {padded, 3}, 3);
   EXPECT_THAT(some.indptr, ElementsAre(0, 1, 1, 3));
   EXPECT_THAT(some.last, ElementsAre(32, 0, 8));
   EXPECT_THAT(some.indices, ElementsAre(7, 5, 3));
   EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::None);
 
-  const Export narrow(import.layer.storage, import.layer.batch, 2);
+  const Export narrow(import.layer.view, import.layer.batch, 2);
   EXPECT_THAT(narrow.indptr, ElementsAre(0, 2, 2, 2));
   EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::NoRoomForIndices);
 
   import.records = {};
-  import.layer.storage.table(0)[0].tokens = 31;
-  const Export cut(import.layer.storage, import.layer.batch, 3);
+  import.layer.view.table(0)[0].tokens = 31;
+  const Export cut(import.layer.view, import.layer.batch, 3);
   EXPECT_THAT(cut.indptr, ElementsAre(0, 0, 0, 1));
   EXPECT_EQ(cut.indices[0], 7);
   EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::PageNotFull);

@@ -76,8 +76,8 @@ std::uint64_t sum_of(Image& image) {
 template <class Byte>
 cuda::SavedLayerArguments<Byte> arguments_of(EmulatedLayer& device, int sequence, Image& image,
                                              cuda::SavedResult& result) {
-  return {device.storage(), sequence,     image.data(), image.header.length,
-          image.layer,      image.places, &result};
+  return {device.view(), sequence,     image.data(), image.header.length,
+          image.layer,   image.places, &result};
 }
 
 cuda::SavedResult save(EmulatedLayer& device, int sequence, Image& image, int blocks) {
@@ -128,7 +128,7 @@ EmulatedLayer another_layer(const ProgramSetup& setup, DeviceProgram& program, i
 void check_sequence(const ProgramSetup& setup, DeviceProgram& program, int sequence) {
   const std::vector<std::byte> bytes = saved_by_cpu(program, sequence);
   Image image(program.device(), bytes);
-  const int all = cuda::saved_blocks(program.device().storage(), image.places);
+  const int all = cuda::saved_blocks(program.device().view(), image.places);
   for (const int blocks : {all, 3}) {
     Image written(program.device(), bytes);
     expect_done(save(program.device(), sequence, written, blocks), written);
@@ -160,13 +160,12 @@ void check_sequence(const ProgramSetup& setup, DeviceProgram& program, int seque
 void truncate(DeviceProgram& program, int sequence, std::int64_t length) {
   ASSERT_TRUE(program.cpu().truncate(program.id(sequence), length).ok());
   cuda::truncate(cuda::SingleThread{}, program.device().placement(),
-                 program.device().state(sequence), program.device().storage().table(sequence),
-                 length);
+                 program.device().state(sequence), program.device().view().table(sequence), length);
 }
 
 void remove(DeviceProgram& program, int sequence, std::int64_t from, std::int64_t to) {
   ASSERT_TRUE(program.cpu().remove(program.id(sequence), from, to).ok());
-  const cuda::LayerStorage& layer = program.device().storage();
+  const cuda::LayerView& layer = program.device().view();
   ASSERT_TRUE(emulate(1, 32, 128, [&](EmulatedThreads& threads) {
     cuda::remove_body(threads, {&layer, 1}, sequence, from, to);
   }));
@@ -273,8 +272,8 @@ TEST(SavedLayersHostile, TablesNeedAPageEach) {
     EXPECT_EQ(load_tables(loaded, 0, image).refusals, fits ? 0u : 1u);
     EXPECT_EQ(loaded.state(0).length, fits ? 300 : 0);
     EXPECT_EQ(loaded.state(0).page_end, fits ? 3 : 0);
-    EXPECT_EQ(loaded.storage().table(0)[0].tokens, fits ? 64 : -1);
-    EXPECT_EQ(loaded.storage().table(0)[1].page, 2);
+    EXPECT_EQ(loaded.view().table(0)[0].tokens, fits ? 64 : -1);
+    EXPECT_EQ(loaded.view().table(0)[1].page, 2);
   }
 }
 

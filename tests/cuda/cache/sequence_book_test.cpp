@@ -49,7 +49,7 @@ void append(Trio& trio, const Named& id, int layer, std::int32_t tokens) {
 void expect_equal(const Trio& trio, const Named& id) {
   for (const int layer : {0, 2}) {
     const SequenceState& state = trio.book.state(id.ours.slot, layer);
-    const SequenceState& device = trio.device.storage(layer).states[id.ours.slot];
+    const SequenceState& device = trio.device.view(layer).states[id.ours.slot];
     EXPECT_EQ(state.length, device.length);
     EXPECT_EQ(state.tail_start, device.tail_start);
     EXPECT_EQ(state.first_kept, device.first_kept);
@@ -61,9 +61,9 @@ void expect_equal(const Trio& trio, const Named& id) {
     ASSERT_EQ(table.size(), static_cast<std::size_t>(state.page_capacity));
     for (std::size_t i = 0; i < table.size(); ++i)
       EXPECT_EQ(table[i].page,
-                trio.device.storage(layer).table(static_cast<int>(id.ours.slot))[i].page);
+                trio.device.view(layer).table(static_cast<int>(id.ours.slot))[i].page);
 
-    const LayerView view = trio.cpu.view(id.theirs, layer).value();
+    const kvtilt::LayerView view = trio.cpu.view(id.theirs, layer).value();
     EXPECT_EQ(view.length, state.length);
     EXPECT_EQ(view.first_kept, state.first_kept);
     std::int32_t entry = state.first_page;
@@ -243,10 +243,10 @@ TEST(SequenceBook, RunsOfScatteredPagesAreGivenInOrder) {
   trio.device.give(id.slot, given);
   for (const int layer : {0, 2}) {
     const std::span<const PageSlot> table = trio.book.table(id.slot, layer);
-    const LayerStorage& storage = trio.device.storage(layer);
-    ASSERT_EQ(static_cast<std::size_t>(storage.states[id.slot].page_capacity), table.size());
+    const LayerView& view = trio.device.view(layer);
+    ASSERT_EQ(static_cast<std::size_t>(view.states[id.slot].page_capacity), table.size());
     for (std::size_t i = 0; i < table.size(); ++i)
-      EXPECT_EQ(storage.table(static_cast<int>(id.slot))[i].page, table[i].page);
+      EXPECT_EQ(view.table(static_cast<int>(id.slot))[i].page, table[i].page);
   }
 }
 

@@ -34,11 +34,11 @@ TEST(SequenceBookUntold, LearnsWhatItWasNotTold) {
   KVTILT_EXPECT_OK(trio.book.close(fork_refused(trio, id)));
 
   for (const int layer : {0, 2}) {
-    const LayerStorage& storage = trio.device.storage(layer);
-    const SequenceState& state = storage.states[id.slot];
+    const LayerView& view = trio.device.view(layer);
+    const SequenceState& state = view.states[id.slot];
     KVTILT_EXPECT_OK(trio.book.adopt(
         id, layer, state,
-        {storage.table(static_cast<int>(id.slot)), static_cast<std::size_t>(state.page_capacity)}));
+        {view.table(static_cast<int>(id.slot)), static_cast<std::size_t>(state.page_capacity)}));
     EXPECT_EQ(trio.book.state(id.slot, layer).length, 300);
   }
   const PageSlot foreign[] = {{0, 59, 0}};
@@ -88,9 +88,9 @@ struct Shared {
     trio.device.forget_record();
   }
   [[nodiscard]] std::span<const PageSlot> held(SequenceId of, int layer) const {
-    const LayerStorage& storage = trio.device.storage(layer);
-    return {storage.table(static_cast<int>(of.slot)),
-            static_cast<std::size_t>(storage.states[of.slot].page_capacity)};
+    const LayerView& view = trio.device.view(layer);
+    return {view.table(static_cast<int>(of.slot)),
+            static_cast<std::size_t>(view.states[of.slot].page_capacity)};
   }
   /// Another sequence gets all free pages: the device holds no page in both. The host adopts its
   /// tables.
@@ -102,7 +102,7 @@ struct Shared {
       for (const PageSlot& mine : held(id, layer))
         for (const PageSlot& theirs : held(other, layer)) EXPECT_NE(mine.page, theirs.page);
       KVTILT_EXPECT_OK(
-          trio.book.adopt(id, layer, trio.device.storage(layer).states[id.slot], held(id, layer)));
+          trio.book.adopt(id, layer, trio.device.view(layer).states[id.slot], held(id, layer)));
     }
   }
 };
@@ -130,7 +130,7 @@ TEST(SequenceBookUntold, PagesOfARemovalThatTheDeviceRefusesAreDropped) {
 TEST(SequenceBookUntold, PagesOfARemovalThatTheDevicesWindowHasFreedAreDropped) {
   Shared both;
   both.append_untold(96);
-  ASSERT_EQ(both.trio.device.storage(1).states[both.id.slot].first_kept, 96);
+  ASSERT_EQ(both.trio.device.view(1).states[both.id.slot].first_kept, 96);
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 0, 32));
   both.trio.device.remove(both.id.slot, 0, 32);
   EXPECT_EQ(both.trio.device.record().fault, cuda::DeviceFault::None);
@@ -148,7 +148,7 @@ TEST(SequenceBookUntold, PagesThatAnAppendThatTheDeviceRefusesPushesOutAreDroppe
 
 TEST(SequenceBookUntold, PagesOfAForkThatTheDeviceRefusesCountAsShared) {
   Shared both;
-  ASSERT_EQ(both.trio.device.storage(0).states[both.id.slot].shared_end, 2);
+  ASSERT_EQ(both.trio.device.view(0).states[both.id.slot].shared_end, 2);
   const std::int32_t tokens = 32;
   for (const int layer : {0, 1}) {
     both.trio.book.note_appended({&both.id, 1}, layer, {&tokens, 1});
@@ -157,7 +157,7 @@ TEST(SequenceBookUntold, PagesOfAForkThatTheDeviceRefusesCountAsShared) {
   both.append_untold(1);
   KVTILT_EXPECT_OK(both.trio.book.close(fork_refused(both.trio, both.id)));
   for (const int layer : {0, 1})
-    EXPECT_EQ(both.trio.device.storage(layer).states[both.id.slot].shared_end,
+    EXPECT_EQ(both.trio.device.view(layer).states[both.id.slot].shared_end,
               both.trio.book.state(both.id.slot, layer).shared_end);
   both.trio.device.forget_record();
   KVTILT_EXPECT_OK(both.trio.book.remove(both.id, 64, 96));
@@ -247,7 +247,7 @@ TEST(SequenceBookUntold, AForkOfOtherPagesIsRefusedWithoutAWindow) {
   KVTILT_EXPECT_OK(trio.book.truncate(id, 10));
   trio.device.truncate(id.slot, 10);
   append(64);
-  const SequenceState& device = trio.device.storage(0).states[id.slot];
+  const SequenceState& device = trio.device.view(0).states[id.slot];
   const SequenceState& host = trio.book.state(id.slot, 0);
   EXPECT_EQ(trio.device.record().fault, cuda::DeviceFault::None);
   ASSERT_EQ(host.length, device.length);
@@ -276,7 +276,7 @@ TEST(SequenceBookUntold, AForkOfAnotherTailIsRefused) {
   trio.device.truncate(id.slot, 830);  // by a graph: the book is not told
   append(170, false);
   append(30, true);
-  const SequenceState& device = trio.device.storage(0).states[id.slot];
+  const SequenceState& device = trio.device.view(0).states[id.slot];
   const SequenceState& host = trio.book.state(id.slot, 0);
   ASSERT_EQ(host.length, device.length);
   ASSERT_EQ(host.page_end, device.page_end);

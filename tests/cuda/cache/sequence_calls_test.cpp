@@ -33,13 +33,13 @@ EmulatedCache make_cache() {
 TEST(SequenceCalls, PagesArriveInOrder) {
   EmulatedCache cache = make_cache();
   cache.give(1, {{0, 3, 2}, {0, 9, 1}, {2, 0, 2}});
-  EXPECT_EQ(cache.storage(0).states[1].page_capacity, 3);
-  EXPECT_EQ(cache.storage(0).table(1)[1].page, 4);
-  EXPECT_EQ(cache.storage(0).table(1)[2].page, 9);
-  EXPECT_EQ(cache.storage(2).states[1].page_capacity, 2);
-  EXPECT_EQ(cache.storage(0).states[0].page_capacity, 0);
+  EXPECT_EQ(cache.view(0).states[1].page_capacity, 3);
+  EXPECT_EQ(cache.view(0).table(1)[1].page, 4);
+  EXPECT_EQ(cache.view(0).table(1)[2].page, 9);
+  EXPECT_EQ(cache.view(2).states[1].page_capacity, 2);
+  EXPECT_EQ(cache.view(0).states[0].page_capacity, 0);
   cache.give(1, {{0, 0, 100}});
-  EXPECT_EQ(cache.storage(0).states[1].page_capacity, 3);
+  EXPECT_EQ(cache.view(0).states[1].page_capacity, 3);
   EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TableFull);
 }
 
@@ -48,14 +48,14 @@ TEST(SequenceCalls, ARefusedTruncationChangesNoLayer) {
   cache.give(0, {{0, 0, 15}, {2, 0, 4}});
   for (const int layer : {0, 2}) cache.append(0, layer, 400);
   cache.truncate(0, 100);
-  EXPECT_EQ(cache.storage(0).states[0].length, 400);
+  EXPECT_EQ(cache.view(0).states[0].length, 400);
   EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TruncationRefused);
   EXPECT_EQ(cache.record().layer, 2);
   EXPECT_EQ(cache.record().count, 1u);
   cache.forget_record();
   cache.truncate(0, 380);
-  EXPECT_EQ(cache.storage(0).states[0].length, 380);
-  EXPECT_EQ(cache.storage(2).states[0].length, 380);
+  EXPECT_EQ(cache.view(0).states[0].length, 380);
+  EXPECT_EQ(cache.view(2).states[0].length, 380);
   EXPECT_EQ(cache.record().fault, cuda::DeviceFault::None);
 }
 
@@ -67,8 +67,8 @@ TEST(SequenceCalls, SequencesOfABatchAreCutToTheirOwnLengths) {
     for (const int layer : {0, 2}) cache.append(slot, layer, 400);
   }
   const auto length = [&](int slot) {
-    EXPECT_EQ(cache.storage(0).states[slot].length, cache.storage(2).states[slot].length);
-    return cache.storage(0).states[slot].length;
+    EXPECT_EQ(cache.view(0).states[slot].length, cache.view(2).states[slot].length);
+    return cache.view(0).states[slot].length;
   };
   cache.truncate(std::vector<std::uint32_t>{2, 0}, {390, 385});
   EXPECT_EQ(length(0), 385);
@@ -103,10 +103,10 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   cache.give(0, {{0, 0, 15}, {2, 0, 4}});
   for (const int layer : {0, 2}) cache.append(0, layer, 100);
   for (const int layer : {0, 2}) {
-    const LayerStorage& storage = cache.storage(layer);
-    for (int i = 0; i < storage.ring_blocks; ++i)
-      std::memset(storage.tail(0, 0, i), 10 + i, static_cast<std::size_t>(storage.block_bytes[2]));
-    std::memset(storage.sinks(0), 9, static_cast<std::size_t>(storage.block_bytes[0]));
+    const LayerView& view = cache.view(layer);
+    for (int i = 0; i < view.ring_blocks; ++i)
+      std::memset(view.tail(0, 0, i), 10 + i, static_cast<std::size_t>(view.block_bytes[2]));
+    std::memset(view.sinks(0), 9, static_cast<std::size_t>(view.block_bytes[0]));
   }
   ForkRequest request{};
   request.from = 0;
@@ -116,20 +116,19 @@ TEST(SequenceCalls, AForkCopiesTheBlocksInUse) {
   cache.fork(request);
   ASSERT_EQ(cache.record().fault, cuda::DeviceFault::None);
   for (const int layer : {0, 2}) {
-    const LayerStorage& storage = cache.storage(layer);
-    const SequenceState& state = storage.states[2];
+    const LayerView& view = cache.view(layer);
+    const SequenceState& state = view.states[2];
     EXPECT_EQ(state.length, 100);
-    EXPECT_EQ(storage.table(2)[0].page, 0);
-    EXPECT_EQ(storage.states[0].shared_end, 1);
-    EXPECT_EQ(tail_blocks(storage, state), 2);
-    EXPECT_EQ(std::memcmp(storage.sinks(0), storage.sinks(2),
-                          static_cast<std::size_t>(storage.block_bytes[0])),
-              0);
-    for (int i = 0; i < storage.ring_blocks; ++i)
-      EXPECT_EQ(
-          std::memcmp(storage.tail(0, state.ring_head, i), storage.tail(2, state.ring_head, i),
-                      static_cast<std::size_t>(storage.block_bytes[2])) == 0,
-          i < 2);
+    EXPECT_EQ(view.table(2)[0].page, 0);
+    EXPECT_EQ(view.states[0].shared_end, 1);
+    EXPECT_EQ(tail_blocks(view, state), 2);
+    EXPECT_EQ(
+        std::memcmp(view.sinks(0), view.sinks(2), static_cast<std::size_t>(view.block_bytes[0])),
+        0);
+    for (int i = 0; i < view.ring_blocks; ++i)
+      EXPECT_EQ(std::memcmp(view.tail(0, state.ring_head, i), view.tail(2, state.ring_head, i),
+                            static_cast<std::size_t>(view.block_bytes[2])) == 0,
+                i < 2);
   }
 }
 
@@ -145,9 +144,8 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
     request.layers[0] = first;
     request.layers[2] = second;
     cache.fork(request);
-    EXPECT_EQ(cache.storage(0).states[2].length, cache.storage(2).states[2].length);
-    return cache.record().fault == cuda::DeviceFault::None &&
-           cache.storage(2).states[2].length == 300;
+    EXPECT_EQ(cache.view(0).states[2].length, cache.view(2).states[2].length);
+    return cache.record().fault == cuda::DeviceFault::None && cache.view(2).states[2].length == 300;
   };
   EmulatedCache known = make_cache();
   known.give(0, {{0, 0, 15}, {2, 0, 4}});
@@ -155,10 +153,10 @@ TEST(SequenceCalls, AForkIsOfWhatTheHostKnows) {
   std::int64_t tail_start = 0;
   for (const int layer : {0, 2}) {
     known.append(0, layer, 300);
-    const SequenceState& state = known.storage(layer).states[0];
+    const SequenceState& state = known.view(layer).states[0];
     tail_start = state.tail_start;
-    tables[layer / 2].assign(known.storage(layer).table(0) + state.first_page,
-                             known.storage(layer).table(0) + state.page_end);
+    tables[layer / 2].assign(known.view(layer).table(0) + state.first_page,
+                             known.view(layer).table(0) + state.page_end);
   }
   ASSERT_GE(tables[0].size(), 7u);
   ASSERT_GE(tables[1].size(), 2u);

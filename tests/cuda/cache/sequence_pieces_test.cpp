@@ -15,7 +15,7 @@ namespace {
 struct Sequence {
   std::vector<std::byte> memory = std::vector<std::byte>(64 * 16);
   std::vector<PageSlot> table = {{-1, -1, -1}, {4, 5, 64}, {132, 2, 60}, {}};
-  LayerStorage layer{};
+  LayerView layer{};
   SequenceState state{};
 
   Sequence() {

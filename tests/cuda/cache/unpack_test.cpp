@@ -31,8 +31,8 @@ void expect_unpacked(DeviceProgram& program, const LayerShape& shape, int sequen
   ASSERT_TRUE(program.cpu().unpack(program.id(sequence), 0, first, keys.view, values.view).ok());
   Rows<T> device_keys(tokens, shape.kv_heads, shape.key_dim, pad);
   Rows<T> device_values(tokens, shape.kv_heads, shape.value_dim, pad);
-  const cuda::UnpackArguments arguments{
-      program.device().storage(), sequence, first, tokens, device_keys.view, device_values.view};
+  const cuda::UnpackArguments arguments{program.device().view(), sequence,          first, tokens,
+                                        device_keys.view,        device_values.view};
   const int blocks = cuda::unpack_units(arguments.layer, tokens) * shape.kv_heads;
   ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, cuda::unpack_shared_bytes,
                       [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
@@ -133,7 +133,7 @@ TEST(UnpackErrors, TokensThatAreNotThere) {
     Rows<F16> keys(range.tokens, 1, 64, 0);
     program.device().forget_record();
     const cuda::UnpackArguments arguments{
-        program.device().storage(), 0, range.first, range.tokens, keys.view, {}};
+        program.device().view(), 0, range.first, range.tokens, keys.view, {}};
     ASSERT_TRUE(emulate(cuda::unpack_units(arguments.layer, range.tokens), cuda::unpack_threads,
                         cuda::unpack_shared_bytes,
                         [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));

@@ -27,7 +27,7 @@ std::shared_ptr<T> on_device(const T* items, std::size_t count) {
 }
 
 struct UploadedLayer {
-  cuda::LayerStorage layer;
+  cuda::LayerView layer;
   std::vector<std::shared_ptr<void>> memory;
 
   explicit UploadedLayer(const DeviceLayer& host) : layer(host.layer()) {

@@ -36,7 +36,7 @@ struct Attended {
     options.max_sequences = 4;
     return options;
   }
-  [[nodiscard]] cuda::LayerStorage layer() const { return both.gpu.view(0).value(); }
+  [[nodiscard]] cuda::LayerView layer() const { return both.gpu.view(0).value(); }
   [[nodiscard]] int count() const { return static_cast<int>(ids.size()); }
   /// One sequence of 330 tokens, and its batch.
   void hold_one(Random& random) {

@@ -196,7 +196,7 @@ TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
   engine.indices = indices.data();
   engine.stride = 2;
   engine.lengths = lengths.data();
-  const cuda::LayerStorage layer = cache.layer();
+  const cuda::LayerView layer = cache.layer();
   const cuda::ImportedLayer imported =
       cuda::import_tables(layer, engine, layer.pool[static_cast<int>(PageKind::Sealed)], 128, 2,
                           tables.span())
@@ -210,12 +210,12 @@ TEST(DeviceCacheAttendHostile, LayersOfOtherRecipesAreRefused) {
     const DeviceArray<std::byte> chunks(prefill.workspace_bytes());
     KVTILT_EXPECT_OK(prefill.prepare(chunks.span(), nullptr));
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
-    const auto attend = [&](const cuda::LayerStorage& of, const cuda::Batch& batch) {
+    const auto attend = [&](const cuda::LayerView& of, const cuda::Batch& batch) {
       return attention.attend(of, batch, nullptr, arrays.queries.view(), arrays.out.out(),
                               arrays.lse.data(), {}, arrays.workspace.span(), nullptr);
     };
     for (const Status& status :
-         {attend(layer, cache.batch.device), attend(imported.storage, imported.batch),
+         {attend(layer, cache.batch.device), attend(imported.view, imported.batch),
           prefill.attend_prefill(layer, cache.batch.device, nullptr, arrays.queries.view(),
                                  rows.view(), rows.view(), arrays.out.out(), arrays.lse.data(), {},
                                  chunks.span(), nullptr)}) {
@@ -242,7 +242,7 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   const Outputs arrays(queries, std::max(attend_bytes, prefill_bytes) + 16);
   const std::span<std::byte> all = arrays.workspace.span();
   const DeviceRows<float> chunk(rows, 2, 64);
-  const auto attend = [&](const cuda::LayerStorage& layer, std::span<std::byte> workspace) {
+  const auto attend = [&](const cuda::LayerView& layer, std::span<std::byte> workspace) {
     return attention.attend(layer, cache.batch.device, nullptr, arrays.queries.view(),
                             arrays.out.out(), arrays.lse.data(), {}, workspace, nullptr);
   };
@@ -266,7 +266,7 @@ TEST(DeviceCacheAttendHostile, WorkspacesAndWorkThatCannotBeAreRefused) {
   refused(attend_prefill(all.subspan(8)), "not aligned to 16 bytes");
   refused(attention.prepare(all.subspan(8), nullptr), "not aligned to 16 bytes");
   refused(attention.prepare(all.first(attend_bytes - 1), nullptr), " are needed");
-  cuda::LayerStorage endless = cache.layer();
+  cuda::LayerView endless = cache.layer();
   endless.table_stride = std::int64_t{1} << 30;  // 2 kv heads: 2^31 units
   refused(attend(endless, all), "more work than one launch can number");
 }

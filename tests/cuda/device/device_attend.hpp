@@ -4,7 +4,7 @@
 
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/quant/format.hpp>
 
 #include <cstdint>
@@ -17,7 +17,7 @@ namespace kvtilt::test {
 struct DeviceAttendCall {
   LayerShape shape;
   std::vector<Recipe> recipes;  ///< one, or one per kv head
-  cuda::LayerStorage layer;
+  cuda::LayerView layer;
   std::vector<std::int32_t> slots;
   std::vector<float> queries;  ///< [rows, query_heads, key_dim]
   int rows;
@@ -47,7 +47,7 @@ struct HostRows {
 struct DevicePrefillCall {
   LayerShape shape;
   std::vector<Recipe> recipes;
-  cuda::LayerStorage layer;
+  cuda::LayerView layer;
   std::vector<std::int32_t> slots;
   std::vector<std::int32_t> indptr;
   HostRows queries;

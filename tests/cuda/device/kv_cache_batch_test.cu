@@ -108,7 +108,7 @@ TEST(DeviceBatch, AGraphIsReplayedForFewerSequences) {
   for (const int each : {1, 70}) {  // rows per sequence: append_kernel, pack_kernel
     Batched cache;
     cuda::KVCache& gpu = cache.both.gpu;
-    const cuda::LayerStorage layer = gpu.view(0).value();
+    const cuda::LayerView layer = gpu.view(0).value();
     const auto decode = cuda::Attention::create<SomeKernels>(batched_layer, presets::k4v2).value();
     const auto prefill =
         cuda::PrefillAttention::create<SomeKernels>(batched_layer, presets::k4v2).value();
@@ -279,7 +279,7 @@ struct SharedWindow {
     return options;
   }
   [[nodiscard]] std::vector<cuda::PageSlot> table(SequenceId of) const {
-    const cuda::LayerStorage layer = both.gpu.view(0).value();
+    const cuda::LayerView layer = both.gpu.view(0).value();
     const cuda::SequenceState state = read_device(layer.states + of.slot, 1)[0];
     return read_device(layer.table(static_cast<int>(of.slot)),
                        static_cast<std::size_t>(state.page_capacity));

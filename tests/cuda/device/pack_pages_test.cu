@@ -28,7 +28,7 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
   for (const Recipe& recipe : {presets::k4v2, presets::kivi2}) {
     Random random(41);
     Attended cache(recipe);
-    const cuda::LayerStorage layer = cache.layer();
+    const cuda::LayerView layer = cache.layer();
     const Rows<float> keys = random_rows(random, 4 * page_tokens, 2, 64, 1.0f, 0.5f);
     const Rows<float> values = random_rows(random, 4 * page_tokens, 2, 64);
     const DeviceRows<float> k(keys);
@@ -54,9 +54,9 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
     const Rows<float> queries = random_queries(random, attended_layer, 2, gqa_ratio);
     const Outputs arrays(queries, attention.workspace_bytes());
     KVTILT_EXPECT_OK(attention.prepare(arrays.workspace.span(), nullptr));
-    KVTILT_EXPECT_OK(attention.attend(imported.storage, imported.batch, nullptr,
-                                      arrays.queries.view(), arrays.out.out(), arrays.lse.data(),
-                                      {}, arrays.workspace.span(), nullptr));
+    KVTILT_EXPECT_OK(attention.attend(imported.view, imported.batch, nullptr, arrays.queries.view(),
+                                      arrays.out.out(), arrays.lse.data(), {},
+                                      arrays.workspace.span(), nullptr));
     const Output output = arrays.get();
     KVTILT_EXPECT_OK(cache.both.gpu.poll(nullptr));
 
@@ -83,7 +83,7 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
 TEST(DevicePackPagesHostile, WhatCannotBeMeantIsRefused) {
   KVTILT_SKIP_WITHOUT_GPU();
   const Attended cache(presets::k4v2);
-  const cuda::LayerStorage layer = cache.layer();
+  const cuda::LayerView layer = cache.layer();
   const DeviceArray<std::int32_t> pages(std::vector<std::int32_t>{1});
   std::byte* const pool = layer.pool[static_cast<int>(PageKind::Sealed)];
   const auto refusal = [&](int rows, int dim, const std::int32_t* where, std::byte* to, int room) {
@@ -111,7 +111,7 @@ TEST(DevicePackPages, PagesThatDoNotFitABlockAreRefused) {
   options.max_sequences = 1;
   const auto gpu = cuda::KVCache::create(shape, Plan::uniform(shape, presets::k4v2), options);
   ASSERT_TRUE(gpu.ok()) << gpu.message();
-  const cuda::LayerStorage layer = gpu->view(0).value();
+  const cuda::LayerView layer = gpu->view(0).value();
   const DeviceArray<std::int32_t> pages(std::vector<std::int32_t>{1});
   const DeviceRows<float> k(128, 1, 576);
   const DeviceRows<float> v(128, 1, 512);

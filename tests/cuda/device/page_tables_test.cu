@@ -27,7 +27,7 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
   const BothIds short_one = both.open(300);
   both.append(long_one, random, 4 + 32 * 5 + 40);
   both.append(short_one, random, 30);
-  const cuda::LayerStorage layer = both.gpu.view(0).value();
+  const cuda::LayerView layer = both.gpu.view(0).value();
   const DeviceArray<std::int32_t> slots(2);
   const std::vector<SequenceId> ids = {long_one.gpu, short_one.gpu};
   const cuda::SequenceBatch batch = both.gpu.batch(ids, slots.span()).value();
@@ -50,11 +50,11 @@ TEST(DevicePageTables, PagesOfACacheThroughAnEnginesTables) {
                           workspace.span())
           .value();
   expect_cuda(cudaDeviceSynchronize());
-  const auto states = read_device(imported.storage.states, 2);
+  const auto states = read_device(imported.view.states, 2);
   EXPECT_EQ(states[0].length, 160);
   EXPECT_EQ(states[0].page_end, 5);
   EXPECT_EQ(states[1].length, 0);
-  const auto theirs = read_device(imported.storage.table(0), 5);
+  const auto theirs = read_device(imported.view.table(0), 5);
   const auto ours = read_device(layer.table(static_cast<int>(long_one.gpu.slot)), 5);
   for (std::size_t i = 0; i < 5; ++i) {
     EXPECT_EQ(theirs[i].page, ours[i].page);

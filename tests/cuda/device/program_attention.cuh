@@ -55,7 +55,7 @@ class ProgramReads : public ProgramAppends {
     const OptionArrays arrays(options.options, count);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
     const Status status =
-        attention->attend(storage(layer), asked.batch, ragged ? indptr.data() : nullptr, q.view(),
+        attention->attend(view(layer), asked.batch, ragged ? indptr.data() : nullptr, q.view(),
                           out.out(), lse.data(), arrays.options, workspace.span(), nullptr);
     if (!status.ok()) return "attend: " + std::string(message(status));
     const Output output = output_of(out, lse);
@@ -94,7 +94,7 @@ class ProgramReads : public ProgramAppends {
     const OptionArrays arrays(options.options, count);
     KVTILT_EXPECT_OK(attention->prepare(workspace.span(), nullptr));
     const Status status = attention->attend_prefill(
-        storage(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
+        view(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
         lse.data(), arrays.options, workspace.span(), nullptr);
     if (!status.ok()) return "attend_prefill: " + std::string(message(status));
     const Output output = output_of(out, lse);
@@ -142,7 +142,7 @@ class ProgramReads : public ProgramAppends {
     if (!cached(layer)) return {};
     ChosenBatch chosen(choose(random));
     if (std::string wrong = make_batch(chosen); !wrong.empty()) return wrong;
-    const cuda::LayerStorage of = storage(layer);
+    const cuda::LayerView of = view(layer);
     const std::size_t count = chosen.who.size();
     const int room = random.between(0, 40);
     std::vector<std::int32_t> starts = {0};
@@ -187,8 +187,8 @@ class ProgramReads : public ProgramAppends {
     if (!imported) return "import: " + std::string(imported.message());
     for (std::size_t i = 0; i < count; ++i) {
       const auto held = at(starts[i + 1] - starts[i]);
-      const auto table = read_device(imported->storage.table(static_cast<int>(i)), held);
-      const cuda::SequenceState state = read_device(imported->storage.states + i, 1)[0];
+      const auto table = read_device(imported->view.table(static_cast<int>(i)), held);
+      const cuda::SequenceState state = read_device(imported->view.states + i, 1)[0];
       const std::int64_t tokens =
           held == 0 ? 0 : (static_cast<std::int64_t>(held) - 1) * of.page_tokens + last[i];
       if (state.length != tokens || at(state.page_end) != held) return "imported other lengths";

@@ -83,7 +83,7 @@ class ProgramCaches {
   KVCache& cpu() { return both_->cpu; }
   std::vector<HeldSequence>& held() { return held_; }
   std::vector<SequenceId>& closed() { return closed_; }
-  [[nodiscard]] cuda::LayerStorage storage(int layer) const { return gpu().view(layer).value(); }
+  [[nodiscard]] cuda::LayerView view(int layer) const { return gpu().view(layer).value(); }
 
   /// After this step poll() may report any error.
   void expect_any_record() { any_record_ = true; }
@@ -247,8 +247,8 @@ class ProgramCaches {
     for (int layer = 0; layer < layers(); ++layer) {
       if (!cached(layer)) continue;
       const PageAccount& own = *one.layers[at(layer)];
-      const std::int64_t room = storage(layer).table_stride -
-                                static_cast<std::int64_t>(own.sealed().size()) - own.unused();
+      const std::int64_t room =
+          view(layer).table_stride - static_cast<std::int64_t>(own.sealed().size()) - own.unused();
       const std::int64_t most = std::min(free[at(layer)], room);
       may_refuse = may_refuse || own.most_missing(tokens) > most;
       must_refuse = must_refuse || own.missing(tokens) > most;
@@ -274,7 +274,7 @@ class ProgramCaches {
 
   /// Compares which sequence holds which page: only forks may share pages; all others must be free.
   std::string compare_pages(int layer) {
-    const cuda::LayerStorage device = storage(layer);
+    const cuda::LayerView device = view(layer);
     std::map<std::int32_t, const void*> holders;
     std::set<std::int32_t> wild;
     bool told = true;
@@ -323,7 +323,7 @@ class ProgramCaches {
 
   /// Pages that a sequence holds on the device.
   static std::vector<std::int32_t> table_pages(const HeldSequence& one,
-                                               const cuda::LayerStorage& device) {
+                                               const cuda::LayerView& device) {
     const int slot = static_cast<int>(one.ids.gpu.slot);
     const std::int32_t count = read_device(device.states + slot, 1)[0].page_capacity;
     std::vector<std::int32_t> pages;

@@ -48,26 +48,25 @@ struct DeviceRows {
 /// One layer of a device sequence, copied to the host and converted to the CPU's layout.
 class LayerCopy {
  public:
-  LayerCopy(const cuda::LayerStorage& storage, const cuda::detail::DeviceLayer& of, int slot)
-      : of_(of) {
+  LayerCopy(const cuda::LayerView& layer, const cuda::detail::DeviceLayer& of, int slot) : of_(of) {
     expect_cuda(cudaDeviceSynchronize());
-    state = read_device(storage.states + slot, 1)[0];
+    state = read_device(layer.states + slot, 1)[0];
     const auto table =
-        read_device(storage.table(slot), static_cast<std::size_t>(state.page_capacity));
-    const std::int64_t sinks = std::min<std::int64_t>(state.length, storage.sink_tokens);
-    if (sinks > 0) add(PageKind::Sinks, storage.sinks(slot), 0, static_cast<std::int32_t>(sinks));
+        read_device(layer.table(slot), static_cast<std::size_t>(state.page_capacity));
+    const std::int64_t sinks = std::min<std::int64_t>(state.length, layer.sink_tokens);
+    if (sinks > 0) add(PageKind::Sinks, layer.sinks(slot), 0, static_cast<std::int32_t>(sinks));
     for (std::int32_t entry = state.first_page; entry < state.page_end; ++entry) {
       const cuda::PageSlot& page = table[static_cast<std::size_t>(entry)];
       EXPECT_TRUE(page.page >= 0 && page.page < of.pages) << page.page;
-      add(PageKind::Sealed, storage.block(PageKind::Sealed, page.page), page.first_position,
+      add(PageKind::Sealed, layer.block(PageKind::Sealed, page.page), page.first_position,
           page.tokens);
     }
     int index = 0;
     for (std::int64_t position = state.tail_start; position < state.length;
-         position += storage.page_tokens)
-      add(PageKind::Tail, storage.tail(slot, state.ring_head, index++), position,
+         position += layer.page_tokens)
+      add(PageKind::Tail, layer.tail(slot, state.ring_head, index++), position,
           static_cast<std::int32_t>(
-              std::min<std::int64_t>(storage.page_tokens, state.length - position)));
+              std::min<std::int64_t>(layer.page_tokens, state.length - position)));
     for (std::size_t i = 0; i < entries_.size(); ++i) entries_[i].data = blocks_[i].data();
   }
 

@@ -5,7 +5,7 @@
 #include <kvtilt/core/softmax_state.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/core/tree_window.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -101,7 +101,7 @@ struct RowPlace {
 };
 
 struct AttendArguments {
-  LayerStorage layer;
+  LayerView layer;
   Batch batch;
   BatchRows rows;              ///< which rows of the tensors are each sequence's query tokens
   std::int64_t row_count = 0;  ///< of the tensors
@@ -134,7 +134,7 @@ struct AttendArguments {
 };
 
 /// Fills in all but the workspace and the stages, which depend on the launch.
-inline AttendArguments make_arguments(const LayerStorage& layer, const Batch& batch,
+inline AttendArguments make_arguments(const LayerView& layer, const Batch& batch,
                                       const BatchRows& rows, const TensorView& queries,
                                       const MutableTensorView& out, float* lse,
                                       const DeviceAttendOptions& options) {

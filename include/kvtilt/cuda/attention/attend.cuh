@@ -139,7 +139,7 @@ class Attention {
   /// Cost       one launch, none without sequences or queries; does not wait. Pages that no query may
   ///            see are not read, except up to two that the layer's own window left behind and append
   ///            has not yet freed
-  [[nodiscard]] Status attend(const LayerStorage& layer, const Batch& batch,
+  [[nodiscard]] Status attend(const LayerView& layer, const Batch& batch,
                               const std::int32_t* indptr, const TensorView& queries,
                               const MutableTensorView& out, float* lse,
                               const DeviceAttendOptions& options, std::span<std::byte> workspace,
@@ -242,7 +242,7 @@ class Attention {
   int item_units_ = 0;  ///< MachineTraits::attend_item_units
 };
 
-inline Status Attention::attend(const LayerStorage& layer, const Batch& batch,
+inline Status Attention::attend(const LayerView& layer, const Batch& batch,
                                 const std::int32_t* indptr, const TensorView& queries,
                                 const MutableTensorView& out, float* lse,
                                 const DeviceAttendOptions& options, std::span<std::byte> workspace,

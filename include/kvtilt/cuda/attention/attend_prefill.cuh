@@ -95,7 +95,7 @@ class PrefillAttention {
   ///            row tile (block_rows() rows) and 64 tokens, the launch writes nothing and the layer's
   ///            record reports it (poll)
   /// Cost       one launch, none without rows; does not wait
-  [[nodiscard]] Status attend_prefill(const LayerStorage& layer, const Batch& batch,
+  [[nodiscard]] Status attend_prefill(const LayerView& layer, const Batch& batch,
                                       const std::int32_t* indptr, const TensorView& queries,
                                       const TensorView& keys, const TensorView& values,
                                       const MutableTensorView& out, float* lse,
@@ -169,7 +169,7 @@ class PrefillAttention {
 };
 
 inline Status PrefillAttention::attend_prefill(
-    const LayerStorage& layer, const Batch& batch, const std::int32_t* indptr,
+    const LayerView& layer, const Batch& batch, const std::int32_t* indptr,
     const TensorView& queries, const TensorView& keys, const TensorView& values,
     const MutableTensorView& out, float* lse, const DeviceAttendOptions& options,
     std::span<std::byte> workspace, cudaStream_t stream) const {

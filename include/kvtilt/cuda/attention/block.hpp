@@ -19,7 +19,7 @@ template <class Traits, class Threads>
 KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arguments,
                                     const Segment& segment, const QueryTile<Traits::key_dim>& query,
                                     typename Traits::State& state) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const ItemRows& rows = segment.rows;
   const int warps = threads.thread_count() / warp_lanes;
   const int tiles = segment.counts.tiles();

@@ -6,7 +6,7 @@
 #include <kvtilt/core/row_check.hpp>
 #include <kvtilt/cuda/attention/arguments.hpp>
 #include <kvtilt/cuda/attention/mixed_pages.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/page/convert_page.hpp>
 #include <kvtilt/page/layout.hpp>
 #include <kvtilt/quant/format.hpp>
@@ -36,7 +36,7 @@ struct ServedLayers {
   LayerShape shape;
   std::vector<Recipe> recipes;  ///< resolved: one, or one per kv head
   int page_tokens = 0;
-  std::uint64_t fingerprint = 0;  ///< LayerStorage::fingerprint
+  std::uint64_t fingerprint = 0;  ///< LayerView::fingerprint
   std::size_t page_bytes = 0;
 
   /// InvalidArgument if no cache can have such a layer.
@@ -59,7 +59,7 @@ struct ServedLayers {
     return shape.kv_heads > 0 && query_heads > 0 && query_heads % shape.kv_heads == 0;
   }
   /// InvalidArgument unless the layer has this shape, and its pages this layout.
-  [[nodiscard]] Status check(const LayerStorage& layer) const {
+  [[nodiscard]] Status check(const LayerView& layer) const {
     if (layer.kv_heads != shape.kv_heads || layer.key_dim != shape.key_dim ||
         layer.value_dim != shape.value_dim || layer.page_tokens != page_tokens)
       return Status::error(
@@ -155,10 +155,9 @@ inline Status check_workspace(std::span<std::byte> workspace, std::size_t needed
 ///
 /// queries  [rows, query_heads, key_dim]
 /// each     rows of each sequence if the host knows them (no indptr), else 0
-inline Status check_launch(const ServedLayers& layers, const LayerStorage& layer,
-                           const Batch& batch, const TensorView& queries,
-                           const MutableTensorView& out, const DeviceAttendOptions& options,
-                           std::int64_t each) {
+inline Status check_launch(const ServedLayers& layers, const LayerView& layer, const Batch& batch,
+                           const TensorView& queries, const MutableTensorView& out,
+                           const DeviceAttendOptions& options, std::int64_t each) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   if (batch.count < 0 || batch.count > max_attend_sequences)
     return Status::error(invalid, "a launch attends to at most %d sequences, not %d",

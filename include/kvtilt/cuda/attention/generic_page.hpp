@@ -12,7 +12,7 @@
 
 #include <kvtilt/cuda/attention/fragment_scales.hpp>
 #include <kvtilt/cuda/attention/tile.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -178,7 +178,7 @@ struct GenericTraits {
 
 /// Prefetches into L2 an equal part of a sealed page for each of its units: here that of `unit`.
 template <class Threads>
-KVTILT_HD void prefetch_unit(Threads& threads, const LayerStorage& layer, const HeadLayout& head,
+KVTILT_HD void prefetch_unit(Threads& threads, const LayerView& layer, const HeadLayout& head,
                              const PageSlot* table, int unit, int page_units) {
   prefetch_part(threads, layer.block(PageKind::Sealed, table[unit / page_units].page) + head.offset,
                 static_cast<int>(head.value.end()), unit % page_units, page_units);

@@ -66,7 +66,7 @@ struct PrefillShared {
 
 /// Prefetches into L2 a tile's part of its sealed page, if it is of one: an equal part for each tile.
 template <class Pages, class Threads>
-KVTILT_HD void prefetch_tile(Threads& threads, const LayerStorage& layer,
+KVTILT_HD void prefetch_tile(Threads& threads, const LayerView& layer,
                              const PrefillSegment& segment, int tile, const PageSlot& page) {
   const int parts = page_tiles<Pages>(layer);
   if (tile < segment.list.past.page_units)
@@ -84,7 +84,7 @@ KVTILT_HD bool copies_pages(const PrefillArguments& arguments) {
 /// Starts to copy the page of a unit, if it is one; its slot was stored in `ahead`. All warps must have
 /// decoded the page that was copied before.
 template <class Threads>
-KVTILT_HD void copy_page(Threads& threads, const LayerStorage& layer, const PrefillShared& shared,
+KVTILT_HD void copy_page(Threads& threads, const LayerView& layer, const PrefillShared& shared,
                          const PrefillSegment& segment, int unit) {
   if (threads.warp() != 0 || unit >= segment.page_end) return;
   const PageSlot& page = *reinterpret_cast<const PageSlot*>(threads.shared() + shared.ahead);
@@ -101,7 +101,7 @@ KVTILT_HD void copy_page(Threads& threads, const LayerStorage& layer, const Pref
 template <class Pages, class Threads>
 KVTILT_HD void find_first_pages(Threads& threads, const PrefillArguments& arguments,
                                 const PrefillShared& shared, const PrefillSegment& segment) {
-  const LayerStorage& layer = arguments.attend.layer;
+  const LayerView& layer = arguments.attend.layer;
   PageSlot* ahead = reinterpret_cast<PageSlot*>(threads.shared() + shared.ahead);
   KVTILT_DEVICE_LOOP
   for (int i = threads.warp(); i < unit_tiles; i += threads.thread_count() / warp_lanes) {
@@ -122,7 +122,7 @@ KVTILT_HD void stage_unit(Threads& threads, const PrefillArguments& arguments,
                           const PrefillShared& shared, const PrefillSegment& segment, int unit,
                           int stage) {
   using Pages = typename Traits::pages;
-  const LayerStorage& layer = arguments.attend.layer;
+  const LayerView& layer = arguments.attend.layer;
   std::byte* keys =
       threads.shared() + shared.stages + static_cast<std::uint32_t>(stage) * Traits::stage_bytes;
   std::byte* values = keys + unit_tiles * Traits::key_bytes;

@@ -38,7 +38,7 @@ struct PrefillTraits {
 
 /// Tiles of a sealed page; where it is a constant, a division by it takes two instructions.
 template <class Pages>
-KVTILT_HD int page_tiles(const LayerStorage& layer) {
+KVTILT_HD int page_tiles(const LayerView& layer) {
   if constexpr (Pages::generic)
     return layer.page_tokens / tile_extent;
   else
@@ -239,7 +239,7 @@ KVTILT_HD void stage_sealed(MixedTraits<Pages...> mixed, Threads& threads, const
 /// token, scales and minima included, may hold NaN: keys may stay so, as their logits are replaced,
 /// values become 0.
 template <class Traits, class Threads>
-KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerStorage& layer, int kv_head,
+KVTILT_HD void stage_sealed_tile(Threads& threads, const LayerView& layer, int kv_head,
                                  const TokenTile& tile, std::byte* keys, std::byte* values) {
   stage_sealed<Traits>(typename Traits::pages{}, threads, layer.head(PageKind::Sealed, kv_head),
                        tile, keys, values);

@@ -10,7 +10,7 @@
 
 #include <kvtilt/cuda/attention/query.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 
 #include <cstddef>
@@ -117,7 +117,7 @@ struct TileList {
   /// `stop`.
   KVTILT_HD void narrow(const AttendArguments& arguments, const SequenceState& state,
                         const PageSlot* table, std::int64_t begin, std::int64_t stop) {
-    const LayerStorage& layer = arguments.layer;
+    const LayerView& layer = arguments.layer;
     const AttendRules& rules = arguments.rules;
     const std::int64_t end = rules.end_position;
     SequenceState seen = state;
@@ -147,7 +147,7 @@ struct SourceTile {
 };
 
 /// tile  of the list, behind those of pages
-KVTILT_HD inline SourceTile find_unsealed_tile(const LayerStorage& layer, int slot,
+KVTILT_HD inline SourceTile find_unsealed_tile(const LayerView& layer, int slot,
                                                const SequenceState& state, const RowTile& rows,
                                                const TileList& list, int tile) {
   SourceTile found{};
@@ -171,7 +171,7 @@ KVTILT_HD inline SourceTile find_unsealed_tile(const LayerStorage& layer, int sl
 }
 
 /// Index in the layer's tables of a list's first page.
-KVTILT_HD inline std::int64_t first_slot(const LayerStorage& layer, int slot,
+KVTILT_HD inline std::int64_t first_slot(const LayerView& layer, int slot,
                                          const SequenceState& state, const TileList& list) {
   return slot * layer.table_stride + state.first_page + list.page_first;
 }
@@ -179,7 +179,7 @@ KVTILT_HD inline std::int64_t first_slot(const LayerStorage& layer, int slot,
 /// Table entry of a tile's sealed page; empty if the tile is not of one.
 ///
 /// page_tiles  tiles of a page
-KVTILT_HD inline PageSlot page_of_tile(const LayerStorage& layer, std::int64_t first_slot,
+KVTILT_HD inline PageSlot page_of_tile(const LayerView& layer, std::int64_t first_slot,
                                        const TileList& list, int tile, int page_tiles) {
   if (tile >= list.past.page_units) return {};
   return layer.tables[first_slot + tile / page_tiles];
@@ -333,7 +333,7 @@ KVTILT_HD inline PrefillSegment find_segment(const PrefillArguments& arguments,
                                              const int* tile_starts, const int* unit_starts,
                                              const PrefillPlan& plan, int block_rows, int unit,
                                              int end) {
-  const LayerStorage& layer = arguments.attend.layer;
+  const LayerView& layer = arguments.attend.layer;
   const int heads = layer.kv_heads;
   const int group = last_not_above(unit_starts, plan.groups(), heads, unit);
   int tile = group * plan.group;

@@ -16,7 +16,7 @@ namespace kvtilt::cuda {
 
 /// Units of a sealed page.
 template <class Traits>
-KVTILT_HD int units_of_page(const LayerStorage& layer) {
+KVTILT_HD int units_of_page(const LayerView& layer) {
   if constexpr (Traits::generic)
     return layer.page_tokens / tile_extent;
   else
@@ -125,7 +125,7 @@ KVTILT_HD int find_chunk(Threads& threads, const AttendArguments& arguments, con
 /// stretches, whatever items these end in.
 template <class Threads>
 KVTILT_HD WorkLine plan_line(Threads& threads, const AttendArguments& arguments, int* starts) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const int count = arguments.batch.count;
   if (!rows_are_sound(threads, layer, arguments.batch, arguments.rows, arguments.row_count,
                       DeviceFault::BadAttendRows)) {
@@ -271,7 +271,7 @@ struct BlockWork {
 
  private:
   template <class Traits>
-  KVTILT_HD static void set_kind(const LayerStorage& layer, Segment& segment) {
+  KVTILT_HD static void set_kind(const LayerView& layer, Segment& segment) {
     if constexpr (Traits::mixed) {
       const HeadLayout& head = layer.head(PageKind::Sealed, segment.rows.kv_head);
       segment.kind = Traits::kind_of(head);

@@ -80,7 +80,7 @@ struct UnitCounts {
 };
 
 /// page_units  units per sealed page
-KVTILT_HD inline UnitCounts count_units(const LayerStorage& layer, const SequenceState& state,
+KVTILT_HD inline UnitCounts count_units(const LayerView& layer, const SequenceState& state,
                                         int page_units) {
   UnitCounts counts;
   const std::int64_t sinks = state.length < layer.sink_tokens ? state.length : layer.sink_tokens;
@@ -125,7 +125,7 @@ struct TokenTile {
 /// Finds 16-bit tile `unit` of a sequence: sinks come first, then the tail.
 ///
 /// page_tokens  the layer's; where it is a constant, the compiler needs no division
-KVTILT_HD inline TokenTile half_tile(const LayerStorage& layer, int page_tokens, int sequence,
+KVTILT_HD inline TokenTile half_tile(const LayerView& layer, int page_tokens, int sequence,
                                      const SequenceState& state, const UnitCounts& counts,
                                      int unit) {
   const bool sink = unit < counts.sink_tiles;
@@ -147,7 +147,7 @@ KVTILT_HD inline TokenTile half_tile(const LayerStorage& layer, int page_tokens,
 }
 
 /// Finds tile `index` of a sealed page.
-KVTILT_HD inline TokenTile sealed_tile(const LayerStorage& layer, const PageSlot& slot, int index) {
+KVTILT_HD inline TokenTile sealed_tile(const LayerView& layer, const PageSlot& slot, int index) {
   TokenTile found;
   found.index = index;
   found.first_position = slot.first_position + found.index * tile_extent;
@@ -157,7 +157,7 @@ KVTILT_HD inline TokenTile sealed_tile(const LayerStorage& layer, const PageSlot
   return found;
 }
 /// Finds the tile of unit `unit` of the pages in a table.
-KVTILT_HD inline TokenTile sealed_tile(const LayerStorage& layer, const PageSlot* table, int unit,
+KVTILT_HD inline TokenTile sealed_tile(const LayerView& layer, const PageSlot* table, int unit,
                                        int page_units) {
   return sealed_tile(layer, table[unit / page_units], unit % page_units);
 }

@@ -39,7 +39,7 @@ inline std::int64_t expected_tokens(std::int64_t rows, int sequences,
 }
 
 /// Dynamic shared memory of a block, in bytes.
-KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerStorage& layer) {
+KVTILT_HD constexpr std::size_t append_shared_bytes(const LayerView& layer) {
   return sizeof(detail::TeamShared) + detail::head_shared_bytes(layer);
 }
 KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
@@ -49,7 +49,7 @@ KVTILT_HD constexpr int append_blocks(const AppendArguments& arguments) {
 /// Body of the kernel: append_blocks() blocks of append_threads threads, append_shared_bytes().
 template <class Threads>
 KVTILT_HD void append(const Threads& threads, const AppendArguments& arguments) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   auto& team =
       *reinterpret_cast<detail::TeamShared*>(threads.shared() + detail::head_shared_bytes(layer));
   const int blocks = detail::team_blocks(arguments);

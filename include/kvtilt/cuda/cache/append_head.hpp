@@ -6,7 +6,7 @@
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
 #include <kvtilt/cuda/cache/input_rows.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/words.hpp>
 #include <kvtilt/quant/format.hpp>
@@ -18,7 +18,7 @@
 namespace kvtilt::cuda {
 
 struct AppendArguments {
-  LayerStorage layer;
+  LayerView layer;
   Batch batch;  ///< no sequence twice
   /// Device memory, [rows, kv_heads, dim], channels contiguous.
   TensorView keys;
@@ -62,7 +62,7 @@ struct alignas(16) AppendShared {
 };
 
 /// Bytes of shared memory that appending to one head takes.
-KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerStorage& layer) {
+KVTILT_HD constexpr std::size_t head_shared_bytes(const LayerView& layer) {
   return sizeof(AppendShared) + static_cast<std::size_t>(layer.seal_bytes);
 }
 
@@ -84,7 +84,7 @@ KVTILT_HD bool plan_head(const Threads& threads, const AppendArguments& constant
   AppendShared& shared = share_arguments(threads, constants);
   threads.sync();
   const AppendArguments& arguments = shared.arguments;
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   if (threads.thread() == 0) {
     AppendHead& work = shared.work;
     work.sequence = arguments.batch.slots[index];
@@ -135,7 +135,7 @@ KVTILT_HD constexpr TailBlocks tail_blocks(const AppendPlan& plan, int page_toke
 }
 
 /// Where tail block `index` of the head is sealed to, in its page of the pool.
-KVTILT_HD inline std::byte* sealed_block(const LayerStorage& layer, const AppendHead& work,
+KVTILT_HD inline std::byte* sealed_block(const LayerView& layer, const AppendHead& work,
                                          std::int32_t index) {
   const std::int32_t page = page_for(work.plan, work.state, work.table, index - work.plan.skipped);
   return layer.block(PageKind::Sealed, page) + layer.head(PageKind::Sealed, work.head).offset;
@@ -152,7 +152,7 @@ template <class Threads>
 KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& arguments,
                             const AppendHead& work, const HeadLayout& half, HalfBlock to,
                             const NewTokens& added) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, work.head);
   AppendShared& shared = *reinterpret_cast<AppendShared*>(threads.shared());
   threads.sync();
@@ -182,13 +182,13 @@ struct SealJob {
 };
 
 /// The head's layout in tail block `index`; -1: the sinks.
-KVTILT_HD inline const HeadLayout& half_layout(const LayerStorage& layer, const AppendHead& work,
+KVTILT_HD inline const HeadLayout& half_layout(const LayerView& layer, const AppendHead& work,
                                                std::int32_t index) {
   return layer.head(index < 0 ? PageKind::Sinks : PageKind::Tail, work.head);
 }
 
 /// Where the head's keys and values are in that block.
-KVTILT_HD inline HalfBlock half_block(const LayerStorage& layer, const AppendHead& work,
+KVTILT_HD inline HalfBlock half_block(const LayerView& layer, const AppendHead& work,
                                       std::int32_t index) {
   std::byte* block =
       index < 0 ? layer.sinks(work.sequence)
@@ -199,7 +199,7 @@ KVTILT_HD inline HalfBlock half_block(const LayerStorage& layer, const AppendHea
 }
 
 /// The new tokens of that block.
-KVTILT_HD constexpr NewTokens new_tokens_of(const AppendPlan& plan, const LayerStorage& layer,
+KVTILT_HD constexpr NewTokens new_tokens_of(const AppendPlan& plan, const LayerView& layer,
                                             std::int32_t index) {
   if (index < 0) return new_tokens_in(plan, 0, layer.sink_tokens);
   return new_tokens_in(plan, plan.tail_start + std::int64_t{index} * layer.page_tokens,
@@ -216,7 +216,7 @@ KVTILT_HD constexpr bool is_sealed(const AppendPlan& plan, std::int32_t index) {
 template <class Threads>
 KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& arguments,
                           const AppendHead& work, std::int32_t index, SealJob& job) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const HalfBlock to = half_block(layer, work, index);
   const NewTokens added = new_tokens_of(work.plan, layer, index);
   if (added.count > 0)
@@ -230,12 +230,12 @@ KVTILT_HD bool fill_block(const Threads& threads, const AppendArguments& argumen
 /// Counts this block at a sequence's counter; returns how many came before. One thread calls it.
 /// The last block to arrive may then change the states and tables that this one has read.
 template <class Threads>
-KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerStorage& layer, int sequence) {
+KVTILT_HD std::uint32_t arrive(const Threads& threads, const LayerView& layer, int sequence) {
   return threads.atomic_count_release(layer.arrivals + sequence);
 }
 
 /// All blocks that append writes or seals for a head: -1 (the sinks), then tail blocks.
-KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerStorage& layer) {
+KVTILT_HD constexpr TailBlocks all_blocks(const AppendPlan& plan, const LayerView& layer) {
   const TailBlocks tail = tail_blocks(plan, layer.page_tokens);
   return {plan.length < layer.sink_tokens ? -1 : tail.first, tail.last};
 }

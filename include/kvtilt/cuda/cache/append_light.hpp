@@ -45,7 +45,7 @@ static_assert(append_team == most_slices);
 inline constexpr int append_light_tokens = 8;
 
 /// Blocks of a team for each kv head: at least one for each sequence, and for each slice of a page.
-KVTILT_HD constexpr int team_members(const LayerStorage& layer, int sequences) {
+KVTILT_HD constexpr int team_members(const LayerView& layer, int sequences) {
   const int count = sequences < append_team ? sequences : append_team;
   return count > layer.seal_slices ? count : layer.seal_slices;
 }
@@ -85,7 +85,7 @@ struct alignas(16) TeamShared {
 
 /// Whether a sequence is light: it gets few tokens and seals at most one page, which was full
 /// before the append and whose tail block none of the new tokens reuses.
-KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerStorage& layer) {
+KVTILT_HD constexpr bool is_light(const AppendPlan& plan, const LayerView& layer) {
   const std::int64_t in_tail = plan.length - plan.tail_start;
   const std::int64_t room = static_cast<std::int64_t>(layer.ring_blocks) * layer.page_tokens;
   // Bitwise, without short-circuits: branches take longer.
@@ -120,7 +120,7 @@ struct TeamPlace {
 /// Prefetches the 16-bit tokens of a page. The blocks that share it prefetch equal parts, up to 2
 /// KiB each, whichever slices they seal: much work is left before the first load.
 template <class Threads>
-KVTILT_HD void prefetch_page(const Threads& threads, const LayerStorage& layer,
+KVTILT_HD void prefetch_page(const Threads& threads, const LayerView& layer,
                              const LightSeal& seal) {
   if (seal.slices == 0) return;
   constexpr int step = 64;  // memory delivers two 32-byte sectors at once
@@ -140,7 +140,7 @@ template <class Threads>
 KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& arguments,
                                  const TeamPlace& place, std::int32_t slot, bool reports,
                                  TeamShared& team) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const int lane = threads.lane();
   const int index = place.first + lane;
   const bool exists = slot >= 0;
@@ -262,7 +262,7 @@ template <class Threads>
 KVTILT_HD void write_light(const Threads& threads, const AppendArguments& arguments,
                            const TeamShared& team, int member, int head, float key_limit,
                            float value_limit, LightElements& elements) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const AppendPlan& plan = team.plans[member];
   const int slot_of = team.slots[member];
   KVTILT_DEVICE_LOOP
@@ -337,7 +337,7 @@ KVTILT_HD void seal_page(const Threads& threads, const SealJob& job, TeamShared&
 
 /// Publishes the states of sequences whose tables keep their order: one warp of the last block.
 template <class Threads>
-KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
+KVTILT_HD void publish_light(const Threads& threads, const LayerView& layer,
                              const TeamShared& team) {
   const int lane = threads.lane();
   if (lane == 0) layer.arrivals[team.counter()] = 0;
@@ -351,7 +351,7 @@ KVTILT_HD void publish_light(const Threads& threads, const LayerStorage& layer,
 
 /// Publishes the states and tables of all sequences of the team: all threads of the last block.
 template <class Threads>
-KVTILT_HD void publish_team(const Threads& threads, const LayerStorage& layer,
+KVTILT_HD void publish_team(const Threads& threads, const LayerView& layer,
                             const TeamShared& team) {
   if (threads.warp() == 0) publish_light(threads, layer, team);
   KVTILT_DEVICE_LOOP

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/unroll.hpp>
 
@@ -64,7 +64,7 @@ KVTILT_HD inline DeviceRecord rows_fault(DeviceFault fault, int layer, int index
 /// in_all  rows of the tensors
 /// fault   BadAppendRows or BadAttendRows
 template <class Threads>
-KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerStorage& layer, const Batch& batch,
+KVTILT_HD bool rows_are_sound(const Threads& threads, const LayerView& layer, const Batch& batch,
                               const BatchRows& rows, std::int64_t in_all, DeviceFault fault) {
   if (rows.indptr == nullptr) return true;
   constexpr std::uint32_t none = 0xffffffffu;

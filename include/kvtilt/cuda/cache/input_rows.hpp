@@ -8,7 +8,7 @@
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
 #include <kvtilt/cuda/page/group_math.hpp>
 #include <kvtilt/cuda/page/input_task.hpp>
@@ -40,8 +40,8 @@ KVTILT_HD inline bool is_storable(float x, float limit) {
 
 /// Changes an element that is not storable, and records it.
 template <class Threads>
-KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
-                              const InputTask& task, int token, int channel) {
+KVTILT_HD void repair_element(const Threads& threads, const LayerView& layer, const InputTask& task,
+                              int token, int channel) {
   const float x = read_element(task.rows, task.row(token) + channel);
   if (is_storable(x, task.limit)) return;
   const InputPlace& place = task.place;
@@ -54,8 +54,8 @@ KVTILT_HD void repair_element(const Threads& threads, const LayerStorage& layer,
 /// Writes all tokens but `first` to last - 1 element by element: for decoding, for rows at any
 /// address, and for what fills no tile.
 template <class Threads>
-KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
-                              const InputTask& task, int first, int last) {
+KVTILT_HD void write_elements(const Threads& threads, const LayerView& layer, const InputTask& task,
+                              int first, int last) {
   constexpr int together = 4;  // loads in flight
   const int dim = task.dim();
   const int thread = threads.thread();
@@ -95,8 +95,8 @@ KVTILT_HD void write_elements(const Threads& threads, const LayerStorage& layer,
 
 /// Checks the elements that write_tiles() gave this thread once more, and repairs them.
 template <class Threads>
-KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
-                            const InputTask& task, int first, int tokens) {
+KVTILT_HD void repair_tiles(const Threads& threads, const LayerView& layer, const InputTask& task,
+                            int first, int tokens) {
   const int lane = threads.lane();
   const bool keys = task.role == Role::Keys;
   const int across = keys ? 4 : 2;  // channels that a lane holds of a tile
@@ -117,8 +117,7 @@ KVTILT_HD void repair_tiles(const Threads& threads, const LayerStorage& layer,
 /// Writes the rows of a task to their slots, by all threads of a block. Fast for whole tiles of
 /// 16-bit elements whose rows start at multiples of 8 bytes.
 template <class Threads>
-KVTILT_HD void write_input(const Threads& threads, const LayerStorage& layer,
-                           const InputTask& task) {
+KVTILT_HD void write_input(const Threads& threads, const LayerView& layer, const InputTask& task) {
   const std::int64_t address =
       static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(task.rows.data)) + 2 * task.row(0);
   int first = -task.slot & (tile_extent - 1);  // first token in a full tile

@@ -10,7 +10,7 @@
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/append.cuh>
 #include <kvtilt/cuda/cache/device_memory.cuh>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/memory_plan.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/cache/saved_layer.cuh>
@@ -207,7 +207,7 @@ class KVCache {
 
   /// One layer as kernels see it, for attention and pack_pages(). Valid as long as the cache
   /// exists, whatever happens to sequences.
-  Result<LayerStorage> view(int layer) const;
+  Result<LayerView> view(int layer) const;
 
   /// Tells the host that a graph replay has appended tokens[i] tokens to sequence i of a batch in
   /// all layers, or truncated it to lengths[i]. Call it once for each time that all layers were
@@ -262,7 +262,7 @@ class KVCache {
   /// 8 x bytes of a full page / its unpadded elements, over all layers.
   [[nodiscard]] double page_bits() const;
 
-  [[nodiscard]] int layers() const { return static_cast<int>(storages_.size()); }
+  [[nodiscard]] int layers() const { return static_cast<int>(views_.size()); }
 
  private:
   KVCache(const CacheOptions& options, detail::DeviceLayout layout, DeviceMemory memory);
@@ -275,7 +275,7 @@ class KVCache {
                 const TensorView& keys, const TensorView& values, const std::int32_t* indptr,
                 std::span<const std::int32_t> tokens, cudaStream_t stream);
   [[nodiscard]] Layers device_layers() const {
-    return {reinterpret_cast<const LayerStorage*>(memory_.data() + layout_.storages), layers()};
+    return {reinterpret_cast<const LayerView*>(memory_.data() + layout_.views), layers()};
   }
   [[nodiscard]] SavedResult* saved_result() const {
     return reinterpret_cast<SavedResult*>(memory_.data() + layout_.saved);
@@ -298,7 +298,7 @@ class KVCache {
   detail::DeviceLayout layout_;
   DeviceMemory memory_;
   SequenceBook book_;
-  std::vector<LayerStorage> storages_;
+  std::vector<LayerView> views_;
   std::vector<PageRun> given_;        ///< scratch of one call
   std::vector<std::int32_t> counts_;  ///< scratch of one call
 };

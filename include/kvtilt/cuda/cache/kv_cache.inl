@@ -10,7 +10,7 @@ inline KVCache::KVCache(const CacheOptions& options, detail::DeviceLayout layout
       memory_(std::move(memory)),
       book_(layout_.layers, options) {
   for (std::size_t layer = 0; layer < layout_.layers.size(); ++layer)
-    storages_.push_back(detail::make_storage(layout_, layer, memory_.data()));
+    views_.push_back(detail::make_view(layout_, layer, memory_.data()));
 }
 
 inline Result<KVCache> KVCache::create(const CacheShape& shape, const Plan& plan,
@@ -35,8 +35,7 @@ inline Status KVCache::upload(cudaStream_t stream) {
   };
   KVTILT_RETURN_IF_ERROR(to_status(
       cudaMemsetAsync(memory_.data(), 0, layout_.plan.device_bytes(), stream), "creating a cache"));
-  KVTILT_RETURN_IF_ERROR(
-      copy(layout_.storages, storages_.data(), storages_.size() * sizeof(LayerStorage)));
+  KVTILT_RETURN_IF_ERROR(copy(layout_.views, views_.data(), views_.size() * sizeof(LayerView)));
   std::vector<std::int32_t> slots;
   for (std::int32_t slot = 0; slot < options_.max_sequences; ++slot) slots.push_back(slot);
   KVTILT_RETURN_IF_ERROR(copy(layout_.slots, slots.data(), slots.size() * sizeof(slots[0])));
@@ -115,8 +114,7 @@ inline Result<SequenceId> KVCache::fork(SequenceId id, std::int64_t tokens, cuda
   if (!child) return child;
   const int slot = static_cast<int>(child->slot);
   int ring_blocks = 0;
-  for (const LayerStorage& storage : storages_)
-    ring_blocks = std::max(ring_blocks, storage.ring_blocks);
+  for (const LayerView& view : views_) ring_blocks = std::max(ring_blocks, view.ring_blocks);
   const auto launch = [&]() -> Status {
     KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), slot, stream));
     KVTILT_RETURN_IF_ERROR(launch_fork(device_layers(), request, ring_blocks, stream));

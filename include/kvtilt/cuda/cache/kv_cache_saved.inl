@@ -93,8 +93,8 @@ inline Status KVCache::save(SequenceId id, std::span<std::byte> image, cudaStrea
   if (!length) return std::move(length).take_status();
   std::vector<SaveArguments> layers;
   const auto add = [&](int layer, const SavedLayer& saved, const SavedPlaces& places) {
-    layers.push_back({storages_[static_cast<std::size_t>(layer)], static_cast<int>(id.slot),
-                      nullptr, *length, saved, places, saved_result()});
+    layers.push_back({views_[static_cast<std::size_t>(layer)], static_cast<int>(id.slot), nullptr,
+                      *length, saved, places, saved_result()});
   };
   const std::size_t bytes = write_tables(id, *length, {}, add).bytes();
   if (image.size() != bytes)
@@ -131,9 +131,9 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   if (!id) return id;
   const int slot = static_cast<int>(id->slot);
   std::vector<LoadArguments> layers;  // built before kernels run, as the host reads the image
-  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
-    if (storages_[layer].kv_heads > 0)
-      layers.push_back({storages_[layer], slot, *device, saved->length(), saved->layer(layer),
+  for (std::size_t layer = 0; layer < views_.size(); ++layer)
+    if (views_[layer].kv_heads > 0)
+      layers.push_back({views_[layer], slot, *device, saved->length(), saved->layer(layer),
                         saved->places(layer, layout_.layers[layer].layouts), saved_result()});
   const auto launch = [&]() -> Status {
     KVTILT_RETURN_IF_ERROR(launch_reset(device_layers(), slot, stream));

@@ -64,7 +64,7 @@ inline Status KVCache::append(std::span<const SequenceId> ids, const Batch& batc
   if (!capturing) return std::move(capturing).take_status();
   const bool told = !*capturing && !tokens.empty() && !ids.empty();
   if (told) KVTILT_RETURN_IF_ERROR(book_.check_append(ids, layer, tokens));
-  const LayerStorage& of = storages_[static_cast<std::size_t>(layer)];
+  const LayerView& of = views_[static_cast<std::size_t>(layer)];
   const AppendArguments arguments{of, batch, keys, values, {indptr, static_cast<int>(each)}};
   // Only a hint: what a captured launch is told need not hold when it is replayed.
   const std::int64_t each_expected = expected_tokens(keys.tokens, batch.count, tokens);
@@ -110,15 +110,15 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
                          layer, static_cast<long long>(tokens), static_cast<long long>(first),
                          static_cast<long long>(most), static_cast<long long>(most_token_count));
   if (tokens == 0) return {};
-  return to_status(launch_unpack({storages_[static_cast<std::size_t>(layer)],
+  return to_status(launch_unpack({views_[static_cast<std::size_t>(layer)],
                                   static_cast<int>(id.slot), first, tokens, keys, values},
                                  stream),
                    "unpacking tokens");
 }
 
-inline Result<LayerStorage> KVCache::view(int layer) const {
+inline Result<LayerView> KVCache::view(int layer) const {
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
-  return storages_[static_cast<std::size_t>(layer)];
+  return views_[static_cast<std::size_t>(layer)];
 }
 
 inline Status KVCache::note_appended(const SequenceBatch& batch,
@@ -126,7 +126,7 @@ inline Status KVCache::note_appended(const SequenceBatch& batch,
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "note_appended"));
   KVTILT_RETURN_IF_ERROR(book_.check_batch(batch.ids));
   const auto cached = [&](int layer) {
-    return storages_[static_cast<std::size_t>(layer)].kv_heads > 0;
+    return views_[static_cast<std::size_t>(layer)].kv_heads > 0;
   };
   for (int layer = 0; layer < layers(); ++layer)
     if (cached(layer)) KVTILT_RETURN_IF_ERROR(book_.check_append(batch.ids, layer, tokens));
@@ -147,8 +147,8 @@ inline Result<std::int64_t> KVCache::tokens_before_seal(SequenceId id, int layer
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   const SequenceState& state = book_.state(id.slot, layer);
-  return storages_[static_cast<std::size_t>(layer)].placement().tokens_before_seal(state.tail_start,
-                                                                                   state.length);
+  return views_[static_cast<std::size_t>(layer)].placement().tokens_before_seal(state.tail_start,
+                                                                                state.length);
 }
 
 inline Result<std::int64_t> KVCache::free_pages(int layer) const {
@@ -171,7 +171,7 @@ inline Result<std::int64_t> KVCache::length(SequenceId id) const {
   KVTILT_RETURN_IF_ERROR(book_.check(id));
   std::int64_t shortest = -1;
   for (int layer = 0; layer < layers(); ++layer) {
-    if (storages_[static_cast<std::size_t>(layer)].kv_heads == 0) continue;
+    if (views_[static_cast<std::size_t>(layer)].kv_heads == 0) continue;
     const std::int64_t length = book_.state(id.slot, layer).length;
     shortest = shortest < 0 ? length : std::min(shortest, length);
   }
@@ -183,10 +183,10 @@ inline Result<std::int64_t> KVCache::length(SequenceId id, int layer, cudaStream
   KVTILT_RETURN_IF_ERROR(book_.check_layer(layer));
   KVTILT_RETURN_IF_ERROR(refuse_capture(stream, "length"));
   SequenceState state{};
-  const LayerStorage& storage = storages_[static_cast<std::size_t>(layer)];
-  KVTILT_RETURN_IF_ERROR(to_status(cudaMemcpyAsync(&state, storage.states + id.slot, sizeof state,
-                                                   cudaMemcpyDeviceToHost, stream),
-                                   "reading a length"));
+  const LayerView& view = views_[static_cast<std::size_t>(layer)];
+  KVTILT_RETURN_IF_ERROR(to_status(
+      cudaMemcpyAsync(&state, view.states + id.slot, sizeof state, cudaMemcpyDeviceToHost, stream),
+      "reading a length"));
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a length"));
   return state.length;
 }
@@ -198,23 +198,23 @@ inline Status KVCache::refresh(SequenceId id, cudaStream_t stream) {
     return to_status(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream),
                      "reading a sequence");
   };
-  std::vector<SequenceState> states(storages_.size());
-  std::vector<std::vector<PageSlot>> tables(storages_.size());
-  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
-    if (storages_[layer].kv_heads > 0)
+  std::vector<SequenceState> states(views_.size());
+  std::vector<std::vector<PageSlot>> tables(views_.size());
+  for (std::size_t layer = 0; layer < views_.size(); ++layer)
+    if (views_[layer].kv_heads > 0)
       KVTILT_RETURN_IF_ERROR(
-          read(&states[layer], storages_[layer].states + id.slot, sizeof(SequenceState)));
+          read(&states[layer], views_[layer].states + id.slot, sizeof(SequenceState)));
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
-  for (std::size_t layer = 0; layer < storages_.size(); ++layer) {
-    if (storages_[layer].kv_heads == 0) continue;
+  for (std::size_t layer = 0; layer < views_.size(); ++layer) {
+    if (views_[layer].kv_heads == 0) continue;
     tables[layer].resize(static_cast<std::size_t>(states[layer].page_capacity));
     KVTILT_RETURN_IF_ERROR(read(tables[layer].data(),
-                                storages_[layer].table(static_cast<int>(id.slot)),
+                                views_[layer].table(static_cast<int>(id.slot)),
                                 tables[layer].size() * sizeof(PageSlot)));
   }
   KVTILT_RETURN_IF_ERROR(to_status(cudaStreamSynchronize(stream), "reading a sequence"));
-  for (std::size_t layer = 0; layer < storages_.size(); ++layer)
-    if (storages_[layer].kv_heads > 0)
+  for (std::size_t layer = 0; layer < views_.size(); ++layer)
+    if (views_[layer].kv_heads > 0)
       KVTILT_RETURN_IF_ERROR(
           book_.adopt(id, static_cast<int>(layer), states[layer], tables[layer]));
   return {};
@@ -249,7 +249,7 @@ inline Status KVCache::poll(cudaStream_t stream, DeviceRecord* record) {
   found.count = std::max<std::uint32_t>(found.count, 1);
   if (record != nullptr) *record = found;
   const bool known = found.layer >= 0 && found.layer < layers();
-  return to_status(found, known ? storages_[static_cast<std::size_t>(found.layer)].key_dim : 0);
+  return to_status(found, known ? views_[static_cast<std::size_t>(found.layer)].key_dim : 0);
 }
 
 }  // namespace kvtilt::cuda

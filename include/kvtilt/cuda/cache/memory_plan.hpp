@@ -2,7 +2,7 @@
 /// Plans the memory of a device cache before any is allocated: how much, and what lies where.
 #pragma once
 
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/cache/saved_layer.hpp>
 #include <kvtilt/cuda/page/fragment_order.hpp>
@@ -65,10 +65,10 @@ struct DeviceLayer {
 
 struct DeviceLayout {
   std::vector<DeviceLayer> layers;
-  std::size_t storages = 0;  ///< LayerStorage [layers]
-  std::size_t record = 0;    ///< DeviceRecords
-  std::size_t slots = 0;     ///< int32 0, 1, 2, ...: the slots of one-sequence batches
-  std::size_t saved = 0;     ///< SavedResult
+  std::size_t views = 0;   ///< LayerView [layers]
+  std::size_t record = 0;  ///< DeviceRecords
+  std::size_t slots = 0;   ///< int32 0, 1, 2, ...: the slots of one-sequence batches
+  std::size_t saved = 0;   ///< SavedResult
   MemoryPlan plan;
 };
 
@@ -102,7 +102,7 @@ inline std::span<std::byte> usable_memory(std::span<std::byte> given) {
   return given.subspan(std::min(lost, given.size()));
 }
 
-/// How a layer's pages are split into slices for sealing, for LayerStorage::slices.
+/// How a layer's pages are split into slices for sealing, for LayerView::slices.
 inline std::vector<HeadSlices> make_slices(const PageLayout& sealed) {
   std::vector<HeadSlices> slices;
   for (const HeadLayout& head : sealed.heads) slices.emplace_back(head);
@@ -147,7 +147,7 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
   };
   layout.record = other(sizeof(DeviceRecords));
   layout.saved = other(sizeof(SavedResult));
-  layout.storages = other(shape.layers.size() * sizeof(LayerStorage));
+  layout.views = other(shape.layers.size() * sizeof(LayerView));
   const std::size_t sequences = static_cast<std::size_t>(options.max_sequences);
   layout.slots = other(sequences * sizeof(std::int32_t));
   for (std::size_t index = 0; index < shape.layers.size(); ++index) {
@@ -187,25 +187,25 @@ inline Result<DeviceLayout> make_device_layout(const CacheShape& shape, const Pl
 }
 
 /// Layer `index` as kernels see it, in cache memory that starts at `base`.
-inline LayerStorage make_storage(const DeviceLayout& layout, std::size_t index, std::byte* base) {
+inline LayerView make_view(const DeviceLayout& layout, std::size_t index, std::byte* base) {
   const DeviceLayer& layer = layout.layers[index];
-  LayerStorage storage = describe_layer(layer.shape, layer.placement, layer.layouts);
-  storage.layer = static_cast<int>(index);
-  storage.records = reinterpret_cast<DeviceRecords*>(base + layout.record);
-  if (layer.shape.kv_heads == 0) return storage;
+  LayerView view = describe_layer(layer.shape, layer.placement, layer.layouts);
+  view.layer = static_cast<int>(index);
+  view.records = reinterpret_cast<DeviceRecords*>(base + layout.record);
+  if (layer.shape.kv_heads == 0) return view;
   for (const HeadLayout& head : layer.layout(PageKind::Sealed).heads)
-    storage.seal_bytes = std::max({storage.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
-                                   static_cast<int>(slice_shared_bytes(head))});
+    view.seal_bytes = std::max({view.seal_bytes, static_cast<int>(seal_shared_bytes(head)),
+                                static_cast<int>(slice_shared_bytes(head))});
   for (int kind = 0; kind < page_kinds; ++kind) {
-    storage.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
-    storage.pool[kind] = base + layer.pools[kind];
+    view.heads[kind] = reinterpret_cast<const HeadLayout*>(base + layer.heads[kind]);
+    view.pool[kind] = base + layer.pools[kind];
   }
-  storage.slices = reinterpret_cast<const HeadSlices*>(base + layer.slices);
-  storage.states = reinterpret_cast<SequenceState*>(base + layer.states);
-  storage.tables = reinterpret_cast<PageSlot*>(base + layer.tables);
-  storage.table_stride = layer.table_stride;
-  storage.arrivals = reinterpret_cast<std::uint32_t*>(base + layer.arrivals);
-  return storage;
+  view.slices = reinterpret_cast<const HeadSlices*>(base + layer.slices);
+  view.states = reinterpret_cast<SequenceState*>(base + layer.states);
+  view.tables = reinterpret_cast<PageSlot*>(base + layer.tables);
+  view.table_stride = layer.table_stride;
+  view.arrivals = reinterpret_cast<std::uint32_t*>(base + layer.arrivals);
+  return view;
 }
 
 }  // namespace detail

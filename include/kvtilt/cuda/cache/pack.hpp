@@ -77,7 +77,7 @@ KVTILT_HD constexpr TailBlocks new_pages(const AppendPlan& plan, int page_tokens
 /// if units are fewer than slots, it gets everything.
 class TailShare {
  public:
-  KVTILT_HD TailShare(const AppendPlan& plan, const LayerStorage& layer, const TailBlocks& pages,
+  KVTILT_HD TailShare(const AppendPlan& plan, const LayerView& layer, const TailBlocks& pages,
                       int unit, int units)
       : pages_(pages), unit_(unit), share_(units < layer.ring_blocks ? 1 : layer.ring_blocks) {
     const TailBlocks all = all_blocks(plan, layer);
@@ -166,7 +166,7 @@ KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint3
   }
   threads.sync();
   if (!shared.last) return;
-  const LayerStorage& layer = shared.arguments.layer;
+  const LayerView& layer = shared.arguments.layer;
   const AppendHead& work = shared.work;
   SequenceState state = work.state;
   finish_append(threads, layer.placement(), work.plan, layer.ring_blocks, state, work.table);
@@ -178,7 +178,7 @@ KVTILT_HD void publish_last(const Threads& threads, PackShared& pack, std::uint3
 /// Gives unit `unit` of a sequence's `units` its blocks and its page.
 template <class Threads>
 KVTILT_HD void plan_unit(const Threads& threads, PackShared& pack, int unit, int units) {
-  const LayerStorage& layer = pack.append.arguments.layer;
+  const LayerView& layer = pack.append.arguments.layer;
   const AppendHead& work = pack.append.work;
   const AppendPlan& plan = work.plan;
   const TailBlocks pages = new_pages(plan, layer.page_tokens);
@@ -209,7 +209,7 @@ template <class Threads>
 KVTILT_HD HalfBlock page_rows(const Threads& threads, const PackShared& pack,
                               const HeadLayout& sealed, bool straight) {
   if (straight) return {pack.block + sealed.key.codes, pack.block + sealed.value.codes};
-  const LayerStorage& layer = pack.append.arguments.layer;
+  const LayerView& layer = pack.append.arguments.layer;
   std::byte* const staged = threads.shared() + sizeof(PackShared) + layer.seal_bytes;
   return {staged, staged + layer.page_tokens * layer.key_dim * static_cast<int>(sizeof(F16))};
 }
@@ -221,7 +221,7 @@ template <FitRules Rules, class Threads>
 KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t& before) {
   const AppendArguments& arguments = pack.append.arguments;
   const AppendHead& work = pack.append.work;
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   KVTILT_DEVICE_LOOP
   for (std::int32_t in_tail = pack.tail.first();; in_tail = pack.tail.next(in_tail)) {
     const bool fresh = !pack.tail.has(in_tail);
@@ -256,7 +256,7 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
 }  // namespace detail
 
 /// Dynamic shared memory of a block, in bytes; if the device has less, use append().
-KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerStorage& layer) {
+KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerView& layer) {
   return sizeof(detail::PackShared) + static_cast<std::size_t>(layer.seal_bytes) +
          static_cast<std::size_t>(layer.page_tokens) *
              static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);

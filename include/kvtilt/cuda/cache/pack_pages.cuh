@@ -48,9 +48,9 @@ __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
 ///         and a page outside the pool is skipped: poll() of the cache reports these, with the page
 ///         in place of a slot and the row in place of a position
 /// Cost    one launch, one pass over the rows; does not wait
-inline Status pack_pages(const LayerStorage& layer, const TensorView& keys,
-                         const TensorView& values, const std::int32_t* pages, std::byte* pool,
-                         std::int32_t pool_pages, cudaStream_t stream = nullptr) {
+inline Status pack_pages(const LayerView& layer, const TensorView& keys, const TensorView& values,
+                         const std::int32_t* pages, std::byte* pool, std::int32_t pool_pages,
+                         cudaStream_t stream = nullptr) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   if (layer.kv_heads == 0)
     return Status::error(invalid, "layer %d keeps no cache (kv_heads is 0)", layer.layer);

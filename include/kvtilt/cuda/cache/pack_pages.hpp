@@ -40,7 +40,7 @@ KVTILT_HD void pack_pages(const Threads& threads, const PackPagesArguments& cons
   detail::AppendShared& shared = detail::share_arguments(threads, constants.append);
   auto& pack = *reinterpret_cast<detail::PackShared*>(threads.shared());
   threads.sync();
-  const LayerStorage& layer = shared.arguments.layer;
+  const LayerView& layer = shared.arguments.layer;
   const HeadLayout& sealed = layer.head(PageKind::Sealed, head);
   if (threads.thread() == 0) {
     shared.work = {page, head, first_row, {}, nullptr, {}};

@@ -21,15 +21,14 @@ namespace detail {
 
 template <int threads>
 __global__ void __launch_bounds__(threads)
-    import_tables_kernel(const __grid_constant__ LayerStorage storage, std::int32_t* slots,
+    import_tables_kernel(const __grid_constant__ LayerView view, std::int32_t* slots,
                          EngineTables tables, std::int32_t pool_pages) {
-  import_tables_body(DeviceThreads::after_previous_kernel(), storage, slots, tables, pool_pages);
+  import_tables_body(DeviceThreads::after_previous_kernel(), view, slots, tables, pool_pages);
 }
 template <int threads>
 __global__ void __launch_bounds__(threads)
-    export_tables_kernel(const __grid_constant__ LayerStorage storage, Batch batch,
-                         ExportedTables out) {
-  export_tables_body(DeviceThreads::after_previous_kernel(), storage, batch, out);
+    export_tables_kernel(const __grid_constant__ LayerView view, Batch batch, ExportedTables out) {
+  export_tables_body(DeviceThreads::after_previous_kernel(), view, batch, out);
 }
 
 }  // namespace detail
@@ -44,7 +43,7 @@ __global__ void __launch_bounds__(threads)
 /// Fails       InvalidArgument, before anything is queued. A sequence whose table is invalid
 ///             (lengths, pages outside the pool, more than most_pages) is left empty, and poll() of
 ///             the cache that `layer` belongs to reports it
-inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const EngineTables& tables,
+inline Result<ImportedLayer> import_tables(const LayerView& layer, const EngineTables& tables,
                                            std::byte* pool, std::int32_t pool_pages, int most_pages,
                                            std::span<std::byte> workspace,
                                            cudaStream_t stream = nullptr) {
@@ -77,7 +76,7 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
       imported_layer(layer, pool, tables.sequences, most_pages, workspace.data());
   KVTILT_RETURN_IF_ERROR(
       to_status(detail::launch<&detail::import_tables_kernel<128>>(
-                    std::min(tables.sequences, 1024), 128, 0, stream, result.storage,
+                    std::min(tables.sequences, 1024), 128, 0, stream, result.view,
                     const_cast<std::int32_t*>(result.batch.slots), tables, pool_pages),
                 "importing page tables"));
   return result;
@@ -93,8 +92,8 @@ inline Result<ImportedLayer> import_tables(const LayerStorage& layer, const Engi
 ///
 /// out    device memory
 /// Fails  InvalidArgument, before anything is queued
-inline Status export_tables(const LayerStorage& layer, const Batch& batch,
-                            const ExportedTables& out, cudaStream_t stream = nullptr) {
+inline Status export_tables(const LayerView& layer, const Batch& batch, const ExportedTables& out,
+                            cudaStream_t stream = nullptr) {
   if (batch.count < 1 || batch.slots == nullptr || out.indptr == nullptr ||
       out.last_page_tokens == nullptr || out.indices == nullptr || out.capacity < 0)
     return Status::error(ErrorCode::InvalidArgument,

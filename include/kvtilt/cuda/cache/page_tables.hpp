@@ -7,7 +7,7 @@
 #pragma once
 
 #include <kvtilt/cuda/cache/device_record.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
@@ -37,7 +37,7 @@ struct ExportedTables {
 
 /// An engine's own pages as a layer, and its sequences as a batch.
 struct ImportedLayer {
-  LayerStorage storage;
+  LayerView view;
   Batch batch;
 };
 
@@ -73,21 +73,21 @@ constexpr std::size_t import_workspace_bytes(int sequences, int most_pages) {
 ///            record. The result has no sinks and no tail
 /// pool       device: quantized pages, one after the other
 /// workspace  device, at a multiple of 64: import_workspace_bytes()
-inline ImportedLayer imported_layer(const LayerStorage& layer, std::byte* pool, int sequences,
+inline ImportedLayer imported_layer(const LayerView& layer, std::byte* pool, int sequences,
                                     int most_pages, std::byte* workspace) {
   const detail::ImportOffsets offsets = detail::import_offsets(sequences, most_pages);
   ImportedLayer result{layer, {}};
-  LayerStorage& storage = result.storage;
-  storage.sink_tokens = 0;
-  storage.recent_tokens = 0;
-  storage.ring_blocks = 1;
+  LayerView& view = result.view;
+  view.sink_tokens = 0;
+  view.recent_tokens = 0;
+  view.ring_blocks = 1;
   for (const PageKind kind : {PageKind::Sinks, PageKind::Tail})
-    storage.pool[static_cast<int>(kind)] = nullptr;
-  storage.pool[static_cast<int>(PageKind::Sealed)] = pool;
-  storage.states = reinterpret_cast<SequenceState*>(workspace);
-  storage.tables = reinterpret_cast<PageSlot*>(workspace + offsets.tables);
-  storage.table_stride = most_pages;
-  storage.arrivals = nullptr;
+    view.pool[static_cast<int>(kind)] = nullptr;
+  view.pool[static_cast<int>(PageKind::Sealed)] = pool;
+  view.states = reinterpret_cast<SequenceState*>(workspace);
+  view.tables = reinterpret_cast<PageSlot*>(workspace + offsets.tables);
+  view.table_stride = most_pages;
+  view.arrivals = nullptr;
   result.batch = {reinterpret_cast<const std::int32_t*>(workspace + offsets.slots), sequences};
   return result;
 }
@@ -95,55 +95,54 @@ inline ImportedLayer imported_layer(const LayerStorage& layer, std::byte* pool, 
 /// Body of a kernel: any number of blocks, each takes a sequence at a time. A sequence with an
 /// invalid table is left empty, and recorded.
 template <class Threads>
-KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& storage,
+KVTILT_HD void import_tables_body(const Threads& threads, const LayerView& view,
                                   std::int32_t* slots, const EngineTables& tables,
                                   std::int32_t pool_pages) {
   for (int i = threads.block(); i < tables.sequences; i += threads.block_count()) {
     const std::int64_t start = tables.is_dense() ? i * tables.stride : tables.indptr[i];
     std::int64_t tokens = 0;
     std::int64_t pages = 0;
-    std::int64_t room = storage.table_stride;
+    std::int64_t room = view.table_stride;
     bool sound = true;
     if (tables.is_dense()) {
       tokens = tables.lengths[i];
-      pages = (tokens + storage.page_tokens - 1) / storage.page_tokens;
+      pages = (tokens + view.page_tokens - 1) / view.page_tokens;
       room = tables.stride < room ? tables.stride : room;
       sound = tokens >= 0;
     } else {
       pages = tables.indptr[i + 1] - start;
       const std::int32_t last = pages > 0 ? tables.last_page_tokens[i] : 1;
-      sound = start >= 0 && last >= 1 && last <= storage.page_tokens;
-      if (pages > 0) tokens = (pages - 1) * storage.page_tokens + last;
+      sound = start >= 0 && last >= 1 && last <= view.page_tokens;
+      if (pages > 0) tokens = (pages - 1) * view.page_tokens + last;
     }
     sound = sound && pages >= 0 && pages <= room;
-    PageSlot* table = storage.table(i);
+    PageSlot* table = view.table(i);
     std::uint32_t foreign = 0;
     for (std::int64_t page = threads.thread(); sound && page < pages;
          page += threads.thread_count()) {
-      const std::int64_t first = page * storage.page_tokens;
+      const std::int64_t first = page * view.page_tokens;
       const std::int64_t left = tokens - first;
       const std::int32_t index = tables.indices[start + page];
       if (index < 0 || index >= pool_pages) foreign = 1;
-      table[page] = {
-          first, index,
-          left < storage.page_tokens ? static_cast<std::int32_t>(left) : storage.page_tokens};
+      table[page] = {first, index,
+                     left < view.page_tokens ? static_cast<std::int32_t>(left) : view.page_tokens};
     }
-    if (threads.thread() == 0) storage.states[i].page_end = 0;  // counts bad entries until the end
+    if (threads.thread() == 0) view.states[i].page_end = 0;  // counts bad entries until the end
     threads.sync();
     if (foreign != 0)
-      (void)threads.atomic_add(reinterpret_cast<std::uint32_t*>(&storage.states[i].page_end), 1);
+      (void)threads.atomic_add(reinterpret_cast<std::uint32_t*>(&view.states[i].page_end), 1);
     threads.sync();
     if (threads.thread() == 0) {
-      sound = sound && storage.states[i].page_end == 0;
+      sound = sound && view.states[i].page_end == 0;
       SequenceState state{};
       if (sound) {
         state.length = state.tail_start = tokens;
         state.page_end = state.page_capacity = static_cast<std::int32_t>(pages);
       } else {
-        record_error(threads, storage.records,
-                     sequence_fault(DeviceFault::BadTable, storage.layer, i, tokens));
+        record_error(threads, view.records,
+                     sequence_fault(DeviceFault::BadTable, view.layer, i, tokens));
       }
-      storage.states[i] = state;
+      view.states[i] = state;
       slots[i] = i;
     }
     threads.sync();
@@ -154,17 +153,17 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerStorage& st
 /// cannot express a sequence in which a page before the last is not full: it is exported without
 /// pages, and recorded; so is one for which `indices` has no room.
 template <class Threads>
-KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& storage,
-                                  const Batch& batch, const ExportedTables& out) {
+KVTILT_HD void export_tables_body(const Threads& threads, const LayerView& view, const Batch& batch,
+                                  const ExportedTables& out) {
   for (int i = threads.thread(); i < batch.count; i += threads.thread_count()) {
     const std::int32_t slot = batch.slots[i];
-    const SequenceState state = storage.state(slot);
-    const PageSlot* table = storage.table(slot);
+    const SequenceState state = view.state(slot);
+    const PageSlot* table = view.table(slot);
     std::int32_t pages = state.page_end - state.first_page;
     for (std::int32_t entry = state.first_page; entry + 1 < state.page_end; ++entry)
-      if (table[entry].tokens != storage.page_tokens) {
-        record_error(threads, storage.records,
-                     sequence_fault(DeviceFault::PageNotFull, storage.layer, slot,
+      if (table[entry].tokens != view.page_tokens) {
+        record_error(threads, view.records,
+                     sequence_fault(DeviceFault::PageNotFull, view.layer, slot,
                                     table[entry].first_position));
         pages = 0;
         break;
@@ -179,9 +178,8 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
     for (int i = 0; i < batch.count; ++i) {
       const std::int32_t pages = out.indptr[i + 1];
       if (pages > out.capacity - total) {
-        record_error(
-            threads, storage.records,
-            sequence_fault(DeviceFault::NoRoomForIndices, storage.layer, batch.slots[i], 0));
+        record_error(threads, view.records,
+                     sequence_fault(DeviceFault::NoRoomForIndices, view.layer, batch.slots[i], 0));
         out.last_page_tokens[i] = 0;
       } else {
         total += pages;
@@ -192,7 +190,7 @@ KVTILT_HD void export_tables_body(const Threads& threads, const LayerStorage& st
   threads.sync();
   for (int i = 0; i < batch.count; ++i) {
     const std::int32_t slot = batch.slots[i];
-    const PageSlot* table = storage.table(slot) + storage.state(slot).first_page;
+    const PageSlot* table = view.table(slot) + view.state(slot).first_page;
     const std::int32_t first = out.indptr[i];
     for (std::int32_t page = threads.thread(); page < out.indptr[i + 1] - first;
          page += threads.thread_count())

@@ -6,7 +6,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_pieces.hpp>
 #include <kvtilt/cuda/page/convert_tensor.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
@@ -27,7 +27,7 @@ struct SavedResult {
 /// Byte is std::byte to save, const std::byte to load.
 template <class Byte>
 struct SavedLayerArguments {
-  LayerStorage layer;
+  LayerView layer;
   int sequence;  ///< slot
   Byte* image;   ///< the saved sequence, 16-byte aligned; device, managed or pinned memory
   std::int64_t length;
@@ -40,13 +40,13 @@ using LoadArguments = SavedLayerArguments<const std::byte>;
 
 inline constexpr int saved_threads = 256;
 
-KVTILT_HD constexpr std::size_t saved_shared_bytes(const LayerStorage& layer) {
+KVTILT_HD constexpr std::size_t saved_shared_bytes(const LayerView& layer) {
   const int dim = layer.key_dim > layer.value_dim ? layer.key_dim : layer.value_dim;
   return convert_shared_bytes(layer.page_tokens * dim, saved_threads);
 }
 
 /// Blocks of a launch: one for each tensor, up to a limit; beyond it each takes several.
-KVTILT_HD constexpr int saved_blocks(const LayerStorage& layer, const SavedPlaces& places) {
+KVTILT_HD constexpr int saved_blocks(const LayerView& layer, const SavedPlaces& places) {
   constexpr std::int64_t most = 1 << 16;
   std::int64_t pieces = 0;
   for (const PageKind kind : {PageKind::Sinks, PageKind::Sealed, PageKind::Tail})
@@ -70,7 +70,7 @@ struct SavedTensor {
 template <class Threads, class Byte, class Body>
 KVTILT_HD void for_each_saved_tensor(const Threads& threads,
                                      const SavedLayerArguments<Byte>& arguments, const Body& body) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const SavedPlaces& places = arguments.places;
   const SequenceState state = layer.states[arguments.sequence];
   const Pieces pieces{layer, state, arguments.sequence};
@@ -133,7 +133,7 @@ KVTILT_HD void load_layer_body(const Threads& threads, const LoadArguments& argu
 /// unused pages become the saved ones. Refuses a sequence that has too few pages.
 template <class Threads>
 KVTILT_HD void load_tables_body(const Threads& threads, const LoadArguments& arguments) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   const SavedLayer& saved = arguments.saved;
   SequenceState& state = layer.states[arguments.sequence];
   // Racing with the store below, which does not change it.

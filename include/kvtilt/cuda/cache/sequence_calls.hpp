@@ -5,7 +5,7 @@
 #pragma once
 
 #include <kvtilt/cuda/cache/device_record.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/options.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 #include <kvtilt/cuda/unroll.hpp>
@@ -18,7 +18,7 @@ namespace kvtilt::cuda {
 
 /// Layers of a cache in device memory.
 struct Layers {
-  const LayerStorage* storages;
+  const LayerView* views;
   int count;
 };
 
@@ -49,10 +49,10 @@ template <class Threads>
 KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
                                const GivenPages& given) {
   const std::int32_t layer = given.run[0].layer + threads.block();
-  const LayerStorage& storage = layers.storages[layer];
-  if (storage.kv_heads == 0) return;
-  SequenceState& state = storage.states[given.sequence];
-  PageSlot* table = storage.table(given.sequence);
+  const LayerView& view = layers.views[layer];
+  if (view.kv_heads == 0) return;
+  SequenceState& state = view.states[given.sequence];
+  PageSlot* table = view.table(given.sequence);
   std::int32_t end = state.page_capacity;
   threads.sync();  // all threads have read state.page_capacity
   KVTILT_DEVICE_LOOP
@@ -60,9 +60,9 @@ KVTILT_HD void give_pages_body(const Threads& threads, const Layers& layers,
     const PageRun& run = given.run[i];
     if (run.layer != layer) continue;
     // The host checks this too: it fails here only if the host was not told of appends.
-    if (end + static_cast<std::int64_t>(run.count) > storage.table_stride) {
+    if (end + static_cast<std::int64_t>(run.count) > view.table_stride) {
       if (threads.thread() == 0)
-        record_error(threads, storage.records,
+        record_error(threads, view.records,
                      sequence_fault(DeviceFault::TableFull, layer, given.sequence, state.length));
       continue;
     }
@@ -104,9 +104,9 @@ KVTILT_HD void drop_shared_body(const Threads& threads, const Layers& layers,
                                 const DroppedPages& dropped) {
   std::int32_t& found = *reinterpret_cast<std::int32_t*>(threads.shared());
   for (int i = 0; i < dropped.count; ++i) {
-    const LayerStorage& storage = layers.storages[dropped.pages[i].layer];
-    SequenceState& state = storage.states[dropped.sequence];
-    PageSlot* table = storage.table(dropped.sequence);
+    const LayerView& view = layers.views[dropped.pages[i].layer];
+    SequenceState& state = view.states[dropped.sequence];
+    PageSlot* table = view.table(dropped.sequence);
     const std::int32_t capacity = state.page_capacity;
     if (threads.thread() == 0) found = -1;
     threads.sync();
@@ -133,8 +133,8 @@ KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequ
   const int step = threads.block_count() * threads.thread_count();
   const int first = threads.block() * threads.thread_count() + threads.thread();
   for (int layer = first; layer < layers.count; layer += step) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads > 0) storage.states[sequence] = empty_state(storage.placement(), 0);
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads > 0) view.states[sequence] = empty_state(view.placement(), 0);
   }
 }
 
@@ -166,26 +166,26 @@ KVTILT_HD void truncate_body(const Threads& threads, const Layers& layers,
   threads.sync();
   KVTILT_DEVICE_LOOP
   for (int layer = threads.thread(); layer < layers.count; layer += threads.thread_count()) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0 || storage.window == 0) continue;
-    const SequenceState& state = storage.states[sequence];
-    if (storage.placement().needs_freed_tokens(threads.load_racing(&state.first_kept),
-                                               threads.load_racing(&state.length), length))
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads == 0 || view.window == 0) continue;
+    const SequenceState& state = view.states[sequence];
+    if (view.placement().needs_freed_tokens(threads.load_racing(&state.first_kept),
+                                            threads.load_racing(&state.length), length))
       detail::refuse(threads, refusing, layer);
   }
   threads.sync();
   if (refusing >= 0) {
     if (threads.thread() == 0 && own == 0)
-      record_error(threads, layers.storages[refusing].records,
+      record_error(threads, layers.views[refusing].records,
                    sequence_fault(DeviceFault::TruncationRefused, refusing, sequence, length));
     return;
   }
-  const LayerStorage& storage = layers.storages[own];
-  if (storage.kv_heads == 0) return;
-  SequenceState state = storage.states[sequence];
-  truncate(threads, storage.placement(), state, storage.table(sequence), length);
+  const LayerView& view = layers.views[own];
+  if (view.kv_heads == 0) return;
+  SequenceState state = view.states[sequence];
+  truncate(threads, view.placement(), state, view.table(sequence), length);
   threads.sync();
-  if (threads.thread() == 0) storage.states[sequence] = state;
+  if (threads.thread() == 0) view.states[sequence] = state;
 }
 
 /// One block. 4 bytes of shared memory. First checks all layers, then drops the pages.
@@ -198,11 +198,10 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   std::int32_t first = 0;
   std::int32_t last = 0;
   for (int layer = 0; layer < layers.count; ++layer) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
-    const PageSlot* table = storage.table(sequence);
-    bool whole =
-        find_pages(storage.placement(), storage.states[sequence], table, from, to, first, last);
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads == 0) continue;
+    const PageSlot* table = view.table(sequence);
+    bool whole = find_pages(view.placement(), view.states[sequence], table, from, to, first, last);
     for (std::int32_t entry = first + threads.thread(); whole && entry + 1 < last;
          entry += threads.thread_count())
       whole = follows_at_once(table + entry);
@@ -211,18 +210,18 @@ KVTILT_HD void remove_body(const Threads& threads, const Layers& layers, int seq
   threads.sync();
   if (refusing >= 0) {
     if (threads.thread() == 0)
-      record_error(threads, layers.storages[refusing].records,
+      record_error(threads, layers.views[refusing].records,
                    sequence_fault(DeviceFault::RemovalRefused, refusing, sequence, from));
     return;
   }
   for (int layer = 0; layer < layers.count; ++layer) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
-    SequenceState state = storage.states[sequence];
-    (void)find_pages(storage.placement(), state, storage.table(sequence), from, to, first, last);
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads == 0) continue;
+    SequenceState state = view.states[sequence];
+    (void)find_pages(view.placement(), state, view.table(sequence), from, to, first, last);
     threads.sync();  // all threads have searched the table
-    drop_pages(threads, state, storage.table(sequence), first, last);
-    if (threads.thread() == 0) storage.states[sequence] = state;
+    drop_pages(threads, state, view.table(sequence), first, last);
+    if (threads.thread() == 0) view.states[sequence] = state;
   }
 }
 
@@ -285,11 +284,11 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   threads.sync();
   KVTILT_DEVICE_LOOP
   for (int layer = threads.warp(); layer < layers.count; layer += threads.thread_count() / 32) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads == 0) continue;
     // Others may be changing shared_end, which the check leaves out.
-    const SequenceState state = threads.load_racing(&storage.states[request.from]);
-    const PageSlot* table = storage.table(request.from) + state.first_page;
+    const SequenceState state = threads.load_racing(&view.states[request.from]);
+    const PageSlot* table = view.table(request.from) + state.first_page;
     const std::int32_t count = state.page_end - state.first_page;
     std::uint64_t pages = 0;
     for (std::int32_t i = threads.lane(); i < count; i += 32)
@@ -300,37 +299,36 @@ KVTILT_HD void fork_body(const Threads& threads, const Layers& layers, const For
   }
   threads.sync();
   if (refusing >= 0) {
-    const LayerStorage& storage = layers.storages[refusing];
+    const LayerView& view = layers.views[refusing];
     if (threads.thread() == 0 && threads.block() == 0)
-      record_error(threads, storage.records,
+      record_error(threads, view.records,
                    sequence_fault(DeviceFault::ForkRefused, refusing, request.from,
-                                  storage.states[request.from].length));
+                                  view.states[request.from].length));
     // The host has already counted the pages as shared: they must not be written again.
     for (int layer = threads.block(); layer < layers.count; layer += threads.block_count())
-      if (threads.thread() == 0 && layers.storages[layer].kv_heads > 0) {
-        SequenceState& state = layers.storages[layer].states[request.from];
+      if (threads.thread() == 0 && layers.views[layer].kv_heads > 0) {
+        SequenceState& state = layers.views[layer].states[request.from];
         state.shared_end = state.page_end;
       }
     return;
   }
   for (int layer = threads.block(); layer < layers.count; layer += threads.block_count()) {
-    const LayerStorage& storage = layers.storages[layer];
-    if (storage.kv_heads == 0) continue;
-    SequenceState from = storage.states[request.from];
-    SequenceState to = storage.states[request.to];
-    share_pages(threads, from, storage.table(request.from), to, storage.table(request.to));
+    const LayerView& view = layers.views[layer];
+    if (view.kv_heads == 0) continue;
+    SequenceState from = view.states[request.from];
+    SequenceState to = view.states[request.to];
+    share_pages(threads, from, view.table(request.from), to, view.table(request.to));
     threads.sync();
     if (threads.thread() != 0) continue;
-    storage.states[request.from] = from;
-    storage.states[request.to] = to;
+    view.states[request.from] = from;
+    view.states[request.to] = to;
   }
 }
 
 /// Number of tail blocks that hold tokens.
-KVTILT_HD constexpr int tail_blocks(const LayerStorage& storage, const SequenceState& state) {
+KVTILT_HD constexpr int tail_blocks(const LayerView& view, const SequenceState& state) {
   const std::int64_t tokens = state.length - state.tail_start;
-  return tokens <= 0 ? 0
-                     : static_cast<int>((tokens + storage.page_tokens - 1) / storage.page_tokens);
+  return tokens <= 0 ? 0 : static_cast<int>((tokens + view.page_tokens - 1) / view.page_tokens);
 }
 
 template <class Threads>
@@ -358,18 +356,18 @@ KVTILT_HD void fork_blocks_body(const Threads& threads, const Layers& layers, in
                                 int blocks_per_layer) {
   const int total = layers.count * blocks_per_layer;
   for (int i = threads.block(); i < total; i += threads.block_count()) {
-    const LayerStorage& storage = layers.storages[i / blocks_per_layer];
-    if (storage.kv_heads == 0) continue;
+    const LayerView& view = layers.views[i / blocks_per_layer];
+    if (view.kv_heads == 0) continue;
     const int index = i % blocks_per_layer;  // 0: sinks; else tail block index - 1
-    const SequenceState& state = storage.states[to];
+    const SequenceState& state = view.states[to];
     if (index == 0) {
       if (state.length > 0)
-        copy_block(threads, storage.sinks(from), storage.sinks(to),
-                   storage.block_bytes[static_cast<int>(PageKind::Sinks)]);
-    } else if (index <= tail_blocks(storage, state)) {
-      copy_block(threads, storage.tail(from, state.ring_head, index - 1),
-                 storage.tail(to, state.ring_head, index - 1),
-                 storage.block_bytes[static_cast<int>(PageKind::Tail)]);
+        copy_block(threads, view.sinks(from), view.sinks(to),
+                   view.block_bytes[static_cast<int>(PageKind::Sinks)]);
+    } else if (index <= tail_blocks(view, state)) {
+      copy_block(threads, view.tail(from, state.ring_head, index - 1),
+                 view.tail(to, state.ring_head, index - 1),
+                 view.block_bytes[static_cast<int>(PageKind::Tail)]);
     }
   }
 }

@@ -2,7 +2,7 @@
 /// Where the tokens of one sequence are: in its sinks, its sealed pages and its tail blocks.
 #pragma once
 
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 
 #include <cstddef>
@@ -20,7 +20,7 @@ struct Piece {
 
 /// The pieces of a sequence, by index: the sinks, then pages, then tail blocks.
 struct Pieces {
-  const LayerStorage& layer;
+  const LayerView& layer;
   const SequenceState& state;
   int sequence;
 

@@ -12,7 +12,7 @@
 #pragma once
 
 #include <kvtilt/core/config.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/page/saved_sequence.hpp>
 #include <kvtilt/page/token_placement.hpp>
 

@@ -6,7 +6,7 @@
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cuda/cache/device_record.hpp>
-#include <kvtilt/cuda/cache/layer_storage.hpp>
+#include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_pieces.hpp>
 #include <kvtilt/cuda/page/decode_tiles.hpp>
 #include <kvtilt/cuda/page/fragments.hpp>
@@ -19,7 +19,7 @@
 namespace kvtilt::cuda {
 
 struct UnpackArguments {
-  LayerStorage layer;
+  LayerView layer;
   int sequence;        ///< slot
   std::int64_t first;  ///< position of row 0
   std::int64_t tokens;
@@ -32,7 +32,7 @@ inline constexpr int unpack_threads = 128;
 inline constexpr std::size_t unpack_shared_bytes = unpack_threads / warp_lanes * line_buffer_bytes;
 
 /// Blocks for each kv head: one for each page that `tokens` tokens can touch, if pages are full.
-KVTILT_HD constexpr int unpack_units(const LayerStorage& layer, std::int64_t tokens) {
+KVTILT_HD constexpr int unpack_units(const LayerView& layer, std::int64_t tokens) {
   return 3 + static_cast<int>(tokens / layer.page_tokens);
 }
 
@@ -263,7 +263,7 @@ struct PieceRows {
 /// not written, and InvalidArgument is recorded.
 template <class Threads>
 KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) {
-  const LayerStorage& layer = arguments.layer;
+  const LayerView& layer = arguments.layer;
   if (arguments.tokens <= 0) return;
   const SequenceState state = layer.states[arguments.sequence];
   const detail::Pieces pieces{layer, state, arguments.sequence};

@@ -84,7 +84,8 @@ struct DeviceRecords {
   }
 };
 
-struct LayerStorage {
+/// One layer of a device cache with all its sequences. kvtilt::LayerView is one layer of one sequence.
+struct LayerView {
   int layer;  ///< its index, for error records
   int kv_heads;
   int key_dim;
@@ -143,7 +144,7 @@ struct LayerStorage {
     return tables + static_cast<std::int64_t>(sequence) * table_stride;
   }
 };
-static_assert(std::is_trivially_copyable_v<LayerStorage>);
+static_assert(std::is_trivially_copyable_v<LayerView>);
 
 /// The most slices of a page; each is sealed by one member of a team of blocks (append_light.hpp).
 inline constexpr int most_slices = 32;
@@ -191,9 +192,9 @@ inline bool fits_by_min_max(const PageLayout& layout) {
 }
 
 /// Describes a layer without its memory. `placement` is that with the layer's window.
-inline LayerStorage describe_layer(const LayerShape& shape, const TokenPlacement& placement,
-                                   const LayerLayouts& layouts) {
-  LayerStorage layer{};
+inline LayerView describe_layer(const LayerShape& shape, const TokenPlacement& placement,
+                                const LayerLayouts& layouts) {
+  LayerView layer{};
   layer.kv_heads = shape.kv_heads;
   if (shape.kv_heads == 0) return layer;
   layer.key_dim = shape.key_dim;
