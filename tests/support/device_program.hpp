@@ -169,7 +169,7 @@ inline void expect_bad_rows_are_refused(const AppendBody& body) {
       const cuda::DeviceRecord& record = program.device().record();
       EXPECT_EQ(record.fault, cuda::DeviceFault::BadAppendRows);
       EXPECT_EQ(record.count, 1u);
-      EXPECT_EQ(record.channel, rows);
+      EXPECT_EQ(record.rows, rows);
       for (const int slot : slots) program.expect_equal(slot);
     }
   }

@@ -94,6 +94,21 @@ TEST(DeviceRecord, AFaultIsThereWhenTheRestIs) {
   EXPECT_EQ(record.layer, 1);
 }
 
+TEST(DeviceRecord, KeepsWhichRowsAreInvalid) {
+  const std::int32_t indptr[] = {0, 3, 103};
+  DeviceRecord record{};
+  test::emulate(1, 32, 0, [&](EmulatedThreads& threads) {
+    if (threads.thread() == 0)
+      record_error(threads, &record, rows_fault(DeviceFault::BadAppendRows, 7, 1, {indptr, 0}, 50));
+  });
+  EXPECT_EQ(record.sequence, 1);
+  EXPECT_EQ(record.first_row, 3);
+  EXPECT_EQ(record.token, 103);
+  EXPECT_EQ(record.rows, 50);
+  EXPECT_EQ(record.head, -1);
+  EXPECT_EQ(record.channel, -1);
+}
+
 TEST(DeviceRecord, NamesThePlace) {
   DeviceRecord record{DeviceFault::ElementRepaired, 3, 1, 2, 40, 5, 70, 1e6f};
   EXPECT_EQ(to_status(record, 64).message(),

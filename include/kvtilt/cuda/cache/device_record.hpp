@@ -28,6 +28,8 @@ KVTILT_HD void record_error(const Threads& threads, DeviceRecord* record,
   record->head = error.head;
   record->channel = error.channel;
   record->value = error.value;
+  record->first_row = error.first_row;
+  record->rows = error.rows;
   threads.fence();
   record->fault = error.fault;
 }
@@ -48,14 +50,10 @@ KVTILT_HD inline DeviceRecord sequence_fault(DeviceFault fault, int layer, int s
 /// Invalid rows, first those of sequence `index` of a batch, of `in_all` rows.
 KVTILT_HD inline DeviceRecord rows_fault(DeviceFault fault, int layer, int index,
                                          const BatchRows& rows, std::int64_t in_all) {
-  return {fault,
-          1,
-          layer,
-          index,
-          rows.first(index + 1),
-          static_cast<std::int32_t>(rows.first(index)),
-          static_cast<std::int32_t>(in_all),
-          0.0f};
+  DeviceRecord error = sequence_fault(fault, layer, index, rows.first(index + 1));
+  error.first_row = static_cast<std::int32_t>(rows.first(index));
+  error.rows = static_cast<std::int32_t>(in_all);
+  return error;
 }
 
 /// Whether the rows of all sequences of a batch are valid. If not, nothing may be done, since plans
@@ -190,7 +188,7 @@ void describe(const DeviceRecord& record, int key_dim, char (&text)[Size]) {
                     "nothing was %s any sequence of a batch: indptr gives sequence %d rows %d up "
                     "to %lld of %d; it must ascend from 0 on, to the number of rows at most",
                     record.fault == DeviceFault::BadAppendRows ? "appended to" : "attended to for",
-                    sequence, record.head, token, record.channel);
+                    sequence, record.first_row, token, record.rows);
       return;
     case DeviceFault::TooMuchWork:
       std::snprintf(text, Size,

@@ -54,7 +54,7 @@ enum class DeviceFault : std::uint32_t {
   NoRoomForIndices,   ///< of the exported pages
   BadTable,           ///< `sequence` is a place in the batch, of `token` tokens
   PageOutsidePool,    ///< of pack_pages; `sequence` is the page, `token` its first row
-  BadAppendRows,      ///< `sequence`, a place, has rows `head` to token - 1 of `channel` in all
+  BadAppendRows,      ///< `sequence`, a place, has rows first_row to token - 1 of `rows` in all
   BadAttendRows,      ///< the same
   TooMuchWork,        ///< of attend_prefill: `token` units; no sequence
 };
@@ -69,7 +69,9 @@ struct DeviceRecord {
   std::int32_t head;     ///< kv head
   std::int32_t channel;  ///< of the key, or key_dim + channel of the value
   float value;
-  std::uint32_t claimed = 0;  ///< not 0: a thread is writing the error, or has written it
+  std::int32_t first_row = 0;  ///< of BadAppendRows and BadAttendRows
+  std::int32_t rows = 0;       ///< the same
+  std::uint32_t claimed = 0;   ///< not 0: a thread is writing the error, or has written it
 };
 
 /// The first error of each kind: a NaN of one request must not hide that tokens of another were not
