@@ -158,7 +158,7 @@ TEST(DeviceRecord, SaysWhatHappenedAndWhatToDo) {
          "outside the pool");
   expect(at(DeviceFault::PageOutsidePool), ErrorCode::Corrupt,
          "rows from 300 on were not packed: page 2 is outside the pool");
-  expect(at(DeviceFault::TooMuchWork), ErrorCode::Corrupt,
+  expect(at(DeviceFault::TooMuchWork), ErrorCode::InvalidArgument,
          "attend_prefill did nothing: the launch has 300 units of work, of 2147483646 at most; "
          "pass fewer tokens or sequences at once");
   expect(at(static_cast<DeviceFault>(99)), ErrorCode::Corrupt,

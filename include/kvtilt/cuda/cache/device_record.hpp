@@ -92,6 +92,7 @@ KVTILT_HD constexpr ErrorCode error_code(DeviceFault fault) {
     case DeviceFault::ForkRefused:
     case DeviceFault::UnpackRefused:
     case DeviceFault::WindowFreed:
+    case DeviceFault::TooMuchWork:
       return ErrorCode::InvalidArgument;
     case DeviceFault::PageNotFull:
       return ErrorCode::Unsupported;
