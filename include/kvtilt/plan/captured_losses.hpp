@@ -121,13 +121,13 @@ inline double value_spread(const CapturedLayer& layer, int head) {
   const std::span<const double> output = head_part(layer.output_square, head, dim);
   double spread = 0;
   for (std::size_t channel = 0; channel < dim; ++channel) {
-    const float* values = layer.values.data() + static_cast<std::size_t>(head) * dim + channel;
+    const std::size_t first = static_cast<std::size_t>(head) * dim + channel;
     double total = 0;
     double sum = 0;
     double squares = 0;
     for (std::size_t token = 0; token < tokens; ++token) {
       const double weight = attention.empty() ? 1.0 : attention[token];
-      const double x = static_cast<double>(values[token * stride]);
+      const double x = static_cast<double>(layer.values[first + token * stride]);
       total += weight;
       sum += weight * x;
       squares += weight * x * x;
