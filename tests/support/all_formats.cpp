@@ -10,7 +10,7 @@ template const Kernels* kernels<test::NoFormats>(Isa);
 
 }  // namespace kvtilt::cpu
 
-#if KVTILT_X86
+#if KVTILT_X86 && !KVTILT_TEST_HAS_AVX_VNNI
 KVTILT_TARGET_BEGIN("avx512f,avx512vl,avx512vnni,avx2,fma,f16c")
 namespace kvtilt::cpu {
 inline namespace KVTILT_ABI {
@@ -30,7 +30,7 @@ KVTILT_TARGET_END
 namespace kvtilt::test {
 
 const cpu::Kernels* avx_vnni_by_avx512() {
-#if KVTILT_X86
+#if KVTILT_X86 && !KVTILT_TEST_HAS_AVX_VNNI
   const cpu::Kernels* avx2 = cpu::kernels<AllFormats>(Isa::Avx2);
   if (avx2 == nullptr || !check_isa(Isa::Avx512).ok()) return nullptr;
   using Widths = std::integer_sequence<int, 1, 2, 3, 4, 5, 6, 7, 8>;

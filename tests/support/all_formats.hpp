@@ -27,7 +27,7 @@ extern template const Kernels* kernels<test::NoFormats>(Isa);
 namespace kvtilt::test {
 
 /// The kernels of Isa::AvxVnni compiled for AVX-512's encoding of the same dot product, for
-/// machines that have only that; null on all others.
+/// machines that have only that; null on all others, and where the build knows of AVX-VNNI.
 const cpu::Kernels* avx_vnni_by_avx512();
 
 }  // namespace kvtilt::test
