@@ -5,7 +5,6 @@
 #include "fail.hpp"
 
 #include <cstddef>
-#include <cstdint>
 #include <span>
 #include <vector>
 

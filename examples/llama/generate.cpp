@@ -13,7 +13,6 @@
 #include <CLI/CLI.hpp>
 
 #include <cstddef>
-#include <cstdio>
 #include <iostream>
 #include <limits>
 #include <memory>

@@ -4,7 +4,6 @@
 #include "fail.hpp"
 
 #include <algorithm>
-#include <utility>
 
 namespace llama {
 namespace {

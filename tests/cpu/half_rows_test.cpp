@@ -13,7 +13,6 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
-#include <string>
 #include <vector>
 
 namespace kvtilt {

@@ -6,7 +6,6 @@
 
 #include "support/reference_allocator.hpp"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <nlohmann/json.hpp>
 

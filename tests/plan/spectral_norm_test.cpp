@@ -9,7 +9,6 @@
 
 #include <limits>
 #include <string>
-#include <vector>
 
 namespace kvtilt {
 namespace {

@@ -18,7 +18,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <sstream>
-#include <string>
 #include <vector>
 
 namespace kvtilt::test {

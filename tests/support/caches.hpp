@@ -14,8 +14,6 @@
 #include <cstdint>
 #include <initializer_list>
 #include <iterator>
-#include <string>
-#include <utility>
 #include <vector>
 
 namespace kvtilt::test {

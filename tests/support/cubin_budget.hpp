@@ -18,7 +18,6 @@
 #include <cstdlib>
 #include <sstream>
 #include <string>
-#include <string_view>
 #include <vector>
 
 namespace kvtilt::test {

@@ -9,7 +9,6 @@
 #include "support/emulated_threads.hpp"
 
 #include <cstddef>
-#include <map>
 #include <memory>
 #include <string>
 #include <tuple>

@@ -9,7 +9,6 @@
 #include "support/rows.hpp"
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <string>
 

@@ -6,7 +6,6 @@
 
 #include <cstddef>
 #include <cstdio>
-#include <cstring>
 #include <memory>
 #include <new>
 #include <optional>

@@ -7,7 +7,6 @@
 #include <kvtilt/io/json_tree.hpp>
 #include <kvtilt/io/shown.hpp>
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>

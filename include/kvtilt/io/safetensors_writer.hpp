@@ -7,7 +7,6 @@
 #include <kvtilt/io/safetensors.hpp>
 #include <kvtilt/io/write_file.hpp>
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>

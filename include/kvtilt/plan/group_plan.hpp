@@ -9,7 +9,6 @@
 #include <kvtilt/plan/losses.hpp>
 
 #include <algorithm>
-#include <cstddef>
 #include <span>
 #include <vector>
 

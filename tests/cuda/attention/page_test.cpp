@@ -12,9 +12,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
-#include <memory>
-#include <vector>
 
 namespace kvtilt::cuda {
 namespace {

@@ -8,8 +8,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {

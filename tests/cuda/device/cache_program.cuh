@@ -8,7 +8,6 @@
 #include "support/random.hpp"
 
 #include <algorithm>
-#include <cstddef>
 #include <cstdint>
 #include <iterator>
 #include <string>

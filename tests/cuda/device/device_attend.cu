@@ -5,7 +5,6 @@
 #include "device_attend.hpp"
 
 #include <cstddef>
-#include <cstring>
 #include <span>
 #include <utility>
 

@@ -5,7 +5,6 @@
 
 #include "program_attention.cuh"
 
-#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>

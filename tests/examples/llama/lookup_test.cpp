@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 #include <llama/lookup.hpp>
 
-#include <cstddef>
 #include <vector>
 
 namespace llama {

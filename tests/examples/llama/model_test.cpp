@@ -8,7 +8,6 @@
 #include <llama/model.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 namespace llama {

@@ -4,7 +4,6 @@
 
 #include "support.hpp"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <llama/evaluation.hpp>
 #include <llama/float_cache.hpp>

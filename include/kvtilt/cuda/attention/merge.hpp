@@ -10,7 +10,6 @@
 #include <kvtilt/cuda/words.hpp>
 
 #include <cmath>
-#include <cstddef>
 #include <cstdint>
 #include <numbers>
 

@@ -13,7 +13,6 @@
 #include <kvtilt/cuda/cache/layer_view.hpp>
 #include <kvtilt/cuda/cache/sequence_state.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {

@@ -10,7 +10,6 @@
 #include <kvtilt/cuda/page/fragments.hpp>
 
 #include <cmath>
-#include <cstdint>
 
 namespace kvtilt::cuda {
 

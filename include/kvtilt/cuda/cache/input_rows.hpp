@@ -16,7 +16,6 @@
 #include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/page/layout.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {

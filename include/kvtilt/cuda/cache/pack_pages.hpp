@@ -5,7 +5,6 @@
 
 #include <kvtilt/cuda/cache/pack.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda {

@@ -11,8 +11,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <cstddef>
-#include <cstdint>
 
 namespace kvtilt::cuda {
 

@@ -45,7 +45,6 @@
 #include <kvtilt/page/layout.hpp>
 
 #include <cstddef>
-#include <cstdint>
 
 namespace kvtilt::cuda {
 

@@ -11,7 +11,6 @@
 #include <kvtilt/cuda/unroll.hpp>
 #include <kvtilt/cuda/words.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 #if defined(__CUDA_ARCH__)

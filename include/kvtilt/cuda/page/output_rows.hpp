@@ -6,7 +6,6 @@
 #include <kvtilt/cuda/half2.hpp>
 #include <kvtilt/cuda/unroll.hpp>
 
-#include <cstddef>
 #include <cstdint>
 
 namespace kvtilt::cuda::detail {
