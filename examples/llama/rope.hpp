@@ -19,11 +19,8 @@ class Rope {
   /// Rotates each of `heads` consecutive heads [head_dim] in place.
   void rotate(int heads, const float* cosines, const float* sines, float* data) const;
 
-  /// Radians per position, [head_dim / 2].
-  [[nodiscard]] const std::vector<float>& frequencies() const { return frequencies_; }
-
  private:
-  std::vector<float> frequencies_;
+  std::vector<float> frequencies_;  ///< radians per position, [head_dim / 2]
 };
 
 }  // namespace llama

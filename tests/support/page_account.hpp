@@ -37,10 +37,6 @@ class PageAccount {
   [[nodiscard]] const std::vector<Entry>& sealed() const { return sealed_; }
   /// Reserved pages without tokens.
   [[nodiscard]] std::int64_t unused() const { return unused_; }
-  [[nodiscard]] std::int64_t short_pages() const {
-    return std::count_if(sealed_.begin(), sealed_.end(),
-                         [&](const Entry& entry) { return entry.count < placement_.page_tokens; });
-  }
 
   void reserve(std::int64_t pages) { unused_ += pages; }
 

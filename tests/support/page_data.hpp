@@ -12,7 +12,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <new>
-#include <span>
 #include <string>
 #include <vector>
 
@@ -34,7 +33,6 @@ class Block {
   [[nodiscard]] std::byte* data() { return storage_ + guard; }
   [[nodiscard]] const std::byte* data() const { return storage_ + guard; }
   [[nodiscard]] std::size_t size() const { return bytes_; }
-  [[nodiscard]] std::span<const std::byte> contents() const { return {data(), bytes_}; }
 
   [[nodiscard]] bool guards_are_whole() const {
     for (std::size_t i = 0; i < guard; ++i)
