@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
 #include <kvtilt/quant/format.hpp>
 
+#include "support/fp16_oracle.hpp"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <climits>
+#include <cstdint>
 #include <string>
 
 namespace kvtilt {
@@ -17,6 +20,15 @@ constexpr Format per_channel(int bits, int group, RangeRule rule) {
 }
 constexpr Format per_token(int bits, int group, RangeRule rule) {
   return {bits, Granularity::PerToken, group, rule};
+}
+
+TEST(Format, LargestGroupSumsExactly) {
+  const std::int64_t largest = test::fp16_units().back();
+  EXPECT_EQ(largest, std::int64_t{65504} << 24);
+  EXPECT_LE(largest * max_group, std::int64_t{1} << 53) << "in double";
+  // One more factor of max_group: the product that decides the half of an element in a one-bit
+  // group.
+  EXPECT_LE(largest, INT64_MAX / max_group / max_group) << "in 64 bits";
 }
 
 TEST(Format, WidthsAreOneToEightAndSixteen) {

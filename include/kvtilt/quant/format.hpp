@@ -6,13 +6,21 @@
 #include <kvtilt/core/half.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
-#include <kvtilt/quant/granularity.hpp>
 
 #include <concepts>
 #include <cstdint>
 #include <utility>
 
 namespace kvtilt {
+
+/// Which elements share a scale and a minimum.
+enum class Granularity : std::uint8_t {
+  PerChannel,  ///< a group runs along tokens, within one channel of one kv head
+  PerToken,    ///< a group runs along channels, within one token of one kv head
+};
+
+/// Most elements of a group: sums of 128 fp16 values are exact in 64-bit integers and in double.
+inline constexpr int max_group = 128;
 
 /// How the scale and the minimum of a group are chosen.
 enum class RangeRule : std::uint8_t {
