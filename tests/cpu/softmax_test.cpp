@@ -62,15 +62,16 @@ float update_range(const Kernels& kernels, std::vector<float>& scores, Range val
     for (int slot = 0; slot < static_cast<int>(slots); slot += line_lanes)
       visible.push_back(lanes_between(valid.first - slot, valid.last - slot));
   }
+  const cpu::RunningSoftmax before{sum == 0.0f ? cpu::lowest_score : maximum, {sum}};
   cpu::RunningSoftmax running[rows];
-  for (cpu::RunningSoftmax& row : running) row = cpu::RunningSoftmax({maximum, sum});
+  for (cpu::RunningSoftmax& row : running) row = before;
   float shrinks[rows];
   const bool rose = kernels.update_softmax(
       {copies.data(), static_cast<std::ptrdiff_t>(slots)}, rows, static_cast<int>(slots),
       {visible.data(), static_cast<std::ptrdiff_t>(slots) / line_lanes}, running, shrinks);
-  EXPECT_EQ(rose, running[0].maximum > (sum == 0.0f ? cpu::lowest_score : maximum));
+  EXPECT_EQ(rose, running[0].maximum > before.maximum);
   if (valid.first == 0 && valid.last == static_cast<int>(slots)) {  // masks may be left out
-    cpu::RunningSoftmax alone({maximum, sum});
+    cpu::RunningSoftmax alone = before;
     std::vector<float> unmasked = scores;
     float shrink = 0;
     (void)kernels.update_softmax({unmasked.data(), 0}, 1, static_cast<int>(slots), {nullptr, 0},

@@ -46,10 +46,6 @@ struct RunningSoftmax {
   float maximum = lowest_score;  ///< of the base-2 logits so far
   float sums[line_lanes] = {};   ///< of 2^(logit - maximum), by slot modulo 16
 
-  RunningSoftmax() = default;
-  explicit RunningSoftmax(const SoftmaxState& state)
-      : maximum(state.empty() ? lowest_score : state.maximum), sums{state.sum} {}
-
   /// Never inlined: with -ffast-math each call site might add the lanes in another order.
   [[nodiscard]] __attribute__((noinline)) SoftmaxState state() const {
     float sum = 0.0f;
