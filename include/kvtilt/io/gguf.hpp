@@ -100,7 +100,6 @@ class GgufFile {
     return result;
   }
 
-  [[nodiscard]] std::uint32_t version() const { return version_; }
   [[nodiscard]] const GgufMetadata& metadata() const { return metadata_; }
   /// Shapes are row-major as everywhere in this library, which reverses the order in the file.
   [[nodiscard]] const StoredTensors& tensors() const { return tensors_; }
@@ -125,15 +124,15 @@ class GgufFile {
     detail::ByteReader reader(bytes);
     if (reader.take_number<std::uint32_t>() != 0x46554747)  // "GGUF"
       return fail(ErrorCode::Corrupt, "does not begin with GGUF; not a GGUF file?");
-    version_ = reader.take_number<std::uint32_t>();
+    const std::uint32_t version = reader.take_number<std::uint32_t>();
     const std::uint64_t tensors = reader.take_number<std::uint64_t>();
     const std::uint64_t pairs = reader.take_number<std::uint64_t>();
     if (reader.failed()) return fail(ErrorCode::Corrupt, "ends within its header");
-    if (version_ != 0 && (version_ & 0xffff) == 0)
+    if (version != 0 && (version & 0xffff) == 0)
       return fail(ErrorCode::Unsupported, "is big-endian; only little-endian files can be read");
-    if (version_ != 2 && version_ != 3)
+    if (version != 2 && version != 3)
       return fail(ErrorCode::Unsupported,
-                  "is of GGUF version " + std::to_string(version_) + "; only 2 and 3 can be read");
+                  "is of GGUF version " + std::to_string(version) + "; only 2 and 3 can be read");
     for (std::uint64_t i = 0; i < pairs; ++i) {
       std::string_view key;
       if (const std::string problem = metadata_.read(reader, key); !problem.empty())
@@ -222,7 +221,6 @@ class GgufFile {
   }
 
   std::optional<MappedFile> file_;
-  std::uint32_t version_ = 0;
   GgufMetadata metadata_;
   StoredTensors tensors_;
 };
