@@ -32,20 +32,14 @@ class RandomInput {
   /// The exact values that the view holds.
   [[nodiscard]] const Rows<float>& rows() const { return rows_; }
 
-  [[nodiscard]] TensorView view() const {
-    TensorView view(reinterpret_cast<const float*>(bytes_.data()), rows_.tokens, rows_.heads,
-                    rows_.dim);
-    view.type = type_;
-    view.data = bytes_.data() + static_cast<std::size_t>(origin_) * element_bytes();
-    return view.with_strides(token_stride_, head_stride_);
-  }
+  [[nodiscard]] TensorView view() const { return view_of(bytes_.data()); }
 
   /// The memory that the view lies in, and the same view of a copy of that memory.
   [[nodiscard]] const std::vector<std::byte>& bytes() const { return bytes_; }
   [[nodiscard]] TensorView view_of(const std::byte* copy) const {
-    TensorView view = this->view();
-    view.data = copy + static_cast<std::size_t>(origin_) * element_bytes();
-    return view;
+    const std::byte* first = copy + static_cast<std::size_t>(origin_) * element_bytes(type_);
+    return TensorView(first, type_, rows_.tokens, rows_.heads, rows_.dim)
+        .with_strides(token_stride_, head_stride_);
   }
 
   /// Overwrites one element with the bits of a float, or with their upper half.
@@ -55,8 +49,6 @@ class RandomInput {
   }
 
  private:
-  [[nodiscard]] std::size_t element_bytes() const { return type_ == ElementType::F32 ? 4 : 2; }
-
   [[nodiscard]] float rounded(float x) const {
     return type_ == ElementType::F32   ? x
            : type_ == ElementType::F16 ? to_float(to_f16(x))
@@ -64,7 +56,7 @@ class RandomInput {
   }
 
   void store(std::int64_t index, std::uint32_t bits) {
-    std::byte* place = bytes_.data() + static_cast<std::size_t>(index) * element_bytes();
+    std::byte* place = bytes_.data() + static_cast<std::size_t>(index) * element_bytes(type_);
     const std::uint16_t half = static_cast<std::uint16_t>(bits);
     if (type_ == ElementType::F32)
       std::memcpy(place, &bits, 4);
@@ -77,7 +69,7 @@ class RandomInput {
     const bool heads_first = random.chance(3);
     token_stride_ = heads_first ? row : row * rows_.heads;
     head_stride_ = heads_first ? row * rows_.tokens : row;
-    bytes_.assign(static_cast<std::size_t>(row * rows_.heads * rows_.tokens) * element_bytes(),
+    bytes_.assign(static_cast<std::size_t>(row * rows_.heads * rows_.tokens) * element_bytes(type_),
                   std::byte{0xff});
     if (rows_.tokens == 0) return;
     if (random.chance(3)) {  // the last token first
