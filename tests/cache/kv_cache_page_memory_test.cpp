@@ -152,7 +152,7 @@ TEST(KVCachePageMemory, ExhaustionIsAnErrorWithTheSizesAndChangesNothing) {
     const SequenceId other = cache.open().value();
     const Status status = cache.reserve(other, 500);
     if (lacking == 0) {
-      EXPECT_TRUE(status.ok()) << test::message(status);
+      EXPECT_TRUE(status.ok()) << status.message();
       append_all(cache, other, 500);
       EXPECT_EQ(cache.reserve(id, 1000).code(), ErrorCode::OutOfMemory);
     } else {

@@ -18,15 +18,11 @@
 
 namespace kvtilt::test {
 
-inline const char* message(const Status& status) {
-  return status.ok() ? "ok" : status.message().data();
-}
-
 /// For calls that cannot fail in this test.
-#define KVTILT_EXPECT_OK(expression)                                                     \
-  do {                                                                                   \
-    const ::kvtilt::Status kvtilt_expected_ok = (expression);                            \
-    EXPECT_TRUE(kvtilt_expected_ok.ok()) << ::kvtilt::test::message(kvtilt_expected_ok); \
+#define KVTILT_EXPECT_OK(expression)                                      \
+  do {                                                                    \
+    const ::kvtilt::Status kvtilt_expected_ok = (expression);             \
+    EXPECT_TRUE(kvtilt_expected_ok.ok()) << kvtilt_expected_ok.message(); \
   } while (false)
 
 /// Throws, and so fails the test, if creation fails.

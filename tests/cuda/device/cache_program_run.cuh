@@ -222,7 +222,7 @@ class CacheProgramRun : ProgramWild {
     expect_record(ErrorCode::Corrupt);
     const Status status =
         gpu().append(chosen.batch, layer, keys.view(), values.view(), starts.data(), {});
-    return status.ok() ? "" : message(status);
+    return std::string(status.message());
   }
 
   /// Checks that calls that wait, allocate or count pages refuse to be captured.

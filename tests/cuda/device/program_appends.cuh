@@ -106,7 +106,7 @@ class ProgramAppends : public ProgramCaches {
                       : gpu().append(chosen.batch, layer, k.view(), v.view());
     if (told && !fit)
       return status.code() == ErrorCode::OutOfCapacity ? "" : "appended more than was reserved";
-    if (!status.ok()) return "append: " + std::string(message(status));
+    if (!status.ok()) return "append: " + std::string(status.message());
     for (std::size_t i = 0; i < counts.size(); ++i) {
       const std::string wrong = was_appended(*chosen.who[i], layer, indptr[i], counts[i],
                                              stored_keys, stored_values, spoilt);
@@ -174,13 +174,13 @@ class ProgramAppends : public ProgramCaches {
       if (const std::string wrong = tell(chosen.who); !wrong.empty()) return wrong;
       const Status status = gpu().truncate(chosen.batch, device.data(), lengths);
       if (status.code() != (refused ? ErrorCode::InvalidArgument : ErrorCode::Ok))
-        return "truncate: " + std::string(message(status));
+        return "truncate: " + std::string(status.message());
       return refused ? "" : were_truncated(chosen.who, lengths);
     }
     Untold untold(*this, chosen.who);
     untold.fits = !refuse(chosen.who, lengths);
     const Status status = gpu().truncate(chosen.batch, device.data(), {});
-    if (!status.ok()) return "truncate: " + std::string(message(status));
+    if (!status.ok()) return "truncate: " + std::string(status.message());
     if (const std::string wrong = were_truncated(chosen.who, lengths); !wrong.empty()) return wrong;
     return untold.maybe_tell(random,
                              [&] { return gpu().note_truncated(chosen.batch, lengths, nullptr); });
@@ -306,7 +306,7 @@ class ProgramAppends : public ProgramCaches {
       if (known && random.chance(2)) {
         const Status status = note();
         if (status.ok() != fits || status.code() == ErrorCode::Corrupt)
-          return "was told: " + std::string(message(status));
+          return "was told: " + std::string(status.message());
         for (HeldSequence* one : who) one->told = fits;
       }
       return random.chance(2) ? run.tell(who) : "";

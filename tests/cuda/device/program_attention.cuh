@@ -57,7 +57,7 @@ class ProgramReads : public ProgramAppends {
     const Status status =
         attention->attend(view(layer), asked.batch, ragged ? indptr.data() : nullptr, q.view(),
                           out.out(), lse.data(), arrays.options, workspace.span(), nullptr);
-    if (!status.ok()) return "attend: " + std::string(message(status));
+    if (!status.ok()) return "attend: " + std::string(status.message());
     const Output output = output_of(out, lse);
     Rows<float> rows = queries.rows();
     rows.tokens = starts[asked.views.size()];
@@ -96,7 +96,7 @@ class ProgramReads : public ProgramAppends {
     const Status status = attention->attend_prefill(
         view(layer), asked.batch, indptr.data(), q.view(), k.view(), v.view(), out.out(),
         lse.data(), arrays.options, workspace.span(), nullptr);
-    if (!status.ok()) return "attend_prefill: " + std::string(message(status));
+    if (!status.ok()) return "attend_prefill: " + std::string(status.message());
     const Output output = output_of(out, lse);
     if (!sees_nothing(output, chunks.indptr[asked.views.size()], options.options))
       return "attend_prefill: rows of nobody";
@@ -121,7 +121,7 @@ class ProgramReads : public ProgramAppends {
     DeviceRows<float> k(keys);
     DeviceRows<float> v(values);
     const Status status = gpu().unpack(one.ids.gpu, layer, first, k.out(), v.out());
-    if (!status.ok()) return "unpack: " + std::string(message(status));
+    if (!status.ok()) return "unpack: " + std::string(status.message());
     for (int i = 0; i < tokens; ++i) {
       if (!own.holds(first + i)) {
         expect_record(ErrorCode::InvalidArgument);
@@ -131,7 +131,7 @@ class ProgramReads : public ProgramAppends {
         return MutableTensorView(&rows.at(i, 0, 0), 1, rows.heads, rows.dim);
       };
       const Status unpacked = cpu().unpack(one.ids.cpu, layer, first + i, row(keys), row(values));
-      if (!unpacked.ok()) return "CPU: " + std::string(message(unpacked));
+      if (!unpacked.ok()) return "CPU: " + std::string(unpacked.message());
     }
     return k.get().data == keys.data && v.get().data == values.data ? "" : "unpacked other numbers";
   }
@@ -167,7 +167,7 @@ class ProgramReads : public ProgramAppends {
     const DeviceArray<std::int32_t> indices(at(room) + 1);
     const Status status = cuda::export_tables(
         of, chosen.batch.device, {indptr.data(), last_tokens.data(), indices.data(), room});
-    if (!status.ok()) return "export: " + std::string(message(status));
+    if (!status.ok()) return "export: " + std::string(status.message());
     std::vector<std::int32_t> exported = indices.get();
     exported.resize(pages.size());
     if (indptr.get() != starts || last_tokens.get() != last || exported != pages)
@@ -266,7 +266,7 @@ class ProgramReads : public ProgramAppends {
   }
 
   static std::string unsupported(const Status& status) {
-    return status.code() == ErrorCode::Unsupported ? "" : std::string(message(status));
+    return status.code() == ErrorCode::Unsupported ? "" : std::string(status.message());
   }
 };
 

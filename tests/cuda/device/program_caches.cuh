@@ -120,7 +120,7 @@ class ProgramCaches {
     const bool refused = length < 0 || one.refuses_truncation(length);
     const Status status = gpu().truncate(one.ids.gpu, length);
     if (status.code() != (refused ? ErrorCode::InvalidArgument : ErrorCode::Ok))
-      return "truncate(" + std::to_string(length) + "): " + message(status);
+      return "truncate(" + std::to_string(length) + "): " + std::string(status.message());
     return refused ? "" : was_truncated(one, length);
   }
   /// Records that the device truncated a sequence.
@@ -136,7 +136,7 @@ class ProgramCaches {
     });
     const Status status = gpu().remove(one.ids.gpu, from, to);
     if (status.code() != (works ? ErrorCode::Ok : ErrorCode::InvalidArgument))
-      return "remove: " + std::string(message(status));
+      return "remove: " + std::string(status.message());
     if (!works) return {};
     for (auto& own : one.layers)
       if (own) own->remove(from, to);
@@ -195,7 +195,7 @@ class ProgramCaches {
   std::string refresh(HeldSequence& one) {
     const Status status = gpu().refresh(one.ids.gpu, nullptr);
     one.told = !one.wild;
-    return status.ok() ? "" : "refresh: " + std::string(message(status));
+    return status.ok() ? "" : "refresh: " + std::string(status.message());
   }
 
   /// Compares all content and reports of the caches.
@@ -369,7 +369,7 @@ class ProgramCaches {
     for (Status status = gpu().poll(nullptr); !status.ok() && wrong.empty();
          status = gpu().poll(nullptr), ++told)
       if (!meant(status) || (told > 0 && status.code() != ErrorCode::InvalidValue) || told > 1)
-        wrong = "poll: " + std::string(message(status));
+        wrong = "poll: " + std::string(status.message());
     if (wrong.empty() && told == 0 && certain_ && !any_record_) wrong = "poll: nothing was told";
     any_record_ = false;
     expected_.clear();
