@@ -45,30 +45,21 @@ KVTILT_HD int page_tiles(const LayerView& layer) {
     return Pages::page_tokens / tile_extent;
 }
 
-/// 16 tokens of a chunk in an aligned 16-bit tensor; a fragment source for stage_fragments().
+/// 16 tokens of a chunk, of one head, in an aligned 16-bit tensor.
 template <Role role>
-struct ChunkFragments {
-  static constexpr int ahead = 4;
-
-  const std::uint16_t* first;  ///< channel 0 of the first token, of the head
+struct ChunkRows {
+  const std::uint16_t* first;  ///< channel 0 of the first token
   std::int64_t stride;         ///< elements from token to token
   bool bf16;
 
-  template <int Ahead>
-  KVTILT_HD void load(int lane, int begin, int end, Words (&words)[Ahead]) const {
+  /// Starts to load `Count` tiles of channels.
+  template <int Count>
+  KVTILT_HD void load(int lane, detail::RawTile<role> (&raw)[Count]) const {
     constexpr bool keys = role == Role::Keys;
     const std::uint16_t* from = first + (keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
                                 (keys ? lane % 4 * 4 : lane / 4 * 2);
-    detail::RawTile<role> raw[Ahead];
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Ahead; ++i)
-      if (begin + i < end) raw[i].load(from + (begin + i) * tile_extent, stride);
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Ahead; ++i)
-      if (begin + i < end) {
-        if (bf16) raw[i].widen_bf16();
-        words[i] = bit_cast<Words>(raw[i].fragment());
-      }
+    for (int i = 0; i < Count; ++i) raw[i].load(from + i * tile_extent, stride);
   }
 };
 
@@ -157,19 +148,80 @@ KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
   }
 }
 
+/// Rounds what was loaded to fp16 and stores it.
+template <Role role, int Count>
+KVTILT_HD void store_chunk(int lane, const ChunkRows<role>& rows,
+                           detail::RawTile<role> (&raw)[Count], std::byte* to) {
+  if (rows.bf16) {
+    KVTILT_DEVICE_UNROLL
+    for (int i = 0; i < Count; ++i) raw[i].widen_bf16();
+  }
+  KVTILT_DEVICE_UNROLL
+  for (int i = 0; i < Count; ++i)
+    store_fragment(lane, bit_cast<Words>(raw[i].fragment()), to + i * fragment_tile_bytes);
+}
+
+/// Stages `Count` tiles of channels, four at a time.
+template <int Count, Role role>
+KVTILT_HD void stage_in_turns(int lane, ChunkRows<role> rows, std::byte* to) {
+  constexpr int ahead = tiles_ahead(Count, 4);
+  KVTILT_DEVICE_LOOP
+  for (int i = 0; i < Count; i += ahead) {
+    detail::RawTile<role> raw[ahead];
+    rows.load(lane, raw);
+    store_chunk(lane, rows, raw, to);
+    rows.first += ahead * tile_extent;
+    to += ahead * fragment_tile_bytes;
+  }
+}
+
+/// Stages whole tiles of a chunk. As in stage_halves(), all loads of 128 channels are under way at
+/// once; of more channels, those of four tiles.
+template <int Keys, int Values, class Threads>
+KVTILT_HD void stage_chunk_rows(Threads& threads, ChunkRows<Role::Keys> key,
+                                ChunkRows<Role::Values> value, std::byte* keys, std::byte* values) {
+  const int lane = threads.lane();
+  if constexpr (Keys + Values <= 2 * HalfFragments::ahead) {
+    detail::RawTile<Role::Keys> raw[Keys];
+    detail::RawTile<Role::Values> more[Values];
+    key.load(lane, raw);
+    value.load(lane, more);
+    store_chunk(lane, key, raw, keys);
+    store_chunk(lane, value, more, values);
+  } else {
+    stage_in_turns<Keys>(lane, key, keys);
+    stage_in_turns<Values>(lane, value, values);
+  }
+}
+
 /// Stages 16 tokens of a chunk, of one head, rounded to fp16 as append does.
-template <Role role, int Count, class Threads>
-KVTILT_HD void stage_chunk(Threads& threads, const TensorView& rows, std::int64_t first_row,
-                           int head, int tokens, std::byte* to) {
-  const std::int64_t first = first_row * rows.token_stride + head * rows.head_stride;
-  const std::uint16_t* halves = static_cast<const std::uint16_t*>(rows.data) + first;
-  if (tokens < tile_extent || rows.type == ElementType::F32 || rows.token_stride % 4 != 0 ||
-      reinterpret_cast<std::uintptr_t>(halves) % 8 != 0)
-    stage_elements<role, Count>(threads, rows, first, tokens, to);
-  else
-    stage_fragments<Count>(
-        threads, ChunkFragments<role>{halves, rows.token_stride, rows.type == ElementType::BF16},
-        to);
+///
+/// row  of the tensors, of the first token
+template <class Traits, class Threads>
+KVTILT_HD void stage_chunk(Threads& threads, const PrefillArguments& arguments, std::int64_t row,
+                           int head, int tokens, std::byte* keys, std::byte* values) {
+  const auto first = [&](const TensorView& rows) {
+    return row * rows.token_stride + head * rows.head_stride;
+  };
+  const auto place = [&](const TensorView& rows) {
+    return static_cast<const std::uint16_t*>(rows.data) + first(rows);
+  };
+  const auto aligned = [&](const TensorView& rows) {
+    return rows.type != ElementType::F32 && rows.token_stride % 4 == 0 &&
+           reinterpret_cast<std::uintptr_t>(place(rows)) % 8 == 0;
+  };
+  const TensorView& key = arguments.keys;
+  const TensorView& value = arguments.values;
+  if (tokens == tile_extent && aligned(key) && aligned(value)) {
+    stage_chunk_rows<Traits::steps, Traits::channel_tiles>(
+        threads, ChunkRows<Role::Keys>{place(key), key.token_stride, key.type == ElementType::BF16},
+        ChunkRows<Role::Values>{place(value), value.token_stride, value.type == ElementType::BF16},
+        keys, values);
+  } else {
+    stage_elements<Role::Keys, Traits::steps>(threads, key, first(key), tokens, keys);
+    stage_elements<Role::Values, Traits::channel_tiles>(threads, value, first(value), tokens,
+                                                        values);
+  }
 }
 
 /// Whether pages are decoded with addresses and shifts known to the compiler (known_page.hpp), not
@@ -263,11 +315,8 @@ KVTILT_HD void stage_unsealed_tile(Threads& threads, const PrefillArguments& arg
     if (tile.at.tokens < tile_extent)
       clear_absent<Traits::channel_tiles>(threads, tile.at.tokens, values);
   } else if (tile.source == TileSource::Chunk) {
-    const std::int64_t row = rows.first_row + tile.at.index;
-    stage_chunk<Role::Keys, Traits::steps>(threads, arguments.keys, row, rows.kv_head,
-                                           tile.at.tokens, keys);
-    stage_chunk<Role::Values, Traits::channel_tiles>(threads, arguments.values, row, rows.kv_head,
-                                                     tile.at.tokens, values);
+    stage_chunk<Traits>(threads, arguments, rows.first_row + tile.at.index, rows.kv_head,
+                        tile.at.tokens, keys, values);
   } else {
     KVTILT_DEVICE_LOOP
     for (int tile_index = 0; tile_index < Traits::channel_tiles; ++tile_index)
