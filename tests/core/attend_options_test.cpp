@@ -63,6 +63,12 @@ TEST(AttendOptionsHostile, FactorsThatAreNoPositiveNumberAreRefused) {
   }
 }
 
+TEST(AttendOptionsHostile, ArithmeticThatIsNoneIsRefused) {
+  expect_refused({.arithmetic = static_cast<Arithmetic>(2)},
+                 "arithmetic is 2, must be Fast or Exact");
+  EXPECT_TRUE(checked({.arithmetic = Arithmetic::Exact}).ok());
+}
+
 TEST(AttendOptionsHostile, WhatContradictsIsRefused) {
   const std::vector<float> three(3, 0.0f);
   const std::vector<std::uint64_t> one(1, 1);

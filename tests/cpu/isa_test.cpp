@@ -88,6 +88,8 @@ TEST(IsaHostile, UnknownNamesAreRefused) {
 
 TEST(IsaHostile, NumbersThatAreNoInstructionSetAreRefused) {
   EXPECT_EQ(check_isa(static_cast<Isa>(77)).code(), ErrorCode::Unsupported);
+  EXPECT_EQ(std::string(check_isa(static_cast<Isa>(77)).message()), "77 is no instruction set");
+  EXPECT_FALSE(check_isa(static_cast<Isa>(std::size(all_isas))).ok());
   EXPECT_EQ(active_isa(static_cast<Isa>(77)).code(), ErrorCode::Unsupported);
 }
 

@@ -169,10 +169,9 @@ TEST_F(SavedReaderHostile, AnotherCacheIsNamed) {
   other.layers[0].value_dim = 40;
   expect(other, presets::k4v2, placement, "layer 0: value_dim is 32 there, 40 here");
   expect(shape(), presets::k4v4, placement, "values have 2 bits per token");
-  expect(
-      shape(), parse_recipe("k4v2:g16,32").value(), placement,
-      "keys have 4 bits per channel in groups of 32 by rule 1 there, 4 bits per channel in groups "
-      "of 16");
+  expect(shape(), parse_recipe("k4v2:g16,32").value(), placement,
+         "keys have 4 bits per channel in groups of 32 by rule min-mse there, 4 bits per channel "
+         "in groups of 16");
   TokenPlacement changed = placement;
   changed.page_tokens = 64;
   expect(shape(), presets::k4v2, changed, "page_tokens is 32 there, 64 here");
@@ -251,8 +250,8 @@ TEST_F(SavedReaderHostile, ForgedRecipesAreNamedOrRefused) {
   other.value.rule = 0;
   expect_refused(
       forged(image_, first.offset, other), ErrorCode::InvalidArgument,
-      "values have 2 bits per token in groups of 32 by rule 0 there, 2 bits per token in "
-      "groups of 32 by rule 1 here");
+      "values have 2 bits per token in groups of 32 by rule min-max there, 2 bits per token in "
+      "groups of 32 by rule min-mse here");
   other = recipe;
   other.key.reserved = 1;
   expect_forgery_refused(first.offset, other, "reserved");

@@ -144,6 +144,13 @@ TEST(ResolveFormatHostile, RefusesNonsense) {
     EXPECT_FALSE(resolve_format(per_channel(4, group, RangeRule::MinMax), "keys", 64, 64).ok());
   }
   EXPECT_FALSE(resolve_format(per_channel(4, INT_MAX, RangeRule::MinMax), "keys", 64, 64).ok());
+  const auto refused = [](Granularity granularity, RangeRule rule) {
+    return std::string(resolve_format({4, granularity, 0, rule}, "keys", 64, 64).message());
+  };
+  EXPECT_THAT(refused(static_cast<Granularity>(2), RangeRule::MinMax),
+              HasSubstr("groups run per channel or per token"));
+  EXPECT_THAT(refused(Granularity::PerToken, static_cast<RangeRule>(3)),
+              HasSubstr("the rule must be"));
 }
 
 TEST(ResolveFormat, SaysWhatIsWrong) {

@@ -10,11 +10,11 @@ inline Status KVCache::check_append(const Sequence& sequence, int layer, const T
   KVTILT_RETURN_IF_ERROR(detail::check_rows(store.shape, keys, values, layer));
   if (keys.tokens == 0) return {};
   if (keys.tokens > sequence.capacity - own.length())
-    return Status::error(ErrorCode::OutOfCapacity,
-                         "layer %d holds %lld tokens of %lld reserved; %lld more do not fit", layer,
-                         static_cast<long long>(own.length()),
-                         static_cast<long long>(sequence.capacity),
-                         static_cast<long long>(keys.tokens));
+    return Status::error(
+        ErrorCode::OutOfCapacity,
+        "layer %d holds %lld tokens of %lld reserved; %lld more do not fit: reserve first", layer,
+        static_cast<long long>(own.length()), static_cast<long long>(sequence.capacity),
+        static_cast<long long>(keys.tokens));
   const std::int64_t length = own.length() + keys.tokens;
   if (own.missing_for(length).sealed > 0)
     return Status::error(ErrorCode::OutOfCapacity,

@@ -164,6 +164,8 @@ inline bool is_runnable(Isa isa) { return isa == Isa::Scalar || detail::processo
 
 /// Ok, or Unsupported with the reason.
 inline Status check_isa(Isa isa) {
+  if (isa > Isa::NeonDotprod)
+    return Status::error(ErrorCode::Unsupported, "%d is no instruction set", static_cast<int>(isa));
   if (!is_compiled(isa))
     return Status::error(ErrorCode::Unsupported,
                          "instruction set %s is not in this build: the compiler does not know it, "

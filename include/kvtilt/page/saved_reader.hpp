@@ -215,12 +215,16 @@ inline Status SavedReader::check_recipes(int index, const SavedPlaces& places,
       const auto along = [](const SavedFormat& format) {
         return format.granularity == 0 ? "channel" : "token";
       };
+      const auto rule = [](const SavedFormat& format) {
+        return format.rule <= 2 ? to_string(static_cast<RangeRule>(format.rule)) : "unknown";
+      };
       return Status::error(ErrorCode::InvalidArgument,
                            "the saved sequence is of another cache: layer %d, kv head %d: %s have "
-                           "%d bits per %s in groups of %d by rule %d there, %d bits per %s in "
-                           "groups of %d by rule %d here",
+                           "%d bits per %s in groups of %d by rule %s there, %d bits per %s in "
+                           "groups of %d by rule %s here",
                            index, head, keys ? "keys" : "values", there.bits, along(there),
-                           there.group, there.rule, here.bits, along(here), here.group, here.rule);
+                           there.group, rule(there), here.bits, along(here), here.group,
+                           rule(here));
     }
     at += sizeof(SavedRecipe);
     ++head;

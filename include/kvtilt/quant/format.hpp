@@ -101,6 +101,10 @@ inline Result<Format> resolve_format(Format format, const char* tensor, int dim,
     if (format.group != 0) return fail("16-bit formats have no groups");
     return Format{half_bits, Granularity::PerToken, 0, RangeRule::MinMax};
   }
+  if (format.granularity > Granularity::PerToken)
+    return fail("groups run per channel or per token");
+  if (format.rule > RangeRule::Centroids)
+    return fail("the rule must be min-max, min-mse or centroids");
   if ((format.rule == RangeRule::Centroids) != (format.bits == 1))
     return fail("1 bit uses the centroid rule, and only 1 bit does");
   if (format.rule == RangeRule::MinMse && format.bits > 5)
