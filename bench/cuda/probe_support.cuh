@@ -59,6 +59,8 @@ class Report {
     }
     append("date", quoted(day), "text");
     append("command", quoted(command), "text");
+    const char* commit = std::getenv("KVTILT_COMMIT");  // of run_device.sh
+    append("commit", quoted(commit != nullptr ? commit : "unknown"), "text");
     cudaDeviceProp properties;
     KVTILT_CHECK(cudaGetDeviceProperties(&properties, 0));
     append("device", quoted(properties.name), "text");

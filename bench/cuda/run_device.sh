@@ -99,7 +99,8 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.mem --format=csv,noh
 cat $logs/gpu.txt
 built=$(cat $programs/commit 2>/dev/null)
 tree=$(bench/cuda/build_device.sh --commit 2>/dev/null)
-echo "programs of ${built:-an unknown commit}"
+export KVTILT_COMMIT=${built:-unknown}
+echo "programs of commit $KVTILT_COMMIT"
 [ "$built" = "$tree" ] || echo "  THE TREE IS ${tree:-of an unknown one}"
 
 if [[ $parts == *benches* ]]; then bench probes 60 $programs/probes; fi

@@ -137,7 +137,7 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 ///            as the largest of its quantization group, because codes and minima are summed apart.
 ///            If all products of a sum are equal (constant q and k), so are their rounding errors,
 ///            and 8 becomes key_dim / 2. A soft-cap adds 2^-21 * soft_cap inside the parentheses.
-///            Arithmetic::Fast: adds less than a fifth of the codes' own error (rms)
+///            Arithmetic::Fast: see there
 /// Fails      InvalidArgument (shapes, options, workspace; names the values); nothing is written then
 /// Cost       reads every page once per kv head and tile of 16 query rows; no allocation. If a tile
 ///            is long, or tiles are too few for the workers, it is split into spans of 32 pages: a

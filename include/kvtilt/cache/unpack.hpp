@@ -82,8 +82,9 @@ inline void unpack_checked(const LayerView& view, std::int64_t first, const Muta
 ///         appended values; if that exceeds 65504, f16 becomes infinity
 /// Fails   InvalidArgument (shapes; positions that were never appended, were removed, or were freed
 ///         by a window); nothing is written then
-/// Cost    two to three times that of writing the rows, as codes are decoded; no allocation, 32 KiB
-///         of stack. Any number of threads may read a sequence while no call changes it
+/// Cost    one to three and a half times that of writing the rows, as codes are decoded; no
+///         allocation, 32 KiB of stack. Any number of threads may read a sequence while no call
+///         changes it
 inline Status unpack(const LayerView& view, std::int64_t first, const MutableTensorView& keys,
                      const MutableTensorView& values) {
   KVTILT_RETURN_IF_ERROR(detail::check_unpack(view, first, keys, values, unnumbered_layer));

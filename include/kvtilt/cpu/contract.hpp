@@ -32,7 +32,7 @@ enum class DotType : std::uint8_t {
 };
 
 /// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
-/// of the weights then adds less than a fifth of the codes' own error. Measured by bench/run.sh
+/// of the weights then adds about a fifth of the codes' own error at most. Measured by bench/run.sh
 /// --errors.
 inline constexpr float step_share = 0.6f;
 
