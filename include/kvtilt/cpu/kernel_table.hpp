@@ -118,12 +118,6 @@ struct Kernels {
     begin_contraction(work);
   }
   void finish(PendingContraction& work) const { finish_contraction(work); }
-
-  void contract(const Contraction& contraction, DotType type) const {
-    PendingContraction work;
-    begin(work, contraction, type);
-    finish(work);
-  }
 };
 
 }  // namespace kvtilt::cpu
