@@ -45,23 +45,43 @@ KVTILT_HD int page_tiles(const LayerView& layer) {
     return Pages::page_tokens / tile_extent;
 }
 
-/// 16 tokens of a chunk, of one head, in an aligned 16-bit tensor.
+/// 16 tokens of a chunk, of one head, in an aligned 16-bit tensor; a fragment source whose words need
+/// rounded().
 template <Role role>
-struct ChunkRows {
+struct ChunkFragments {
+  static constexpr int ahead = 4;
+
   const std::uint16_t* first;  ///< channel 0 of the first token
   std::int64_t stride;         ///< elements from token to token
   bool bf16;
 
-  /// Starts to load `Count` tiles of channels.
-  template <int Count>
-  KVTILT_HD void load(int lane, detail::RawTile<role> (&raw)[Count]) const {
+  template <int Ahead>
+  KVTILT_HD void load(int lane, int begin, int end, Words (&words)[Ahead]) const {
     constexpr bool keys = role == Role::Keys;
     const std::uint16_t* from = first + (keys ? lane / 4 * 2 : lane % 4 * 4) * stride +
                                 (keys ? lane % 4 * 4 : lane / 4 * 2);
     KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; ++i) raw[i].load(from + i * tile_extent, stride);
+    for (int i = 0; i < Ahead; ++i) {
+      if (begin + i >= end) continue;
+      detail::RawTile<role> raw;
+      raw.load(from + (begin + i) * tile_extent, stride);
+      words[i] = bit_cast<Words>(raw);
+    }
   }
 };
+
+/// The fragment in fp16 of what a source loaded. Apart from load(), so that nothing waits for the first
+/// words while others have yet to be asked for.
+template <class Source>
+KVTILT_HD Words rounded(const Source&, const Words& loaded) {
+  return loaded;
+}
+template <Role role>
+KVTILT_HD Words rounded(const ChunkFragments<role>& source, const Words& loaded) {
+  detail::RawTile<role> raw = bit_cast<detail::RawTile<role>>(loaded);
+  if (source.bf16) raw.widen_bf16();
+  return bit_cast<Words>(raw.fragment());
+}
 
 /// Stages `tokens` rows of any type and alignment, from element `first` on, in `Count` fragments;
 /// other slots become 0. Element by element: sums fill the registers.
@@ -93,10 +113,12 @@ KVTILT_HD inline void store_fragment(int lane, const Words& words, std::byte* to
   const std::uint32_t(&reg)[4] = words.word;
   *reinterpret_cast<Words*>(to + lane * 16) = {{reg[0], reg[2], reg[1], reg[3]}};
 }
-template <int Count>
-KVTILT_HD void store_fragments(int lane, const Words (&words)[Count], std::byte* to) {
+template <int Count, class Source>
+KVTILT_HD void store_fragments(int lane, const Source& source, const Words (&words)[Count],
+                               std::byte* to) {
   KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < Count; ++i) store_fragment(lane, words[i], to + i * fragment_tile_bytes);
+  for (int i = 0; i < Count; ++i)
+    store_fragment(lane, rounded(source, words[i]), to + i * fragment_tile_bytes);
 }
 
 /// Stages `Count` fragments of a tile from a source, [fragment][lane].
@@ -110,14 +132,15 @@ KVTILT_HD void stage_fragments(Threads& threads, const Source& source, std::byte
     source.load(lane, first, Count, words);
     KVTILT_DEVICE_UNROLL
     for (int i = 0; i < ahead; ++i)
-      if (first + i < Count) store_fragment(lane, words[i], to + (first + i) * fragment_tile_bytes);
+      if (first + i < Count)
+        store_fragment(lane, rounded(source, words[i]), to + (first + i) * fragment_tile_bytes);
   }
 }
 
 /// Stages keys and values of 16 tokens in 16 bits. While no logits are held, registers have room for
 /// all loads of 128 channels, so the latency of L2 is paid once.
-template <int Keys, int Values, class Threads>
-KVTILT_HD void stage_halves(Threads& threads, const HalfFragments& key, const HalfFragments& value,
+template <int Keys, int Values, class Threads, class KeySource, class ValueSource>
+KVTILT_HD void stage_halves(Threads& threads, const KeySource& key, const ValueSource& value,
                             std::byte* keys, std::byte* values) {
   constexpr int most = 2 * HalfFragments::ahead;
   if constexpr (Keys + Values > most) {
@@ -129,8 +152,8 @@ KVTILT_HD void stage_halves(Threads& threads, const HalfFragments& key, const Ha
     Words more[Values];
     key.load(lane, 0, Keys, words);
     value.load(lane, 0, Values, more);
-    store_fragments(lane, words, keys);
-    store_fragments(lane, more, values);
+    store_fragments(lane, key, words, keys);
+    store_fragments(lane, value, more, values);
   }
 }
 
@@ -145,52 +168,6 @@ KVTILT_HD void clear_absent(Threads& threads, int tokens, std::byte* values) {
         *reinterpret_cast<Words*>(values + i * fragment_tile_bytes + threads.lane() * 16);
     KVTILT_DEVICE_UNROLL
     for (int word = 0; word < 4; ++word) words.word[word] &= keep.keep[word % 2];
-  }
-}
-
-/// Rounds what was loaded to fp16 and stores it.
-template <Role role, int Count>
-KVTILT_HD void store_chunk(int lane, const ChunkRows<role>& rows,
-                           detail::RawTile<role> (&raw)[Count], std::byte* to) {
-  if (rows.bf16) {
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < Count; ++i) raw[i].widen_bf16();
-  }
-  KVTILT_DEVICE_UNROLL
-  for (int i = 0; i < Count; ++i)
-    store_fragment(lane, bit_cast<Words>(raw[i].fragment()), to + i * fragment_tile_bytes);
-}
-
-/// Stages `Count` tiles of channels, four at a time.
-template <int Count, Role role>
-KVTILT_HD void stage_in_turns(int lane, ChunkRows<role> rows, std::byte* to) {
-  constexpr int ahead = tiles_ahead(Count, 4);
-  KVTILT_DEVICE_LOOP
-  for (int i = 0; i < Count; i += ahead) {
-    detail::RawTile<role> raw[ahead];
-    rows.load(lane, raw);
-    store_chunk(lane, rows, raw, to);
-    rows.first += ahead * tile_extent;
-    to += ahead * fragment_tile_bytes;
-  }
-}
-
-/// Stages whole tiles of a chunk. As in stage_halves(), all loads of 128 channels are under way at
-/// once; of more channels, those of four tiles.
-template <int Keys, int Values, class Threads>
-KVTILT_HD void stage_chunk_rows(Threads& threads, ChunkRows<Role::Keys> key,
-                                ChunkRows<Role::Values> value, std::byte* keys, std::byte* values) {
-  const int lane = threads.lane();
-  if constexpr (Keys + Values <= 2 * HalfFragments::ahead) {
-    detail::RawTile<Role::Keys> raw[Keys];
-    detail::RawTile<Role::Values> more[Values];
-    key.load(lane, raw);
-    value.load(lane, more);
-    store_chunk(lane, key, raw, keys);
-    store_chunk(lane, value, more, values);
-  } else {
-    stage_in_turns<Keys>(lane, key, keys);
-    stage_in_turns<Values>(lane, value, values);
   }
 }
 
@@ -213,9 +190,11 @@ KVTILT_HD void stage_chunk(Threads& threads, const PrefillArguments& arguments, 
   const TensorView& key = arguments.keys;
   const TensorView& value = arguments.values;
   if (tokens == tile_extent && aligned(key) && aligned(value)) {
-    stage_chunk_rows<Traits::steps, Traits::channel_tiles>(
-        threads, ChunkRows<Role::Keys>{place(key), key.token_stride, key.type == ElementType::BF16},
-        ChunkRows<Role::Values>{place(value), value.token_stride, value.type == ElementType::BF16},
+    stage_halves<Traits::steps, Traits::channel_tiles>(
+        threads,
+        ChunkFragments<Role::Keys>{place(key), key.token_stride, key.type == ElementType::BF16},
+        ChunkFragments<Role::Values>{place(value), value.token_stride,
+                                     value.type == ElementType::BF16},
         keys, values);
   } else {
     stage_elements<Role::Keys, Traits::steps>(threads, key, first(key), tokens, keys);
