@@ -53,9 +53,9 @@ void RatioTable::Finalize() {
   std::printf(
       "R: read/k16v16, an ideal memory-bound 16-bit kernel; roof: the read/ row of the same "
       "bytes,\n"
-      "of unpack: write/rows, of save and load: copy/; x16: the same verb at k16v16, of ggml: "
-      "attend or prefill.\n"
-      "ns: per token and kv head, or per element (append, unpack, save, load).\n\n");
+      "of unpack: write/rows, of save and load: copy/, of hadamard: scale/; x16: the same verb at\n"
+      "k16v16, of ggml: attend or prefill.\n"
+      "ns: per token and kv head, or per element (append, unpack, save, load, hadamard).\n\n");
   std::printf("%-50s %12s %8s %6s %6s %6s %6s %9s %9s\n", "benchmark", "us", "ns", "/ R", "roof %",
               "x16", "bits", "error", "fast err");
   for (const auto& [whole, row] : rows_) {
@@ -70,10 +70,11 @@ void RatioTable::Finalize() {
     print_ratio(ns, 1.0, 8);
     print_ratio(row.seconds, seconds("read/k16v16" + name.rest), 6);
     const bool bytes = name.verb == "save" || name.verb == "load";
-    print_ratio(name.verb == "attend"   ? 100 * seconds("read/" + name.recipe + name.rest)
-                : name.verb == "unpack" ? 100 * seconds("write/rows" + name.rest)
-                : bytes                 ? 100 * seconds("copy/" + name.recipe + name.rest)
-                                        : std::numeric_limits<double>::quiet_NaN(),
+    print_ratio(name.verb == "attend"     ? 100 * seconds("read/" + name.recipe + name.rest)
+                : name.verb == "unpack"   ? 100 * seconds("write/rows" + name.rest)
+                : bytes                   ? 100 * seconds("copy/" + name.recipe + name.rest)
+                : name.verb == "hadamard" ? 100 * seconds("scale/" + name.recipe + name.rest)
+                                          : std::numeric_limits<double>::quiet_NaN(),
                 row.seconds, 6);
     const std::string ours = name.verb.starts_with("ggml_prefill") ? "prefill"
                              : name.verb.starts_with("ggml")       ? "attend"

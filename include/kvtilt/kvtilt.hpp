@@ -11,4 +11,5 @@
 #include <kvtilt/cache/layer_pages.hpp>
 #include <kvtilt/cache/memory_plan.hpp>
 #include <kvtilt/cache/unpack.hpp>
+#include <kvtilt/quant/hadamard.hpp>
 #include <kvtilt/quant/recipe.hpp>
