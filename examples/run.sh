@@ -23,6 +23,8 @@ show $programs/evaluate --model $data/models/stories260K \
   --text $data/text/tinystories_317.txt --recipes $recipes --page 32 --tail 32
 show $programs/evaluate --model $data/models/novels-3M \
   --text $data/text/novels_heldout.txt --recipes $recipes --tokens 16384
+show $programs/evaluate --model $data/models/novels-3M --hadamard-values \
+  --text $data/text/novels_heldout.txt --recipes k4v4,k4v2,k2v2 --tokens 16384
 show $programs/plan --model $data/models/stories260K \
   --text $data/text/tinystories_317.txt --budget 5 --per-head --tokens 4096 --out $build/plan.json
 show $programs/evaluate --model $data/models/stories260K \

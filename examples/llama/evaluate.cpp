@@ -60,6 +60,7 @@ struct Arguments {
   int page = 0;     // 0: that of the plans, or the default
   int chunk = 1;
   std::string arithmetic = "fast";
+  llama::Transforms transforms;
   llama::CacheSettings cache;
 };
 
@@ -115,7 +116,7 @@ void capture(const Arguments& arguments, const llama::Model& model,
 
 void run(Arguments& arguments) {
   llama::check_outputs({{"--capture", arguments.capture}, {"--json", arguments.json}});
-  const llama::Model model(arguments.model);
+  const llama::Model model(arguments.model, arguments.transforms);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   if (arguments.context > model.config().context) {
     llama::fail("--context ", arguments.context, " is beyond the model's ", model.config().context);
@@ -152,7 +153,9 @@ void run(Arguments& arguments) {
   std::cout << ": " << predictions << " predictions in " << pieces.size() << " pieces of at most "
             << context << " tokens\npage " << arguments.cache.page_tokens << ", tail "
             << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens << ", "
-            << arguments.arithmetic << " arithmetic" << std::endl;
+            << arguments.arithmetic << " arithmetic"
+            << (arguments.transforms.keys ? ", Hadamard transforms of keys" : "")
+            << (arguments.transforms.values ? ", Hadamard transforms of values" : "") << std::endl;
   llama::Progress progress;
   if (!arguments.capture.empty()) capture(arguments, model, pieces, options.threads, progress);
   if (progress.visible()) {
@@ -187,6 +190,10 @@ int main(int argc, char** argv) {
   app.add_option("--capture", arguments.capture,
                  "file to write keys, values and what meets them to, for plan --capture: 16384 "
                  "tokens at most, in pieces spread over those that are evaluated");
+  app.add_flag("--hadamard-keys", arguments.transforms.keys,
+               "give caches Hadamard transforms of the keys, and of the queries");
+  app.add_flag("--hadamard-values", arguments.transforms.values,
+               "give caches Hadamard transforms of the values, folded into the weights");
   app.add_option("--arithmetic", arguments.arithmetic,
                  "fast multiplies codes in integers where the machine can, exact in float32")
       ->check(CLI::IsMember({"fast", "exact"}))

@@ -1,15 +1,39 @@
 // SPDX-License-Identifier: MIT
 #include "model.hpp"
 
+#include <kvtilt/quant/hadamard.hpp>
+
 #include "checkpoint.hpp"
 #include "fail.hpp"
 
 #include <algorithm>
 
 namespace llama {
+namespace {
 
-Model::Model(const std::filesystem::path& folder) : config_(read_config(folder)), rope_(config_) {
+Matrix transposed(const Matrix& matrix) {
+  Matrix result{matrix.cols, matrix.rows, Floats(matrix.data.size())};
+  for (int row = 0; row < matrix.rows; ++row) {
+    for (int col = 0; col < matrix.cols; ++col) {
+      result.data[static_cast<std::size_t>(col) * matrix.rows + row] =
+          matrix.data[static_cast<std::size_t>(row) * matrix.cols + col];
+    }
+  }
+  return result;
+}
+
+/// The Hadamard transform of heads [tokens, heads, dim] in place.
+void transform_heads(int tokens, int heads, int dim, float* data) {
+  const auto done = kvtilt::hadamard_transform({data, tokens, heads, dim});
+  if (!done.ok()) fail(done.message());
+}
+
+}  // namespace
+
+Model::Model(const std::filesystem::path& folder, Transforms transforms)
+    : config_(read_config(folder)), rope_(config_), transforms_(transforms) {
   load_weights(folder);
+  if (transforms.values) transform_values();
 }
 
 void Model::load_weights(const std::filesystem::path& folder) {
@@ -57,6 +81,17 @@ void Model::load_weights(const std::filesystem::path& folder) {
       fail(folder.string(), ": tensor \"", name, "\" is not part of ", c.architecture,
            " as config.json describes it, and may change what the model computes");
     }
+  }
+}
+
+void Model::transform_values() {
+  const int dim = config_.head_dim;
+  for (Layer& layer : layers_) {
+    Matrix columns = transposed(layer.value);
+    transform_heads(columns.rows, config_.kv_heads, dim, columns.data.data());
+    layer.value = transposed(columns);
+    if (config_.qkv_bias) transform_heads(1, config_.kv_heads, dim, layer.value_bias.data());
+    transform_heads(layer.output.rows, config_.query_heads, dim, layer.output.data.data());
   }
 }
 
@@ -121,6 +156,10 @@ void Model::attend(int index, int tokens, AttentionCache& cache, Scratch& scratc
                  scratch.queries.data() + std::ptrdiff_t{i} * c.query_width());
     rope_.rotate(c.kv_heads, cosines, sines,
                  scratch.keys.data() + std::ptrdiff_t{i} * c.kv_width());
+  }
+  if (transforms_.keys) {
+    transform_heads(tokens, c.query_heads, c.head_dim, scratch.queries.data());
+    transform_heads(tokens, c.kv_heads, c.head_dim, scratch.keys.data());
   }
   cache.attend(index, tokens, scratch.queries.data(), scratch.keys.data(), scratch.values.data(),
                scratch.mixed.data());

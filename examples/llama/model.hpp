@@ -30,14 +30,22 @@ struct Scratch {
   Floats sines;    // [tokens, head_dim / 2]
 };
 
+/// Which tensors the model gives to its cache as Hadamard transforms (kvtilt/quant/hadamard.hpp),
+/// which changes what quantization loses and nothing else. That of values is folded into the weights
+/// on both sides of attention; keys and queries are transformed behind RoPE.
+struct Transforms {
+  bool keys = false;
+  bool values = false;
+};
+
 /// Called with the input of each layer: hidden [tokens, hidden].
 using LayerObserver = std::function<void(int layer, std::span<const float> hidden)>;
 
 class Model {
  public:
   /// Loads config.json and the weights. Throws a sentence naming the file, and the tensor or the
-  /// key.
-  explicit Model(const std::filesystem::path& folder);
+  /// key, or for a head dimension that cannot be transformed.
+  explicit Model(const std::filesystem::path& folder, Transforms transforms = {});
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
 
@@ -75,6 +83,7 @@ class Model {
   };
 
   void load_weights(const std::filesystem::path& folder);
+  void transform_values();
   void check_room(int position, std::size_t tokens, std::size_t logits) const;
   void prepare(int tokens, int position, Scratch& scratch) const;
   void embed(std::span<const int> tokens, Scratch& scratch) const;
@@ -89,6 +98,7 @@ class Model {
   Matrix output_;     // [vocab, hidden]; empty when tied
   Floats norm_;       // [hidden]
   std::vector<Layer> layers_;
+  Transforms transforms_;
 };
 
 }  // namespace llama

@@ -89,7 +89,10 @@ void check_used(const CLI::App& app, const Arguments& arguments) {
     }
   };
   if (arguments.norms.empty()) refuse({"--kv-heads", "--head-dim"}, "a norm file (--norms)");
-  if (arguments.text.empty()) refuse({"--share", "--tokens", "--context"}, "a text (--text)");
+  if (arguments.text.empty()) {
+    refuse({"--share", "--tokens", "--context", "--hadamard-keys", "--hadamard-values"},
+           "a text (--text)");
+  }
   if (arguments.text.empty() || (!arguments.from.empty() && arguments.from != "measured")) {
     refuse({"--probes", "--tail", "--sinks"},
            "measuring on a text (--text, without another --from)");
@@ -189,6 +192,9 @@ int main(int argc, char** argv) {
   app.add_option("--sinks", request.sinks, "first tokens kept in 16 bits while measuring")
       ->check(kept)
       ->capture_default_str();
+  app.add_flag("--hadamard-keys", request.transforms.keys,
+               "plan for caches that get Hadamard transforms of the keys");
+  app.add_flag("--hadamard-values", request.transforms.values, "likewise of the values");
   app.add_option("--kv-heads", request.kv_heads, "of a norm file's model")
       ->check(CLI::Range(1, kvtilt::max_kv_heads))
       ->capture_default_str();

@@ -128,7 +128,7 @@ class TextLosses {
  public:
   explicit TextLosses(const PlanRequest& request)
       : request_(request),
-        model_(request.model),
+        model_(request.model, request.transforms),
         shape_(cache_shape(model_.config())),
         pieces_(calibration_pieces(request, model_)) {}
 

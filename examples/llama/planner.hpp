@@ -2,6 +2,7 @@
 // Runs the planner: from the options of `plan` to one plan per budget.
 #pragma once
 
+#include "model.hpp"
 #include "planning.hpp"
 
 #include <filesystem>
@@ -33,6 +34,7 @@ struct PlanRequest {
   int probes = 0;       // widths measured per tensor, the others scaled; 0: all, nothing is scaled
   int tail = 0;   // newest tokens in 16 bits while measuring; 0: all that fill a page are codes
   int sinks = 0;  // first tokens in 16 bits while measuring
+  Transforms transforms;
 
   // If there is a norm file:
   int kv_heads = 8;

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: MIT
+#include <kvtilt/quant/hadamard.hpp>
+
 #include "support.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <llama/capturing_cache.hpp>
 #include <llama/float_cache.hpp>
 #include <llama/make_cache.hpp>
 #include <llama/model.hpp>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 namespace llama {
@@ -67,6 +71,34 @@ TEST_P(ModelGolden, GivesTheSameLogitsThrough16BitKvtiltAsThroughTheBaseline) {
   const auto cache = make_cache(model_.config(), "k16v16", {32, 0, 4});
   for (const std::size_t chunk : {1UL, 7UL}) {
     EXPECT_LE(largest_difference(run(model_, *cache, golden_.tokens, chunk), expected), 2e-3F);
+  }
+}
+
+/// What the cache is given must be the transforms of what it would be given otherwise.
+void expect_transforms(const Floats& transforms, Floats numbers, int tokens, int heads, int dim) {
+  ASSERT_TRUE(kvtilt::hadamard_transform({numbers.data(), tokens, heads, dim}).ok());
+  EXPECT_LE(
+      largest_difference({transforms.begin(), transforms.end()}, {numbers.begin(), numbers.end()}),
+      1e-4F);
+}
+
+TEST_P(ModelGolden, IsTheSameModelWithHadamardTransforms) {
+  const ModelConfig& config = model_.config();
+  const Model transformed(golden_folder(GetParam()), {.keys = true, .values = true});
+  CapturingCache cache(config, std::make_unique<FloatCache>(config, CacheRounding::None));
+  const auto logits = run(model_, cache, golden_.tokens, golden_.tokens.size());
+  const auto plain = cache.layers();
+  EXPECT_LE(
+      largest_difference(run(transformed, cache, golden_.tokens, golden_.tokens.size()), logits),
+      1e-4F);
+  for (std::size_t i = 0; i < plain.size(); ++i) {
+    const auto check = [&](Floats CapturedLayer::*tensor, int heads) {
+      expect_transforms(cache.layers()[i].*tensor, plain[i].*tensor, cache.length(), heads,
+                        config.head_dim);
+    };
+    check(&CapturedLayer::queries, config.query_heads);
+    check(&CapturedLayer::keys, config.kv_heads);
+    check(&CapturedLayer::values, config.kv_heads);
   }
 }
 

@@ -206,6 +206,7 @@ TEST_F(PlanCommandLine, OptionsThatNothingReadsAreRefused) {
   expect_error(plan(model + "--share 0.5"), "--share is only for a text");
   expect_error(plan(norms + "--tokens 100"), "--tokens is only for a text");
   expect_error(plan("--capture /nowhere/c --budget 5 --context 100"), "--context is only for a");
+  expect_error(plan(model + "--hadamard-values"), "--hadamard-values is only for a text");
   expect_error(plan(model + "--probes 2"), "--probes is only for measuring");
   expect_error(plan(model + "--tail 128"), "--tail is only for measuring");
   expect_error(plan(model + stories_text + "--from statistics --sinks 4"),
