@@ -51,6 +51,7 @@ const bool registered = [] {
   for (const int dim : {64, 128, 256}) {
     const auto count = static_cast<std::size_t>(query_heads * dim);
     register_hadamard("f32", std::vector<float>(count, 1.0f), dim);
+    register_hadamard("bf16", std::vector<BF16>(count, to_bf16(1.0f)), dim);
     register_hadamard("f16", std::vector<F16>(count, to_f16(1.0f)), dim);
     register_scale(std::vector<float>(count, 1.0f), dim);
   }

@@ -37,43 +37,51 @@ constexpr float inverse_root(int n) {
   return n == 2 ? root * 0.70710678f : root;
 }
 
-/// All stages have one access pattern, which compilers vectorize: a butterfly between the halves whose
-/// results lie side by side. That also rotates the bits of the index by one; after log2(N) stages they
-/// are back in place.
+constexpr float widened(float x) { return x; }
+constexpr float widened(F16 x) { return to_float(x); }
+constexpr float widened(BF16 x) { return to_float(x); }
+constexpr void round_into(float& element, float x) { element = x; }
+constexpr void round_into(F16& element, float x) { element = to_f16(x); }
+constexpr void round_into(BF16& element, float x) { element = to_bf16(x); }
+
+/// A butterfly between the halves of a block, the results side by side. All stages are this one, which
+/// compilers vectorize: it also rotates the bits of the index by one, and after log2(N) stages they are
+/// back in place.
 template <int N>
-void transform_block(float* block) {
-  constexpr float scale = inverse_root(N);
-  float stages[2][N];
-  const float* in = block;
-  for (int done = 1, next = 0; done < N; done *= 2, next = 1 - next) {
-    float* out = stages[next];
-    for (int i = 0; i < N / 2; ++i) {
-      const float a = in[i];
-      const float b = in[i + N / 2];
-      out[2 * i] = a + b;
-      out[2 * i + 1] = a - b;
-    }
-    in = out;
+void transform_stage(const float* __restrict in, float* __restrict out) {
+  for (int i = 0; i < N / 2; ++i) {
+    const float a = in[i];
+    const float b = in[i + N / 2];
+    out[2 * i] = a + b;
+    out[2 * i + 1] = a - b;
   }
-  for (int i = 0; i < N; ++i) block[i] = in[i] * scale;
+}
+
+template <int N, class Element>
+void transform_block(Element* block) {
+  float stages[2][N];
+  for (int i = 0; i < N; ++i) stages[0][i] = widened(block[i]);
+  int last = 0;
+  for (int done = 1; done < N; done *= 2, last = 1 - last)
+    transform_stage<N>(stages[last], stages[1 - last]);
+  constexpr float scale = inverse_root(N);
+  for (int i = 0; i < N; ++i) round_into(block[i], stages[last][i] * scale);
 }
 
 /// Blocks of the largest power of two that divides the head.
-template <int N = 512>
-void transform_head(float* head, int dim) {
+template <int N = 512, class Element>
+void transform_head(Element* head, int dim) {
   if constexpr (N > 8) {
     if (dim % N != 0) return transform_head<N / 2>(head, dim);
   }
   for (int first = 0; first < dim; first += N) transform_block<N>(head + first);
 }
 
-/// The same in 16 bits, rounded once to nearest even.
-template <class Half>
-void transform_halves(Half* head, int dim, Half (*rounded)(float)) {
-  float channels[max_head_dim];
-  for (int i = 0; i < dim; ++i) channels[i] = to_float(head[i]);
-  transform_head(channels, dim);
-  for (int i = 0; i < dim; ++i) head[i] = rounded(channels[i]);
+template <class Element>
+void transform_heads(const MutableTensorView& heads) {
+  for (std::int64_t token = 0; token < heads.tokens; ++token)
+    for (int head = 0; head < heads.heads; ++head)
+      transform_head(reinterpret_cast<Element*>(heads.address(token, head)), heads.dim);
 }
 
 }  // namespace detail
@@ -86,8 +94,7 @@ void transform_halves(Half* head, int dim, Half (*rounded)(float)) {
 /// Error  in float32 (log2(block) + 2) * 2^-24 of the head's Euclidean norm, which stays the same;
 ///        16-bit elements are rounded once to nearest even. A channel can grow sqrt(block)-fold
 /// Fails  InvalidArgument (shape, type); nothing is written then
-/// Cost   0.2 us a head of 128 floats, 1.4 us of 16-bit elements, which are converted one by one;
-///        7 KiB of stack
+/// Cost   a head of 128: 0.2 us in float32, 0.3 us in bf16, 1 us in fp16; 4 KiB of stack
 inline Status hadamard_transform(const MutableTensorView& heads) {
   if (heads.tokens < 0 || heads.heads < 0 || heads.dim < 8 || heads.dim > max_head_dim ||
       heads.dim % 8 != 0)
@@ -98,21 +105,17 @@ inline Status hadamard_transform(const MutableTensorView& heads) {
   KVTILT_RETURN_IF_ERROR(detail::check_type(heads.type, "heads", unnumbered_layer));
   if (heads.data == nullptr && heads.tokens > 0 && heads.heads > 0)
     return Status::error(ErrorCode::InvalidArgument, "the heads to transform are null");
-  for (std::int64_t token = 0; token < heads.tokens; ++token)
-    for (int head = 0; head < heads.heads; ++head) {
-      void* row = heads.address(token, head);
-      switch (heads.type) {
-        case ElementType::F32:
-          detail::transform_head(static_cast<float*>(row), heads.dim);
-          break;
-        case ElementType::F16:
-          detail::transform_halves(static_cast<F16*>(row), heads.dim, to_f16);
-          break;
-        case ElementType::BF16:
-          detail::transform_halves(static_cast<BF16*>(row), heads.dim, to_bf16);
-          break;
-      }
-    }
+  switch (heads.type) {
+    case ElementType::F32:
+      detail::transform_heads<float>(heads);
+      break;
+    case ElementType::F16:
+      detail::transform_heads<F16>(heads);
+      break;
+    case ElementType::BF16:
+      detail::transform_heads<BF16>(heads);
+      break;
+  }
   return {};
 }
 
