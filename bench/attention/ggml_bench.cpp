@@ -3,14 +3,17 @@
 // attend_bench.cpp: ggml/<type>/tokens:<n>/threads:<t>, with keys and values of that type laid out as
 // llama.cpp does, [token][kv head][channel]; ggml_by_head/... has them [kv head][token][channel],
 // which ggml reads faster. ggml_prefill/<type>/queries:<m>/tokens:<n> and ggml_prefill_by_head/... are
-// the like of prefill_bench.cpp: the last m tokens attend causally. Built where ggml's source is
-// given: KVTILT_GGML.
+// the like of prefill_bench.cpp: the last m tokens attend causally. ggml_node/<recipe>/... is kvtilt as
+// a node of a ggml graph, which appends the newest token and attends; with the default tail. Built
+// where ggml's source is given: KVTILT_GGML.
 #include "support/caches.hpp"
 #include "support/token_counter.hpp"
 
 #include <benchmark/benchmark.h>
 #include <ggml.h>
 #if __has_include(<ggml-cpu.h>)
+#include "ggml_attention.hpp"
+
 #include <ggml-cpu.h>
 #define KVTILT_GGML_HAS_BACKENDS 1
 #else
@@ -132,6 +135,17 @@ std::vector<F16> make_mask(const Case& c) {
   return mask;
 }
 
+/// Computes a graph of one result.
+void compute(ggml_context* context, ggml_tensor* result, int threads) {
+  ggml_cgraph* const graph = ggml_new_graph(context);
+  ggml_build_forward_expand(graph, result);
+  ggml_cplan plan = make_plan(graph, threads);
+  static std::vector<std::uint8_t> work;
+  work.resize(std::max(work.size(), plan.work_size));
+  plan.work_data = work.data();
+  if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) std::abort();
+}
+
 /// Builds the graph of one attention and computes it; some microseconds more than the attention.
 void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
                  std::vector<F16>& mask, std::vector<float>& out, std::vector<std::byte>& memory) {
@@ -148,13 +162,7 @@ void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
                           visible, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0.0f, 0.0f);
   ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
   result->data = out.data();
-  ggml_cgraph* const graph = ggml_new_graph(context.get());
-  ggml_build_forward_expand(graph, result);
-  ggml_cplan plan = make_plan(graph, c.threads);
-  static std::vector<std::uint8_t> work;
-  work.resize(std::max(work.size(), plan.work_size));
-  plan.work_data = work.data();
-  if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) std::abort();
+  compute(context.get(), result, c.threads);
 }
 
 void run(benchmark::State& state, const Case& c) {
@@ -176,7 +184,58 @@ void add(const Case& c) {
       ->Unit(benchmark::kMicrosecond);
 }
 
+#if KVTILT_GGML_HAS_BACKENDS
+/// One row [heads][head_dim] of floats as a tensor.
+ggml_tensor* row_tensor(ggml_context* context, const float* row, int heads) {
+  ggml_tensor* const tensor = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, heads, 1);
+  tensor->data = const_cast<float*>(row);
+  return tensor;
+}
+
+void run_node(benchmark::State& state, const std::string& recipe, std::int64_t tokens,
+              int threads) {
+  FilledCache& filled = filled_cache(recipe, tokens - 1, Tail::Default);
+  require(filled.cache.reserve(filled.sequence, tokens));
+  ThreadTeam team;
+  GgmlAttention attention;
+  attention.cache = &filled.cache;
+  attention.team = &team;
+  attention.rows = {{filled.sequence, 0, 1}};
+  const Text& text = base_text();
+  const std::int64_t newest = (tokens - 1) % text.tokens * kv_heads * head_dim;
+  const std::vector<float> queries = make_queries(1);
+  std::vector<float> out(queries.size());
+  std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
+  for (auto _ : state) {
+    const Context context(ggml_init({memory.size(), memory.data(), true}));
+    ggml_tensor* const result =
+        attention.node(context.get(), row_tensor(context.get(), queries.data(), query_heads),
+                       row_tensor(context.get(), text.key_rows.data() + newest, kv_heads),
+                       row_tensor(context.get(), text.value_rows.data() + newest, kv_heads));
+    result->data = out.data();
+    compute(context.get(), result, threads);
+    require(attention.status());
+    require(filled.cache.truncate(filled.sequence, tokens - 1));
+  }
+  state.counters["bits"] = filled.bits();
+  count_tokens(state, tokens);
+  state.counters["error"] = relative_error(out, reference_output(tokens));
+}
+#endif
+
 const bool registered = [] {
+#if KVTILT_GGML_HAS_BACKENDS
+  for (const char* recipe : {"k16v16", "k8v8", "k4v4", "k4v2"})
+    for (const std::int64_t tokens : {4096, 32768})
+      for (const int threads : {1, 2})
+        benchmark::RegisterBenchmark(
+            ("ggml_node/" + std::string(recipe) + "/tokens:" + std::to_string(tokens) +
+             "/threads:" + std::to_string(threads))
+                .c_str(),
+            [=](benchmark::State& state) { run_node(state, recipe, tokens, threads); })
+            ->UseRealTime()
+            ->Unit(benchmark::kMicrosecond);
+#endif
   for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
     for (const bool by_head : {false, true}) {
       for (const std::int64_t tokens : {4096, 32768})
