@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace kvtilt {
@@ -57,6 +58,29 @@ LayerModel model_of(const LayerShape& shape, const std::vector<Recipe>& recipes,
                        options.page_tokens)
             .value());
   return {shape, resolved, options.page_tokens, options.sink_tokens, options.recent_tokens};
+}
+
+TEST(KVCache, AnotherOneTakesItsPlace) {
+  Random random(7);
+  const LayerShape shape{1, 16, 16, 0};
+  const Tokens tokens(random, shape, 300);
+  KVCache cache = test::make_cache(shape, presets::k4v2, placed(32, 4, 0));
+  const SequenceId old = test::open_reserved(cache, 300);
+  KVTILT_EXPECT_OK(tokens.append_to(cache, old));
+  KVCache other = test::make_cache(shape, presets::k8v8, placed(64, 4, 0));
+  (void)other.open();
+  const SequenceId id = test::open_reserved(other, 200);
+  KVTILT_EXPECT_OK(tokens.append_to(other, id, 0, 0, 200));
+  const double bits = other.page_bits();
+
+  cache = std::move(other);
+  EXPECT_EQ(cache.page_bits(), bits);
+  EXPECT_EQ(cache.length(id).value(), 200);
+  KVTILT_EXPECT_OK(cache.reserve(id, 300));
+  KVTILT_EXPECT_OK(tokens.append_to(cache, id, 0, 200, 100));
+  KVCache& same = cache;
+  cache = std::move(same);
+  EXPECT_EQ(cache.length(id).value(), 300);
 }
 
 TEST(KVCacheProperty, AppendingInPartsIsAppendingAtOnce) {

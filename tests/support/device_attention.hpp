@@ -100,7 +100,7 @@ struct RandomOptions {
     if (random.chance(3)) options.soft_cap = 5.0f;
     if (random.chance(3)) options.alibi_slopes = slopes;
     if (random.chance(3)) options.sink_logits = sinks;
-    if (random.chance(3)) {
+    if (random.chance(3) && !tree.empty()) {
       options.tree_mask = tree;
       if (random.chance(2)) options.tree_tokens = random.between(1, most_tree_tokens);
     } else {

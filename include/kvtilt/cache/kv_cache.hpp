@@ -47,7 +47,14 @@ class KVCache {
                                 const CacheOptions& options = {});
 
   KVCache(KVCache&& other) noexcept = default;
-  KVCache& operator=(KVCache&&) = delete;
+  /// Ends this cache, its sequences and views, and puts the other in its place.
+  KVCache& operator=(KVCache&& other) noexcept {
+    if (this != &other) {
+      std::destroy_at(this);
+      std::construct_at(this, std::move(other));
+    }
+    return *this;
+  }
 
   /// Opens an empty sequence. Fails with OutOfCapacity at max_sequences, or OutOfMemory.
   Result<SequenceId> open();

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace kvtilt::test {
@@ -50,6 +51,22 @@ TEST(DeviceKVCache, RaggedBatchesAreTheirSequences) {
     for (const BothIds& id : open) EXPECT_TRUE(both.same(id));
   }
   KVTILT_EXPECT_OK(both.gpu.poll(nullptr));
+}
+
+TEST(DeviceKVCache, AnotherOneTakesItsPlace) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(3);
+  const CacheShape shape = two_layers();
+  BothCaches both(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  BothCaches other(shape, Plan::uniform(shape, presets::k4v2), few_pages());
+  (void)other.open(100);
+  const BothIds id = other.open(400);
+  other.append(id, random, 300);
+  both.cpu = std::move(other.cpu);
+  both.gpu = std::move(other.gpu);
+  EXPECT_EQ(both.gpu.length(id.gpu).value(), 300);
+  both.append(id, random, 100);
+  EXPECT_TRUE(both.same(id));
 }
 
 TEST(DeviceKVCache, BatchesAreCutToLengthsOnTheDevice) {

@@ -94,7 +94,7 @@ void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchO
           [&](EmulatedThreads& block, Role role, const TensorLayout& tensor, std::size_t head) {
             HostBlock<std::byte> to{image.data() + head, first_word + head / 8};
             tensor_to_host(block, role, tensor, device.data() + head, to, tokens, block.shared());
-            sum += to.sum;
+            block.atomic_add(&sum, to.sum);
           });
   EXPECT_EQ(sum, expected_sum);
   EXPECT_TRUE(image.is(host)) << "to the host";
@@ -108,7 +108,7 @@ void check_page(const PageLayout& layout, int tokens, int threads, test::LaunchO
           [&](EmulatedThreads& block, Role role, const TensorLayout& tensor, std::size_t head) {
             HostBlock<const std::byte> from{image.data() + head, first_word + head / 8};
             tensor_to_device(block, role, tensor, from, back.data() + head, block.shared());
-            sum += from.sum;
+            block.atomic_add(&sum, from.sum);
           });
   EXPECT_EQ(sum, expected_sum);
   EXPECT_EQ(test::first_difference(back, device), -1) << "to the device";

@@ -25,6 +25,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <utility>
 #include <vector>
@@ -60,7 +61,14 @@ class KVCache {
                                 const CacheOptions& options = {}, cudaStream_t stream = nullptr);
 
   KVCache(KVCache&&) noexcept = default;
-  KVCache& operator=(KVCache&&) = delete;
+  /// Ends this cache, its sequences and views, and puts the other in its place.
+  KVCache& operator=(KVCache&& other) noexcept {
+    if (this != &other) {
+      std::destroy_at(this);
+      std::construct_at(this, std::move(other));
+    }
+    return *this;
+  }
 
   /// Opens a new, empty sequence. Fails with OutOfCapacity at max_sequences.
   Result<SequenceId> open(cudaStream_t stream = nullptr);
