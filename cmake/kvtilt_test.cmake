@@ -86,9 +86,13 @@ function(kvtilt_test source)
   list(TRANSFORM suites REPLACE "^[A-Z_]+\\(([A-Za-z0-9]+),.*" "\\1.*:*/\\1.*")
   list(REMOVE_DUPLICATES suites)
   list(JOIN suites ":" suites)
+  set(timeout 300)
+  if("$ENV{KVTILT_FULL}")
+    set(timeout 1500)  # the long random programs
+  endif()
   gtest_discover_tests(${target} TEST_PREFIX ${path}/ TEST_LIST kvtilt_tests TEST_FILTER ${suites}
                        NO_PRETTY_VALUES DISCOVERY_TIMEOUT 120
-                       PROPERTIES TIMEOUT 300)
+                       PROPERTIES TIMEOUT ${timeout})
   # ctest reads this file right after the list of tests that gtest_discover_tests() makes it read.
   set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES
                                          ${PROJECT_SOURCE_DIR}/cmake/kvtilt_test_labels.cmake)
