@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 /// kvtilt's attention as a node of a ggml graph, in the place of ggml_flash_attn_ext() and of the nodes
-/// that copy keys and values to a cache. bench/attention/ggml_bench.cpp runs it.
+/// that copy keys and values to a cache. bench/attention/ggml_bench.cpp and bench/llama_cpp run it.
 #pragma once
 
 #include <kvtilt/kvtilt.hpp>
