@@ -135,6 +135,14 @@ std::vector<F16> make_mask(const Case& c) {
   return mask;
 }
 
+/// Floats [tokens][heads][head_dim] as a tensor.
+ggml_tensor* float_tensor(ggml_context* context, const float* data, int heads,
+                          std::int64_t tokens) {
+  ggml_tensor* const tensor = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, heads, tokens);
+  tensor->data = const_cast<float*>(data);
+  return tensor;
+}
+
 /// Computes a graph of one result.
 void compute(ggml_context* context, ggml_tensor* result, int threads) {
   ggml_cgraph* const graph = ggml_new_graph(context);
@@ -151,8 +159,7 @@ void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
                  std::vector<F16>& mask, std::vector<float>& out, std::vector<std::byte>& memory) {
   const Context context(ggml_init({memory.size(), memory.data(), true}));
   ggml_tensor* const rows_of_queries =
-      ggml_new_tensor_3d(context.get(), GGML_TYPE_F32, head_dim, query_heads, c.queries);
-  rows_of_queries->data = queries.data();
+      float_tensor(context.get(), queries.data(), query_heads, c.queries);
   ggml_tensor* const visible = ggml_new_tensor_2d(
       context.get(), GGML_TYPE_F16, c.tokens, static_cast<std::int64_t>(mask.size()) / c.tokens);
   visible->data = mask.data();
@@ -185,13 +192,6 @@ void add(const Case& c) {
 }
 
 #if KVTILT_GGML_HAS_BACKENDS
-/// One row [heads][head_dim] of floats as a tensor.
-ggml_tensor* row_tensor(ggml_context* context, const float* row, int heads) {
-  ggml_tensor* const tensor = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, heads, 1);
-  tensor->data = const_cast<float*>(row);
-  return tensor;
-}
-
 void run_node(benchmark::State& state, const std::string& recipe, std::int64_t tokens,
               int threads) {
   FilledCache& filled = filled_cache(recipe, tokens - 1, Tail::Default);
@@ -209,9 +209,9 @@ void run_node(benchmark::State& state, const std::string& recipe, std::int64_t t
   for (auto _ : state) {
     const Context context(ggml_init({memory.size(), memory.data(), true}));
     ggml_tensor* const result =
-        attention.node(context.get(), row_tensor(context.get(), queries.data(), query_heads),
-                       row_tensor(context.get(), text.key_rows.data() + newest, kv_heads),
-                       row_tensor(context.get(), text.value_rows.data() + newest, kv_heads));
+        attention.node(context.get(), float_tensor(context.get(), queries.data(), query_heads, 1),
+                       float_tensor(context.get(), text.key_rows.data() + newest, kv_heads, 1),
+                       float_tensor(context.get(), text.value_rows.data() + newest, kv_heads, 1));
     result->data = out.data();
     compute(context.get(), result, threads);
     require(attention.status());
