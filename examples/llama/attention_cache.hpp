@@ -31,14 +31,16 @@ class AttentionCache {
   /// up to itself.
   ///
   /// queries [tokens, query_heads, head_dim], rotated
+  /// turned  the same, turned back by removed() positions: they ask the tokens in front of the gap;
+  ///         not read while there is none
   /// keys    [tokens, kv_heads, head_dim], rotated
   /// values  [tokens, kv_heads, head_dim]
   /// out     [tokens, query_heads, head_dim]
   /// A chunk of one token and up to draft_room() more reads all tokens out of the cache and gives
   /// the same bits as one call per token. In a longer chunk, the tokens see each other before they
   /// are quantized. Throws if the cache refuses the numbers or is full.
-  virtual void attend(int layer, int tokens, const float* queries, const float* keys,
-                      const float* values, float* out) = 0;
+  virtual void attend(int layer, int tokens, const float* queries, const float* turned,
+                      const float* keys, const float* values, float* out) = 0;
 
   /// Number of tokens after the next one that truncate() can take back exactly.
   [[nodiscard]] virtual int draft_room() const = 0;
@@ -46,13 +48,21 @@ class AttentionCache {
   /// Forgets every token from `length` on, in all layers.
   virtual void truncate(int length) = 0;
 
+  /// Removes the tokens at positions `from` to `to` - 1, which must be whole pages of every layer,
+  /// and makes room for as many new ones. Later tokens keep their positions. A sequence has one gap:
+  /// each removal begins where the one before ended. Throws if it does not, or the cache refuses.
+  virtual void remove(int from, int to) = 0;
+  /// Tokens removed since the sequence began: those in front of the gap are this much nearer to later
+  /// ones than their positions say.
+  [[nodiscard]] virtual int removed() const = 0;
+
   /// save() returns the sequence as bytes; load() replaces the sequence by a saved one with room
   /// for `more` tokens. Both throw if the cache does not support it, load() also for another
   /// cache's bytes.
   [[nodiscard]] virtual std::vector<std::byte> save() const { refuse_saving(); }
   virtual void load(std::span<const std::byte> /*saved*/, int /*more*/) { refuse_saving(); }
 
-  /// Tokens in the cache, in every layer.
+  /// The position of the next token, in every layer: removed tokens count.
   [[nodiscard]] virtual int length() const = 0;
   [[nodiscard]] virtual CacheUsage usage() const = 0;
   /// 8 * bytes of a full page / its numbers; 16 if there are no pages.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "capturing_cache.hpp"
 
+#include "fail.hpp"
+
 #include <algorithm>
 #include <utility>
 
@@ -24,9 +26,9 @@ void CapturingCache::restart(int positions) {
   for (CapturedLayer& layer : layers_) layer = {};
 }
 
-void CapturingCache::attend(int layer, int tokens, const float* queries, const float* keys,
-                            const float* values, float* out) {
-  cache_->attend(layer, tokens, queries, keys, values, out);
+void CapturingCache::attend(int layer, int tokens, const float* queries, const float* turned,
+                            const float* keys, const float* values, float* out) {
+  cache_->attend(layer, tokens, queries, turned, keys, values, out);
   CapturedLayer& captured = layers_[static_cast<std::size_t>(layer)];
   const auto keep = [tokens](Floats& numbers, const float* data, std::ptrdiff_t width) {
     numbers.insert(numbers.end(), data, data + tokens * width);
@@ -43,6 +45,10 @@ void CapturingCache::truncate(int length) {
     shorten(layer.keys, length * kv_width_);
     shorten(layer.values, length * kv_width_);
   }
+}
+
+void CapturingCache::remove(int from, int to) {
+  fail("tokens ", from, " to ", to - 1, " are captured and cannot be removed");
 }
 
 }  // namespace llama

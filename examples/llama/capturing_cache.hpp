@@ -26,10 +26,13 @@ class CapturingCache final : public AttentionCache {
   [[nodiscard]] const std::vector<CapturedLayer>& layers() const { return layers_; }
 
   void restart(int positions) override;
-  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
-              float* out) override;
+  void attend(int layer, int tokens, const float* queries, const float* turned, const float* keys,
+              const float* values, float* out) override;
   [[nodiscard]] int draft_room() const override { return cache_->draft_room(); }
   void truncate(int length) override;
+  /// Always throws: what was captured stays, and would no longer be what the cache holds.
+  void remove(int from, int to) override;
+  [[nodiscard]] int removed() const override { return cache_->removed(); }
   [[nodiscard]] int length() const override { return cache_->length(); }
   [[nodiscard]] CacheUsage usage() const override { return cache_->usage(); }
   [[nodiscard]] double page_bits() const override { return cache_->page_bits(); }

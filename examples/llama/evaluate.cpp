@@ -2,6 +2,7 @@
 // The program `evaluate`: measures what each recipe costs in memory and quality on a text.
 #include <kvtilt/io/recipe_file.hpp>
 
+#include "context_shift.hpp"
 #include "evaluation_report.hpp"
 #include "fail.hpp"
 #include "finite.hpp"
@@ -18,6 +19,7 @@
 #include <algorithm>
 #include <iostream>
 #include <limits>
+#include <optional>
 #include <set>
 #include <thread>
 
@@ -59,6 +61,7 @@ struct Arguments {
   int threads = 0;  // 0: one per core
   int page = 0;     // 0: that of the plans, or the default
   int chunk = 1;
+  std::optional<int> keep;
   std::string arithmetic = "fast";
   llama::Transforms transforms;
   llama::CacheSettings cache;
@@ -118,8 +121,9 @@ void run(Arguments& arguments) {
   llama::check_outputs({{"--capture", arguments.capture}, {"--json", arguments.json}});
   const llama::Model model(arguments.model, arguments.transforms);
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
-  if (arguments.context > model.config().context) {
-    llama::fail("--context ", arguments.context, " is beyond the model's ", model.config().context);
+  if (arguments.context > model.config().context && !arguments.keep) {
+    llama::fail("--context ", arguments.context, " is beyond the model's ", model.config().context,
+                "; --keep goes on behind it");
   }
   const int context = arguments.context > 0 ? arguments.context : model.config().context;
   const std::string text = llama::read_text_file(arguments.text);
@@ -138,9 +142,11 @@ void run(Arguments& arguments) {
   options.cache = arguments.cache;
   options.chunk = arguments.chunk;
   if (arguments.arithmetic == "exact") options.cache.arithmetic = llama::CacheArithmetic::Exact;
+  if (arguments.keep) options.shift = {*arguments.keep, options.cache};
   const int cores = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   options.threads = std::min(arguments.threads > 0 ? arguments.threads : cores,
                              std::max(1, static_cast<int>(pieces.size())));
+  if (options.shift) llama::check_shift(model.config(), *options.shift);
   for (const auto& recipe : options.recipes) {  // refuse a wrong name before the long run
     (void)llama::make_cache(model.config(), recipe, options.cache);
   }
@@ -155,7 +161,13 @@ void run(Arguments& arguments) {
             << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens << ", "
             << arguments.arithmetic << " arithmetic"
             << (arguments.transforms.keys ? ", Hadamard transforms of keys" : "")
-            << (arguments.transforms.values ? ", Hadamard transforms of values" : "") << std::endl;
+            << (arguments.transforms.values ? ", Hadamard transforms of values" : "");
+  if (options.shift) {
+    std::cout << "\na full context of " << model.config().context
+              << " loses its older half, except the first " << llama::kept_tokens(*options.shift)
+              << " tokens";
+  }
+  std::cout << std::endl;
   llama::Progress progress;
   if (!arguments.capture.empty()) capture(arguments, model, pieces, options.threads, progress);
   if (progress.visible()) {
@@ -207,6 +219,12 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--context", arguments.context, "positions per piece (default: the model's)")
       ->check(counts);
+  app.add_option(
+         "--keep", arguments.keep,
+         "go on in pieces that are longer than the model's context: when it is full, the older "
+         "half of its tokens is removed, except the first so many, rounded up to a page's end")
+      ->check(CLI::NonNegativeNumber)
+      ->excludes("--capture");
   app.add_option("--chunk", arguments.chunk,
                  "predictions made in one pass, at most: more take less time, and tokens/s is then "
                  "no speed of decoding")

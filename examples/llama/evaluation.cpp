@@ -36,7 +36,8 @@ struct PieceResult {
 /// Decodes pieces with every recipe. One per thread.
 class PieceEvaluator {
  public:
-  PieceEvaluator(const Model& model, const EvaluationOptions& options) : model_(model) {
+  PieceEvaluator(const Model& model, const EvaluationOptions& options)
+      : model_(model), shift_(options.shift) {
     caches_.push_back(make_cache(model.config(), baseline_recipe, options.cache));
     for (const auto& recipe : options.recipes) {
       caches_.push_back(make_cache(model.config(), recipe, options.cache));
@@ -58,7 +59,8 @@ class PieceEvaluator {
   std::vector<PieceResult> run(const std::vector<int>& piece, Advance advance) {
     std::vector<PieceResult> results(caches_.size());
     const std::size_t predictions = piece.size() - 1;
-    for (const auto& cache : caches_) cache->restart(static_cast<int>(predictions));
+    const int positions = std::min(static_cast<int>(predictions), model_.config().context);
+    for (const auto& cache : caches_) cache->restart(positions);
     for (std::size_t begin = 0; begin < predictions; begin += block_) {
       const std::size_t end = std::min(begin + block_, predictions);
       for (std::size_t i = 0; i < caches_.size(); ++i) {
@@ -79,8 +81,11 @@ class PieceEvaluator {
                  std::size_t index, PieceResult& result) {
     AttentionCache& cache = *caches_[index];
     for (std::size_t position = begin; position < end;) {
+      if (shift_) shift_if_full(model_.config(), *shift_, cache);
+      const int room = model_.config().context - (cache.length() - cache.removed());
       const std::size_t tokens =
-          std::min({chunk_, end - position, static_cast<std::size_t>(cache.draft_room()) + 1});
+          std::min({chunk_, end - position, static_cast<std::size_t>(cache.draft_room()) + 1,
+                    static_cast<std::size_t>(std::max(1, room))});
       float* const place =
           index == 0 ? baseline_.data() + (position - begin) * vocab_ : &logits_[0];
       const auto start = Clock::now();
@@ -107,6 +112,7 @@ class PieceEvaluator {
   }
 
   const Model& model_;
+  std::optional<ContextShift> shift_;
   std::vector<std::unique_ptr<AttentionCache>> caches_;  // the baseline first
   Scratch scratch_;
   std::size_t vocab_ = 0;
@@ -167,6 +173,7 @@ RecipeReport summarize(const std::string& recipe, std::size_t index,
 
 std::vector<RecipeReport> evaluate(const Model& model, const std::vector<std::vector<int>>& pieces,
                                    const EvaluationOptions& options) {
+  if (options.shift) check_shift(model.config(), *options.shift);
   std::size_t predictions = 0;
   for (const auto& piece : pieces) predictions += piece.size() - 1;
   if (predictions == 0) fail("the text is too short: there is nothing to predict");

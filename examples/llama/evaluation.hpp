@@ -4,6 +4,7 @@
 
 #include <kvtilt/quant/plan.hpp>
 
+#include "context_shift.hpp"
 #include "make_cache.hpp"
 #include "model.hpp"
 
@@ -27,6 +28,7 @@ struct EvaluationOptions {
   std::function<void(double share)> progress;  // called repeatedly, by one thread at a time
   std::vector<NamedPlan> plans = {};           // evaluated after the recipes
   int chunk = 1;  // most predictions per pass; it changes the figures by float rounding only
+  std::optional<ContextShift> shift = {};  // what to do when a piece is longer than the context
 };
 
 /// One row of the result; every mean runs over all predictions of all pieces. Standard errors are

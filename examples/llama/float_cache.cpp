@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "float_cache.hpp"
 
+#include "fail.hpp"
 #include "half.hpp"
 
 #include <Eigen/Core>
@@ -31,6 +32,7 @@ FloatCache::FloatCache(const ModelConfig& config, CacheRounding rounding)
 }
 
 void FloatCache::restart(int positions) {
+  gap_ = {};
   const std::size_t numbers = static_cast<std::size_t>(positions) * head_dim_;
   for (Layer& layer : layers_) {
     layer.tokens = 0;
@@ -60,9 +62,12 @@ void FloatCache::append(Layer& layer, int tokens, const float* keys, const float
   if (scores_.size() < static_cast<std::size_t>(layer.tokens)) scores_.resize(2 * layer.tokens);
 }
 
-void FloatCache::attend_one(const Layer& layer, int position, const float* queries, float* out) {
-  const int first = layer.window == 0 ? 0 : std::max(0, position + 1 - layer.window);
-  const int count = position + 1 - first;
+/// The attention of the token at `index` among those that are left.
+void FloatCache::attend_one(const Layer& layer, int index, const float* queries,
+                            const float* turned, float* out) {
+  const int first = layer.window == 0 ? 0 : std::max(0, index + 1 - layer.window);
+  const int count = index + 1 - first;
+  const int before = gap_.tokens > 0 ? std::clamp(gap_.begin - first, 0, count) : 0;
   const float scale = 1.0F / std::sqrt(static_cast<float>(head_dim_));
   const int gqa_ratio = query_heads_ / kv_heads_;
   for (int i = 0; i < query_heads_; ++i) {
@@ -70,30 +75,37 @@ void FloatCache::attend_one(const Layer& layer, int position, const float* queri
     const std::ptrdiff_t offset = std::ptrdiff_t{first} * head_dim_;
     const ConstMatrix keys(head.keys.data() + offset, count, head_dim_);
     const ConstMatrix values(head.values.data() + offset, count, head_dim_);
-    const ConstVector query(queries + std::ptrdiff_t{i} * head_dim_, head_dim_);
+    const std::ptrdiff_t row = std::ptrdiff_t{i} * head_dim_;
     Vector scores(scores_.data(), count);
-    scores.noalias() = keys * query;
+    if (before > 0) {
+      scores.head(before).noalias() = keys.topRows(before) * ConstVector(turned + row, head_dim_);
+    }
+    scores.tail(count - before).noalias() =
+        keys.bottomRows(count - before) * ConstVector(queries + row, head_dim_);
     scores = ((scores.array() - scores.maxCoeff()) * scale).exp();
-    Vector result(out + std::ptrdiff_t{i} * head_dim_, head_dim_);
+    Vector result(out + row, head_dim_);
     result.noalias() = values.transpose() * scores;
     result /= scores.sum();
   }
 }
 
-void FloatCache::attend(int layer, int tokens, const float* queries, const float* keys,
-                        const float* values, float* out) {
+void FloatCache::attend(int layer, int tokens, const float* queries, const float* turned,
+                        const float* keys, const float* values, float* out) {
   Layer& target = layers_[static_cast<std::size_t>(layer)];
-  const int position = target.tokens;
+  const int before = target.tokens;
   append(target, tokens, keys, values);
   const std::ptrdiff_t width = std::ptrdiff_t{query_heads_} * head_dim_;
   for (int token = 0; token < tokens; ++token) {
-    attend_one(target, position + token, queries + token * width, out + token * width);
+    const std::ptrdiff_t row = token * width;
+    attend_one(target, before + token, queries + row, gap_.tokens > 0 ? turned + row : nullptr,
+               out + row);
   }
 }
 
 void FloatCache::truncate(int length) {
+  gap_.check_length(length);
   for (Layer& layer : layers_) {
-    layer.tokens = std::min(layer.tokens, length);
+    layer.tokens = std::min(layer.tokens, length - gap_.tokens);
     for (Head& head : layer.heads) {
       head.keys.resize(static_cast<std::size_t>(layer.tokens) * head_dim_);
       head.values.resize(static_cast<std::size_t>(layer.tokens) * head_dim_);
@@ -101,7 +113,24 @@ void FloatCache::truncate(int length) {
   }
 }
 
-int FloatCache::length() const { return layers_.back().tokens; }
+void FloatCache::remove(int from, int to) {
+  const Gap gap = gap_.with(from, to);
+  if (from < 0 || to > length()) fail("cannot remove tokens ", from, " to ", to - 1);
+  for (Layer& layer : layers_) {
+    layer.tokens -= to - from;
+    for (Head& head : layer.heads) {
+      const auto erase = [&](Floats& rows) {
+        const auto first = rows.begin() + std::ptrdiff_t{gap.begin} * head_dim_;
+        rows.erase(first, first + std::ptrdiff_t{to - from} * head_dim_);
+      };
+      erase(head.keys);
+      erase(head.values);
+    }
+  }
+  gap_ = gap;
+}
+
+int FloatCache::length() const { return layers_.back().tokens + gap_.tokens; }
 
 CacheUsage FloatCache::usage() const {
   CacheUsage usage;

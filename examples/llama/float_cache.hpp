@@ -6,6 +6,7 @@
 #include "attention_cache.hpp"
 #include "config.hpp"
 #include "floats.hpp"
+#include "gap.hpp"
 
 #include <limits>
 #include <vector>
@@ -23,10 +24,12 @@ class FloatCache final : public AttentionCache {
   explicit FloatCache(const ModelConfig& config, CacheRounding rounding = CacheRounding::F16);
 
   void restart(int positions) override;
-  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
-              float* out) override;
+  void attend(int layer, int tokens, const float* queries, const float* turned, const float* keys,
+              const float* values, float* out) override;
   [[nodiscard]] int draft_room() const override { return std::numeric_limits<int>::max(); }
   void truncate(int length) override;
+  void remove(int from, int to) override;
+  [[nodiscard]] int removed() const override { return gap_.tokens; }
   [[nodiscard]] int length() const override;
   /// Counts 2 bytes per number, as 16-bit storage would need, though they are stored as floats.
   [[nodiscard]] CacheUsage usage() const override;
@@ -35,23 +38,25 @@ class FloatCache final : public AttentionCache {
 
  private:
   struct Head {
-    Floats keys;    // [tokens, head_dim]
-    Floats values;  // [tokens, head_dim]
+    Floats keys;    // [tokens, head_dim], without those of the gap
+    Floats values;  // [tokens, head_dim], likewise
   };
   struct Layer {
     std::vector<Head> heads;  // one per kv head
     int window = 0;
-    int tokens = 0;
+    int tokens = 0;  // in `heads`
   };
 
   void append(Layer& layer, int tokens, const float* keys, const float* values);
-  void attend_one(const Layer& layer, int position, const float* queries, float* out);
+  void attend_one(const Layer& layer, int index, const float* queries, const float* turned,
+                  float* out);
 
   int query_heads_;
   int kv_heads_;
   int head_dim_;
   CacheRounding rounding_;
   std::vector<Layer> layers_;
+  Gap gap_;
   Floats scores_;  // [tokens]
 };
 

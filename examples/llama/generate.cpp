@@ -16,6 +16,7 @@
 #include <iostream>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct Arguments {
   std::uint64_t seed = 1;
   double temperature = 0;
   llama::CacheSettings cache;
+  std::optional<int> keep;
   std::string load;
   std::string save;
 };
@@ -76,12 +78,14 @@ void run(const Arguments& arguments) {
   llama::SavedPrompt saved;
   if (before) saved.before = before->bytes();
   if (!arguments.save.empty()) saved.after = &after;
+  std::optional<llama::ContextShift> shift;
+  if (arguments.keep) shift = {*arguments.keep, arguments.cache};
   const auto write = [&](const std::string& recipe, const auto& on_text,
                          const llama::SavedPrompt& saved_prompt) {
     const auto cache = llama::make_cache(model.config(), recipe, arguments.cache);
     const llama::Sampler sampler(arguments.temperature, arguments.seed);
     return llama::generate(model, *tokenizer, arguments.prompt, arguments.tokens, arguments.draft,
-                           sampler, *cache, on_text, saved_prompt);
+                           sampler, *cache, on_text, saved_prompt, shift);
   };
 
   bool started = false;
@@ -153,6 +157,10 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--sinks", arguments.cache.sink_tokens, "first tokens kept in 16 bits")
       ->capture_default_str();
+  app.add_option("--keep", arguments.keep,
+                 "go on when the model's context is full: the older half of its tokens is removed, "
+                 "except the first so many, rounded up to a page's end")
+      ->check(CLI::NonNegativeNumber);
   app.add_option("--save", arguments.save,
                  "file to keep the prompt in, read as it is: others can go on from there");
   app.add_option("--load", arguments.load,

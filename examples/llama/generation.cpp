@@ -26,8 +26,8 @@ bool ends_text(const ModelConfig& config, const Tokenizer& tokenizer, int token)
 
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     int count, int draft, Sampler sampler, AttentionCache& cache,
-                    const std::function<void(std::string_view)>& on_text,
-                    const SavedPrompt& saved) {
+                    const std::function<void(std::string_view)>& on_text, const SavedPrompt& saved,
+                    const std::optional<ContextShift>& shift) {
   const ModelConfig& config = model.config();
   const bool goes_on = saved.before.has_value();
   std::vector<int> tokens;
@@ -38,7 +38,8 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     fail("the prompt is empty, and ", goes_on ? "what was saved does not say what comes next"
                                               : "this model has no begin token to start from");
   }
-  if (tokens.size() > static_cast<std::size_t>(config.context)) {
+  if (shift) check_shift(config, *shift);
+  if (!shift && tokens.size() > static_cast<std::size_t>(config.context)) {
     fail("the prompt has ", tokens.size(), " tokens, more than the model's context of ",
          config.context);
   }
@@ -46,14 +47,15 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
     fail("a draft has 0 to ", same_bits_tokens - 1, " tokens, not ", draft);
   }
   const int prompt_tokens = static_cast<int>(tokens.size());
-  const int wanted = prompt_tokens + std::min(count, config.context - prompt_tokens);
+  const int wanted =
+      static_cast<int>(std::min<std::int64_t>(std::int64_t{prompt_tokens} + count, config.context));
   if (goes_on) {
     cache.load(*saved.before, wanted);
   } else {
     cache.restart(wanted);
   }
   const int before = cache.length();
-  if (before > config.context - prompt_tokens) {
+  if (before > config.context - (shift ? 0 : prompt_tokens)) {
     fail("the prompt has ", prompt_tokens, " tokens and what was saved ", before,
          ", together more than the model's context of ", config.context);
   }
@@ -61,9 +63,15 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   Scratch scratch;
   const auto vocab = static_cast<std::size_t>(config.vocab);
   Floats logits(vocab * static_cast<std::size_t>(1 + draft));
-  for (std::size_t begin = 0; begin < tokens.size(); begin += chunk_tokens) {
-    const std::size_t size = std::min(chunk_tokens, tokens.size() - begin);
+  const auto room = [&] {  // positions left in the context
+    if (shift) shift_if_full(config, *shift, cache);
+    return config.context - (cache.length() - cache.removed());
+  };
+  for (std::size_t begin = 0; begin < tokens.size();) {
+    const std::size_t size =
+        std::min({chunk_tokens, tokens.size() - begin, static_cast<std::size_t>(room())});
     model.forward({&tokens[begin], size}, cache, scratch, {logits.data(), vocab});
+    begin += size;
   }
   if (saved.after != nullptr) *saved.after = cache.save();
 
@@ -90,13 +98,13 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
 
     const int left = count - static_cast<int>(tokens.size()) + prompt_tokens;
     if (ended || left == 0) break;
-    if (cache.length() == config.context) {
+    const int positions = room();
+    if (positions == 0) {
       result.context_full = true;
       break;
     }
     const auto now = std::chrono::steady_clock::now();
-    const int most =
-        std::min({draft, left - 1, config.context - cache.length() - 1, cache.draft_room()});
+    const int most = std::min({draft, left - 1, positions - 1, cache.draft_room()});
     batch = look_up(tokens, most);
     result.drafted += static_cast<int>(batch.size());
     batch.insert(batch.begin(), tokens.back());
@@ -107,7 +115,7 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   result.tokens.assign(tokens.begin() + prompt_tokens, tokens.end());
   result.steps = cache.length() - before - prompt_tokens;
   result.usage = cache.usage();
-  result.tokens_kept = cache.length();
+  result.tokens_kept = cache.length() - cache.removed();
   return result;
 }
 

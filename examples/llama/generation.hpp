@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention_cache.hpp"
+#include "context_shift.hpp"
 #include "model.hpp"
 #include "sampler.hpp"
 #include "tokenizer.hpp"
@@ -24,7 +25,8 @@ struct Generation {
   int drafted = 0;          // tokens guessed by look_up()
   int accepted = 0;         // of those
   CacheUsage usage;         // at the end, like the next
-  int tokens_kept = 0;      // in the cache: the prompt and all written tokens but the last
+  int tokens_kept = 0;      // in the cache: the prompt and all written tokens but the last, except
+                            // those that a shift has removed
   bool context_full = false;
 
   [[nodiscard]] double tokens_per_s() const { return seconds > 0 ? steps / seconds : 0; }
@@ -43,11 +45,12 @@ struct SavedPrompt {
 ///        It changes the speed and never the text: a guess is accepted only if the sampler chooses
 ///        it from the logits that decoding without drafts gives, bit for bit. For that, a draft
 ///        ends before a token that would seal a page of the cache. At most same_bits_tokens - 1.
+/// shift  goes on when the context is full; the prompt, too, can then be longer
 /// Throws if the prompt is empty or does not fit the context, if logits are not finite, and if the
-/// cache cannot be saved or loaded.
+/// cache cannot be saved, loaded or shifted.
 Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_view prompt,
                     int count, int draft, Sampler sampler, AttentionCache& cache,
                     const std::function<void(std::string_view)>& on_text,
-                    const SavedPrompt& saved = {});
+                    const SavedPrompt& saved = {}, const std::optional<ContextShift>& shift = {});
 
 }  // namespace llama

@@ -49,20 +49,44 @@ void KvtiltCache::restart(int positions) {
   if (sequence_) check(cache_.close(*sequence_));
   sequence_ = cache_.open().value();
   check(cache_.reserve(*sequence_, positions));
+  positions_ = positions;
+  gap_ = {};
   touched_codes_ = false;
 }
 
-void KvtiltCache::attend(int layer, int tokens, const float* queries, const float* keys,
-                         const float* values, float* out) {
+std::span<std::byte> KvtiltCache::workspace(std::size_t bytes) {
+  if (workspace_.size() < bytes) workspace_.resize(bytes);  // grows once: sizes are per shape
+  return workspace_;
+}
+
+/// Merges attention to the tokens in front of the gap into that to all others. All queries see them.
+void KvtiltCache::add_beginning(const kvtilt::LayerView& view, const kvtilt::TensorView& turned,
+                                const kvtilt::OutputView& out) {
+  const auto rows = static_cast<std::size_t>(turned.tokens) * query_heads_;
+  if (beginning_.size() < rows * (head_dim_ + 1)) beginning_.resize(rows * (head_dim_ + 1));
+  const kvtilt::OutputView part(beginning_.data(), turned.tokens, query_heads_, head_dim_,
+                                beginning_.data() + rows * head_dim_);
+  kvtilt::AttendOptions options = options_;
+  options.end_position = gap_.begin;
+  options.causal = false;
+  check(
+      kvtilt::attend(view, turned, part, options, workspace(kvtilt::attend_workspace_bytes(view))));
+  check(kvtilt::merge(out, part));
+}
+
+void KvtiltCache::attend(int layer, int tokens, const float* queries, const float* turned,
+                         const float* keys, const float* values, float* out) {
   const kvtilt::SequenceId id = sequence_.value();
   const kvtilt::TensorView q(queries, tokens, query_heads_, head_dim_);
   const kvtilt::TensorView k(keys, tokens, kv_heads_, head_dim_);
   const kvtilt::TensorView v(values, tokens, kv_heads_, head_dim_);
-  const kvtilt::OutputView result(out, tokens, query_heads_, head_dim_);
-  const auto workspace = [this](std::size_t bytes) {
-    if (workspace_.size() < bytes) workspace_.resize(bytes);  // grows once: sizes are per shape
-    return std::span<std::byte>(workspace_);
-  };
+  kvtilt::OutputView result(out, tokens, query_heads_, head_dim_);
+  kvtilt::AttendOptions options = options_;
+  if (gap_.tokens > 0) {
+    lse_.resize(static_cast<std::size_t>(tokens) * query_heads_);
+    result.lse = lse_.data();
+    options.first_position = gap_.end();
+  }
   if (layer == 0) touched_codes_ = false;
 
   kvtilt::LayerView view;
@@ -70,11 +94,13 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
     check(cache_.append(id, layer, k, v));
     view = cache_.view(id, layer).value();
     check(
-        kvtilt::attend(view, q, result, options_, workspace(kvtilt::attend_workspace_bytes(view))));
+        kvtilt::attend(view, q, result, options, workspace(kvtilt::attend_workspace_bytes(view))));
+    if (gap_.tokens > 0) add_beginning(view, {turned, tokens, query_heads_, head_dim_}, result);
   } else {  // a prompt's chunk attends to its own tokens in floats, before the cache rounds them
     view = cache_.view(id, layer).value();
-    check(kvtilt::attend_prefill(view, q, k, v, result, options_,
+    check(kvtilt::attend_prefill(view, q, k, v, result, options,
                                  workspace(kvtilt::attend_prefill_workspace_bytes(view, tokens))));
+    if (gap_.tokens > 0) add_beginning(view, {turned, tokens, query_heads_, head_dim_}, result);
     check(cache_.append(id, layer, k, v));
   }
   touched_codes_ = touched_codes_ || view.touches_codes();
@@ -94,9 +120,21 @@ int KvtiltCache::draft_room() const {
   return static_cast<int>(room);
 }
 
-void KvtiltCache::truncate(int length) { check(cache_.truncate(sequence_.value(), length)); }
+void KvtiltCache::truncate(int length) {
+  gap_.check_length(length);
+  check(cache_.truncate(sequence_.value(), length));
+}
+
+void KvtiltCache::remove(int from, int to) {
+  const Gap gap = gap_.with(from, to);
+  check(cache_.remove(sequence_.value(), from, to));
+  gap_ = gap;
+  // The pages that are free now take the new tokens.
+  check(cache_.reserve(*sequence_, std::int64_t{positions_} + gap_.tokens));
+}
 
 std::vector<std::byte> KvtiltCache::save() const {
+  if (gap_.tokens > 0) fail("a sequence whose context was shifted is not saved");
   std::vector<std::byte> saved(cache_.saved_bytes(sequence_.value()).value());
   check(cache_.save(*sequence_, saved));
   return saved;
@@ -107,6 +145,8 @@ void KvtiltCache::load(std::span<const std::byte> saved, int more) {
   if (sequence_) check(cache_.close(*sequence_));
   sequence_.reset();
   sequence_ = cache_.load(saved, held + more).value();
+  positions_ = static_cast<int>(held) + more;
+  gap_ = {};
   touched_codes_ = false;
 }
 

@@ -7,6 +7,8 @@
 
 #include "attention_cache.hpp"
 #include "config.hpp"
+#include "floats.hpp"
+#include "gap.hpp"
 #include "make_cache.hpp"
 
 #include <cstddef>
@@ -28,10 +30,12 @@ class KvtiltCache final : public AttentionCache {
   KvtiltCache(const ModelConfig& config, const kvtilt::Plan& plan, const CacheSettings& settings);
 
   void restart(int positions) override;
-  void attend(int layer, int tokens, const float* queries, const float* keys, const float* values,
-              float* out) override;
+  void attend(int layer, int tokens, const float* queries, const float* turned, const float* keys,
+              const float* values, float* out) override;
   [[nodiscard]] int draft_room() const override;
   void truncate(int length) override;
+  void remove(int from, int to) override;
+  [[nodiscard]] int removed() const override { return gap_.tokens; }
   [[nodiscard]] std::vector<std::byte> save() const override;
   void load(std::span<const std::byte> saved, int more) override;
   [[nodiscard]] int length() const override;
@@ -41,6 +45,9 @@ class KvtiltCache final : public AttentionCache {
 
  private:
   [[nodiscard]] std::int64_t draft_room(int layer) const;
+  void add_beginning(const kvtilt::LayerView& view, const kvtilt::TensorView& turned,
+                     const kvtilt::OutputView& out);
+  std::span<std::byte> workspace(std::size_t bytes);
 
   int layers_;
   int query_heads_;
@@ -50,7 +57,11 @@ class KvtiltCache final : public AttentionCache {
   kvtilt::AttendOptions options_;
   kvtilt::KVCache cache_;
   std::optional<kvtilt::SequenceId> sequence_;
+  int positions_ = 0;  // tokens to have room for, besides removed ones
+  Gap gap_;
   std::vector<std::byte> workspace_;
+  Floats lse_;        // [tokens, query_heads]
+  Floats beginning_;  // [tokens, query_heads, head_dim + 1]: outputs and their lse
   bool touched_codes_ = false;
 };
 

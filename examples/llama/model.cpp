@@ -95,8 +95,8 @@ void Model::transform_values() {
   }
 }
 
-/// Sizes the buffers for the tokens, and computes their rotations.
-void Model::prepare(int tokens, int position, Scratch& scratch) const {
+/// Sizes the buffers for the tokens, and computes their rotations and that of turning back.
+void Model::prepare(int tokens, int position, int removed, Scratch& scratch) const {
   const auto count = static_cast<std::size_t>(tokens);
   const std::size_t half = static_cast<std::size_t>(config_.head_dim) / 2;
   const auto room = [count](Floats& buffer, std::size_t width) {
@@ -105,16 +105,19 @@ void Model::prepare(int tokens, int position, Scratch& scratch) const {
   room(scratch.hidden, config_.hidden);
   room(scratch.normed, config_.hidden);
   room(scratch.queries, config_.query_width());
+  if (removed > 0) room(scratch.turned, config_.query_width());
   room(scratch.keys, config_.kv_width());
   room(scratch.values, config_.kv_width());
   room(scratch.mixed, config_.query_width());
   room(scratch.gate, config_.mlp);
   room(scratch.up, config_.mlp);
-  room(scratch.cosines, half);
-  room(scratch.sines, half);
-  for (std::size_t i = 0; i < count; ++i) {
-    rope_.angles(position + static_cast<int>(i), scratch.cosines.data() + i * half,
-                 scratch.sines.data() + i * half);
+  if (scratch.cosines.size() < (count + 1) * half) {
+    scratch.cosines.resize((count + 1) * half);
+    scratch.sines.resize((count + 1) * half);
+  }
+  for (std::size_t i = 0; i <= count; ++i) {
+    rope_.angles(i < count ? position + static_cast<int>(i) : -removed,
+                 scratch.cosines.data() + i * half, scratch.sines.data() + i * half);
   }
 }
 
@@ -149,20 +152,28 @@ void Model::attend(int index, int tokens, AttentionCache& cache, Scratch& scratc
   };
   norm_heads(layer.query_norm, tokens * c.query_heads, scratch.queries.data());
   norm_heads(layer.key_norm, tokens * c.kv_heads, scratch.keys.data());
+  const auto rotate = [&](int rotation, int heads, float* data) {
+    const std::ptrdiff_t offset = std::ptrdiff_t{rotation} * (c.head_dim / 2);
+    rope_.rotate(heads, scratch.cosines.data() + offset, scratch.sines.data() + offset, data);
+  };
   for (int i = 0; i < tokens; ++i) {
-    const float* cosines = scratch.cosines.data() + std::ptrdiff_t{i} * (c.head_dim / 2);
-    const float* sines = scratch.sines.data() + std::ptrdiff_t{i} * (c.head_dim / 2);
-    rope_.rotate(c.query_heads, cosines, sines,
-                 scratch.queries.data() + std::ptrdiff_t{i} * c.query_width());
-    rope_.rotate(c.kv_heads, cosines, sines,
-                 scratch.keys.data() + std::ptrdiff_t{i} * c.kv_width());
+    rotate(i, c.query_heads, scratch.queries.data() + std::ptrdiff_t{i} * c.query_width());
+    rotate(i, c.kv_heads, scratch.keys.data() + std::ptrdiff_t{i} * c.kv_width());
+  }
+  const bool shifted = cache.removed() > 0;
+  if (shifted) {
+    std::copy_n(scratch.queries.data(), std::ptrdiff_t{tokens} * c.query_width(),
+                scratch.turned.data());
+    // Rotations add up, so that by -removed puts a query where the gap is closed.
+    rotate(tokens, tokens * c.query_heads, scratch.turned.data());
   }
   if (transforms_.keys) {
     transform_heads(tokens, c.query_heads, c.head_dim, scratch.queries.data());
+    if (shifted) transform_heads(tokens, c.query_heads, c.head_dim, scratch.turned.data());
     transform_heads(tokens, c.kv_heads, c.head_dim, scratch.keys.data());
   }
-  cache.attend(index, tokens, scratch.queries.data(), scratch.keys.data(), scratch.values.data(),
-               scratch.mixed.data());
+  cache.attend(index, tokens, scratch.queries.data(), scratch.turned.data(), scratch.keys.data(),
+               scratch.values.data(), scratch.mixed.data());
   multiply(layer.output, {}, tokens, scratch.mixed.data(), scratch.normed.data());
   add(tokens * c.hidden, scratch.hidden.data(), scratch.normed.data());
 }
@@ -196,8 +207,8 @@ void Model::check_room(int position, std::size_t tokens, std::size_t logits) con
 void Model::forward(std::span<const int> tokens, AttentionCache& cache, Scratch& scratch,
                     std::span<float> logits, const LayerObserver& observe) const {
   const int position = cache.length();
-  check_room(position, tokens.size(), logits.size());
-  prepare(static_cast<int>(tokens.size()), position, scratch);
+  check_room(position - cache.removed(), tokens.size(), logits.size());
+  prepare(static_cast<int>(tokens.size()), position, cache.removed(), scratch);
   embed(tokens, scratch);
   run_layers(0, static_cast<int>(tokens.size()), cache, scratch, logits, observe);
 }
@@ -210,8 +221,8 @@ void Model::forward_from(int first, int position, std::span<const float> hidden,
          " numbers, ", width, " a token");
   }
   const std::size_t tokens = hidden.size() / width;
-  check_room(position, tokens, logits.size());
-  prepare(static_cast<int>(tokens), position, scratch);
+  check_room(position - cache.removed(), tokens, logits.size());
+  prepare(static_cast<int>(tokens), position, cache.removed(), scratch);
   std::copy(hidden.begin(), hidden.end(), scratch.hidden.begin());
   run_layers(first, static_cast<int>(tokens), cache, scratch, logits, {});
 }

@@ -21,13 +21,14 @@ struct Scratch {
   Floats hidden;   // [tokens, hidden]
   Floats normed;   // [tokens, hidden]
   Floats queries;  // [tokens, query_heads, head_dim]
+  Floats turned;   // the same, turned back by what the cache has removed, if it has
   Floats keys;     // [tokens, kv_heads, head_dim]
   Floats values;   // [tokens, kv_heads, head_dim]
   Floats mixed;    // [tokens, query_heads, head_dim]
   Floats gate;     // [tokens, mlp]
   Floats up;       // [tokens, mlp]
-  Floats cosines;  // [tokens, head_dim / 2]
-  Floats sines;    // [tokens, head_dim / 2]
+  Floats cosines;  // [tokens + 1, head_dim / 2], the last of them for turning back
+  Floats sines;    // likewise
 };
 
 /// Which tensors the model gives to its cache as Hadamard transforms (kvtilt/quant/hadamard.hpp),
@@ -85,7 +86,7 @@ class Model {
   void load_weights(const std::filesystem::path& folder);
   void transform_values();
   void check_room(int position, std::size_t tokens, std::size_t logits) const;
-  void prepare(int tokens, int position, Scratch& scratch) const;
+  void prepare(int tokens, int position, int removed, Scratch& scratch) const;
   void embed(std::span<const int> tokens, Scratch& scratch) const;
   void run_layers(int first, int tokens, AttentionCache& cache, Scratch& scratch,
                   std::span<float> logits, const LayerObserver& observe) const;

@@ -20,7 +20,7 @@ double stretch_llama3(double frequency, const RopeScaling& scaling) {
 
 }  // namespace
 
-Rope::Rope(const ModelConfig& config) {
+Rope::Rope(const ModelConfig& config) : context_(config.context) {
   for (int i = 0; i < config.head_dim; i += 2) {
     double frequency = std::pow(config.rope_theta, -static_cast<double>(i) / config.head_dim);
     switch (config.rope_scaling.kind) {
@@ -38,11 +38,19 @@ Rope::Rope(const ModelConfig& config) {
 }
 
 void Rope::angles(int position, float* cosines, float* sines) const {
+  const bool trained = std::abs(position) < context_;
   for (std::size_t i = 0; i < frequencies_.size(); ++i) {
-    // In float32, as the models were trained: more precise angles would differ from theirs.
-    const float angle = static_cast<float>(position) * frequencies_[i];
-    cosines[i] = std::cos(angle);
-    sines[i] = std::sin(angle);
+    if (trained) {
+      // In float32, as the models were trained: more precise angles would differ from theirs.
+      const float angle = static_cast<float>(position) * frequencies_[i];
+      cosines[i] = std::cos(angle);
+      sines[i] = std::sin(angle);
+    } else {
+      // Where only a shifted context gets, float32 angles would be coarse.
+      const double angle = static_cast<double>(position) * static_cast<double>(frequencies_[i]);
+      cosines[i] = static_cast<float>(std::cos(angle));
+      sines[i] = static_cast<float>(std::sin(angle));
+    }
   }
 }
 

@@ -13,7 +13,7 @@ class Rope {
  public:
   explicit Rope(const ModelConfig& config);
 
-  /// Fills cosines and sines [head_dim / 2] of one position.
+  /// Fills cosines and sines [head_dim / 2] of one position; a negative one turns back.
   void angles(int position, float* cosines, float* sines) const;
 
   /// Rotates each of `heads` consecutive heads [head_dim] in place.
@@ -21,6 +21,7 @@ class Rope {
 
  private:
   std::vector<float> frequencies_;  ///< radians per position, [head_dim / 2]
+  int context_;
 };
 
 }  // namespace llama

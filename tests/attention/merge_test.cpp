@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -84,6 +85,63 @@ TEST(MergeAgreement, ASharedPrefixAndWhatEachHasOfItsOwnAddUpToTheWhole) {
       KVTILT_EXPECT_OK(cache.close(id));
     }
   }
+}
+
+/// RoPE by `positions` of one head of 64 channels.
+void turn(float* head, std::int64_t positions) {
+  for (int c = 0; c < 32; ++c) {
+    const double angle = static_cast<double>(positions) * std::pow(10000.0, -c / 32.0);
+    const double x = static_cast<double>(head[c]);
+    const double y = static_cast<double>(head[c + 32]);
+    head[c] = static_cast<float>(x * std::cos(angle) - y * std::sin(angle));
+    head[c + 32] = static_cast<float>(y * std::cos(angle) + x * std::sin(angle));
+  }
+}
+
+/// Pages are removed, and later tokens move up into the gap: as if their keys had been turned back by as
+/// many positions. No stored key changes; instead the tokens before the gap are asked by queries that
+/// are turned back.
+TEST(MergeAgreement, AContextIsShiftedByTurningQueries) {
+  Random random(4);
+  const LayerShape shape{2, 64, 64, 0};
+  for (const Recipe& recipe : {presets::k16v16, presets::k4v2})
+    for (const std::int64_t kept : {4, 68}) {  // sinks alone, or a page, too
+      KVCache cache = test::make_cache(shape, recipe);
+      const SequenceId id = test::open_reserved(cache, 700);
+      Rows<float> keys = test::random_rows(random, 700, 2, 64);
+      for (std::int64_t token = 0; token < 700; ++token)
+        for (int head = 0; head < 2; ++head) turn(&keys.at(token, head, 0), token);
+      KVTILT_EXPECT_OK(
+          cache.append(id, 0, keys.view(), test::random_rows(random, 700, 2, 64).view()));
+      constexpr std::int64_t removed = 192;
+      KVTILT_EXPECT_OK(cache.remove(id, kept, kept + removed));
+
+      const LayerView view = cache.view(id, 0).value();
+      Rows<float> queries = test::random_queries(random, shape, 1, 3);
+      for (int head = 0; head < 6; ++head) turn(&queries.at(0, head, 0), 699);
+      Rows<float> back = queries;
+      for (int head = 0; head < 6; ++head) turn(&back.at(0, head, 0), -removed);
+      AttendOptions options = test::exact_options();
+      options.first_position = kept;
+      test::Output sum = test::attended(view, queries, options);
+      options.first_position = 0;
+      options.end_position = kept;
+      KVTILT_EXPECT_OK(merge(sum.view(), test::attended(view, back, options).view()));
+
+      for (int head = 0; head < 6; ++head) {
+        test::LiveHead live(view, head / 3);
+        for (std::size_t i = 0; i < live.tokens.size(); ++i)
+          if (live.tokens[i].position >= kept) {
+            live.tokens[i].position -= removed;
+            turn(live.keys.data() + i * 64, -removed);
+          }
+        const test::OracleRow row =
+            test::oracle_row(test::exact_options(), shape, {699 - removed, 699 - removed, 0, head},
+                             &back.at(0, head, 0), live.tokens);
+        EXPECT_TRUE(test::keeps_bound(row, &sum.out.at(0, head, 0),
+                                      sum.lse[static_cast<std::size_t>(head)], 4.0));
+      }
+    }
 }
 
 TEST(Merge, AnEmptyPartIsNeutralOnEitherSide) {

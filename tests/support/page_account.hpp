@@ -35,6 +35,12 @@ class PageAccount {
   [[nodiscard]] std::int64_t length() const { return length_; }
   [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
   [[nodiscard]] const std::vector<Entry>& sealed() const { return sealed_; }
+  /// Tokens behind the sinks that were sealed and are gone.
+  [[nodiscard]] std::int64_t dropped() const {
+    std::int64_t tokens = tail_start_ - placement_.sink_tokens;
+    for (const Entry& entry : sealed_) tokens -= entry.count;
+    return tokens;
+  }
   /// Reserved pages without tokens.
   [[nodiscard]] std::int64_t unused() const { return unused_; }
 

@@ -96,6 +96,10 @@ class KVCache {
   /// positions that a layer's window has already freed are skipped. Later tokens keep their positions
   /// and length() does not change. Fails with InvalidArgument, changing nothing, if in some layer no
   /// run of sealed pages covers exactly this range; the message names the nearest that exists.
+  ///
+  /// Context shift (later tokens move up into the gap) without touching a stored key: attend to the
+  /// tokens in front of the gap (AttendOptions::end_position) with queries that RoPE turns back by as
+  /// many positions as were removed, to all others (first_position) with plain ones, and merge().
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
 
   /// Opens a second sequence with the same tokens; it shares the sealed pages and copies tail and

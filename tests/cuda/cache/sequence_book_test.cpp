@@ -106,7 +106,6 @@ void expect_reserved(const Trio& trio, SequenceId id) {
   std::vector<PageRun> given;
   KVTILT_EXPECT_OK(book.reserve(id, tokens, given));
   EXPECT_TRUE(given.empty());
-  if (tokens == small_options().longest()) return;
   EXPECT_TRUE(!book.reserve(id, tokens + 1, given).ok() || !given.empty());
 }
 
@@ -134,8 +133,7 @@ TEST(SequenceBookRandom, DoesWhatTheDeviceAndTheCpuDo) {
       const std::int64_t length = trio.book.state(id.ours.slot, 0).length;
       std::vector<PageRun> given;
       if (what <= 3) {
-        const Status status = trio.book.reserve(
-            id.ours, std::min<std::int64_t>(length + random.below(300), 768), given);
+        const Status status = trio.book.reserve(id.ours, length + random.below(300), given);
         refusals += status.ok() ? 0 : 1;
         EXPECT_TRUE(status.ok() || given.empty());
         trio.device.give(id.ours.slot, given);
@@ -205,6 +203,35 @@ TEST(SequenceBook, ReservedTokensFit) {
     for (const int layer : {0, 2}) append(trio, id, layer, 7);
   EXPECT_EQ(trio.book.state(id.ours.slot, 2).length, 700);
   expect_equal(trio, id);
+}
+
+/// Pages are removed and take new tokens: max_sequence_tokens bounds what a sequence holds, not how far
+/// it gets.
+TEST(SequenceBook, ASequenceThatDropsTokensGoesOn) {
+  const CacheShape shape{{{1, 16, 16, 0}}};
+  CacheOptions options = small_options();
+  options.max_sequence_tokens = 300;
+  Trio trio(shape, options);
+  const Named id{trio.book.open().value(), trio.cpu.open().value()};
+  std::vector<PageRun> given;
+  trio.device.reset(id.ours.slot);
+  KVTILT_EXPECT_OK(trio.book.reserve(id.ours, 300, given));
+  trio.device.give(id.ours.slot, given);
+  given.clear();
+  EXPECT_THAT(std::string(trio.book.reserve(id.ours, 301, given).message()),
+              HasSubstr("which is 300, beside 0 that were dropped"));
+  for (std::int64_t dropped = 0; dropped < 3000; dropped += 64) {
+    append(trio, id, 0, static_cast<std::int32_t>(dropped == 0 ? 300 : 64));
+    EXPECT_EQ(trio.book.state(id.ours.slot, 0).length, 300 + dropped);
+    EXPECT_EQ(trio.book.reserved_tokens(id.ours.slot), 300 + dropped);
+    EXPECT_EQ(trio.book.reserve(id.ours, 301 + dropped, given).code(), ErrorCode::InvalidArgument);
+    const std::int64_t from = 4 + 32 + dropped;
+    KVTILT_EXPECT_OK(trio.book.remove(id.ours, from, from + 64));
+    trio.device.remove(id.ours.slot, from, from + 64);
+    KVTILT_EXPECT_OK(trio.cpu.remove(id.theirs, from, from + 64));
+    KVTILT_EXPECT_OK(trio.book.reserve(id.ours, 364 + dropped, given));
+    EXPECT_TRUE(given.empty());
+  }
 }
 
 /// Otherwise runs get ever shorter: a launch takes at most 300 of them.

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <set>
@@ -30,6 +31,13 @@ struct HeldSequence {
 
   [[nodiscard]] std::int64_t shortest() const { return shortest_of(layers); }
   [[nodiscard]] std::int64_t longest() const { return longest_of(layers); }
+  /// Tokens that are in no layer any more.
+  [[nodiscard]] std::int64_t dropped() const {
+    std::int64_t least = std::numeric_limits<std::int64_t>::max();
+    for (const auto& own : layers)
+      if (own) least = std::min(least, own->dropped());
+    return least;
+  }
   [[nodiscard]] bool refuses_truncation(std::int64_t length) const {
     return std::any_of(layers.begin(), layers.end(),
                        [&](const auto& own) { return own && own->refuses_truncation(length); });
@@ -111,7 +119,7 @@ class ProgramCaches {
   std::string reserve(HeldSequence& one, std::int64_t tokens) {
     const std::vector<std::int64_t> free = free_pages();
     const Status status = gpu().reserve(one.ids.gpu, tokens);
-    if (tokens < 0 || tokens > most_tokens())
+    if (tokens < 0 || tokens > most_tokens() + one.dropped())
       return status.code() == ErrorCode::InvalidArgument ? "" : "reserved more than there can be";
     return given(one, tokens, status, free);
   }
@@ -218,7 +226,7 @@ class ProgramCaches {
                      const Result<SequenceId>& id, const std::vector<std::int64_t>& free,
                      OnHost on_host) {
     tokens = std::max(tokens, child.longest());
-    if (child.shortest() != child.longest() || tokens > most_tokens())
+    if (child.shortest() != child.longest() || tokens > most_tokens() + child.dropped())
       return id.code() == ErrorCode::InvalidArgument ? ""
                                                      : std::string(name) + " of what cannot be";
     if (static_cast<int>(held_.size()) == setup_.options.max_sequences)
@@ -335,13 +343,14 @@ class ProgramCaches {
   std::string compare(const HeldSequence& one) {
     const SequenceId id = one.ids.gpu;
     if (const testing::AssertionResult same = both_->same(one.ids); !same) return same.message();
-    std::int64_t reserved = most_tokens();
+    const std::int64_t most = most_tokens() + one.dropped();
+    std::int64_t reserved = most;
     bool exact = true;
     for (int layer = 0; layer < layers(); ++layer) {
       if (!cached(layer)) continue;
       const PageAccount& own = *one.layers[at(layer)];
       if (gpu().length(id, layer, nullptr).value() != own.length()) return "length on the device";
-      reserved = std::min(reserved, own.reserved(most_tokens()));
+      reserved = std::min(reserved, own.reserved(most));
       exact = exact && both_->layer(layer).window == 0;
       if (!one.told) continue;
       if (gpu().length(id, layer).value() != own.length()) return "length of a layer";

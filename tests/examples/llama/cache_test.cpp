@@ -80,7 +80,7 @@ double largest_error(AttentionCache& cache, int layer, const Sequence& sequence,
     const int count = std::min(chunk, tokens - begin);
     cache.attend(layer, count,
                  &sequence.queries[static_cast<std::size_t>(begin * query_heads * head_dim)],
-                 &sequence.keys[static_cast<std::size_t>(begin * kv_heads * head_dim)],
+                 nullptr, &sequence.keys[static_cast<std::size_t>(begin * kv_heads * head_dim)],
                  &sequence.values[static_cast<std::size_t>(begin * kv_heads * head_dim)],
                  &out[static_cast<std::size_t>(begin * query_heads * head_dim)]);
   }
@@ -142,7 +142,7 @@ TEST(Cache, CodesAreTouchedOnceAPageLiesBeyondTheTail) {
   cache->restart(100);
   for (int token = 0; token < 100; ++token) {
     cache->attend(0, 1, &sequence.queries[static_cast<std::size_t>(token * query_heads * head_dim)],
-                  &sequence.keys[static_cast<std::size_t>(token * kv_heads * head_dim)],
+                  nullptr, &sequence.keys[static_cast<std::size_t>(token * kv_heads * head_dim)],
                   &sequence.values[static_cast<std::size_t>(token * kv_heads * head_dim)],
                   out.data());
     // 4 sinks, a page of 32, a tail of 8: the page is sealed by the 44th token or by the next.
@@ -197,8 +197,8 @@ TEST(CacheHostile, NumbersThatTheCacheRefusesAreReported) {
   sequence.keys[head_dim + 2] = std::nanf("");
   std::vector<float> out(query_heads * head_dim);
   const std::string error = error_of([&] {
-    cache->attend(1, 1, sequence.queries.data(), sequence.keys.data(), sequence.values.data(),
-                  out.data());
+    cache->attend(1, 1, sequence.queries.data(), nullptr, sequence.keys.data(),
+                  sequence.values.data(), out.data());
   });
   EXPECT_THAT(error, HasSubstr("layer 1"));
   EXPECT_THAT(error, HasSubstr("channel 2"));

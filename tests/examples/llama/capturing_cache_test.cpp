@@ -48,15 +48,15 @@ TEST_F(CapturingCacheTest, KeepsWhatTheModelAttendedWith) {
     ASSERT_EQ(layer.keys.size(), tokens_.size() * static_cast<std::size_t>(config.kv_width()));
     ASSERT_EQ(layer.values.size(), layer.keys.size());
     Floats out(layer.queries.size());
-    replayed.attend(i, count, layer.queries.data(), layer.keys.data(), layer.values.data(),
+    replayed.attend(i, count, layer.queries.data(), nullptr, layer.keys.data(), layer.values.data(),
                     out.data());
     // One more token attends to the same keys in both caches.
     const Floats query(static_cast<std::size_t>(config.query_width()), 0.3F);
     const Floats key(static_cast<std::size_t>(config.kv_width()), -0.2F);
     Floats expected(query.size());
     Floats got(query.size());
-    plain.attend(i, 1, query.data(), key.data(), key.data(), expected.data());
-    replayed.attend(i, 1, query.data(), key.data(), key.data(), got.data());
+    plain.attend(i, 1, query.data(), nullptr, key.data(), key.data(), expected.data());
+    replayed.attend(i, 1, query.data(), nullptr, key.data(), key.data(), got.data());
     EXPECT_EQ(got, expected) << "layer " << i;
   }
 }

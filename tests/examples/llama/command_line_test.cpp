@@ -59,6 +59,20 @@ TEST(CommandLine, GenerateGoesOnFromASavedPrompt) {
               HasSubstr("0 bytes are no saved sequence"));
 }
 
+TEST(CommandLine, KeepGoesOnWhenTheContextIsFull) {
+  const std::string context = "--page 32 --tail 32 ";
+  const Outcome story = generate(stories_model + context + "--keep 40 --recipe k4v2 --tokens 20");
+  EXPECT_EQ(story.status, 0);
+  const Outcome outcome = evaluate(stories_model + stories_text + context +
+                                   "--keep 40 --context 700 --tokens 900 --recipes k4v2");
+  EXPECT_EQ(outcome.status, 0);
+  EXPECT_THAT(outcome.output,
+              HasSubstr("a full context of 512 loses its older half, except the first 68 tokens"));
+  expect_error(generate(stories_model + "--keep 490"), "holds no page of 64 to remove");
+  expect_error(evaluate(stories_model + stories_text + "--keep -1"), "holds no page");
+  EXPECT_NE(evaluate(stories_model + stories_text + "--keep 4 --capture x").status, 0);
+}
+
 TEST(CommandLine, EvaluatePrintsATableAndWritesJson) {
   const TemporaryFolder folder;
   const auto json_path = (folder.path() / "figures.json").string();

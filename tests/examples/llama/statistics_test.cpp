@@ -175,8 +175,8 @@ TEST_F(StatisticsTest, WeighLayersByWhatTheyAddToTheHiddenState) {
       cache.restart(length);
       Floats out(source.queries.size());
       for (int i = 0; i <= index; ++i) {  // attend() of earlier layers needs some input
-        cache.attend(i, length, source.queries.data(), source.keys.data(), source.values.data(),
-                     out.data());
+        cache.attend(i, length, source.queries.data(), nullptr, source.keys.data(),
+                     source.values.data(), out.data());
       }
       double sum = 0;
       for (int token = 0; token < length; ++token) {

@@ -53,8 +53,8 @@ class UnwindowedCache final : public AttentionCache {
     id_ = cache_.open().value();
     ASSERT_TRUE(cache_.reserve(id_, positions).ok());
   }
-  void attend(int layer, int count, const float* queries, const float* keys, const float* values,
-              float* out) override {
+  void attend(int layer, int count, const float* queries, const float* /*turned*/,
+              const float* keys, const float* values, float* out) override {
     const auto rows = [&](const float* data, int heads) {
       return kvtilt::TensorView(data, count, heads, config_.head_dim);
     };
@@ -73,6 +73,8 @@ class UnwindowedCache final : public AttentionCache {
   }
   [[nodiscard]] int draft_room() const override { return 0; }
   void truncate(int length) override { ASSERT_TRUE(cache_.truncate(id_, length).ok()); }
+  void remove(int /*from*/, int /*to*/) override { FAIL() << "windows need no removal"; }
+  [[nodiscard]] int removed() const override { return 0; }
   [[nodiscard]] int length() const override { return static_cast<int>(cache_.length(id_).value()); }
   [[nodiscard]] CacheUsage usage() const override {
     return {cache_.memory().bytes_in_use(), cache_.memory().reserved_bytes, 0};

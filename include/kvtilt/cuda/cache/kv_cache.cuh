@@ -75,7 +75,7 @@ class KVCache {
 
   /// Reserves pages so that a sequence can hold `tokens` tokens in all layers, including those it
   /// holds: up to there append cannot run out of pages, except as fork() says of windows. Never
-  /// shrinks.
+  /// shrinks. Pages that the sequence has dropped, unless they were shared, take later tokens.
   ///
   /// Fails  InvalidArgument (handle, tokens), OutOfMemory while other sequences hold the pages,
   ///        OutOfCapacity if a layer's pool or the sequence's page table is too small in any case; then
@@ -111,7 +111,8 @@ class KVCache {
   /// Drops the sealed pages that hold exactly positions `from` to `to` - 1, in all layers;
   /// positions that a layer's window has freed count as dropped. Later tokens keep their positions,
   /// and the length does not change. Fails with InvalidArgument, changing nothing, if a layer's
-  /// page boundaries do not match; the message names the nearest positions that do.
+  /// page boundaries do not match; the message names the nearest positions that do. How to shift a
+  /// context, kvtilt::KVCache::remove says.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to, cudaStream_t stream = nullptr);
 
   /// Opens a second sequence with the same tokens: it shares the sealed pages and copies tail and
@@ -241,7 +242,7 @@ class KVCache {
   /// Pages of a layer's pool that no sequence has reserved.
   Result<std::int64_t> free_pages(int layer) const;
   /// Tokens that a sequence can hold in all layers before it must reserve again, as the host knows
-  /// it; at most max_sequence_tokens.
+  /// it; at most max_sequence_tokens beside those that it has dropped.
   Result<std::int64_t> reserved_tokens(SequenceId id) const;
 
   /// Tokens in one layer, or in the shortest layer that keeps a cache, as the host knows it.

@@ -24,8 +24,9 @@ struct CacheOptions {
   /// make it larger, or such a layer can run out of pages.
   int max_sequences = 64;
   std::int64_t token_capacity = 65536;  ///< tokens that all sequences together can reserve
-  /// Length of the longest sequence; 0: token_capacity. Page tables are sized by it, 16 bytes per
-  /// page, layer and sequence: with 0, 32 layers, 256 sequences and 64 tokens per page, tables take
+  /// Length of the longest sequence, without tokens that remove() or the windows of all layers have
+  /// dropped; 0: token_capacity. Page tables are sized by it, 16 bytes per page, layer and
+  /// sequence: with 0, 32 layers, 256 sequences and 64 tokens per page, tables take
   /// 2 KiB per token of capacity, as much as a small model's pages. A page that a truncation leaves
   /// short keeps its entry: make this larger if sequences are often cut inside sealed pages.
   std::int64_t max_sequence_tokens = 0;

@@ -86,7 +86,7 @@ class SequenceBook {
   /// Frees the dropped pages for other sequences; the device must have been told to drop them.
   void release_dropped(std::uint32_t slot, int layer);
   /// Tokens up to which appends to an open sequence need no further reserve; at most
-  /// max_sequence_tokens.
+  /// max_sequence_tokens beside those that it has dropped.
   [[nodiscard]] std::int64_t reserved_tokens(std::uint32_t slot) const;
   [[nodiscard]] const PageList& pages(int layer) const {
     return pages_[static_cast<std::size_t>(layer)];
@@ -115,7 +115,8 @@ class SequenceBook {
   /// held  entries of the table that will be in use; `own` holds the short pages among them
   [[nodiscard]] Status check_room(std::size_t layer, std::int64_t missing, std::int32_t held,
                                   const Layer& own, std::int64_t tokens) const;
-  [[nodiscard]] Status check_tokens(std::int64_t tokens) const;
+  [[nodiscard]] std::int64_t dropped_tokens(std::span<const Layer> layers) const;
+  [[nodiscard]] Status check_tokens(std::int64_t tokens, std::span<const Layer> layers) const;
   [[nodiscard]] Result<std::uint32_t> free_slot() const;
   [[nodiscard]] Status check_truncate(SequenceId id, std::int64_t length) const;
   void cut(SequenceId id, std::int64_t length);

@@ -31,11 +31,29 @@ inline Status SequenceBook::check_layer(int layer) const {
   return {};
 }
 
-inline Status SequenceBook::check_tokens(std::int64_t tokens) const {
+/// Positions that no layer holds any more: pages were removed, or left the windows of all layers.
+inline std::int64_t SequenceBook::dropped_tokens(std::span<const Layer> layers) const {
+  std::int64_t least = -1;
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    const SequenceState& state = layers[layer].state;
+    std::int64_t dropped = state.tail_start - layers_[layer].placement.sink_tokens;
+    for (std::int32_t entry = state.first_page; entry < state.page_end; ++entry)
+      dropped -= layers[layer].table[static_cast<std::size_t>(entry)].tokens;
+    if (least < 0 || dropped < least) least = dropped;
+  }
+  return std::max<std::int64_t>(0, least);
+}
+
+inline Status SequenceBook::check_tokens(std::int64_t tokens, std::span<const Layer> layers) const {
   if (tokens >= 0 && tokens <= longest_) return {};
+  const std::int64_t dropped = dropped_tokens(layers);
+  if (tokens >= 0 && tokens <= longest_ + dropped) return {};
   return Status::error(ErrorCode::InvalidArgument,
-                       "cannot reserve %lld tokens, only 0 to max_sequence_tokens, which is %lld",
-                       static_cast<long long>(tokens), static_cast<long long>(longest_));
+                       "cannot reserve %lld tokens, only 0 to max_sequence_tokens, which is %lld, "
+                       "beside %lld that were dropped",
+                       static_cast<long long>(tokens), static_cast<long long>(longest_),
+                       static_cast<long long>(dropped));
 }
 
 inline Result<std::uint32_t> SequenceBook::free_slot() const {
@@ -78,11 +96,11 @@ inline std::int64_t SequenceBook::missing_pages(std::size_t layer, const Sequenc
 }
 
 inline std::int64_t SequenceBook::reserved_tokens(std::uint32_t slot) const {
-  std::int64_t least = longest_;
+  const std::int64_t most = longest_ + dropped_tokens(sequences_[slot].layers);
+  std::int64_t least = most;
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     const Layer& own = sequences_[slot].layers[layer];
-    if (!cached(layer) || missing_pages(layer, own.state, own.table.data(), longest_) == 0)
-      continue;
+    if (!cached(layer) || missing_pages(layer, own.state, own.table.data(), most) == 0) continue;
     const TokenPlacement& placement = layers_[layer].placement;
     const std::int64_t spare = own.state.page_capacity - own.state.page_end;
     const std::int64_t next =
@@ -149,8 +167,8 @@ inline void SequenceBook::release_dropped(std::uint32_t slot, int layer) {
 inline Status SequenceBook::reserve(SequenceId id, std::int64_t tokens,
                                     std::vector<PageRun>& given) {
   KVTILT_RETURN_IF_ERROR(check(id));
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   Sequence& sequence = sequences_[id.slot];
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens, sequence.layers));
   const auto missing = [&](std::size_t layer) {
     const Layer& own = sequence.layers[layer];
     return cached(layer) ? missing_pages(layer, own.state, own.table.data(), tokens) : 0;

@@ -25,9 +25,9 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
   Result<std::int64_t> length = common_length(id, "fork");
   if (!length) return std::move(length).take_status();
   Sequence& parent = sequences_[id.slot];
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens, parent.layers));
   tokens = std::max(tokens, *length);
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens, parent.layers));
   Result<std::uint32_t> slot = free_slot();
   if (!slot) return std::move(slot).take_status();
 
@@ -69,14 +69,8 @@ inline Result<SequenceId> SequenceBook::fork(SequenceId id, std::int64_t tokens,
 
 inline Result<SequenceId> SequenceBook::load(const SavedReader& saved, std::int64_t tokens,
                                              std::vector<PageRun>& given) {
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
-  tokens = std::max(tokens, saved.length());
-  KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
-  Result<std::uint32_t> slot = free_slot();
-  if (!slot) return std::move(slot).take_status();
   // Tables without page indices at first, to see how many pages each layer needs.
   std::vector<Layer> loaded(layers_.size());
-  std::vector<std::int64_t> missing(layers_.size());
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     const SavedLayer from = saved.layer(layer);
@@ -87,7 +81,17 @@ inline Result<SequenceId> SequenceBook::load(const SavedReader& saved, std::int6
       const SavedPage page = saved.page(places, i);
       own.table.push_back({page.first_position, 0, page.tokens});
     }
-    missing[layer] = from.pages + missing_pages(layer, own.state, own.table.data(), tokens);
+  }
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens, loaded));
+  tokens = std::max(tokens, saved.length());
+  KVTILT_RETURN_IF_ERROR(check_tokens(tokens, loaded));
+  Result<std::uint32_t> slot = free_slot();
+  if (!slot) return std::move(slot).take_status();
+  std::vector<std::int64_t> missing(layers_.size());
+  for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
+    if (!cached(layer)) continue;
+    const Layer& own = loaded[layer];
+    missing[layer] = own.state.page_end + missing_pages(layer, own.state, own.table.data(), tokens);
     KVTILT_RETURN_IF_ERROR(check_room(layer, missing[layer], 0, own, tokens));
   }
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {

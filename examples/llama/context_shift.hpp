@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+// Goes on when the model's context is full, by removing the oldest tokens behind the first few.
+#pragma once
+
+#include "attention_cache.hpp"
+#include "config.hpp"
+#include "make_cache.hpp"
+
+namespace llama {
+
+/// What stays when a context is full, and the cache's pages, of which whole ones are removed. The same
+/// for every cache that a comparison runs.
+struct ContextShift {
+  int keep = 0;         // first tokens that always stay, rounded up to where a page ends
+  CacheSettings cache;  // of every cache
+};
+
+/// Tokens that are kept: the sinks, or up to the end of a page behind them.
+int kept_tokens(const ContextShift& shift);
+
+/// Throws a sentence if the model's context cannot be shifted: a layer has a window, or the context
+/// would hold no page to remove beside what is kept.
+void check_shift(const ModelConfig& config, const ContextShift& shift);
+
+/// Makes room for at least one token if the context is full: removes half of the tokens behind those
+/// that are kept, the oldest ones. check_shift() must have passed.
+void shift_if_full(const ModelConfig& config, const ContextShift& shift, AttentionCache& cache);
+
+}  // namespace llama
