@@ -223,7 +223,7 @@ int main(int argc, char** argv) {
          "--keep", arguments.keep,
          "go on in pieces that are longer than the model's context: when it is full, the older "
          "half of its tokens is removed, except the first so many, rounded up to a page's end")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(0, 1 << 30))
       ->excludes("--capture");
   app.add_option("--chunk", arguments.chunk,
                  "predictions made in one pass, at most: more take less time, and tokens/s is then "

@@ -160,7 +160,7 @@ int main(int argc, char** argv) {
   app.add_option("--keep", arguments.keep,
                  "go on when the model's context is full: the older half of its tokens is removed, "
                  "except the first so many, rounded up to a page's end")
-      ->check(CLI::NonNegativeNumber);
+      ->check(CLI::Range(0, 1 << 30));
   app.add_option("--save", arguments.save,
                  "file to keep the prompt in, read as it is: others can go on from there");
   app.add_option("--load", arguments.load,

@@ -69,7 +69,9 @@ TEST(CommandLine, KeepGoesOnWhenTheContextIsFull) {
   EXPECT_THAT(outcome.output,
               HasSubstr("a full context of 512 loses its older half, except the first 68 tokens"));
   expect_error(generate(stories_model + "--keep 490"), "holds no page of 64 to remove");
-  expect_error(evaluate(stories_model + stories_text + "--keep -1"), "holds no page");
+  expect_error(evaluate(stories_model + stories_text + "--keep 490"), "holds no page");
+  EXPECT_NE(evaluate(stories_model + stories_text + "--keep -1").status, 0);
+  EXPECT_NE(generate(stories_model + "--keep -1").status, 0);
   EXPECT_NE(evaluate(stories_model + stories_text + "--keep 4 --capture x").status, 0);
 }
 
