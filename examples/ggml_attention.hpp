@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -30,13 +31,13 @@ class GgmlAttention {
   int layer = 0;
   ThreadTeam* team = nullptr;
   kvtilt::AttendOptions options;
-  std::vector<GgmlRows> rows;  ///< of the graph to compute; every row once
+  std::vector<GgmlRows> rows;  ///< of the graph to compute; every row and every sequence once
   int chunk_tokens = 16;  ///< from so many new tokens of a sequence on, they are a prompt's chunk
 
   /// Adds the node: appends keys and values, which RoPE has rotated, and attends with the queries.
   ///
   /// queries  [tokens][query_heads][key_dim], in ggml's order ne = {key_dim, query_heads, tokens}; f32,
-  ///          f16 or bf16, like keys and values [tokens][kv_heads][...]
+  ///          f16 or bf16, channels contiguous, like keys and values [tokens][kv_heads][...]
   /// Returns  f32 [tokens][query_heads][value_dim]
   ggml_tensor* node(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
                     ggml_tensor* values) {
@@ -54,7 +55,12 @@ class GgmlAttention {
     auto& self = *static_cast<GgmlAttention*>(attention);
     if (thread != 0) return self.team->follow(thread, threads);
     self.team->lead(threads, [&](const kvtilt::ParallelFor& parallel) {
-      self.status_ = self.attend(*node, parallel);
+      try {
+        self.status_ = self.attend(*node, parallel);
+      } catch (const std::bad_alloc&) {  // must not reach ggml, nor leave the followers waiting
+        self.status_ = kvtilt::Status::error(kvtilt::ErrorCode::OutOfMemory,
+                                             "layer %d: no memory for attention", self.layer);
+      }
     });
   }
 
@@ -70,6 +76,28 @@ class GgmlAttention {
       default:
         return static_cast<kvtilt::ElementType>(255);
     }
+  }
+
+  /// InvalidArgument for rows or tensors that would be misread; kvtilt checks all else.
+  [[nodiscard]] kvtilt::Status check(const ggml_tensor& node) const {
+    const auto fail = [&](const char* what) {
+      return kvtilt::Status::error(kvtilt::ErrorCode::InvalidArgument, "layer %d: %s", layer, what);
+    };
+    for (const ggml_tensor* tensor : {node.src[0], node.src[1], node.src[2]}) {
+      const std::size_t size = ggml_type_size(tensor->type);
+      if (tensor->nb[0] != size)
+        return fail("channels of queries, keys and values must be contiguous");
+      if (tensor->nb[1] % size != 0 || tensor->nb[2] % size != 0)
+        return fail("strides must be multiples of an element");
+    }
+    for (std::size_t i = 0; i < rows.size(); ++i) {
+      if (rows[i].first < 0 || rows[i].count < 0 || rows[i].first > node.ne[2] - rows[i].count)
+        return fail("rows lie outside of the tensors");
+      for (std::size_t j = 0; j < i; ++j)
+        if (rows[i].sequence == rows[j].sequence)
+          return fail("a sequence's rows must follow each other, and be named once");
+    }
+    return {};
   }
 
   /// Some rows of a tensor.
@@ -90,6 +118,7 @@ class GgmlAttention {
   /// The new tokens of a step attend to themselves as the cache stores them, those of a prompt's chunk
   /// before the cache quantizes them.
   kvtilt::Status attend(const ggml_tensor& node, const kvtilt::ParallelFor& parallel) {
+    KVTILT_RETURN_IF_ERROR(check(node));
     steps_.clear();
     chunks_.clear();
     for (const GgmlRows& part : rows) {

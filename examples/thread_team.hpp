@@ -12,7 +12,8 @@
 /// follower with a number of its own, 1 to threads - 1.
 class ThreadTeam {
  public:
-  /// Calls work(parallel_for) on this thread, and lets the followers go when it returns.
+  /// Calls work(parallel_for) on this thread, and lets the followers go when it returns. It must not
+  /// throw: they would wait for ever.
   template <class Work>
   void lead(int threads, const Work& work) {
     threads_ = threads;

@@ -53,14 +53,16 @@ struct Engine {
 }  // namespace
 
 ggml_tensor* kvtilt_attention(ggml_context* context, int layer, int layers, int context_tokens,
-                              bool first, ggml_tensor* q, ggml_tensor* k, ggml_tensor* v) {
+                              float scale, bool first, ggml_tensor* q, ggml_tensor* k,
+                              ggml_tensor* v) {
   static const char* const recipe = std::getenv("KVTILT");
   if (recipe == nullptr) return nullptr;
   static Engine engine(
       recipe,
       kvtilt::CacheShape::uniform(layers, static_cast<int>(k->ne[1]), static_cast<int>(k->ne[0])),
       context_tokens);
-  GgmlAttention& attention = engine.layers[static_cast<std::size_t>(layer)];
+  GgmlAttention& attention = engine.layers.at(static_cast<std::size_t>(layer));
+  attention.options.scale = scale;
   require(attention.status());
   if (first && layer == 0) require(engine.cache.truncate(engine.sequence, 0));
   attention.rows = {{engine.sequence, 0, q->ne[2]}};

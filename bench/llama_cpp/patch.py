@@ -10,8 +10,10 @@ import re
 import sys
 
 BRANCH = """
-    if (ggml_tensor * cur = kvtilt_attention(ctx0, il, hparams.n_layer, cparams.n_ctx,
+    if (ggml_tensor * cur = kvtilt_attention(ctx0, il, hparams.n_layer, cparams.n_ctx, kq_scale,
             static_cast<const llama_kv_cache_unified *>(memory)->head == 0, q_cur, k_cur, v_cur)) {
+        GGML_ASSERT(!wo_b && !kq_b && !v_mla && !hparams.attn_soft_cap && !hparams.use_alibi &&
+                    !hparams.is_swa(il) && "kvtilt could, but this patch does not pass it on");
         ggml_build_forward_expand(gf, inp->get_kq_mask());  // an input that llama.cpp fills in
         cur = ggml_reshape_2d(ctx0, cur, cur->ne[0] * cur->ne[1], cur->ne[2]);
         ggml_build_forward_expand(gf, cur);

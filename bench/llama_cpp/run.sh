@@ -4,7 +4,9 @@
 #
 #     bench/llama_cpp/run.sh [source folder of llama.cpp]   (without: that of llama-cpp-python 0.3.9)
 #
-# About 15 minutes on 2 cores. Needs python3 with venv, cmake, ninja, and PyPI.
+# The source is copied to build/llama_cpp/source once; remove that folder to measure another.
+#
+# About 7 minutes on 2 cores. Needs python3 with venv, cmake, ninja, and PyPI.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -16,7 +18,9 @@ mkdir -p $build
   python3 -m venv $build/python
   $build/python/bin/pip -q install gguf
 }
-[ -e $build/source/src/llama-graph.cpp ] || {
+if [ -e $build/source ]; then
+  [ $# = 0 ] || { echo "$build/source exists: remove it to measure $1" >&2; exit 2; }
+else
   source=${1:-}
   [ -n "$source" ] || {
     $build/python/bin/pip -q download --no-deps --no-binary llama-cpp-python -d $build \
@@ -24,8 +28,10 @@ mkdir -p $build
     tar -xzf $build/llama_cpp_python-0.3.9.tar.gz -C $build
     source=$build/llama_cpp_python-0.3.9/vendor/llama.cpp
   }
-  cp -r "$source" $build/source
-}
+  rm -rf $build/copying
+  cp -r "$source" $build/copying
+  mv $build/copying $build/source
+fi
 python3 $here/patch.py $build/source "$root"
 {
   cmake -S $build/source -B $build/out -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF \
@@ -50,20 +56,22 @@ row() {  # what it is, its page bits, KVTILT, KVTILT_TAIL, KVTILT_SINKS, the mod
   } | awk -v name="$name" -v bits="$bits" '
     /^Mean +KLD/ { mean = $3; error = $5 }
     /^Maximum KLD/ { most = $3 }
-    /^Same top p/ { top = $4 }
+    /^Same top p/ { top = $4; top_error = $6 }
     /total time/ { seconds = $5 / 1000 }
     { last = $0 }
     END {
       if (mean == "") { print last; exit 1 }
-      printf "%-34s %5s  %s +- %s  %s  %7.3f %%  %6.1f\n", name, bits, mean, error, most, top, seconds
+      printf "%-34s %5s  %9s +- %s  %s  %7.3f +- %s %%  %6.1f\n",
+        name, bits, mean, error, most, top, top_error, seconds
     }'
 }
 date -u +%F
 grep -m1 'model name' /proc/cpuinfo || uname -m
 perplexity plain >$build/base.log || { cat $build/base.log >&2; exit 1; }
-printf '%-34s %5s  %-20s  %-8s  %-9s  %s\n' cache bits 'mean KLD' worst 'same top' seconds
+printf '%-34s %5s  %-21s  %-8s  %-18s  %s\n' cache bits 'mean KLD' worst 'same top' seconds
 row f16 16 '' '' '' plain
 row k16v16 16 k16v16 128 4 plain
+row 'k16v16, in chunks of 512' 16 k16v16 128 4 plain -ub 512
 row q8_0 8.5 '' '' '' plain -ctk q8_0 -ctv q8_0
 row q4_0 4.5 '' '' '' plain -ctk q4_0 -ctv q4_0
 row 'q4_0, values transformed' 4.5 '' '' '' transformed -ctk q4_0 -ctv q4_0

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #include "context_shift.hpp"
 
+#include <kvtilt/page/token_placement.hpp>
+
 #include "fail.hpp"
 
 #include <algorithm>
@@ -25,6 +27,10 @@ int kept_tokens(const ContextShift& shift) {
 }
 
 void check_shift(const ModelConfig& config, const ContextShift& shift) {
+  const CacheSettings& cache = shift.cache;
+  const kvtilt::Status valid =
+      kvtilt::check_placement({cache.page_tokens, cache.sink_tokens, cache.recent_tokens});
+  if (!valid.ok()) fail(valid.message());
   if (std::any_of(config.windows.begin(), config.windows.end(), [](int w) { return w > 0; })) {
     fail("the context of a model with sliding windows cannot be shifted");
   }

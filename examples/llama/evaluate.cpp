@@ -85,16 +85,22 @@ std::vector<std::string> clean_recipes(const std::vector<std::string>& recipes) 
   return clean;
 }
 
-/// Reads the plan files. They must fit the model and have one page size: that of `page_tokens`, or
-/// any if that is 0; it is then set.
+/// Reads the plan files. They must fit the model and what it transforms, and have one page size: that
+/// of `page_tokens`, or any if that is 0; it is then set.
 std::vector<llama::NamedPlan> read_plans(const std::vector<std::string>& paths,
-                                         const llama::Model& model, int& page_tokens) {
+                                         const llama::Model& model, llama::Transforms transforms,
+                                         int& page_tokens) {
   std::vector<llama::NamedPlan> plans;
   for (const std::string& path : paths) {
     const auto file = kvtilt::read_recipe_file(path).value();
     if (page_tokens == 0) page_tokens = file.page_tokens;
     const auto fits = kvtilt::check_fits(file, llama::cache_shape(model.config()), page_tokens);
     if (!fits.ok()) llama::fail(path, ": ", fits.message());
+    const llama::Transforms planned{file.hadamard_keys, file.hadamard_values};
+    if (planned != transforms) {
+      llama::fail(path, ": was made for Hadamard transforms of ", to_string(planned), ", not of ",
+                  to_string(transforms), ": see --hadamard-keys and --hadamard-values");
+    }
     const std::string name = std::filesystem::path(path).filename().string();
     plans.push_back({paths.size() == 1 ? "plan" : "plan:" + llama::json_text(name), file.plan});
   }
@@ -112,7 +118,7 @@ void capture(const Arguments& arguments, const llama::Model& model,
   progress.clear();
   llama::write_statistics(arguments.capture,
                           {layers, options.page_tokens, llama::json_text(arguments.model),
-                           llama::json_text(arguments.text)});
+                           llama::json_text(arguments.text), arguments.transforms});
   std::cout << "captured " << layers.front().tokens << " tokens of every layer in "
             << arguments.capture << std::endl;
 }
@@ -137,7 +143,7 @@ void run(Arguments& arguments) {
 
   llama::EvaluationOptions options;
   options.recipes = clean_recipes(arguments.recipes);
-  options.plans = read_plans(arguments.plans, model, arguments.page);
+  options.plans = read_plans(arguments.plans, model, arguments.transforms, arguments.page);
   if (arguments.page > 0) arguments.cache.page_tokens = arguments.page;
   options.cache = arguments.cache;
   options.chunk = arguments.chunk;
@@ -160,8 +166,9 @@ void run(Arguments& arguments) {
             << context << " tokens\npage " << arguments.cache.page_tokens << ", tail "
             << arguments.cache.recent_tokens << ", sinks " << arguments.cache.sink_tokens << ", "
             << arguments.arithmetic << " arithmetic"
-            << (arguments.transforms.keys ? ", Hadamard transforms of keys" : "")
-            << (arguments.transforms.values ? ", Hadamard transforms of values" : "");
+            << (arguments.transforms == llama::Transforms{}
+                    ? ""
+                    : ", Hadamard transforms of " + to_string(arguments.transforms));
   if (options.shift) {
     std::cout << "\na full context of " << model.config().context
               << " loses its older half, except the first " << llama::kept_tokens(*options.shift)

@@ -71,7 +71,7 @@ class PieceEvaluator {
     for (std::size_t i = 0; i < caches_.size(); ++i) {
       results[i].page_bits = caches_[i]->page_bits();
       results[i].usage = caches_[i]->usage();
-      results[i].tokens = caches_[i]->length();
+      results[i].tokens = caches_[i]->length() - caches_[i]->removed();
     }
     return results;
   }

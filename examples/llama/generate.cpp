@@ -66,9 +66,10 @@ std::string compare(const std::string& recipe, const std::vector<int>& tokens,
          " tokens.";
 }
 
-void run(const Arguments& arguments) {
+void run(Arguments& arguments) {
   llama::check_outputs({{"--save", arguments.save}});
   const llama::Model model(arguments.model);
+  arguments.cache.fingerprint = model.fingerprint();
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   std::unique_ptr<const kvtilt::MappedFile> before;
   if (!arguments.load.empty()) {
@@ -164,8 +165,8 @@ int main(int argc, char** argv) {
   app.add_option("--save", arguments.save,
                  "file to keep the prompt in, read as it is: others can go on from there");
   app.add_option("--load", arguments.load,
-                 "saved file that the prompt goes on from; of this model (the file does not say "
-                 "which), recipe, page, tail and sinks");
+                 "saved file that the prompt goes on from; of this model, recipe, page, tail and "
+                 "sinks");
   CLI11_PARSE(app, argc, argv);
   try {
     run(arguments);

@@ -18,6 +18,7 @@ kvtilt::KVCache create_cache(const ModelConfig& config, const kvtilt::Plan& plan
   options.page_tokens = settings.page_tokens;
   options.recent_tokens = settings.recent_tokens;
   options.sink_tokens = settings.sink_tokens;
+  options.fingerprint = settings.fingerprint;
   options.max_sequences = 1;
   return kvtilt::KVCache::create(cache_shape(config), plan, options).value();
 }

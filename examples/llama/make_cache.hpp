@@ -7,6 +7,7 @@
 #include "attention_cache.hpp"
 #include "config.hpp"
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -23,6 +24,7 @@ struct CacheSettings {
   int recent_tokens = 128;  // newest tokens kept in 16 bits, at least
   int sink_tokens = 4;      // first tokens kept in 16 bits
   CacheArithmetic arithmetic = CacheArithmetic::Fast;
+  std::uint64_t fingerprint = 0;  // of the model, for save() and load()
 };
 
 /// Throws kvtilt's message if it does not know the recipe or refuses the settings. Besides the

@@ -32,17 +32,22 @@ void transform_heads(int tokens, int heads, int dim, float* data) {
 
 Model::Model(const std::filesystem::path& folder, Transforms transforms)
     : config_(read_config(folder)), rope_(config_), transforms_(transforms) {
+  fingerprint_.add(rope_.frequencies());
+  fingerprint_.add((transforms.keys ? 1U : 0U) + (transforms.values ? 2U : 0U));
   load_weights(folder);
   if (transforms.values) transform_values();
 }
 
 void Model::load_weights(const std::filesystem::path& folder) {
   Checkpoint checkpoint(folder);
-  const auto vector = [&](const std::string& name, int size) {
-    return checkpoint.load(name, {size});
+  const auto load = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
+    Floats numbers = checkpoint.load(name, shape);
+    fingerprint_.add(numbers);
+    return numbers;
   };
+  const auto vector = [&](const std::string& name, int size) { return load(name, {size}); };
   const auto matrix = [&](const std::string& name, int rows, int cols) {
-    return Matrix{rows, cols, checkpoint.load(name + ".weight", {rows, cols})};
+    return Matrix{rows, cols, load(name + ".weight", {rows, cols})};
   };
   const ModelConfig& c = config_;
   embedding_ = matrix("model.embed_tokens", c.vocab, c.hidden);

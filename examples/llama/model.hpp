@@ -4,10 +4,13 @@
 
 #include "attention_cache.hpp"
 #include "config.hpp"
+#include "fingerprint.hpp"
 #include "floats.hpp"
 #include "linear.hpp"
 #include "rope.hpp"
+#include "transforms.hpp"
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <span>
@@ -31,24 +34,19 @@ struct Scratch {
   Floats sines;    // likewise
 };
 
-/// Which tensors the model gives to its cache as Hadamard transforms (kvtilt/quant/hadamard.hpp),
-/// which changes what quantization loses and nothing else. That of values is folded into the weights
-/// on both sides of attention; keys and queries are transformed behind RoPE.
-struct Transforms {
-  bool keys = false;
-  bool values = false;
-};
-
 /// Called with the input of each layer: hidden [tokens, hidden].
 using LayerObserver = std::function<void(int layer, std::span<const float> hidden)>;
 
 class Model {
  public:
   /// Loads config.json and the weights. Throws a sentence naming the file, and the tensor or the
-  /// key, or for a head dimension that cannot be transformed.
+  /// key, or for values whose head dimension cannot be transformed; for keys, forward() does.
   explicit Model(const std::filesystem::path& folder, Transforms transforms = {});
 
   [[nodiscard]] const ModelConfig& config() const { return config_; }
+
+  /// Of weights, RoPE and transforms: caches of models that differ in these must not be exchanged.
+  [[nodiscard]] std::uint64_t fingerprint() const { return fingerprint_.value(); }
 
   /// The projection W_O from the outputs of a layer's attention to the hidden state:
   /// [hidden, query_heads * head_dim].
@@ -100,6 +98,7 @@ class Model {
   Floats norm_;       // [hidden]
   std::vector<Layer> layers_;
   Transforms transforms_;
+  Fingerprint fingerprint_;
 };
 
 }  // namespace llama

@@ -129,7 +129,8 @@ void run(Arguments& arguments, const std::string& command) {
     if (files.empty()) continue;
     const auto written = kvtilt::write_recipe_file(
         files[i], {planning.best.plan, planning.shape, planning.page_tokens,
-                   llama::json_text(command), number(planning.budget) + " page bits"});
+                   llama::json_text(command), number(planning.budget) + " page bits",
+                   planning.transforms.keys, planning.transforms.values});
     if (!written.ok()) llama::fail(written.message());
     std::cout << "written to " << files[i] << '\n';
   }

@@ -237,6 +237,7 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
   kvtilt::CacheShape shape = norms.shape;
   ModelLosses losses;
   FormatChoices choices;
+  Transforms transforms = request.transforms;
   if (from_norms(source)) {
     choices = choose_formats(request, source, shape);
     losses = checked(kvtilt::losses_from_norms(
@@ -258,6 +259,7 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
            " tokens; --page is ", request.page_tokens);
     }
     shape = captured_shape(file.layers);
+    transforms = file.transforms;
     if (!norms.layers.empty()) check_same_heads(request, shape, norms.shape);
     choices = choose_formats(request, source, shape);
     losses = checked(kvtilt::losses_from_statistics(shape, request.page_tokens, choices,
@@ -269,6 +271,7 @@ std::vector<Planning> run_planner(const PlanRequest& request) {
                                    request.value_floor.value_or(from_norms(source) ? 2 : 0)};
     plannings.push_back(
         make_planning(source, shape, request.page_tokens, choices, losses, budget, norms));
+    plannings.back().transforms = transforms;
   }
   return plannings;
 }

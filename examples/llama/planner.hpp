@@ -4,6 +4,7 @@
 
 #include "model.hpp"
 #include "planning.hpp"
+#include "transforms.hpp"
 
 #include <filesystem>
 #include <functional>

@@ -6,6 +6,7 @@
 #include <kvtilt/plan/norm_report.hpp>
 
 #include "norm_source.hpp"
+#include "transforms.hpp"
 
 #include <optional>
 #include <string>
@@ -39,7 +40,8 @@ struct Planning {
   LossSource source = LossSource::Spectral;
   kvtilt::CacheShape shape;
   int page_tokens = 64;
-  double budget = 0;  // page bits
+  Transforms transforms;  // of what the losses were measured on
+  double budget = 0;      // page bits
   int key_floor = 0;
   int value_floor = 0;
   std::vector<kvtilt::LayerNorms> norms;     // per layer; empty if the weights were not read

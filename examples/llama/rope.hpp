@@ -16,11 +16,14 @@ class Rope {
   /// Fills cosines and sines [head_dim / 2] of one position; a negative one turns back.
   void angles(int position, float* cosines, float* sines) const;
 
+  /// Radians per position, [head_dim / 2].
+  [[nodiscard]] const std::vector<float>& frequencies() const { return frequencies_; }
+
   /// Rotates each of `heads` consecutive heads [head_dim] in place.
   void rotate(int heads, const float* cosines, const float* sines, float* data) const;
 
  private:
-  std::vector<float> frequencies_;  ///< radians per position, [head_dim / 2]
+  std::vector<float> frequencies_;
   int context_;
 };
 

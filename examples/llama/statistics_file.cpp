@@ -13,7 +13,7 @@
 namespace llama {
 namespace {
 
-constexpr const char* version = "1";
+constexpr const char* version = "2";
 
 /// Tensors to write, with the storage of those that had to be converted.
 class Tensors {
@@ -84,6 +84,16 @@ class Reader {
   const kvtilt::SafetensorsFile& file_;
 };
 
+Transforms read_transforms(const Reader& reader) {
+  const std::string text = reader.metadata("transforms");
+  for (const bool keys : {false, true}) {
+    for (const bool values : {false, true}) {
+      if (text == to_string(Transforms{keys, values})) return {keys, values};
+    }
+  }
+  fail(reader.name(), ": transforms are of \"", text, "\"");
+}
+
 kvtilt::CapturedLayer read_layer(const Reader& reader, std::size_t index) {
   const auto& keys = reader.tensor(tensor_name(index, "keys"), 3);
   const auto& values = reader.tensor(tensor_name(index, "values"), 3);
@@ -136,6 +146,7 @@ void write_statistics(const std::filesystem::path& path, const StatisticsFile& f
   const auto status = kvtilt::write_safetensors(path, tensors.list(),
                                                 {{"kvtilt_capture", version},
                                                  {"page_tokens", std::to_string(file.page_tokens)},
+                                                 {"transforms", to_string(file.transforms)},
                                                  {"model", file.model},
                                                  {"text", file.text}});
   if (!status.ok()) fail(status.message());
@@ -156,6 +167,7 @@ StatisticsFile read_statistics(const std::filesystem::path& path) {
     fail(reader.name(), ": page_tokens is \"", reader.metadata("page_tokens"),
          "\", must be 32, 64 or 128");
   }
+  file.transforms = read_transforms(reader);
   file.model = reader.metadata("model");
   file.text = reader.metadata("text");
   for (std::size_t i = 0; reader.contains(tensor_name(i, "keys")); ++i) {

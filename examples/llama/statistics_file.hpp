@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Stores captured statistics as a safetensors file, for planning without the model and for studies.
 //
-//     metadata           kvtilt_capture "1"; page_tokens; model and text: where they come from
+//     metadata           kvtilt_capture "2"; page_tokens; transforms: as to_string() says; model and
+//                        text: where they come from
 //     layers.<i>.keys           F16 [tokens, kv_heads, head_dim], rotated, as they enter the cache
 //     layers.<i>.values         F16 [tokens, kv_heads, head_dim]
 //     layers.<i>.query_square   F32 [kv_heads, head_dim]  mean of q_c^2 over queries of the kv head
@@ -18,6 +19,8 @@
 
 #include <kvtilt/plan/captured_losses.hpp>
 
+#include "transforms.hpp"
+
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -29,6 +32,7 @@ struct StatisticsFile {
   int page_tokens = 0;
   std::string model;
   std::string text;
+  Transforms transforms;  // of keys and values in `layers`
 };
 
 /// Writes the file whole or not at all; throws a sentence naming the file.

@@ -3,7 +3,8 @@
 """Writes saved.bin, a saved sequence, from the description in page/saved_sequence.hpp and page/layout.hpp
 alone: two layers in 16 bits, 1 kv head, key_dim 8, value_dim 16, the second with a window of 40; pages of
 32 tokens, 2 sinks, 20 recent ones; 70 tokens, then truncated to 60, which cuts no page. Element (token t,
-channel c) of the keys of layer l is fp16 of (100 l + t + c / 64), of the values of minus that.
+channel c) of the keys of layer l is fp16 of (100 l + t + c / 64), of the values of minus that. The model's
+fingerprint is 0x0123456789abcdef.
 
     python3 make_saved.py > saved.bin
 """
@@ -55,7 +56,8 @@ total = 64 + len(layers) + len(parts)
 
 
 def header(checksum):
-    return struct.pack("<8sIi2Qq3i12x", b"kvtiltsq", 1, LAYERS, total, checksum, LENGTH, PAGE, SINKS, RECENT)
+    return struct.pack("<8sIi2Qq3i4xQ", b"kvtiltsq", 1, LAYERS, total, checksum, LENGTH, PAGE, SINKS, RECENT,
+                       0x0123456789abcdef)
 
 
 def word_sum(word, index):

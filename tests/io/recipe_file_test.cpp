@@ -61,6 +61,29 @@ std::string edited(std::string_view from, std::string_view to) {
 
 TEST(RecipeFileGolden, LooksLikeThis) { EXPECT_EQ(to_text(small_file()).value(), small_text); }
 
+TEST(RecipeFile, SaysWhatIsTransformed) {
+  for (const bool keys : {false, true})
+    for (const bool values : {false, true}) {
+      RecipeFile file = small_file();
+      file.hadamard_keys = keys;
+      file.hadamard_values = values;
+      const std::string text = to_text(file).value();
+      EXPECT_EQ(text.find("hadamard") != std::string::npos, keys || values);
+      const RecipeFile read = parse_recipe_file(text, "f").value();
+      EXPECT_EQ(read.hadamard_keys, keys);
+      EXPECT_EQ(read.hadamard_values, values);
+    }
+  const auto error = [](const std::string& list) {
+    return edited("\"page_tokens\"", "\"hadamard\": " + list + ", \"page_tokens\"");
+  };
+  EXPECT_EQ(error("[]"), "");
+  EXPECT_EQ(error("[\"values\"]"), "");
+  EXPECT_THAT(error("\"values\""), HasSubstr("hadamard"));
+  EXPECT_THAT(error("[1]"), HasSubstr("hadamard"));
+  EXPECT_THAT(error("[\"Values\"]"), HasSubstr("is \"Values\", not \"keys\" or \"values\""));
+  EXPECT_THAT(error("[\"keys\", \"keys\"]"), HasSubstr("is there twice"));
+}
+
 TEST(RecipeFile, ReadsWhatItWrote) {
   const TemporaryFolder folder;
   const auto path = folder.path() / "model.recipe.json";

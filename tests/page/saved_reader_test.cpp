@@ -44,11 +44,13 @@ std::vector<Layer> layers_of(const CacheShape& shape, const Recipe& recipe,
   return layers;
 }
 
+constexpr std::uint64_t fingerprint = 0xfedcba9876543210u;
+
 /// A sequence of `length` tokens, all zeros.
 std::vector<std::byte> zeros_saved(const std::vector<Layer>& layers,
                                    const TokenPlacement& placement, std::int64_t length) {
   const auto write = [&](std::span<std::byte> image) {
-    SavedWriter writer(image, static_cast<int>(layers.size()), length, placement);
+    SavedWriter writer(image, static_cast<int>(layers.size()), length, placement, fingerprint);
     std::uint64_t blocks = 0;
     for (const Layer& layer : layers) {
       if (layer.shape.kv_heads == 0) {
@@ -82,7 +84,7 @@ Status check(const std::vector<std::byte>& image, const std::vector<Layer>& laye
   Result<SavedReader> reader = SavedReader::open(image);
   if (!reader) return std::move(reader).take_status();
   KVTILT_RETURN_IF_ERROR(reader->verify_checksum());
-  KVTILT_RETURN_IF_ERROR(reader->check_tables(layers, placement));
+  KVTILT_RETURN_IF_ERROR(reader->check_tables(layers, placement, fingerprint));
   return reader->check_values(layers);
 }
 
@@ -181,6 +183,10 @@ TEST_F(SavedReaderHostile, AnotherCacheIsNamed) {
   changed = placement;
   changed.recent_tokens = 17;
   expect(shape(), presets::k4v2, changed, "recent_tokens is 16 there, 17 here");
+  expect_refused(
+      forged(image_, offsetof(SavedHeader, fingerprint), std::uint64_t{0}),
+      ErrorCode::InvalidArgument,
+      "of another model: the fingerprint is 0000000000000000 there, fedcba9876543210 here");
 }
 
 TEST_F(SavedReaderHostile, ForgedNumbersAreRefused) {

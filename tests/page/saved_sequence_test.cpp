@@ -25,6 +25,7 @@ TEST(SavedSequence, IsTheFileThatIsWrittenFromTheDescription) {
   options.page_tokens = 32;
   options.sink_tokens = 2;
   options.recent_tokens = 20;
+  options.fingerprint = 0x0123456789abcdef;
   KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k16v16), options);
   const SequenceId id = test::open_reserved(cache, 70);
   for (int layer = 0; layer < 2; ++layer) {

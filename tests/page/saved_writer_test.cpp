@@ -23,7 +23,7 @@ TEST(SavedWriter, CountsWithoutAnImageWhatItWritesIntoOne) {
   layer.pages = 5;
   layer.tail_start = 4 + 5 * 32;
   const auto write = [&](std::span<std::byte> image) {
-    SavedWriter writer(image, 3, 170, placement);
+    SavedWriter writer(image, 3, 170, placement, 7);
     writer.skip_layer();
     const SavedPlaces places = writer.add_layer(shape, layouts, layer, [](std::int32_t i) {
       return SavedPage{4 + std::int64_t{i} * 32, 32};
@@ -36,6 +36,7 @@ TEST(SavedWriter, CountsWithoutAnImageWhatItWritesIntoOne) {
   ASSERT_EQ(write(image), image.size());
   const SavedHeader header = test::read_at<SavedHeader>(image, 0);
   EXPECT_EQ(header.bytes, image.size());
+  EXPECT_EQ(header.fingerprint, 7u);
   EXPECT_EQ(header.checksum, saved_checksum(image));
   EXPECT_EQ(test::read_at<SavedLayer>(image, 64).kv_heads, 0);
   const SavedLayer second = test::read_at<SavedLayer>(image, 128);

@@ -12,6 +12,7 @@ inline CacheOptions cpu_options(const cuda::CacheOptions& options) {
   result.page_tokens = options.page_tokens;
   result.sink_tokens = options.sink_tokens;
   result.recent_tokens = options.recent_tokens;
+  result.fingerprint = options.fingerprint;
   return result;
 }
 

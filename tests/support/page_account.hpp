@@ -35,11 +35,10 @@ class PageAccount {
   [[nodiscard]] std::int64_t length() const { return length_; }
   [[nodiscard]] std::int64_t freed_until() const { return freed_until_; }
   [[nodiscard]] const std::vector<Entry>& sealed() const { return sealed_; }
-  /// Tokens behind the sinks that were sealed and are gone.
+  /// Tokens behind the sinks that were sealed and are gone, if short pages count as whole ones.
   [[nodiscard]] std::int64_t dropped() const {
-    std::int64_t tokens = tail_start_ - placement_.sink_tokens;
-    for (const Entry& entry : sealed_) tokens -= entry.count;
-    return tokens;
+    const std::int64_t held = static_cast<std::int64_t>(sealed_.size()) * placement_.page_tokens;
+    return std::max<std::int64_t>(0, tail_start_ - placement_.sink_tokens - held);
   }
   /// Reserved pages without tokens.
   [[nodiscard]] std::int64_t unused() const { return unused_; }

@@ -98,8 +98,11 @@ class KVCache {
   /// run of sealed pages covers exactly this range; the message names the nearest that exists.
   ///
   /// Context shift (later tokens move up into the gap) without touching a stored key: attend to the
-  /// tokens in front of the gap (AttendOptions::end_position) with queries that RoPE turns back by as
-  /// many positions as were removed, to all others (first_position) with plain ones, and merge().
+  /// tokens in front of the gap with queries that RoPE turns back by as many positions as were removed
+  /// (AttendOptions::end_position at the gap, causal = false), to all others with plain queries
+  /// (first_position behind it), and merge(). For that a sequence has one gap, which further removals
+  /// extend, and neither windows nor ALiBi, which count positions as if nothing were missing. New tokens
+  /// go on at position length(): compute RoPE's angles in double, as they get large.
   Status remove(SequenceId id, std::int64_t from, std::int64_t to);
 
   /// Opens a second sequence with the same tokens; it shares the sealed pages and copies tail and
@@ -124,8 +127,8 @@ class KVCache {
   /// appends and attention give the same bits. It is reserved for `tokens` tokens, or for its length
   /// if that is more, and shares no page, even if the saved sequence did.
   ///
-  /// image  all bytes that save() wrote, from a cache of the same shape, plan, page_tokens, sink_tokens
-  ///        and recent_tokens
+  /// image  all bytes that save() wrote, from a cache of the same shape, plan, page_tokens, sink_tokens,
+  ///        recent_tokens and fingerprint
   /// Fails  as open and reserve do; Corrupt (truncated, damaged, not a saved sequence), Unsupported
   ///        (another format version), InvalidArgument (from a different cache; names what differs)
   /// Cost   one checksum and one copy of the bytes. The checksum finds damage, not forgery: a forged

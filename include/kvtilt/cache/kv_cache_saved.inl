@@ -6,7 +6,7 @@ namespace kvtilt {
 /// Writes a sequence to `image`, or nothing if that is empty; returns the bytes that it takes.
 inline std::size_t KVCache::write_saved(const Sequence& sequence, std::int64_t length,
                                         std::span<std::byte> image) const {
-  SavedWriter writer(image, layers(), length, token_placement(options_, {}));
+  SavedWriter writer(image, layers(), length, token_placement(options_, {}), options_.fingerprint);
   std::uint64_t sum = 0;  // of all blocks, each added right after its copy, while it is in cache
   for (std::size_t layer = 0; layer < stores_.size(); ++layer) {
     const LayerStore& store = stores_[layer];
@@ -74,7 +74,8 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
   KVTILT_RETURN_IF_ERROR(saved->verify_checksum());
-  KVTILT_RETURN_IF_ERROR(saved->check_tables(stores_, token_placement(options_, {})));
+  KVTILT_RETURN_IF_ERROR(
+      saved->check_tables(stores_, token_placement(options_, {}), options_.fingerprint));
   KVTILT_RETURN_IF_ERROR(saved->check_values(stores_));
   KVTILT_RETURN_IF_ERROR(check_tokens(tokens));
   tokens = std::max(tokens, saved->length());

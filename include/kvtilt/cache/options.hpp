@@ -30,6 +30,10 @@ struct CacheOptions {
   /// every slab (BlockPool's unit of allocation, at most 32 MiB) that has no block in use. With no
   /// sequence open, whatever plan_memory() puts within the limit therefore fits.
   std::size_t max_bytes = 0;
+  /// Says what keys and values mean, e.g. a hash of the model's weights and of how RoPE and transforms
+  /// (quant/hadamard.hpp) are applied. save() stores it, and load() refuses a sequence that has another
+  /// one; 0 is a fingerprint like any other.
+  std::uint64_t fingerprint = 0;
   std::optional<Isa> isa = {};  ///< forces an instruction set; otherwise KVTILT_ISA, else the best
   Allocator allocator = default_allocator();
   /// If not empty, all pages and 16-bit blocks are carved out of this memory, and only page tables

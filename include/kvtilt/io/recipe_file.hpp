@@ -6,6 +6,7 @@
 ///       "kvtilt_recipe": 1,
 ///       "made_by": "kvtilt plan --bits 3.5",
 ///       "budget": "3.5 bits per element",
+///       "hadamard": ["values"],
 ///       "page_tokens": 64,
 ///       "layers": [
 ///         {"layer": 0, "kv_heads": 2, "key_dim": 128, "value_dim": 128,
@@ -17,9 +18,10 @@
 ///     }
 ///
 /// "kvtilt_recipe" is the version of this file format. "made_by" and "budget" are free text and may
-/// be absent; all other keys are required, and further keys are errors. "keys" and "values" are
-/// formats (format_name.hpp): one for all kv heads, or a list of one per kv head. A layer without
-/// kv heads has no cache and has neither dimensions nor formats.
+/// be absent. So may "hadamard": the tensors, "keys" or "values", that the plan expects as Hadamard
+/// transforms (quant/hadamard.hpp). All other keys are required, and further keys are errors. "keys"
+/// and "values" of a layer are formats (format_name.hpp): one for all kv heads, or a list of one per
+/// kv head. A layer without kv heads has no cache and has neither dimensions nor formats.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -50,6 +52,9 @@ struct RecipeFile {
   int page_tokens = 64;
   std::string made_by;  ///< UTF-8, like budget
   std::string budget;
+  bool hadamard_keys =
+      false;  ///< the engine must transform alike, or the plan is for other numbers
+  bool hadamard_values = false;
 };
 
 namespace detail {
@@ -144,6 +149,23 @@ inline Status read_layer(const JsonValue& value, RecipeFile& file) {
   return {};
 }
 
+inline Status read_transforms(const JsonValue& root, RecipeFile& file) {
+  const std::optional<JsonValue> value = root.find("hadamard");
+  if (!value) return {};
+  Result<std::vector<JsonValue>> list = value->elements();
+  if (!list) return std::move(list).take_status();
+  for (const JsonValue& element : *list) {
+    Result<std::string_view> tensor = element.string();
+    if (!tensor) return std::move(tensor).take_status();
+    if (*tensor != "keys" && *tensor != "values")
+      return element.error("is " + element.text() + ", not \"keys\" or \"values\"");
+    bool& transformed = *tensor == "keys" ? file.hadamard_keys : file.hadamard_values;
+    if (transformed) return element.error("is there twice");
+    transformed = true;
+  }
+  return {};
+}
+
 inline Status read_text(const JsonValue& root, const char* key, std::string& text) {
   const std::optional<JsonValue> value = root.find(key);
   if (!value) return {};
@@ -171,10 +193,11 @@ inline Result<RecipeFile> parse_recipe_file(std::string_view text, const std::st
                           std::to_string(KVTILT_VERSION_MINOR) + ", which reads version " +
                           std::to_string(detail::recipe_file_version));
   KVTILT_RETURN_IF_ERROR(
-      root.allow_only({"kvtilt_recipe", "made_by", "budget", "page_tokens", "layers"}));
+      root.allow_only({"kvtilt_recipe", "made_by", "budget", "hadamard", "page_tokens", "layers"}));
   RecipeFile result;
   KVTILT_RETURN_IF_ERROR(detail::read_text(root, "made_by", result.made_by));
   KVTILT_RETURN_IF_ERROR(detail::read_text(root, "budget", result.budget));
+  KVTILT_RETURN_IF_ERROR(detail::read_transforms(root, result));
   Result<JsonValue> page_tokens = root.at("page_tokens");
   if (!page_tokens) return std::move(page_tokens).take_status();
   Result<std::int64_t> tokens = page_tokens->integer(0, 128);
@@ -217,6 +240,10 @@ inline Result<std::string> to_text(const RecipeFile& file) {
                            std::string(quoted.message()).c_str());
     text += "  \"" + std::string(key) + "\": " + *quoted + ",\n";
   }
+  if (file.hadamard_keys || file.hadamard_values)
+    text += std::string("  \"hadamard\": [") + (file.hadamard_keys ? "\"keys\"" : "") +
+            (file.hadamard_keys && file.hadamard_values ? ", " : "") +
+            (file.hadamard_values ? "\"values\"" : "") + "],\n";
   text += "  \"page_tokens\": " + std::to_string(file.page_tokens) + ",\n  \"layers\": [";
   for (std::size_t layer = 0; layer < file.shape.layers.size(); ++layer) {
     const LayerShape& shape = file.shape.layers[layer];
@@ -240,7 +267,7 @@ inline Status write_recipe_file(const std::filesystem::path& path, const RecipeF
 }
 
 /// Fails with InvalidArgument, naming the first difference, if the file was made for another shape
-/// or page size.
+/// or page size. Whether the engine transforms as the file says is for its caller to compare.
 inline Status check_fits(const RecipeFile& file, const CacheShape& shape, int page_tokens) {
   if (file.shape.layers.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument,

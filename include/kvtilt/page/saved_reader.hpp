@@ -33,11 +33,12 @@ class SavedReader {
   /// be called only after this.
   ///
   /// layers  of the cache; each has `shape` and `layouts`
-  /// Fails   InvalidArgument (from a cache of another shape, plan or options; names what differs),
-  ///         Corrupt
+  /// Fails   InvalidArgument (from a cache of another shape, plan, options or model; names what
+  ///         differs), Corrupt
   template <class Layers>
-  Status check_tables(const Layers& layers, const TokenPlacement& placement) const {
-    KVTILT_RETURN_IF_ERROR(check_options(static_cast<int>(layers.size()), placement));
+  Status check_tables(const Layers& layers, const TokenPlacement& placement,
+                      std::uint64_t fingerprint) const {
+    KVTILT_RETURN_IF_ERROR(check_options(static_cast<int>(layers.size()), placement, fingerprint));
     std::uint64_t end = sizeof(SavedHeader) + layers.size() * sizeof(SavedLayer);
     for (std::size_t layer = 0; layer < layers.size(); ++layer)
       KVTILT_RETURN_IF_ERROR(
@@ -123,7 +124,8 @@ class SavedReader {
   }
   static bool holds_numbers(const LayerLayouts& layouts, PageKind kind, const std::byte* block);
   Status check_header();
-  Status check_options(int layers, const TokenPlacement& placement) const;
+  Status check_options(int layers, const TokenPlacement& placement,
+                       std::uint64_t fingerprint) const;
   Status check_layer(int index, const LayerShape& shape, const LayerLayouts& layouts,
                      std::uint64_t& end) const;
   Status check_recipes(int index, const SavedPlaces& places, const LayerLayouts& layouts) const;
@@ -184,7 +186,8 @@ inline Status SavedReader::check_header() {
   return {};
 }
 
-inline Status SavedReader::check_options(int layers, const TokenPlacement& placement) const {
+inline Status SavedReader::check_options(int layers, const TokenPlacement& placement,
+                                         std::uint64_t fingerprint) const {
   if (header_.layers != layers) return differs("the number of layers", header_.layers, layers);
   if (header_.page_tokens != placement.page_tokens)
     return differs("page_tokens", header_.page_tokens, placement.page_tokens);
@@ -192,8 +195,13 @@ inline Status SavedReader::check_options(int layers, const TokenPlacement& place
     return differs("sink_tokens", header_.sink_tokens, placement.sink_tokens);
   if (header_.recent_tokens != placement.recent_tokens)
     return differs("recent_tokens", header_.recent_tokens, placement.recent_tokens);
-  for (const std::int32_t reserved : header_.reserved)
-    if (reserved != 0) return damaged("reserved bytes are not zeros");
+  if (header_.fingerprint != fingerprint)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "the saved sequence is of another model: the fingerprint is %016llx "
+                         "there, %016llx here",
+                         static_cast<unsigned long long>(header_.fingerprint),
+                         static_cast<unsigned long long>(fingerprint));
+  if (header_.reserved != 0) return damaged("reserved bytes are not zeros");
   if (header_.length < 0 || header_.length > max_tokens) return damaged("its length");
   if (static_cast<std::uint64_t>(layers) > image_.size() / sizeof(SavedLayer) - 1)
     return damaged("its layers do not fit");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// File format of a saved sequence: save() of a cache writes it, the same on every machine, and
-/// load() of a cache of the same shape, plan and page options reads it. Version 1; readers refuse
-/// others.
+/// load() of a cache of the same shape, plan, page options and fingerprint reads it. Version 1;
+/// readers refuse others.
 ///
 ///     header           64 bytes  SavedHeader
 ///     [layers]         64 bytes  SavedLayer
@@ -46,7 +46,8 @@ struct SavedHeader {
   std::int32_t page_tokens = 0;
   std::int32_t sink_tokens = 0;
   std::int32_t recent_tokens = 0;
-  std::int32_t reserved[3] = {};
+  std::int32_t reserved = 0;
+  std::uint64_t fingerprint = 0;  ///< CacheOptions::fingerprint
 };
 static_assert(sizeof(SavedHeader) == 64);
 

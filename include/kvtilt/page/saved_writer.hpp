@@ -34,9 +34,10 @@ class SavedWriter {
  public:
   /// image  empty, or bytes() bytes of any alignment
   SavedWriter(std::span<std::byte> image, int layers, std::int64_t length,
-              const TokenPlacement& placement)
+              const TokenPlacement& placement, std::uint64_t fingerprint)
       : image_(image) {
     header_.layers = layers;
+    header_.fingerprint = fingerprint;
     header_.length = length;
     header_.page_tokens = placement.page_tokens;
     header_.sink_tokens = placement.sink_tokens;

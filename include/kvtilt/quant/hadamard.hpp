@@ -13,7 +13,8 @@
 ///
 ///     W_V' = H W_V      b_V' = H b_V      W_O' = W_O H
 ///
-/// The cache knows nothing of it: a saved sequence continues in engines that transform alike.
+/// The cache knows nothing of it: say it in CacheOptions::fingerprint, so that a saved sequence continues
+/// only in engines that transform alike.
 ///
 /// Keys per channel have a scale and minimum per channel already; whether mixing channels of different
 /// ranges helps them depends on the model. README has figures of both.

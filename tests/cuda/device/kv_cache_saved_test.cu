@@ -31,6 +31,7 @@ TEST(DeviceKVCacheSaved, EitherCacheLoadsWhatTheOtherSaved) {
     const CacheShape shape = two_layers(64, 128, window);
     cuda::CacheOptions options = few_pages();
     options.page_tokens = kind.page_tokens;
+    options.fingerprint = 0x0123456789abcdef;
     BothCaches both(shape, Plan::uniform(shape, parse_recipe(kind.recipe).value()), options);
     const BothIds id = both.open(900);
     both.append(id, random, 500);

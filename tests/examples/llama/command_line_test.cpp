@@ -54,6 +54,17 @@ TEST(CommandLine, GenerateGoesOnFromASavedPrompt) {
       generate(stories_model + "--recipe k4v4 --prompt x --load " + file + " --page 32 --tail 32");
   EXPECT_NE(other.status, 0);
   EXPECT_THAT(other.output, HasSubstr("of another cache: layer 0, kv head 0: values have 2 bits"));
+
+  const TemporaryFolder tuned;  // the same shapes, another number
+  for (const auto& entry : std::filesystem::directory_iterator(data_folder("models/stories260K"))) {
+    std::filesystem::copy(entry.path(), tuned.path());
+  }
+  std::string weights = tuned.read("model.safetensors");
+  weights[weights.size() - 2] ^= 1;
+  tuned.write("model.safetensors", weights);
+  expect_error(generate("--model " + tuned.path().string() +
+                        " --recipe k4v2 --page 32 --tail 32 --prompt x --load " + file),
+               "of another model: the fingerprint is ");
   folder.write("prompt", "");
   EXPECT_THAT(generate(common + "--prompt x --load " + file).output,
               HasSubstr("0 bytes are no saved sequence"));
@@ -61,14 +72,21 @@ TEST(CommandLine, GenerateGoesOnFromASavedPrompt) {
 
 TEST(CommandLine, KeepGoesOnWhenTheContextIsFull) {
   const std::string context = "--page 32 --tail 32 ";
-  const Outcome story = generate(stories_model + context + "--keep 40 --recipe k4v2 --tokens 20");
+  const std::string novels = "--model " + data_folder("models/novels-3M").string() + " ";
+  const std::string text =
+      novels + context + "--recipe k8v8 --tokens 60 --prompt " + std::string(1000, 'x') + " ";
+  EXPECT_THAT(generate(text).output, HasSubstr("context of 1024 tokens is full"));
+  const Outcome story = generate(text + "--keep 40");
   EXPECT_EQ(story.status, 0);
+  EXPECT_THAT(story.output, Not(HasSubstr("is full")));
+  EXPECT_EQ(story.output.find("\n\nrecipe"), 1060U);  // every token is a byte
   const Outcome outcome = evaluate(stories_model + stories_text + context +
                                    "--keep 40 --context 700 --tokens 900 --recipes k4v2");
   EXPECT_EQ(outcome.status, 0);
   EXPECT_THAT(outcome.output,
               HasSubstr("a full context of 512 loses its older half, except the first 68 tokens"));
   expect_error(generate(stories_model + "--keep 490"), "holds no page of 64 to remove");
+  expect_error(generate(stories_model + "--recipe f16 --keep 4 --page 0"), "page_tokens is 0");
   expect_error(evaluate(stories_model + stories_text + "--keep 490"), "holds no page");
   EXPECT_NE(evaluate(stories_model + stories_text + "--keep -1").status, 0);
   EXPECT_NE(generate(stories_model + "--keep -1").status, 0);

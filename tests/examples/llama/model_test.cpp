@@ -11,7 +11,10 @@
 #include <llama/model.hpp>
 
 #include <algorithm>
+#include <cstdint>
+#include <filesystem>
 #include <memory>
+#include <set>
 #include <vector>
 
 namespace llama {
@@ -80,6 +83,21 @@ void expect_transforms(const Floats& transforms, Floats numbers, int tokens, int
   EXPECT_LE(
       largest_difference({transforms.begin(), transforms.end()}, {numbers.begin(), numbers.end()}),
       1e-4F);
+}
+
+TEST_P(ModelGolden, HasAFingerprintOfItsOwn) {
+  EXPECT_EQ(Model(golden_folder(GetParam())).fingerprint(), model_.fingerprint());
+  std::set<std::uint64_t> others{model_.fingerprint()};
+  for (const Transforms& transforms : {Transforms{true, false}, {false, true}, {true, true}}) {
+    EXPECT_TRUE(others.insert(Model(golden_folder(GetParam()), transforms).fingerprint()).second);
+  }
+  const TemporaryFolder folder;
+  std::filesystem::copy(golden_folder(GetParam()), folder.path());
+  folder.edit_json("config.json", [](auto& config) {
+    auto& place = config.contains("rope_parameters") ? config["rope_parameters"] : config;
+    place["rope_theta"] = 123456.0;
+  });
+  EXPECT_TRUE(others.insert(Model(folder.path()).fingerprint()).second);
 }
 
 TEST_P(ModelGolden, IsTheSameModelWithHadamardTransforms) {

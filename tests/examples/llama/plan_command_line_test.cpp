@@ -49,6 +49,24 @@ TEST_F(PlanCommandLine, MeasuresAndTheCacheLoadsThePlan) {
   EXPECT_EQ(rows[2]["page_bits"], figures["page_bits"]);
 }
 
+TEST_F(PlanCommandLine, APlanSaysWhatItExpectsToBeTransformed) {
+  const std::string values = " --hadamard-values ";
+  const std::string text = stories_model + stories_text + "--tokens 600 --page 32 ";
+  const std::string judge = text + "--recipes k8v8 --plan ";
+  ASSERT_EQ(plan(text + values + "--budget 5 --probes 1 --out " + file("p.json")).status, 0);
+  EXPECT_EQ(json("p.json")["hadamard"], nlohmann::json::array({"values"}));
+  EXPECT_EQ(evaluate(judge + file("p.json") + values).status, 0);
+  expect_error(evaluate(judge + file("p.json")),
+               "was made for Hadamard transforms of values, not of nothing");
+
+  ASSERT_EQ(evaluate(text + "--hadamard-keys --capture " + file("c")).status, 0);
+  ASSERT_EQ(plan("--capture " + file("c") + " --page 32 --budget 5 --out " + file("q.json")).status,
+            0);
+  EXPECT_EQ(json("q.json")["hadamard"], nlohmann::json::array({"keys"}));
+  expect_error(evaluate(judge + file("q.json") + values),
+               "was made for Hadamard transforms of keys, not of values");
+}
+
 TEST_F(PlanCommandLine, PlansForSeveralBudgetsFromOneMeasurement) {
   const Outcome planned = plan(stories_model + "--budget 5,6.5 --out " + file("p_{}.json"));
   ASSERT_EQ(planned.status, 0) << planned.output;

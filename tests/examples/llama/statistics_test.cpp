@@ -227,8 +227,9 @@ TEST_F(StatisticsTest, ComeBackFromAFile) {
   const TemporaryFolder folder;
   const auto path = folder.path() / "capture.safetensors";
   const auto layers = capture();
-  write_statistics(path, {layers, page, "model", "text"});
+  write_statistics(path, {layers, page, "model", "text", {false, true}});
   const StatisticsFile file = read_statistics(path);
+  EXPECT_EQ(file.transforms, (Transforms{false, true}));
   EXPECT_EQ(file.page_tokens, page);
   EXPECT_EQ(file.model, "model");
   EXPECT_EQ(file.text, "text");
@@ -262,7 +263,7 @@ TEST_F(StatisticsTest, ComeBackFromAFile) {
 TEST_F(StatisticsTest, FilesOfAnotherMakeAreRefused) {
   const TemporaryFolder folder;
   const auto path = folder.path() / "capture.safetensors";
-  write_statistics(path, {capture(), page, "model", "text"});
+  write_statistics(path, {capture(), page, "model", "text", {}});
   const auto error = [&](auto edit) {
     const std::string good = folder.read("capture.safetensors");
     folder.edit_header("capture.safetensors", edit);
@@ -272,8 +273,10 @@ TEST_F(StatisticsTest, FilesOfAnotherMakeAreRefused) {
   };
   EXPECT_EQ(error([](auto&) {}), "");
   EXPECT_THAT(error([](auto& h) { h.erase("__metadata__"); }), HasSubstr("evaluate --capture"));
-  EXPECT_THAT(error([](auto& h) { h["__metadata__"]["kvtilt_capture"] = "2"; }),
-              HasSubstr("version \"2\""));
+  EXPECT_THAT(error([](auto& h) { h["__metadata__"]["kvtilt_capture"] = "1"; }),
+              HasSubstr("version \"1\""));
+  EXPECT_THAT(error([](auto& h) { h["__metadata__"]["transforms"] = "all"; }),
+              HasSubstr("transforms are of \"all\""));
   EXPECT_THAT(error([](auto& h) { h["__metadata__"]["page_tokens"] = "48"; }),
               HasSubstr("\"48\", must be 32, 64 or 128"));
   EXPECT_THAT(error([](auto& h) {

@@ -144,7 +144,7 @@ class KVCache {
   /// kvtilt::KVCache. It is reserved for `tokens` tokens, or for those it holds if that is more.
   ///
   /// image  complete, from save() of a CPU or GPU cache with the same shape, plan, page_tokens,
-  ///        sink_tokens and recent_tokens; memory as for save()
+  ///        sink_tokens, recent_tokens and fingerprint; memory as for save()
   /// Fails  as open and reserve do; Corrupt (cut off, damaged, no saved sequence), Unsupported
   ///        (another version), InvalidArgument (another cache's settings, another kind of memory)
   /// Cost   two kernels per layer, at the speed of the image's memory; the host reads metadata and

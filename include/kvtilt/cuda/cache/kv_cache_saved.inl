@@ -36,7 +36,7 @@ inline Result<std::byte*> KVCache::device_address(std::span<const std::byte> ima
 template <class Act>
 SavedWriter KVCache::write_tables(SequenceId id, std::int64_t length, std::span<std::byte> image,
                                   Act act) const {
-  SavedWriter writer(image, layers(), length, token_placement(options_, {}));
+  SavedWriter writer(image, layers(), length, token_placement(options_, {}), options_.fingerprint);
   for (int layer = 0; layer < layers(); ++layer) {
     const detail::DeviceLayer& of = layout_.layers[static_cast<std::size_t>(layer)];
     if (of.shape.kv_heads == 0) {
@@ -124,7 +124,8 @@ inline Result<SequenceId> KVCache::load(std::span<const std::byte> image, std::i
   if (!device) return std::move(device).take_status();
   Result<SavedReader> saved = SavedReader::open(image);
   if (!saved) return std::move(saved).take_status();
-  KVTILT_RETURN_IF_ERROR(saved->check_tables(layout_.layers, token_placement(options_, {})));
+  KVTILT_RETURN_IF_ERROR(
+      saved->check_tables(layout_.layers, token_placement(options_, {}), options_.fingerprint));
   KVTILT_RETURN_IF_ERROR(saved->check_values(layout_.layers));
   given_.clear();
   Result<SequenceId> id = book_.load(*saved, tokens, given_);

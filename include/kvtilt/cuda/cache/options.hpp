@@ -30,7 +30,8 @@ struct CacheOptions {
   /// 2 KiB per token of capacity, as much as a small model's pages. A page that a truncation leaves
   /// short keeps its entry: make this larger if sequences are often cut inside sealed pages.
   std::int64_t max_sequence_tokens = 0;
-  std::size_t max_bytes = 0;  ///< bounds MemoryPlan::device_bytes(); 0: no limit
+  std::uint64_t fingerprint = 0;  ///< of the model, for save() and load(): see kvtilt::CacheOptions
+  std::size_t max_bytes = 0;      ///< bounds MemoryPlan::device_bytes(); 0: no limit
   /// Device memory for the cache to live in, if not empty: as many bytes as plan_memory() says, and
   /// up to 255 more if it does not start at a multiple of 256. It serves one cache at a time and is
   /// never freed; the caller may use it again when the cache is destroyed and the streams that it

@@ -31,18 +31,20 @@ inline Status SequenceBook::check_layer(int layer) const {
   return {};
 }
 
-/// Positions that no layer holds any more: pages were removed, or left the windows of all layers.
+/// Tokens that no layer holds any more, as pages were removed or left the windows of all layers. Short
+/// pages count as whole ones, which take as much of a table.
 inline std::int64_t SequenceBook::dropped_tokens(std::span<const Layer> layers) const {
-  std::int64_t least = -1;
+  std::optional<std::int64_t> least;
   for (std::size_t layer = 0; layer < layers_.size(); ++layer) {
     if (!cached(layer)) continue;
     const SequenceState& state = layers[layer].state;
-    std::int64_t dropped = state.tail_start - layers_[layer].placement.sink_tokens;
-    for (std::int32_t entry = state.first_page; entry < state.page_end; ++entry)
-      dropped -= layers[layer].table[static_cast<std::size_t>(entry)].tokens;
-    if (least < 0 || dropped < least) least = dropped;
+    const TokenPlacement& placement = layers_[layer].placement;
+    const std::int64_t pages = state.page_end - state.first_page;
+    const std::int64_t dropped =
+        state.tail_start - placement.sink_tokens - pages * placement.page_tokens;
+    if (!least || dropped < *least) least = dropped;
   }
-  return std::max<std::int64_t>(0, least);
+  return std::max<std::int64_t>(0, least.value_or(0));
 }
 
 inline Status SequenceBook::check_tokens(std::int64_t tokens, std::span<const Layer> layers) const {
