@@ -52,8 +52,8 @@ struct RecipeFile {
   int page_tokens = 64;
   std::string made_by;  ///< UTF-8, like budget
   std::string budget;
-  bool hadamard_keys =
-      false;  ///< the engine must transform alike, or the plan is for other numbers
+  /// What the engine must transform alike, or the plan is for other numbers.
+  bool hadamard_keys = false;
   bool hadamard_values = false;
 };
 
