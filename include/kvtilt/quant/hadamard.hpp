@@ -17,7 +17,7 @@
 /// only in engines that transform alike.
 ///
 /// Keys per channel have a scale and minimum per channel already; whether mixing channels of different
-/// ranges helps them depends on the model. README has figures of both.
+/// ranges helps them depends on the model. examples/llama/README.md has figures.
 #pragma once
 
 #include <kvtilt/core/row_check.hpp>
