@@ -103,6 +103,7 @@ class CacheProgramRun : ProgramWild {
     };
     const SequenceId id = one.ids.gpu;
     const LayerShape& shape = setup().shape.layers[at(layer)];
+    const std::int64_t too_many = one.told ? most_tokens(one) + 1 : std::int64_t{1} << 40;
     const DeviceRows<float> rows(4, std::max(1, shape.kv_heads), std::max(8, shape.key_dim));
     const DeviceRows<float> others(4, std::max(1, shape.kv_heads), std::max(8, shape.value_dim));
     const DeviceArray<std::int32_t> memory(8);
@@ -147,8 +148,7 @@ class CacheProgramRun : ProgramWild {
         return append(layer, null, others.view());
       }
       case 8:
-        return refused("reserve",
-                       gpu().reserve(id, random.chance(2) ? -1 : std::int64_t{1} << 40).code());
+        return refused("reserve", gpu().reserve(id, random.chance(2) ? -1 : too_many).code());
       case 9:
         return refused("truncate", random.chance(2) ? gpu().truncate(id, -1).code()
                                                     : gpu().truncate(batch, nullptr, {}).code());
