@@ -64,6 +64,8 @@ class AttentionCache {
 
   /// The position of the next token, in every layer: removed tokens count.
   [[nodiscard]] virtual int length() const = 0;
+  /// Tokens in the cache, in every layer.
+  [[nodiscard]] int kept() const { return length() - removed(); }
   [[nodiscard]] virtual CacheUsage usage() const = 0;
   /// 8 * bytes of a full page / its numbers; 16 if there are no pages.
   [[nodiscard]] virtual double page_bits() const = 0;

@@ -41,10 +41,13 @@ void check_shift(const ModelConfig& config, const ContextShift& shift) {
   }
 }
 
-void shift_if_full(const ModelConfig& config, const ContextShift& shift, AttentionCache& cache) {
-  if (cache.length() - cache.removed() < config.context) return;
-  const int from = kept_tokens(shift) + cache.removed();
-  cache.remove(from, from + pages_to_remove(config, shift) * shift.cache.page_tokens);
+int make_room(const ModelConfig& config, const std::optional<ContextShift>& shift,
+              AttentionCache& cache) {
+  if (shift && cache.kept() >= config.context) {
+    const int from = kept_tokens(*shift) + cache.removed();
+    cache.remove(from, from + pages_to_remove(config, *shift) * shift->cache.page_tokens);
+  }
+  return config.context - cache.kept();
 }
 
 }  // namespace llama

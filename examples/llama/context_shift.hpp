@@ -6,6 +6,8 @@
 #include "config.hpp"
 #include "make_cache.hpp"
 
+#include <optional>
+
 namespace llama {
 
 /// What stays when a context is full, and the cache's pages, of which whole ones are removed. The same
@@ -22,8 +24,9 @@ int kept_tokens(const ContextShift& shift);
 /// would hold no page to remove beside what is kept.
 void check_shift(const ModelConfig& config, const ContextShift& shift);
 
-/// Makes room for at least one token if the context is full: removes half of the tokens behind those
-/// that are kept, the oldest ones. check_shift() must have passed.
-void shift_if_full(const ModelConfig& config, const ContextShift& shift, AttentionCache& cache);
+/// Positions that are left in the context. If it is full and there is a shift, which check_shift() has
+/// passed, first removes half of the tokens behind those that are kept, the oldest ones.
+int make_room(const ModelConfig& config, const std::optional<ContextShift>& shift,
+              AttentionCache& cache);
 
 }  // namespace llama

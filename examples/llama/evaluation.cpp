@@ -71,7 +71,7 @@ class PieceEvaluator {
     for (std::size_t i = 0; i < caches_.size(); ++i) {
       results[i].page_bits = caches_[i]->page_bits();
       results[i].usage = caches_[i]->usage();
-      results[i].tokens = caches_[i]->length() - caches_[i]->removed();
+      results[i].tokens = caches_[i]->kept();
     }
     return results;
   }
@@ -81,8 +81,7 @@ class PieceEvaluator {
                  std::size_t index, PieceResult& result) {
     AttentionCache& cache = *caches_[index];
     for (std::size_t position = begin; position < end;) {
-      if (shift_) shift_if_full(model_.config(), *shift_, cache);
-      const int room = model_.config().context - (cache.length() - cache.removed());
+      const int room = make_room(model_.config(), shift_, cache);
       const std::size_t tokens =
           std::min({chunk_, end - position, static_cast<std::size_t>(cache.draft_room()) + 1,
                     static_cast<std::size_t>(std::max(1, room))});

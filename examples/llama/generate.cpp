@@ -69,7 +69,9 @@ std::string compare(const std::string& recipe, const std::vector<int>& tokens,
 void run(Arguments& arguments) {
   llama::check_outputs({{"--save", arguments.save}});
   const llama::Model model(arguments.model);
-  arguments.cache.fingerprint = model.fingerprint();
+  if (!arguments.load.empty() || !arguments.save.empty()) {
+    arguments.cache.fingerprint = model.fingerprint();
+  }
   const auto tokenizer = llama::load_tokenizer(arguments.model, model.config());
   std::unique_ptr<const kvtilt::MappedFile> before;
   if (!arguments.load.empty()) {

@@ -63,13 +63,10 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   Scratch scratch;
   const auto vocab = static_cast<std::size_t>(config.vocab);
   Floats logits(vocab * static_cast<std::size_t>(1 + draft));
-  const auto room = [&] {  // positions left in the context
-    if (shift) shift_if_full(config, *shift, cache);
-    return config.context - (cache.length() - cache.removed());
-  };
   for (std::size_t begin = 0; begin < tokens.size();) {
+    const int room = make_room(config, shift, cache);
     const std::size_t size =
-        std::min({chunk_tokens, tokens.size() - begin, static_cast<std::size_t>(room())});
+        std::min({chunk_tokens, tokens.size() - begin, static_cast<std::size_t>(room)});
     model.forward({&tokens[begin], size}, cache, scratch, {logits.data(), vocab});
     begin += size;
   }
@@ -98,13 +95,13 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
 
     const int left = count - static_cast<int>(tokens.size()) + prompt_tokens;
     if (ended || left == 0) break;
-    const int positions = room();
-    if (positions == 0) {
+    const int room = make_room(config, shift, cache);
+    if (room == 0) {
       result.context_full = true;
       break;
     }
     const auto now = std::chrono::steady_clock::now();
-    const int most = std::min({draft, left - 1, positions - 1, cache.draft_room()});
+    const int most = std::min({draft, left - 1, room - 1, cache.draft_room()});
     batch = look_up(tokens, most);
     result.drafted += static_cast<int>(batch.size());
     batch.insert(batch.begin(), tokens.back());
@@ -115,7 +112,7 @@ Generation generate(const Model& model, const Tokenizer& tokenizer, std::string_
   result.tokens.assign(tokens.begin() + prompt_tokens, tokens.end());
   result.steps = cache.length() - before - prompt_tokens;
   result.usage = cache.usage();
-  result.tokens_kept = cache.length() - cache.removed();
+  result.tokens_kept = cache.kept();
   return result;
 }
 

@@ -96,13 +96,15 @@ void KvtiltCache::attend(int layer, int tokens, const float* queries, const floa
     view = cache_.view(id, layer).value();
     check(
         kvtilt::attend(view, q, result, options, workspace(kvtilt::attend_workspace_bytes(view))));
-    if (gap_.tokens > 0) add_beginning(view, {turned, tokens, query_heads_, head_dim_}, result);
   } else {  // a prompt's chunk attends to its own tokens in floats, before the cache rounds them
     view = cache_.view(id, layer).value();
     check(kvtilt::attend_prefill(view, q, k, v, result, options,
                                  workspace(kvtilt::attend_prefill_workspace_bytes(view, tokens))));
-    if (gap_.tokens > 0) add_beginning(view, {turned, tokens, query_heads_, head_dim_}, result);
     check(cache_.append(id, layer, k, v));
+  }
+  if (gap_.tokens > 0) {
+    add_beginning(cache_.view(id, layer).value(), {turned, tokens, query_heads_, head_dim_},
+                  result);
   }
   touched_codes_ = touched_codes_ || view.touches_codes();
 }

@@ -5,6 +5,7 @@
 
 #include "checkpoint.hpp"
 #include "fail.hpp"
+#include "fingerprint.hpp"
 
 #include <algorithm>
 
@@ -32,22 +33,17 @@ void transform_heads(int tokens, int heads, int dim, float* data) {
 
 Model::Model(const std::filesystem::path& folder, Transforms transforms)
     : config_(read_config(folder)), rope_(config_), transforms_(transforms) {
-  fingerprint_.add(rope_.frequencies());
-  fingerprint_.add((transforms.keys ? 1U : 0U) + (transforms.values ? 2U : 0U));
   load_weights(folder);
   if (transforms.values) transform_values();
 }
 
 void Model::load_weights(const std::filesystem::path& folder) {
   Checkpoint checkpoint(folder);
-  const auto load = [&](const std::string& name, const std::vector<std::int64_t>& shape) {
-    Floats numbers = checkpoint.load(name, shape);
-    fingerprint_.add(numbers);
-    return numbers;
+  const auto vector = [&](const std::string& name, int size) {
+    return checkpoint.load(name, {size});
   };
-  const auto vector = [&](const std::string& name, int size) { return load(name, {size}); };
   const auto matrix = [&](const std::string& name, int rows, int cols) {
-    return Matrix{rows, cols, load(name + ".weight", {rows, cols})};
+    return Matrix{rows, cols, checkpoint.load(name + ".weight", {rows, cols})};
   };
   const ModelConfig& c = config_;
   embedding_ = matrix("model.embed_tokens", c.vocab, c.hidden);
@@ -89,6 +85,23 @@ void Model::load_weights(const std::filesystem::path& folder) {
   }
 }
 
+std::uint64_t Model::fingerprint() const {
+  Fingerprint result;
+  result.add(rope_.frequencies());
+  result.add((transforms_.keys ? 1U : 0U) + (transforms_.values ? 2U : 0U));
+  for (const Floats* numbers : {&embedding_.data, &norm_, &output_.data}) result.add(*numbers);
+  for (const Layer& layer : layers_) {
+    for (const Floats* numbers :
+         {&layer.attention_norm, &layer.query.data, &layer.key.data, &layer.value.data,
+          &layer.output.data, &layer.query_bias, &layer.key_bias, &layer.value_bias,
+          &layer.query_norm, &layer.key_norm, &layer.mlp_norm, &layer.gate.data, &layer.up.data,
+          &layer.down.data}) {
+      result.add(*numbers);
+    }
+  }
+  return result.value();
+}
+
 void Model::transform_values() {
   const int dim = config_.head_dim;
   for (Layer& layer : layers_) {
@@ -116,11 +129,12 @@ void Model::prepare(int tokens, int position, int removed, Scratch& scratch) con
   room(scratch.mixed, config_.query_width());
   room(scratch.gate, config_.mlp);
   room(scratch.up, config_.mlp);
-  if (scratch.cosines.size() < (count + 1) * half) {
-    scratch.cosines.resize((count + 1) * half);
-    scratch.sines.resize((count + 1) * half);
+  const std::size_t rotations = removed > 0 ? count + 1 : count;
+  if (scratch.cosines.size() < rotations * half) {
+    scratch.cosines.resize(rotations * half);
+    scratch.sines.resize(rotations * half);
   }
-  for (std::size_t i = 0; i <= count; ++i) {
+  for (std::size_t i = 0; i < rotations; ++i) {
     rope_.angles(i < count ? position + static_cast<int>(i) : -removed,
                  scratch.cosines.data() + i * half, scratch.sines.data() + i * half);
   }

@@ -4,7 +4,6 @@
 
 #include "attention_cache.hpp"
 #include "config.hpp"
-#include "fingerprint.hpp"
 #include "floats.hpp"
 #include "linear.hpp"
 #include "rope.hpp"
@@ -30,7 +29,7 @@ struct Scratch {
   Floats mixed;    // [tokens, query_heads, head_dim]
   Floats gate;     // [tokens, mlp]
   Floats up;       // [tokens, mlp]
-  Floats cosines;  // [tokens + 1, head_dim / 2], the last of them for turning back
+  Floats cosines;  // [tokens, head_dim / 2], and behind them that of turning back, if needed
   Floats sines;    // likewise
 };
 
@@ -46,7 +45,8 @@ class Model {
   [[nodiscard]] const ModelConfig& config() const { return config_; }
 
   /// Of weights, RoPE and transforms: caches of models that differ in these must not be exchanged.
-  [[nodiscard]] std::uint64_t fingerprint() const { return fingerprint_.value(); }
+  /// Cost: one pass over the weights.
+  [[nodiscard]] std::uint64_t fingerprint() const;
 
   /// The projection W_O from the outputs of a layer's attention to the hidden state:
   /// [hidden, query_heads * head_dim].
@@ -98,7 +98,6 @@ class Model {
   Floats norm_;       // [hidden]
   std::vector<Layer> layers_;
   Transforms transforms_;
-  Fingerprint fingerprint_;
 };
 
 }  // namespace llama

@@ -61,14 +61,17 @@ namespace detail {
 
 inline constexpr int recipe_file_version = 1;
 
+/// Adds a name to the text of a list.
+inline void add_quoted(std::string& list, const std::string& name) {
+  if (!list.empty()) list += ", ";
+  list += '"' + name + '"';
+}
+
 /// ", "keys": ..., "values": ..." of one layer.
 inline std::string recipes_text(const std::vector<Recipe>& recipes) {
   const auto formats = [&](Format Recipe::*tensor) {
     std::string list;
-    for (const Recipe& recipe : recipes) {
-      if (!list.empty()) list += ", ";
-      list += '"' + to_string(recipe.*tensor) + '"';
-    }
+    for (const Recipe& recipe : recipes) add_quoted(list, to_string(recipe.*tensor));
     return recipes.size() == 1 ? list : "[" + list + "]";
   };
   return ", \"keys\": " + formats(&Recipe::key) + ", \"values\": " + formats(&Recipe::value);
@@ -240,10 +243,10 @@ inline Result<std::string> to_text(const RecipeFile& file) {
                            std::string(quoted.message()).c_str());
     text += "  \"" + std::string(key) + "\": " + *quoted + ",\n";
   }
-  if (file.hadamard_keys || file.hadamard_values)
-    text += std::string("  \"hadamard\": [") + (file.hadamard_keys ? "\"keys\"" : "") +
-            (file.hadamard_keys && file.hadamard_values ? ", " : "") +
-            (file.hadamard_values ? "\"values\"" : "") + "],\n";
+  std::string transformed;
+  if (file.hadamard_keys) detail::add_quoted(transformed, "keys");
+  if (file.hadamard_values) detail::add_quoted(transformed, "values");
+  if (!transformed.empty()) text += "  \"hadamard\": [" + transformed + "],\n";
   text += "  \"page_tokens\": " + std::to_string(file.page_tokens) + ",\n  \"layers\": [";
   for (std::size_t layer = 0; layer < file.shape.layers.size(); ++layer) {
     const LayerShape& shape = file.shape.layers[layer];
