@@ -227,7 +227,9 @@ class Program {
     const Rows keys(bytes_, tokens, heads, own.key_dim, false);
     const Rows values(bytes_, tokens, heads, own.value_dim, false);
     const Result<std::int64_t> length = cache_.length(id_, layer_);
-    const Status status = cache_.append(id_, layer_, keys.view(), values.view());
+    const bool alone = own.values_in_keys != (bytes_.below(32) == 1);
+    const Status status =
+        cache_.append(id_, layer_, keys.view(), alone ? TensorView{} : values.view());
     require(status.ok() ? *cache_.length(id_, layer_) == *length + tokens : lengths() == before);
     require(status.ok() == status.message().empty());
   }
@@ -248,9 +250,9 @@ class Program {
     if (prefill) {
       const Rows keys(bytes_, count, own.kv_heads, own.key_dim, true);
       const Rows values(bytes_, count, own.kv_heads, own.value_dim, true);
+      const TensorView given = own.values_in_keys ? TensorView{} : values.view();
       require(
-          attend_prefill(*view, queries.view(), keys.view(), values.view(), output, {}, workspace)
-              .ok());
+          attend_prefill(*view, queries.view(), keys.view(), given, output, {}, workspace).ok());
     } else {
       const Status status = attend(*view, queries.view(), output, {}, workspace);
       const bool held =
@@ -306,7 +308,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const int recipes = bytes.below(4) == 3 ? 2 : 1;
     for (int recipe = 0; recipe < recipes; ++recipe) {
       const Format key = take_format(bytes);
-      plan.recipes.back().push_back({key, take_format(bytes)});
+      const Format value = take_format(bytes);
+      LayerShape& own = shape.layers.back();
+      own.values_in_keys = own.values_in_keys || value.bits == 0;
+      plan.recipes.back().push_back({key, value.bits == 0 ? in_keys : value});
     }
   }
   const CacheOptions options = take_options(bytes, memory.get());

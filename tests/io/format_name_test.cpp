@@ -71,8 +71,9 @@ TEST(FormatNameHostile, RefusesEverythingElse) {
                                  "4c:MIN-MAX"}) {
     const auto format = parse_format(name);
     EXPECT_EQ(format.code(), ErrorCode::InvalidArgument) << name;
-    EXPECT_THAT(std::string(format.message()),
-                HasSubstr("format '" + name + "' does not exist: expected 16, or <bits><c|t>"));
+    EXPECT_THAT(
+        std::string(format.message()),
+        HasSubstr("format '" + name + "' does not exist: expected 16, in-keys, or <bits><c|t>"));
   }
   EXPECT_FALSE(parse_format(std::string("4c\0", 3)).ok());
   EXPECT_THAT(std::string(parse_format(std::string(1000, '\n')).message()), HasSubstr("???..."));

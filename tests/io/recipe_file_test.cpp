@@ -99,6 +99,26 @@ TEST(RecipeFile, ReadsWhatItWrote) {
   EXPECT_EQ(to_text(*read).value(), folder.read("model.recipe.json"));
 }
 
+TEST(RecipeFile, SaysWhereValuesAreInKeys) {
+  RecipeFile file;
+  file.shape.layers = {LayerShape::latent(512, 64), {1, 64, 64}};
+  file.plan = {{{parse_recipe("k8").value()}, {presets::k8v8}}};
+  const std::string text = to_text(file).value();
+  EXPECT_THAT(text, HasSubstr("\"keys\": \"8c:min-max\", \"values\": \"in-keys\"}"));
+  const RecipeFile read = parse_recipe_file(text, "f").value();
+  EXPECT_EQ(read.shape.layers, file.shape.layers);
+  EXPECT_EQ(read.plan.recipes, file.plan.recipes);
+  CacheShape apart = file.shape;
+  apart.layers[0].values_in_keys = false;
+  EXPECT_EQ(
+      std::string(check_fits(file, apart, 64).message()),
+      "layer 0: the recipe file was made for 1 kv heads of 576 and 512 channels (keys, values "
+      "in keys), the model has 1 of 576 and 512");
+  EXPECT_THAT(edited("\"2t:min-mse\"", "[\"in-keys\", \"2t\"]"), HasSubstr("one format for one"));
+  EXPECT_THAT(edited("\"4t:min-mse\"", "\"in-keys\""),
+              HasSubstr("impossible recipe for kv head 1: values of 16 bits"));
+}
+
 TEST(RecipeFile, MayBeWrittenInAnyOtherWay) {
   const auto file = parse_recipe_file(
       R"({"layers":[{"values":["2t"],"keys":"4c","value_dim":64,"key_dim":128,"kv_heads":1,

@@ -183,6 +183,19 @@ TEST(PageLayout, SixteenBitPagesTakeAnyLength) {
   }
 }
 
+TEST(PageLayout, ValuesInKeysTakeNothing) {
+  const LayerShape shape = LayerShape::latent(64, 16);
+  const PageLayout layout = PageLayout::make(shape, {resolved("k4", shape, 64)}, 64);
+  EXPECT_EQ(layout.bytes, 64u * 80 / 2 + 80 * 4);
+  EXPECT_DOUBLE_EQ(layout.page_bits(shape), 4.5);
+  EXPECT_EQ(PageLayout::make_half(shape, 48).bytes, 48u * 80 * 2);
+  const TensorLayout& turned = layout.heads[0].value;
+  EXPECT_EQ(turned.codes, 0u);
+  EXPECT_EQ(turned.metadata, 64u * 64 / 2);
+  EXPECT_EQ(turned.format, layout.heads[0].key.format);
+  EXPECT_EQ(turned.pitch(), 64);
+}
+
 TEST(PageLayout, LayersWithoutCacheTakeNothing) {
   const PageLayout layout = PageLayout::make(LayerShape{}, {Recipe{}}, 64);
   EXPECT_EQ(layout.bytes, 0u);

@@ -170,6 +170,10 @@ TEST_F(SavedReaderHostile, AnotherCacheIsNamed) {
   other = shape();
   other.layers[0].value_dim = 40;
   expect(other, presets::k4v2, placement, "layer 0: value_dim is 32 there, 40 here");
+  other = shape();
+  for (LayerShape& layer : other.layers) layer.values_in_keys = true;
+  expect(other, parse_recipe("k4").value(), placement,
+         "layer 0: values_in_keys is 0 there, 1 here");
   expect(shape(), presets::k4v4, placement, "values have 2 bits per token");
   expect(shape(), parse_recipe("k4v2:g16,32").value(), placement,
          "keys have 4 bits per channel in groups of 32 by rule min-mse there, 4 bits per channel "
@@ -211,7 +215,8 @@ TEST_F(SavedReaderHostile, ForgedNumbersAreRefused) {
   expect_layer_refused(0, offsetof(SavedLayer, pages), 100, "does not fit");
   expect_layer_refused(1, offsetof(SavedLayer, pages), 0, "behind its last layer");
   expect_layer_refused(1, offsetof(SavedLayer, offset), std::uint64_t{0}, "lies elsewhere");
-  expect_layer_refused(1, offsetof(SavedLayer, reserved), std::int64_t{1}, "lies elsewhere");
+  for (const std::size_t word : {0, 1, 2})
+    expect_layer_refused(1, offsetof(SavedLayer, reserved) + 4 * word, 1, "lies elsewhere");
 }
 
 TEST_F(SavedReaderHostile, ALayerWithoutACacheSaysNothing) {

@@ -31,6 +31,12 @@ TEST(LossesHostile, ChoicesThatDoNotFitNameLayerAndTensor) {
               HasSubstr("1 key formats, 0 value formats"));
 }
 
+TEST(LossesHostile, ValuesInKeysHaveNoFormatToChoose) {
+  const FormatChoices choices{{key_format(4)}, {value_format(2)}};
+  EXPECT_EQ(std::string(resolve_choices(choices, LayerShape::latent(512, 64), 64, 7).message()),
+            "layer 7: values are in its keys, but plans choose formats for both");
+}
+
 TEST(Losses, OneEntryOrOnePerHead) {
   CacheShape shape = CacheShape::uniform(3, 2, 64);
   shape.layers[1] = LayerShape{};

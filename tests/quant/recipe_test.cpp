@@ -79,6 +79,22 @@ TEST(Recipe, PrintsNoLetterThatIsUsual) {
   EXPECT_EQ(to_string(*parse_recipe("k16v4:g64,32")), "k16v4:g32,32");
 }
 
+TEST(Recipe, NamesKeysAloneIfValuesAreInThem) {
+  for (const int bits : widths)
+    for (const std::string letter : {"", "c", "t"})
+      for (const int group : {0, 16, 32, 64, 72, 128, 9999}) {
+        std::string name = "k" + std::to_string(bits) + letter;
+        if (group > 0) name += ":g" + std::to_string(group);
+        const auto recipe = parse_recipe(name);
+        ASSERT_TRUE(recipe.ok()) << recipe.message();
+        EXPECT_EQ(recipe->key, expected_format(bits, letter[0], Granularity::PerChannel, group));
+        EXPECT_EQ(recipe->value, in_keys);
+        EXPECT_EQ(*parse_recipe(to_string(*recipe)), *recipe) << name;
+      }
+  EXPECT_EQ(to_string(*parse_recipe("k8c")), "k8");
+  EXPECT_EQ(to_string(*parse_recipe("k4t:g32")), "k4t:g32");
+}
+
 TEST(Recipe, ReadsEveryPreset) {
   const std::vector<std::pair<std::string, Recipe>> named = {
       {"k16v16", presets::k16v16}, {"k8v8", presets::k8v8},   {"k8v4", presets::k8v4},
@@ -98,8 +114,16 @@ TEST(Recipe, ReadsEveryPreset) {
 const std::vector<std::string> malformed = {"",
                                             "k",
                                             "v",
-                                            "k4",
                                             "v4",
+                                            "k0",
+                                            "k9t",
+                                            "k4ct",
+                                            "k4:",
+                                            "k4:g",
+                                            "k4:g0",
+                                            "k4:g64,",
+                                            "k4:g64,64",
+                                            "k4:g64 ",
                                             "4v4",
                                             "kv",
                                             "k4v",

@@ -45,6 +45,16 @@ struct ModelTensor {
     values.resize(at(length, 0));
     widths.resize(at(length, 0));
   }
+  /// The values that are in these keys.
+  [[nodiscard]] ModelTensor first_channels(int count) const {
+    ModelTensor part{heads, count, {}, {}};
+    for (std::size_t row = 0; row < values.size(); row += static_cast<std::size_t>(dim))
+      for (std::size_t i = row; i < row + static_cast<std::size_t>(count); ++i) {
+        part.values.push_back(values[i]);
+        part.widths.push_back(widths[i]);
+      }
+    return part;
+  }
 };
 
 class LayerModel {
@@ -73,14 +83,16 @@ class LayerModel {
     return serials_[static_cast<std::size_t>(position)];
   }
 
+  /// `values` do not matter if they are in the keys.
   void append(const Rows<float>& keys, const Rows<float>& values) {
     const std::int64_t until = length() + keys.tokens;
     keys_.append(keys);
-    values_.append(values);
+    if (!shape_.values_in_keys) values_.append(values);
     while (length() < until) {
       serials_.push_back(next_serial_++);
       if (length() - tail_start_ >= recent_ + page_) seal();
     }
+    if (shape_.values_in_keys) values_ = keys_.first_channels(shape_.value_dim);
   }
 
   /// Whether [from, to) consists of whole pages and of positions that the window has freed.
@@ -197,7 +209,7 @@ class LayerModel {
     for (int head = 0; head < shape_.kv_heads; ++head) {
       const Recipe& recipe = recipes_[static_cast<std::size_t>(head)];
       quantize(recipe.key, head, keys_);
-      quantize(recipe.value, head, values_);
+      if (!shape_.values_in_keys) quantize(recipe.value, head, values_);
     }
     sealed_.push_back({tail_start_, page_});
     tail_start_ += page_;

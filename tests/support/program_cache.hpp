@@ -105,7 +105,7 @@ class ProgramCache {
     if (!model.layers[index]) return {};
     const LayerShape& shape = setup_.shape.layers[index];
     const RandomInput keys(random, amount, shape.kv_heads, shape.key_dim);
-    const RandomInput values(random, amount, shape.kv_heads, shape.value_dim);
+    const RandomInput values = RandomInput::values(random, amount, shape);
     if (amount > 0 && random.chance(12)) return append_spoiled(model, index, keys, values, random);
     return append(model, index, keys, values);
   }
@@ -114,7 +114,8 @@ class ProgramCache {
   /// comparison shows, change nothing.
   std::string append_spoiled(ModelSequence& model, std::size_t layer, RandomInput keys,
                              RandomInput values, Random& random) {
-    RandomInput& spoilt = random.chance(2) ? keys : values;
+    const bool in_keys = setup_.shape.layers[layer].values_in_keys;
+    RandomInput& spoilt = in_keys || random.chance(2) ? keys : values;
     const std::uint32_t bits = pick(random, {0x7fc00000u, 0x7f800000u, 0xff800000u, 0xffffffffu});
     const Rows<float>& rows = spoilt.rows();
     spoilt.spoil(random.below(static_cast<int>(rows.tokens)), random.below(rows.heads),

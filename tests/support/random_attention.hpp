@@ -43,7 +43,7 @@ struct RandomRequest {
         queries(random, tokens, view.shape.kv_heads * random.between(1, 3), view.shape.key_dim,
                 false),
         keys(random, prefill ? tokens : 0, view.shape.kv_heads, view.shape.key_dim),
-        values(random, prefill ? tokens : 0, view.shape.kv_heads, view.shape.value_dim),
+        values(RandomInput::values(random, prefill ? tokens : 0, view.shape)),
         output(tokens, queries.rows().heads, view.shape.value_dim) {
     const int heads = queries.rows().heads;
     for (int head = 0; head < heads; ++head) {
@@ -108,7 +108,9 @@ struct RandomRequest {
       const int token = random.below(static_cast<int>(q.tokens));
       const int kv_head = head / (q.heads / view.shape.kv_heads);
       const ModelTensor chunk_keys = chunk(keys);
-      const ModelTensor chunk_values = chunk(values);
+      const ModelTensor chunk_values = view.shape.values_in_keys
+                                           ? chunk_keys.first_channels(view.shape.value_dim)
+                                           : chunk(values);
       std::vector<LiveToken> tokens;
       const auto add = [&](const ModelTensor& k, const ModelTensor& v, std::int64_t index,
                            std::int64_t position, bool sink) {

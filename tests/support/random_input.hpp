@@ -4,6 +4,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 
 #include "support/random.hpp"
@@ -27,6 +28,13 @@ class RandomInput {
     for (float& x : rows_.data)
       x = rounded(offset + spread * static_cast<float>(random.sampled_normal()));
     lay_out(random);
+  }
+
+  /// What append takes as values: nothing if they are in the keys.
+  [[nodiscard]] static RandomInput values(Random& random, std::int64_t tokens,
+                                          const LayerShape& shape) {
+    if (shape.values_in_keys) return {random, 0, 0, 0};
+    return {random, tokens, shape.kv_heads, shape.value_dim};
   }
 
   /// The exact values that the view holds.

@@ -83,12 +83,15 @@ struct ProgramSetup {
                    8 * random.between(1, widest)};
     if (random.chance(3)) own.window = random.between(1, 150);
     own.keep_sinks = random.chance(2);
+    own.values_in_keys = own.value_dim <= own.key_dim && random.chance(3);
     if (layer > 0 && random.chance(6)) own = {};  // keeps no cache
     shape.layers.push_back(own);
     std::vector<Recipe> recipes;
     for (int head = 0; head < std::max(1, own.kv_heads); ++head)
       recipes.push_back({random_format(random, std::max(8, own.key_dim), options.page_tokens),
-                         random_format(random, std::max(8, own.value_dim), options.page_tokens)});
+                         own.values_in_keys ? in_keys
+                                            : random_format(random, std::max(8, own.value_dim),
+                                                            options.page_tokens)});
     plan.recipes.push_back(recipes);
   }
 };

@@ -10,6 +10,13 @@
 
 namespace kvtilt::test {
 
+/// One value of a head's block, or what it is in the keys.
+inline float unpack_head_value(const HeadLayout& head, const std::byte* block, int channel,
+                               int token) {
+  return head.values_in_keys ? unpack_value(head.key, block, token, channel)
+                             : unpack_value(head.value, block, channel, token);
+}
+
 /// All live tokens of one kv head, in order of position.
 ///
 /// keys    receives [tokens, key_dim], or null
@@ -26,7 +33,7 @@ inline std::int64_t unpack_head(const LayerView& view, int kv_head, float* keys,
         keys[tokens * view.shape.key_dim + channel] = unpack_value(head.key, block, token, channel);
       for (int channel = 0; values != nullptr && channel < view.shape.value_dim; ++channel)
         values[tokens * view.shape.value_dim + channel] =
-            unpack_value(head.value, block, channel, token);
+            unpack_head_value(head, block, channel, token);
     }
   }
   return tokens;

@@ -76,7 +76,7 @@ struct PrefillWorkspace {
                             request.past.length);
       work.chunk_tokens = request.queries.tokens;
       const HeadLayout head =
-          head_layout(Recipe{}, shape.key_dim, shape.value_dim, chunk_block_tokens, 0);
+          head_layout(half_recipe(shape), shape.key_dim, shape.value_dim, chunk_block_tokens, 0);
       std::byte* blocks =
           carver.take<std::byte>(static_cast<std::size_t>(chunk_block_count(work.chunk_tokens)) *
                                  static_cast<std::size_t>(shape.kv_heads) * head.bytes());
@@ -132,7 +132,7 @@ inline std::size_t attend_prefill_workspace_bytes(const LayerView& past, std::in
 /// past       the layer before the chunk; its length is the position of the chunk's first token
 /// queries    [n, query_heads, key_dim]
 /// keys       [n, kv_heads, key_dim], after RoPE; rounded to fp16, as append will
-/// values     [n, kv_heads, value_dim]
+/// values     [n, kv_heads, value_dim]; {} if they are in the keys
 /// out, lse, options, error and failures are as for attend(). Keys or values that append would refuse
 /// give undefined outputs.
 /// workspace  attend_prefill_workspace_bytes(requests, parallel.workers) bytes

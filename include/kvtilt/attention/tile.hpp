@@ -102,8 +102,10 @@ class AttentionTile {
     totals_ = carver.take<double>(tile_rows * value_stride_);
     for (std::byte*& scratch : key_scratch_)
       scratch = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
-    value_scratch_ = carver.take<std::byte>(
-        cpu::contract_scratch_bytes(std::max(max_page_tokens, cpu::joined_slots)));
+    const int most_slots = std::max(max_page_tokens, cpu::joined_slots);
+    value_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(most_slots));
+    if (shape.values_in_keys)
+      turned_ = carver.take<std::byte>(turned_bytes(shape.value_dim, most_slots));
   }
 
   void clear() {
@@ -193,7 +195,10 @@ class AttentionTile {
       for (int r = 0; r < rows_; ++r)
         if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
     const HeadLayout& head = *joined_.head;
-    std::copy_n(joined_.block, joined_.pages, value_blocks_);
+    if (head.values_in_keys)
+      turn_values(head);
+    else
+      std::copy_n(joined_.block, joined_.pages, value_blocks_);
     kernels_->begin(values_,
                     {.role = Role::Values,
                      .tensor = &head.value,
@@ -266,6 +271,23 @@ class AttentionTile {
  private:
   static std::size_t padded(int count) {
     return round_up(static_cast<std::size_t>(count), line_lanes);
+  }
+
+  /// Enough for the values of joined pages, turned: at most 8 bits and, in groups of 8, 4 of metadata;
+  /// or for one page in 16 bits.
+  static std::size_t turned_bytes(int value_dim, int slots) {
+    return static_cast<std::size_t>(value_dim) * static_cast<std::size_t>(slots) * sizeof(F16);
+  }
+
+  /// Makes blocks of values of the joined pages' keys.
+  void turn_values(const HeadLayout& head) {
+    const std::size_t bytes = round_up(head.value.end(), page_alignment);
+    const int slot = cpu::width_slot(head.value.format.bits);
+    for (int page = 0; page < joined_.pages; ++page) {
+      std::byte* turned = turned_ + static_cast<std::size_t>(page) * bytes;
+      kernels_->turn[slot](head, joined_.block[page].data, turned);
+      value_blocks_[page] = {turned, 0};
+    }
   }
 
   /// Adds row r of a span that is not empty, value_stride_ floats, to the total.
@@ -351,6 +373,7 @@ class AttentionTile {
   double* totals_;  ///< [rows][value_stride], of all spans before
   std::byte* key_scratch_[2];
   std::byte* value_scratch_;
+  std::byte* turned_ = nullptr;      ///< values that are in the keys, turned, of the joined pages
   cpu::PendingContraction keys_[2];  ///< of a page and the one before
   cpu::PendingContraction values_;
   cpu::PageBlock value_blocks_[max_joined];

@@ -79,7 +79,7 @@ class KVCache {
   ///
   /// keys    [tokens, kv_heads, key_dim] after RoPE, channels contiguous, f32, f16 or bf16; rounded
   ///         to fp16
-  /// values  [tokens, kv_heads, value_dim], likewise
+  /// values  [tokens, kv_heads, value_dim], likewise; {} if they are in the keys
   /// Fails   InvalidArgument (shapes, handle, layer), InvalidValue (NaN, infinity, too large; names
   ///         layer, token, head and channel), OutOfCapacity (reserve more); nothing has changed then
   /// Cost    one pass to check, one to store, one quantization per full page; no allocation

@@ -25,9 +25,34 @@ inline Status check_type(ElementType type, const char* name, int layer) {
                        static_cast<int>(ElementType::BF16));
 }
 
+/// Whether a caller passes these rows, or wants them; {} says that it does not.
+inline bool is_wanted(const TensorView& rows) {
+  return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
+}
+
+/// check_rows() of a layer whose values are in its keys.
+inline Status check_keys_alone(const LayerShape& shape, const TensorView& keys,
+                               const TensorView& values, int layer) {
+  if (is_wanted(values))
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "%svalues are given, [%lld, %d, %d], but are in this layer's keys: pass {}",
+        LayerName(layer).text, static_cast<long long>(values.tokens), values.heads, values.dim);
+  if (keys.tokens < 0 || keys.heads != shape.kv_heads || keys.dim != shape.key_dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%skeys are [%lld, %d, %d]; expected [n, %d, %d]", LayerName(layer).text,
+                         static_cast<long long>(keys.tokens), keys.heads, keys.dim, shape.kv_heads,
+                         shape.key_dim);
+  if (keys.tokens > 0 && keys.data == nullptr)
+    return Status::error(ErrorCode::InvalidArgument, "%skeys are null", LayerName(layer).text);
+  return check_type(keys.type, "keys", layer);
+}
+
 /// InvalidArgument unless keys and values have this layer's shape and the same number of tokens.
+/// Values that are in the keys must be {}.
 inline Status check_rows(const LayerShape& shape, const TensorView& keys, const TensorView& values,
                          int layer) {
+  if (shape.values_in_keys) return check_keys_alone(shape, keys, values, layer);
   if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
       values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
     return Status::error(
@@ -61,11 +86,6 @@ inline Status check_queries(const LayerShape& shape, const TensorView& queries,
   if (queries.tokens > 0 && (queries.data == nullptr || out == nullptr))
     return Status::error(ErrorCode::InvalidArgument, "queries or output are null");
   return check_type(queries.type, "queries", unnumbered_layer);
-}
-
-/// Whether a caller of unpack wants these rows; {} says that it does not.
-inline bool is_wanted(const TensorView& rows) {
-  return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
 }
 
 inline bool fits(const TensorView& rows, std::int64_t tokens, int heads, int dim) {

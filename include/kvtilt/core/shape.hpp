@@ -20,12 +20,25 @@ struct LayerShape {
   int value_dim = 0;        ///< channels of a value per head: a multiple of 8, at most 576
   int window = 0;           ///< newest positions that a query sees, its own included; 0: all
   bool keep_sinks = false;  ///< a sequence's first tokens (sinks) stay visible outside the window
+  /// A value is the first value_dim channels of its key: attention reads it there, and it is neither
+  /// appended nor stored. CPU only.
+  bool values_in_keys = false;
 
   friend constexpr bool operator==(const LayerShape&, const LayerShape&) = default;
 
-  /// Keys and values of one token, over all heads.
+  /// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1) with its up-projections absorbed
+  /// into queries and outputs: all query heads share one latent of `rank` channels, the value, which
+  /// `rope_dim` rotated channels follow in the key. DeepSeek-V3: latent(512, 64).
+  [[nodiscard]] static constexpr LayerShape latent(int rank, int rope_dim) {
+    LayerShape shape{1, rank + rope_dim, rank};
+    shape.values_in_keys = true;
+    return shape;
+  }
+
+  /// What is stored of one token, keys and values of all heads.
   [[nodiscard]] constexpr std::size_t elements_per_token() const {
-    return static_cast<std::size_t>(kv_heads) * static_cast<std::size_t>(key_dim + value_dim);
+    return static_cast<std::size_t>(kv_heads) *
+           static_cast<std::size_t>(key_dim + (values_in_keys ? 0 : value_dim));
   }
 };
 
@@ -75,6 +88,10 @@ inline Status check_shape(const LayerShape& shape, int layer) {
                            "%shead dimensions are key %d, value %d; both must be "
                            "multiples of 8 from 8 to %d",
                            LayerName(layer).text, shape.key_dim, shape.value_dim, max_head_dim);
+  if (shape.values_in_keys && shape.value_dim > shape.key_dim)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%svalues of %d channels cannot be in keys of %d", LayerName(layer).text,
+                         shape.value_dim, shape.key_dim);
   return {};
 }
 

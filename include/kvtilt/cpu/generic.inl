@@ -12,5 +12,6 @@
 #include <kvtilt/cpu/pack.inl>
 #include <kvtilt/cpu/softmax.inl>
 #include <kvtilt/cpu/unpack.inl>
+#include <kvtilt/cpu/turn.inl>
 #include <kvtilt/cpu/table.inl>
 // clang-format on

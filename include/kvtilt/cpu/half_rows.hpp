@@ -15,13 +15,14 @@ inline const void* row_address(const TensorView& rows, std::int64_t token, int h
                                        : static_cast<const void*>(rows.row<F16>(token, head));
 }
 
-/// Stores one head's keys and values of `rows.count` tokens in a 16-bit head block, from slot `slot`
-/// on.
+/// Stores one head's keys and values (ignored if they are in the keys) of `rows.count` tokens in a
+/// 16-bit head block, from slot `slot` on.
 inline void write_half_rows(const Kernels& kernels, const TensorView& keys,
                             const TensorView& values, const RowRange& rows, const HeadLayout& head,
                             std::byte* block, int slot) {
   kernels.write_keys(keys, rows, head.key.matrix, reinterpret_cast<F16*>(block + head.key.codes),
                      slot);
+  if (head.values_in_keys) return;
   kernels.write_values(values, rows, head.value.matrix,
                        reinterpret_cast<F16*>(block + head.value.codes), slot);
 }

@@ -85,6 +85,10 @@ using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatr
 using UnpackFn = void (*)(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
                           const MutableTensorView& rows, const RowRange& range);
 
+/// Makes a block of values, laid out as head.value, of the head's values that are in its keys: the same
+/// codes in another order.
+using TurnFn = void (*)(const HeadLayout& head, const std::byte* block, std::byte* turned);
+
 /// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
 using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);
 
@@ -98,6 +102,7 @@ struct Kernels {
   DotFn float_dot[width_slots];    ///< null: width not in the build's list
   DotFn integer_dot[width_slots];  ///< likewise; null also where float_dot is faster
   PackFn pack[width_slots];        ///< likewise
+  TurnFn turn[width_slots];        ///< likewise
   ContractFn begin_contraction;
   ContractFn finish_contraction;
   TransformLogitsFn transform_logits;

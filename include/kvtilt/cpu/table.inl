@@ -8,6 +8,7 @@ constexpr void add_width(Kernels& table) {
     table.float_dot[width_slot(Bits)] = Bits == half_bits ? &dot_all_halves : &dot_floats;
     add_integer_dot<FormatList, Bits>(table);
     table.pack[width_slot(Bits)] = &pack<Bits>;
+    table.turn[width_slot(Bits)] = &turn<Bits>;
   }
 }
 
@@ -17,6 +18,7 @@ constexpr Kernels make_table(Isa isa, std::integer_sequence<int, Bits...>) {
                 .float_dot = {},
                 .integer_dot = {},
                 .pack = {},
+                .turn = {},
                 .begin_contraction = &begin_contraction,
                 .finish_contraction = &finish_contraction,
                 .transform_logits = &transform_logits,

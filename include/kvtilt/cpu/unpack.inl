@@ -40,6 +40,13 @@ struct Square {
 
 inline constexpr int square_bytes = line_lanes * line_lanes * 2;
 
+/// Transposes lines of 16 tokens, one line per channel, into rows of 16 channels, or of eight twice.
+inline void transpose_square(const F16* lines, int channels, F16* rows) {
+  const F16* second = channels == line_lanes ? lines + line_lanes * line_lanes / 2 : lines;
+  for (int lane = 0; lane < line_lanes; lane += line_lanes / 2)
+    transpose_halves(lines + lane, second + lane, line_lanes, rows + lane * line_lanes);
+}
+
 /// Where the rows of a square are, `stride` apart.
 struct SquareRows {
   const F16* data;
@@ -71,16 +78,10 @@ struct UnpackSource {
       rows = {reinterpret_cast<const F16*>(block + tensor.codes) +
                   half_position(tensor.matrix, outer, inner),
               block_lanes(tensor.matrix, block_index)};
-    return keys() ? transpose(rows.data, square.channels, reinterpret_cast<F16*>(space)) : rows;
-  }
-
- private:
-  /// Transposes lines of 16 tokens, one line per channel, into rows.
-  static SquareRows transpose(const F16* from, int channels, F16* to) {
-    const F16* second = channels == line_lanes ? from + line_lanes * line_lanes / 2 : from;
-    for (int lane = 0; lane < line_lanes; lane += line_lanes / 2)
-      transpose_halves(from + lane, second + lane, line_lanes, to + lane * line_lanes);
-    return {to, line_lanes};
+    if (!keys()) return rows;
+    F16* transposed = reinterpret_cast<F16*>(space);
+    transpose_square(rows.data, square.channels, transposed);
+    return {transposed, line_lanes};
   }
 };
 

@@ -2,7 +2,7 @@
 /// The text form of one tensor's format in recipe files: <bits><c|t>[:g<group>][:<rule>], or 16. c
 /// is per channel, t per token. Without a group it means the default group, without a rule the
 /// default rule of the width. Unlike recipe names (quant/recipe.hpp) it can state every field:
-/// 4c:g64:min-mse, 8t:min-max, 16.
+/// 4c:g64:min-mse, 8t:min-max, 16. Values that are in the keys have the format "in-keys".
 #pragma once
 
 #include <kvtilt/core/status.hpp>
@@ -21,6 +21,7 @@ namespace kvtilt {
 /// parse_format() gives the same format back if the width is valid and the group is not negative.
 inline std::string to_string(const Format& format) {
   if (format == Format{}) return "16";
+  if (format == in_keys) return "in-keys";
   std::string text = std::to_string(format.bits);
   text += format.granularity == Granularity::PerChannel ? 'c' : 't';
   if (format.group != 0) text += ":g" + std::to_string(format.group);
@@ -31,12 +32,13 @@ inline std::string to_string(const Format& format) {
 inline Result<Format> parse_format(std::string_view name) {
   const auto fail = [&] {
     return Status::error(ErrorCode::InvalidArgument,
-                         "format '%s' does not exist: expected 16, or <bits><c|t>[:g<group>]"
-                         "[:<rule>], for example 4c:g64:min-mse or 8t; bits are 1 to 8, rules "
-                         "min-max, min-mse and centroids",
+                         "format '%s' does not exist: expected 16, in-keys, or <bits><c|t>"
+                         "[:g<group>][:<rule>], for example 4c:g64:min-mse or 8t; bits are 1 to 8, "
+                         "rules min-max, min-mse and centroids",
                          shown(name, 40).c_str());
   };
   if (name == "16") return Format{};
+  if (name == "in-keys") return in_keys;
   std::string_view rest = name;
   Format format;
   format.bits = detail::take_number(rest);

@@ -21,7 +21,8 @@
 /// be absent. So may "hadamard": the tensors, "keys" or "values", that the plan expects as Hadamard
 /// transforms (quant/hadamard.hpp). All other keys are required, and further keys are errors. "keys"
 /// and "values" of a layer are formats (format_name.hpp): one for all kv heads, or a list of one per
-/// kv head. A layer without kv heads has no cache and has neither dimensions nor formats.
+/// kv head; "values": "in-keys" says that the layer's values are in its keys. A layer without kv heads
+/// has no cache and has neither dimensions nor formats.
 #pragma once
 
 #include <kvtilt/core/shape.hpp>
@@ -132,7 +133,7 @@ inline Status read_layer(const JsonValue& value, RecipeFile& file) {
   if (!key_dim) return std::move(key_dim).take_status();
   Result<int> value_dim = read_int(value, "value_dim", 8, max_head_dim);
   if (!value_dim) return std::move(value_dim).take_status();
-  const LayerShape shape{*kv_heads, *key_dim, *value_dim};
+  LayerShape shape{*kv_heads, *key_dim, *value_dim};
   if (const Status status = check_shape(shape, number); !status.ok())
     return value.error("is impossible: " + std::string(status.message()));
   Result<std::vector<Format>> keys = read_formats(value, "keys", *kv_heads);
@@ -141,6 +142,7 @@ inline Status read_layer(const JsonValue& value, RecipeFile& file) {
   if (!values) return std::move(values).take_status();
   if (keys->size() != values->size())
     return value.error("has one format for one tensor and a list for the other");
+  shape.values_in_keys = values->front() == in_keys;
   for (std::size_t head = 0; head < keys->size(); ++head) {
     const Recipe recipe{(*keys)[head], (*values)[head]};
     if (const Result<Recipe> resolved = resolve_recipe(recipe, shape, file.page_tokens); !resolved)
@@ -285,12 +287,13 @@ inline Status check_fits(const RecipeFile& file, const CacheShape& shape, int pa
     const LayerShape& found = shape.layers[layer];
     if (made_for.kv_heads == 0 && found.kv_heads == 0) continue;
     if (made_for.kv_heads != found.kv_heads || made_for.key_dim != found.key_dim ||
-        made_for.value_dim != found.value_dim)
+        made_for.value_dim != found.value_dim || made_for.values_in_keys != found.values_in_keys)
       return Status::error(ErrorCode::InvalidArgument,
                            "layer %zu: the recipe file was made for %d kv heads of %d and %d "
-                           "channels (keys, values), the model has %d of %d and %d",
+                           "channels (keys, values%s), the model has %d of %d and %d%s",
                            layer, made_for.kv_heads, made_for.key_dim, made_for.value_dim,
-                           found.kv_heads, found.key_dim, found.value_dim);
+                           made_for.values_in_keys ? " in keys" : "", found.kv_heads, found.key_dim,
+                           found.value_dim, found.values_in_keys ? ", values in keys" : "");
   }
   return {};
 }

@@ -4,6 +4,7 @@
 ///
 ///     page        | head 0 | head 1 | ... |                      each 64-byte aligned
 ///     head block  | K codes | K metadata | V codes | V metadata | padding to 64 bytes |
+///                 without V if values are in the keys (LayerShape::values_in_keys)
 ///     codes       order: bit_pack.hpp; keys [token][channel], values [channel][token]
 ///     metadata    [band][scales | minima][pitch entries] of fp16; absent at 16 bits
 ///                   per channel  band = `group` tokens, one entry per channel
@@ -85,13 +86,19 @@ struct TensorLayout {
 struct HeadLayout {
   std::uint64_t offset;  ///< of the block, from the start of the page
   TensorLayout key;
-  TensorLayout value;
+  TensorLayout value;  ///< if in the keys: layout of the block that the kernel `turn` makes of them
+  bool values_in_keys;
 
   [[nodiscard]] constexpr std::size_t bytes() const {
-    return round_up(value.end(), page_alignment);
+    return round_up(values_in_keys ? key.end() : value.end(), page_alignment);
   }
 };
 static_assert(std::is_trivially_copyable_v<HeadLayout>);
+
+/// The recipe of a layer's pages in 16 bits.
+constexpr Recipe half_recipe(const LayerShape& shape) {
+  return {Format{}, shape.values_in_keys ? in_keys : Format{}};
+}
 
 /// Layout of one head's block. The recipe must be resolved (resolve_recipe).
 constexpr HeadLayout head_layout(const Recipe& recipe, int key_dim, int value_dim, int tokens,
@@ -104,14 +111,17 @@ constexpr HeadLayout head_layout(const Recipe& recipe, int key_dim, int value_di
               .codes = 0,
               .metadata = 0};
   head.key.metadata = static_cast<std::uint32_t>(code_bytes(head.key.matrix, recipe.key.bits));
-  head.value = {.format = recipe.value,
+  head.values_in_keys = recipe.value == in_keys;
+  const Format value = head.values_in_keys ? recipe.key : recipe.value;
+  head.value = {.format = value,
                 .matrix = {.outer = value_dim, .inner = tokens},
-                .group_along_outer = recipe.value.granularity == Granularity::PerToken,
+                .group_along_outer = value.granularity == Granularity::PerToken,
                 .codes = 0,
                 .metadata = 0};
-  head.value.codes = static_cast<std::uint32_t>(round_up(head.key.end(), page_alignment / 2));
-  head.value.metadata = head.value.codes + static_cast<std::uint32_t>(
-                                               code_bytes(head.value.matrix, recipe.value.bits));
+  if (!head.values_in_keys)
+    head.value.codes = static_cast<std::uint32_t>(round_up(head.key.end(), page_alignment / 2));
+  head.value.metadata =
+      head.value.codes + static_cast<std::uint32_t>(code_bytes(head.value.matrix, value.bits));
   return head;
 }
 
@@ -137,7 +147,7 @@ struct PageLayout {
 
   /// Layout of a page of the same layer with keys and values in 16 bits.
   [[nodiscard]] static PageLayout make_half(const LayerShape& shape, int tokens) {
-    return make(shape, {Recipe{}}, tokens);
+    return make(shape, {half_recipe(shape)}, tokens);
   }
 
   /// Bits per element of a full page, metadata and padding included.

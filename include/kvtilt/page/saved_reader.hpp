@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <span>
 #include <vector>
 
@@ -155,6 +156,7 @@ inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kin
   const std::vector<HeadLayout>& sealed = layouts[static_cast<std::size_t>(PageKind::Sealed)].heads;
   for (std::size_t head = 0; head < heads.size(); ++head)
     for (const auto tensor : {&HeadLayout::key, &HeadLayout::value}) {
+      if (tensor == &HeadLayout::value && heads[head].values_in_keys) continue;
       const TensorLayout& own = heads[head].*tensor;
       const std::byte* at = block + heads[head].offset;
       const bool good = own.format.quantized()
@@ -280,13 +282,15 @@ inline Status SavedReader::check_layer(int index, const LayerShape& shape,
                  {"key_dim", saved.key_dim, shape.key_dim},
                  {"value_dim", saved.value_dim, shape.value_dim},
                  {"window", saved.window, shape.window},
-                 {"keep_sinks", saved.keep_sinks, shape.keep_sinks ? 1 : 0}};
-  const int compared = shape.kv_heads == 0 ? 1 : 5;
+                 {"keep_sinks", saved.keep_sinks, shape.keep_sinks ? 1 : 0},
+                 {"values_in_keys", saved.values_in_keys, shape.values_in_keys ? 1 : 0}};
+  const int compared = shape.kv_heads == 0 ? 1 : 6;
   for (int i = 0; i < compared; ++i)
     if (numbers[i].saved != numbers[i].own)
       return differs(static_cast<std::size_t>(index), numbers[i].name, numbers[i].saved,
                      numbers[i].own);
-  if (saved.offset != end || saved.reserved[0] != 0 || saved.reserved[1] != 0)
+  if (saved.offset != end || std::any_of(std::begin(saved.reserved), std::end(saved.reserved),
+                                         [](std::int32_t word) { return word != 0; }))
     return damaged("a layer of it lies elsewhere");
   if (shape.kv_heads == 0) {
     SavedLayer none;

@@ -61,7 +61,8 @@ struct SavedLayer {
   std::int64_t tail_start = 0;  ///< position of the tail's first token; sinks lie before it
   std::int64_t first_kept = 0;  ///< beyond the sinks, the window has freed positions before it
   std::uint64_t offset = 0;     ///< from the start of the header
-  std::int64_t reserved[2] = {};
+  std::int32_t values_in_keys = 0;
+  std::int32_t reserved[3] = {};
 };
 static_assert(sizeof(SavedLayer) == 64);
 
@@ -76,7 +77,7 @@ struct SavedFormat {
 };
 struct SavedRecipe {
   SavedFormat key;
-  SavedFormat value;
+  SavedFormat value;  ///< zeros if values are in the keys
 
   friend constexpr bool operator==(const SavedRecipe&, const SavedRecipe&) = default;
 };
@@ -134,7 +135,8 @@ constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
                        static_cast<std::uint8_t>(from.granularity),
                        static_cast<std::uint8_t>(from.rule), 0, from.group};
   };
-  return {format(sealed.key.format), format(sealed.value.format)};
+  return {format(sealed.key.format),
+          sealed.values_in_keys ? SavedFormat{} : format(sealed.value.format)};
 }
 
 /// Where the parts of a layer lie, in bytes from the start of the header. Indexed by PageKind.

@@ -87,6 +87,10 @@ inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const
     return Status::error(ErrorCode::InvalidArgument,
                          "nothing to choose from: %zu key formats, %zu value formats",
                          choices.keys.size(), choices.values.size());
+  if (shape.values_in_keys)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "layer %zu: values are in its keys, but plans choose formats for both",
+                         layer);
   FormatChoices resolved = choices;
   for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
     for (Format& format : resolved.of(tensor)) {

@@ -59,6 +59,9 @@ struct Format {
   [[nodiscard]] KVTILT_HD constexpr bool quantized() const { return bits != half_bits; }
 };
 
+/// The "format" of values that are part of their keys (LayerShape::values_in_keys).
+inline constexpr Format in_keys{.bits = 0};
+
 /// A key format of the given width: by default per channel; the width's default rule.
 constexpr Format key_format(int bits, Granularity granularity = Granularity::PerChannel,
                             int group = 0) {
@@ -71,7 +74,8 @@ constexpr Format value_format(int bits, Granularity granularity = Granularity::P
   return {bits, granularity, group, default_rule(bits)};
 }
 
-/// How the keys and the values of a kv head are stored.
+/// How the keys and the values of a kv head are stored. `value` is in_keys where the layer's values
+/// are.
 struct Recipe {
   Format key;
   Format value;
@@ -96,7 +100,7 @@ inline Result<Format> resolve_format(Format format, const char* tensor, int dim,
                          "and pages of %d tokens: %s",
                          tensor, format.bits, group, dim, page_tokens, rule);
   };
-  if (!is_storage_width(format.bits)) return fail("bits must be 1 to 8, or 16");
+  if (!is_storage_width(format.bits)) return fail("bits must be 1 to 8, or 16 (0: values in keys)");
   if (!format.quantized()) {
     if (format.group != 0) return fail("16-bit formats have no groups");
     return Format{half_bits, Granularity::PerToken, 0, RangeRule::MinMax};
@@ -129,6 +133,14 @@ inline Result<Recipe> resolve_recipe(const Recipe& recipe, const LayerShape& sha
                                      int page_tokens) {
   Result<Format> key = resolve_format(recipe.key, "keys", shape.key_dim, page_tokens);
   if (!key) return std::move(key).take_status();
+  if (shape.values_in_keys) {
+    if (recipe.value == in_keys) return Recipe{*key, in_keys};
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "values of %d bits: this layer's values are in its keys, which alone have a "
+        "format (k%d)",
+        recipe.value.bits, key->bits);
+  }
   Result<Format> value = resolve_format(recipe.value, "values", shape.value_dim, page_tokens);
   if (!value) return std::move(value).take_status();
   return Recipe{*key, *value};

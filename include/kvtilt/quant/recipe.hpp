@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 /// Recipe names. Grammar: k<bits>[c|t]v<bits>[c|t][:g<key group>,<value group>], bits 1 to 8 or 16;
-/// c: per channel, t: per token; by default keys are per channel and values per token.
+/// c: per channel, t: per token; by default keys are per channel and values per token. Where values
+/// are in the keys (LayerShape::values_in_keys): k<bits>[c|t][:g<group>].
 #pragma once
 
 #include <kvtilt/quant/presets.hpp>
@@ -46,10 +47,12 @@ inline bool take_groups(std::string_view& text, Recipe& recipe) {
   if (text.empty()) return true;
   if (!take_char(text, ':') || !take_char(text, 'g')) return false;
   const int key_group = take_number(text);
-  if (key_group <= 0 || !take_char(text, ',')) return false;
+  if (key_group <= 0) return false;
+  if (recipe.key.quantized()) recipe.key.group = key_group;
+  if (recipe.value == in_keys) return text.empty();
+  if (!take_char(text, ',')) return false;
   const int value_group = take_number(text);
   if (value_group <= 0) return false;
-  if (recipe.key.quantized()) recipe.key.group = key_group;
   if (recipe.value.quantized()) recipe.value.group = value_group;
   return text.empty();
 }
@@ -64,14 +67,18 @@ inline Result<Recipe> parse_recipe(std::string_view name) {
     if (name == preset.name) return preset.recipe;
   std::string_view rest = name;
   Recipe recipe;
-  if (detail::take_width(rest, 'k', Granularity::PerChannel, recipe.key) &&
-      detail::take_width(rest, 'v', Granularity::PerToken, recipe.value) &&
-      detail::take_groups(rest, recipe))
-    return recipe;
+  if (detail::take_width(rest, 'k', Granularity::PerChannel, recipe.key)) {
+    const bool keys_alone = !rest.starts_with('v');
+    if (keys_alone) recipe.value = in_keys;
+    if ((keys_alone || detail::take_width(rest, 'v', Granularity::PerToken, recipe.value)) &&
+        detail::take_groups(rest, recipe))
+      return recipe;
+  }
   return Status::error(ErrorCode::InvalidArgument,
                        "recipe '%.*s' does not exist: expected k<bits>v<bits>, for example k4v2, "
                        "k4tv4:g64,64 or kivi2; bits are 1 to 8 or 16, c (per channel) or t (per "
-                       "token) may follow a width, :g<key group>,<value group> may follow both",
+                       "token) may follow a width, :g<key group>,<value group> may follow both; "
+                       "k8 or k4t:g64 where values are in the keys",
                        static_cast<int>(name.size() < 64 ? name.size() : 64), name.data());
 }
 
@@ -84,8 +91,10 @@ inline std::string to_string(const Recipe& recipe) {
       text += format.granularity == Granularity::PerChannel ? 'c' : 't';
     return text;
   };
-  std::string name = width('k', recipe.key, Granularity::PerChannel) +
-                     width('v', recipe.value, Granularity::PerToken);
+  std::string name = width('k', recipe.key, Granularity::PerChannel);
+  if (recipe.value == in_keys)
+    return recipe.key.group > 0 ? name + ":g" + std::to_string(recipe.key.group) : name;
+  name += width('v', recipe.value, Granularity::PerToken);
   const int key_group = recipe.key.group > 0 ? recipe.key.group : recipe.value.group;
   const int value_group = recipe.value.group > 0 ? recipe.value.group : recipe.key.group;
   if (key_group > 0) name += ":g" + std::to_string(key_group) + "," + std::to_string(value_group);

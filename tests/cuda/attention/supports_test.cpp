@@ -65,6 +65,8 @@ TEST(SupportsAttentionHostile, LayersThatNoCacheHas) {
               ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_attention({0, 128, 128}, presets::k4v2).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_prefill({2, 128, 1024}, presets::k4v2).code(), ErrorCode::InvalidArgument);
+  EXPECT_EQ(supports_attention(LayerShape::latent(512, 64), *parse_recipe("k8")).code(),
+            ErrorCode::Unsupported);
   EXPECT_THAT(supports_attention(square(128), std::vector<Recipe>(3)).message(),
               HasSubstr("3 recipes for 2 kv heads"));
 }

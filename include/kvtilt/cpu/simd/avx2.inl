@@ -267,6 +267,23 @@ inline I32x16 to_bytes(const I32x16 (&x)[4]) {
           to_bytes(x[0].high, x[1].high, x[2].high, x[3].high)};
 }
 
+inline void transpose_bytes(I32x16 (&x)[4]) {
+  const __m256i order = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  I32x16 rows[4];
+  KVTILT_UNROLL(4)
+  for (int q = 0; q < 4; ++q)
+    rows[q] = {_mm256_shuffle_epi8(x[q].low, order), _mm256_shuffle_epi8(x[q].high, order)};
+  x[0] = {_mm256_permute2x128_si256(rows[0].low, rows[1].low, 0x20),
+          _mm256_permute2x128_si256(rows[2].low, rows[3].low, 0x20)};
+  x[1] = {_mm256_permute2x128_si256(rows[0].low, rows[1].low, 0x31),
+          _mm256_permute2x128_si256(rows[2].low, rows[3].low, 0x31)};
+  x[2] = {_mm256_permute2x128_si256(rows[0].high, rows[1].high, 0x20),
+          _mm256_permute2x128_si256(rows[2].high, rows[3].high, 0x20)};
+  x[3] = {_mm256_permute2x128_si256(rows[0].high, rows[1].high, 0x31),
+          _mm256_permute2x128_si256(rows[2].high, rows[3].high, 0x31)};
+}
+
 inline I32x16 bits_of(const F32x16& x) {
   return {_mm256_castps_si256(x.low), _mm256_castps_si256(x.high)};
 }

@@ -186,6 +186,22 @@ inline I32x16 to_bytes(const I32x16 (&x)[4]) {
                                          0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15)))};
 }
 
+inline void transpose_bytes(I32x16 (&x)[4]) {
+  const __m512i order =
+      _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  __m512i rows[4];
+  KVTILT_UNROLL(4)
+  for (int q = 0; q < 4; ++q) rows[q] = _mm512_shuffle_epi8(x[q].v, order);
+  const __m512i low01 = _mm512_shuffle_i32x4(rows[0], rows[1], 0x44);  // quarters 0 and 1 of both
+  const __m512i high01 = _mm512_shuffle_i32x4(rows[0], rows[1], 0xee);
+  const __m512i low23 = _mm512_shuffle_i32x4(rows[2], rows[3], 0x44);
+  const __m512i high23 = _mm512_shuffle_i32x4(rows[2], rows[3], 0xee);
+  x[0] = {_mm512_shuffle_i32x4(low01, low23, 0x88)};
+  x[1] = {_mm512_shuffle_i32x4(low01, low23, 0xdd)};
+  x[2] = {_mm512_shuffle_i32x4(high01, high23, 0x88)};
+  x[3] = {_mm512_shuffle_i32x4(high01, high23, 0xdd)};
+}
+
 inline I32x16 bits_of(const F32x16& x) { return {_mm512_castps_si512(x.v)}; }
 
 inline I32x16 to_f16_bits(const F32x16& x) {

@@ -226,6 +226,20 @@ KVTILT_INLINE I32x16 to_bytes(const I32x16 (&x)[4]) {
   return r;
 }
 
+KVTILT_INLINE void transpose_bytes(I32x16 (&x)[4]) {
+  constexpr std::uint8_t columns[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+  const uint8x16_t order = vld1q_u8(columns);
+  I32x16 rows[4];
+  KVTILT_UNROLL(4)
+  for (int q = 0; q < 4; ++q) {
+    KVTILT_UNROLL(4)
+    for (int i = 0; i < 4; ++i)
+      rows[i].v[q] = vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(x[q].v[i]), order));
+  }
+  KVTILT_UNROLL(4)
+  for (int q = 0; q < 4; ++q) x[q] = rows[q];
+}
+
 KVTILT_INLINE I32x16 bits_of(const F32x16& x) {
   I32x16 r;
   KVTILT_UNROLL(4)

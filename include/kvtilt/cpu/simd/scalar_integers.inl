@@ -217,6 +217,16 @@ inline I32x16 to_bytes(const I32x16 (&x)[4]) {
   return r;
 }
 
+/// Transposes 16 x 16 bytes: byte b of lane t of x[q] becomes byte t % 4 of lane 4 q + b of x[t / 4].
+inline void transpose_bytes(I32x16 (&x)[4]) {
+  I32x16 r[4] = {};
+  for (int q = 0; q < 4; ++q)
+    for (int t = 0; t < 16; ++t)
+      for (int b = 0; b < 4; ++b)
+        r[t / 4].lane[4 * q + b] |= (x[q].lane[t] >> 8 * b & 0xffu) << t % 4 * 8;
+  for (int q = 0; q < 4; ++q) x[q] = r[q];
+}
+
 /// The minima of unsigned bytes.
 inline I32x16 min_bytes(const I32x16& a, const I32x16& b) {
   I32x16 r{};

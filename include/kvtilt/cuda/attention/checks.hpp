@@ -39,7 +39,7 @@ struct ServedLayers {
   std::uint64_t fingerprint = 0;  ///< LayerView::fingerprint
   std::size_t page_bytes = 0;
 
-  /// InvalidArgument if no cache can have such a layer.
+  /// InvalidArgument if no cache can have such a layer, Unsupported if none on a GPU can.
   static Result<ServedLayers> make(const LayerShape& shape, const std::vector<Recipe>& recipes,
                                    int page_tokens) {
     KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
@@ -47,6 +47,7 @@ struct ServedLayers {
       return Status::error(ErrorCode::InvalidArgument,
                            "a layer of 0 kv heads keeps no cache to attend to");
     KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
+    KVTILT_RETURN_IF_ERROR(detail::check_stored_apart(shape));
     Result<std::vector<Recipe>> resolved = resolve_recipes(recipes, shape, page_tokens);
     if (!resolved) return std::move(resolved).take_status();
     const PageLayout layout = PageLayout::make(shape, *resolved, page_tokens);

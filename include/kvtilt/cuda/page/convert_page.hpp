@@ -103,6 +103,14 @@ void convert_page(const PageLayout& layout, const std::byte* from, std::byte* to
   }
 }
 
+/// Unsupported if values are in the keys: no GPU kernel reads them there.
+inline Status check_stored_apart(const LayerShape& shape) {
+  if (!shape.values_in_keys) return {};
+  return Status::error(ErrorCode::Unsupported,
+                       "values are in the keys (values_in_keys), where no GPU kernel reads them: "
+                       "store them apart");
+}
+
 inline Status supports_device_tensor(const char* name, int dim, int bits, int page_tokens) {
   if (dim % tile_extent != 0)
     return Status::error(ErrorCode::Unsupported,
@@ -127,6 +135,7 @@ inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe
   KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0) return {};
+  KVTILT_RETURN_IF_ERROR(detail::check_stored_apart(shape));
   Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
   if (!resolved) return std::move(resolved).take_status();
   KVTILT_RETURN_IF_ERROR(
