@@ -7,17 +7,12 @@
 // a node of a ggml graph, which appends the newest token and attends; with the default tail. Built
 // where ggml's source is given: KVTILT_GGML.
 #include "support/caches.hpp"
+#include "support/ggml_graph.hpp"
 #include "support/token_counter.hpp"
 
 #include <benchmark/benchmark.h>
-#include <ggml.h>
-#if __has_include(<ggml-cpu.h>)
+#if KVTILT_GGML_HAS_BACKENDS
 #include "ggml_attention.hpp"
-
-#include <ggml-cpu.h>
-#define KVTILT_GGML_HAS_BACKENDS 1
-#else
-#define KVTILT_GGML_HAS_BACKENDS 0
 #endif
 
 #include <algorithm>
@@ -33,11 +28,6 @@
 
 namespace kvtilt::bench {
 namespace {
-
-struct FreeContext {
-  void operator()(ggml_context* context) const { ggml_free(context); }
-};
-using Context = std::unique_ptr<ggml_context, FreeContext>;
 
 struct Case {
   ggml_type type;
@@ -55,21 +45,6 @@ struct Case {
   }
 };
 
-// What differs between ggml and forks that split off before it had backends.
-#if KVTILT_GGML_HAS_BACKENDS
-void quantize(ggml_type type, const float* row, std::byte* out) {
-  ggml_quantize_chunk(type, row, out, 0, 1, head_dim, nullptr);
-}
-ggml_cplan make_plan(ggml_cgraph* graph, int threads) {
-  return ggml_graph_plan(graph, threads, nullptr);
-}
-#else
-void quantize(ggml_type type, const float* row, std::byte* out) {
-  ggml_quantize_chunk(type, row, out, 0, 1, head_dim, nullptr, nullptr);
-}
-ggml_cplan make_plan(ggml_cgraph* graph, int threads) { return ggml_graph_plan(graph, threads); }
-#endif
-
 /// Keys or values of `type`, one row for each token and kv head.
 class Rows {
  public:
@@ -79,7 +54,8 @@ class Rows {
     const std::int64_t period = static_cast<std::int64_t>(text.size()) / (kv_heads * head_dim);
     for (std::int64_t token = 0; token < tokens; ++token)
       for (std::int64_t head = 0; head < kv_heads; ++head)
-        quantize(type, &text[index(token % period, head) * head_dim], at(token, head));
+        quantize_row(type, &text[index(token % period, head) * head_dim], head_dim,
+                     at(token, head));
   }
 
   /// The tensor [kv_heads][tokens][head_dim], whatever the layout.
@@ -135,31 +111,12 @@ std::vector<F16> make_mask(const Case& c) {
   return mask;
 }
 
-/// Floats [tokens][heads][head_dim] as a tensor.
-ggml_tensor* float_tensor(ggml_context* context, const float* data, int heads,
-                          std::int64_t tokens) {
-  ggml_tensor* const tensor = ggml_new_tensor_3d(context, GGML_TYPE_F32, head_dim, heads, tokens);
-  tensor->data = const_cast<float*>(data);
-  return tensor;
-}
-
-/// Computes a graph of one result.
-void compute(ggml_context* context, ggml_tensor* result, int threads) {
-  ggml_cgraph* const graph = ggml_new_graph(context);
-  ggml_build_forward_expand(graph, result);
-  ggml_cplan plan = make_plan(graph, threads);
-  static std::vector<std::uint8_t> work;
-  work.resize(std::max(work.size(), plan.work_size));
-  plan.work_data = work.data();
-  if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) std::abort();
-}
-
 /// Builds the graph of one attention and computes it; some microseconds more than the attention.
 void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
                  std::vector<F16>& mask, std::vector<float>& out, std::vector<std::byte>& memory) {
-  const Context context(ggml_init({memory.size(), memory.data(), true}));
+  const Context context = make_context(memory);
   ggml_tensor* const rows_of_queries =
-      float_tensor(context.get(), queries.data(), query_heads, c.queries);
+      float_tensor(context.get(), queries.data(), head_dim, query_heads, c.queries);
   ggml_tensor* const visible = ggml_new_tensor_2d(
       context.get(), GGML_TYPE_F16, c.tokens, static_cast<std::int64_t>(mask.size()) / c.tokens);
   visible->data = mask.data();
@@ -177,7 +134,7 @@ void run(benchmark::State& state, const Case& c) {
   std::vector<float> queries = make_queries(c.queries);
   std::vector<F16> mask = make_mask(c);
   std::vector<float> out(queries.size());
-  std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
+  std::vector<std::byte> memory = graph_memory();
   for (auto _ : state) attend_once(c, rows, queries, mask, out, memory);
   state.counters["bits"] = (rows.keys.bits() + rows.values.bits()) / 2;
   if (c.queries > 1) return;
@@ -205,13 +162,13 @@ void run_node(benchmark::State& state, const std::string& recipe, std::int64_t t
   const std::int64_t newest = (tokens - 1) % text.tokens * kv_heads * head_dim;
   const std::vector<float> queries = make_queries(1);
   std::vector<float> out(queries.size());
-  std::vector<std::byte> memory(64 * ggml_tensor_overhead() + ggml_graph_overhead());
+  std::vector<std::byte> memory = graph_memory();
   for (auto _ : state) {
-    const Context context(ggml_init({memory.size(), memory.data(), true}));
-    ggml_tensor* const result =
-        attention.node(context.get(), float_tensor(context.get(), queries.data(), query_heads, 1),
-                       float_tensor(context.get(), text.key_rows.data() + newest, kv_heads, 1),
-                       float_tensor(context.get(), text.value_rows.data() + newest, kv_heads, 1));
+    const Context context = make_context(memory);
+    ggml_tensor* const result = attention.node(
+        context.get(), float_tensor(context.get(), queries.data(), head_dim, query_heads, 1),
+        float_tensor(context.get(), text.key_rows.data() + newest, head_dim, kv_heads, 1),
+        float_tensor(context.get(), text.value_rows.data() + newest, head_dim, kv_heads, 1));
     result->data = out.data();
     compute(context.get(), result, threads);
     require(attention.status());

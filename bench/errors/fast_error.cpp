@@ -52,8 +52,8 @@ Output reference(const Part& part) {
     const std::size_t visible =
         static_cast<std::size_t>(part.tokens - part.query_tokens) + row / heads + 1;
     add_reference(
-        &part.queries[row * dim], &keys[kv_offset], &values[kv_offset], kv_heads * dim, dim,
-        visible, [](std::size_t) { return 1.0; }, &out[row * dim]);
+        ReferenceShape::square(dim, kv_heads * dim), &part.queries[row * dim], &keys[kv_offset],
+        &values[kv_offset], visible, [](std::size_t) { return 1.0; }, &out[row * dim]);
   }
   return out;
 }

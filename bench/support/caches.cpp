@@ -105,8 +105,9 @@ const std::vector<double>& reference_output(std::int64_t tokens) {
   };
   for (std::size_t head = 0; head < query_heads; ++head) {
     const std::size_t kv_offset = head / (query_heads / kv_heads) * head_dim;
-    add_reference(&queries[head * head_dim], &text.key_rows[kv_offset], &text.value_rows[kv_offset],
-                  row, head_dim, static_cast<std::size_t>(std::min(tokens, period)), repeats,
+    add_reference(ReferenceShape::square(head_dim, row), &queries[head * head_dim],
+                  &text.key_rows[kv_offset], &text.value_rows[kv_offset],
+                  static_cast<std::size_t>(std::min(tokens, period)), repeats,
                   &out[head * head_dim]);
   }
   return out;

@@ -54,7 +54,7 @@ void RatioTable::Finalize() {
       "R: read/k16v16, an ideal memory-bound 16-bit kernel; roof: the read/ row of the same "
       "bytes,\n"
       "of unpack: write/rows, of save and load: copy/, of hadamard: scale/; x16: the same verb at\n"
-      "k16v16, of ggml: attend or prefill.\n"
+      "k16v16 (latent: k16), of ggml: attend, prefill or latent.\n"
       "ns: per token and kv head, or per element (append, unpack, save, load, hadamard).\n\n");
   std::printf("%-50s %12s %8s %6s %6s %6s %6s %9s %9s\n", "benchmark", "us", "ns", "/ R", "roof %",
               "x16", "bits", "error", "fast err");
@@ -77,9 +77,12 @@ void RatioTable::Finalize() {
                                           : std::numeric_limits<double>::quiet_NaN(),
                 row.seconds, 6);
     const std::string ours = name.verb.starts_with("ggml_prefill") ? "prefill"
-                             : name.verb.starts_with("ggml")       ? "attend"
-                                                                   : name.verb;
-    print_ratio(row.seconds, seconds(ours + "/k16v16" + name.rest), 6);
+                             : name.verb.ends_with("latent") || name.verb == "latent_apart"
+                                 ? "latent"
+                             : name.verb.starts_with("ggml") ? "attend"
+                                                             : name.verb;
+    print_ratio(row.seconds, seconds(ours + (ours == "latent" ? "/k16" : "/k16v16") + name.rest),
+                6);
     print_ratio(counter("bits"), 1.0, 6);
     for (const char* key : {"error", "arithmetic_error"})
       std::isfinite(counter(key)) ? std::printf(" %9.2e", counter(key)) : std::printf(" %9s", "-");

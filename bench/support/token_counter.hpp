@@ -10,10 +10,10 @@
 
 namespace kvtilt::bench {
 
-/// Counts the time per cached token and kv head, each of which serves four query heads.
-inline void count_tokens(benchmark::State& state, std::int64_t tokens) {
+/// Counts the time per cached token and kv head.
+inline void count_tokens(benchmark::State& state, std::int64_t tokens, int heads = kv_heads) {
   state.counters["ns_per_token_head"] = benchmark::Counter(
-      static_cast<double>(state.iterations()) * static_cast<double>(tokens) * kv_heads * 1e-9,
+      static_cast<double>(state.iterations()) * static_cast<double>(tokens) * heads * 1e-9,
       benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
 

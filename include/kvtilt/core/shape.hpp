@@ -28,7 +28,8 @@ struct LayerShape {
 
   /// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, 2.1) with its up-projections absorbed
   /// into queries and outputs: all query heads share one latent of `rank` channels, the value, which
-  /// `rope_dim` rotated channels follow in the key. DeepSeek-V3: latent(512, 64).
+  /// `rope_dim` rotated channels follow in the key. DeepSeek-V3: latent(512, 64). Attention needs the
+  /// model's own scale (AttendOptions::scale): the default would be that of the latent.
   [[nodiscard]] static constexpr LayerShape latent(int rank, int rope_dim) {
     LayerShape shape{1, rank + rope_dim, rank};
     shape.values_in_keys = true;
