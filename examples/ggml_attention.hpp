@@ -46,6 +46,17 @@ class GgmlAttention {
                           arguments, 3, &compute, GGML_N_TASKS_MAX, this);
   }
 
+  /// The same for values in the keys (multi-head latent attention).
+  ///
+  /// latents  [tokens][1][key_dim]: the first `rank` channels are the value
+  /// Returns  f32 [tokens][query_heads][rank]
+  ggml_tensor* latent_node(ggml_context* context, ggml_tensor* queries, ggml_tensor* latents,
+                           int rank) {
+    ggml_tensor* arguments[] = {queries, latents};
+    return ggml_custom_4d(context, GGML_TYPE_F32, rank, queries->ne[1], queries->ne[2], 1,
+                          arguments, 2, &compute, GGML_N_TASKS_MAX, this);
+  }
+
   /// Of the newest computation, as nodes of a graph cannot fail. After an error truncate the sequences
   /// to their lengths before the graph: layers may be out of step.
   [[nodiscard]] const kvtilt::Status& status() const { return status_; }
@@ -84,6 +95,7 @@ class GgmlAttention {
       return kvtilt::Status::error(kvtilt::ErrorCode::InvalidArgument, "layer %d: %s", layer, what);
     };
     for (const ggml_tensor* tensor : {node.src[0], node.src[1], node.src[2]}) {
+      if (tensor == nullptr) continue;
       const std::size_t size = ggml_type_size(tensor->type);
       if (tensor->nb[0] != size)
         return fail("channels of queries, keys and values must be contiguous");
@@ -100,8 +112,10 @@ class GgmlAttention {
     return {};
   }
 
-  /// Some rows of a tensor.
-  static kvtilt::TensorView view(const ggml_tensor& tensor, const GgmlRows& rows) {
+  /// Some rows of a tensor; {} of none.
+  static kvtilt::TensorView view(const ggml_tensor* from, const GgmlRows& rows) {
+    if (from == nullptr) return {};
+    const ggml_tensor& tensor = *from;
     const auto size = static_cast<std::int64_t>(tensor.nb[0]);
     const auto stride = [&](int axis) { return static_cast<std::int64_t>(tensor.nb[axis]) / size; };
     const std::byte* data =
@@ -111,7 +125,7 @@ class GgmlAttention {
         .with_strides(stride(2), stride(1));
   }
   static kvtilt::OutputView output(const ggml_tensor& node, const GgmlRows& rows) {
-    const kvtilt::TensorView out = view(node, rows);
+    const kvtilt::TensorView out = view(&node, rows);
     return {static_cast<float*>(const_cast<void*>(out.data)), rows.count, out.heads, out.dim};
   }
 
@@ -122,9 +136,9 @@ class GgmlAttention {
     steps_.clear();
     chunks_.clear();
     for (const GgmlRows& part : rows) {
-      const kvtilt::TensorView queries = view(*node.src[0], part);
-      const kvtilt::TensorView keys = view(*node.src[1], part);
-      const kvtilt::TensorView values = view(*node.src[2], part);
+      const kvtilt::TensorView queries = view(node.src[0], part);
+      const kvtilt::TensorView keys = view(node.src[1], part);
+      const kvtilt::TensorView values = view(node.src[2], part);
       const bool chunk = part.count >= chunk_tokens;
       if (!chunk) KVTILT_RETURN_IF_ERROR(cache->append(part.sequence, layer, keys, values));
       auto past = cache->view(part.sequence, layer);
@@ -141,8 +155,8 @@ class GgmlAttention {
     KVTILT_RETURN_IF_ERROR(kvtilt::attend_prefill(chunks_, workspace_, parallel));
     for (const GgmlRows& part : rows)
       if (part.count >= chunk_tokens)
-        KVTILT_RETURN_IF_ERROR(cache->append(part.sequence, layer, view(*node.src[1], part),
-                                             view(*node.src[2], part)));
+        KVTILT_RETURN_IF_ERROR(
+            cache->append(part.sequence, layer, view(node.src[1], part), view(node.src[2], part)));
     return {};
   }
 

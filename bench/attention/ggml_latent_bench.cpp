@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Benchmarks ggml's attention on the latents of latent_bench.cpp, as llama.cpp runs multi-head latent
 // attention on a CPU: ggml_latent/<type>/tokens:<n>/heads:<h>, with values as a view of the keys.
+// ggml_latent_node/<recipe>/... is kvtilt as a node of a ggml graph, which appends the newest token and
+// attends.
 #include "support/ggml_graph.hpp"
 #include "support/latents.hpp"
 #include "support/token_counter.hpp"
 
 #include <benchmark/benchmark.h>
+#if KVTILT_GGML_HAS_BACKENDS
+#include "ggml_attention.hpp"
+#endif
 
 #include <cstddef>
 #include <cstdint>
@@ -53,7 +58,48 @@ void run(benchmark::State& state, ggml_type type, std::int64_t tokens, int heads
   state.counters["error"] = relative_error(out, latent_reference(heads, tokens));
 }
 
+#if KVTILT_GGML_HAS_BACKENDS
+void run_node(benchmark::State& state, const std::string& recipe, std::int64_t tokens, int heads) {
+  FilledLatents& filled = filled_latents(recipe, tokens - 1, LatentValues::InKeys);
+  require(filled.cache.reserve(filled.sequence, tokens));
+  ThreadTeam team;
+  GgmlAttention attention;
+  attention.cache = &filled.cache;
+  attention.team = &team;
+  attention.rows = {{filled.sequence, 0, 1}};
+  attention.options.scale = latent_scale;
+  const std::vector<float> queries = latent_queries(heads);
+  const float* newest = latents().data() + (tokens - 1) % latent_period * latent_dim;
+  std::vector<float> out(static_cast<std::size_t>(heads * latent_rank));
+  std::vector<std::byte> memory = graph_memory();
+  for (auto _ : state) {
+    const Context context = make_context(memory);
+    ggml_tensor* const result = attention.latent_node(
+        context.get(), float_tensor(context.get(), queries.data(), latent_dim, heads, 1),
+        float_tensor(context.get(), newest, latent_dim, 1, 1), latent_rank);
+    result->data = out.data();
+    compute(context.get(), result, 1);
+    require(attention.status());
+    require(filled.cache.truncate(filled.sequence, tokens - 1));
+  }
+  state.counters["bits"] = filled.cache.memory(filled.sequence)->effective_bits();
+  count_tokens(state, tokens, 1);
+  state.counters["error"] = relative_error(out, latent_reference(heads, tokens));
+}
+#endif
+
 const bool registered = [] {
+#if KVTILT_GGML_HAS_BACKENDS
+  for (const char* recipe : {"k16", "k8", "k4"})
+    for (const int heads : {16, 128})
+      benchmark::RegisterBenchmark(
+          ("ggml_latent_node/" + std::string(recipe) +
+           "/tokens:16384/heads:" + std::to_string(heads))
+              .c_str(),
+          [=](benchmark::State& state) { run_node(state, recipe, 16384, heads); })
+          ->UseRealTime()
+          ->Unit(benchmark::kMicrosecond);
+#endif
   for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0})
     for (const int heads : {16, 128})
       benchmark::RegisterBenchmark(("ggml_latent/" + std::string(ggml_type_name(type)) +

@@ -9,11 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <map>
-#include <memory>
-#include <optional>
 #include <string>
-#include <tuple>
 #include <vector>
 
 namespace kvtilt::bench {
@@ -31,43 +27,10 @@ struct Case {
   }
 };
 
-struct FilledLatents {
-  explicit FilledLatents(const Case& c) {
-    LayerShape layer = LayerShape::latent(latent_rank, latent_dim - latent_rank);
-    Recipe recipe = parse_recipe(c.recipe).value();
-    layer.values_in_keys = !c.apart;
-    if (c.apart) recipe.value = recipe.key;
-    const CacheShape shape{{layer}};
-    CacheOptions options;
-    options.sink_tokens = options.recent_tokens = 0;
-    cache.emplace(KVCache::create(shape, Plan::uniform(shape, recipe), options).value());
-    sequence = cache->open().value();
-    require(cache->reserve(sequence, c.tokens));
-    const std::vector<float>& rows = latents();
-    for (std::int64_t token = 0; token < c.tokens; token += latent_period) {
-      const TensorView keys(rows.data(), latent_period, 1, latent_dim);
-      TensorView values = keys;
-      values.dim = latent_rank;
-      require(cache->append(sequence, 0, keys, c.apart ? values : TensorView{}));
-    }
-  }
-
-  std::optional<KVCache> cache;
-  SequenceId sequence;
-};
-
-/// Returns the same cache in every call, because benches run in random order.
-const FilledLatents& filled_latents(const Case& c) {
-  static std::map<std::tuple<std::string, std::int64_t, bool>, std::unique_ptr<FilledLatents>>
-      known;
-  std::unique_ptr<FilledLatents>& filled = known[{c.recipe, c.tokens, c.apart}];
-  if (filled == nullptr) filled = std::make_unique<FilledLatents>(c);
-  return *filled;
-}
-
 void run(benchmark::State& state, const Case& c) {
-  const FilledLatents& filled = filled_latents(c);
-  const LayerView view = filled.cache->view(filled.sequence, 0).value();
+  const FilledLatents& filled =
+      filled_latents(c.recipe, c.tokens, c.apart ? LatentValues::Apart : LatentValues::InKeys);
+  const LayerView view = filled.cache.view(filled.sequence, 0).value();
   const std::vector<float> queries = latent_queries(c.heads);
   std::vector<float> out(static_cast<std::size_t>(c.heads) * latent_rank);
   std::vector<std::byte> workspace(attend_workspace_bytes(view));
@@ -76,7 +39,7 @@ void run(benchmark::State& state, const Case& c) {
   for (auto _ : state)
     require(attend(view, TensorView(queries.data(), 1, c.heads, latent_dim),
                    OutputView(out.data(), 1, c.heads, latent_rank), options, workspace));
-  state.counters["bits"] = filled.cache->memory(filled.sequence)->effective_bits();
+  state.counters["bits"] = filled.cache.memory(filled.sequence)->effective_bits();
   count_tokens(state, c.tokens, 1);
   state.counters["error"] = relative_error(out, latent_reference(c.heads, c.tokens));
 }

@@ -3,13 +3,30 @@
 
 #include "support/reference.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <map>
+#include <memory>
 #include <random>
+#include <tuple>
 #include <utility>
 
 namespace kvtilt::bench {
+
+namespace {
+
+KVCache make_cache(const std::string& name, LatentValues values) {
+  LayerShape layer = LayerShape::latent(latent_rank, latent_dim - latent_rank);
+  Recipe recipe = parse_recipe(name).value();
+  layer.values_in_keys = values == LatentValues::InKeys;
+  if (values == LatentValues::Apart) recipe.value = recipe.key;
+  const CacheShape shape{{layer}};
+  return KVCache::create(shape, Plan::uniform(shape, recipe), cache_options(recipe, Tail::None))
+      .value();
+}
+
+}  // namespace
 
 const std::vector<float>& latents() {
   static const std::vector<float> rows = [] {
@@ -34,6 +51,26 @@ std::vector<float> latent_queries(int heads) {
   std::vector<float> queries(static_cast<std::size_t>(heads * latent_dim));
   for (float& x : queries) x = normal(random);
   return queries;
+}
+
+FilledLatents::FilledLatents(const std::string& recipe, std::int64_t tokens, LatentValues values)
+    : cache(make_cache(recipe, values)), sequence(cache.open().value()) {
+  require(cache.reserve(sequence, tokens));
+  for (std::int64_t token = 0; token < tokens; token += latent_period) {
+    const TensorView keys(latents().data(), std::min(latent_period, tokens - token), 1, latent_dim);
+    TensorView apart = keys;
+    apart.dim = latent_rank;
+    require(cache.append(sequence, 0, keys, values == LatentValues::Apart ? apart : TensorView{}));
+  }
+}
+
+FilledLatents& filled_latents(const std::string& recipe, std::int64_t tokens, LatentValues values) {
+  static std::map<std::tuple<std::string, std::int64_t, LatentValues>,
+                  std::unique_ptr<FilledLatents>>
+      known;
+  std::unique_ptr<FilledLatents>& filled = known[{recipe, tokens, values}];
+  if (filled == nullptr) filled = std::make_unique<FilledLatents>(recipe, tokens, values);
+  return *filled;
 }
 
 const std::vector<double>& latent_reference(int heads, std::int64_t tokens) {

@@ -76,11 +76,10 @@ void RatioTable::Finalize() {
                 : name.verb == "hadamard" ? 100 * seconds("scale/" + name.recipe + name.rest)
                                           : std::numeric_limits<double>::quiet_NaN(),
                 row.seconds, 6);
-    const std::string ours = name.verb.starts_with("ggml_prefill") ? "prefill"
-                             : name.verb.ends_with("latent") || name.verb == "latent_apart"
-                                 ? "latent"
-                             : name.verb.starts_with("ggml") ? "attend"
-                                                             : name.verb;
+    const std::string ours = name.verb.starts_with("ggml_prefill")           ? "prefill"
+                             : name.verb.find("latent") != std::string::npos ? "latent"
+                             : name.verb.starts_with("ggml")                 ? "attend"
+                                                                             : name.verb;
     print_ratio(row.seconds, seconds(ours + (ours == "latent" ? "/k16" : "/k16v16") + name.rest),
                 6);
     print_ratio(counter("bits"), 1.0, 6);
