@@ -126,7 +126,7 @@ struct RowTerms {
 struct WeighedBand {
   Range blocks;                    ///< of 16 outer indices
   int row;                         ///< first of the tile
-  int rows;                        ///< row_tile, or one
+  int rows;                        ///< row_tile, or one; in 16 bits also half_row_tile
   bool adds;                       ///< to the results; else these are overwritten
   const F16* outer_scales;         ///< minima follow, pitch() on; null if scales lie along inner
   std::ptrdiff_t prefetch_offset;  ///< of the page that these belong to

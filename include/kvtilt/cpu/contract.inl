@@ -289,9 +289,9 @@ inline void contract_halves(PendingContraction& work) {
   band.blocks = blocks_of(contraction.outer);
   band.adds = contraction.role == Role::Values;
   band.weights.inner = contraction.inner;
-  band.terms.step = Floats4{} + 1.0f;
   for (; band.row < contraction.rows; band.row += band.rows) {
-    band.rows = next_rows(contraction.rows - band.row);
+    const int left = contraction.rows - band.row;
+    band.rows = left >= half_row_tile ? half_row_tile : next_rows(left);
     work.dot(contraction, band);
   }
 }

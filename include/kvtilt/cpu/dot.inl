@@ -303,57 +303,60 @@ inline void dot_floats(const Contraction& contraction, const WeighedBand& band) 
   dot_blocks<FloatDot>(contraction, band, band.blocks.first);
 }
 
-/// Dot product of a 16-bit block of `Lanes` lanes. Reads only indices in `inner`, because other slots
-/// may hold NaN.
-template <int Tile, int Lanes>
+/// Dot product of 16-bit blocks of `Lanes` lanes. Reads only indices in `inner`, because other slots may
+/// hold NaN. Sums run in the order of `inner` for any number of rows and blocks.
+template <int Tile, int Blocks, int Lanes>
 KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
-  const F16* values = reinterpret_cast<const F16*>(contraction.pages->data + tensor.codes) +
-                      std::ptrdiff_t{block} * line_lanes * tensor.matrix.inner;
+  const std::ptrdiff_t block_values = std::ptrdiff_t{line_lanes} * tensor.matrix.inner;
+  const F16* values =
+      reinterpret_cast<const F16*>(contraction.pages->data + tensor.codes) + block * block_values;
   const Rows<const float>& weights = contraction.coefficients;
-  F32x16 sum[half_chains][Tile];
+  F32x16 sum[Blocks][Tile];
   KVTILT_UNROLL(2)
-  for (int chain = 0; chain < half_chains; ++chain) {
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) sum[chain][r] = broadcast(0.0f);
+  for (int b = 0; b < Blocks; ++b) {
+    KVTILT_UNROLL(8)
+    for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast(0.0f);
   }
-  int i = contraction.inner.first;
-  for (; i + half_chains <= contraction.inner.last; i += half_chains) {
-    prefetch(values + std::ptrdiff_t{i} * Lanes, contraction.pages->prefetch_offset);
+  for (int i = contraction.inner.first; i < contraction.inner.last; ++i) {
+    F32x16 value[Blocks];
     KVTILT_UNROLL(2)
-    for (int chain = 0; chain < half_chains; ++chain) {
-      const F32x16 value = load_f16(values + std::ptrdiff_t{i + chain} * Lanes, Lanes);
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r)
-        sum[chain][r] =
-            multiply_add(value, broadcast(weights[band.row + r][i + chain]), sum[chain][r]);
+    for (int b = 0; b < Blocks; ++b) {
+      const F16* line = values + b * block_values + std::ptrdiff_t{i} * Lanes;
+      prefetch(line, contraction.pages->prefetch_offset);
+      value[b] = load_f16(line, Lanes);
+    }
+    KVTILT_UNROLL(8)
+    for (int r = 0; r < Tile; ++r) {
+      const F32x16 weight = broadcast(weights[band.row + r][i]);
+      KVTILT_UNROLL(2)
+      for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(value[b], weight, sum[b][r]);
     }
   }
-  if (i < contraction.inner.last) {
-    const F32x16 value = load_f16(values + std::ptrdiff_t{i} * Lanes, Lanes);
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r)
-      sum[0][r] = multiply_add(value, broadcast(weights[band.row + r][i]), sum[0][r]);
+  KVTILT_UNROLL(2)
+  for (int b = 0; b < Blocks; ++b) {
+    KVTILT_UNROLL(8)
+    for (int r = 0; r < Tile; ++r) {
+      float* out = contraction.result[band.row + r] + (block + b) * line_lanes;
+      store(out, band.adds ? add(load(out), sum[b][r]) : sum[b][r]);
+    }
   }
-  if (half_chains == 2) {
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) sum[0][r] = add(sum[0][r], sum[half_chains - 1][r]);
-  }
-  give_results(contraction, band, block, sum[0]);
 }
 
 template <int Tile>
 KVTILT_INLINE void dot_half_rows(const Contraction& contraction, const WeighedBand& band) {
-  for (int block = band.blocks.first; block < band.blocks.last; ++block) {
-    if (block < contraction.tensor->matrix.full_blocks())
-      dot_halves<Tile, line_lanes>(contraction, band, block);
-    else
-      dot_halves<Tile, line_lanes / 2>(contraction, band, block);
-  }
+  const int full = smaller(band.blocks.last, contraction.tensor->matrix.full_blocks());
+  int block = band.blocks.first;
+  for (; block + block_tile <= full; block += block_tile)
+    dot_halves<Tile, block_tile, line_lanes>(contraction, band, block);
+  if (block < full) dot_halves<Tile, 1, line_lanes>(contraction, band, block++);
+  if (block < band.blocks.last) dot_halves<Tile, 1, line_lanes / 2>(contraction, band, block);
 }
 
 inline void dot_all_halves(const Contraction& contraction, const WeighedBand& band) {
-  if (band.rows == row_tile)
+  if (band.rows == half_row_tile)
+    dot_half_rows<half_row_tile>(contraction, band);
+  else if (band.rows == row_tile)
     dot_half_rows<row_tile>(contraction, band);
   else
     dot_half_rows<1>(contraction, band);

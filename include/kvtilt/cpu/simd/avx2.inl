@@ -227,8 +227,8 @@ inline I32x16 widen_high_bytes(const I32x16& x) {
   return {_mm256_shuffle_epi8(x.low, order), _mm256_shuffle_epi8(x.high, order)};
 }
 
-inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
+inline constexpr int half_row_tile = 4;
 
 inline constexpr int widest_integer_dot = 8;
 

@@ -162,8 +162,8 @@ inline constexpr bool adds_pairs = false;
 constexpr int pair_quads(int, bool) { return 0; }
 inline I32x16 add_pairs(const I32x16& sum, const I32x16&) { return sum; }
 
-inline constexpr int half_chains = 2;
 inline constexpr int block_tile = 2;
+inline constexpr int half_row_tile = 8;
 inline constexpr int widest_integer_dot = 8;
 
 inline I32x16 sub_pairs(const I32x16& a, const I32x16& b) { return {_mm512_sub_epi16(a.v, b.v)}; }

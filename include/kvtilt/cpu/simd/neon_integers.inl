@@ -151,8 +151,8 @@ KVTILT_INLINE I32x16 widen_high_bytes(const I32x16& x) {
 inline constexpr int widest_integer_dot = 4;
 
 // The sums of four rows take 16 of the 32 registers; twice that would leave none for the codes.
-inline constexpr int half_chains = 1;
 inline constexpr int block_tile = 1;
+inline constexpr int half_row_tile = 4;
 
 KVTILT_INLINE I32x16 sub_pairs(const I32x16& a, const I32x16& b) {
   I32x16 r;

@@ -142,8 +142,8 @@ inline I32x16 widen_high_bytes(const I32x16& x) { return widen_low_bytes(shift_r
 /// Blocks that share a loaded weight: as many as there are registers for.
 inline constexpr int block_tile = 1;
 
-/// Independent sums of a 16-bit dot product, likewise.
-inline constexpr int half_chains = 1;
+/// Rows that a 16-bit dot product takes at once, likewise: row_tile or more.
+inline constexpr int half_row_tile = 4;
 
 /// The widest codes whose integer dot products are faster than float ones: none here.
 inline constexpr int widest_integer_dot = 0;
