@@ -43,7 +43,7 @@ class LayerPages {
   /// Stores n tokens in the slots first_slot to first_slot + n - 1 of a 16-bit block.
   ///
   /// keys    [n, kv_heads, key_dim], channels contiguous, f32, f16 or bf16; rounded to fp16
-  /// values  [n, kv_heads, value_dim], likewise
+  /// values  [n, kv_heads, value_dim], likewise; {} if they are in the keys
   /// block   bytes(PageKind::Tail) bytes
   /// Fails   InvalidArgument (shapes, slots, block), InvalidValue (NaN, infinity, too large to seal
   ///         with the recipe; names token, head and channel); nothing is written then
