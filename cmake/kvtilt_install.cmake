@@ -19,3 +19,7 @@ write_basic_package_version_file(kvtilt-config-version.cmake COMPATIBILITY SameM
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/kvtilt-config.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/kvtilt-config-version.cmake
         DESTINATION ${kvtilt_package_dir})
+
+# For builds without CMake: the headers that need the standard library alone.
+configure_file(cmake/kvtilt.pc.in kvtilt.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/kvtilt.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)

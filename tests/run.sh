@@ -44,6 +44,7 @@ find_missing() {
   missing=()
   have cmake || missing+=(cmake)
   have ninja || missing+=(ninja-build)
+  have pkg-config || missing+=(pkg-config)
   have g++ || missing+=(g++)
   have clang++ || missing+=(clang)
   compiles gtest/gtest.h || missing+=(libgtest-dev)
