@@ -231,6 +231,45 @@ TEST(BitPlan, SkipsLayersWithoutCache) {
   EXPECT_LE(plan->page_bits, 4);
 }
 
+TEST(BitPlan, ChoosesKeysAloneWhereValuesAreInThem) {
+  const CacheShape shape{{LayerShape::latent(64, 16), {1, 64, 64}, LayerShape::latent(64, 16)}};
+  const FormatChoices choices = default_choices({2, 4, 8});
+  const ModelLosses losses{{{HeadLosses{{9, 3, 1}, {}}},
+                            {HeadLosses{{4, 2, 1}, {4, 2, 1}}},
+                            {HeadLosses{{90, 30, 10}, {}}}}};
+  const BitBudget budget{.page_bits = 4.5, .value_floor = 4};
+  const auto plan = plan_bits(shape, 64, choices, losses, budget);
+  ASSERT_TRUE(plan.ok()) << plan.message();
+  EXPECT_LE(plan->page_bits, 4.5);
+  // The best of the 3 x 6 x 3 that fit: the third layer's keys lose ten times as much.
+  double best = std::numeric_limits<double>::infinity();
+  for (int first = 0; first < 3; ++first)
+    for (int key = 0; key < 3; ++key)
+      for (int value = 1; value < 3; ++value)
+        for (int third = 0; third < 3; ++third) {
+          Plan tried{{{{choices.keys[static_cast<std::size_t>(first)], in_keys}},
+                      {{choices.keys[static_cast<std::size_t>(key)],
+                        choices.values[static_cast<std::size_t>(value)]}},
+                      {{choices.keys[static_cast<std::size_t>(third)], in_keys}}}};
+          tried = resolve_plan(tried, shape, 64).value();
+          std::size_t bytes = 0;
+          for (std::size_t layer = 0; layer < 3; ++layer)
+            bytes += PageLayout::make(shape.layers[layer], tried.recipes[layer], 64).bytes;
+          if (static_cast<double>(bytes) * 8 > 4.5 * 64 * (80 + 128 + 80)) continue;
+          const double loss = losses.layers[0][0].keys[static_cast<std::size_t>(first)] +
+                              losses.layers[1][0].keys[static_cast<std::size_t>(key)] +
+                              losses.layers[1][0].values[static_cast<std::size_t>(value)] +
+                              losses.layers[2][0].keys[static_cast<std::size_t>(third)];
+          best = std::min(best, loss);
+        }
+  EXPECT_EQ(plan->loss, best);
+  EXPECT_TRUE(resolve_plan(plan->plan, shape, 64).ok());
+  EXPECT_EQ(plan->plan.recipes[2][0].value, in_keys);
+  const CacheShape latents{{shape.layers[0]}};
+  EXPECT_TRUE(
+      plan_bits(latents, 64, {choices.keys, {}}, {{{HeadLosses{{9, 3, 1}, {}}}}}, budget).ok());
+}
+
 TEST(BitPlan, KeepsTheFloorsAndSaysWhatWouldDo) {
   const CacheShape shape = CacheShape::uniform(2, 2, 128);
   const FormatChoices choices = default_choices({1, 2, 3, 4});

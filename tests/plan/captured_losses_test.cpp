@@ -246,6 +246,12 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
         losses_from_statistics(shape, page_tokens, choices, std::vector{layer}).message());
   };
   EXPECT_EQ(message(scene.layer), "");
+  CacheShape latents = shape;
+  latents.layers[0].values_in_keys = true;
+  EXPECT_THAT(
+      std::string(losses_from_statistics(latents, page_tokens, choices, std::vector{scene.layer})
+                      .message()),
+      HasSubstr("layer 0, keys: values are in them"));
   CapturedLayer layer = scene.layer;
   layer.keys[(100 * heads + 1) * dim + 5] = std::numeric_limits<float>::quiet_NaN();
   EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: token 100, head 1, channel 5"));

@@ -141,6 +141,22 @@ TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
   EXPECT_NEAR(heads->layers[0][1].keys[2] / heads->layers[0][0].keys[2], 4, 2);
 }
 
+TEST(DivergenceLosses, KeysAloneWhereValuesAreInThem) {
+  const CacheShape shape{{LayerShape::latent(64, 16), {1, 64, 64}}};
+  std::vector<Divergence> probes = {{0, -1, Tensor::Keys, key_format(4), 0.5},
+                                    {1, -1, Tensor::Keys, key_format(4), 0.25},
+                                    {1, -1, Tensor::Values, value_format(4), 0.125}};
+  const auto losses = losses_from_divergence(shape, 64, probed_choices, probes);
+  ASSERT_TRUE(losses.ok()) << losses.message();
+  EXPECT_TRUE(check_losses(*losses, shape, probed_choices).ok());
+  EXPECT_EQ(losses->layers[0][0].keys[2], 0.5);
+  EXPECT_EQ(losses->layers[0][0].values, std::vector<double>{});
+  EXPECT_EQ(losses->layers[1][0].values[1], 0.125);
+  probes.push_back({0, -1, Tensor::Values, value_format(4), 0.5});
+  EXPECT_EQ(std::string(losses_from_divergence(shape, 64, probed_choices, probes).message()),
+            "divergence 3 is of values, but those of layer 0 are in its keys");
+}
+
 TEST(DivergenceLosses, ZeroesStayZeroes) {
   const auto probes =
       probes_of({-1}, {2, 4}, [](int, int, Tensor, int bits) { return bits == 2 ? 1.0 : 0.0; });

@@ -31,10 +31,19 @@ TEST(LossesHostile, ChoicesThatDoNotFitNameLayerAndTensor) {
               HasSubstr("1 key formats, 0 value formats"));
 }
 
-TEST(LossesHostile, ValuesInKeysHaveNoFormatToChoose) {
-  const FormatChoices choices{{key_format(4)}, {value_format(2)}};
-  EXPECT_EQ(std::string(resolve_choices(choices, LayerShape::latent(512, 64), 64, 7).message()),
-            "layer 7: values are in its keys, but plans choose formats for both");
+TEST(Losses, ValuesInKeysHaveNoFormatToChoose) {
+  const FormatChoices choices{{key_format(4)}, {value_format(2), value_format(3)}};
+  const CacheShape shape{{LayerShape::latent(512, 64), {1, 64, 64}}};
+  const auto resolved = resolve_choices(choices, shape.layers[0], 64, 0);
+  ASSERT_TRUE(resolved.ok()) << resolved.message();
+  EXPECT_EQ(resolved->values, std::vector<Format>{in_keys});
+  EXPECT_TRUE(resolve_choices({choices.keys, {}}, shape.layers[0], 64, 0).ok());
+  EXPECT_FALSE(resolve_choices({{}, choices.values}, shape.layers[0], 64, 0).ok());
+  EXPECT_FALSE(resolve_choices({choices.keys, {in_keys}}, shape.layers[1], 64, 0).ok());
+  EXPECT_TRUE(
+      check_losses({{{HeadLosses{{1}, {}}}, {HeadLosses{{1}, {2, 3}}}}}, shape, choices).ok());
+  EXPECT_FALSE(
+      check_losses({{{HeadLosses{{1}, {2, 3}}}, {HeadLosses{{1}, {2, 3}}}}}, shape, choices).ok());
 }
 
 TEST(Losses, OneEntryOrOnePerHead) {

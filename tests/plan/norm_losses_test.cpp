@@ -204,6 +204,13 @@ TEST(NormLossesHostile, RefusesWhatCannotBeANorm) {
   EXPECT_THAT(message(layer), HasSubstr("3 gains of the key norm for 2 heads of 8 channels"));
   layer.key_gains.assign(8, std::numeric_limits<float>::infinity());
   EXPECT_THAT(message(layer), HasSubstr("a gain of the key norm is not finite"));
+  CacheShape latents = shape;
+  latents.layers[0].values_in_keys = true;
+  EXPECT_EQ(
+      std::string(
+          losses_from_norms(latents, 64, norm_choices, std::vector{norms_of(1, 1)}, Norm::Frobenius)
+              .message()),
+      "layer 0, keys: values are in them: only losses_from_divergence() tells what both lose");
   const auto count = losses_from_norms(shape, 64, norm_choices, {}, Norm::Frobenius);
   EXPECT_THAT(std::string(count.message()), HasSubstr("norms of 0 layers for a shape of 1"));
 }

@@ -51,7 +51,8 @@ struct RecipeOptions {
     for (std::size_t key = 0; key < resolved.keys.size(); ++key) {
       if (resolved.keys[key].bits < budget.key_floor) continue;
       for (std::size_t value = 0; value < resolved.values.size(); ++value) {
-        if (resolved.values[value].bits < budget.value_floor) continue;
+        const bool stored = resolved.values[value] != in_keys;
+        if (stored && resolved.values[value].bits < budget.value_floor) continue;
         recipes.push_back({resolved.keys[key], resolved.values[value]});
         bytes.push_back(
             head_layout(recipes.back(), shape.key_dim, shape.value_dim, page_tokens, 0).bytes());
@@ -63,9 +64,10 @@ struct RecipeOptions {
   /// The knapsack item of `heads` heads that share a recipe and have `losses` together.
   [[nodiscard]] KnapsackItem item(const HeadLosses& losses, std::size_t heads) const {
     KnapsackItem item;
-    for (std::size_t i = 0; i < recipes.size(); ++i)
-      item.push_back(
-          {bytes[i] * heads, losses.keys[formats[i].first] + losses.values[formats[i].second]});
+    for (std::size_t i = 0; i < recipes.size(); ++i) {
+      const double values = recipes[i].value == in_keys ? 0.0 : losses.values[formats[i].second];
+      item.push_back({bytes[i] * heads, losses.keys[formats[i].first] + values});
+    }
     return item;
   }
 };
@@ -124,7 +126,8 @@ inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
   KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   KVTILT_RETURN_IF_ERROR(check_losses(losses, shape, choices));
   KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Keys, choices.keys, budget.key_floor));
-  KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Values, choices.values, budget.value_floor));
+  if (!choices.values.empty())
+    KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Values, choices.values, budget.value_floor));
 
   std::vector<detail::RecipeOptions> options;
   std::vector<KnapsackItem> items;

@@ -194,6 +194,7 @@ inline Result<ModelLosses> losses_from_statistics(const CacheShape& shape, int p
                          captured.size(), shape.layers.size());
   const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
                         std::vector<HeadLosses>& entries) -> Status {
+    KVTILT_RETURN_IF_ERROR(detail::check_values_apart(shape.layers[layer]));
     KVTILT_RETURN_IF_ERROR(detail::check_captured(captured[layer], shape.layers[layer]));
     for (HeadLosses& entry : entries) entry.of(tensor).assign(formats.size(), 0.0);
     for (int head = 0; head < captured[layer].kv_heads; ++head) {

@@ -158,6 +158,11 @@ inline Status check_probes(std::span<const Divergence> probes, const CacheShape&
       return Status::error(ErrorCode::InvalidArgument,
                            "divergence %zu: there is no layer %d with a kv head %d", i, probe.layer,
                            probe.head);
+    if (probe.tensor == Tensor::Values &&
+        shape.layers[static_cast<std::size_t>(probe.layer)].values_in_keys)
+      return Status::error(ErrorCode::InvalidArgument,
+                           "divergence %zu is of values, but those of layer %d are in its keys", i,
+                           probe.layer);
     if (!is_loss(probe.kl))
       return Status::error(ErrorCode::InvalidValue, "divergence %zu is %g, must be 0 or more", i,
                            probe.kl);
@@ -171,8 +176,8 @@ inline Status check_probes(std::span<const Divergence> probes, const CacheShape&
 /// divergence. Others are scaled by their squared error: measured on captured data if it is given
 /// (so that outlier channels of keys count), else by the law of Gaussian data.
 ///
-/// probes    for the keys and for the values of every layer at least one of all heads, or, for
-///           losses per head, one of each head
+/// probes    for the keys and for the values of every layer (for the keys alone where values are in
+///           them) at least one of all heads, or, for losses per head, one of each head
 /// captured  empty, or one per layer
 /// Fails     InvalidArgument if counts disagree or a tensor has no probe, naming it; InvalidValue
 ///           for divergences below 0

@@ -37,7 +37,8 @@ struct FormatChoices {
 
 /// Losses of storing one kv head (or all heads of a layer): keys[i] in format choices.keys[i],
 /// values[j] in choices.values[j]. Losses add up over keys and values, heads, and layers. Their
-/// unit is the caller's, the same for the whole model.
+/// unit is the caller's, the same for the whole model. Where values are in the keys, `values` is empty
+/// and `keys` has the loss of both.
 struct HeadLosses {
   std::vector<double> keys;
   std::vector<double> values;
@@ -79,26 +80,28 @@ inline Status check_tensor_losses(const std::vector<double>& losses, std::size_t
 
 }  // namespace detail
 
-/// Resolves the choices against one layer. Fails with the error of the first format that does not
-/// fit the layer, and with InvalidArgument if a list is empty. `layer` is only used in messages.
+/// Resolves the choices against one layer; values that are in the keys have in_keys alone. Fails with
+/// the error of the first format that does not fit the layer, and with InvalidArgument if a list is
+/// empty. `layer` is only used in messages.
 inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const LayerShape& shape,
                                              int page_tokens, std::size_t layer) {
-  if (choices.keys.empty() || choices.values.empty())
+  if (choices.keys.empty() || (choices.values.empty() && !shape.values_in_keys))
     return Status::error(ErrorCode::InvalidArgument,
                          "nothing to choose from: %zu key formats, %zu value formats",
                          choices.keys.size(), choices.values.size());
-  if (shape.values_in_keys)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "layer %zu: values are in its keys, but plans choose formats for both",
-                         layer);
   FormatChoices resolved = choices;
-  for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+  for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
+    if (tensor == Tensor::Values && shape.values_in_keys) {
+      resolved.values = {in_keys};
+      continue;
+    }
     for (Format& format : resolved.of(tensor)) {
       const int dim = tensor == Tensor::Keys ? shape.key_dim : shape.value_dim;
       Result<Format> one = resolve_format(format, to_string(tensor), dim, page_tokens);
       if (!one) return in_layer(layer, one.status());
       format = *one;
     }
+  }
   return resolved;
 }
 
@@ -121,8 +124,9 @@ inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
     for (std::size_t entry = 0; entry < entries.size(); ++entry) {
       KVTILT_RETURN_IF_ERROR(detail::check_tensor_losses(entries[entry].keys, choices.keys.size(),
                                                          layer, entry, Tensor::Keys));
-      KVTILT_RETURN_IF_ERROR(detail::check_tensor_losses(
-          entries[entry].values, choices.values.size(), layer, entry, Tensor::Values));
+      const std::size_t values = shape.layers[layer].values_in_keys ? 0 : choices.values.size();
+      KVTILT_RETURN_IF_ERROR(
+          detail::check_tensor_losses(entries[entry].values, values, layer, entry, Tensor::Values));
     }
   }
   return {};
@@ -132,7 +136,8 @@ namespace detail {
 
 /// Makes the losses of all layers. fill(layer, tensor, formats, entries) sets the tensor's lists in
 /// a layer's entries (one for all heads, or one per head) to its losses in `formats`, which are
-/// resolved against the layer. An error of fill gets the layer and the tensor in front.
+/// resolved against the layer, but not those of values in the keys. An error of fill gets the layer and
+/// the tensor in front.
 template <class Fill>
 Result<ModelLosses> make_losses(const CacheShape& shape, int page_tokens,
                                 const FormatChoices& choices, RecipePer per, const Fill& fill) {
@@ -145,12 +150,22 @@ Result<ModelLosses> make_losses(const CacheShape& shape, int page_tokens,
     Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
     if (!resolved) return std::move(resolved).take_status();
     entries.resize(per == RecipePer::Head ? static_cast<std::size_t>(layer_shape.kv_heads) : 1);
-    for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+    for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
+      if (tensor == Tensor::Values && layer_shape.values_in_keys) continue;
       if (const Status status = fill(layer, tensor, resolved->of(tensor), entries); !status.ok())
         return Status::error(status.code(), "layer %zu, %s: %.*s", layer, to_string(tensor),
                              static_cast<int>(status.message().size()), status.message().data());
+    }
   }
   return losses;
+}
+
+/// InvalidArgument if values are in the keys: sources of losses that look at keys alone, or at values
+/// alone, cannot tell what both lose.
+inline Status check_values_apart(const LayerShape& shape) {
+  if (!shape.values_in_keys) return {};
+  return Status::error(ErrorCode::InvalidArgument,
+                       "values are in them: only losses_from_divergence() tells what both lose");
 }
 
 }  // namespace detail

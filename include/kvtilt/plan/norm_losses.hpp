@@ -159,6 +159,7 @@ inline Result<ModelLosses> losses_from_norms(const CacheShape& shape, int page_t
   const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
                         std::vector<HeadLosses>& entries) -> Status {
     const LayerShape& layer_shape = shape.layers[layer];
+    KVTILT_RETURN_IF_ERROR(detail::check_values_apart(layer_shape));
     KVTILT_RETURN_IF_ERROR(detail::check_norms(norms[layer], layer_shape, tensor, norm, per));
     for (std::size_t entry = 0; entry < entries.size(); ++entry) {
       const int head = per == RecipePer::Head ? static_cast<int>(entry) : -1;
