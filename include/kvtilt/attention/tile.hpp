@@ -104,8 +104,8 @@ class AttentionTile {
       scratch = carver.take<std::byte>(cpu::contract_scratch_bytes(shape.key_dim));
     const int most_slots = std::max(max_page_tokens, cpu::joined_slots);
     value_scratch_ = carver.take<std::byte>(cpu::contract_scratch_bytes(most_slots));
-    if (shape.values_in_keys)
-      turned_ = carver.take<std::byte>(turned_bytes(shape.value_dim, most_slots));
+    if (shape.values_in_keys)  // room for 16 bits; codes and metadata take up to 12
+      turned_ = carver.take<std::byte>(sizeof(F16) * value_stride_ * padded(most_slots));
   }
 
   void clear() {
@@ -273,20 +273,14 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
-  /// Enough for the values of joined pages, turned: at most 8 bits and, in groups of 8, 4 of metadata;
-  /// or for one page in 16 bits.
-  static std::size_t turned_bytes(int value_dim, int slots) {
-    return static_cast<std::size_t>(value_dim) * static_cast<std::size_t>(slots) * sizeof(F16);
-  }
-
   /// Makes blocks of values of the joined pages' keys.
   void turn_values(const HeadLayout& head) {
-    const std::size_t bytes = round_up(head.value.end(), page_alignment);
-    const int slot = cpu::width_slot(head.value.format.bits);
+    const cpu::TurnFn turn = kernels_->turn[cpu::width_slot(head.value.format.bits)];
+    std::byte* turned = turned_;
     for (int page = 0; page < joined_.pages; ++page) {
-      std::byte* turned = turned_ + static_cast<std::size_t>(page) * bytes;
-      kernels_->turn[slot](head, joined_.block[page].data, turned);
+      turn(head, joined_.block[page].data, turned);
       value_blocks_[page] = {turned, 0};
+      turned += round_up(head.value.end(), page_alignment);
     }
   }
 

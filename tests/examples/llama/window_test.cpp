@@ -119,12 +119,27 @@ constexpr Case cases[] = {{"mistral_window_bf16", 7},    // the checkpoint's own
                           {"qwen2_mixed_windows", 5},    // likewise, in the second layer only
                           {"mistral_window_bf16", 96}};  // a window of three pages
 
+/// Tokens with a logit that differs by more than `limit`.
+std::size_t tokens_beyond(float limit, const std::vector<float>& a, const std::vector<float>& b,
+                          std::size_t tokens) {
+  const std::size_t vocab = a.size() / tokens;
+  std::size_t count = 0;
+  for (std::size_t token = 0; token < tokens; ++token) {
+    float largest = 0;
+    for (std::size_t i = token * vocab; i < (token + 1) * vocab; ++i)
+      largest = std::max(largest, std::abs(a[i] - b[i]));
+    count += largest > limit ? 1 : 0;
+  }
+  return count;
+}
+
 TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
   for (const auto& [name, window] : cases) {
     const Model model = load(name, window);
     const auto text = random_text(model);
     FloatCache plain(model.config());
     const auto expected = decode_all(model, plain, text);
+    float halves = 0;  // what storing in 16 bits changes
     for (const std::string recipe : {"k16v16", "k8v8", "k4v2"})
       for (const auto arithmetic : {CacheArithmetic::Exact, CacheArithmetic::Fast}) {
         CacheSettings settings = small_pages;
@@ -133,13 +148,19 @@ TEST(Window, OutputsAreThoseOfACacheThatKeepsEverything) {
         UnwindowedCache keeps(model.config(), recipe, arithmetic);
         const auto windowed = decode_all(model, *cache, text);
         const auto unwindowed = decode_all(model, keeps, text);
-        // Tables of different lengths are summed in different spans. Fast arithmetic then also
-        // rounds its weights in other groups of pages, which sometimes changes a code of a later
-        // layer: far less than the error of the codes.
+        // Tables of different lengths are summed in different spans, which for some tokens changes how
+        // a later layer's keys and values round to 16 bits. Fast arithmetic then also rounds its
+        // weights in other groups of pages, which sometimes changes a code of a later layer: far less
+        // than the error of the codes.
         const float codes = largest_difference(windowed, expected);
+        if (recipe == "k16v16") halves = codes;
+        const bool exact = arithmetic == CacheArithmetic::Exact;
         EXPECT_LE(largest_difference(windowed, unwindowed),
-                  arithmetic == CacheArithmetic::Exact ? 1e-4F : std::max(1e-4F, codes / 5))
+                  exact ? halves : std::max(1e-4F, codes / 5))
             << name << ' ' << recipe;
+        if (exact) {
+          EXPECT_LE(tokens_beyond(1e-5F, windowed, unwindowed, text.size()), text.size() / 50);
+        }
         const bool quantized = recipe != "k16v16";
         EXPECT_EQ(codes > 2e-3F, quantized) << name << ' ' << recipe;
         EXPECT_LT(cache->usage().bytes, keeps.usage().bytes);
