@@ -12,14 +12,13 @@
 
 #include <benchmark/benchmark.h>
 #if KVTILT_GGML_HAS_BACKENDS
-#include "ggml_attention.hpp"
+#include "support/ggml_node.hpp"
 #endif
 
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>
@@ -115,18 +114,10 @@ std::vector<F16> make_mask(const Case& c) {
 void attend_once(const Case& c, const Stored& rows, std::vector<float>& queries,
                  std::vector<F16>& mask, std::vector<float>& out, std::vector<std::byte>& memory) {
   const Context context = make_context(memory);
-  ggml_tensor* const rows_of_queries =
-      float_tensor(context.get(), queries.data(), head_dim, query_heads, c.queries);
-  ggml_tensor* const visible = ggml_new_tensor_2d(
-      context.get(), GGML_TYPE_F16, c.tokens, static_cast<std::int64_t>(mask.size()) / c.tokens);
-  visible->data = mask.data();
-  ggml_tensor* const result =
-      ggml_flash_attn_ext(context.get(), ggml_permute(context.get(), rows_of_queries, 0, 2, 1, 3),
-                          rows.keys.tensor(context.get()), rows.values.tensor(context.get()),
-                          visible, 1.0f / std::sqrt(static_cast<float>(head_dim)), 0.0f, 0.0f);
-  ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
-  result->data = out.data();
-  compute(context.get(), result, c.threads);
+  compute_attention(context.get(),
+                    float_tensor(context.get(), queries.data(), head_dim, query_heads, c.queries),
+                    rows.keys.tensor(context.get()), rows.values.tensor(context.get()), mask.data(),
+                    1.0f / std::sqrt(static_cast<float>(head_dim)), out.data(), c.threads);
 }
 
 void run(benchmark::State& state, const Case& c) {
@@ -152,28 +143,19 @@ void add(const Case& c) {
 void run_node(benchmark::State& state, const std::string& recipe, std::int64_t tokens,
               int threads) {
   FilledCache& filled = filled_cache(recipe, tokens - 1, Tail::Default);
-  require(filled.cache.reserve(filled.sequence, tokens));
-  ThreadTeam team;
-  GgmlAttention attention;
-  attention.cache = &filled.cache;
-  attention.team = &team;
-  attention.rows = {{filled.sequence, 0, 1}};
   const Text& text = base_text();
   const std::int64_t newest = (tokens - 1) % text.tokens * kv_heads * head_dim;
   const std::vector<float> queries = make_queries(1);
   std::vector<float> out(queries.size());
-  std::vector<std::byte> memory = graph_memory();
-  for (auto _ : state) {
-    const Context context = make_context(memory);
-    ggml_tensor* const result = attention.node(
-        context.get(), float_tensor(context.get(), queries.data(), head_dim, query_heads, 1),
-        float_tensor(context.get(), text.key_rows.data() + newest, head_dim, kv_heads, 1),
-        float_tensor(context.get(), text.value_rows.data() + newest, head_dim, kv_heads, 1));
-    result->data = out.data();
-    compute(context.get(), result, threads);
-    require(attention.status());
-    require(filled.cache.truncate(filled.sequence, tokens - 1));
-  }
+  run_ggml_node(state, filled.cache, filled.sequence, tokens, threads, {}, out.data(),
+                [&](GgmlAttention& attention, ggml_context* context) {
+                  const auto rows = [&](const float* data, int heads) {
+                    return float_tensor(context, data, head_dim, heads, 1);
+                  };
+                  return attention.node(context, rows(queries.data(), query_heads),
+                                        rows(text.key_rows.data() + newest, kv_heads),
+                                        rows(text.value_rows.data() + newest, kv_heads));
+                });
   state.counters["bits"] = filled.bits();
   count_tokens(state, tokens);
   state.counters["error"] = relative_error(out, reference_output(tokens));

@@ -9,7 +9,7 @@
 
 #include <benchmark/benchmark.h>
 #if KVTILT_GGML_HAS_BACKENDS
-#include "ggml_attention.hpp"
+#include "support/ggml_node.hpp"
 #endif
 
 #include <cstddef>
@@ -43,15 +43,9 @@ void run(benchmark::State& state, ggml_type type, std::int64_t tokens, int heads
     ggml_tensor* const values =
         ggml_view_3d(context.get(), keys, latent_rank, tokens, 1, keys->nb[1], keys->nb[2], 0);
     values->data = rows.data();
-    ggml_tensor* const visible = ggml_new_tensor_2d(context.get(), GGML_TYPE_F16, tokens, 64);
-    visible->data = mask.data();
-    ggml_tensor* const asked = float_tensor(context.get(), queries.data(), latent_dim, heads, 1);
-    ggml_tensor* const result =
-        ggml_flash_attn_ext(context.get(), ggml_permute(context.get(), asked, 0, 2, 1, 3), keys,
-                            values, visible, latent_scale, 0.0f, 0.0f);
-    ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
-    result->data = out.data();
-    compute(context.get(), result, 1);
+    compute_attention(context.get(),
+                      float_tensor(context.get(), queries.data(), latent_dim, heads, 1), keys,
+                      values, mask.data(), latent_scale, out.data(), 1);
   }
   state.counters["bits"] = 8.0 * static_cast<double>(ggml_row_size(type, latent_dim)) / latent_dim;
   count_tokens(state, tokens, 1);
@@ -61,27 +55,17 @@ void run(benchmark::State& state, ggml_type type, std::int64_t tokens, int heads
 #if KVTILT_GGML_HAS_BACKENDS
 void run_node(benchmark::State& state, const std::string& recipe, std::int64_t tokens, int heads) {
   FilledLatents& filled = filled_latents(recipe, tokens - 1, LatentValues::InKeys);
-  require(filled.cache.reserve(filled.sequence, tokens));
-  ThreadTeam team;
-  GgmlAttention attention;
-  attention.cache = &filled.cache;
-  attention.team = &team;
-  attention.rows = {{filled.sequence, 0, 1}};
-  attention.options.scale = latent_scale;
   const std::vector<float> queries = latent_queries(heads);
   const float* newest = latents().data() + (tokens - 1) % latent_period * latent_dim;
   std::vector<float> out(static_cast<std::size_t>(heads * latent_rank));
-  std::vector<std::byte> memory = graph_memory();
-  for (auto _ : state) {
-    const Context context = make_context(memory);
-    ggml_tensor* const result = attention.latent_node(
-        context.get(), float_tensor(context.get(), queries.data(), latent_dim, heads, 1),
-        float_tensor(context.get(), newest, latent_dim, 1, 1), latent_rank);
-    result->data = out.data();
-    compute(context.get(), result, 1);
-    require(attention.status());
-    require(filled.cache.truncate(filled.sequence, tokens - 1));
-  }
+  AttendOptions options;
+  options.scale = latent_scale;
+  run_ggml_node(state, filled.cache, filled.sequence, tokens, 1, options, out.data(),
+                [&](GgmlAttention& attention, ggml_context* context) {
+                  return attention.latent_node(
+                      context, float_tensor(context, queries.data(), latent_dim, heads, 1),
+                      float_tensor(context, newest, latent_dim, 1, 1), latent_rank);
+                });
   state.counters["bits"] = filled.cache.memory(filled.sequence)->effective_bits();
   count_tokens(state, tokens, 1);
   state.counters["error"] = relative_error(out, latent_reference(heads, tokens));

@@ -33,7 +33,8 @@ ggml_tensor* float_tensor(ggml_context* context, const float* data, int dim, int
   return tensor;
 }
 
-void compute(ggml_context* context, ggml_tensor* result, int threads) {
+void compute(ggml_context* context, ggml_tensor* result, float* out, int threads) {
+  result->data = out;
   ggml_cgraph* const graph = ggml_new_graph(context);
   ggml_build_forward_expand(graph, result);
 #if KVTILT_GGML_HAS_BACKENDS
@@ -45,6 +46,18 @@ void compute(ggml_context* context, ggml_tensor* result, int threads) {
   work.resize(std::max(work.size(), plan.work_size));
   plan.work_data = work.data();
   if (ggml_graph_compute(graph, &plan) != GGML_STATUS_SUCCESS) std::abort();
+}
+
+void compute_attention(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
+                       ggml_tensor* values, void* mask, float scale, float* out, int threads) {
+  ggml_tensor* const visible =
+      ggml_new_tensor_2d(context, GGML_TYPE_F16, keys->ne[1], (queries->ne[2] + 63) / 64 * 64);
+  visible->data = mask;
+  ggml_tensor* const result =
+      ggml_flash_attn_ext(context, ggml_permute(context, queries, 0, 2, 1, 3), keys, values,
+                          visible, scale, 0.0f, 0.0f);
+  ggml_flash_attn_ext_set_prec(result, GGML_PREC_F32);
+  compute(context, result, out, threads);
 }
 
 }  // namespace kvtilt::bench

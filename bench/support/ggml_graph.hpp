@@ -32,7 +32,15 @@ void quantize_row(ggml_type type, const float* row, int dim, std::byte* out);
 ggml_tensor* float_tensor(ggml_context* context, const float* data, int dim, int heads,
                           std::int64_t tokens);
 
-/// Computes a graph of one result.
-void compute(ggml_context* context, ggml_tensor* result, int threads);
+/// Computes a graph of one result, which goes to `out`.
+void compute(ggml_context* context, ggml_tensor* result, float* out, int threads);
+
+/// Computes ggml's own attention.
+///
+/// queries       [tokens][heads][dim]
+/// keys, values  [heads][tokens][dim]
+/// mask          fp16 [tokens of queries, padded to 64][tokens of keys]
+void compute_attention(ggml_context* context, ggml_tensor* queries, ggml_tensor* keys,
+                       ggml_tensor* values, void* mask, float scale, float* out, int threads);
 
 }  // namespace kvtilt::bench

@@ -19,21 +19,11 @@ using test::Block;
 using test::Extents;
 using test::Random;
 
-/// Arbitrary codes, scales and minima, or arbitrary fp16: no value is NaN.
-void fill_keys(Random& random, const TensorLayout& keys, std::byte* block) {
-  for (std::size_t i = 0; i < keys.end(); ++i) block[i] = static_cast<std::byte>(random.below(256));
-  F16* halves =
-      reinterpret_cast<F16*>(block + (keys.format.quantized() ? keys.metadata : keys.codes));
-  const std::size_t count =
-      (keys.format.quantized() ? keys.metadata_bytes() : keys.end()) / sizeof(F16);
-  for (std::size_t i = 0; i < count; ++i) halves[i] = F16{test::any_finite(random)};
-}
-
 void expect_turned(const Format& format, Extents extents, int value_dim) {
   const HeadLayout head = head_layout({format, in_keys}, extents.dim, value_dim, extents.tokens, 0);
   Block keys(head.key.end());
   Random random(static_cast<std::uint64_t>(format.bits + value_dim));
-  fill_keys(random, head.key, keys.data());
+  test::fill_tensor(random, Role::Keys, head.key, 0, extents.tokens, keys.data());
   for (const test::KernelTable& table : test::kernel_tables()) {
     Block turned(head.value.end(), 0xcd);
     table.kernels->turn[cpu::width_slot(format.bits)](head, keys.data(), turned.data());

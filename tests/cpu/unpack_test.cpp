@@ -22,35 +22,6 @@ using test::Block;
 using test::Extents;
 using test::Random;
 
-constexpr F16 no_half{0xffff};  // NaN
-
-/// Fills a tensor with arbitrary codes, scales and minima. Slots outside of `live` hold NaN or
-/// random codes, and groups that have no live slot NaN scales and minima.
-void fill(Random& random, Role role, const TensorLayout& tensor, cpu::Range live,
-          std::byte* block) {
-  const auto is_live = [&](int outer, int inner) {
-    const int token = role == Role::Keys ? outer : inner;
-    return token >= live.first && token < live.last;
-  };
-  if (!tensor.format.quantized()) {
-    for (int outer = 0; outer < tensor.matrix.outer; ++outer)
-      for (int inner = 0; inner < tensor.matrix.inner; ++inner)
-        test::halves(block, tensor)[half_position(tensor.matrix, outer, inner)] =
-            is_live(outer, inner) ? F16{test::any_finite(random)} : no_half;
-    return;
-  }
-  const std::size_t bytes = code_bytes(tensor.matrix, tensor.format.bits);
-  for (std::size_t i = 0; i < bytes; ++i)
-    block[tensor.codes + i] = static_cast<std::byte>(random.below(256));
-  test::for_each_group_of(tensor, [&](int band, int entry, int count, const auto& position) {
-    bool used = false;
-    for (int i = 0; i < count; ++i) used = used || is_live(position(i).first, position(i).second);
-    F16* scale = tensor.scales(block, band) + entry;
-    *scale = used ? F16{static_cast<std::uint16_t>(random.below(0x7c00))} : no_half;
-    scale[tensor.pitch()] = used ? F16{test::any_finite(random)} : no_half;
-  });
-}
-
 /// The output: a [tokens, heads, dim] view somewhere inside a vector of bytes.
 struct Destination {
   ElementType type;
@@ -85,7 +56,7 @@ void store_element(float value, ElementType type, std::byte* to) {
 void expect_unpacked(Random& random, Role role, const TensorLayout& tensor, std::size_t bytes,
                      cpu::Range live, const Destination& to, const std::string& what) {
   Block block(bytes, 0xff);
-  fill(random, role, tensor, live, block.data());
+  test::fill_tensor(random, role, tensor, live.first, live.last, block.data());
   const bool keys = role == Role::Keys;
   const int dim = keys ? tensor.matrix.inner : tensor.matrix.outer;
   const int count = live.last - live.first;

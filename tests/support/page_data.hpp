@@ -119,6 +119,36 @@ inline const F16* halves(const std::byte* block, const TensorLayout& half) {
   return reinterpret_cast<const F16*>(block + half.codes);
 }
 
+inline constexpr F16 no_half{0xffff};  // NaN
+
+/// Fills a tensor with arbitrary codes, scales and minima, or finite halves. Slots of other tokens than
+/// `first` to last - 1 hold NaN or random codes, and groups without a slot of these NaN scales and
+/// minima.
+inline void fill_tensor(Random& random, Role role, const TensorLayout& tensor, int first, int last,
+                        std::byte* block) {
+  const auto is_live = [&](int outer, int inner) {
+    const int token = role == Role::Keys ? outer : inner;
+    return token >= first && token < last;
+  };
+  if (!tensor.format.quantized()) {
+    for (int outer = 0; outer < tensor.matrix.outer; ++outer)
+      for (int inner = 0; inner < tensor.matrix.inner; ++inner)
+        halves(block, tensor)[half_position(tensor.matrix, outer, inner)] =
+            is_live(outer, inner) ? F16{any_finite(random)} : no_half;
+    return;
+  }
+  const std::size_t bytes = code_bytes(tensor.matrix, tensor.format.bits);
+  for (std::size_t i = 0; i < bytes; ++i)
+    block[tensor.codes + i] = static_cast<std::byte>(random.below(256));
+  for_each_group_of(tensor, [&](int band, int entry, int count, const auto& position) {
+    bool used = false;
+    for (int i = 0; i < count; ++i) used = used || is_live(position(i).first, position(i).second);
+    F16* scale = tensor.scales(block, band) + entry;
+    *scale = used ? F16{static_cast<std::uint16_t>(random.below(0x7c00))} : no_half;
+    scale[tensor.pitch()] = used ? F16{any_finite(random)} : no_half;
+  });
+}
+
 /// Fills a 16-bit tensor; each group of the format it will be packed into is of one kind of data.
 /// `usual` leaves out the kinds whose magnitudes differ by more than float32 can add up.
 inline void fill_half_tensor(Random& random, const TensorLayout& half, const TensorLayout& packed,

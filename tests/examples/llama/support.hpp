@@ -14,6 +14,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -63,7 +64,7 @@ std::string error_of(Action action) {
   return {};
 }
 
-inline float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+inline float largest_difference(std::span<const float> a, std::span<const float> b) {
   float largest = 0;
   for (std::size_t i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a[i] - b[i]));
   return largest;

@@ -14,9 +14,9 @@
 #include <llama/text_file.hpp>
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -125,10 +125,10 @@ std::size_t tokens_beyond(float limit, const std::vector<float>& a, const std::v
   const std::size_t vocab = a.size() / tokens;
   std::size_t count = 0;
   for (std::size_t token = 0; token < tokens; ++token) {
-    float largest = 0;
-    for (std::size_t i = token * vocab; i < (token + 1) * vocab; ++i)
-      largest = std::max(largest, std::abs(a[i] - b[i]));
-    count += largest > limit ? 1 : 0;
+    const auto logits = [&](const std::vector<float>& all) {
+      return std::span(all).subspan(token * vocab, vocab);
+    };
+    count += largest_difference(logits(a), logits(b)) > limit ? 1 : 0;
   }
   return count;
 }
