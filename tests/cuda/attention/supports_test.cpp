@@ -65,8 +65,9 @@ TEST(SupportsAttentionHostile, LayersThatNoCacheHas) {
               ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_attention({0, 128, 128}, presets::k4v2).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_prefill({2, 128, 1024}, presets::k4v2).code(), ErrorCode::InvalidArgument);
-  EXPECT_EQ(supports_attention(LayerShape::latent(512, 64), *parse_recipe("k8")).code(),
-            ErrorCode::Unsupported);
+  const auto latent = supports_attention(LayerShape::latent(512, 64), *parse_recipe("k8"));
+  EXPECT_EQ(latent.code(), ErrorCode::Unsupported);
+  EXPECT_THAT(std::string(latent.message()), HasSubstr("values are in the keys"));
   EXPECT_THAT(supports_attention(square(128), std::vector<Recipe>(3)).message(),
               HasSubstr("3 recipes for 2 kv heads"));
 }
