@@ -78,7 +78,8 @@ class DeviceProgram {
     arguments.layer = device_->view();
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
     arguments.keys = view(keys_, rows, setup_.shape.key_dim, pad);
-    arguments.values = view(values_, rows, setup_.shape.value_dim, pad);
+    if (!setup_.shape.values_in_keys)
+      arguments.values = view(values_, rows, setup_.shape.value_dim, pad);
     arguments.rows = {indptr.data(), 0};
     body(arguments, order);
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -92,7 +93,8 @@ class DeviceProgram {
         return one;
       };
       const Status added =
-          cpu_->append(id(slots[i]), 0, part(arguments.keys), part(arguments.values));
+          cpu_->append(id(slots[i]), 0, part(arguments.keys),
+                       setup_.shape.values_in_keys ? TensorView{} : part(arguments.values));
       EXPECT_TRUE(added.ok()) << added.message();
       expect_equal(slots[i]);
     }

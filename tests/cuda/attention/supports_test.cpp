@@ -59,15 +59,26 @@ TEST(SupportsPrefill, AFastDecodeMayHaveASlowPrefill) {
   EXPECT_EQ(supports_prefill<Own>(square(80), presets::k4v4).value(), KernelKind::Generic);
 }
 
+TEST(SupportsAttention, Latents) {
+  const LayerShape latent = LayerShape::latent(512, 64);
+  const Recipe once = *parse_recipe("k8");
+  EXPECT_EQ(*supports_attention<LatentKernels<>>(latent, once), KernelKind::Generic);
+  const auto unlisted = supports_attention<KernelsFor<576, 512>>(latent, once);
+  EXPECT_EQ(unlisted.code(), ErrorCode::Unsupported);
+  EXPECT_THAT(std::string(unlisted.message()), HasSubstr("LatentKernels<key_dim, value_dim>"));
+  EXPECT_EQ(supports_attention<LatentKernels<>>({1, 576, 512}, presets::k8v8).code(),
+            ErrorCode::Unsupported);
+  const auto prefill = supports_prefill<LatentKernels<96, 64>>(LayerShape::latent(64, 32), once);
+  EXPECT_EQ(prefill.code(), ErrorCode::Unsupported);
+  EXPECT_THAT(std::string(prefill.message()), HasSubstr("not in the keys"));
+}
+
 TEST(SupportsAttentionHostile, LayersThatNoCacheHas) {
   for (const int page_tokens : {0, 48})
     EXPECT_EQ(supports_attention(square(128), presets::k4v2, page_tokens).code(),
               ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_attention({0, 128, 128}, presets::k4v2).code(), ErrorCode::InvalidArgument);
   EXPECT_EQ(supports_prefill({2, 128, 1024}, presets::k4v2).code(), ErrorCode::InvalidArgument);
-  const auto latent = supports_attention(LayerShape::latent(512, 64), *parse_recipe("k8"));
-  EXPECT_EQ(latent.code(), ErrorCode::Unsupported);
-  EXPECT_THAT(std::string(latent.message()), HasSubstr("values are in the keys"));
   EXPECT_THAT(supports_attention(square(128), std::vector<Recipe>(3)).message(),
               HasSubstr("3 recipes for 2 kv heads"));
 }

@@ -23,6 +23,21 @@ TEST(Append, OneTokenAtATimeEqualsTheCpu) {
     program.append({0, 1}, {1, 1}, emulate_append);
 }
 
+TEST(Append, LatentsEqualTheCpu) {
+  for (const Recipe& recipe :
+       {Recipe{key_format(8), in_keys}, Recipe{key_format(3, Granularity::PerToken, 48), in_keys},
+        Recipe{{}, in_keys}}) {
+    DeviceProgram program({.shape = LayerShape::latent(96, 32),
+                           .recipe = recipe,
+                           .page_tokens = 32,
+                           .recent_tokens = 32},
+                          15);
+    program.append({0, 1}, {110, 3}, emulate_append);
+    for (int step = 0; step < 40 && !HasFailure(); ++step)
+      program.append({0, 1}, {1, 2}, emulate_append);
+  }
+}
+
 TEST(Append, AStepOfManySequencesIsNoPrompt) {
   EXPECT_EQ(cuda::expected_tokens(64, 64, {}), 1);
   EXPECT_EQ(cuda::expected_tokens(65, 64, {}), 2);

@@ -45,11 +45,14 @@ struct Packing {
   [[nodiscard]] std::int64_t rows(int page_tokens) const {
     return static_cast<std::int64_t>(pages.size()) * page_tokens;
   }
+  [[nodiscard]] TensorView value_rows() const {
+    return device.view().values_in_keys != 0 ? TensorView{} : values.view();
+  }
   void pack() {
     cuda::LayerView layer = device.view();
     layer.pool[static_cast<int>(PageKind::Sealed)] = pool.data();
     const cuda::PackPagesArguments arguments{
-        {layer, {}, keys.view(), values.view(), {}}, pages.data(), pool_pages};
+        {layer, {}, keys.view(), value_rows(), {}}, pages.data(), pool_pages};
     EXPECT_TRUE(emulate(static_cast<int>(pages.size()) * layer.kv_heads, cuda::pack_threads,
                         cuda::pack_shared_bytes(layer),
                         [&](EmulatedThreads& threads) {
@@ -68,8 +71,8 @@ struct Packing {
     for (std::size_t i = 0; i < pages.size(); ++i) {
       if (pages[i] < 0 || pages[i] >= pool_pages) continue;
       const std::int64_t first = static_cast<std::int64_t>(i) * page_tokens;
-      const auto page_rows = [&](const RandomInput& input) {
-        TensorView view = input.view();
+      const auto page_rows = [&](TensorView view) {
+        if (view.data == nullptr) return view;
         view.data = static_cast<const std::byte*>(view.data) +
                     first * view.token_stride * static_cast<std::int64_t>(element_bytes(view.type));
         view.tokens = page_tokens;
@@ -77,7 +80,7 @@ struct Packing {
       };
       Block block(cpu.bytes(PageKind::Tail));
       Block page(sealed.bytes);
-      KVTILT_EXPECT_OK(cpu.write(page_rows(keys), page_rows(values), 0, block.data()));
+      KVTILT_EXPECT_OK(cpu.write(page_rows(keys.view()), page_rows(value_rows()), 0, block.data()));
       KVTILT_EXPECT_OK(cpu.seal(block.data(), page.data()));
       for (const HeadLayout& head : sealed.heads)
         to_fragment_order(
@@ -97,6 +100,15 @@ TEST(PackPages, PagesHaveTheCpusBytes) {
     packing.pack();
     packing.expect_pages();
     EXPECT_EQ(packing.device.record().fault, cuda::DeviceFault::None);
+  }
+}
+
+TEST(PackPages, Latents) {
+  Random random(4);
+  for (const char* recipe : {"k8", "k4t", "k16"}) {
+    Packing packing(random, LayerShape::latent(64, 32), parse_recipe(recipe).value(), 64, {4, 0});
+    packing.pack();
+    packing.expect_pages();
   }
 }
 

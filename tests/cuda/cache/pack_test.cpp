@@ -188,6 +188,20 @@ TEST(Pack, FormatsAndShapes) {
   }
 }
 
+TEST(Pack, Latents) {
+  const Format centroids{1, Granularity::PerChannel, 64, RangeRule::Centroids};
+  for (const Format& format : {key_format(8), centroids, Format{}}) {
+    DeviceProgram program({.shape = LayerShape::latent(96, 32),
+                           .recipe = {format, in_keys},
+                           .page_tokens = 64,
+                           .recent_tokens = 30},
+                          16);
+    program.append({1, 0}, {300, 70}, emulate_pack);
+    program.append({0, 1}, {100, 1}, emulate_pack);
+    if (HasFailure()) return;
+  }
+}
+
 TEST(Pack, SlotsBelowZeroAreNobody) {
   DeviceProgram program({.shape = LayerShape{2, 32, 32},
                          .recipe = {key_format(4), value_format(4)},

@@ -191,6 +191,15 @@ TEST(SavedLayers, AreThoseOfTheCpu) {
   }
 }
 
+TEST(SavedLayers, Latents) {
+  for (const Format& format : {key_format(8), Format{}}) {
+    const ProgramSetup setup{.shape = LayerShape::latent(64, 32), .recipe = {format, in_keys}};
+    DeviceProgram program(setup, 36);
+    for (const int tokens : {3, 150, 90}) program.append({0}, {tokens}, emulate_append);
+    check_sequence(setup, program, 0);
+  }
+}
+
 TEST(SavedLayers, ShortPagesAndHoles) {
   const ProgramSetup setup{.shape = {1, 64, 64},
                            .recipe = {key_format(5), value_format(4)},

@@ -80,6 +80,16 @@ TEST(UnpackShapes, KeysAndValuesDiffer) {
   expect_unpacked<F16>(program, shape, 1, 3, 397, 0);
 }
 
+TEST(UnpackShapes, ValuesInKeys) {
+  for (const Format& format : {key_format(4), key_format(3, Granularity::PerToken), Format{}})
+    for (const LayerShape& shape : {LayerShape::latent(64, 64), LayerShape::latent(112, 0)}) {
+      DeviceProgram program({.shape = shape, .recipe = {format, in_keys}, .recent_tokens = 10}, 17);
+      program.append({0}, {216}, emulate_append);
+      expect_all_types(program, shape, 0, 0, 216, 0);
+      expect_all_types(program, shape, 0, 5, 130, 3);
+    }
+}
+
 TEST(UnpackShapes, WholePages) {
   struct Case {
     int bits;

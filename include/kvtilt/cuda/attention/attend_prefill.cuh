@@ -118,7 +118,7 @@ class PrefillAttention {
   template <class Pages>
   bool adopt(bool generic) {
     if (Pages::generic != generic || !fits<Pages>(layers_)) return false;
-    if constexpr (Pages::value_dim > most_prefill_values) {
+    if constexpr (!prefills(Pages{})) {
       return false;
     } else {
       launch_ = &detail::launch<&attend_prefill_kernel<Pages>, PrefillArguments>;

@@ -47,8 +47,8 @@ KVTILT_HD void attend_generic_units(Threads& threads, const AttendArguments& arg
     const bool special = plain.excludes(tile.first_position, tile.tokens, tile_extent);
     attend_tile<Traits::key_dim, Traits::value_dim>(
         threads, arguments, rows, typename Traits::KeyFragments{&head.key, block, tile.index},
-        typename Traits::ValueFragments{&head.value, block, tile.index}, tile.first_position,
-        tile.tokens, tile.sink, special, query, state);
+        Traits::values(threads, head, block, tile.index), tile.first_position, tile.tokens,
+        tile.sink, special, query, state);
   }
 }
 

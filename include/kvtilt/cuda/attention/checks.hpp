@@ -47,7 +47,6 @@ struct ServedLayers {
       return Status::error(ErrorCode::InvalidArgument,
                            "a layer of 0 kv heads keeps no cache to attend to");
     KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
-    KVTILT_RETURN_IF_ERROR(detail::check_stored_apart(shape));
     Result<std::vector<Recipe>> resolved = resolve_recipes(recipes, shape, page_tokens);
     if (!resolved) return std::move(resolved).take_status();
     const PageLayout layout = PageLayout::make(shape, *resolved, page_tokens);

@@ -29,6 +29,14 @@ using KernelsFor = std::conditional_t<
                   PageTraits<8, 4, KeyDim, ValueDim>, PageTraits<4, 4, KeyDim, ValueDim>,
                   GenericTraits<KeyDim, ValueDim>>>;
 
+/// Serves any recipe of layers whose values are in their keys (LayerShape::latent), for decode: with
+/// multi-head latent attention prompts take attention of another shape. Generic: a block decodes a page
+/// anew for each 8 query heads.
+///
+/// Cost  one kernel, about 4 s of nvcc per architecture at 576 and 512 channels
+template <int KeyDim = 576, int ValueDim = 512>
+using LatentKernels = AttendKernels<LatentTraits<KeyDim, ValueDim>>;
+
 /// Serves any recipe at head dimensions 64 and 128. At 128 it has fast kernels, in pages of 64 tokens
 /// with default groups, also for keys per token, values per channel and heads with different recipes.
 ///

@@ -19,6 +19,16 @@ namespace kvtilt::cuda {
 /// Most channels of values: the sums of 16 rows then fill half a warp's registers.
 inline constexpr int most_prefill_values = 256;
 
+/// Whether a kernel of an AttendKernels has one for prefill beside it.
+template <class Pages>
+constexpr bool prefills(Pages) {
+  return Pages::value_dim <= most_prefill_values;
+}
+template <int KeyDim, int ValueDim>
+constexpr bool prefills(LatentTraits<KeyDim, ValueDim>) {
+  return false;
+}
+
 /// What a prefill kernel is compiled for. Pages: one of an AttendKernels.
 template <class Pages>
 struct PrefillTraits {

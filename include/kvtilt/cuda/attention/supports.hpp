@@ -23,6 +23,8 @@ template <class... Pages>
 Result<KernelKind> attention_kernel(AttendKernels<Pages...>, const ServedLayers& layers) {
   if (((!Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Fast;
   if (((Pages::generic && fits<Pages>(layers)) || ...)) return KernelKind::Generic;
+  if (layers.shape.values_in_keys)
+    return no_kernel(layers, "create<kvtilt::cuda::LatentKernels<key_dim, value_dim>>");
   return no_kernel(
       layers,
       "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your AttendKernels a "
@@ -33,8 +35,7 @@ Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& l
   bool known = false;
   [[maybe_unused]] const auto takes = [&](auto pages, bool generic) {
     using Own = decltype(pages);
-    if (Own::generic != generic || Own::value_dim > most_prefill_values || !fits<Own>(layers))
-      return false;
+    if (Own::generic != generic || !prefills(pages) || !fits<Own>(layers)) return false;
     known = decodes_known_pages(pages);
     return true;
   };
@@ -44,7 +45,7 @@ Result<KernelKind> prefill_kernel(AttendKernels<Pages...>, const ServedLayers& l
       layers,
       "create<kvtilt::cuda::KernelsFor<key_dim, value_dim>>, or add to your AttendKernels "
       "a GenericTraits of these dimensions or a PageTraits; values have at most 256 "
-      "channels");
+      "channels and are not in the keys: else append, then attend");
 }
 
 }  // namespace detail

@@ -171,7 +171,8 @@ KVTILT_HD void write_tokens(const Threads& threads, const AppendArguments& argum
   }
   threads.sync();
   KVTILT_DEVICE_LOOP
-  for (int tensor = 0; tensor < 2; ++tensor) write_input(threads, layer, shared.input[tensor]);
+  for (int tensor = 0; tensor < (layer.values_in_keys != 0 ? 1 : 2); ++tensor)
+    write_input(threads, layer, shared.input[tensor]);
 }
 
 /// A head's part of a page to seal: its 16-bit keys and values, and where the codes go.

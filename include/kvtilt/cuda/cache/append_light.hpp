@@ -125,7 +125,7 @@ KVTILT_HD void prefetch_page(const Threads& threads, const LayerView& layer,
   if (seal.slices == 0) return;
   constexpr int step = 64;  // memory delivers two 32-byte sectors at once
   const int bytes =
-      layer.page_tokens * (layer.key_dim + layer.value_dim) * static_cast<int>(sizeof(F16)) >>
+      layer.page_tokens * (layer.key_dim + layer.stored_values()) * static_cast<int>(sizeof(F16)) >>
       bits_below(seal.slices);
   const int at = threads.lane() * step;
   if (at < bytes) threads.prefetch(seal.keys + seal.slice * bytes + at);
@@ -182,8 +182,8 @@ KVTILT_HD std::int32_t plan_team(const Threads& threads, const AppendArguments& 
       // All heads have equal 16-bit blocks: keys, then values.
       const std::int64_t key_bytes =
           static_cast<std::int64_t>(layer.page_tokens) * layer.key_dim * 2;
-      const std::int64_t head_bytes =
-          static_cast<std::int64_t>(layer.page_tokens) * (layer.key_dim + layer.value_dim) * 2;
+      const std::int64_t head_bytes = static_cast<std::int64_t>(layer.page_tokens) *
+                                      (layer.key_dim + layer.stored_values()) * 2;
       const std::byte* keys = layer.tail(slot, state.ring_head, 0) + place.head * head_bytes;
       team.seal = {keys, keys + key_bytes, nullptr, share.slice, share.slices};
     }
@@ -220,7 +220,7 @@ class LightElements {
   [[nodiscard]] KVTILT_HD int element(int base, int i) const { return base + i * step_; }
   [[nodiscard]] KVTILT_HD int next(int base) const { return base + together * step_; }
   [[nodiscard]] KVTILT_HD int count() const {
-    return arguments_.layer.key_dim + arguments_.layer.value_dim;
+    return arguments_.layer.key_dim + arguments_.layer.stored_values();
   }
   /// Loads bits without converting them (f32 as two halves), so that nothing here waits for a load.
   /// Past the last element it loads that one again.
@@ -281,7 +281,7 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
       slot &= block_slots - 1;
     }
     const int key_bytes = block_slots * layer.key_dim * static_cast<int>(sizeof(F16));
-    const int value_bytes = block_slots * layer.value_dim * static_cast<int>(sizeof(F16));
+    const int value_bytes = block_slots * layer.stored_values() * static_cast<int>(sizeof(F16));
     to += static_cast<std::int64_t>(head) * (key_bytes + value_bytes);
     KVTILT_DEVICE_LOOP
     for (int base = elements.first(); base < elements.count(); base = elements.next(base)) {
@@ -292,7 +292,7 @@ KVTILT_HD void write_light(const Threads& threads, const AppendArguments& argume
         const int element = elements.element(base, i);
         if (element >= elements.count()) continue;
         const bool keys = element < layer.key_dim;
-        const int dim = keys ? layer.key_dim : layer.value_dim;
+        const int dim = keys ? layer.key_dim : layer.stored_values();
         const int channel = keys ? element : element - layer.key_dim;
         const float limit = keys ? key_limit : value_limit;
         float x = elements.value(i, keys);

@@ -92,6 +92,7 @@ struct LayerView {
   int kv_heads;
   int key_dim;
   int value_dim;
+  int values_in_keys;  ///< whether they are the first value_dim channels of the keys
   int page_tokens;
   int sink_tokens;
   int recent_tokens;
@@ -117,6 +118,11 @@ struct LayerView {
 
   [[nodiscard]] KVTILT_HD TokenPlacement placement() const {
     return {page_tokens, sink_tokens, recent_tokens, window};
+  }
+
+  /// Channels of values that are stored apart from the keys.
+  [[nodiscard]] KVTILT_HD constexpr int stored_values() const {
+    return values_in_keys != 0 ? 0 : value_dim;
   }
 
   /// Whether the pages are an engine's own: nobody frees those that a window has left behind.
@@ -173,6 +179,10 @@ inline std::uint64_t layout_fingerprint(const PageLayout& layout) {
   for (const HeadLayout& head : layout.heads) {
     add(head.offset);
     for (const TensorLayout* tensor : {&head.key, &head.value}) {
+      if (head.values_in_keys && tensor == &head.value) {
+        add(1);
+        continue;
+      }
       add(static_cast<std::uint64_t>(tensor->format.bits));
       add(static_cast<std::uint64_t>(tensor->format.granularity));
       add(static_cast<std::uint64_t>(tensor->format.group));
@@ -193,7 +203,22 @@ inline bool fits_by_min_max(const PageLayout& layout) {
   return true;
 }
 
-/// Describes a layer without its memory. `placement` is that with the layer's window.
+/// Layouts of a layer's blocks on the GPU: those of make_layer_layouts(), but values that are in the
+/// keys are a tensor without channels.
+inline LayerLayouts make_device_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
+                                        int page_tokens, int sink_tokens) {
+  LayerLayouts layouts = make_layer_layouts(shape, recipes, page_tokens, sink_tokens);
+  for (PageLayout& layout : layouts)
+    for (HeadLayout& head : layout.heads)
+      if (head.values_in_keys) {
+        const std::uint32_t end = static_cast<std::uint32_t>(head.key.end());
+        head.value = {Format{}, {0, layout.tokens}, false, end, end};
+      }
+  return layouts;
+}
+
+/// Describes a layer without its memory. `layouts` are device layouts, `placement` has the layer's
+/// window.
 inline LayerView describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                 const LayerLayouts& layouts) {
   LayerView layer{};
@@ -201,13 +226,14 @@ inline LayerView describe_layer(const LayerShape& shape, const TokenPlacement& p
   if (shape.kv_heads == 0) return layer;
   layer.key_dim = shape.key_dim;
   layer.value_dim = shape.value_dim;
+  layer.values_in_keys = shape.values_in_keys ? 1 : 0;
   layer.page_tokens = placement.page_tokens;
   layer.sink_tokens = placement.sink_tokens;
   layer.recent_tokens = placement.recent_tokens;
   layer.window = placement.window;
   layer.keep_sinks = shape.keep_sinks ? 1 : 0;
   layer.ring_blocks = placement.ring_blocks();
-  layer.seal_slices = append_slices(layer.page_tokens, layer.key_dim, layer.value_dim);
+  layer.seal_slices = append_slices(layer.page_tokens, layer.key_dim, layer.stored_values());
   for (int kind = 0; kind < page_kinds; ++kind)
     layer.block_bytes[kind] =
         static_cast<std::int64_t>(layouts[static_cast<std::size_t>(kind)].bytes);

@@ -132,7 +132,7 @@ KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& argu
   for (int i = threads.thread(); i < 2 * tokens; i += threads.thread_count()) {
     const bool keys = i < tokens;
     const TensorView& rows = keys ? arguments.keys : arguments.values;
-    const int dim = keys ? arguments.layer.key_dim : arguments.layer.value_dim;
+    const int dim = keys ? arguments.layer.key_dim : arguments.layer.stored_values();
     const int bytes = rows.type == ElementType::F32 ? 4 : 2;
     const std::int64_t first =
         (first_row + (keys ? i : i - tokens)) * rows.token_stride + head * rows.head_stride;
@@ -259,7 +259,7 @@ KVTILT_HD void fill_unit(const Threads& threads, PackShared& pack, std::uint32_t
 KVTILT_HD constexpr std::size_t pack_shared_bytes(const LayerView& layer) {
   return sizeof(detail::PackShared) + static_cast<std::size_t>(layer.seal_bytes) +
          static_cast<std::size_t>(layer.page_tokens) *
-             static_cast<std::size_t>(layer.key_dim + layer.value_dim) * sizeof(F16);
+             static_cast<std::size_t>(layer.key_dim + layer.stored_values()) * sizeof(F16);
 }
 
 /// Body of the kernel: pack_blocks() blocks of pack_threads threads, pack_shared_bytes(). All formats

@@ -54,7 +54,8 @@ inline Status pack_pages(const LayerView& layer, const TensorView& keys, const T
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   if (layer.kv_heads == 0)
     return Status::error(invalid, "layer %d keeps no cache (kv_heads is 0)", layer.layer);
-  const LayerShape shape{layer.kv_heads, layer.key_dim, layer.value_dim};
+  LayerShape shape{layer.kv_heads, layer.key_dim, layer.value_dim};
+  shape.values_in_keys = layer.values_in_keys != 0;
   KVTILT_RETURN_IF_ERROR(kvtilt::detail::check_rows(shape, keys, values, layer.layer));
   if (keys.tokens % layer.page_tokens != 0)
     return Status::error(invalid, "%lld rows do not fill pages of %d tokens",

@@ -163,9 +163,10 @@ KVTILT_HD bool unpack_whole_rows(const Threads& threads, const TensorLayout& ten
                                 OutputRows<float>(rows, first_row, head));
 }
 
+/// Unpacks any slots. Of keys, the first `channels`: values may be in them.
 template <Role R, class T, class Threads>
 KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
-                             const std::byte* block, int slot, int count,
+                             const std::byte* block, int slot, int count, int channels,
                              const OutputRows<T>& rows) {
   const int lane = threads.lane();
   const int outer_tiles = tiles_along(tensor.matrix.outer);
@@ -198,10 +199,12 @@ KVTILT_HD void unpack_tensor(const Threads& threads, const TensorLayout& tensor,
       if (first + i >= tiles) break;
       const int outer_tile = inner_first ? slow : fast;
       const int inner_tile = inner_first ? fast : slow;
-      TileNumbers numbers(R, registers[i]);
-      if (quantized)
-        numbers.decode(LaneScales(tensor, block, outer_tile, inner_tile, lane), along_outer);
-      store_tile<R>(numbers, outer_tile, inner_tile, lane, slot, count, rows);
+      if (R == Role::Values || inner_tile * tile_extent < channels) {
+        TileNumbers numbers(R, registers[i]);
+        if (quantized)
+          numbers.decode(LaneScales(tensor, block, outer_tile, inner_tile, lane), along_outer);
+        store_tile<R>(numbers, outer_tile, inner_tile, lane, slot, count, rows);
+      }
       if (++fast == fast_tiles) {
         fast = 0;
         ++slow;
@@ -215,11 +218,14 @@ KVTILT_HD void unpack_rows(const Threads& threads, const TensorLayout& tensor,
                            const std::byte* block, int slot, int count,
                            const MutableTensorView& rows, std::int64_t first_row, int head) {
   if (rows.type == ElementType::F16)
-    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<F16>(rows, first_row, head));
+    unpack_tensor<R>(threads, tensor, block, slot, count, rows.dim,
+                     OutputRows<F16>(rows, first_row, head));
   else if (rows.type == ElementType::BF16)
-    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<BF16>(rows, first_row, head));
+    unpack_tensor<R>(threads, tensor, block, slot, count, rows.dim,
+                     OutputRows<BF16>(rows, first_row, head));
   else
-    unpack_tensor<R>(threads, tensor, block, slot, count, OutputRows<float>(rows, first_row, head));
+    unpack_tensor<R>(threads, tensor, block, slot, count, rows.dim,
+                     OutputRows<float>(rows, first_row, head));
 }
 
 /// Prefetches a quantized tensor to be read after another: codes, and one band (row) of scales.
@@ -293,7 +299,7 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
       keys_done = detail::unpack_whole_rows<Role::Keys>(threads, wanted.layout->key, wanted.block,
                                                         wanted.slot, wanted.count, arguments.keys,
                                                         wanted.first_row, head);
-    if (!values_done)
+    if (!values_done && layer.values_in_keys == 0)
       values_done = detail::unpack_whole_rows<Role::Values>(
           threads, wanted.layout->value, wanted.block, wanted.slot, wanted.count, arguments.values,
           wanted.first_row, head);
@@ -306,10 +312,14 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
       report(piece.first_position + piece.tokens);
     const detail::PieceRows wanted(arguments, piece, head);
     if (wanted.count <= 0) continue;
-    if (!keys_done)
+    KVTILT_DEVICE_LOOP
+    for (int pass = 0; pass <= layer.values_in_keys; ++pass) {  // keys, then the values in them
+      if (pass == 0 ? keys_done : values_done) continue;
       detail::unpack_rows<Role::Keys>(threads, wanted.layout->key, wanted.block, wanted.slot,
-                                      wanted.count, arguments.keys, wanted.first_row, head);
-    if (!values_done)
+                                      wanted.count, pass == 0 ? arguments.keys : arguments.values,
+                                      wanted.first_row, head);
+    }
+    if (!values_done && layer.values_in_keys == 0)
       detail::unpack_rows<Role::Values>(threads, wanted.layout->value, wanted.block, wanted.slot,
                                         wanted.count, arguments.values, wanted.first_row, head);
     keys_done = arguments.keys.data == nullptr;

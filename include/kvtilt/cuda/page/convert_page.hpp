@@ -99,16 +99,9 @@ void convert_page(const PageLayout& layout, const std::byte* from, std::byte* to
   std::memcpy(to, from, layout.bytes);  // metadata and padding
   for (const HeadLayout& head : layout.heads) {
     convert_codes<direction>(Role::Keys, head.key, from + head.offset, to + head.offset);
-    convert_codes<direction>(Role::Values, head.value, from + head.offset, to + head.offset);
+    if (!head.values_in_keys)
+      convert_codes<direction>(Role::Values, head.value, from + head.offset, to + head.offset);
   }
-}
-
-/// Unsupported if values are in the keys: no GPU kernel reads them there.
-inline Status check_stored_apart(const LayerShape& shape) {
-  if (!shape.values_in_keys) return {};
-  return Status::error(ErrorCode::Unsupported,
-                       "values are in the keys (values_in_keys), where no GPU kernel reads them: "
-                       "store them apart");
 }
 
 inline Status supports_device_tensor(const char* name, int dim, int bits, int page_tokens) {
@@ -135,12 +128,13 @@ inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe
   KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   KVTILT_RETURN_IF_ERROR(check_shape(shape, unnumbered_layer));
   if (shape.kv_heads == 0) return {};
-  KVTILT_RETURN_IF_ERROR(detail::check_stored_apart(shape));
   Result<Recipe> resolved = resolve_recipe(recipe, shape, page_tokens);
   if (!resolved) return std::move(resolved).take_status();
   KVTILT_RETURN_IF_ERROR(
       detail::supports_device_tensor("key", shape.key_dim, recipe.key.bits, page_tokens));
-  return detail::supports_device_tensor("value", shape.value_dim, recipe.value.bits, page_tokens);
+  // Values in the keys have no words of their own to fill.
+  const int value_bits = shape.values_in_keys ? half_bits : recipe.value.bits;
+  return detail::supports_device_tensor("value", shape.value_dim, value_bits, page_tokens);
 }
 
 /// Converts a page, or a 16-bit block, from CPU order to device order, slots without a token

@@ -13,17 +13,20 @@
 namespace kvtilt::cuda {
 
 /// Divides a < 2^12 by d = `value` if a d < 2^20: a times the error of the inverse, below 2^-20, is
-/// then less than 1/d.
+/// then less than 1/d. Zero, of a tensor without tiles, divides as one.
 struct Divisor {
   int value;
   std::uint32_t inverse;  ///< 2^20 / value, rounded up
 
   KVTILT_HD constexpr explicit Divisor(int divisor)
-      : value(divisor),
-        inverse(((1u << 20) + static_cast<std::uint32_t>(divisor) - 1) /
-                static_cast<std::uint32_t>(divisor)) {}
+      : value(divisor), inverse(((1u << 20) + at_least_one(divisor) - 1) / at_least_one(divisor)) {}
   [[nodiscard]] KVTILT_HD constexpr int quotient(int a) const {
     return static_cast<int>(static_cast<std::uint32_t>(a) * inverse >> 20);
+  }
+
+ private:
+  KVTILT_HD static constexpr std::uint32_t at_least_one(int divisor) {
+    return divisor > 1 ? static_cast<std::uint32_t>(divisor) : 1u;
   }
 };
 
