@@ -18,7 +18,7 @@ set(plan core quant page plan)
 
 file(GLOB_RECURSE files RELATIVE ${CMAKE_SOURCE_DIR}/include/kvtilt include/kvtilt/*)
 foreach(file IN LISTS files)
-  if(NOT file MATCHES "/")
+  if(NOT file MATCHES "/" OR file MATCHES "\\.md$")
     continue()
   endif()
   string(REGEX REPLACE "/[^/]*$" "" folder ${file})

@@ -80,6 +80,8 @@ struct CacheProgramSetup {
     LayerShape own{random.between(1, 2), 16 * random.between(1, 2), 16 * random.between(1, 2)};
     if (random.chance(2))
       own.key_dim = own.value_dim = 64;  // the dims with attention kernels
+    else
+      own.values_in_keys = own.value_dim <= own.key_dim && random.chance(2);
     if (random.chance(2)) own.window = random.between(1, 200);
     own.keep_sinks = random.chance(2);
     if (layer > 0 && random.chance(6)) own = {};  // keeps no cache
@@ -89,6 +91,7 @@ struct CacheProgramSetup {
       Recipe recipe{random_format(random, std::max(8, own.key_dim), options.page_tokens),
                     random_format(random, std::max(8, own.value_dim), options.page_tokens)};
       if (random.chance(3)) recipe = presets::k4v2;
+      if (own.values_in_keys) recipe.value = in_keys;
       if (!recipes.empty() && random.chance(2)) recipe = recipes[0];
       if (own.kv_heads > 0 && !cuda::supports(own, recipe, options.page_tokens).ok()) continue;
       recipes.push_back(recipe);

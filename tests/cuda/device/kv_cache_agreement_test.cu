@@ -75,6 +75,18 @@ TEST(DeviceKVCacheAgreement, BytesOfEveryShape) {
     }
 }
 
+TEST(DeviceKVCacheAgreement, BytesOfLatents) {
+  KVTILT_SKIP_WITHOUT_GPU();
+  Random random(5);
+  for (const char* recipe : {"k8", "k4t", "k16"}) {
+    CacheShape shape{{LayerShape::latent(512, 64), LayerShape::latent(48, 16)}};
+    BothCaches both(shape, Plan::uniform(shape, parse_recipe(recipe).value()), few_pages());
+    const BothIds id = both.open(300);
+    for (const std::int64_t tokens : {150, 1, 33, 64}) both.append(id, random, tokens);
+    EXPECT_TRUE(both.same(id)) << recipe;
+  }
+}
+
 TEST(DeviceKVCacheAgreement, EveryTypeAndStride) {
   KVTILT_SKIP_WITHOUT_GPU();
   Random random(3);

@@ -89,21 +89,22 @@ class ProgramAppends : public ProgramCaches {
     Rows<float> stored_values = values.rows();
     std::int64_t spoilt = -1;
     if (rows > 0 && random.chance(12)) {
-      const bool is_key = random.chance(2);
+      const bool is_key = shape.values_in_keys || random.chance(2);
       spoilt = spoil(random, layer, is_key, is_key ? keys : values,
                      is_key ? stored_keys : stored_values);
     }
     const DeviceInput k(std::move(keys));
-    const DeviceInput v(std::move(values));
+    const DeviceInput all_values(std::move(values));
+    const TensorView v = stored_apart(shape, all_values.view());
     const DeviceArray<std::int32_t> starts(indptr);
 
     const bool fit = fits(chosen.who, layer, counts);
     const Status status =
         !with_indptr && counts.size() == 1 && random.chance(2)
-            ? gpu().append(chosen.who[0]->ids.gpu, layer, k.view(), v.view())
-        : with_indptr ? gpu().append(chosen.batch, layer, k.view(), v.view(), starts.data(),
+            ? gpu().append(chosen.who[0]->ids.gpu, layer, k.view(), v)
+        : with_indptr ? gpu().append(chosen.batch, layer, k.view(), v, starts.data(),
                                      told ? std::span(counts) : std::span<const std::int32_t>{})
-                      : gpu().append(chosen.batch, layer, k.view(), v.view());
+                      : gpu().append(chosen.batch, layer, k.view(), v);
     if (told && !fit)
       return status.code() == ErrorCode::OutOfCapacity ? "" : "appended more than was reserved";
     if (!status.ok()) return "append: " + std::string(status.message());
@@ -131,7 +132,8 @@ class ProgramAppends : public ProgramCaches {
     const Status reserved = cpu().reserve(one.ids.cpu, own.length());
     if (!reserved.ok()) return "CPU: " + message_of(reserved);
     return message_of(
-        cpu().append(one.ids.cpu, layer, keys.view(first, count), values.view(first, count)));
+        cpu().append(one.ids.cpu, layer, keys.view(first, count),
+                     stored_apart(setup().shape.layers[at(layer)], values.view(first, count))));
   }
 
   /// Appends a batch to one layer or to all.
@@ -208,7 +210,8 @@ class ProgramAppends : public ProgramCaches {
         const std::vector<std::int32_t> hint = random_counts(random, sequences, amount);
         if (!cached(layer)) continue;
         refused += message_of(gpu().append(
-            chosen.batch, layer, keys[at(layer)]->view(), values[at(layer)]->view(), indptr.data(),
+            chosen.batch, layer, keys[at(layer)]->view(),
+            stored_apart(setup().shape.layers[at(layer)], values[at(layer)]->view()), indptr.data(),
             random.chance(2) ? std::span(hint) : std::span<const std::int32_t>{}, stream));
       }
       if (cuts) refused += message_of(gpu().truncate(chosen.batch, lengths.data(), {}, stream));

@@ -77,7 +77,7 @@ class ProgramWild : public ProgramReads {
       const DeviceRows<float> keys(random_rows(random, counts[0], of.kv_heads, of.key_dim));
       const DeviceRows<float> values(random_rows(random, counts[0], of.kv_heads, of.value_dim));
       const Status status =
-          gpu().append(batch, layer, keys.view(), values.view(), indptr.data(),
+          gpu().append(batch, layer, keys.view(), stored_apart(of, values.view()), indptr.data(),
                        told ? std::span(counts) : std::span<const std::int32_t>{});
       if (!taken(status).empty()) return message_of(status);
     }

@@ -105,6 +105,11 @@ struct BothIds {
   SequenceId cpu;
 };
 
+/// What append takes as values: none if they are in the layer's keys.
+inline TensorView stored_apart(const LayerShape& shape, const TensorView& values) {
+  return shape.values_in_keys ? TensorView{} : values;
+}
+
 /// A CPU cache and a device cache that get the same calls.
 class BothCaches {
  public:
@@ -143,8 +148,9 @@ class BothCaches {
         }
       const DeviceRows<float> gpu_keys(keys);
       const DeviceRows<float> gpu_values(values);
-      KVTILT_EXPECT_OK(gpu.append(id.gpu, index, gpu_keys.view(), gpu_values.view(), nullptr));
-      KVTILT_EXPECT_OK(cpu.append(id.cpu, index, keys.view(), values.view()));
+      KVTILT_EXPECT_OK(
+          gpu.append(id.gpu, index, gpu_keys.view(), stored_apart(of, gpu_values.view()), nullptr));
+      KVTILT_EXPECT_OK(cpu.append(id.cpu, index, keys.view(), stored_apart(of, values.view())));
       expect_cuda(cudaDeviceSynchronize());
     }
   }
