@@ -30,6 +30,8 @@ namespace kvtilt::bench {
 namespace {
 
 constexpr int head_dim = 128;
+constexpr int latent_dim = 512;  // DeepSeek's, with rope_dim channels behind it
+constexpr int rope_dim = 64;
 constexpr double sold_bandwidth = 4.8e12;
 constexpr double most_error = 2e-3;
 
@@ -41,6 +43,12 @@ struct Row {
   std::string shape;
   bool with_error = false;                ///< check some outputs; one query per sequence
   std::vector<std::int32_t> indptr = {};  ///< start of each sequence's queries; empty: one each
+  bool latent = false;                    ///< values are in the keys
+
+  [[nodiscard]] LayerShape layer() const {
+    if (latent) return LayerShape::latent(latent_dim, rope_dim);
+    return {kv_heads, head_dim, head_dim, 0};
+  }
 };
 
 /// The recipes of a row, whose names are joined by +. Several alternate over the kv heads.
@@ -73,21 +81,24 @@ void measure(const Row& row, Report& report, const cuda::AttendTuning& tuning = 
 
 void time_row(const Row& row, const std::string& name, const cuda::AttendTuning& tuning,
               Report& report) {
-  const LayerShape shape{row.kv_heads, head_dim, head_dim, 0};
+  const LayerShape shape = row.layer();
   const std::vector<Recipe> recipes = recipes_of(row);
-  Result<cuda::Attention> attention = cuda::Attention::create(shape, recipes, 64, tuning);
+  Result<cuda::Attention> attention =
+      row.latent ? cuda::Attention::create<cuda::LatentKernels<>>(shape, recipes, 64, tuning)
+                 : cuda::Attention::create(shape, recipes, 64, tuning);
   if (!attention && tuning.blocks > 0) throw LeftOut(std::string(attention.message()));
   check(attention.status());
   const LayerData data(shape, recipes, row.lengths);
   const int sequences = static_cast<int>(row.lengths.size());
   const int asked = row.indptr.empty() ? sequences : row.indptr.back();
   const DeviceArray<std::int32_t> indptr(row.indptr);
-  const std::size_t elements =
-      static_cast<std::size_t>(asked) * static_cast<std::size_t>(row.query_heads) * head_dim;
-  const DeviceArray<F16> queries(elements);
-  const DeviceArray<F16> out(elements);
-  fill_words<<<256, 256>>>(reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
-                           static_cast<std::uint32_t>(elements / 2), 1, 0, 5);
+  const std::size_t heads =
+      static_cast<std::size_t>(asked) * static_cast<std::size_t>(row.query_heads);
+  const DeviceArray<F16> queries(heads * static_cast<std::size_t>(shape.key_dim));
+  const DeviceArray<F16> out(heads * static_cast<std::size_t>(shape.value_dim));
+  fill_words<<<256, 256>>>(
+      reinterpret_cast<std::byte*>(queries.data()), 0, 1, 0,
+      static_cast<std::uint32_t>(heads * static_cast<std::size_t>(shape.key_dim) / 2), 1, 0, 5);
   const std::size_t workspace_bytes = attention->workspace_bytes();
   const DeviceArray<std::byte> workspace(workspace_bytes);
   check(attention->prepare({workspace.data(), workspace_bytes}, nullptr));
@@ -95,8 +106,8 @@ void time_row(const Row& row, const std::string& name, const cuda::AttendTuning&
   const auto launch = [&](int i, cudaStream_t stream) {
     check(attention->attend(data.layer(), data.batch(i),
                             row.indptr.empty() ? nullptr : indptr.data(),
-                            {queries.data(), asked, row.query_heads, head_dim},
-                            {out.data(), asked, row.query_heads, head_dim}, nullptr, {},
+                            {queries.data(), asked, row.query_heads, shape.key_dim},
+                            {out.data(), asked, row.query_heads, shape.value_dim}, nullptr, {},
                             {workspace.data(), workspace_bytes}, stream));
   };
   const double seconds = replayed_seconds(std::max(data.sets(), 8), launch);
@@ -145,6 +156,14 @@ Row drafts_row(const char* recipe, int query_heads, int kv_heads) {
   return row;
 }
 
+/// A row over latents: all query heads of a GPU, 16 of 128 or all.
+Row latent_row(const char* recipe, int query_heads) {
+  Row row = uniform_row(recipe, query_heads, 1, 16, 32768);
+  row.shape += "/latent";
+  row.latent = true;
+  return row;
+}
+
 constexpr const char* usual_recipes[] = {"k16v16", "k4v2", "k4v4", "k8v8", "k2v2", "k8v4"};
 
 /// Measures all rows, those with a target first.
@@ -168,6 +187,8 @@ void measure_all(Report& report) {
     measure(uniform_row(recipe, 32, 8, 16, 32768), report);
     measure(uniform_row(recipe, 32, 8, 1, 32768), report);
   }
+  for (const char* recipe : {"k16", "k8", "k4"})
+    for (const int query_heads : {16, 128}) measure(latent_row(recipe, query_heads), report);
 }
 
 void measure_grid(Report& report) {

@@ -2,7 +2,7 @@
 #include <kvtilt/cuda/attention/block.hpp>
 #include <kvtilt/cuda/attention/generic_page.hpp>
 
-#include "support/device_attention.hpp"
+#include "support/cached_layer.hpp"
 #include "support/fp16_oracle.hpp"
 #include "support/fragment_code.hpp"
 #include "support/random_input.hpp"
@@ -19,61 +19,7 @@ namespace {
 
 using cuda::GenericTraits;
 
-/// Sequences of one layer; only sinks and the newest tokens, up to a page and 3, are in 16 bits.
-struct Layer {
-  LayerShape shape;
-  std::vector<Recipe> recipes;  ///< one, or one per kv head
-  CacheOptions options;
-  KVCache cache;
-  std::vector<SequenceId> ids;
-
-  Layer(Random& random, const LayerShape& shape_, const std::vector<Recipe>& recipes_,
-        const std::vector<std::int64_t>& lengths, int page_tokens = 32, float spread = 1.0f,
-        float offset = 0.5f)
-      : shape(shape_),
-        recipes(recipes_),
-        options(make_options(page_tokens)),
-        cache(make_cache(CacheShape{{shape}}, Plan{{recipes}}, options)) {
-    for (const std::int64_t length : lengths) {
-      ids.push_back(open_reserved(cache, length));
-      const Rows<float> keys =
-          random_rows(random, length, shape.kv_heads, shape.key_dim, spread, offset);
-      const Rows<float> values = random_rows(random, length, shape.kv_heads, shape.value_dim);
-      KVTILT_EXPECT_OK(cache.append(ids.back(), 0, keys.view(),
-                                    shape.values_in_keys ? TensorView{} : values.view()));
-    }
-  }
-  [[nodiscard]] std::vector<LayerView> views() const {
-    std::vector<LayerView> views;
-    for (const SequenceId id : ids) views.push_back(cache.view(id, 0).value());
-    return views;
-  }
-  [[nodiscard]] DeviceLayer device() const { return {views(), recipes, options}; }
-
- private:
-  static CacheOptions make_options(int page_tokens) {
-    CacheOptions options;
-    options.page_tokens = page_tokens;
-    options.recent_tokens = 3;
-    return options;
-  }
-};
-
-template <class Traits>
-testing::AssertionResult is_close(const Layer& layer, Random& random,
-                                  const EmulatedLaunch& launch = {2, 2, 0, {}}) {
-  const int count = static_cast<int>(layer.ids.size());
-  const Rows<float> queries = random_queries(random, layer.shape, count, 2);
-  const Output output = emulated_attend<Traits>(layer.device(), queries, {}, launch);
-  return is_close(layer.views(), queries, {}, output);
-}
-
 Recipe with_widths(int key, int value) { return presets::per_channel_keys(key, value); }
-
-Format per_token(int bits, int group = 0) { return key_format(bits, Granularity::PerToken, group); }
-Format per_channel(int bits, int group = 0) {
-  return key_format(bits, Granularity::PerChannel, group);
-}
 
 /// Compares every register of every tile with the scalar decoder; metadata have any sign and size.
 template <Role role, int Dim>
@@ -160,7 +106,7 @@ TEST(AttendGeneric, EveryPairOfWidthsIsCloseToFloat64) {
   Random random(1);
   for (const int key : storage_widths)
     for (const int value : storage_widths) {
-      const Layer layer(random, {1, 64, 64, 0}, {with_widths(key, value)}, {75});
+      const CachedLayer layer(random, {1, 64, 64, 0}, {with_widths(key, value)}, {75});
       EXPECT_TRUE(is_close<GenericTraits<64>>(layer, random)) << key << " " << value;
     }
 }
@@ -174,7 +120,7 @@ TEST(AttendGeneric, EveryWidthEitherWayAndInGroupsIsCloseToFloat64) {
       for (const Recipe& recipe : {Recipe{per_token(bits), per_channel(bits)},
                                    Recipe{per_token(bits, 16), per_token(bits, 48)},
                                    Recipe{per_channel(bits, 16), per_channel(bits, 32)}}) {
-        const Layer layer(random, {1, 64, 64, 0}, {recipe}, {length}, page_tokens);
+        const CachedLayer layer(random, {1, 64, 64, 0}, {recipe}, {length}, page_tokens);
         EXPECT_TRUE(is_close<GenericTraits<64>>(layer, random))
             << to_string(recipe) << " in pages of " << page_tokens;
       }
@@ -188,7 +134,8 @@ TEST(AttendGeneric, EveryHeadDimensionIsCloseToFloat64) {
        {with_widths(3, 2), with_widths(7, 5), Recipe{per_token(6), per_channel(1)}}) {
     for (const int page_tokens : {32, 64}) {
       const auto layer = [&](int key_dim, int value_dim) {
-        return Layer(random, {1, key_dim, value_dim, 0}, {recipe}, {page_tokens + 9}, page_tokens);
+        return CachedLayer(random, {1, key_dim, value_dim, 0}, {recipe}, {page_tokens + 9},
+                           page_tokens);
       };
       EXPECT_TRUE(is_close<GenericTraits<96>>(layer(96, 96), random)) << to_string(recipe);
       EXPECT_TRUE(is_close<GenericTraits<128>>(layer(128, 128), random)) << to_string(recipe);
@@ -199,20 +146,57 @@ TEST(AttendGeneric, EveryHeadDimensionIsCloseToFloat64) {
   }
   // Planes whose last runs have two words or one.
   for (const int bits : {2, 4, 6}) {
-    const Layer layer(random, {1, 80, 112, 0}, {with_widths(bits, bits)}, {41});
+    const CachedLayer layer(random, {1, 80, 112, 0}, {with_widths(bits, bits)}, {41});
     EXPECT_TRUE((is_close<GenericTraits<80, 112>>(layer, random))) << bits;
   }
 }
 
 TEST(AttendGeneric, EachHeadHasARecipeOfItsOwn) {
   Random random(4);
-  const Layer layer(random, {4, 64, 64, 0},
-                    {with_widths(3, 2), with_widths(16, 4),
-                     Recipe{per_token(8), per_channel(5, 32)}, with_widths(1, 16)},
-                    {210, 0, 33, 3}, 64);
+  const CachedLayer layer(random, {4, 64, 64, 0},
+                          {with_widths(3, 2), with_widths(16, 4),
+                           Recipe{per_token(8), per_channel(5, 32)}, with_widths(1, 16)},
+                          {210, 0, 33, 3}, 64);
   for (const int blocks : {1, 5})
     for (const int warps : {1, 4})
       EXPECT_TRUE(is_close<GenericTraits<64>>(layer, random, {blocks, warps, 0, {}}));
+}
+
+// An engine attends to the tail itself; what the pages' part of a window is depends on its length.
+TEST(AttendGeneric, QueriesComeBehindTheTailThatAnEngineKeeps) {
+  Random random(15);
+  const CachedLayer layer(random, {2, 64, 64, 0}, {with_widths(4, 2)}, {150, 75}, 32);
+  const DeviceLayer device = layer.device();
+  std::vector<std::int64_t> pages;
+  for (const int slot : {1, 0}) {  // of the sequences in turn
+    cuda::SequenceState& state = device.layer().states[slot];
+    state.elsewhere = static_cast<std::int32_t>(state.length - state.tail_start);
+    state.length = state.tail_start;
+    pages.push_back(state.length);
+    ASSERT_GT(state.elsewhere, 3);
+  }
+  const std::vector<float> slopes = {0.1f, -0.05f, 0.2f, 0.0f};
+  for (const int window : {0, 60}) {
+    AttendOptions options;
+    options.window = window;
+    options.alibi_slopes = slopes;
+    const Rows<float> queries = random_queries(random, layer.shape, 6, 2);
+    const Output output =
+        emulated_attend<GenericTraits<64>>(device, queries, options, {3, 2, 0, {}});
+    for (std::size_t i = 0; i < 2; ++i) {
+      AttendOptions in_pages = options;
+      in_pages.end_position = pages[i];
+      const std::int64_t first = static_cast<std::int64_t>(3 * i);
+      Rows<float> own(3, 4, 64);
+      Output part(3, 4, 64);
+      std::copy_n(&queries.at(first, 0, 0), own.data.size(), own.data.begin());
+      std::copy_n(&output.out.at(first, 0, 0), part.out.data.size(), part.out.data.begin());
+      std::copy_n(&output.lse[static_cast<std::size_t>(first * 4)], part.lse.size(),
+                  part.lse.begin());
+      EXPECT_TRUE(is_close({layer.views()[i]}, own, in_pages, part))
+          << "window " << window << ", sequence " << i;
+    }
+  }
 }
 
 TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
@@ -225,7 +209,7 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
     for (int head = 0; head < 2; ++head)
       recipes.push_back(
           {random_format(random, 64, page_tokens), random_format(random, 64, page_tokens)});
-    const Layer layer(random, shape, recipes, {random.between(70, 420)}, page_tokens);
+    const CachedLayer layer(random, shape, recipes, {random.between(70, 420)}, page_tokens);
     const Rows<float> queries =
         random_queries(random, shape, random.between(1, 6), random.between(1, 4));
     const RandomOptions asked(random, shape, queries);
@@ -241,49 +225,13 @@ TEST(AttendGenericRandom, AnyRecipeWithAnyOptionsIsCloseToFloat64) {
   }
 }
 
-/// Fills the slots from `tokens` on of every sealed page with data that must not reach a result.
-void poison(const DeviceLayer& device, int tokens) {
-  const cuda::LayerView& layer = device.layer();
-  const auto fill = [&](std::byte* block, const TensorLayout& tensor, Role role, int dim) {
-    const bool per_channel = tensor.group_along_outer == (role == Role::Keys);
-    for (int token = tokens; token < layer.page_tokens; ++token) {
-      for (int channel = 0; channel < dim; ++channel) {
-        const int outer = role == Role::Keys ? token : channel;
-        const int inner = role == Role::Keys ? channel : token;
-        if (tensor.format.quantized())
-          write_fragment_code(role, reinterpret_cast<std::uint8_t*>(block + tensor.codes),
-                              tensor.matrix, tensor.format.bits, outer, inner,
-                              (1 << tensor.format.bits) - 1);
-        else
-          std::memset(block + tensor.codes + cuda::half_offset(role, tensor.matrix, outer, inner),
-                      0xff, 2);
-      }
-      for (int band = 0; band < tensor.bands(); ++band) {
-        F16* scales = tensor.scales(block, band);
-        if (!per_channel) scales[token] = scales[tensor.pitch() + token] = F16{0xffff};
-        if (per_channel && band * tensor.format.group >= tokens)
-          std::fill_n(scales, tensor.pitch() * 2, F16{0xffff});
-      }
-    }
-  };
-  const cuda::SequenceState& state = layer.states[0];
-  for (int i = state.first_page; i < state.page_end; ++i) {
-    std::byte* page = layer.block(PageKind::Sealed, layer.table(0)[i].page);
-    for (int head = 0; head < layer.kv_heads; ++head) {
-      const HeadLayout& layout = layer.head(PageKind::Sealed, head);
-      fill(page + layout.offset, layout.key, Role::Keys, layer.key_dim);
-      fill(page + layout.offset, layout.value, Role::Values, layer.stored_values());
-    }
-  }
-}
-
 TEST(AttendGenericHostile, SlotsWithoutATokenNeverReachAResult) {
   Random random(6);
   for (const Recipe& recipe :
        {with_widths(3, 2), Recipe{per_token(5), per_channel(7, 16)},
         Recipe{per_channel(6, 16), per_token(4, 32)}, Recipe{{}, per_token(8)}, with_widths(8, 16)})
     for (const int held : {1, 15, 16, 37, 63}) {
-      Layer layer(random, {1, 64, 64, 0}, {recipe}, {100}, 64);
+      CachedLayer layer(random, {1, 64, 64, 0}, {recipe}, {100}, 64);
       KVTILT_EXPECT_OK(layer.cache.truncate(layer.ids[0], layer.options.sink_tokens + held));
       ASSERT_EQ(layer.views()[0].page_count, 2);
       const DeviceLayer device = layer.device();
@@ -295,89 +243,11 @@ TEST(AttendGenericHostile, SlotsWithoutATokenNeverReachAResult) {
     }
 }
 
-/// A layer of one kv head whose values are in its keys.
-LayerShape latent(int key_dim, int value_dim) {
-  return LayerShape::latent(value_dim, key_dim - value_dim);
-}
-
-TEST(AttendLatents, EveryWidthIsCloseToFloat64) {
-  Random random(11);
-  for (const int bits : storage_widths)
-    for (const int page_tokens : {32, 64, 128})
-      for (const Format& format : {per_channel(bits), per_channel(bits, 16), per_token(bits, 48)}) {
-        const Recipe recipe{bits == half_bits ? Format{} : format, in_keys};
-        if (!cuda::supports_order({page_tokens, 144}, bits)) continue;
-        const Layer layer(random, latent(144, 96), {recipe}, {2 * page_tokens + 9, 3, 0},
-                          page_tokens);
-        EXPECT_TRUE((is_close<cuda::LatentTraits<144, 96>>(layer, random)))
-            << to_string(recipe) << " in pages of " << page_tokens;
-      }
-}
-
-TEST(AttendLatents, AllQueryHeadsOfALargeLatentAreCloseToFloat64) {
-  Random random(12);
-  for (const char* recipe : {"k8", "k3"}) {
-    const Layer layer(random, LayerShape::latent(512, 64), {parse_recipe(recipe).value()}, {140},
-                      64);
-    const Rows<float> queries = random_queries(random, layer.shape, 1, 20);
-    const Output output =
-        emulated_attend<cuda::LatentTraits<576, 512>>(layer.device(), queries, {}, {3, 2, 0, {}});
-    EXPECT_TRUE(is_close(layer.views(), queries, {}, output)) << recipe;
-  }
-}
-
-TEST(AttendLatents, HaveTheBitsOfValuesStoredApart) {
-  for (const int bits : {1, 3, 4, 8, 16})
-    for (const Format& format : {per_channel(bits), per_token(bits, 32)}) {
-      const Format any = bits == half_bits ? Format{} : format;
-      const LayerShape shape = latent(96, 64);
-      LayerShape apart = shape;
-      apart.values_in_keys = false;
-      CacheOptions options;
-      options.page_tokens = 64;
-      options.recent_tokens = 3;
-      KVCache once = make_cache(shape, {any, in_keys}, options);
-      KVCache twice = make_cache(apart, {any, any}, options);
-      Random random(static_cast<std::uint64_t>(13 + bits));
-      const Rows<float> keys = random_rows(random, 150, 1, 96);
-      TensorView values = keys.view();
-      values.dim = 64;
-      const SequenceId in_once = open_reserved(once, 150);
-      const SequenceId in_twice = open_reserved(twice, 150);
-      KVTILT_EXPECT_OK(once.append(in_once, 0, keys.view(), {}));
-      KVTILT_EXPECT_OK(twice.append(in_twice, 0, keys.view(), values));
-      const Rows<float> queries = random_queries(random, shape, 1, 4);
-      const Output latents = emulated_attend<cuda::LatentTraits<96, 64>>(
-          {{once.view(in_once, 0).value()}, {{any, in_keys}}, options}, queries, {}, {2, 2, 0, {}});
-      const Output stored = emulated_attend<GenericTraits<96, 64>>(
-          {{twice.view(in_twice, 0).value()}, {{any, any}}, options}, queries, {}, {2, 2, 0, {}});
-      EXPECT_EQ(latents.out.data, stored.out.data) << bits << " bits";
-      EXPECT_EQ(latents.lse, stored.lse) << bits << " bits";
-    }
-}
-
-TEST(AttendLatentsHostile, SlotsWithoutATokenNeverReachAResult) {
-  Random random(14);
-  for (const Recipe& recipe : {Recipe{per_channel(5, 16), in_keys},
-                               Recipe{per_token(4, 32), in_keys}, Recipe{{}, in_keys}})
-    for (const int held : {1, 16, 37}) {
-      Layer layer(random, latent(96, 64), {recipe}, {100}, 64);
-      KVTILT_EXPECT_OK(layer.cache.truncate(layer.ids[0], layer.options.sink_tokens + held));
-      const DeviceLayer device = layer.device();
-      poison(device, held);
-      const Rows<float> queries = random_queries(random, layer.shape, 1, 3);
-      const Output output =
-          emulated_attend<cuda::LatentTraits<96, 64>>(device, queries, {}, {2, 2, 0, {}});
-      EXPECT_TRUE(is_close(layer.views(), queries, {}, output))
-          << to_string(recipe) << ", " << held << " tokens";
-    }
-}
-
 TEST(AttendGenericProperty, MagnitudesUpToTheLargestKeepTheirAccuracy) {
   for (const float key : {1e-3f, 30.0f, 10000.0f}) {
     Random random(7);
     const Recipe recipe{per_token(3), per_channel(6)};
-    const Layer layer(random, {1, 64, 64, 0}, {recipe}, {100}, 32, key, 0.0f);
+    const CachedLayer layer(random, {1, 64, 64, 0}, {recipe}, {100}, 32, key, 0.0f);
     const Rows<float> queries = random_queries(random, layer.shape, 1, 4, 1.0f / key);
     const Output output = emulated_attend<GenericTraits<64>>(layer.device(), queries, {});
     EXPECT_TRUE(is_close(layer.views(), queries, {}, output)) << key;

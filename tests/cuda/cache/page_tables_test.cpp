@@ -71,6 +71,18 @@ TEST(PageTables, DenseAndCsrMeanTheSame) {
   }
 }
 
+TEST(PageTables, TailsOfTheEngineComeBehindThePages) {
+  const std::int32_t indices[] = {5, 3, 7, 1};
+  const std::int32_t lengths[] = {40, 32};
+  const std::int32_t tails[] = {9, -1};
+  const Import import(
+      {.sequences = 2, .indices = indices, .stride = 2, .lengths = lengths, .tail_tokens = tails});
+  EXPECT_EQ(import.state(0).length, 40);
+  EXPECT_EQ(import.state(0).next_position(), 49);
+  EXPECT_EQ(import.state(1).length, 0);
+  EXPECT_EQ(import.records.refused.fault, cuda::DeviceFault::BadTable);
+}
+
 TEST(PageTablesHostile, WhatCannotBeMeantIsEmptyAndRecorded) {
   const std::int32_t indices[] = {5, 3, 10, 4, 7, 7, 7, 7, 0, 1, 2, 3, 0, -1, 0, 0};
   const std::int32_t lengths[] = {70, 129, -1, 64};

@@ -43,6 +43,13 @@ TEST(SequenceCalls, PagesArriveInOrder) {
   EXPECT_EQ(cache.record().fault, cuda::DeviceFault::TableFull);
 }
 
+TEST(SequenceCalls, ASlotStartsWithoutTheCountsOfAMisorderedAppend) {
+  EmulatedCache cache = make_cache();
+  for (const int layer : {0, 2}) cache.view(layer).arrivals[1] = 3;
+  cache.reset(1);
+  for (const int layer : {0, 2}) EXPECT_EQ(cache.view(layer).arrivals[1], 0u) << layer;
+}
+
 TEST(SequenceCalls, ARefusedTruncationChangesNoLayer) {
   EmulatedCache cache = make_cache();
   cache.give(0, {{0, 0, 15}, {2, 0, 4}});

@@ -65,6 +65,13 @@ struct Attended {
   int dim = 128;
   int page_tokens = 64;
   bool generic = false;  ///< by the generic kernel
+  int latent = 0;        ///< values, if they are in the keys
+
+  [[nodiscard]] LayerShape shape() const {
+    LayerShape shape{2, dim, latent > 0 ? latent : dim, 0};
+    shape.values_in_keys = latent > 0;
+    return shape;
+  }
 };
 
 void expect_close(const Attended& attended, const std::vector<std::int64_t>& lengths, int tokens,
@@ -73,7 +80,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
   const std::vector<Recipe>& recipes = attended.recipes;
   const int dim = attended.dim;
   Random random(static_cast<std::uint64_t>(recipes[0].key.bits * 10 + tokens));
-  const LayerShape shape{2, dim, dim, 0};
+  const LayerShape shape = attended.shape();
   CacheOptions cache_options;
   cache_options.page_tokens = attended.page_tokens;
   KVCache cache = make_cache(CacheShape{{shape}}, Plan{{recipes}}, cache_options);
@@ -82,7 +89,8 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
     const SequenceId id = open_reserved(cache, length);
     const Rows<float> keys = random_rows(random, length, 2, dim, 1, 0.5f);
     const Rows<float> values = random_rows(random, length, 2, dim);
-    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), values.view()));
+    KVTILT_EXPECT_OK(
+        cache.append(id, 0, keys.view(), shape.values_in_keys ? TensorView{} : values.view()));
     views.push_back(cache.view(id, 0).value());
   }
   const DeviceLayer host(views, recipes, cache_options);
@@ -111,7 +119,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
     options.tree_mask = {call.tree_mask.data(), static_cast<std::size_t>(tokens)};
     const Result<DeviceAttendResult> result = device_attend(call);
     ASSERT_TRUE(result.ok()) << result.message();
-    Output output(queries.tokens, queries.heads, dim);
+    Output output(queries.tokens, queries.heads, shape.value_dim);
     output.out.data = result->out;
     output.lse = result->lse;
     EXPECT_TRUE(is_close(views, queries, options, output, tolerance));
@@ -119,7 +127,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
   }
   const Result<DeviceAttendResult> result = device_attend(call);
   ASSERT_TRUE(result.ok()) << result.message();
-  Output output(queries.tokens, queries.heads, dim);
+  Output output(queries.tokens, queries.heads, shape.value_dim);
   output.out.data = result->out;
   output.lse = result->lse;
   EXPECT_TRUE(is_close(views, queries, options, output, tolerance)) << to_string(recipes[0]);
@@ -161,6 +169,14 @@ TEST_F(DeviceAttend, AnyOtherRecipeIsCloseToFloat64) {
   expect_close({{presets::k4v2}, 128, 32, true}, {900, 40}, 1, 4);
   expect_close({{presets::k3v2}, 64, 64, true}, {20000}, 1, 4);
   expect_close({{presets::k4v2, presets::kivi2}, 128, 64, true}, {900, 40}, 1, 4);
+}
+
+TEST_F(DeviceAttend, LatentsAreCloseToFloat64) {
+  for (const char* name : {"k8", "k4t:g64", "k3", "k16"}) {
+    const Recipe recipe = parse_recipe(name).value();
+    expect_close({{recipe}, 576, 64, true, 512}, {700, 3, 0, 131}, 1, 16);
+    expect_close({{recipe}, 576, 64, true, 512}, {900}, 5, 4, ElementType::F32, 2e-3, true);
+  }
 }
 
 TEST_F(DeviceAttend, HeadsWithRecipesOfTheirOwnAreCloseToFloat64) {

@@ -123,8 +123,11 @@ Status device_attention_status(const LayerShape& shape, const std::vector<Recipe
 }
 
 Result<DeviceAttendResult> device_attend(const DeviceAttendCall& call) {
+  const int page_tokens = call.layer.page_tokens;
   Result<cuda::Attention> attention =
-      cuda::Attention::create(call.shape, call.recipes, call.layer.page_tokens);
+      call.shape.values_in_keys
+          ? cuda::Attention::create<cuda::LatentKernels<>>(call.shape, call.recipes, page_tokens)
+          : cuda::Attention::create(call.shape, call.recipes, page_tokens);
   if (!attention) return std::move(attention).take_status();
   const int count = static_cast<int>(call.slots.size());
   const Bytes slots(call.slots);

@@ -12,7 +12,7 @@
 
 namespace kvtilt::test {
 
-/// Attention by the default kernels to a layer in device memory; all other arrays are in host
+/// Attention by the default kernels, or those for latents of 576 and 512 channels, to a layer in device memory; all other arrays are in host
 /// memory.
 struct DeviceAttendCall {
   LayerShape shape;

@@ -5,6 +5,7 @@
 
 #include <kvtilt/cuda/attention/checks.hpp>
 #include <kvtilt/cuda/attention/generic_page.hpp>
+#include <kvtilt/cuda/attention/latent_page.hpp>
 #include <kvtilt/cuda/attention/tile.hpp>
 
 #include <type_traits>

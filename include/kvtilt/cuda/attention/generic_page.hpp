@@ -151,34 +151,6 @@ struct PageFragments {
   }
 };
 
-/// Decodes 16 tokens of values that are the first Dim channels of keys: a fragment source for
-/// attend_tile(). The turned halves of a key's registers are a value's: four permutations and four
-/// movmatrix for 16 x 16 numbers.
-template <int KeyDim, int Ahead, class Threads>
-struct ValuesInKeys {
-  static constexpr int ahead = Ahead;
-
-  Threads* threads;
-  PageFragments<Role::Keys, KeyDim, Ahead> keys;
-
-  KVTILT_HD void load(int lane, int first, int end, Words (&words)[ahead]) const {
-    keys.load(lane, first, end, words);
-    KVTILT_DEVICE_UNROLL
-    for (int i = 0; i < ahead; ++i)
-      if (first + i < end) {
-        // Channels 0 and 2, 1 and 3 of a lane's four: even and odd outer neighbours of a value.
-        const std::uint32_t(&key)[4] = words[i].word;
-        const std::uint32_t even[2] = {join_low(key[0], key[2]), join_low(key[1], key[3])};
-        const std::uint32_t odd[2] = {join_high(key[0], key[2]), join_high(key[1], key[3])};
-        KVTILT_DEVICE_UNROLL
-        for (int member = 0; member < 2; ++member) {
-          words[i].word[2 * member] = threads->transpose(even[member]);
-          words[i].word[2 * member + 1] = threads->transpose(odd[member]);
-        }
-      }
-  }
-};
-
 /// Kernel for every recipe at these head dimensions, multiples of 16, in pages of 32, 64 or 128, with
 /// keys and values apart.
 template <int KeyDim, int ValueDim = KeyDim>
@@ -194,7 +166,8 @@ struct GenericTraits {
 
   // Sums and queries of large heads leave registers for fewer loads in flight, or fewer blocks.
   static constexpr int blocks = KeyDim + ValueDim > 384 ? 2 : 3;  ///< on a multiprocessor
-  static constexpr int ahead = blocks == 3 && KeyDim + ValueDim > 256 ? 4 : 8;
+  static constexpr int ahead =
+      KeyDim + ValueDim > 768 || (blocks == 3 && KeyDim + ValueDim > 256) ? 4 : 8;
   using KeyFragments = PageFragments<Role::Keys, KeyDim, ahead>;
   using ValueFragments = PageFragments<Role::Values, ValueDim, ahead>;
 
@@ -208,26 +181,6 @@ struct GenericTraits {
   [[nodiscard]] static constexpr bool supports(const Recipe& recipe, int page_tokens) {
     return recipe.value != in_keys && supports_order({page_tokens, KeyDim}, recipe.key.bits) &&
            supports_order({ValueDim, page_tokens}, recipe.value.bits);
-  }
-};
-
-/// The same for values that are the first ValueDim channels of the keys (LayerShape::latent), which it
-/// decodes twice.
-template <int KeyDim, int ValueDim>
-struct LatentTraits : GenericTraits<KeyDim, ValueDim> {
-  static_assert(ValueDim <= KeyDim);
-  using GenericTraits<KeyDim, ValueDim>::ahead;
-
-  template <class Threads>
-  [[nodiscard]] KVTILT_HD static ValuesInKeys<KeyDim, ahead, Threads> values(Threads& threads,
-                                                                             const HeadLayout& head,
-                                                                             const std::byte* block,
-                                                                             int tile) {
-    return {&threads, {&head.key, block, tile}};
-  }
-
-  [[nodiscard]] static constexpr bool supports(const Recipe& recipe, int page_tokens) {
-    return recipe.value == in_keys && supports_order({page_tokens, KeyDim}, recipe.key.bits);
   }
 };
 

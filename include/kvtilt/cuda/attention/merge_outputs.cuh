@@ -27,6 +27,9 @@ __global__ void __launch_bounds__(merge_threads)
 /// (output 0, lse = -infinity) changes nothing. Commutative and associative up to rounding: merge in a
 /// fixed order for reproducible bits. The two must not overlap in memory.
 ///
+/// CAUTION: other libraries' log-sum-exps may have another base or order: FlashInfer's are base 2 (times
+/// 0.6931 here), vLLM's are [query_heads, rows].
+///
 /// into, part  device, [rows, query_heads, value_dim], f32, f16 or bf16, channels contiguous
 /// lse         device, [rows, query_heads], natural logarithm, contiguous
 /// Fails       InvalidArgument if shapes differ or a pointer is null

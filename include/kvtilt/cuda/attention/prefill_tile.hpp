@@ -6,6 +6,7 @@
 #pragma once
 
 #include <kvtilt/cuda/attention/generic_page.hpp>
+#include <kvtilt/cuda/attention/latent_page.hpp>
 #include <kvtilt/cuda/attention/known_page.hpp>
 #include <kvtilt/cuda/attention/mixed_pages.hpp>
 #include <kvtilt/cuda/attention/prefill_work.hpp>

@@ -211,7 +211,7 @@ KVTILT_HD inline RowTile row_tile(const PrefillArguments& arguments, const int* 
   const int left = rows.chunk_tokens - rows.token;
   rows.tokens = left < each ? left : each;
   const std::int32_t slot = arguments.attend.batch.slots[sequence];
-  rows.past = arguments.attend.layer.state(slot).length;
+  rows.past = arguments.attend.layer.state(slot).next_position();
   rows.new_from = rows.past + rows.chunk_tokens - arguments.attend.new_tokens(sequence);
   if (slot < 0) rows.chunk_tokens = 0;
   return rows;

@@ -51,7 +51,7 @@ struct ItemRows {
   int first_row;             ///< row = query token * gqa_ratio + query head of the kv head
   int rows;                  ///< of this item, 1 to 8
   std::int64_t first_token;  ///< row of the tensors for the sequence's first query
-  std::int64_t length;       ///< of the sequence, in tokens
+  std::int64_t length;       ///< of the sequence, in tokens, wherever they are kept
   SeenRows seen;             ///< rules.seen_rows(queries)
 
   [[nodiscard]] KVTILT_HD int query_token(const AttendArguments& arguments, int column) const {

@@ -31,7 +31,7 @@ KVTILT_HD inline int row_tiles(const AttendArguments& arguments, int sequence) {
 /// The oldest position that any of a sequence's queries may see, under a window.
 KVTILT_HD inline std::int64_t oldest_in_window(const AttendRules& rules, int new_tokens,
                                                const SequenceState& state) {
-  const std::int64_t oldest = state.length - new_tokens - rules.window + 1;
+  const std::int64_t oldest = state.next_position() - new_tokens - rules.window + 1;
   return oldest < rules.first_position ? rules.first_position : oldest;
 }
 
@@ -199,7 +199,7 @@ KVTILT_HD inline void set_segment(Segment& segment, const AttendArguments& argum
   segment.item_end = segment.item_start + item_units;
   segment.first = unit - segment.item_start;
   segment.rows = item_rows_of(arguments, index, item);
-  segment.rows.length = sequence.state.length;
+  segment.rows.length = sequence.state.next_position();
   segment.last = end - segment.item_start;
   if (segment.last > sequence.counts.total()) segment.last = sequence.counts.total();
 }

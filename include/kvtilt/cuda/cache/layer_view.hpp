@@ -35,7 +35,12 @@ struct SequenceState {
   std::int32_t ring_head;      ///< tail block at which the tail starts
   std::int32_t shared_end;     ///< entries before it may hold pages that other sequences hold too:
                                ///< once dropped, these must not be written again
-  std::int32_t unused = 0;     ///< named padding: the compiler copies unnamed padding by bytes
+  std::int32_t elsewhere = 0;  ///< tokens behind these that an engine keeps itself: import_tables()
+
+  /// Position of the token that comes next.
+  [[nodiscard]] KVTILT_HD constexpr std::int64_t next_position() const {
+    return length + elsewhere;
+  }
 };
 
 /// What kernels find wrong. A record's `sequence` is a slot and its `token` a position, unless the

@@ -32,12 +32,13 @@ __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
 /// Seals full pages of tokens into an engine's own pool, for import_tables(), with the bytes that a
 /// cache of the same shape, recipes and page_tokens would have sealed. Tokens that do not fill a
 /// page stay with the engine: it keeps them in 16 bits and attends to them itself, and merge()
-/// joins both results. May be captured.
+/// joins both results; EngineTables::tail_tokens says how many. May be captured.
 ///
 /// layer   a layer of a KVCache with the engine's shape, recipes and page_tokens, which must
 ///         outlive the kernel: only its layouts are read, and only its error record is written
 /// keys    device, [pages * page_tokens, kv_heads, key_dim], after RoPE, f32, f16 or bf16; channels
-///         contiguous, any other strides; rounded to fp16
+///         contiguous, rows token_stride apart throughout, as in a pool [pages, page_tokens, kv_heads,
+///         key_dim]; rounded to fp16
 /// values  device, [pages * page_tokens, kv_heads, value_dim], likewise
 /// pages   device, [pages]: for each page_tokens rows, the index of a page in the pool, none twice;
 ///         a negative index skips those rows, so a graph for the most pages can replay with fewer

@@ -23,6 +23,9 @@ struct EngineTables {
   const std::int32_t* lengths = nullptr;           ///< dense: tokens
   const std::int32_t* indptr = nullptr;            ///< CSR: [sequences + 1]
   const std::int32_t* last_page_tokens = nullptr;  ///< CSR: 1 to page_tokens; ignored without pages
+  /// [sequences]: tokens behind the pages, which the engine keeps in 16 bits and attends to itself, those
+  /// of the queries included. Positions, windows and what drafts see follow from it. Null: none
+  const std::int32_t* tail_tokens = nullptr;
 
   [[nodiscard]] KVTILT_HD bool is_dense() const { return lengths != nullptr; }
 };
@@ -115,7 +118,8 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerView& view,
       sound = start >= 0 && last >= 1 && last <= view.page_tokens;
       if (pages > 0) tokens = (pages - 1) * view.page_tokens + last;
     }
-    sound = sound && pages >= 0 && pages <= room;
+    const std::int32_t tail = tables.tail_tokens != nullptr ? tables.tail_tokens[i] : 0;
+    sound = sound && pages >= 0 && pages <= room && tail >= 0;
     PageSlot* table = view.table(i);
     std::uint32_t foreign = 0;
     for (std::int64_t page = threads.thread(); sound && page < pages;
@@ -137,6 +141,7 @@ KVTILT_HD void import_tables_body(const Threads& threads, const LayerView& view,
       SequenceState state{};
       if (sound) {
         state.length = state.tail_start = tokens;
+        state.elsewhere = tail;
         state.page_end = state.page_capacity = static_cast<std::int32_t>(pages);
       } else {
         record_error(threads, view.records,

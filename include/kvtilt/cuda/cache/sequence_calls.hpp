@@ -134,7 +134,10 @@ KVTILT_HD void reset_body(const Threads& threads, const Layers& layers, int sequ
   const int first = threads.block() * threads.thread_count() + threads.thread();
   for (int layer = first; layer < layers.count; layer += step) {
     const LayerView& view = layers.views[layer];
-    if (view.kv_heads > 0) view.states[sequence] = empty_state(view.placement(), 0);
+    if (view.kv_heads == 0) continue;
+    view.states[sequence] = empty_state(view.placement(), 0);
+    // An append whose blocks saw different tables or slots leaves a count behind; not beyond this.
+    view.arrivals[sequence] = 0;
   }
 }
 
