@@ -88,8 +88,10 @@ class KVCache {
   /// Removes every token from position `length` on, in all layers; a layer that holds fewer stays as
   /// it is. Inside the tail this undoes append exactly, except that a page sealed in between stays
   /// sealed (see tokens_before_seal). A cut inside a sealed page shortens that page and can cost one
-  /// page of the reservation: reserve again if append fails with OutOfCapacity. Fails with
-  /// InvalidArgument, changing nothing, if a window has freed tokens that the next one would see.
+  /// page of the reservation: reserve again if append fails with OutOfCapacity. Unless it empties the
+  /// page, each such cut leaves one that is not full: a sequence cut again and again grows by a page each
+  /// time. Fails with InvalidArgument, changing nothing, if a window has freed tokens that the next one
+  /// would see.
   Status truncate(SequenceId id, std::int64_t length);
 
   /// Drops the sealed pages that hold exactly the positions `from` to `to` - 1, in all layers;

@@ -246,7 +246,8 @@ class CacheProgramRun : ProgramWild {
                gpu().refresh(id, s).code(),
                gpu().poll(s).code()};
       // Never replayed.
-      KVTILT_EXPECT_OK(gpu().append(id, layer, keys.view(), values.view(), s));
+      KVTILT_EXPECT_OK(gpu().append(
+          id, layer, keys.view(), stored_apart(setup().shape.layers[at(layer)], values.view()), s));
     });
     for (const ErrorCode code : codes)
       if (code == ErrorCode::Ok) return "a call was captured";
