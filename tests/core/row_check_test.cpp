@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
 #include <vector>
 
 namespace kvtilt::detail {
@@ -50,6 +51,30 @@ TEST_F(RowCheckTest, RefusesOtherNumbersOfTokensHeadsAndMissingMemory) {
   EXPECT_TRUE(refused(keys_, wrong));
   keys_.tokens = values_.tokens = -1;
   EXPECT_TRUE(refused(keys_, values_));
+}
+
+TEST_F(RowCheckTest, ChecksKeysAloneWhereValuesAreInThem) {
+  LayerShape latents = layer;
+  latents.values_in_keys = true;
+  const auto refusal = [&](const TensorView& keys, const TensorView& values = {}) {
+    return std::string(check_rows(latents, keys, values, 5).message());
+  };
+  EXPECT_EQ(refusal(keys_), "");
+  EXPECT_EQ(refusal(keys_, values_),
+            "layer 5: values are given, [3, 2, 8], but are in this layer's keys: pass {}");
+  TensorView wrong = keys_;
+  wrong.tokens = -1;
+  EXPECT_EQ(refusal(wrong), "layer 5: keys are [-1, 2, 4]; expected [n, 2, 4]");
+  wrong = keys_;
+  wrong.heads = 1;
+  EXPECT_EQ(refusal(wrong), "layer 5: keys are [3, 1, 4]; expected [n, 2, 4]");
+  wrong = keys_;
+  wrong.data = nullptr;
+  EXPECT_EQ(refusal(wrong), "layer 5: keys are null");
+  wrong = keys_;
+  wrong.type = static_cast<ElementType>(7);
+  EXPECT_EQ(refusal(wrong),
+            "layer 5: keys have element type 7, which is none of f32 (0), f16 (1), bf16 (2)");
 }
 
 TEST_F(RowCheckTest, CountsWantedRows) {

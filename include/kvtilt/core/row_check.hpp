@@ -30,31 +30,31 @@ inline bool is_wanted(const TensorView& rows) {
   return rows.data != nullptr || rows.tokens != 0 || rows.heads != 0 || rows.dim != 0;
 }
 
-/// check_rows() of a layer whose values are in its keys.
-inline Status check_keys_alone(const LayerShape& shape, const TensorView& keys,
-                               const TensorView& values, int layer) {
-  if (is_wanted(values))
-    return Status::error(
-        ErrorCode::InvalidArgument,
-        "%svalues are given, [%lld, %d, %d], but are in this layer's keys: pass {}",
-        LayerName(layer).text, static_cast<long long>(values.tokens), values.heads, values.dim);
-  if (keys.tokens < 0 || keys.heads != shape.kv_heads || keys.dim != shape.key_dim)
-    return Status::error(ErrorCode::InvalidArgument,
-                         "%skeys are [%lld, %d, %d]; expected [n, %d, %d]", LayerName(layer).text,
-                         static_cast<long long>(keys.tokens), keys.heads, keys.dim, shape.kv_heads,
-                         shape.key_dim);
-  if (keys.tokens > 0 && keys.data == nullptr)
-    return Status::error(ErrorCode::InvalidArgument, "%skeys are null", LayerName(layer).text);
-  return check_type(keys.type, "keys", layer);
+/// Whether rows are [n, heads, dim] for some n.
+inline bool has_shape(const TensorView& rows, int heads, int dim) {
+  return rows.tokens >= 0 && rows.heads == heads && rows.dim == dim;
 }
+
+inline bool has_memory(const TensorView& rows) { return rows.tokens == 0 || rows.data != nullptr; }
 
 /// InvalidArgument unless keys and values have this layer's shape and the same number of tokens.
 /// Values that are in the keys must be {}.
 inline Status check_rows(const LayerShape& shape, const TensorView& keys, const TensorView& values,
                          int layer) {
-  if (shape.values_in_keys) return check_keys_alone(shape, keys, values, layer);
-  if (keys.tokens < 0 || keys.tokens != values.tokens || keys.heads != shape.kv_heads ||
-      values.heads != shape.kv_heads || keys.dim != shape.key_dim || values.dim != shape.value_dim)
+  const bool alone = shape.values_in_keys;
+  const bool good_keys = has_shape(keys, shape.kv_heads, shape.key_dim);
+  if (alone && is_wanted(values))
+    return Status::error(
+        ErrorCode::InvalidArgument,
+        "%svalues are given, [%lld, %d, %d], but are in this layer's keys: pass {}",
+        LayerName(layer).text, static_cast<long long>(values.tokens), values.heads, values.dim);
+  if (alone && !good_keys)
+    return Status::error(ErrorCode::InvalidArgument,
+                         "%skeys are [%lld, %d, %d]; expected [n, %d, %d]", LayerName(layer).text,
+                         static_cast<long long>(keys.tokens), keys.heads, keys.dim, shape.kv_heads,
+                         shape.key_dim);
+  if (!alone && !(good_keys && has_shape(values, shape.kv_heads, shape.value_dim) &&
+                  keys.tokens == values.tokens))
     return Status::error(
         ErrorCode::InvalidArgument,
         "%skeys are [%lld, %d, %d] and values [%lld, %d, %d]; expected [n, %d, %d] and "
@@ -62,11 +62,11 @@ inline Status check_rows(const LayerShape& shape, const TensorView& keys, const 
         LayerName(layer).text, static_cast<long long>(keys.tokens), keys.heads, keys.dim,
         static_cast<long long>(values.tokens), values.heads, values.dim, shape.kv_heads,
         shape.key_dim, shape.kv_heads, shape.value_dim);
-  if (keys.tokens > 0 && (keys.data == nullptr || values.data == nullptr))
-    return Status::error(ErrorCode::InvalidArgument, "%skeys or values are null",
-                         LayerName(layer).text);
+  if (!has_memory(keys) || !has_memory(values))
+    return Status::error(ErrorCode::InvalidArgument, "%s%s are null", LayerName(layer).text,
+                         alone ? "keys" : "keys or values");
   KVTILT_RETURN_IF_ERROR(check_type(keys.type, "keys", layer));
-  return check_type(values.type, "values", layer);
+  return alone ? Status{} : check_type(values.type, "values", layer);
 }
 
 /// InvalidArgument unless queries and output, [tokens, heads, dim], fit this layer and each other.

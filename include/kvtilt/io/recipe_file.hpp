@@ -4,7 +4,7 @@
 ///
 ///     {
 ///       "kvtilt_recipe": 1,
-///       "made_by": "kvtilt plan --bits 3.5",
+///       "made_by": "plan --budget 3.5",
 ///       "budget": "3.5 bits per element",
 ///       "hadamard": ["values"],
 ///       "page_tokens": 64,
