@@ -5,6 +5,7 @@
 #include "support/attend_check.hpp"
 #include "support/cache_bytes.hpp"
 #include "support/caches.hpp"
+#include "support/counting_allocator.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -33,9 +34,9 @@ class KVCacheFork : public testing::Test {
     options.recent_tokens = 16;
     return options;
   }
-  static KVCache make() {
-    return test::make_cache(CacheShape::uniform(2, 2, 32),
-                            Plan::uniform(CacheShape::uniform(2, 2, 32), presets::k4v2), options());
+  static KVCache make(const CacheOptions& options = KVCacheFork::options()) {
+    const CacheShape shape = CacheShape::uniform(2, 2, 32);
+    return test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options);
   }
 
   static void append(KVCache& cache, SequenceId id, const Rows<float>& rows, std::int64_t first,
@@ -143,6 +144,40 @@ TEST_F(KVCacheFork, LayersOutOfStepAreRefusedUntilTruncated) {
               HasSubstr("layer 1 holds 100 tokens, an earlier one 110"));
   KVTILT_EXPECT_OK(cache_.truncate(parent_, cache_.length(parent_).value()));
   EXPECT_TRUE(cache_.fork(parent_).ok());
+}
+
+TEST_F(KVCacheFork, TakesNumbersOfTokensThatCanBeReserved) {
+  for (const std::int64_t tokens : {std::int64_t{-1}, max_tokens + 1})
+    EXPECT_EQ(cache_.fork(parent_, tokens).code(), ErrorCode::InvalidArgument) << tokens;
+}
+
+TEST_F(KVCacheFork, ForksAllOrNothing) {
+  test::CountingAllocator memory;
+  CacheOptions counted = options();
+  counted.allocator = memory.get();
+  KVCache cache = make(counted);
+  parent_ = test::open_reserved(cache, 150);
+  append(cache, parent_, rows_, 0, 150);
+  int refusals = 0;
+  for (Result<SequenceId> child = Status{}; !child; ++refusals) {
+    memory.refuse_after = refusals;
+    child = cache.fork(parent_, 300);
+    memory.refuse_after = -1;
+    ASSERT_TRUE(child || child.code() == ErrorCode::OutOfMemory);
+    EXPECT_EQ(cache.memory().reserved_bytes, memory.bytes);
+  }
+  EXPECT_GT(refusals, 5);  // allocations for tables and blocks of two layers
+}
+
+TEST_F(KVCacheFork, RemovalSkipsLayersWithoutACache) {
+  CacheShape shape = CacheShape::uniform(3, 2, 32);
+  shape.layers[1] = {};
+  KVCache cache = test::make_cache(shape, Plan::uniform(shape, presets::k4v2), options());
+  const SequenceId id = test::open_reserved(cache, 150);
+  for (const int layer : {0, 2})
+    KVTILT_EXPECT_OK(cache.append(id, layer, rows_.view(), rows_.view()));
+  KVTILT_EXPECT_OK(cache.remove(id, 36, 68));
+  for (const int layer : {0, 2}) EXPECT_EQ(cache.view(id, layer)->page_count, 5);
 }
 
 TEST_F(KVCacheFork, RemovalDropsPagesAndNothingMoves) {

@@ -159,11 +159,13 @@ TEST_F(KVCacheSaved, AnyAlignmentWillDo) {
 TEST_F(KVCacheSaved, RefusesWhatItCannotSave) {
   append(cache_, id_, rows_);
   const std::vector<std::byte> image = test::saved(cache_, id_);
-  std::vector<std::byte> wrong(image.size() - 1, std::byte{7});
-  const Status status = cache_.save(id_, wrong);
-  EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("takes " + std::to_string(image.size())));
-  EXPECT_EQ(wrong, std::vector<std::byte>(image.size() - 1, std::byte{7}));
+  for (const std::size_t bytes : {image.size() - 1, image.size() + 1}) {
+    std::vector<std::byte> wrong(bytes, std::byte{7});
+    const Status status = cache_.save(id_, wrong);
+    EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("takes " + std::to_string(image.size())));
+    EXPECT_EQ(wrong, std::vector<std::byte>(bytes, std::byte{7}));
+  }
   EXPECT_EQ(cache_.saved_bytes({7, 1}).code(), ErrorCode::InvalidArgument);
   KVTILT_EXPECT_OK(cache_.append(id_, 0, more_.view(0, 1), more_.view(0, 1)));
   EXPECT_THAT(std::string(cache_.saved_bytes(id_).message()), HasSubstr("cannot save: layer 2"));

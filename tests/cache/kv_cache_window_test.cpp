@@ -108,6 +108,19 @@ TEST(KVCacheWindow, TruncationIsRefusedExactlyWhereTheNextTokenSeesFreedOnes) {
   }
 }
 
+TEST(KVCacheWindow, AForkAndALoadedSequenceRefuseTheSameTruncations) {
+  Windowed windowed(320);
+  KVCache& cache = windowed.cache;
+  const std::int64_t kept = windowed.view().first_kept;
+  ASSERT_GT(kept, 200);
+  const std::vector<std::byte> image = test::saved(cache, windowed.id);
+  for (const SequenceId id : {cache.fork(windowed.id).value(), cache.load(image).value()}) {
+    EXPECT_EQ(cache.view(id, 0)->first_kept, kept);
+    EXPECT_EQ(cache.truncate(id, kept + window - 2).code(), ErrorCode::InvalidArgument);
+    KVTILT_EXPECT_OK(cache.truncate(id, kept + window - 1));
+  }
+}
+
 /// 320 tokens in two layers; the second has a window.
 struct HalfWindowed {
   KVCache cache = make();

@@ -232,6 +232,16 @@ TEST_F(UnpackWindowedCache, SaysWhatTheWindowFreed) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("the window has freed position 4"));
 }
 
+TEST_F(UnpackWindowedCache, APageRemovedBehindTheFreedOnesIsNotOneOfThem) {
+  append(250);
+  const std::int64_t kept = cache_.view(id_, 0)->first_kept;
+  ASSERT_GT(kept, 0);
+  KVTILT_EXPECT_OK(cache_.remove(id_, kept, kept + 32));
+  Rows<float> keys(1, 2, 72);
+  EXPECT_THAT(std::string(cache_.unpack(id_, 0, kept, keys.out(), {}).message()),
+              HasSubstr("no page holds position " + std::to_string(kept)));
+}
+
 TEST(Unpack, TakesAnyViewAndRefusesAnEmptyOne) {
   const LayerPages pages = LayerPages::create({1, 16, 16}, {presets::k8v8}, 32).value();
   alignas(page_alignment) static std::byte block[1 << 12];

@@ -201,6 +201,7 @@ TEST_F(SavedReaderHostile, ForgedNumbersAreRefused) {
   expect_forgery_refused(length, most, "its length");
   expect_forgery_refused(length, std::int64_t{100}, "its tail starts elsewhere");
   expect_forgery_refused(length, std::int64_t{200}, "its tail is too long");
+  expect_forgery_refused(length, std::int64_t{132 + 16 + 32}, "its tail is too long");
   expect_forgery_refused(length, std::int64_t{3}, "its tail starts elsewhere");
   expect_forgery_refused(offsetof(SavedHeader, reserved), 1, "reserved");
   const std::size_t tail_start = offsetof(SavedLayer, tail_start);
@@ -285,6 +286,19 @@ TEST_F(SavedReaderHostile, ForgedValuesAreRefused) {
         EXPECT_TRUE(check(forged(image_, last + head.offset + at, std::uint16_t{0xfbff})).ok());
       }
     }
+  }
+}
+
+TEST_F(SavedReaderHostile, OneBitLayersHoldSmallerNumbersInTheirTail) {
+  const std::vector<Layer> layers = layers_of(shape(), parse_recipe("k1v1").value(), placement);
+  const std::vector<std::byte> image = zeros_saved(layers, placement, 150);
+  const SavedPlaces places(test::read_at<SavedHeader>(image, 0),
+                           test::read_at<SavedLayer>(image, 64), layers[0].layouts);
+  const std::size_t at = places.block(PageKind::Tail, 0);
+  for (const std::uint16_t most : std::initializer_list<std::uint16_t>{0x77ff, 0xf7ff}) {  // 32752
+    EXPECT_TRUE(kvtilt::check(forged(image, at, most), layers, placement).ok());
+    expect_refused(forged(image, at, static_cast<std::uint16_t>(most + 1)), layers, placement,
+                   ErrorCode::Corrupt, "was forged");
   }
 }
 

@@ -219,6 +219,17 @@ TEST(BitPlan, BuysWhatItsOwnPageBitsSay) {
   }
 }
 
+TEST(BitPlan, BuysWhatItsOwnPageBitsSayWhereTheyAreRoundedDown) {
+  const CacheShape shape = CacheShape::uniform(3, 3, 176);
+  const ModelLosses losses{std::vector(3, std::vector{HeadLosses{{1}, {1}}})};
+  const auto plan = plan_bits(shape, 64, default_choices({2}), losses, {3});
+  ASSERT_TRUE(plan.ok()) << plan.message();
+  ASSERT_LT(plan->page_bits * detail::page_elements(shape, 64) / 8,
+            static_cast<double>(plan->page_bytes));
+  const auto again = plan_bits(shape, 64, default_choices({2}), losses, {plan->page_bits});
+  EXPECT_TRUE(again.ok()) << again.message();
+}
+
 TEST(BitPlan, SkipsLayersWithoutCache) {
   CacheShape shape = CacheShape::uniform(3, 2, 64);
   shape.layers[1] = LayerShape{};

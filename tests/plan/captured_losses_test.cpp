@@ -271,6 +271,9 @@ TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {
   layer.weight = std::numeric_limits<double>::infinity();
   EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: weight inf"));
   layer = scene.layer;
+  layer.logit_scale = -0.5;
+  EXPECT_THAT(message(layer), HasSubstr("layer 0, keys: weight 1, logit scale -0.5"));
+  layer = scene.layer;
   layer.value_dim = 8;
   EXPECT_THAT(message(layer), HasSubstr("captured 2 kv heads of 16 and 8 channels"));
   layer = CapturedLayer{};

@@ -157,6 +157,29 @@ TEST(DivergenceLosses, KeysAloneWhereValuesAreInThem) {
             "divergence 3 is of values, but those of layer 0 are in its keys");
 }
 
+TEST(DivergenceLosses, TheLastOfSeveralMeasurementsCounts) {
+  auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
+  probes.push_back({0, -1, Tensor::Keys, key_format(4), 0.5});
+  const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
+  ASSERT_TRUE(losses.ok()) << losses.message();
+  EXPECT_EQ(losses->layers[0][0].keys[2], 0.5);
+}
+
+TEST(DivergenceLosses, AFormatWithoutErrorIsNoPointOfAPowerLaw) {
+  EXPECT_EQ(detail::scale_divergence({{Format{}, 0, 0.5}, {key_format(2), 4, 2}}, 3), 1.5);
+}
+
+TEST(DivergenceLosses, HeadsOfATensorWithoutErrorsShareNothing) {
+  const auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
+  std::vector captured{captured_layer(84), captured_layer(85)};
+  captured[0].keys.assign(captured[0].keys.size(), 0.0f);
+  const auto losses =
+      losses_from_divergence(probed_shape, 64, probed_choices, probes, captured, RecipePer::Head);
+  ASSERT_TRUE(losses.ok()) << losses.message();
+  for (const HeadLosses& head : losses->layers[0])
+    EXPECT_EQ(head.keys, std::vector<double>(probed_choices.keys.size(), 0.0));
+}
+
 TEST(DivergenceLosses, ZeroesStayZeroes) {
   const auto probes =
       probes_of({-1}, {2, 4}, [](int, int, Tensor, int bits) { return bits == 2 ? 1.0 : 0.0; });
