@@ -60,6 +60,21 @@ TEST(RowRules, WindowsAndRangesNarrowEachOther) {
   EXPECT_EQ(RowRules(view, queries, options, 500).row(3, 0).first_position, 404);
 }
 
+TEST(RowRules, SinksInATreeOutliveTheWindow) {
+  LayerView view;
+  view.shape = {1, 64, 64, 2, true};
+  view.sink_tokens = 4;
+  const TensorView queries(static_cast<const float*>(nullptr), 6, 1, 64);
+  const std::uint64_t mask[] = {0x1, 0x3, 0x7, 0xf, 0x1f, 0x3d};
+  AttendOptions options;
+  options.tree_mask = mask;
+  // The tree starts at position 1: its first three tokens are sinks.
+  EXPECT_EQ(RowRules(view, queries, options, 1).row(4, 0).tree, 0x1fu);
+  EXPECT_EQ(RowRules(view, queries, options, 1).row(5, 0).tree, 0x35u);
+  view.shape.keep_sinks = false;
+  EXPECT_EQ(RowRules(view, queries, options, 1).row(5, 0).tree, 0x30u);
+}
+
 TEST(CheckKept, RefusesQueriesThatNeedFreedTokens) {
   LayerView view;
   view.shape = {1, 64, 64, 100};
@@ -74,6 +89,11 @@ TEST(CheckKept, RefusesQueriesThatNeedFreedTokens) {
   AttendOptions part;
   part.first_position = 300;
   EXPECT_TRUE(check_kept(view, part, 310, 311).ok());
+  part = {};
+  part.end_position = 299;  // nothing is seen
+  EXPECT_TRUE(check_kept(view, part, 398, 400).ok());
+  part.end_position = 300;
+  EXPECT_FALSE(check_kept(view, part, 398, 400).ok());
   AttendOptions tree;
   tree.tree_tokens = 10;
   EXPECT_TRUE(check_kept(view, tree, 405, 409).ok());

@@ -225,5 +225,21 @@ TEST(AttentionTile, PagesMayComeInAnyOrder) {
   }
 }
 
+// Pages of 64 are joined in pairs, but only the second may be short.
+TEST(AttentionTile, AShortPageIsTheLastOfItsGroup) {
+  Random random(15);
+  KVCache cache = test::make_cache(LayerShape{1, 64, 64}, presets::k8v8,
+                                   {.page_tokens = 64, .sink_tokens = 0, .recent_tokens = 0});
+  const SequenceId id = test::open_reserved(cache, 200);
+  const Rows<float> rows = random_rows(random, 64, 1, 64);
+  KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(), rows.view()));
+  KVTILT_EXPECT_OK(cache.truncate(id, 20));
+  KVTILT_EXPECT_OK(cache.append(id, 0, rows.view(), rows.view()));
+  const LayerView view = cache.view(id, 0).value();
+  ASSERT_EQ(view.page_count, 2);
+  ASSERT_EQ(view.pages[1].kind, PageKind::Sealed);
+  EXPECT_TRUE(test::attends_within_bound(view, test::random_queries(random, view.shape, 1, 2)));
+}
+
 }  // namespace
 }  // namespace kvtilt::detail

@@ -193,6 +193,24 @@ TEST(WorkAgreement, PrefillOfABatchHasTheBitsOfItsSequences) {
   }
 }
 
+// In float32, the small values of the second span would vanish beside the large ones of the first.
+TEST(WorkAgreement, SpansOfALongChunkAreSummedInDouble) {
+  constexpr int span = detail::span_pages * detail::chunk_block_tokens;
+  const LayerShape shape{1, 8, 8};
+  KVCache cache = test::make_cache(shape, presets::k4v2);
+  const LayerView past = cache.view(test::open_reserved(cache, 0), 0).value();
+  const Rows<float> zeros(2 * span, 1, 8);  // all keys weigh the same
+  Rows<float> values(2 * span, 1, 8);
+  std::fill_n(values.data.begin(), 4 * 8, 0x1p15f);
+  std::fill_n(values.data.begin() + span * 8, span * 8, 0x1p-14f);
+  test::Output output(2 * span, 1, 8);
+  std::vector<std::byte> workspace(attend_prefill_workspace_bytes(past, 2 * span));
+  KVTILT_EXPECT_OK(attend_prefill(past, zeros.view(), zeros.view(), values.view(), output.view(),
+                                  test::exact_options(), workspace));
+  static_assert(span == 2048);
+  for (int c = 0; c < 8; ++c) EXPECT_FLOAT_EQ(output.out.at(2 * span - 1, 0, c), 0x1p5f + 0x1p-15f);
+}
+
 TEST(WorkHostile, AByteLessOrNoWorkerIsRefused) {
   Random random(3);
   Ragged batch(random);

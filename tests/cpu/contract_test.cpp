@@ -4,6 +4,8 @@
 #include <kvtilt/cpu/contract.hpp>
 #include <kvtilt/cpu/kernels.hpp>
 #include <kvtilt/page/unpack.hpp>
+#include <kvtilt/quant/presets.hpp>
+#include <kvtilt/quant/recipe.hpp>
 
 #include "support/codes.hpp"
 #include "support/fp16_oracle.hpp"
@@ -343,6 +345,20 @@ TEST_P(ContractAgreement, SumsWhatUnpackReturns) {
         if (HasFatalFailure()) return;
       }
     }
+}
+
+// Pages of 32 tokens are joined to the slots of one of 128: their weights must be as fine.
+TEST(ContractRounding, OfValuesIsThatOfAllSlotsThatAreJoined) {
+  const auto rounding = [](int page_tokens) {
+    const Recipe recipe = resolve_recipe(presets::k4v4, {1, 64, 64}, page_tokens).value();
+    const HeadLayout head = head_layout(recipe, 64, 64, page_tokens, 0);
+    cpu::Contraction values{};
+    values.role = Role::Values;
+    values.tensor = &head.value;
+    return cpu::Rounding(values, cpu::DotType::Integer);
+  };
+  EXPECT_EQ(rounding(32).least_square, rounding(cpu::joined_slots).least_square);
+  EXPECT_EQ(rounding(32).checked, rounding(cpu::joined_slots).checked);
 }
 
 INSTANTIATE_TEST_SUITE_P(Widths, ContractAgreement, testing::Values(1, 2, 3, 4, 5, 6, 7, 8, 16));

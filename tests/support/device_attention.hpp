@@ -92,7 +92,7 @@ struct RandomOptions {
 
   RandomOptions(Random& random, const LayerShape& shape, const Rows<float>& queries) {
     for (int head = 0; head < queries.heads; ++head) {
-      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
+      slopes.push_back(static_cast<float>(random.uniform(-0.1, 0.1)));
       sinks.push_back(static_cast<float>(random.sampled_normal()) * 3);
     }
     for (int i = 0; i < queries.tokens; ++i) tree.push_back(random.next() | random.next());

@@ -47,7 +47,7 @@ struct RandomRequest {
         output(tokens, queries.rows().heads, view.shape.value_dim) {
     const int heads = queries.rows().heads;
     for (int head = 0; head < heads; ++head) {
-      slopes.push_back(static_cast<float>(random.uniform() * 0.1));
+      slopes.push_back(static_cast<float>(random.uniform(-0.1, 0.1)));
       sinks.push_back(static_cast<float>(random.sampled_normal()) * 3);
     }
     const int window = view.shape.window;
