@@ -89,7 +89,7 @@ struct AttendWorkspace {
     bytes_per_tile = 0;
     for (std::size_t i = 0; i < requests.size(); ++i) {
       Work work = make_work(requests[i]);
-      work.spans = spans_of(work, batch_pages, workers);
+      split_tiles(work, batch_pages, workers);
       floats += partial_floats(work);
       bytes_per_tile = std::max(bytes_per_tile, tile_bytes({&work, 1}));
       if (workspace != nullptr) new (&works[i]) Work(work);
@@ -139,9 +139,10 @@ inline std::size_t attend_workspace_bytes(const LayerView& view) {
 ///            and 8 becomes key_dim / 2. A soft-cap adds 2^-21 * soft_cap inside the parentheses.
 ///            Arithmetic::Fast: see there
 /// Fails      InvalidArgument (shapes, options, workspace; names the values); nothing is written then
-/// Cost       reads every page once per kv head and tile of 16 query rows; no allocation. If a tile
-///            is long, or tiles are too few for the workers, it is split into spans of 32 pages: a
-///            single sequence keeps up to tiles * spans workers busy
+/// Cost       reads every page that a query sees once per kv head and tile of 16 query rows; no
+///            allocation. Pages outside the tile's range and window cost nothing. If a tile is long, or
+///            tiles are too few for the workers, it is split into spans of 32 pages: a single sequence
+///            keeps up to tiles * spans workers busy
 inline Status attend(std::span<const AttendRequest> requests, std::span<std::byte> workspace,
                      const ParallelFor& parallel = {}) {
   for (const AttendRequest& request : requests)

@@ -44,7 +44,7 @@ inline Status check_step(const LayerShape& shape, const CacheOptions& options,
   return {};
 }
 
-/// The most query rows of a batch that are in split tiles: spans_of() splits fewer than
+/// The most query rows of a batch that are in split tiles: split_tiles() splits fewer than
 /// share_tiles * workers tiles, whatever the lengths of the sequences.
 inline std::int64_t most_split_rows(const LayerShape& shape, const AttendStep& step) {
   const std::int64_t rows = step.queries * step.query_heads;  // of a sequence

@@ -40,6 +40,15 @@ inline std::int64_t first_new_token(const AttendOptions& options, std::int64_t f
   return options.tree_tokens > 0 ? end - options.tree_tokens : first;
 }
 
+/// The oldest position that some query sees, sinks apart, as far as the options decide; a tree's nodes
+/// may see less. `first` and `end` are as for first_new_token().
+inline std::int64_t oldest_seen(const LayerView& view, const AttendOptions& options,
+                                std::int64_t first, std::int64_t end) {
+  const int window = effective_window(view, options);
+  const std::int64_t position = first_new_token(options, first, end);
+  return std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
+}
+
 /// InvalidArgument if the tree has more tokens than the sequence, or if the window has freed a position
 /// that the oldest query sees. `first` and `end` are as for first_new_token().
 inline Status check_kept(const LayerView& view, const AttendOptions& options, std::int64_t first,
@@ -48,9 +57,7 @@ inline Status check_kept(const LayerView& view, const AttendOptions& options, st
   if (position < 0)
     return Status::error(ErrorCode::InvalidArgument, "%d tree_tokens in a sequence of %lld",
                          options.tree_tokens, static_cast<long long>(end));
-  const int window = effective_window(view, options);
-  const std::int64_t oldest =
-      std::max(options.first_position, window > 0 ? position - window + 1 : std::int64_t{0});
+  const std::int64_t oldest = oldest_seen(view, options, first, end);
   if (oldest >= view.first_kept || options.end_position <= oldest) return {};
   return Status::error(ErrorCode::InvalidArgument,
                        "the query at position %lld sees back to position %lld, but the window has "

@@ -9,6 +9,7 @@
 
 #include <kvtilt/attention/parallel_for.hpp>
 #include <kvtilt/attention/query_rules.hpp>
+#include <kvtilt/attention/seen_pages.hpp>
 #include <kvtilt/attention/tile.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 #include <kvtilt/cpu/layer_view.hpp>
@@ -34,6 +35,8 @@ struct Work {
 
   std::int64_t first_item;  ///< index of its first item in the batch
   std::int64_t first_tile;  ///< index of its first tile in the batch
+  int sink_spans = 0;       ///< of split tiles: 1 if the first is there for its sinks alone
+  int skipped_spans = 0;    ///< likewise: those behind sink_spans that no query sees
   int spans = 1;            ///< items per tile: 1 unless tiles are split
   float* partials;          ///< [tile][span][row of the tile], if tiles are split
 
@@ -75,12 +78,22 @@ inline constexpr std::int64_t share_tiles = 8;
 /// Pages that the tiles of a request read, summed over its tiles.
 inline std::int64_t tile_pages(const Work& work) { return work.tiles() * work.view->page_count; }
 
-/// Items per tile of a request, in a batch whose tile_pages add up to `batch_pages`. In any batch
-/// fewer than share_tiles * workers tiles are split.
-inline int spans_of(const Work& work, std::int64_t batch_pages, int workers) {
-  const int pages = work.view->page_count;
-  if (workers <= 1 || pages <= batch_pages / (share_tiles * workers)) return 1;
-  return std::max(1, (pages + span_pages - 1) / span_pages);
+/// Splits the tiles of a request into the spans that some query sees, in a batch whose tile_pages add
+/// up to `batch_pages`. In any batch fewer than share_tiles * workers tiles are split. The options may
+/// only take spans away: a workspace that was measured without them suffices.
+inline void split_tiles(Work& work, std::int64_t batch_pages, int workers) {
+  const LayerView& view = *work.view;
+  if (workers <= 1 || view.page_count <= batch_pages / (share_tiles * workers)) return;
+  const AttendOptions& options = *work.options;
+  const std::int64_t end = work.first_position + work.queries.tokens;
+  SeenPositions seen{oldest_seen(view, options, work.first_position, end),
+                     std::min(options.end_position, end)};
+  if (view.shape.keep_sinks && view.sink_tokens == 0) seen.first = options.first_position;
+  const TableRange pages = pages_of(view, seen);
+  const int first = pages.first / span_pages;
+  work.sink_spans = view.shape.keep_sinks && first > 0 && view.sink_tokens > 0 ? 1 : 0;
+  work.skipped_spans = first - work.sink_spans;
+  work.spans = std::max(1, (pages.last + span_pages - 1) / span_pages - work.skipped_spans);
 }
 
 /// Numbers items and tiles.
@@ -156,17 +169,22 @@ inline void load_query(const Work& work, std::int64_t token, int head, float fac
   work.view->kernels->scale(out, queries.dim, factor);
 }
 
-inline void fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile,
-                      bool with_queries) {
+/// Gives a tile its rows; returns what they see.
+inline SeenPositions fill_rows(const Work& work, std::int64_t tile_index, AttentionTile& tile,
+                               bool with_queries) {
   const RowRules rules(*work.view, work.queries, *work.options, work.first_position);
+  SeenPositions seen;
   tile.clear();
   for (int r = 0; r < work.rows_of(tile_index); ++r) {
     std::int64_t token = 0;
     int head = 0;
     work.locate(tile_index, r, token, head);
-    float* query = tile.add_row(rules.row(token, head));
+    const RowRule rule = rules.row(token, head);
+    seen.add(rule);
+    float* query = tile.add_row(rule);
     if (with_queries) load_query(work, token, head, rules.query_factor(), query);
   }
+  return seen;
 }
 
 /// Bytes between two blocks. They may come from different allocations: pointers cannot be subtracted.
@@ -175,13 +193,21 @@ inline std::ptrdiff_t distance(const std::byte* from, const std::byte* to) {
                                      reinterpret_cast<std::uintptr_t>(from));
 }
 
-/// Adds pages first to last - 1 of the cache, span by span; the last span is not ended. Groups end at
-/// fixed positions and spans at fixed entries of the table, so that a query has the same bits whatever
-/// others are attended with it.
-inline void add_pages(const Work& work, int kv_head, int first, int last, AttentionTile& tile) {
+/// Adds the pages of `range` that hold what the rows see, span by span; the last span is not ended.
+/// Groups end at fixed positions and spans at fixed entries of the table, so that a query has the same
+/// bits whatever others are attended with it, and whatever pages are left out.
+inline void add_pages(const Work& work, int kv_head, const SeenPositions& seen, TableRange range,
+                      AttentionTile& tile) {
+  const std::int64_t first_sink = work.options->first_position;
+  TableRange pages = pages_of(*work.view, seen);
+  const int last = std::min(range.last, pages.last);
+  pages.first = std::min(pages.first, last);
   std::int64_t group = -1;
-  for (int index = first; index < last; ++index) {
-    if (index > first && index % span_pages == 0) tile.end_span();
+  int span = -1;
+  for (int index = next_page(*work.view, pages, first_sink, range.first); index < last;
+       index = next_page(*work.view, pages, first_sink, index + 1)) {
+    if (span >= 0 && index / span_pages != span) tile.end_span();
+    span = index / span_pages;
     const PageEntry& page = work.view->pages[index];
     const HeadLayout& head = work.view->head(page.kind, kv_head);
     const std::byte* block = page.data + head.offset;
@@ -191,7 +217,7 @@ inline void add_pages(const Work& work, int kv_head, int first, int last, Attent
     if (own != group) tile.end_group();
     group = own;
     std::ptrdiff_t prefetch_offset = 0;
-    if (const int ahead = index + joined; ahead < last) {
+    if (const int ahead = next_page(*work.view, pages, first_sink, index + joined); ahead < last) {
       const PageEntry& following = work.view->pages[ahead];
       prefetch_offset =
           distance(block, following.data + work.view->head(following.kind, kv_head).offset);
@@ -241,15 +267,16 @@ inline void run_item(const Work& work, std::int64_t item, AttentionTile& tile) {
   const std::int64_t tile_index = item / work.spans;
   const int span = static_cast<int>(item % work.spans);
   const int kv_head = static_cast<int>(tile_index / work.tiles_per_head());
-  fill_rows(work, tile_index, tile, true);
+  const SeenPositions seen = fill_rows(work, tile_index, tile, true);
   if (work.spans == 1) {
-    add_pages(work, kv_head, 0, work.view->page_count, tile);
+    add_pages(work, kv_head, seen, {0, work.view->page_count}, tile);
     add_chunk(work, kv_head, tile);
     write_rows(work, tile_index, tile);
     return;
   }
-  add_pages(work, kv_head, span * span_pages,
-            std::min(work.view->page_count, (span + 1) * span_pages), tile);
+  const int first = (span < work.sink_spans ? span : span + work.skipped_spans) * span_pages;
+  add_pages(work, kv_head, seen, {first, std::min(work.view->page_count, first + span_pages)},
+            tile);
   tile.store_span(partial(work, tile_index, span));
 }
 
