@@ -26,8 +26,8 @@ constexpr const char* description =
   fast   rms of (fast arithmetic - exact arithmetic), both on the codes
   ratio  fast / codes; worst: of the layer and text where it is largest
 All tokens are in sealed pages of 64. Of several layers and texts each has the same weight. Random
-queries are stretched until logits have a standard deviation of 2 over the tokens; captured models
-bring their own. A * marks a ratio above 0.2.)";
+queries are stretched until logits have a standard deviation of 2 over the tokens, unless said
+otherwise; captured models bring their own. A * marks a ratio above 0.2.)";
 
 using Output = std::vector<double>;
 

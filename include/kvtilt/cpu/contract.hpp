@@ -32,8 +32,8 @@ enum class DotType : std::uint8_t {
 };
 
 /// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
-/// of the weights then adds about a fifth of the codes' own error at most. Measured by bench/run.sh
-/// --errors.
+/// of the weights then adds about a fifth of the codes' own error, as long as it averages out: see
+/// Arithmetic::Fast. Measured by bench/run.sh --errors.
 inline constexpr float step_share = 0.6f;
 
 /// A head's block of a page, and the distance in bytes from it to the block that is read after it,
