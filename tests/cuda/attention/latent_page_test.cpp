@@ -65,7 +65,7 @@ TEST(AttendLatents, HaveTheBitsOfValuesStoredApart) {
       const Rows<float> queries = random_queries(random, shape, 1, 4);
       const Output latents = emulated_attend<cuda::LatentTraits<96, 64>>(
           {{once.view(in_once, 0).value()}, {{any, in_keys}}, options}, queries, {}, {2, 2, 0, {}});
-      const Output stored = emulated_attend<GenericTraits<96, 64>>(
+      const Output stored = emulated_attend<cuda::GenericTraits<96, 64>>(
           {{twice.view(in_twice, 0).value()}, {{any, any}}, options}, queries, {}, {2, 2, 0, {}});
       EXPECT_EQ(latents.out.data, stored.out.data) << bits << " bits";
       EXPECT_EQ(latents.lse, stored.lse) << bits << " bits";
