@@ -30,11 +30,18 @@ void expect_unpacked(DeviceProgram& program, const LayerShape& shape, int sequen
   ASSERT_TRUE(program.cpu().unpack(program.id(sequence), 0, first, keys.view, values.view).ok());
   Rows<T> device_keys(tokens, shape.kv_heads, shape.key_dim, pad);
   Rows<T> device_values(tokens, shape.kv_heads, shape.value_dim, pad);
-  const cuda::UnpackArguments arguments{program.device().view(), sequence,          first, tokens,
-                                        device_keys.view,        device_values.view};
-  const int blocks = cuda::unpack_units(arguments.layer, tokens) * shape.kv_heads;
-  ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, cuda::unpack_shared_bytes,
-                      [&](EmulatedThreads& threads) { cuda::unpack(threads, arguments); }));
+  cuda::UnpackArguments arguments{program.device().view(), sequence,          first, tokens,
+                                  device_keys.view,        device_values.view};
+  const auto launch = [](const cuda::UnpackArguments& own) {
+    const int blocks = cuda::unpack_units(own.layer, own.tokens) * own.layer.kv_heads;
+    ASSERT_TRUE(emulate(blocks, cuda::unpack_threads, cuda::unpack_shared_bytes,
+                        [&](EmulatedThreads& threads) { cuda::unpack(threads, own); }));
+  };
+  if (shape.values_in_keys) {
+    launch(cuda::values_as_keys(arguments));
+    arguments.values = {};
+  }
+  launch(arguments);
   EXPECT_EQ(program.device().record().fault, cuda::DeviceFault::None);
   EXPECT_TRUE(device_keys.bytes == keys.bytes)
       << "keys of " << tokens << " tokens from " << first << ", pad " << pad;

@@ -24,9 +24,18 @@ struct UnpackArguments {
   std::int64_t first;  ///< position of row 0
   std::int64_t tokens;
   /// Device memory, [tokens, kv_heads, dim], channels contiguous; no data: skipped.
+  /// Values that are in the keys are keys of value_dim channels, to be unpacked by a launch of their own.
   MutableTensorView keys;
   MutableTensorView values;
 };
+
+/// The launch for values that are in the keys.
+inline UnpackArguments values_as_keys(const UnpackArguments& arguments) {
+  UnpackArguments other = arguments;
+  other.keys = arguments.values;
+  other.values = {};
+  return other;
+}
 
 inline constexpr int unpack_threads = 128;
 inline constexpr std::size_t unpack_shared_bytes = unpack_threads / warp_lanes * line_buffer_bytes;
@@ -295,11 +304,11 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
     const detail::PieceRows wanted(arguments, pieces[start + unit], head);
     if (!keys_done && !values_done)
       detail::prefetch_tensor(threads, wanted.layout->value, wanted.block);
-    if (!keys_done)
+    if (!keys_done && arguments.keys.dim == layer.key_dim)
       keys_done = detail::unpack_whole_rows<Role::Keys>(threads, wanted.layout->key, wanted.block,
                                                         wanted.slot, wanted.count, arguments.keys,
                                                         wanted.first_row, head);
-    if (!values_done && layer.values_in_keys == 0)
+    if (!values_done)
       values_done = detail::unpack_whole_rows<Role::Values>(
           threads, wanted.layout->value, wanted.block, wanted.slot, wanted.count, arguments.values,
           wanted.first_row, head);
@@ -312,14 +321,10 @@ KVTILT_HD void unpack(const Threads& threads, const UnpackArguments& arguments) 
       report(piece.first_position + piece.tokens);
     const detail::PieceRows wanted(arguments, piece, head);
     if (wanted.count <= 0) continue;
-    KVTILT_DEVICE_LOOP
-    for (int pass = 0; pass <= layer.values_in_keys; ++pass) {  // keys, then the values in them
-      if (pass == 0 ? keys_done : values_done) continue;
+    if (!keys_done)
       detail::unpack_rows<Role::Keys>(threads, wanted.layout->key, wanted.block, wanted.slot,
-                                      wanted.count, pass == 0 ? arguments.keys : arguments.values,
-                                      wanted.first_row, head);
-    }
-    if (!values_done && layer.values_in_keys == 0)
+                                      wanted.count, arguments.keys, wanted.first_row, head);
+    if (!values_done)
       detail::unpack_rows<Role::Values>(threads, wanted.layout->value, wanted.block, wanted.slot,
                                         wanted.count, arguments.values, wanted.first_row, head);
     keys_done = arguments.keys.data == nullptr;
