@@ -86,24 +86,25 @@ Source synthetic(float outlier, bool matched) {
   return source;
 }
 
-/// A long text whose values have means of their own in every channel, as large as their spread. Every
-/// 128th token is a delimiter if `gap` is not 0: its logits are larger by it, its values small. The
-/// logits of the others have the standard deviation `spread`. Whatever a group loses of its weights
-/// has the same sign in all groups.
-Source offset_values(float gap, float spread) {
+/// A long text whose values have means of their own in every channel, as large as their spread. If
+/// asked for, every 128th token is a delimiter: its logits are larger, its values small. Whatever a
+/// group loses of its weights has the same sign in all groups.
+Source offset_values(bool delimiters) {
   constexpr std::size_t dim = 128;
+  constexpr float gap = 8.0f;  // of a delimiter's logits over the others
+  const float spread = delimiters ? 0.5f : 3.0f;
   Source source;
-  source.name = gap == 0 ? "offset values" : "delimiters";
+  source.name = delimiters ? "delimiters" : "offset values";
   source.description =
-      gap == 0 ? "16,384 tokens, values with a mean in each channel, logits spread by 3"
-               : "the same, logits spread by 0.5, those of every 128th token larger by 8";
+      delimiters ? "the same, logits spread by 0.5, those of every 128th token larger by 8"
+                 : "16,384 tokens, values with a mean in each channel, logits spread by 3";
   std::mt19937 random(3);
   Normal normal;
   Part part = make_part(1, 4, dim, 16384, 4);
   std::vector<float> means(dim);
   for (float& mean : means) mean = normal(random);
   for (std::size_t i = 0; i < part.keys.size(); ++i) {
-    const bool delimiter = gap != 0 && i / dim % 128 == 64;
+    const bool delimiter = delimiters && i / dim % 128 == 64;
     const float key = normal(random);
     const float value = normal(random);
     part.keys[i] = i % dim != 0 ? key : delimiter ? gap : 0.0f;
@@ -205,8 +206,7 @@ std::vector<Source> make_sources(const std::filesystem::path& data, int page_tok
   sources.push_back(synthetic(1, false));
   for (const bool matched : {false, true})
     for (const float outlier : {5.0f, 10.0f, 30.0f}) sources.push_back(synthetic(outlier, matched));
-  sources.push_back(offset_values(0.0f, 3.0f));
-  sources.push_back(offset_values(8.0f, 0.5f));
+  for (const bool delimiters : {false, true}) sources.push_back(offset_values(delimiters));
   for (const bool drawn : {false, true}) sources.push_back(gpt2(data, drawn));
   sources.push_back(captured(data, "stories260K", "tinystories_317.txt", page_tokens));
   sources.push_back(captured(data, "novels-3M", "novels_heldout.txt", page_tokens));

@@ -42,8 +42,8 @@ struct CachedLayer {
       const Rows<float> keys =
           random_rows(random, length, shape.kv_heads, shape.key_dim, spread, offset);
       const Rows<float> values = random_rows(random, length, shape.kv_heads, shape.value_dim);
-      KVTILT_EXPECT_OK(cache.append(ids.back(), 0, keys.view(),
-                                    shape.values_in_keys ? TensorView{} : values.view()));
+      KVTILT_EXPECT_OK(
+          cache.append(ids.back(), 0, keys.view(), stored_apart(shape, values.view())));
     }
   }
   [[nodiscard]] std::vector<LayerView> views() const {

@@ -8,6 +8,7 @@
 #include "support/emulated_layer.hpp"
 #include "support/emulated_threads.hpp"
 #include "support/random.hpp"
+#include "support/rows.hpp"
 
 #include <gtest/gtest.h>
 
@@ -78,8 +79,7 @@ class DeviceProgram {
     arguments.layer = device_->view();
     arguments.batch = {slots.data(), static_cast<int>(slots.size())};
     arguments.keys = view(keys_, rows, setup_.shape.key_dim, pad);
-    if (!setup_.shape.values_in_keys)
-      arguments.values = view(values_, rows, setup_.shape.value_dim, pad);
+    arguments.values = stored_apart(setup_.shape, view(values_, rows, setup_.shape.value_dim, pad));
     arguments.rows = {indptr.data(), 0};
     body(arguments, order);
     for (std::size_t i = 0; i < slots.size(); ++i) {
@@ -92,9 +92,8 @@ class DeviceProgram {
             indptr[i] * all.token_stride * static_cast<std::int64_t>(element_bytes(all.type));
         return one;
       };
-      const Status added =
-          cpu_->append(id(slots[i]), 0, part(arguments.keys),
-                       setup_.shape.values_in_keys ? TensorView{} : part(arguments.values));
+      const Status added = cpu_->append(id(slots[i]), 0, part(arguments.keys),
+                                        stored_apart(setup_.shape, part(arguments.values)));
       EXPECT_TRUE(added.ok()) << added.message();
       expect_equal(slots[i]);
     }

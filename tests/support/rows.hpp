@@ -3,6 +3,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/tensor_view.hpp>
 
 #include "support/random.hpp"
@@ -60,6 +61,11 @@ Rows<To> converted(const Rows<From>& rows, Convert convert) {
 /// The input as a cache first rounds it: fp16, here as floats.
 inline Rows<float> rounded_to_half(const Rows<float>& rows) {
   return converted<float>(rows, [](float x) { return to_float(to_f16(x)); });
+}
+
+/// What append takes as values: none if they are in the layer's keys.
+inline TensorView stored_apart(const LayerShape& shape, const TensorView& values) {
+  return shape.values_in_keys ? TensorView{} : values;
 }
 
 }  // namespace kvtilt::test

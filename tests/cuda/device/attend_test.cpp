@@ -89,8 +89,7 @@ void expect_close(const Attended& attended, const std::vector<std::int64_t>& len
     const SequenceId id = open_reserved(cache, length);
     const Rows<float> keys = random_rows(random, length, 2, dim, 1, 0.5f);
     const Rows<float> values = random_rows(random, length, 2, dim);
-    KVTILT_EXPECT_OK(
-        cache.append(id, 0, keys.view(), shape.values_in_keys ? TensorView{} : values.view()));
+    KVTILT_EXPECT_OK(cache.append(id, 0, keys.view(), stored_apart(shape, values.view())));
     views.push_back(cache.view(id, 0).value());
   }
   const DeviceLayer host(views, recipes, cache_options);

@@ -105,11 +105,6 @@ struct BothIds {
   SequenceId cpu;
 };
 
-/// What append takes as values: none if they are in the layer's keys.
-inline TensorView stored_apart(const LayerShape& shape, const TensorView& values) {
-  return shape.values_in_keys ? TensorView{} : values;
-}
-
 /// A CPU cache and a device cache that get the same calls.
 class BothCaches {
  public:

@@ -110,20 +110,10 @@ inline Status KVCache::unpack(SequenceId id, int layer, std::int64_t first,
                          layer, static_cast<long long>(tokens), static_cast<long long>(first),
                          static_cast<long long>(most), static_cast<long long>(most_token_count));
   if (tokens == 0) return {};
-  UnpackArguments arguments{views_[static_cast<std::size_t>(layer)],
-                            static_cast<int>(id.slot),
-                            first,
-                            tokens,
-                            keys,
-                            values};
-  if (shape(layer).values_in_keys) {
-    if (values.data != nullptr)
-      KVTILT_RETURN_IF_ERROR(
-          to_status(launch_unpack(values_as_keys(arguments), stream), "unpacking values"));
-    if (keys.data == nullptr) return {};
-    arguments.values = {};
-  }
-  return to_status(launch_unpack(arguments, stream), "unpacking tokens");
+  return to_status(launch_unpack({views_[static_cast<std::size_t>(layer)],
+                                  static_cast<int>(id.slot), first, tokens, keys, values},
+                                 stream),
+                   "unpacking tokens");
 }
 
 inline Result<LayerView> KVCache::view(int layer) const {

@@ -19,7 +19,13 @@ __global__ void __launch_bounds__(unpack_threads, compiled_machine.unpack_blocks
   unpack(threads, arguments);
 }
 
-inline cudaError_t launch_unpack(const UnpackArguments& arguments, cudaStream_t stream) {
+/// One launch, or two for keys and the values in them.
+inline cudaError_t launch_unpack(UnpackArguments arguments, cudaStream_t stream) {
+  if (arguments.layer.values_in_keys != 0 && arguments.values.data != nullptr) {
+    const cudaError_t error = launch_unpack(values_as_keys(arguments), stream);
+    if (error != cudaSuccess || arguments.keys.data == nullptr) return error;
+    arguments.values = {};
+  }
   return detail::launch<&unpack_kernel<DeviceThreads>>(
       unpack_units(arguments.layer, arguments.tokens) * arguments.layer.kv_heads, unpack_threads,
       unpack_shared_bytes, stream, arguments);

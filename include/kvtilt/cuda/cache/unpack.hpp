@@ -29,7 +29,7 @@ struct UnpackArguments {
   MutableTensorView values;
 };
 
-/// The launch for values that are in the keys.
+/// The launch for values that are in the keys: launch_unpack() makes it.
 inline UnpackArguments values_as_keys(const UnpackArguments& arguments) {
   UnpackArguments other = arguments;
   other.keys = arguments.values;
