@@ -90,6 +90,58 @@ TEST_P(AttendFast, AddsLessThanAFifthOfTheErrorOfTheCodes) {
         }
 }
 
+/// Logits and values with which a bias of the weights' rounding shows: every `period`-th token (a
+/// delimiter) outweighs the others by e^gap, and all channels of the others have means of their own, as
+/// large as their spread. The mean of lost weights is lost in every group, and no length averages it
+/// out.
+struct Delimiters {
+  float gap;
+  float spread;  ///< standard deviation of the other tokens' logits
+  int period;
+
+  /// Fills `data` for a query that is `peak` in channel 0 and 0 in all others.
+  void fill(Random& random, Data& data, float peak) const {
+    std::vector<float> means(static_cast<std::size_t>(data.values.dim));
+    for (float& mean : means) mean = static_cast<float>(random.sampled_normal());
+    const float unit = std::sqrt(static_cast<float>(data.keys.dim)) / peak;  // one logit
+    for (std::int64_t t = 0; t < data.keys.tokens; ++t) {
+      const bool delimiter = t % period == period / 2;
+      const float logit = static_cast<float>(random.sampled_normal()) * spread;
+      data.keys.at(t, 0, 0) = unit * (delimiter ? gap : logit);
+      for (int c = 0; c < data.values.dim; ++c) {
+        const float x = static_cast<float>(random.sampled_normal());
+        data.values.at(t, 0, c) = delimiter ? 0.3f * x : x + means[static_cast<std::size_t>(c)];
+      }
+    }
+  }
+};
+
+TEST_P(AttendFast, LosesNothingBesideTokensThatOutweighTheirGroup) {
+  const int bits = GetParam();
+  Random random(static_cast<std::uint64_t>(100 + bits));
+  const LayerShape shape{1, 128, 128, 0};
+  for (const Delimiters& pattern :
+       {Delimiters{0, 3, 128}, Delimiters{6, 0.2f, 128}, Delimiters{7, 0.5f, 64},
+        Delimiters{8, 0.5f, 128}, Delimiters{10, 0.3f, 128}}) {
+    Data data(random, shape, 8192, 1.0f);
+    test::Rows<float> queries(1, 1, shape.key_dim);
+    queries.at(0, 0, 0) = 20.0f;
+    pattern.fill(random, data, 20.0f);
+    const Filled truth(shape, Recipe{}, test::usable_isas().back(), data);
+    const std::vector<float> expected = truth.attended(queries, Arithmetic::Exact);
+    for (const Granularity granularity : {Granularity::PerChannel, Granularity::PerToken})
+      for (const Isa isa : test::usable_isas()) {
+        const Recipe recipe{{}, Format{bits, granularity, 0, default_rule(bits)}};
+        const Filled filled(shape, recipe, isa, data);
+        const std::vector<float> exact = filled.attended(queries, Arithmetic::Exact);
+        const std::vector<float> fast = filled.attended(queries, Arithmetic::Fast);
+        EXPECT_LE(rms(fast, exact), 0.2 * rms(exact, expected))
+            << to_string(recipe) << " on " << to_string(isa) << ", gap " << pattern.gap
+            << ", spread " << pattern.spread << ", period " << pattern.period;
+      }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Widths, AttendFast, testing::Range(1, 9));
 
 /// Fast has the bits of Exact where, and only where, the width has no integer kernel.

@@ -168,14 +168,16 @@ struct CleanPages {
 };
 
 /// The most that rounding a row's weights to integers may change a sum, by band: per element half a
-/// step times half the range of the codes, whose mean is subtracted.
+/// step (keys) or a whole one (values) times half the range of the codes, whose mean is subtracted.
 double integer_tolerance(const CleanPages& pages, Role role, const float* row, Range inner,
                          int outer) {
   const TensorLayout& tensor = *pages.tensor;
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
   const int group = tensor.group_along_outer ? pages.extent() : tensor.format.group;
-  int extent = group;  // number of weights that share a step
+  const double share = role == Role::Keys ? 0.6 : 0.55;
+  const double error = role == Role::Keys ? 0.5001 : 1.0;  // in steps
+  int extent = group;                                      // number of weights that share a step
   if (tensor.group_along_outer && role == Role::Values) extent = std::max(group, cpu::joined_slots);
   for (int first = 0; first < inner.last; first += group) {
     double largest = 0;
@@ -192,12 +194,12 @@ double integer_tolerance(const CleanPages& pages, Role role, const float* row, R
       ++count;
     }
     if (count == 0) continue;
-    const double refined = n > 3 ? 0.6 * std::sqrt(square / extent) / n : largest;
+    const double refined = n > 3 ? share * std::sqrt(square / extent) / n : largest;
     const double step = std::min(largest / (role == Role::Keys ? 127 : 255), refined * 1.05);
     const double lane = tensor.group_along_outer
                             ? 1.0
                             : static_cast<double>(to_float(pages.scales(outer, first)[outer]));
-    tolerance += 0.5001 * step * 0.5 * n * count * lane;
+    tolerance += error * step * 0.5 * n * count * lane;
   }
   return tolerance;
 }
@@ -271,7 +273,7 @@ void check_pages(test::Random& random, const CleanPages& pages, Role role, std::
     std::copy_n(pages.blocks[i], bytes, block.data());
     const Range seen = part_of(inner, static_cast<int>(i), tensor.matrix.inner);
     poison_tokens(random, tensor, keys, keys ? outer : seen, block.data());
-    blocks.push_back({block.data(), random.between(-100000, 100000)});
+    blocks.push_back({block.data(), random.between(-100000, 100000), random.between(0, 1 << 20)});
   }
   const Operands operands(random, tensor.matrix, pages.extent(), inner, role);
   const ExpectedSums expected(operands, pages, role, outer, inner);

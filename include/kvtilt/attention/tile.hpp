@@ -157,8 +157,7 @@ class AttentionTile {
     const int page = joined_.pages++;
     if (page == 0) joined_.seen.first = range.first;
     joined_.head = &head;
-    joined_.block[page] = {block, prefetch_offset};
-    joined_.first_position[page] = first_position;
+    joined_.block[page] = {block, prefetch_offset, first_position};
     joined_.seen.last = joined_.slots + range.last;
     cpu::PendingContraction& keys = keys_[page % 2];
     kernels_->begin(
@@ -279,7 +278,7 @@ class AttentionTile {
     std::byte* turned = turned_;
     for (int page = 0; page < joined_.pages; ++page) {
       turn(head, joined_.block[page].data, turned);
-      value_blocks_[page] = {turned, 0};
+      value_blocks_[page] = {turned, 0, joined_.block[page].position};
       turned += round_up(head.value.end(), page_alignment);
     }
   }
@@ -321,7 +320,7 @@ class AttentionTile {
       for (int r = 0; r < rows_; ++r)
         kernels_->transform_logits(
             scores[r] + start, slots, rules_[r].logit,
-            static_cast<float>(joined_.first_position[page] - rules_[r].position));
+            static_cast<float>(joined_.block[page].position - rules_[r].position));
     }
   }
 
@@ -380,7 +379,6 @@ class AttentionTile {
     bool all_visible = true;  ///< to every row; visible_ is not filled in then
     cpu::Range seen{0, 0};    ///< contains all slots that some row sees
     cpu::PageBlock block[max_joined];
-    std::int64_t first_position[max_joined];
   } joined_;
   RowRule rules_[tile_rows];
   cpu::RunningSoftmax spans_[tile_rows];  ///< of the current span

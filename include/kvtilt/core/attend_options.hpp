@@ -22,12 +22,10 @@ namespace kvtilt {
 enum class Arithmetic : std::uint8_t {
   /// Integer dot products if this machine has fast ones for the tensor's code width, else float32.
   /// Integers require queries or probabilities to be rounded too, in steps that follow the width of
-  /// the codes: measured (bench/run.sh --errors), this adds about a fifth of the codes' own error (rms)
-  /// or less. It is more, up to half of that error, in long texts whose values have means of their own
-  /// in every channel; and as much as that error where single tokens outweigh the others of their group
-  /// about 500 times and values have 1 to 3 bits (source `delimiters`): the others' weights then round to
-  /// 0, in all groups alike. Where few distinct keys or values make the codes nearly exact, errors of up
-  /// to 0.6 % of the outputs were measured.
+  /// the codes: measured (bench/run.sh --errors), this adds a fifth of the codes' own error (rms) at
+  /// most. No number of tokens makes it more, as the rounding of probabilities is right on average. The
+  /// rounding of queries adds up to two fifths of the error of keys alone, where one channel has much the
+  /// largest queries and few distinct keys, which few bits store exactly (source `delimiters`).
   Fast,
   Exact,  ///< float32: attend() states the error bound
 };

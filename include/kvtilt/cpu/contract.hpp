@@ -31,16 +31,16 @@ enum class DotType : std::uint8_t {
   Integer,  ///< integer dot products, the coefficients rounded to steps of their own
 };
 
-/// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
-/// of the weights then adds about a fifth of the codes' own error, as long as it averages out: see
-/// Arithmetic::Fast. Measured by bench/run.sh --errors.
-inline constexpr float step_share = 0.6f;
+/// The largest step of integer weights is a share of (their rms) / n for codes 0 to n. The rounding of
+/// the weights then adds about a fifth of the codes' own error at most (bench/run.sh --errors). Values
+/// take a smaller share: rounding without bias (SlotOffsets) errs 1.4 times as much.
+constexpr float step_share(Role role) { return role == Role::Values ? 0.55f : 0.6f; }
 
-/// A head's block of a page, and the distance in bytes from it to the block that is read after it,
-/// which kernels prefetch; 0: none.
+/// A head's block of a page.
 struct PageBlock {
   const std::byte* data;
-  std::ptrdiff_t prefetch_offset;
+  std::ptrdiff_t prefetch_offset;  ///< bytes to the block that is read after it; 0: none
+  std::int64_t position;           ///< of slot 0, which decides its SlotOffsets
 };
 
 /// What one page contributes to the scores (keys), or some pages to the outputs (values), of some
@@ -71,6 +71,27 @@ struct Contraction {
 
 /// Slots of values in one contraction: pages of fewer tokens are joined up to this.
 inline constexpr int joined_slots = 128;
+
+/// What is added to the weights of values, in steps, before they are rounded down: multiples of the
+/// golden ratio modulo 1. Over many slots weights are then right on average, however small they are. If
+/// each were rounded to the nearest integer, all that are small beside the largest would be lost, an
+/// error that no number of tokens averages out. 0 stays 0.
+struct SlotOffsets {
+  static constexpr int period = joined_slots;
+  alignas(64) float at[period];
+
+  constexpr SlotOffsets() : at() {
+    for (std::uint32_t i = 0; i < period; ++i)
+      at[i] = (static_cast<float>(i * 0x9e3779b9u >> 24) + 0.5f) / 256.0f;
+  }
+
+  /// Of the slot at this position and the 31 after it. Positions count in units of 32, so that those of a
+  /// unit lie side by side.
+  [[nodiscard]] const float* of(std::int64_t position) const {
+    return at + position / 32 * 32 % period;
+  }
+};
+inline constexpr SlotOffsets slot_offsets;
 
 /// Rows that are processed together and share each decoded code: a tile of rows.
 inline constexpr int row_tile = 4;
@@ -134,9 +155,10 @@ struct WeighedBand {
   RowTerms terms;
 };
 
-/// Largest magnitude of a wide weight: 32 bits hold the sum of 1024 products with 8-bit codes.
-inline constexpr float widest_weight = 8191.0f;
-static_assert(max_head_dim <= 1024);
+/// Largest magnitude of a wide weight. 32 bits hold the sum of its products with 8-bit codes over a head
+/// dimension (keys) or joined_slots (values).
+constexpr float widest_weight(Role role) { return role == Role::Values ? 32767.0f : 8191.0f; }
+static_assert(joined_slots <= 256 && max_head_dim <= 1024);
 
 /// How the weights for a tensor are rounded to integers.
 struct Rounding {
@@ -152,14 +174,15 @@ struct Rounding {
     const TensorLayout& tensor = *contraction.tensor;
     const float n = static_cast<float>(max_code(tensor.format.bits));
     wide = tensor.format.bits > widest_for_bytes;
-    levels = wide ? widest_weight : contraction.role == Role::Values ? 255.0f : 127.0f;
+    const bool values = contraction.role == Role::Values;
+    levels = wide ? widest_weight(contraction.role) : values ? 255.0f : 127.0f;
     // The full extent of a band, though `inner` may be less: it depends on what other rows see, which
     // must not change a row's bits.
     const int extent = !tensor.group_along_outer            ? tensor.format.group
                        : contraction.role == Role::Keys     ? tensor.matrix.inner
                        : tensor.matrix.inner < joined_slots ? joined_slots
                                                             : tensor.matrix.inner;
-    const float finest = n / step_share;  // rms in steps
+    const float finest = n / step_share(contraction.role);  // rms in steps
     least_square = finest * finest * static_cast<float>(extent);
     checked = !wide && tensor.format.bits > always_for_bytes && least_square > levels * levels;
     mean_code = integers ? 0.5f * n : 0.0f;

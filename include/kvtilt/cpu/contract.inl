@@ -124,10 +124,18 @@ struct RoundedRows {
   I32x16 square[row_tile];  ///< of single bytes only
 };
 
-/// Rounds weights to integers of one byte or, if wide, two.
-template <int Tile, bool Wide>
-KVTILT_INLINE void round_weights(const WeightScratch& scratch, Range units, Floats4 inverse_steps,
-                                 RoundedRows& result) {
+/// A weight in steps, rounded to an integer: down after adding an offset below 1, if there are offsets.
+template <bool Offsets>
+KVTILT_INLINE I32x16 to_integers(const F32x16& weight, const F32x16& inverse_step,
+                                 const F32x16& offset) {
+  return Offsets ? truncate(multiply_add(weight, inverse_step, offset))
+                 : round_product(weight, inverse_step);
+}
+
+/// Rounds weights to integers of one byte or, if wide, two. `Offsets`: those of values.
+template <int Tile, bool Wide, bool Offsets>
+KVTILT_INLINE void round_weights(const Contraction& contraction, const WeightScratch& scratch,
+                                 Range units, Floats4 inverse_steps, RoundedRows& result) {
   const I32x16 ones = broadcast_bits(0x10001u);
   F32x16 inverse[Tile];
   I32x16 sum[row_tile];
@@ -137,21 +145,29 @@ KVTILT_INLINE void round_weights(const WeightScratch& scratch, Range units, Floa
     if (r < Tile) inverse[r] = broadcast(inverse_steps[r]);
     sum[r] = square[r] = broadcast_bits(0);
   }
-  for (int i = units.first; i < units.last; i += 2 * line_lanes) {
-    const float* floats = scratch.floats + std::ptrdiff_t{i} * row_tile;
-    std::int8_t* out = scratch.integers + std::ptrdiff_t{i} * row_tile * (Wide ? 2 : 1);
-    KVTILT_UNROLL(4)
-    for (int r = 0; r < Tile; ++r) {
-      const float* line = floats + r * line_lanes;
-      const I32x16 words =
-          pack_words(round_product(load(line), inverse[r]),
-                     round_product(load(line + row_tile * line_lanes), inverse[r]));
-      sum[r] = dot_pairs(sum[r], words, ones);
-      if (Wide) {
-        store_words(reinterpret_cast<std::int16_t*>(out) + r * 2 * line_lanes, words);
-      } else {
-        square[r] = dot_pairs(square[r], words, words);
-        store_low_bytes(out + r * 2 * line_lanes, words);
+  const int page_inner = contraction.page_inner();
+  const PageBlock* page = contraction.pages;
+  int i = units.first;
+  for (int start = 0; i < units.last; start += page_inner, ++page) {
+    for (const int end = smaller(units.last, start + page_inner); i < end; i += 2 * line_lanes) {
+      const float* floats = scratch.floats + std::ptrdiff_t{i} * row_tile;
+      std::int8_t* out = scratch.integers + std::ptrdiff_t{i} * row_tile * (Wide ? 2 : 1);
+      const float* offsets = slot_offsets.of(page->position + i - start);
+      const F32x16 low = load(offsets);
+      const F32x16 high = load(offsets + line_lanes);
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) {
+        const float* line = floats + r * line_lanes;
+        const I32x16 words =
+            pack_words(to_integers<Offsets>(load(line), inverse[r], low),
+                       to_integers<Offsets>(load(line + row_tile * line_lanes), inverse[r], high));
+        sum[r] = dot_pairs(sum[r], words, ones);
+        if (Wide) {
+          store_words(reinterpret_cast<std::int16_t*>(out) + r * 2 * line_lanes, words);
+        } else {
+          square[r] = dot_pairs(square[r], words, words);
+          store_low_bytes(out + r * 2 * line_lanes, words);
+        }
       }
     }
   }
@@ -160,6 +176,15 @@ KVTILT_INLINE void round_weights(const WeightScratch& scratch, Range units, Floa
     result.sum[r] = sum[r];
     result.square[r] = square[r];
   }
+}
+
+template <int Tile, bool Wide>
+KVTILT_INLINE void round_weights(const Contraction& contraction, const WeightScratch& scratch,
+                                 Range units, Floats4 inverse_steps, RoundedRows& result) {
+  if (contraction.role == Role::Values)
+    round_weights<Tile, Wide, true>(contraction, scratch, units, inverse_steps, result);
+  else
+    round_weights<Tile, Wide, false>(contraction, scratch, units, inverse_steps, result);
 }
 
 /// Steps of a tile's integer weights.
@@ -190,7 +215,8 @@ KVTILT_INLINE auto too_coarse(const RoundedRows& rounded, const Rounding& roundi
 template <int Tile>
 inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratch& scratch,
                   RowTerms& terms) {
-  const bool scales_along_inner = band.contraction->tensor->scales_along_inner();
+  const Contraction& contraction = *band.contraction;
+  const bool scales_along_inner = contraction.tensor->scales_along_inner();
   FoldedRows folded;
   fold<Tile>(band, rounding.mean_code, scratch.floats, folded);
   if (!scales_along_inner || !rounding.integers)
@@ -205,16 +231,17 @@ inline bool weigh(const Band& band, const Rounding& rounding, const WeightScratc
   RoundedRows rounded;
   bool wide = rounding.wide;
   if (!wide) {
-    round_weights<Tile, false>(scratch, units, steps.inverse, rounded);
+    round_weights<Tile, false>(contraction, scratch, units, steps.inverse, rounded);
     if (rounding.checked) {
       const auto coarse = too_coarse(rounded, rounding) & (steps.inverse > 0.0f);
       if ((coarse[0] | coarse[1] | coarse[2] | coarse[3]) != 0) {
         wide = true;
-        steps = Steps(folded.largest, coarse ? Floats4{} + widest_weight : levels);
+        steps =
+            Steps(folded.largest, coarse ? Floats4{} + widest_weight(contraction.role) : levels);
       }
     }
   }
-  if (wide) round_weights<Tile, true>(scratch, units, steps.inverse, rounded);
+  if (wide) round_weights<Tile, true>(contraction, scratch, units, steps.inverse, rounded);
   // Compensates the rounding of the weights as if each code were the mean code.
   const float mean = rounding.mean_code;
   KVTILT_UNROLL(4)

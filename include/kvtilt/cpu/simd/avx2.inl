@@ -329,6 +329,10 @@ inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return {_mm256_cvtps_epi32(product.low), _mm256_cvtps_epi32(product.high)};
 }
 
+inline I32x16 truncate(const F32x16& x) {
+  return {_mm256_cvttps_epi32(x.low), _mm256_cvttps_epi32(x.high)};
+}
+
 inline F32x16 to_whole(const F32x16& x) {
   constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(x.low, nearest), _mm256_round_ps(x.high, nearest)};

@@ -235,6 +235,8 @@ inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return {_mm512_castps_si512(_mm512_fmadd_ps(x.v, factor.v, _mm512_set1_ps(12582912.0f)))};
 }
 
+inline I32x16 truncate(const F32x16& x) { return {_mm512_cvttps_epi32(x.v)}; }
+
 inline F32x16 to_whole(const F32x16& x) {
   return {_mm512_roundscale_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }

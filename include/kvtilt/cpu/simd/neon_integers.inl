@@ -333,6 +333,13 @@ KVTILT_INLINE I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return round_to_ints(mul(x, factor));
 }
 
+KVTILT_INLINE I32x16 truncate(const F32x16& x) {
+  I32x16 r;
+  KVTILT_UNROLL(4)
+  for (int i = 0; i < 4; ++i) r.v[i] = vreinterpretq_u32_s32(vcvtq_s32_f32(x.v[i]));
+  return r;
+}
+
 KVTILT_INLINE F32x16 to_whole(const F32x16& x) {
   F32x16 r;
   KVTILT_UNROLL(4)

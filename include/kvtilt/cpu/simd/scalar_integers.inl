@@ -304,6 +304,15 @@ inline I32x16 round_product(const F32x16& x, const F32x16& factor) {
   return r;
 }
 
+/// The whole part of x, within 0..32767, in the low 16 bits of each lane. The upper 16 bits may hold
+/// anything.
+inline I32x16 truncate(const F32x16& x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i)
+    r.lane[i] = static_cast<std::uint32_t>(static_cast<std::int32_t>(x.lane[i]));
+  return r;
+}
+
 /// Rounds x in [-126, 0] to a nearest whole number.
 inline F32x16 to_whole(const F32x16& x) {
   F32x16 r;
