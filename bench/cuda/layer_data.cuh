@@ -80,7 +80,7 @@ class LayerData {
     for (const Recipe& recipe : recipes)
       resolved.push_back(check(resolve_recipe(recipe, shape, placement.page_tokens)));
     const LayerLayouts layouts =
-        cuda::make_device_layouts(shape, resolved, placement.page_tokens, placement.sink_tokens);
+        make_layer_layouts(shape, resolved, placement.page_tokens, placement.sink_tokens);
     layer_ = cuda::describe_layer(shape, placement, layouts);
     std::vector<std::int64_t> pages;
     for (const std::int64_t length : lengths) {

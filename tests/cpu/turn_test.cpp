@@ -21,16 +21,17 @@ using test::Random;
 
 void expect_turned(const Format& format, Extents extents, int value_dim) {
   const HeadLayout head = head_layout({format, in_keys}, extents.dim, value_dim, extents.tokens, 0);
+  const TensorLayout values = cpu::turned_layout(head.key, value_dim);
   Block keys(head.key.end());
   Random random(static_cast<std::uint64_t>(format.bits + value_dim));
   test::fill_tensor(random, Role::Keys, head.key, 0, extents.tokens, keys.data());
   for (const test::KernelTable& table : test::kernel_tables()) {
-    Block turned(head.value.end(), 0xcd);
-    table.kernels->turn[cpu::width_slot(format.bits)](head, keys.data(), turned.data());
+    Block turned(values.end(), 0xcd);
+    table.kernels->turn[cpu::width_slot(format.bits)](head.key, keys.data(), values, turned.data());
     ASSERT_TRUE(turned.guards_are_whole());
     for (int token = 0; token < extents.tokens; ++token)
       for (int channel = 0; channel < value_dim; ++channel)
-        ASSERT_EQ(bit_cast<std::uint32_t>(unpack_value(head.value, turned.data(), channel, token)),
+        ASSERT_EQ(bit_cast<std::uint32_t>(unpack_value(values, turned.data(), channel, token)),
                   bit_cast<std::uint32_t>(unpack_value(head.key, keys.data(), token, channel)))
             << table.name << ", " << test::to_string(format, extents) << ", value_dim " << value_dim
             << ": token " << token << ", channel " << channel;

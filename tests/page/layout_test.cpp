@@ -189,11 +189,13 @@ TEST(PageLayout, ValuesInKeysTakeNothing) {
   EXPECT_EQ(layout.bytes, 64u * 80 / 2 + 80 * 4);
   EXPECT_DOUBLE_EQ(layout.page_bits(shape), 4.5);
   EXPECT_EQ(PageLayout::make_half(shape, 48).bytes, 48u * 80 * 2);
-  const TensorLayout& turned = layout.heads[0].value;
-  EXPECT_EQ(turned.codes, 0u);
-  EXPECT_EQ(turned.metadata, 64u * 64 / 2);
-  EXPECT_EQ(turned.format, layout.heads[0].key.format);
-  EXPECT_EQ(turned.pitch(), 64);
+  for (const std::string name : {"k4", "k3t", "k16"}) {
+    const HeadLayout head = head_layout(resolved(name, shape, 64), 80, 64, 64, 0);
+    EXPECT_TRUE(head.values_in_keys());
+    EXPECT_FALSE(head.value.format.quantized());
+    EXPECT_EQ(head.value.matrix.outer, 0);
+    EXPECT_EQ(head.value.end(), head.key.end());
+  }
 }
 
 TEST(PageLayout, LayersWithoutCacheTakeNothing) {

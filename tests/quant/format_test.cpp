@@ -51,6 +51,7 @@ TEST(Format, KeysGoPerChannelAndValuesPerToken) {
   EXPECT_EQ(key_format(8, Granularity::PerToken, 64), per_token(8, 64, RangeRule::MinMax));
   EXPECT_EQ(value_format(1, Granularity::PerChannel, 32), per_channel(1, 32, RangeRule::Centroids));
   EXPECT_FALSE(Format{}.quantized());
+  EXPECT_FALSE(in_keys.quantized());
   EXPECT_TRUE(key_format(8).quantized());
 }
 

@@ -80,7 +80,7 @@ inline StoredHead stored_head(const LayerView& view, int kv_head, Width width = 
       for (int c = 0; c < head.key_dim; ++c)
         head.key_widths.push_back(group_width(layout.key, block, token, c));
       for (int c = 0; c < head.value_dim; ++c)
-        head.value_widths.push_back(layout.values_in_keys
+        head.value_widths.push_back(layout.values_in_keys()
                                         ? group_width(layout.key, block, token, c)
                                         : group_width(layout.value, block, c, token));
     }

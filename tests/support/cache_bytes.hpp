@@ -68,7 +68,7 @@ inline std::vector<std::uint16_t> live_halves(const LayerView& view, const PageE
     for (int token = 0; token < page.tokens; ++token) {
       for (int c = 0; c < view.shape.key_dim; ++c)
         bits.push_back(half_at(head.key, page.data + head.offset, token, c));
-      for (int c = 0; c < (head.values_in_keys ? 0 : view.shape.value_dim); ++c)
+      for (int c = 0; c < head.value.matrix.outer; ++c)
         bits.push_back(half_at(head.value, page.data + head.offset, c, token));
     }
   }

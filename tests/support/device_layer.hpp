@@ -26,7 +26,7 @@ class DeviceLayer {
     std::vector<Recipe> resolved;
     for (const Recipe& recipe : recipes)
       resolved.push_back(resolve_recipe(recipe, shape, options.page_tokens).value());
-    layouts_ = cuda::make_device_layouts(shape, resolved, options.page_tokens, options.sink_tokens);
+    layouts_ = make_layer_layouts(shape, resolved, options.page_tokens, options.sink_tokens);
     layer_ = cuda::describe_layer(shape, token_placement(options, shape), layouts_);
     layer_.ring_blocks += 2;
     std::int64_t pages = 0;

@@ -29,8 +29,7 @@ class EmulatedLayer {
   EmulatedLayer(const LayerShape& shape, const std::vector<Recipe>& recipes,
                 const TokenPlacement& placement, int sequences, int pages_each)
       : placement_(placement) {
-    layouts_ =
-        cuda::make_device_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
+    layouts_ = make_layer_layouts(shape, recipes, placement.page_tokens, placement.sink_tokens);
     view_ = cuda::describe_layer(shape, placement, layouts_);
     view_.layer = 3;
     for (const HeadLayout& head : layout(PageKind::Sealed).heads)

@@ -13,8 +13,8 @@ namespace kvtilt::test {
 /// One value of a head's block, or what it is in the keys.
 inline float unpack_head_value(const HeadLayout& head, const std::byte* block, int channel,
                                int token) {
-  return head.values_in_keys ? unpack_value(head.key, block, token, channel)
-                             : unpack_value(head.value, block, channel, token);
+  return head.values_in_keys() ? unpack_value(head.key, block, token, channel)
+                               : unpack_value(head.value, block, channel, token);
 }
 
 /// All live tokens of one kv head, in order of position.

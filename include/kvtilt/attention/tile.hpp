@@ -136,12 +136,11 @@ class AttentionTile {
     return query;
   }
 
-  /// How many pages of this layout are joined. add_page()'s `prefetch_offset` leads as many pages
-  /// ahead.
+  /// How many pages of this layout are joined. add_page()'s `prefetch_offset` leads as many pages ahead.
   [[nodiscard]] static int joined_pages(const HeadLayout& head) {
+    const Format& values = (head.values_in_keys() ? head.key : head.value).format;
     const int slots = head.value.matrix.inner;
-    return head.value.format.quantized() && slots < cpu::joined_slots ? cpu::joined_slots / slots
-                                                                      : 1;
+    return values.quantized() && slots < cpu::joined_slots ? cpu::joined_slots / slots : 1;
   }
 
   /// Attends to the slots 0 to tokens - 1 of one page, as far as each row sees them.
@@ -194,21 +193,19 @@ class AttentionTile {
       for (int r = 0; r < rows_; ++r)
         if (shrinks[r] != 1.0f) kernels_->scale(outputs[r], value_dim_, shrinks[r]);
     const HeadLayout& head = *joined_.head;
-    if (head.values_in_keys)
-      turn_values(head);
-    else
-      std::copy_n(joined_.block, joined_.pages, value_blocks_);
+    std::copy_n(joined_.block, joined_.pages, value_blocks_);
+    const TensorLayout* values = head.values_in_keys() ? turn_values(head.key) : &head.value;
     kernels_->begin(values_,
                     {.role = Role::Values,
-                     .tensor = &head.value,
+                     .tensor = values,
                      .pages = value_blocks_,
-                     .outer = {0, head.value.matrix.outer},
+                     .outer = {0, values->matrix.outer},
                      .inner = joined_.seen,
                      .coefficients = {scores_, static_cast<std::ptrdiff_t>(score_stride_)},
                      .rows = kernel_rows_,
                      .result = outputs,
                      .scratch = value_scratch_},
-                    dot_type(head.value.format));
+                    dot_type(values->format));
     finish_pending_and_set(&values_);
     joined_ = {};
   }
@@ -272,15 +269,17 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
-  /// Makes blocks of values of the joined pages' keys.
-  void turn_values(const HeadLayout& head) {
-    const cpu::TurnFn turn = kernels_->turn[cpu::width_slot(head.value.format.bits)];
+  /// Makes blocks of values of the joined pages' keys; returns their layout.
+  const TensorLayout* turn_values(const TensorLayout& keys) {
+    turned_layout_ = cpu::turned_layout(keys, value_dim_);
+    const cpu::TurnFn turn = kernels_->turn[cpu::width_slot(keys.format.bits)];
     std::byte* turned = turned_;
     for (int page = 0; page < joined_.pages; ++page) {
-      turn(head, joined_.block[page].data, turned);
+      turn(keys, joined_.block[page].data, turned_layout_, turned);
       value_blocks_[page] = {turned, 0, joined_.block[page].position};
-      turned += round_up(head.value.end(), page_alignment);
+      turned += round_up(turned_layout_.end(), page_alignment);
     }
+    return &turned_layout_;
   }
 
   /// Adds row r of a span that is not empty, value_stride_ floats, to the total.
@@ -367,6 +366,7 @@ class AttentionTile {
   std::byte* key_scratch_[2];
   std::byte* value_scratch_;
   std::byte* turned_ = nullptr;      ///< values that are in the keys, turned, of the joined pages
+  TensorLayout turned_layout_;       ///< of each of these blocks
   cpu::PendingContraction keys_[2];  ///< of a page and the one before
   cpu::PendingContraction values_;
   cpu::PageBlock value_blocks_[max_joined];

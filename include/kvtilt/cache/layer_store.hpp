@@ -80,8 +80,7 @@ struct LayerStore {
     for (int head = 0; head < shape.kv_heads; ++head) {
       const HeadLayout& sealed = layout(PageKind::Sealed).heads[static_cast<std::size_t>(head)];
       KVTILT_RETURN_IF_ERROR(check_tensor(keys, head, sealed.key.format, "key", layer));
-      if (!shape.values_in_keys)
-        KVTILT_RETURN_IF_ERROR(check_tensor(values, head, sealed.value.format, "value", layer));
+      KVTILT_RETURN_IF_ERROR(check_tensor(values, head, sealed.value.format, "value", layer));
     }
     return {};
   }
@@ -106,7 +105,6 @@ struct LayerStore {
       const std::byte* from = sealing.block + half.offset;
       std::byte* to = sealing.page + packed.offset;
       kernels.pack[cpu::width_slot(packed.key.format.bits)](half.key, from, packed.key, to);
-      if (packed.values_in_keys) continue;
       kernels.pack[cpu::width_slot(packed.value.format.bits)](half.value, from, packed.value, to);
     }
   }
@@ -121,7 +119,6 @@ struct LayerStore {
         const HeadLayout& sealed = layout(PageKind::Sealed).heads[static_cast<std::size_t>(index)];
         bad |= kernels.exceeds(cpu::row_address(keys, token, index), keys.type, keys.dim,
                                largest_magnitude(sealed.key.format));
-        if (shape.values_in_keys) continue;
         bad |= kernels.exceeds(cpu::row_address(values, token, index), values.type, values.dim,
                                largest_magnitude(sealed.value.format));
       }

@@ -77,7 +77,6 @@ Status supports(const LayerShape& shape, const Recipe& recipe, int page_tokens =
   if (recipe.key.quantized() && !FormatList::keys::contains(recipe.key.bits))
     return Status::error(ErrorCode::Unsupported,
                          "keys of %d bits are not in this build's Keys list", recipe.key.bits);
-  if (recipe.value == in_keys) return {};
   if (recipe.value.quantized() && !FormatList::values::contains(recipe.value.bits))
     return Status::error(ErrorCode::Unsupported,
                          "values of %d bits are not in this build's Values list",

@@ -65,7 +65,7 @@ inline void unpack_checked(const LayerView& view, std::int64_t first, const Muta
       const cpu::RowRange rows{token, count, index};
       if (is_wanted(keys)) view.kernels->unpack(Role::Keys, head.key, block, slot, keys, rows);
       if (!is_wanted(values)) continue;
-      const bool in_keys = head.values_in_keys;
+      const bool in_keys = head.values_in_keys();
       view.kernels->unpack(in_keys ? Role::Keys : Role::Values, in_keys ? head.key : head.value,
                            block, slot, values, rows);
     }

@@ -22,7 +22,6 @@ inline void write_half_rows(const Kernels& kernels, const TensorView& keys,
                             std::byte* block, int slot) {
   kernels.write_keys(keys, rows, head.key.matrix, reinterpret_cast<F16*>(block + head.key.codes),
                      slot);
-  if (head.values_in_keys) return;
   kernels.write_values(values, rows, head.value.matrix,
                        reinterpret_cast<F16*>(block + head.value.codes), slot);
 }

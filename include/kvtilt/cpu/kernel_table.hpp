@@ -85,9 +85,15 @@ using WriteFn = void (*)(const TensorView& rows, const RowRange& range, CodeMatr
 using UnpackFn = void (*)(Role role, const TensorLayout& tensor, const std::byte* block, int slot,
                           const MutableTensorView& rows, const RowRange& range);
 
-/// Makes a block of values, laid out as head.value, of the head's values that are in its keys: the same
-/// codes in another order.
-using TurnFn = void (*)(const HeadLayout& head, const std::byte* block, std::byte* turned);
+/// Makes a block of values of those that are in a head's keys: the same codes in another order.
+///
+/// values  turned_layout(): that of the block `turned`
+using TurnFn = void (*)(const TensorLayout& keys, const std::byte* block,
+                        const TensorLayout& values, std::byte* turned);
+
+constexpr TensorLayout turned_layout(const TensorLayout& keys, int value_dim) {
+  return value_layout(keys.format, value_dim, keys.matrix.outer, 0);
+}
 
 /// Whether a row holds NaN, infinity or a magnitude above `limit` (fp16-representable).
 using ExceedsFn = bool (*)(const void* row, ElementType type, int count, float limit);

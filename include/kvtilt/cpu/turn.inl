@@ -98,9 +98,8 @@ inline void turn_halves(CodeMatrix keys, const F16* from, CodeMatrix values, F16
 }
 
 template <int Bits>
-void turn(const HeadLayout& head, const std::byte* block, std::byte* turned) {
-  const TensorLayout& keys = head.key;
-  const TensorLayout& values = head.value;
+void turn(const TensorLayout& keys, const std::byte* block, const TensorLayout& values,
+          std::byte* turned) {
   if constexpr (Bits == half_bits) {
     turn_halves(keys.matrix, reinterpret_cast<const F16*>(block + keys.codes), values.matrix,
                 reinterpret_cast<F16*>(turned));

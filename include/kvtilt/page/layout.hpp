@@ -86,11 +86,11 @@ struct TensorLayout {
 struct HeadLayout {
   std::uint64_t offset;  ///< of the block, from the start of the page
   TensorLayout key;
-  TensorLayout value;  ///< if in the keys: layout of the block that the kernel `turn` makes of them
-  bool values_in_keys;
+  TensorLayout value;  ///< without channels if values are in the keys
 
+  [[nodiscard]] constexpr bool values_in_keys() const { return value.matrix.outer == 0; }
   [[nodiscard]] constexpr std::size_t bytes() const {
-    return round_up(values_in_keys ? key.end() : value.end(), page_alignment);
+    return round_up(value.end(), page_alignment);
   }
 };
 static_assert(std::is_trivially_copyable_v<HeadLayout>);
@@ -98,6 +98,17 @@ static_assert(std::is_trivially_copyable_v<HeadLayout>);
 /// The recipe of a layer's pages in 16 bits.
 constexpr Recipe half_recipe(const LayerShape& shape) {
   return {Format{}, shape.values_in_keys ? in_keys : Format{}};
+}
+
+/// Layout of values whose codes start at `codes`.
+constexpr TensorLayout value_layout(const Format& format, int value_dim, int tokens,
+                                    std::size_t codes) {
+  const CodeMatrix matrix{.outer = value_dim, .inner = tokens};
+  return {.format = format,
+          .matrix = matrix,
+          .group_along_outer = format.granularity == Granularity::PerToken,
+          .codes = static_cast<std::uint32_t>(codes),
+          .metadata = static_cast<std::uint32_t>(codes + code_bytes(matrix, format.bits))};
 }
 
 /// Layout of one head's block. The recipe must be resolved (resolve_recipe).
@@ -111,17 +122,9 @@ constexpr HeadLayout head_layout(const Recipe& recipe, int key_dim, int value_di
               .codes = 0,
               .metadata = 0};
   head.key.metadata = static_cast<std::uint32_t>(code_bytes(head.key.matrix, recipe.key.bits));
-  head.values_in_keys = recipe.value == in_keys;
-  const Format value = head.values_in_keys ? recipe.key : recipe.value;
-  head.value = {.format = value,
-                .matrix = {.outer = value_dim, .inner = tokens},
-                .group_along_outer = value.granularity == Granularity::PerToken,
-                .codes = 0,
-                .metadata = 0};
-  if (!head.values_in_keys)
-    head.value.codes = static_cast<std::uint32_t>(round_up(head.key.end(), page_alignment / 2));
-  head.value.metadata =
-      head.value.codes + static_cast<std::uint32_t>(code_bytes(head.value.matrix, value.bits));
+  const std::size_t values = round_up(head.key.end(), page_alignment / 2);
+  head.value = recipe.value == in_keys ? value_layout(Format{}, 0, tokens, values)
+                                       : value_layout(recipe.value, value_dim, tokens, values);
   return head;
 }
 

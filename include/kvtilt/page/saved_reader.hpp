@@ -156,7 +156,6 @@ inline bool SavedReader::holds_numbers(const LayerLayouts& layouts, PageKind kin
   const std::vector<HeadLayout>& sealed = layouts[static_cast<std::size_t>(PageKind::Sealed)].heads;
   for (std::size_t head = 0; head < heads.size(); ++head)
     for (const auto tensor : {&HeadLayout::key, &HeadLayout::value}) {
-      if (tensor == &HeadLayout::value && heads[head].values_in_keys) continue;
       const TensorLayout& own = heads[head].*tensor;
       const std::byte* at = block + heads[head].offset;
       const bool good = own.format.quantized()

@@ -136,7 +136,7 @@ constexpr SavedRecipe saved_recipe(const HeadLayout& sealed) {
                        static_cast<std::uint8_t>(from.rule), 0, from.group};
   };
   return {format(sealed.key.format),
-          sealed.values_in_keys ? SavedFormat{} : format(sealed.value.format)};
+          sealed.values_in_keys() ? SavedFormat{} : format(sealed.value.format)};
 }
 
 /// Where the parts of a layer lie, in bytes from the start of the header. Indexed by PageKind.

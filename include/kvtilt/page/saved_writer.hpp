@@ -23,7 +23,7 @@ inline void clear_unused_slots(const PageLayout& half, std::int64_t tokens, std:
       std::byte* own = block + head.offset;
       for (int channel = 0; channel < head.key.matrix.inner; ++channel)
         clear(own + head.key.codes, head.key.matrix, slot, channel);
-      for (int channel = 0; !head.values_in_keys && channel < head.value.matrix.outer; ++channel)
+      for (int channel = 0; channel < head.value.matrix.outer; ++channel)
         clear(own + head.value.codes, head.value.matrix, channel, slot);
     }
 }

@@ -56,7 +56,8 @@ struct Format {
 
   friend constexpr bool operator==(const Format&, const Format&) = default;
 
-  [[nodiscard]] KVTILT_HD constexpr bool quantized() const { return bits != half_bits; }
+  /// Whether it has codes; in_keys, of 0 bits, has none.
+  [[nodiscard]] KVTILT_HD constexpr bool quantized() const { return bits % half_bits != 0; }
 };
 
 /// The "format" of values that are part of their keys (LayerShape::values_in_keys).

@@ -184,7 +184,7 @@ inline std::uint64_t layout_fingerprint(const PageLayout& layout) {
   for (const HeadLayout& head : layout.heads) {
     add(head.offset);
     for (const TensorLayout* tensor : {&head.key, &head.value}) {
-      if (head.values_in_keys && tensor == &head.value) {
+      if (tensor->matrix.outer == 0) {  // values in keys
         add(1);
         continue;
       }
@@ -208,22 +208,7 @@ inline bool fits_by_min_max(const PageLayout& layout) {
   return true;
 }
 
-/// Layouts of a layer's blocks on the GPU: those of make_layer_layouts(), but values that are in the
-/// keys are a tensor without channels.
-inline LayerLayouts make_device_layouts(const LayerShape& shape, const std::vector<Recipe>& recipes,
-                                        int page_tokens, int sink_tokens) {
-  LayerLayouts layouts = make_layer_layouts(shape, recipes, page_tokens, sink_tokens);
-  for (PageLayout& layout : layouts)
-    for (HeadLayout& head : layout.heads)
-      if (head.values_in_keys) {
-        const std::uint32_t end = static_cast<std::uint32_t>(head.key.end());
-        head.value = {Format{}, {0, layout.tokens}, false, end, end};
-      }
-  return layouts;
-}
-
-/// Describes a layer without its memory. `layouts` are device layouts, `placement` has the layer's
-/// window.
+/// Describes a layer without its memory. `placement` has the layer's window.
 inline LayerView describe_layer(const LayerShape& shape, const TokenPlacement& placement,
                                 const LayerLayouts& layouts) {
   LayerView layer{};

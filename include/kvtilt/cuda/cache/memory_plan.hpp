@@ -115,7 +115,7 @@ inline DeviceLayer make_device_layer(const LayerShape& shape, const std::vector<
   layer.shape = shape;
   layer.placement = token_placement(options, shape);
   if (shape.kv_heads == 0) return layer;
-  layer.layouts = make_device_layouts(shape, recipes, options.page_tokens, options.sink_tokens);
+  layer.layouts = make_layer_layouts(shape, recipes, options.page_tokens, options.sink_tokens);
 
   const std::int64_t total = options.token_capacity / options.page_tokens;
   const std::int64_t own = options.longest() / options.page_tokens;

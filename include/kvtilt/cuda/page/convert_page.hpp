@@ -99,8 +99,7 @@ void convert_page(const PageLayout& layout, const std::byte* from, std::byte* to
   std::memcpy(to, from, layout.bytes);  // metadata and padding
   for (const HeadLayout& head : layout.heads) {
     convert_codes<direction>(Role::Keys, head.key, from + head.offset, to + head.offset);
-    if (!head.values_in_keys)
-      convert_codes<direction>(Role::Values, head.value, from + head.offset, to + head.offset);
+    convert_codes<direction>(Role::Values, head.value, from + head.offset, to + head.offset);
   }
 }
 
@@ -132,9 +131,7 @@ inline Status supports_device_page(const LayerShape& shape, const Recipe& recipe
   if (!resolved) return std::move(resolved).take_status();
   KVTILT_RETURN_IF_ERROR(
       detail::supports_device_tensor("key", shape.key_dim, recipe.key.bits, page_tokens));
-  // Values in the keys have no words of their own to fill.
-  const int value_bits = shape.values_in_keys ? half_bits : recipe.value.bits;
-  return detail::supports_device_tensor("value", shape.value_dim, value_bits, page_tokens);
+  return detail::supports_device_tensor("value", shape.value_dim, recipe.value.bits, page_tokens);
 }
 
 /// Converts a page, or a 16-bit block, from CPU order to device order, slots without a token
