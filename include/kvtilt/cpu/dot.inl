@@ -41,8 +41,6 @@ struct FloatDot {
     }
   }
 
-  KVTILT_INLINE void flush() {}
-
   KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
@@ -73,6 +71,14 @@ struct IntegerSums {
     for (int b = 0; b < Blocks; ++b) {
       KVTILT_UNROLL(4)
       for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast_bits(0);
+    }
+  }
+
+  KVTILT_INLINE void add_sums(const IntegerSums& other) {
+    KVTILT_UNROLL(2)
+    for (int b = 0; b < Blocks; ++b) {
+      KVTILT_UNROLL(4)
+      for (int r = 0; r < Tile; ++r) sum[b][r] = add_ints(sum[b][r], other.sum[b][r]);
     }
   }
 
@@ -198,24 +204,60 @@ KVTILT_INLINE void give_totals(const Contraction& contraction, const WeighedBand
   for (int b = 0; b < Blocks; ++b) give_results(contraction, band, block + b, sums[b]);
 }
 
-/// Dot product of one block of any kind and width, quad by quad.
-template <template <int, int> class Dot, int Tile>
+/// Float dot product of one block of any kind and width, quad by quad.
+template <int Tile>
 inline void dot_quads(const Contraction& contraction, const WeighedBand& band, int block) {
   const TensorLayout& tensor = *contraction.tensor;
   const Range all = band.weights.inner;
   const int page_inner = contraction.page_inner();
   const PageBlock* page = contraction.pages;
-  Dot<Tile, 1> dot;
+  FloatDot<Tile, 1> dot;
   for (int start = 0; start < all.last; start += page_inner, ++page) {
     const QuadReader reader(page->data + tensor.codes, tensor.matrix, tensor.format.bits, block);
     const Range inner = part_of(all, start, page_inner);
     for (int q = inner.first / quad_codes; q * quad_codes < inner.last; ++q) {
       const I32x16 codes[1] = {reader.codes(q, page->prefetch_offset)};
       dot.add(codes, band.weights, static_cast<std::size_t>(start / quad_codes + q));
-      dot.flush();
     }
   }
   give_totals<Tile, 1>(contraction, band, block, dot);
+}
+
+/// Integer dot product of one block of any kind, whose codes are decoded to memory first. As the width
+/// matters to `decode` alone, this is compiled once for all.
+template <template <int, int> class Dot, int Tile>
+inline void dot_decoded(const Contraction& contraction, const WeighedBand& band, int block,
+                        DecodeFn decode) {
+  constexpr int step = 4;  // quads; few enough for the sums of pairs
+  static_assert(Dot<Tile, 1>::quads_to_flush(widest_for_bytes) >= step);
+  const TensorLayout& tensor = *contraction.tensor;
+  const Range all = band.weights.inner;
+  const int page_inner = contraction.page_inner();
+  const PageBlock* page = contraction.pages;
+  Dot<Tile, 1> dots[block_tile];  // take turns, as each sum waits for the one before it
+  for (int start = 0; start < all.last; start += page_inner, ++page) {
+    const Range inner = part_of(all, start, page_inner);
+    const int last = (inner.last + step * quad_codes - 1) / (step * quad_codes) * step;
+    for (int q = inner.first / (step * quad_codes) * step; q < last;) {
+      I32x16 lines[decoded_lines];
+      const int end = smaller(q + decoded_quads, last);
+      const I32x16* line = decode(page->data + tensor.codes, tensor.matrix, block, {q, end},
+                                  page->prefetch_offset, lines);
+      for (; q < end; q += step, line += step) {
+        KVTILT_UNROLL(4)
+        for (int member = 0; member < step; ++member) {
+          const I32x16 codes[1] = {line[member]};
+          dots[member % block_tile].add(codes, band.weights,
+                                        static_cast<std::size_t>(start / quad_codes + q), member);
+        }
+        KVTILT_UNROLL(2)
+        for (int i = 0; i < block_tile; ++i) dots[i].flush();
+      }
+    }
+  }
+  KVTILT_UNROLL(2)
+  for (int i = 1; i < block_tile; ++i) dots[0].add_sums(dots[i]);
+  give_totals<Tile, 1>(contraction, band, block, dots[0]);
 }
 
 /// Dot product of block_tile full blocks, by whole units: their weights outside `inner` are 0.
@@ -257,14 +299,16 @@ KVTILT_INLINE void dot_units(const Contraction& contraction, const WeighedBand& 
   give_totals<Tile, block_tile>(contraction, band, block, dot);
 }
 
-/// Dot products of the blocks from `block` on, quad by quad.
+/// Integer dot products of the blocks from `block` on. Every width calls it, so g++ would inline it.
 template <template <int, int> class Dot>
-inline void dot_blocks(const Contraction& contraction, const WeighedBand& band, int block) {
+__attribute__((noinline)) inline void dot_blocks(const Contraction& contraction,
+                                                 const WeighedBand& band, int block,
+                                                 DecodeFn decode) {
   for (; block < band.blocks.last; ++block) {
     if (band.rows == row_tile)
-      dot_quads<Dot, row_tile>(contraction, band, block);
+      dot_decoded<Dot, row_tile>(contraction, band, block, decode);
     else
-      dot_quads<Dot, 1>(contraction, band, block);
+      dot_decoded<Dot, 1>(contraction, band, block, decode);
   }
 }
 
@@ -284,7 +328,7 @@ template <template <int, int> class Dot, int Bits>
 KVTILT_INLINE void dot(const Contraction& contraction, const WeighedBand& band) {
   const int block = band.rows == row_tile ? dot_unit_blocks<Dot, Bits, row_tile>(contraction, band)
                                           : dot_unit_blocks<Dot, Bits, 1>(contraction, band);
-  dot_blocks<Dot>(contraction, band, block);
+  if (block < band.blocks.last) dot_blocks<Dot>(contraction, band, block, &decode<Bits>);
 }
 
 template <int Bits>
@@ -300,66 +344,12 @@ void dot_integers(const Contraction& contraction, const WeighedBand& band) {
 }
 
 inline void dot_floats(const Contraction& contraction, const WeighedBand& band) {
-  dot_blocks<FloatDot>(contraction, band, band.blocks.first);
-}
-
-/// Dot product of 16-bit blocks of `Lanes` lanes. Reads only indices in `inner`, because other slots may
-/// hold NaN. Sums run in the order of `inner` for any number of rows and blocks.
-template <int Tile, int Blocks, int Lanes>
-KVTILT_INLINE void dot_halves(const Contraction& contraction, const WeighedBand& band, int block) {
-  const TensorLayout& tensor = *contraction.tensor;
-  const std::ptrdiff_t block_values = std::ptrdiff_t{line_lanes} * tensor.matrix.inner;
-  const F16* values =
-      reinterpret_cast<const F16*>(contraction.pages->data + tensor.codes) + block * block_values;
-  const Rows<const float>& weights = contraction.coefficients;
-  F32x16 sum[Blocks][Tile];
-  KVTILT_UNROLL(2)
-  for (int b = 0; b < Blocks; ++b) {
-    KVTILT_UNROLL(8)
-    for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast(0.0f);
+  for (int block = band.blocks.first; block < band.blocks.last; ++block) {
+    if (band.rows == row_tile)
+      dot_quads<row_tile>(contraction, band, block);
+    else
+      dot_quads<1>(contraction, band, block);
   }
-  for (int i = contraction.inner.first; i < contraction.inner.last; ++i) {
-    F32x16 value[Blocks];
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      const F16* line = values + b * block_values + std::ptrdiff_t{i} * Lanes;
-      prefetch(line, contraction.pages->prefetch_offset);
-      value[b] = load_f16(line, Lanes);
-    }
-    KVTILT_UNROLL(8)
-    for (int r = 0; r < Tile; ++r) {
-      const F32x16 weight = broadcast(weights[band.row + r][i]);
-      KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(value[b], weight, sum[b][r]);
-    }
-  }
-  KVTILT_UNROLL(2)
-  for (int b = 0; b < Blocks; ++b) {
-    KVTILT_UNROLL(8)
-    for (int r = 0; r < Tile; ++r) {
-      float* out = contraction.result[band.row + r] + (block + b) * line_lanes;
-      store(out, band.adds ? add(load(out), sum[b][r]) : sum[b][r]);
-    }
-  }
-}
-
-template <int Tile>
-KVTILT_INLINE void dot_half_rows(const Contraction& contraction, const WeighedBand& band) {
-  const int full = smaller(band.blocks.last, contraction.tensor->matrix.full_blocks());
-  int block = band.blocks.first;
-  for (; block + block_tile <= full; block += block_tile)
-    dot_halves<Tile, block_tile, line_lanes>(contraction, band, block);
-  if (block < full) dot_halves<Tile, 1, line_lanes>(contraction, band, block++);
-  if (block < band.blocks.last) dot_halves<Tile, 1, line_lanes / 2>(contraction, band, block);
-}
-
-inline void dot_all_halves(const Contraction& contraction, const WeighedBand& band) {
-  if (band.rows == half_row_tile)
-    dot_half_rows<half_row_tile>(contraction, band);
-  else if (band.rows == row_tile)
-    dot_half_rows<row_tile>(contraction, band);
-  else
-    dot_half_rows<1>(contraction, band);
 }
 
 /// Enters a width's integer dot product into a table, if the list has that width.

@@ -6,6 +6,7 @@
 // clang-format off
 #include <kvtilt/cpu/block_reader.inl>
 #include <kvtilt/cpu/dot.inl>
+#include <kvtilt/cpu/dot_halves.inl>
 #include <kvtilt/cpu/contract.inl>
 #include <kvtilt/cpu/f16_lines.inl>
 #include <kvtilt/cpu/fit.inl>
