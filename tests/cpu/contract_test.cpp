@@ -175,7 +175,6 @@ double integer_tolerance(const CleanPages& pages, Role role, const float* row, R
   const int n = max_code(tensor.format.bits);
   double tolerance = 0;
   const int group = tensor.group_along_outer ? pages.extent() : tensor.format.group;
-  const double share = role == Role::Keys ? 0.6 : 0.55;
   const double error = role == Role::Keys ? 0.5001 : 1.0;  // in steps
   int extent = group;                                      // number of weights that share a step
   if (tensor.group_along_outer && role == Role::Values) extent = std::max(group, cpu::joined_slots);
@@ -194,7 +193,7 @@ double integer_tolerance(const CleanPages& pages, Role role, const float* row, R
       ++count;
     }
     if (count == 0) continue;
-    const double refined = n > 3 ? share * std::sqrt(square / extent) / n : largest;
+    const double refined = n > 3 ? 0.6 * std::sqrt(square / extent) / n : largest;
     const double step = std::min(largest / (role == Role::Keys ? 127 : 255), refined * 1.05);
     const double lane = tensor.group_along_outer
                             ? 1.0

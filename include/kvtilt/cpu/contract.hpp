@@ -31,10 +31,9 @@ enum class DotType : std::uint8_t {
   Integer,  ///< integer dot products, the coefficients rounded to steps of their own
 };
 
-/// The largest step of integer weights is a share of (their rms) / n for codes 0 to n. The rounding of
-/// the weights then adds about a fifth of the codes' own error at most (bench/run.sh --errors). Values
-/// take a smaller share: rounding without bias (SlotOffsets) errs 1.4 times as much.
-constexpr float step_share(Role role) { return role == Role::Values ? 0.55f : 0.6f; }
+/// The largest step of integer weights is step_share * (their rms) / n for codes 0 to n. The rounding
+/// of the weights then adds a fifth of the codes' own error at most (bench/run.sh --errors).
+inline constexpr float step_share = 0.6f;
 
 /// A head's block of a page.
 struct PageBlock {
@@ -182,7 +181,7 @@ struct Rounding {
                        : contraction.role == Role::Keys     ? tensor.matrix.inner
                        : tensor.matrix.inner < joined_slots ? joined_slots
                                                             : tensor.matrix.inner;
-    const float finest = n / step_share(contraction.role);  // rms in steps
+    const float finest = n / step_share;  // rms in steps
     least_square = finest * finest * static_cast<float>(extent);
     checked = !wide && tensor.format.bits > always_for_bytes && least_square > levels * levels;
     mean_code = integers ? 0.5f * n : 0.0f;
