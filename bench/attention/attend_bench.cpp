@@ -121,10 +121,10 @@ void register_case(const Case& c) {
 }
 
 const bool registered = [] {
-  const char* const recipes[] = {"k16v16",         "k8v8:g64,128",  "k4v2:g64,128", "k4v2:g128,128",
-                                 "k4v2:g64,64",    "k4v2:g32,32",   "k4v4:g64,128", "k3v2:g64,128",
-                                 "k2v2:g64,128",   "k8v4:g64,128",  "k6v4:g64,128", "k5v5:g64,128",
-                                 "k4tv4:g128,128", "k8tv8:g128,128"};
+  const char* const recipes[] = {
+      "k16v16",       "k8v8:g64,128", "k4v2:g64,128",   "k4v2:g128,128",  "k4v2:g64,64",
+      "k4v2:g32,32",  "k4v4:g64,128", "k3v2:g64,128",   "k2v2:g64,128",   "k8v4:g64,128",
+      "k6v4:g64,128", "k5v5:g64,128", "k4tv4:g128,128", "k8tv8:g128,128", "k4v4:g16,16"};
   for (const char* recipe : recipes) register_case({recipe, 32768});
   for (const std::int64_t tokens : {std::int64_t{1024}, std::int64_t{4096}})
     for (const char* recipe : {"k16v16", "k8v8:g64,128", "k4v2:g64,128"})
