@@ -87,7 +87,7 @@ struct SlotOffsets {
   /// Of the slot at this position and the 31 after it. Positions count in units of 32, so that those of a
   /// unit lie side by side.
   [[nodiscard]] const float* of(std::int64_t position) const {
-    return at + position / 32 * 32 % period;
+    return at + static_cast<std::uint64_t>(position) / 32 * 32 % period;
   }
 };
 inline constexpr SlotOffsets slot_offsets;
