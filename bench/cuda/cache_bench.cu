@@ -89,7 +89,7 @@ void measure_engine_pages(const std::string& name, cuda::KVCache& cache, const D
   const DeviceArray<std::int32_t> places(order);
   const auto pack_all = [&] {
     for (int call = 0; call < calls; ++call)
-      check(cuda::pack_pages(layer, keys.view(), values.view(), places.data() + call * pages,
+      check(cuda::pack_pages(layer, keys.view(), values.view(), {}, places.data() + call * pages,
                              layer.pool[sealed], calls * pages));
   };
   const double seconds = median_seconds(7, pack_all) / calls;

@@ -13,7 +13,7 @@ cudaError_t append_and_unpack(const kvtilt::cuda::AppendArguments& append,
 }
 
 bool pack_an_engines_pages(const kvtilt::cuda::LayerView& layer) {
-  return kvtilt::cuda::pack_pages(layer, {}, {}, nullptr, nullptr, 1).ok();
+  return kvtilt::cuda::pack_pages(layer, {}, {}, {}, nullptr, nullptr, 1).ok();
 }
 
 bool save_and_load(const kvtilt::cuda::SaveArguments& save,

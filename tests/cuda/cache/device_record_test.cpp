@@ -157,7 +157,7 @@ TEST(DeviceRecord, SaysWhatHappenedAndWhatToDo) {
          "the engine's table or indptr of sequence 2 cannot be meant: 300 tokens, or a page "
          "outside the pool");
   expect(at(DeviceFault::PageOutsidePool), ErrorCode::Corrupt,
-         "rows from 300 on were not packed: page 2 is outside the pool");
+         "rows from 300 on were not packed: page 2 is outside its pool");
   expect(at(DeviceFault::TooMuchWork), ErrorCode::InvalidArgument,
          "attend_prefill did nothing: the launch has 300 units of work, of 2147483646 at most; "
          "pass fewer tokens or sequences at once");

@@ -13,6 +13,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,11 +49,14 @@ struct Packing {
   [[nodiscard]] TensorView value_rows() const {
     return device.view().values_in_keys != 0 ? TensorView{} : values.view();
   }
-  void pack() {
+  void pack() { pack(keys.view(), value_rows(), {}); }
+  void pack(const TensorView& from_keys, const TensorView& from_values,
+            const cuda::SourcePages& source) {
     cuda::LayerView layer = device.view();
     layer.pool[static_cast<int>(PageKind::Sealed)] = pool.data();
-    const cuda::PackPagesArguments arguments{
-        {layer, {}, keys.view(), value_rows(), {}}, pages.data(), pool_pages};
+    cuda::PackPagesArguments arguments{
+        {layer, {}, from_keys, from_values, {}}, source, pages.data(), pool_pages};
+    KVTILT_EXPECT_OK(cuda::detail::complete_source(arguments));
     EXPECT_TRUE(emulate(static_cast<int>(pages.size()) * layer.kv_heads, cuda::pack_threads,
                         cuda::pack_shared_bytes(layer),
                         [&](EmulatedThreads& threads) {
@@ -112,6 +116,94 @@ TEST(PackPages, Latents) {
   }
 }
 
+/// An engine's fp16 pages of keys and values, [pages, 2, kv_heads, page_tokens, dim].
+struct SourcePool {
+  static constexpr int pages = 6;
+  static constexpr int heads = 2;
+  static constexpr int page_tokens = 64;
+  static constexpr int dim = 32;
+  static constexpr std::int64_t head_stride = std::int64_t{page_tokens} * dim;
+  static constexpr std::int64_t page_stride = 2 * heads * head_stride;
+
+  std::vector<F16> data;
+
+  explicit SourcePool(Random& random) : data(static_cast<std::size_t>(pages * page_stride)) {
+    for (F16& x : data) x = to_f16(static_cast<float>(random.sampled_normal()));
+  }
+
+  [[nodiscard]] TensorView rows(bool values, std::int64_t page, std::int64_t tokens) const {
+    const F16* first = data.data() + page * page_stride + (values ? heads * head_stride : 0);
+    return TensorView(first, ElementType::F16, tokens, heads, dim).with_strides(dim, head_stride);
+  }
+};
+
+TEST(PackPages, ThePagesOfAPoolThatAnIndexNames) {
+  Random random(5);
+  const SourcePool source(random);
+  const std::vector<std::int32_t> index = {4, 0, 5};
+  Packing packing(random, {source.heads, source.dim, source.dim}, presets::k4v2, source.page_tokens,
+                  {7, -1, 2});
+  const std::int64_t tokens = packing.rows(source.page_tokens);
+  packing.pack(source.rows(false, 0, tokens), source.rows(true, 0, tokens),
+               {source.page_stride, source.page_stride, index.data(), source.pages});
+  const std::size_t bytes = packing.device.layout(PageKind::Sealed).bytes;
+  for (const std::size_t i : {std::size_t{0}, std::size_t{2}}) {
+    Packing one(random, {source.heads, source.dim, source.dim}, presets::k4v2, source.page_tokens,
+                {packing.pages[i]});
+    one.pack(source.rows(false, index[i], source.page_tokens),
+             source.rows(true, index[i], source.page_tokens), {});
+    const std::size_t at = bytes * static_cast<std::size_t>(packing.pages[i]);
+    EXPECT_EQ(std::memcmp(packing.pool.data() + at, one.pool.data() + at, bytes), 0) << i;
+    std::memset(packing.pool.data() + at, 0, bytes);
+  }
+  EXPECT_EQ(first_difference(packing.pool, Block(packing.pool.size())), -1);
+  EXPECT_EQ(packing.device.record().fault, cuda::DeviceFault::None);
+}
+
+TEST(PackPagesHostile, PagesOutsideTheSourceAreLeftOutAndTold) {
+  for (const std::int32_t outside : {SourcePool::pages, -1}) {
+    Random random(6);
+    const SourcePool source(random);
+    const std::vector<std::int32_t> index = {outside};
+    Packing packing(random, {source.heads, source.dim, source.dim}, presets::k4v2,
+                    source.page_tokens, {1});
+    packing.pack(source.rows(false, 0, source.page_tokens),
+                 source.rows(true, 0, source.page_tokens),
+                 {source.page_stride, source.page_stride, index.data(), source.pages});
+    EXPECT_EQ(first_difference(packing.pool, Block(packing.pool.size())), -1);
+    EXPECT_THAT(std::string(to_status(packing.device.record(), 64).message()),
+                testing::HasSubstr("page " + std::to_string(outside) + " is outside its pool"));
+  }
+}
+
+TEST(PackPagesHostile, HeadsOutsideTokensNeedTheDistanceOfPages) {
+  Random random(7);
+  const SourcePool source(random);
+  const Packing packing(random, {source.heads, source.dim, source.dim}, presets::k4v2,
+                        source.page_tokens, {1, 2});
+  const std::vector<std::int32_t> index = {3, 4};
+  const auto refusal = [&](const cuda::SourcePages& pages, std::int64_t tokens) {
+    cuda::PackPagesArguments arguments{{packing.device.view(),
+                                        {},
+                                        source.rows(false, 0, tokens),
+                                        source.rows(true, 0, tokens),
+                                        {}},
+                                       pages,
+                                       packing.pages.data(),
+                                       pool_pages};
+    return std::string(cuda::detail::complete_source(arguments).message());
+  };
+  const std::int64_t stride = source.page_stride;
+  EXPECT_EQ(refusal({}, 64), "");
+  EXPECT_EQ(refusal({stride, stride}, 128), "");
+  EXPECT_THAT(refusal({}, 128), testing::HasSubstr("rows 32 apart, heads 2048 apart, 128 rows"));
+  EXPECT_THAT(refusal({stride, 0}, 128), testing::HasSubstr("how far apart pages are"));
+  EXPECT_THAT(refusal({0, 0, index.data(), 6}, 64), testing::HasSubstr("384 rows"));
+  EXPECT_EQ(refusal({stride, stride, index.data(), 6}, 128), "");
+  EXPECT_THAT(refusal({stride, stride, index.data(), 0}, 128),
+              testing::HasSubstr("a source with an index has 0 pages"));
+}
+
 TEST(PackPagesRandom, AnyRecipeAndPage) {
   Random random(2);
   for (int round = 0; round < 25; ++round) {
@@ -139,7 +231,7 @@ TEST(PackPagesHostile, PagesOutsideThePoolAreLeftOutAndTold) {
   packing.expect_pages();
   EXPECT_EQ(packing.device.record().count, 1u);
   EXPECT_THAT(std::string(to_status(packing.device.record(), 64).message()),
-              testing::HasSubstr("layer 3: rows from 64 on were not packed: page 9 is outside the "
+              testing::HasSubstr("layer 3: rows from 64 on were not packed: page 9 is outside its "
                                  "pool"));
 }
 

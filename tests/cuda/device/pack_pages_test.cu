@@ -37,8 +37,10 @@ TEST(DevicePackPages, AnEnginesPoolIsFilledAndAttendedTo) {
     const std::size_t page_bytes =
         static_cast<std::size_t>(layer.block_bytes[static_cast<int>(PageKind::Sealed)]);
     const DeviceArray<std::byte> pool(pool_pages * page_bytes);
-    KVTILT_EXPECT_OK(
-        cuda::pack_pages(layer, k.view(), v.view(), indices.data(), pool.data(), pool_pages));
+    const DeviceArray<std::int32_t> order(std::vector<std::int32_t>{2, 0, 3, 1});
+    const DeviceArray<std::int32_t> places(std::vector<std::int32_t>{2, 5, 7, 0});
+    KVTILT_EXPECT_OK(cuda::pack_pages(layer, k.view(), v.view(), {0, 0, order.data(), 4},
+                                      places.data(), pool.data(), pool_pages));
 
     const DeviceArray<std::int32_t> indptr(std::vector<std::int32_t>{0, 3, 4});
     const DeviceArray<std::int32_t> last(std::vector<std::int32_t>{page_tokens, 20});
@@ -89,7 +91,7 @@ TEST(DevicePackPagesHostile, WhatCannotBeMeantIsRefused) {
   const auto refusal = [&](int rows, int dim, const std::int32_t* where, std::byte* to, int room) {
     const DeviceRows<float> k(rows, 2, dim);
     const DeviceRows<float> v(rows, 2, 64);
-    const Status status = cuda::pack_pages(layer, k.view(), v.view(), where, to, room);
+    const Status status = cuda::pack_pages(layer, k.view(), v.view(), {}, where, to, room);
     EXPECT_EQ(status.code(), ErrorCode::InvalidArgument);
     return std::string(status.message());
   };
@@ -115,7 +117,7 @@ TEST(DevicePackPages, PagesThatDoNotFitABlockAreRefused) {
   const DeviceArray<std::int32_t> pages(std::vector<std::int32_t>{1});
   const DeviceRows<float> k(128, 1, 576);
   const DeviceRows<float> v(128, 1, 512);
-  const Status status = cuda::pack_pages(layer, k.view(), v.view(), pages.data(),
+  const Status status = cuda::pack_pages(layer, k.view(), v.view(), {}, pages.data(),
                                          layer.pool[static_cast<int>(PageKind::Sealed)], 8);
   EXPECT_EQ(status.code(), ErrorCode::Unsupported);
   EXPECT_THAT(status.message(), testing::HasSubstr("bytes of shared memory"));

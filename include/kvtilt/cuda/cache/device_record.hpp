@@ -180,7 +180,7 @@ void describe(const DeviceRecord& record, int key_dim, char (&text)[Size]) {
                     sequence, token);
       return;
     case DeviceFault::PageOutsidePool:
-      std::snprintf(text, Size, "rows from %lld on were not packed: page %d is outside the pool",
+      std::snprintf(text, Size, "rows from %lld on were not packed: page %d is outside its pool",
                     token, sequence);
       return;
     case DeviceFault::BadAppendRows:

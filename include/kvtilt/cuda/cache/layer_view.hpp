@@ -58,7 +58,7 @@ enum class DeviceFault : std::uint32_t {
   PageNotFull,        ///< at `token`: not exported
   NoRoomForIndices,   ///< of the exported pages
   BadTable,           ///< `sequence` is a place in the batch, of `token` tokens
-  PageOutsidePool,    ///< of pack_pages; `sequence` is the page, `token` its first row
+  PageOutsidePool,    ///< of pack_pages, or its source; `sequence` is the page, `token` its first row
   BadAppendRows,      ///< `sequence`, a place, has rows first_row to token - 1 of `rows` in all
   BadAttendRows,      ///< the same
   TooMuchWork,        ///< of attend_prefill: `token` units; no sequence

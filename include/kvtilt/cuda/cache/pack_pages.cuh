@@ -36,22 +36,24 @@ __global__ void __launch_bounds__(pack_threads, resident_pack_blocks<Rules>)
 ///
 /// layer   a layer of a KVCache with the engine's shape, recipes and page_tokens, which must
 ///         outlive the kernel: only its layouts are read, and only its error record is written
-/// keys    device, [pages * page_tokens, kv_heads, key_dim], after RoPE, f32, f16 or bf16; channels
-///         contiguous, rows token_stride apart throughout, as in a pool [pages, page_tokens, kv_heads,
-///         key_dim]; rounded to fp16
+/// keys    device, [pages * page_tokens, kv_heads, key_dim], after RoPE, f32, f16 or bf16, channels
+///         contiguous; rounded to fp16. Its data and strides are those of the source's first page
 /// values  device, [pages * page_tokens, kv_heads, value_dim], likewise
-/// pages   device, [pages]: for each page_tokens rows, the index of a page in the pool, none twice;
-///         a negative index skips those rows, so a graph for the most pages can replay with fewer
+/// source  where the other pages are: for a pool [n, 2, page_tokens, kv_heads, dim] of keys and values
+///         both strides are 2 * page_tokens * kv_heads * dim, and values start half of that behind keys;
+///         with heads outside tokens the views' strides alone differ
+/// pages   device, [pages]: for each page of the source, the index of a page in the pool, none twice; a
+///         negative index skips it, so a graph for the most pages can replay with fewer
 /// pool    device, at a multiple of 64: pool_pages quantized pages, one after the other
 /// Fails   InvalidArgument (shapes, rows that do not fill pages, pool), Unsupported (a head's page
 ///         does not fit the device's shared memory), or the launch's error; then nothing is queued.
 ///         NaN is stored as 0, a magnitude that is too large as the largest that the recipe holds,
-///         and a page outside the pool is skipped: poll() of the cache reports these, with the page
-///         in place of a slot and the row in place of a position
+///         and a page outside the pool or the source is skipped: poll() of the cache reports these, with
+///         the page in place of a slot and the row in place of a position
 /// Cost    one launch, one pass over the rows; does not wait
 inline Status pack_pages(const LayerView& layer, const TensorView& keys, const TensorView& values,
-                         const std::int32_t* pages, std::byte* pool, std::int32_t pool_pages,
-                         cudaStream_t stream = nullptr) {
+                         const SourcePages& source, const std::int32_t* pages, std::byte* pool,
+                         std::int32_t pool_pages, cudaStream_t stream = nullptr) {
   constexpr ErrorCode invalid = ErrorCode::InvalidArgument;
   if (layer.kv_heads == 0)
     return Status::error(invalid, "layer %d keeps no cache (kv_heads is 0)", layer.layer);
@@ -62,6 +64,8 @@ inline Status pack_pages(const LayerView& layer, const TensorView& keys, const T
     return Status::error(invalid, "%lld rows do not fill pages of %d tokens",
                          static_cast<long long>(keys.tokens), layer.page_tokens);
   if (keys.tokens == 0) return {};
+  PackPagesArguments arguments{{layer, {}, keys, values, {}}, source, pages, pool_pages};
+  KVTILT_RETURN_IF_ERROR(detail::complete_source(arguments));
   if (pages == nullptr || pool == nullptr || pool_pages < 1 ||
       reinterpret_cast<std::uintptr_t>(pool) % page_alignment != 0)
     return Status::error(invalid,
@@ -81,7 +85,6 @@ inline Status pack_pages(const LayerView& layer, const TensorView& keys, const T
                          "a page of %d tokens of %d and %d channels takes %zu bytes of shared "
                          "memory, a block of this device has %zu",
                          layer.page_tokens, layer.key_dim, layer.value_dim, shared, limit);
-  PackPagesArguments arguments{{layer, {}, keys, values, {}}, pages, pool_pages};
   arguments.append.layer.pool[static_cast<int>(PageKind::Sealed)] = pool;
   const detail::Launch<PackPagesArguments> launch =
       layer.min_max_only != 0
