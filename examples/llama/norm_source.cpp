@@ -21,8 +21,8 @@
 namespace llama {
 namespace {
 
+using kvtilt::Role;
 using kvtilt::StoredTensor;
-using kvtilt::Tensor;
 
 /// Prefixes of a layer's attention tensors in the model families; # is the layer's number.
 constexpr std::array layer_prefixes{"model.layers.#.self_attn.",
@@ -76,8 +76,8 @@ class Layers {
   [[nodiscard]] kvtilt::LayerNorms read(int layer, kvtilt::LayerShape& shape) const {
     const std::int64_t heads = kv_heads(layer);
     if (heads == 0) return {};
-    const Projection keys = find(layer, Tensor::Keys);
-    const Projection values = find(layer, Tensor::Values);
+    const Projection keys = find(layer, Role::Keys);
+    const Projection values = find(layer, Role::Values);
     if ((keys.weight == nullptr) != (values.weight == nullptr)) {
       fail(name_, ": layer ", layer, " has only one of a key and a value projection");
     }
@@ -148,8 +148,8 @@ class Layers {
     return nullptr;
   }
 
-  [[nodiscard]] Projection find(int layer, Tensor tensor) const {
-    const bool keys = tensor == Tensor::Keys;
+  [[nodiscard]] Projection find(int layer, Role tensor) const {
+    const bool keys = tensor == Role::Keys;
     const std::int64_t heads = kv_heads(layer);
     Projection found;
     found.weight = keys ? find_any(layer, {"k_proj.weight", "attn_k.weight"})

@@ -9,7 +9,7 @@ namespace llama {
 namespace {
 
 using kvtilt::Recipe;
-using kvtilt::Tensor;
+using kvtilt::Role;
 
 /// Bytes of a page of every layer with one recipe; nothing if it does not fit some layer.
 std::optional<std::size_t> uniform_bytes(const kvtilt::CacheShape& shape, int page_tokens,
@@ -107,7 +107,7 @@ std::vector<std::string> warnings_of(const Planning& planning) {
                     [&](std::size_t i) {
                       const auto& recipes = planning.best.plan.recipes[i];
                       return planning.shape.layers[i].kv_heads > 0 &&
-                             mean_bits(recipes, Tensor::Keys) < mean_bits(recipes, Tensor::Values);
+                             mean_bits(recipes, Role::Keys) < mean_bits(recipes, Role::Values);
                     }),
        "keys get fewer bits than values");
   return warnings;
@@ -191,10 +191,10 @@ Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int p
   return planning;
 }
 
-double mean_bits(const std::vector<kvtilt::Recipe>& recipes, Tensor tensor) {
+double mean_bits(const std::vector<kvtilt::Recipe>& recipes, Role tensor) {
   double sum = 0;
   for (const Recipe& recipe : recipes) {
-    sum += tensor == Tensor::Keys ? recipe.key.bits : recipe.value.bits;
+    sum += tensor == Role::Keys ? recipe.key.bits : recipe.value.bits;
   }
   return recipes.empty() ? 0 : sum / static_cast<double>(recipes.size());
 }

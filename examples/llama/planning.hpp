@@ -63,6 +63,6 @@ Planning make_planning(LossSource source, const kvtilt::CacheShape& shape, int p
                        const kvtilt::BitBudget& budget, const WeightNorms& norms);
 
 /// Mean width of a layer's keys or values.
-double mean_bits(const std::vector<kvtilt::Recipe>& recipes, kvtilt::Tensor tensor);
+double mean_bits(const std::vector<kvtilt::Recipe>& recipes, kvtilt::Role tensor);
 
 }  // namespace llama

@@ -145,8 +145,8 @@ ordered_json layer_json(const Planning& planning, std::size_t i) {
     layer["measured_gap"] = json_number(planning.measured_gaps[i]);
   }
   const auto& recipes = planning.best.plan.recipes[i];
-  layer["key_bits"] = mean_bits(recipes, kvtilt::Tensor::Keys);
-  layer["value_bits"] = mean_bits(recipes, kvtilt::Tensor::Values);
+  layer["key_bits"] = mean_bits(recipes, kvtilt::Role::Keys);
+  layer["value_bits"] = mean_bits(recipes, kvtilt::Role::Values);
   for (const Recipe& recipe : recipes) {
     layer["keys"].push_back(kvtilt::to_string(recipe.key));
     layer["values"].push_back(kvtilt::to_string(recipe.value));

@@ -5,7 +5,7 @@
 
 namespace llama {
 
-using kvtilt::Tensor;
+using kvtilt::Role;
 
 std::vector<kvtilt::Divergence> measure_probes(const Model& model,
                                                const std::vector<std::vector<int>>& pieces,
@@ -19,8 +19,8 @@ std::vector<kvtilt::Divergence> measure_probes(const Model& model,
   const bool heads = per == kvtilt::RecipePer::Head;
   for (int layer = 0; layer < model.config().layers; ++layer) {
     for (int head = heads ? 0 : -1; head < (heads ? model.config().kv_heads : 0); ++head) {
-      for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-        const bool keys = tensor == Tensor::Keys;
+      for (const Role tensor : {Role::Keys, Role::Values}) {
+        const bool keys = tensor == Role::Keys;
         for (const kvtilt::Format& format : keys ? formats.keys : formats.values) {
           probes.push_back({layer, head, tensor, format, 0});
           auto& recipes = plans.emplace_back(base).recipes[static_cast<std::size_t>(layer)];

@@ -110,8 +110,8 @@ struct Scene {
 };
 
 /// Replaces a head's keys or values with what a format decodes to.
-void quantize(Scene& scene, Tensor tensor, int head, const Format& format) {
-  std::vector<float>& data = tensor == Tensor::Keys ? scene.layer.keys : scene.layer.values;
+void quantize(Scene& scene, Role tensor, int head, const Format& format) {
+  std::vector<float>& data = tensor == Role::Keys ? scene.layer.keys : scene.layer.values;
   const bool per_channel = format.granularity == Granularity::PerChannel;
   const int along = per_channel ? tokens : dim;
   const int across = per_channel ? dim : tokens;
@@ -143,9 +143,9 @@ TEST(CapturedLossesAgreement, PredictTheErrorOfAttention) {
     const auto losses = losses_from_statistics(shape, page_tokens, choices,
                                                std::vector{scene.layer}, RecipePer::Head);
     ASSERT_TRUE(losses.ok()) << losses.message();
-    for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+    for (const Role tensor : {Role::Keys, Role::Values})
       for (int head = 0; head < heads; ++head) {
-        const bool keys = tensor == Tensor::Keys;
+        const bool keys = tensor == Role::Keys;
         Scene changed = scene;
         quantize(changed, tensor, head,
                  *resolve_format(keys ? choices.keys[1] : choices.values[1], "", dim, page_tokens));
@@ -204,38 +204,38 @@ TEST(CapturedLosses, WithoutWeightsAreTheErrorsThemselves) {
 TEST(CapturedLosses, WeighByQueriesAttentionScaleAndLayer) {
   Scene scene(73);
   scene.collect();
-  const auto loss_of = [](const CapturedLayer& layer, Tensor tensor) {
+  const auto loss_of = [](const CapturedLayer& layer, Role tensor) {
     const auto losses = losses_from_statistics(shape, page_tokens, choices, std::vector{layer});
     EXPECT_TRUE(losses.ok()) << losses.message();
-    return (tensor == Tensor::Keys ? losses->layers[0][0].keys : losses->layers[0][0].values)[0];
+    return (tensor == Role::Keys ? losses->layers[0][0].keys : losses->layers[0][0].values)[0];
   };
-  const double keys = loss_of(scene.layer, Tensor::Keys);
-  const double values = loss_of(scene.layer, Tensor::Values);
+  const double keys = loss_of(scene.layer, Role::Keys);
+  const double values = loss_of(scene.layer, Role::Values);
   CapturedLayer other = scene.layer;
   for (double& square : other.query_square) square *= 9;
-  EXPECT_NEAR(loss_of(other, Tensor::Keys), 9 * keys, 1e-9 * keys);
-  EXPECT_EQ(loss_of(other, Tensor::Values), values);
+  EXPECT_NEAR(loss_of(other, Role::Keys), 9 * keys, 1e-9 * keys);
+  EXPECT_EQ(loss_of(other, Role::Values), values);
   other = scene.layer;
   other.logit_scale = 0.5;  // twice the default, 1 / sqrt(16)
-  EXPECT_NEAR(loss_of(other, Tensor::Keys), 4 * keys, 1e-9 * keys);
+  EXPECT_NEAR(loss_of(other, Role::Keys), 4 * keys, 1e-9 * keys);
   other = scene.layer;
   other.weight = 3;
-  EXPECT_NEAR(loss_of(other, Tensor::Values), 3 * values, 1e-9 * values);
-  EXPECT_NEAR(loss_of(other, Tensor::Keys), 3 * keys, 1e-9 * keys);
+  EXPECT_NEAR(loss_of(other, Role::Values), 3 * values, 1e-9 * values);
+  EXPECT_NEAR(loss_of(other, Role::Keys), 3 * keys, 1e-9 * keys);
   other = scene.layer;
   for (double& weight : other.attention) weight *= 2;
-  EXPECT_NEAR(loss_of(other, Tensor::Values), 2 * values, 1e-9 * values);
-  EXPECT_EQ(loss_of(other, Tensor::Keys), keys) << "keys have weights of their own";
+  EXPECT_NEAR(loss_of(other, Role::Values), 2 * values, 1e-9 * values);
+  EXPECT_EQ(loss_of(other, Role::Keys), keys) << "keys have weights of their own";
   other.key_attention.clear();
-  EXPECT_GT(loss_of(other, Tensor::Keys), keys) << "twice the attention, values from their mean";
-  EXPECT_LT(loss_of(other, Tensor::Keys), 4 * keys);
+  EXPECT_GT(loss_of(other, Role::Keys), keys) << "twice the attention, values from their mean";
+  EXPECT_LT(loss_of(other, Role::Keys), 4 * keys);
   other.output_square.assign(heads * dim, 4);
-  EXPECT_NEAR(loss_of(other, Tensor::Values), 8 * values, 1e-9 * values);
-  const double spread = loss_of(other, Tensor::Keys);
+  EXPECT_NEAR(loss_of(other, Role::Values), 8 * values, 1e-9 * values);
+  const double spread = loss_of(other, Role::Keys);
   other.output_square.assign(heads * dim, 1);
-  EXPECT_NEAR(loss_of(other, Tensor::Keys), spread / 4, 1e-9 * spread);
+  EXPECT_NEAR(loss_of(other, Role::Keys), spread / 4, 1e-9 * spread);
   other.output_square[3] = 1000;
-  EXPECT_GT(loss_of(other, Tensor::Values), 10 * values) << "one channel counts above all others";
+  EXPECT_GT(loss_of(other, Role::Values), 10 * values) << "one channel counts above all others";
 }
 
 TEST(CapturedLossesHostile, NameTheLayerAndWhatIsWrong) {

@@ -25,21 +25,21 @@ const FormatChoices probed_choices{
 double law(const Format& format) { return relative_error(*resolve_format(format, "", 64, 64)); }
 
 std::vector<Divergence> probes_of(const std::vector<int>& heads, const std::vector<int>& widths,
-                                  double (*kl)(int layer, int head, Tensor tensor, int bits)) {
+                                  double (*kl)(int layer, int head, Role tensor, int bits)) {
   std::vector<Divergence> probes;
   for (int layer = 0; layer < 2; ++layer)
     for (const int head : heads)
-      for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+      for (const Role tensor : {Role::Keys, Role::Values})
         for (const int bits : widths)
           probes.push_back({layer, head, tensor,
-                            tensor == Tensor::Keys ? key_format(bits) : value_format(bits),
+                            tensor == Role::Keys ? key_format(bits) : value_format(bits),
                             kl(layer, head, tensor, bits)});
   return probes;
 }
 
 TEST(DivergenceLosses, OneProbeScalesWithTheLaw) {
-  const auto probes = probes_of({-1}, {4}, [](int layer, int, Tensor tensor, int) {
-    return 0.25 * (layer + 1) * (tensor == Tensor::Keys ? 10 : 1);
+  const auto probes = probes_of({-1}, {4}, [](int layer, int, Role tensor, int) {
+    return 0.25 * (layer + 1) * (tensor == Role::Keys ? 10 : 1);
   });
   const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
@@ -57,7 +57,7 @@ TEST(DivergenceLosses, OneProbeScalesWithTheLaw) {
 }
 
 TEST(DivergenceLosses, MeasuredFormatsAreExactAndOthersLieBetween) {
-  const auto probes = probes_of({-1}, {2, 4, 8}, [](int, int, Tensor, int bits) {
+  const auto probes = probes_of({-1}, {2, 4, 8}, [](int, int, Role, int bits) {
     return bits == 2 ? 7.0 : bits == 4 ? 0.1 : 1e-5;
   });
   const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
@@ -76,14 +76,14 @@ TEST(DivergenceLosses, MeasuredFormatsAreExactAndOthersLieBetween) {
 }
 
 TEST(DivergenceLosses, ProbesNeedNotBeChoices) {
-  const auto probes = probes_of({-1}, {5}, [](int, int, Tensor, int) { return 1.0; });
+  const auto probes = probes_of({-1}, {5}, [](int, int, Role, int) { return 1.0; });
   const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   EXPECT_NEAR(losses->layers[1][0].keys[2], law(key_format(4)) / law(key_format(5)), 1e-12);
 }
 
 TEST(DivergenceLosses, HeadsHaveTheirOwnOrShareTheLayers) {
-  auto probes = probes_of({0, 1}, {4}, [](int, int head, Tensor, int) { return head + 1.0; });
+  auto probes = probes_of({0, 1}, {4}, [](int, int head, Role, int) { return head + 1.0; });
   const auto own =
       losses_from_divergence(probed_shape, 64, probed_choices, probes, {}, RecipePer::Head);
   ASSERT_TRUE(own.ok()) << own.message();
@@ -93,7 +93,7 @@ TEST(DivergenceLosses, HeadsHaveTheirOwnOrShareTheLayers) {
   EXPECT_THAT(std::string(layer.message()),
               HasSubstr("layer 0, keys: no divergence was measured with all heads"));
 
-  probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 3.0; });
+  probes = probes_of({-1}, {4}, [](int, int, Role, int) { return 3.0; });
   const auto shared =
       losses_from_divergence(probed_shape, 64, probed_choices, probes, {}, RecipePer::Head);
   ASSERT_TRUE(shared.ok()) << shared.message();
@@ -120,7 +120,7 @@ CapturedLayer captured_layer(std::uint64_t seed) {
 TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
   FormatChoices both = probed_choices;
   both.keys.push_back(value_format(4));  // per token
-  const auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
+  const auto probes = probes_of({-1}, {4}, [](int, int, Role, int) { return 1.0; });
   const std::vector captured{captured_layer(81), captured_layer(82)};
   const auto losses = losses_from_divergence(probed_shape, 64, both, probes, captured);
   ASSERT_TRUE(losses.ok()) << losses.message();
@@ -143,23 +143,23 @@ TEST(DivergenceLosses, ScalesWithTheErrorOfTheTensorItself) {
 
 TEST(DivergenceLosses, KeysAloneWhereValuesAreInThem) {
   const CacheShape shape{{LayerShape::latent(64, 16), {1, 64, 64}}};
-  std::vector<Divergence> probes = {{0, -1, Tensor::Keys, key_format(4), 0.5},
-                                    {1, -1, Tensor::Keys, key_format(4), 0.25},
-                                    {1, -1, Tensor::Values, value_format(4), 0.125}};
+  std::vector<Divergence> probes = {{0, -1, Role::Keys, key_format(4), 0.5},
+                                    {1, -1, Role::Keys, key_format(4), 0.25},
+                                    {1, -1, Role::Values, value_format(4), 0.125}};
   const auto losses = losses_from_divergence(shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   EXPECT_TRUE(check_losses(*losses, shape, probed_choices).ok());
   EXPECT_EQ(losses->layers[0][0].keys[2], 0.5);
   EXPECT_EQ(losses->layers[0][0].values, std::vector<double>{});
   EXPECT_EQ(losses->layers[1][0].values[1], 0.125);
-  probes.push_back({0, -1, Tensor::Values, value_format(4), 0.5});
+  probes.push_back({0, -1, Role::Values, value_format(4), 0.5});
   EXPECT_EQ(std::string(losses_from_divergence(shape, 64, probed_choices, probes).message()),
             "divergence 3 is of values, but those of layer 0 are in its keys");
 }
 
 TEST(DivergenceLosses, TheLastOfSeveralMeasurementsCounts) {
-  auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
-  probes.push_back({0, -1, Tensor::Keys, key_format(4), 0.5});
+  auto probes = probes_of({-1}, {4}, [](int, int, Role, int) { return 1.0; });
+  probes.push_back({0, -1, Role::Keys, key_format(4), 0.5});
   const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   EXPECT_EQ(losses->layers[0][0].keys[2], 0.5);
@@ -170,7 +170,7 @@ TEST(DivergenceLosses, AFormatWithoutErrorIsNoPointOfAPowerLaw) {
 }
 
 TEST(DivergenceLosses, HeadsOfATensorWithoutErrorsShareNothing) {
-  const auto probes = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
+  const auto probes = probes_of({-1}, {4}, [](int, int, Role, int) { return 1.0; });
   std::vector captured{captured_layer(84), captured_layer(85)};
   captured[0].keys.assign(captured[0].keys.size(), 0.0f);
   const auto losses =
@@ -182,7 +182,7 @@ TEST(DivergenceLosses, HeadsOfATensorWithoutErrorsShareNothing) {
 
 TEST(DivergenceLosses, ZeroesStayZeroes) {
   const auto probes =
-      probes_of({-1}, {2, 4}, [](int, int, Tensor, int bits) { return bits == 2 ? 1.0 : 0.0; });
+      probes_of({-1}, {2, 4}, [](int, int, Role, int bits) { return bits == 2 ? 1.0 : 0.0; });
   const auto losses = losses_from_divergence(probed_shape, 64, probed_choices, probes);
   ASSERT_TRUE(losses.ok()) << losses.message();
   ASSERT_TRUE(check_losses(*losses, probed_shape, probed_choices).ok());
@@ -192,7 +192,7 @@ TEST(DivergenceLosses, ZeroesStayZeroes) {
 }
 
 TEST(DivergenceLossesHostile, NameTheProbe) {
-  const auto good = probes_of({-1}, {4}, [](int, int, Tensor, int) { return 1.0; });
+  const auto good = probes_of({-1}, {4}, [](int, int, Role, int) { return 1.0; });
   const auto message = [](const std::vector<Divergence>& probes) {
     return std::string(losses_from_divergence(probed_shape, 64, probed_choices, probes).message());
   };

@@ -70,8 +70,8 @@ TEST(LossesHostile, OnlyFiniteNumbersFromZeroOn) {
 }
 
 TEST(Losses, TensorsHaveNames) {
-  EXPECT_STREQ(to_string(Tensor::Keys), "keys");
-  EXPECT_STREQ(to_string(Tensor::Values), "values");
+  EXPECT_STREQ(to_string(Role::Keys), "keys");
+  EXPECT_STREQ(to_string(Role::Values), "values");
 }
 
 }  // namespace

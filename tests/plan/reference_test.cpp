@@ -172,10 +172,10 @@ Result<BitPlan> plan_within(const PublishedModel& model, const ModelLosses& loss
   return plan_bits(model.shape, reference_page, default_choices(), losses, budget);
 }
 
-std::string widths(const BitPlan& plan, Tensor tensor) {
+std::string widths(const BitPlan& plan, Role tensor) {
   double sum = 0;
   for (const auto& recipes : plan.plan.recipes)
-    sum += tensor == Tensor::Keys ? recipes[0].key.bits : recipes[0].value.bits;
+    sum += tensor == Role::Keys ? recipes[0].key.bits : recipes[0].value.bits;
   char text[16];
   std::snprintf(text, sizeof text, "%.2f", sum / static_cast<double>(plan.plan.recipes.size()));
   return text;
@@ -217,8 +217,8 @@ TEST(Reference, PlansPredictNoMoreErrorThanTheReferenceOrUniform) {
                   model.name.c_str(), to_string(norm), budget, beside_uniform->page_bits,
                   beside_uniform->loss, reference.loss, uniform.loss,
                   beside_uniform->loss / reference.loss, beside_uniform->loss / uniform.loss,
-                  widths(*beside_uniform, Tensor::Keys).c_str(),
-                  widths(*beside_uniform, Tensor::Values).c_str());
+                  widths(*beside_uniform, Role::Keys).c_str(),
+                  widths(*beside_uniform, Role::Values).c_str());
     }
   }
 }

@@ -73,7 +73,7 @@ TEST(WeightNorms, FusedRowsCoverTheKeysAndValues) {
   for (const auto& [query_heads, kv_heads] : {std::pair{8, 2}, {6, 6}, {5, 1}})
     for (const FusedRows order : {FusedRows::Blocks, FusedRows::PerKvHead}) {
       std::set<std::int64_t> rows;
-      for (const Tensor tensor : {Tensor::Keys, Tensor::Values})
+      for (const Role tensor : {Role::Keys, Role::Values})
         for (int head = 0; head < kv_heads; ++head)
           for (int row = 0; row < dim; ++row)
             rows.insert(fused_row(order, tensor, head, query_heads, kv_heads, dim) + row);
@@ -82,10 +82,10 @@ TEST(WeightNorms, FusedRowsCoverTheKeysAndValues) {
       EXPECT_EQ(*rows.rbegin(), (query_heads + 2 * kv_heads) * dim - 1);
     }
   // 8 query heads and 2 kv heads: q q q q q q q q k k v v, or q q q q k v q q q q k v.
-  static_assert(fused_row(FusedRows::Blocks, Tensor::Keys, 1, 8, 2, 4) == 36);
-  static_assert(fused_row(FusedRows::Blocks, Tensor::Values, 0, 8, 2, 4) == 40);
-  static_assert(fused_row(FusedRows::PerKvHead, Tensor::Keys, 0, 8, 2, 4) == 16);
-  static_assert(fused_row(FusedRows::PerKvHead, Tensor::Values, 1, 8, 2, 4) == 44);
+  static_assert(fused_row(FusedRows::Blocks, Role::Keys, 1, 8, 2, 4) == 36);
+  static_assert(fused_row(FusedRows::Blocks, Role::Values, 0, 8, 2, 4) == 40);
+  static_assert(fused_row(FusedRows::PerKvHead, Role::Keys, 0, 8, 2, 4) == 16);
+  static_assert(fused_row(FusedRows::PerKvHead, Role::Values, 1, 8, 2, 4) == 44);
 }
 
 }  // namespace

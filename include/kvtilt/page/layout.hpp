@@ -18,6 +18,7 @@
 /// layout with 16-bit formats.
 #pragma once
 
+#include <kvtilt/core/role.hpp>
 #include <kvtilt/page/bit_pack.hpp>
 #include <kvtilt/quant/affine.hpp>
 #include <kvtilt/quant/format.hpp>
@@ -45,8 +46,6 @@ inline Status check_page_tokens(int page_tokens) {
 constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
-
-enum class Role : std::uint8_t { Keys, Values };
 
 /// Keys or values of one head inside a page. Offsets are in bytes, from the head's block.
 struct TensorLayout {

@@ -72,7 +72,7 @@ struct RecipeOptions {
   }
 };
 
-inline Status check_floor(Tensor tensor, const std::vector<Format>& formats, int floor) {
+inline Status check_floor(Role tensor, const std::vector<Format>& formats, int floor) {
   int widest = 0;
   for (const Format& format : formats) widest = format.bits > widest ? format.bits : widest;
   if (widest >= floor) return {};
@@ -125,9 +125,9 @@ inline Result<BitPlan> plan_bits(const CacheShape& shape, int page_tokens,
   KVTILT_RETURN_IF_ERROR(check_shape(shape));
   KVTILT_RETURN_IF_ERROR(check_page_tokens(page_tokens));
   KVTILT_RETURN_IF_ERROR(check_losses(losses, shape, choices));
-  KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Keys, choices.keys, budget.key_floor));
+  KVTILT_RETURN_IF_ERROR(detail::check_floor(Role::Keys, choices.keys, budget.key_floor));
   if (!choices.values.empty())
-    KVTILT_RETURN_IF_ERROR(detail::check_floor(Tensor::Values, choices.values, budget.value_floor));
+    KVTILT_RETURN_IF_ERROR(detail::check_floor(Role::Values, choices.values, budget.value_floor));
 
   std::vector<detail::RecipeOptions> options;
   std::vector<KnapsackItem> items;

@@ -143,10 +143,10 @@ struct CapturedWeights {
   double factor;
 };
 
-inline CapturedWeights captured_weights(const CapturedLayer& layer, Tensor tensor, int head) {
+inline CapturedWeights captured_weights(const CapturedLayer& layer, Role tensor, int head) {
   const std::size_t tokens = static_cast<std::size_t>(layer.tokens);
   const std::span<const double> attention = head_part(layer.attention, head, tokens);
-  if (tensor == Tensor::Values) {
+  if (tensor == Role::Values) {
     const std::size_t dim = static_cast<std::size_t>(layer.value_dim);
     return {{attention, head_part(layer.output_square, head, dim)}, layer.weight};
   }
@@ -160,11 +160,11 @@ inline CapturedWeights captured_weights(const CapturedLayer& layer, Tensor tenso
 }
 
 /// Losses of one head of a tensor in resolved formats.
-inline Result<std::vector<double>> captured_tensor_losses(const CapturedLayer& layer, Tensor tensor,
+inline Result<std::vector<double>> captured_tensor_losses(const CapturedLayer& layer, Role tensor,
                                                           int head,
                                                           const std::vector<Format>& formats,
                                                           int page_tokens) {
-  const bool keys = tensor == Tensor::Keys;
+  const bool keys = tensor == Role::Keys;
   const TensorView data(keys ? layer.keys.data() : layer.values.data(), layer.tokens,
                         layer.kv_heads, keys ? layer.key_dim : layer.value_dim);
   const CapturedWeights weights = captured_weights(layer, tensor, head);
@@ -192,7 +192,7 @@ inline Result<ModelLosses> losses_from_statistics(const CacheShape& shape, int p
   if (captured.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
                          captured.size(), shape.layers.size());
-  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+  const auto fill = [&](std::size_t layer, Role tensor, const std::vector<Format>& formats,
                         std::vector<HeadLosses>& entries) -> Status {
     KVTILT_RETURN_IF_ERROR(detail::check_values_apart(shape.layers[layer]));
     KVTILT_RETURN_IF_ERROR(detail::check_captured(captured[layer], shape.layers[layer]));

@@ -24,7 +24,7 @@ namespace kvtilt {
 struct Divergence {
   int layer = 0;
   int head = -1;  ///< -1: all kv heads of the layer
-  Tensor tensor = Tensor::Keys;
+  Role tensor = Role::Keys;
   Format format;  ///< need not be among the choices
   double kl = 0;  ///< mean KL divergence from the 16-bit model, or any loss that adds up
 };
@@ -65,7 +65,7 @@ inline double divergence_of(const std::vector<ProbePoint>& points, const Format&
 
 /// Squared errors of one head of a tensor in resolved formats: measured on captured data if there
 /// is any, else the law of Gaussian data.
-inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Tensor tensor, int head,
+inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Role tensor, int head,
                                             const std::vector<Format>& formats, int page_tokens) {
   if (captured != nullptr)
     return captured_tensor_losses(*captured, tensor, head, formats, page_tokens);
@@ -77,14 +77,14 @@ inline Result<std::vector<double>> head_law(const CapturedLayer* captured, Tenso
 /// One tensor of a layer: its measured points, and its squared errors in all formats of interest.
 class TensorDivergence {
  public:
-  TensorDivergence(Tensor tensor, const std::vector<Format>& formats)
+  TensorDivergence(Role tensor, const std::vector<Format>& formats)
       : tensor_(tensor), formats_(formats) {}
 
   /// Evaluates the probes of this tensor and skips the others. The formats of the constructor must
   /// be resolved; those of the probes are resolved here, with the layer's shape and `page_tokens`.
   Status measure(std::span<const Divergence> probes, int layer, const LayerShape& shape,
                  const CapturedLayer* captured, int page_tokens) {
-    const int dim = tensor_ == Tensor::Keys ? shape.key_dim : shape.value_dim;
+    const int dim = tensor_ == Role::Keys ? shape.key_dim : shape.value_dim;
     std::vector<Format> all = formats_;
     std::vector<const Divergence*> mine;
     for (const Divergence& probe : probes) {
@@ -142,7 +142,7 @@ class TensorDivergence {
     return result;
   }
 
-  Tensor tensor_;
+  Role tensor_;
   const std::vector<Format>& formats_;
   std::vector<double> together_;                 ///< errors in formats, then probes; all heads
   std::vector<std::vector<double>> heads_;       ///< the same, per head
@@ -158,7 +158,7 @@ inline Status check_probes(std::span<const Divergence> probes, const CacheShape&
       return Status::error(ErrorCode::InvalidArgument,
                            "divergence %zu: there is no layer %d with a kv head %d", i, probe.layer,
                            probe.head);
-    if (probe.tensor == Tensor::Values &&
+    if (probe.tensor == Role::Values &&
         shape.layers[static_cast<std::size_t>(probe.layer)].values_in_keys)
       return Status::error(ErrorCode::InvalidArgument,
                            "divergence %zu is of values, but those of layer %d are in its keys", i,
@@ -191,7 +191,7 @@ inline Result<ModelLosses> losses_from_divergence(const CacheShape& shape, int p
   if (!captured.empty() && captured.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "captured %zu layers for a shape of %zu",
                          captured.size(), shape.layers.size());
-  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+  const auto fill = [&](std::size_t layer, Role tensor, const std::vector<Format>& formats,
                         std::vector<HeadLosses>& entries) -> Status {
     const CapturedLayer* data = captured.empty() ? nullptr : &captured[layer];
     if (data != nullptr) KVTILT_RETURN_IF_ERROR(detail::check_captured(*data, shape.layers[layer]));

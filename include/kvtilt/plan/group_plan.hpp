@@ -59,8 +59,8 @@ inline Result<FormatChoices> format_choices(const CacheShape& shape, int page_to
     value_dim = std::max(value_dim, layer.value_dim);
   }
   FormatChoices choices;
-  for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-    const bool keys = tensor == Tensor::Keys;
+  for (const Role tensor : {Role::Keys, Role::Values}) {
+    const bool keys = tensor == Role::Keys;
     std::vector<Format>& formats = choices.of(tensor);
     const Granularity usual = keys ? Granularity::PerChannel : Granularity::PerToken;
     const Granularity other = keys ? Granularity::PerToken : Granularity::PerChannel;

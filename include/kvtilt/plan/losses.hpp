@@ -4,6 +4,7 @@
 #pragma once
 
 #include <kvtilt/core/half.hpp>
+#include <kvtilt/core/role.hpp>
 #include <kvtilt/core/shape.hpp>
 #include <kvtilt/core/status.hpp>
 #include <kvtilt/quant/format.hpp>
@@ -15,12 +16,6 @@
 
 namespace kvtilt {
 
-enum class Tensor : std::uint8_t { Keys, Values };
-
-constexpr const char* to_string(Tensor tensor) {
-  return tensor == Tensor::Keys ? "keys" : "values";
-}
-
 /// Whether a plan has one recipe for all kv heads of a layer, or one for each.
 enum class RecipePer : std::uint8_t { Layer, Head };
 
@@ -30,8 +25,8 @@ struct FormatChoices {
   std::vector<Format> keys;
   std::vector<Format> values;
 
-  [[nodiscard]] std::vector<Format>& of(Tensor tensor) {
-    return tensor == Tensor::Keys ? keys : values;
+  [[nodiscard]] std::vector<Format>& of(Role tensor) {
+    return tensor == Role::Keys ? keys : values;
   }
 };
 
@@ -43,8 +38,8 @@ struct HeadLosses {
   std::vector<double> keys;
   std::vector<double> values;
 
-  [[nodiscard]] std::vector<double>& of(Tensor tensor) {
-    return tensor == Tensor::Keys ? keys : values;
+  [[nodiscard]] std::vector<double>& of(Role tensor) {
+    return tensor == Role::Keys ? keys : values;
   }
 };
 
@@ -64,7 +59,7 @@ inline constexpr double largest_loss = 1e300;
 constexpr bool is_loss(double x) { return is_finite(x) && x >= 0.0 && x <= largest_loss; }
 
 inline Status check_tensor_losses(const std::vector<double>& losses, std::size_t formats,
-                                  std::size_t layer, std::size_t entry, Tensor tensor) {
+                                  std::size_t layer, std::size_t entry, Role tensor) {
   if (losses.size() != formats)
     return Status::error(ErrorCode::InvalidArgument,
                          "layer %zu, entry %zu: %zu losses of %s for %zu formats", layer, entry,
@@ -90,13 +85,13 @@ inline Result<FormatChoices> resolve_choices(const FormatChoices& choices, const
                          "nothing to choose from: %zu key formats, %zu value formats",
                          choices.keys.size(), choices.values.size());
   FormatChoices resolved = choices;
-  for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-    if (tensor == Tensor::Values && shape.values_in_keys) {
+  for (const Role tensor : {Role::Keys, Role::Values}) {
+    if (tensor == Role::Values && shape.values_in_keys) {
       resolved.values = {in_keys};
       continue;
     }
     for (Format& format : resolved.of(tensor)) {
-      const int dim = tensor == Tensor::Keys ? shape.key_dim : shape.value_dim;
+      const int dim = tensor == Role::Keys ? shape.key_dim : shape.value_dim;
       Result<Format> one = resolve_format(format, to_string(tensor), dim, page_tokens);
       if (!one) return in_layer(layer, one.status());
       format = *one;
@@ -123,10 +118,10 @@ inline Status check_losses(const ModelLosses& losses, const CacheShape& shape,
                            layer, entries.size(), heads);
     for (std::size_t entry = 0; entry < entries.size(); ++entry) {
       KVTILT_RETURN_IF_ERROR(detail::check_tensor_losses(entries[entry].keys, choices.keys.size(),
-                                                         layer, entry, Tensor::Keys));
+                                                         layer, entry, Role::Keys));
       const std::size_t values = shape.layers[layer].values_in_keys ? 0 : choices.values.size();
       KVTILT_RETURN_IF_ERROR(
-          detail::check_tensor_losses(entries[entry].values, values, layer, entry, Tensor::Values));
+          detail::check_tensor_losses(entries[entry].values, values, layer, entry, Role::Values));
     }
   }
   return {};
@@ -150,8 +145,8 @@ Result<ModelLosses> make_losses(const CacheShape& shape, int page_tokens,
     Result<FormatChoices> resolved = resolve_choices(choices, layer_shape, page_tokens, layer);
     if (!resolved) return std::move(resolved).take_status();
     entries.resize(per == RecipePer::Head ? static_cast<std::size_t>(layer_shape.kv_heads) : 1);
-    for (const Tensor tensor : {Tensor::Keys, Tensor::Values}) {
-      if (tensor == Tensor::Values && layer_shape.values_in_keys) continue;
+    for (const Role tensor : {Role::Keys, Role::Values}) {
+      if (tensor == Role::Values && layer_shape.values_in_keys) continue;
       if (const Status status = fill(layer, tensor, resolved->of(tensor), entries); !status.ok())
         return Status::error(status.code(), "layer %zu, %s: %.*s", layer, to_string(tensor),
                              static_cast<int>(status.message().size()), status.message().data());

@@ -66,10 +66,10 @@ inline double key_gain_norm(std::span<const float> gains, std::int64_t hidden, N
 namespace detail {
 
 /// The squared norm that sets the scale of the keys or values of one head, or of all (head < 0).
-inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
+inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Role tensor,
                             Norm norm, int head) {
-  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
-  if (tensor == Tensor::Keys && layer.key_norm && !layer.key_gains.empty()) {
+  const TensorNorms& norms = tensor == Role::Keys ? layer.keys : layer.values;
+  if (tensor == Role::Keys && layer.key_norm && !layer.key_gains.empty()) {
     double sum = 0;
     double largest = 0;
     for (int h = head < 0 ? 0 : head; h < (head < 0 ? shape.kv_heads : head + 1); ++h) {
@@ -88,11 +88,11 @@ inline double squared_scale(const LayerNorms& layer, const LayerShape& shape, Te
 /// What a bias adds to the squared scale of groups that it varies within, of one head or of all
 /// (head < 0). The spectral norm counts per unit of the input's length, sqrt(hidden); a bias
 /// counts whatever the input is.
-inline double squared_bias(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
-                           Norm norm, int head) {
+inline double squared_bias(const LayerNorms& layer, const LayerShape& shape, Role tensor, Norm norm,
+                           int head) {
   // Behind QK-norm the gains set the whole scale, that of the bias included.
-  if (tensor == Tensor::Keys && layer.key_norm && !layer.key_gains.empty()) return 0;
-  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
+  if (tensor == Role::Keys && layer.key_norm && !layer.key_gains.empty()) return 0;
+  const TensorNorms& norms = tensor == Role::Keys ? layer.keys : layer.values;
   const bool own = head >= 0 && !norms.head_bias.empty();
   const double size = own ? norms.head_bias[static_cast<std::size_t>(head)] : norms.bias;
   double square = size * size;
@@ -104,9 +104,9 @@ inline double squared_bias(const LayerNorms& layer, const LayerShape& shape, Ten
 /// Upper limit of a norm, so that squares, products and sums of norms stay finite.
 inline constexpr double largest_norm = 1e140;
 
-inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Tensor tensor,
-                          Norm norm, RecipePer per) {
-  const TensorNorms& norms = tensor == Tensor::Keys ? layer.keys : layer.values;
+inline Status check_norms(const LayerNorms& layer, const LayerShape& shape, Role tensor, Norm norm,
+                          RecipePer per) {
+  const TensorNorms& norms = tensor == Role::Keys ? layer.keys : layer.values;
   const std::size_t heads = static_cast<std::size_t>(shape.kv_heads);
   std::vector<double> used{norm_of(norms, norm)};
   if (per == RecipePer::Head) {
@@ -156,7 +156,7 @@ inline Result<ModelLosses> losses_from_norms(const CacheShape& shape, int page_t
   if (norms.size() != shape.layers.size())
     return Status::error(ErrorCode::InvalidArgument, "norms of %zu layers for a shape of %zu",
                          norms.size(), shape.layers.size());
-  const auto fill = [&](std::size_t layer, Tensor tensor, const std::vector<Format>& formats,
+  const auto fill = [&](std::size_t layer, Role tensor, const std::vector<Format>& formats,
                         std::vector<HeadLosses>& entries) -> Status {
     const LayerShape& layer_shape = shape.layers[layer];
     KVTILT_RETURN_IF_ERROR(detail::check_values_apart(layer_shape));

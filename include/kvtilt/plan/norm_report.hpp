@@ -71,7 +71,7 @@ inline LayerReport layer_report(const LayerNorms& layer, const LayerShape& shape
   report.spectral_gap = detail::gap(layer.keys.spectral, layer.values.spectral);
   report.key_norm = layer.key_norm;
   if (layer.key_norm && !layer.key_gains.empty() && detail::gains_fit(layer.key_gains, shape)) {
-    const double keys = detail::squared_scale(layer, shape, Tensor::Keys, Norm::Frobenius, -1);
+    const double keys = detail::squared_scale(layer, shape, Role::Keys, Norm::Frobenius, -1);
     report.gain_gap = detail::gap(std::sqrt(keys), layer.values.frobenius);
   }
   report.measured_gap = measured;

@@ -93,9 +93,9 @@ enum class FusedRows : std::uint8_t {
 
 /// Index of the first of the head_dim rows that produce the keys or the values of a kv head, in a
 /// fused projection of (query_heads + 2 * kv_heads) * head_dim rows.
-constexpr std::int64_t fused_row(FusedRows order, Tensor tensor, int kv_head, int query_heads,
+constexpr std::int64_t fused_row(FusedRows order, Role tensor, int kv_head, int query_heads,
                                  int kv_heads, int head_dim) {
-  const std::int64_t block = tensor == Tensor::Keys ? 0 : 1;
+  const std::int64_t block = tensor == Role::Keys ? 0 : 1;
   if (order == FusedRows::Blocks)
     return (query_heads + block * kv_heads + kv_head) * std::int64_t{head_dim};
   const std::int64_t queries = query_heads / kv_heads;

@@ -12,7 +12,7 @@ namespace llama {
 namespace {
 
 using kvtilt::Plan;
-using kvtilt::Tensor;
+using kvtilt::Role;
 
 class DivergenceTest : public testing::Test {
  protected:
@@ -100,7 +100,7 @@ TEST_F(DivergenceTest, ProbesLowerOneTensorAtATime) {
         probes[probes.size() - 3];  // keys of the last layer (and head)
     EXPECT_EQ(probe.layer, model_.config().layers - 1);
     EXPECT_EQ(probe.head, heads ? model_.config().kv_heads - 1 : -1);
-    EXPECT_EQ(probe.tensor, Tensor::Keys);
+    EXPECT_EQ(probe.tensor, Role::Keys);
     EXPECT_EQ(probe.format, kvtilt::key_format(2));
     Plan plan = Plan::uniform(shape_, kvtilt::Recipe{});
     plan.recipes.back().resize(static_cast<std::size_t>(heads ? model_.config().kv_heads : 1));
