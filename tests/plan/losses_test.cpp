@@ -69,10 +69,5 @@ TEST(LossesHostile, OnlyFiniteNumbersFromZeroOn) {
   }
 }
 
-TEST(Losses, TensorsHaveNames) {
-  EXPECT_STREQ(to_string(Role::Keys), "keys");
-  EXPECT_STREQ(to_string(Role::Values), "values");
-}
-
 }  // namespace
 }  // namespace kvtilt
