@@ -269,14 +269,15 @@ class AttentionTile {
     return round_up(static_cast<std::size_t>(count), line_lanes);
   }
 
-  /// Makes blocks of values of the joined pages' keys; returns their layout.
+  /// Makes value_blocks_, the joined pages' keys so far, blocks of values; returns their layout.
   const TensorLayout* turn_values(const TensorLayout& keys) {
     turned_layout_ = cpu::turned_layout(keys, value_dim_);
     const cpu::TurnFn turn = kernels_->turn[cpu::width_slot(keys.format.bits)];
     std::byte* turned = turned_;
     for (int page = 0; page < joined_.pages; ++page) {
-      turn(keys, joined_.block[page].data, turned_layout_, turned);
-      value_blocks_[page] = {turned, 0, joined_.block[page].position};
+      cpu::PageBlock& block = value_blocks_[page];
+      turn(keys, block.data, turned_layout_, turned);
+      block = {turned, 0, block.position};
       turned += round_up(turned_layout_.end(), page_alignment);
     }
     return &turned_layout_;

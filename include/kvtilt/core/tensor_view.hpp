@@ -2,6 +2,7 @@
 /// Non-owning views of an engine's own tensors: [tokens, heads, dim] with strides.
 #pragma once
 
+#include <kvtilt/core/config.hpp>
 #include <kvtilt/core/half.hpp>
 
 #include <cstddef>
@@ -18,7 +19,9 @@ constexpr const char* to_string(ElementType type) {
 /// Whether a type that came as a number is one of them.
 constexpr bool is_element_type(ElementType type) { return type <= ElementType::BF16; }
 
-constexpr std::size_t element_bytes(ElementType type) { return type == ElementType::F32 ? 4 : 2; }
+KVTILT_HD constexpr std::size_t element_bytes(ElementType type) {
+  return type == ElementType::F32 ? 4 : 2;
+}
 
 /// Read-only [tokens, heads, dim] tensor of f32, f16 or bf16. Channels are contiguous; tokens and
 /// heads may lie anywhere, so both [tokens, heads, dim] and [heads, tokens, dim] fit. Strides count

@@ -7,41 +7,30 @@
 /// No limit: more quads than any page has.
 inline constexpr int any_quads = 1 << 20;
 
-/// Float sums of `Tile` rows over `Blocks` blocks.
-template <int Tile, int Blocks>
+/// Float sums of `Tile` rows over one block.
+template <int Tile>
 struct FloatDot {
-  F32x16 sum[Blocks][Tile];
+  F32x16 sum[Tile];
 
   KVTILT_INLINE FloatDot() {
-    KVTILT_UNROLL(2)
-    for (int b = 0; b < Blocks; ++b) {
-      KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) sum[b][r] = broadcast(0.0f);
-    }
+    KVTILT_UNROLL(4)
+    for (int r = 0; r < Tile; ++r) sum[r] = broadcast(0.0f);
   }
 
-  KVTILT_INLINE void add(const I32x16 (&codes)[Blocks], const Weights& weights, std::size_t quad) {
+  KVTILT_INLINE void add(const I32x16& codes, const Weights& weights, std::size_t quad) {
     constexpr std::size_t quads_per_line = line_lanes / quad_codes;
     const float* floats = weights.floats + quad / quads_per_line * (row_tile * line_lanes) +
                           quad % quads_per_line * quad_codes;
     const I32x16 low_byte = broadcast_bits(0xffu);
     KVTILT_UNROLL(4)
     for (int byte = 0; byte < quad_codes; ++byte) {
-      F32x16 code[Blocks];
-      KVTILT_UNROLL(2)
-      for (int b = 0; b < Blocks; ++b)
-        code[b] = to_floats(byte == 3 ? shift_right(codes[b], 24)
-                                      : bit_and(shift_right(codes[b], 8 * byte), low_byte));
+      const F32x16 code = to_floats(byte == 3 ? shift_right(codes, 24)
+                                              : bit_and(shift_right(codes, 8 * byte), low_byte));
       KVTILT_UNROLL(4)
-      for (int r = 0; r < Tile; ++r) {
-        const F32x16 weight = broadcast(floats[r * line_lanes + byte]);
-        KVTILT_UNROLL(2)
-        for (int b = 0; b < Blocks; ++b) sum[b][r] = multiply_add(code[b], weight, sum[b][r]);
-      }
+      for (int r = 0; r < Tile; ++r)
+        sum[r] = multiply_add(code, broadcast(floats[r * line_lanes + byte]), sum[r]);
     }
   }
-
-  KVTILT_INLINE F32x16 total(int b, int r) const { return sum[b][r]; }
 };
 
 /// Offset of the first row's weights for a quad: `member` of the unit that begins with quad `first`.
@@ -211,16 +200,16 @@ inline void dot_quads(const Contraction& contraction, const WeighedBand& band, i
   const Range all = band.weights.inner;
   const int page_inner = contraction.page_inner();
   const PageBlock* page = contraction.pages;
-  FloatDot<Tile, 1> dot;
+  FloatDot<Tile> dot;
   for (int start = 0; start < all.last; start += page_inner, ++page) {
     const QuadReader reader(page->data + tensor.codes, tensor.matrix, tensor.format.bits, block);
     const Range inner = part_of(all, start, page_inner);
     for (int q = inner.first / quad_codes; q * quad_codes < inner.last; ++q) {
-      const I32x16 codes[1] = {reader.codes(q, page->prefetch_offset)};
+      const I32x16 codes = reader.codes(q, page->prefetch_offset);
       dot.add(codes, band.weights, static_cast<std::size_t>(start / quad_codes + q));
     }
   }
-  give_totals<Tile, 1>(contraction, band, block, dot);
+  give_results(contraction, band, block, dot.sum);
 }
 
 /// Integer dot product of one block of any kind, whose codes are decoded to memory first. As the width

@@ -133,7 +133,7 @@ KVTILT_HD void prefetch_rows(const Threads& threads, const AppendArguments& argu
     const bool keys = i < tokens;
     const TensorView& rows = keys ? arguments.keys : arguments.values;
     const int dim = keys ? arguments.layer.key_dim : arguments.layer.stored_values();
-    const int bytes = rows.type == ElementType::F32 ? 4 : 2;
+    const int bytes = static_cast<int>(element_bytes(rows.type));
     const std::int64_t first =
         (first_row + (keys ? i : i - tokens)) * rows.token_stride + head * rows.head_stride;
     const std::byte* at = static_cast<const std::byte*>(rows.data) + first * bytes;

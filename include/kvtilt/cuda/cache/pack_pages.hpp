@@ -34,8 +34,8 @@ namespace detail {
 
 /// Moves a view by whole elements.
 KVTILT_HD inline void advance(TensorView& rows, std::int64_t elements) {
-  const std::int64_t bytes = rows.type == ElementType::F32 ? 4 : 2;
-  rows.data = static_cast<const std::byte*>(rows.data) + elements * bytes;
+  rows.data = static_cast<const std::byte*>(rows.data) +
+              elements * static_cast<std::int64_t>(element_bytes(rows.type));
 }
 
 /// Fills in the strides of pages that follow one another. InvalidArgument if they then overlap, or if
